@@ -1,0 +1,159 @@
+#include "decode.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace vrnn {
+namespace {
+
+int64_t round_up(int64_t n) {
+    return (n + line - 1) / line * line;
+}
+
+class Reader {
+  public:
+    Reader(const std::vector<int64_t>& code, const std::vector<double>& constants)
+        : code_(code), constants_(constants) {}
+
+    int64_t next() {
+        if (at_ >= code_.size()) throw std::invalid_argument("program: the code ends in the middle of a stage");
+        return code_[at_++];
+    }
+    int64_t next_below(int64_t end, const char* what) {
+        const int64_t n = next();
+        if (n < 0 || n >= end) throw std::invalid_argument(std::string("program: ") + what + " is out of range");
+        return n;
+    }
+    double constant() { return constants_.at(next_below(static_cast<int64_t>(constants_.size()), "a constant")); }
+    bool at_end() const { return at_ == code_.size(); }
+
+  private:
+    const std::vector<int64_t>& code_;
+    const std::vector<double>& constants_;
+    size_t at_ = 0;
+};
+
+}  // namespace
+
+DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
+                               int64_t parameters) {
+    Reader in(code, constants);
+    if (in.next() != 1) throw std::invalid_argument("program: this build reads format 1");
+    in.next();  // the width of the decoder's raw output, for those who do not decode
+    const int64_t buffers = in.next_below(64, "the number of buffers");
+    for (int64_t i = 0; i < buffers; ++i) {
+        const int64_t width = in.next(), stride = in.next();
+        if (width < 1 || stride < width || stride % line)
+            throw std::invalid_argument("program: a buffer's stride is bad");
+        buffers_.push_back({width, stride, in.next() != 0});
+    }
+    const auto slice = [&] {
+        Slice s{in.next_below(buffers, "a buffer"), in.next(), in.next()};
+        if (s.start < 0 || s.width < 1 || s.start + s.width > buffers_[s.buffer].width)
+            throw std::invalid_argument("program: a slice leaves its buffer");
+        return s;
+    };
+
+    int64_t counts[3];
+    for (int64_t& n : counts) n = in.next_below(1000, "the number of stages");
+    std::vector<int64_t> block_count, term_count;
+    for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
+        Stage s{};
+        s.op = static_cast<Op>(in.next_below(7, "a stage's kind"));
+        int64_t blocks = 0, terms = 0;
+        switch (s.op) {
+            case Op::dense: s.source = slice(); [[fallthrough]];
+            case Op::bias:
+                s.target = slice();
+                s.accumulate = in.next() != 0;
+                blocks = in.next_below(1000, "the number of blocks");
+                terms = in.next_below(1000, "the number of terms");
+                for (int64_t b = 0; b < blocks; ++b) {
+                    const int64_t p = in.next_below(parameters, "a parameter");
+                    Block block{p, in.next(), in.next(), in.next(), in.next()};
+                    if (block.at < 0 || block.at + block.rows > s.target.width)
+                        throw std::invalid_argument("program: a block leaves its target");
+                    blocks_.push_back(block);
+                }
+                for (int64_t t = 0; t < terms; ++t) {
+                    const int64_t p = in.next_below(parameters, "a parameter");
+                    Term term{p, in.next(), in.next(), in.next()};
+                    if (term.at < 0 || term.at + term.rows > s.target.width)
+                        throw std::invalid_argument("program: a term leaves its target");
+                    terms_.push_back(term);
+                }
+                if (!s.accumulate) {
+                    s.weights = program.bias_size;
+                    program.bias_size += round_up(s.target.width) + 2 * line;  // the micro-kernel reads whole panels
+                }
+                if (s.op == Op::dense) {
+                    s.packed = program.packed_size;
+                    s.gradient = program.gradient_size;
+                    const int64_t by_columns = s.source.width * round_up(s.target.width);
+                    const int64_t by_rows = s.target.width * round_up(s.source.width);
+                    program.packed_size += round_up(by_columns > by_rows ? by_columns : by_rows);
+                    program.gradient_size += s.target.width * round_up(s.source.width) + 2 * line;
+                    flops_per_row += 2.0 * static_cast<double>(s.source.width) * static_cast<double>(s.target.width);
+                }
+                break;
+            case Op::activate:
+                s.target = slice();
+                s.kind = in.next_below(5, "an activation");
+                break;
+            case Op::sample:
+                s.source = slice();
+                s.std = slice();
+                s.target = slice();
+                s.floor = in.constant();
+                break;
+            case Op::recur:
+                s.kind = in.next_below(2, "a cell");
+                s.target = slice();
+                if (static_cast<Cell>(s.kind) == Cell::gru) s.candidate = slice();
+                break;
+            case Op::divergence:
+                s.posterior = slice();
+                s.posterior_std = slice();
+                s.source = slice();
+                s.std = slice();
+                s.floor = in.constant();
+                break;
+            case Op::likelihood:
+                s.source = slice();
+                s.kind = in.next_below(3, "a likelihood");
+                s.floor = in.constant();
+                break;
+        }
+        block_count.push_back(blocks);
+        term_count.push_back(terms);
+        stages_.push_back(s);
+    }
+    if (!in.at_end()) throw std::invalid_argument("program: the code goes on behind its last stage");
+
+    const Block* block = blocks_.data();
+    const Term* term = terms_.data();
+    for (size_t i = 0; i < stages_.size(); ++i) {
+        stages_[i].blocks = {block, block_count[i]};
+        stages_[i].terms = {term, term_count[i]};
+        block += block_count[i];
+        term += term_count[i];
+    }
+    // Backward runs the stages in reverse; whoever comes first to a source's gradient overwrites what was there. That
+    // of x is zeroed beforehand, since the likelihood adds to it as well.
+    std::vector<int64_t> written{buffer_x};
+    for (auto s = stages_.rbegin(); s != stages_.rend(); ++s) {
+        if (s->op != Op::dense) continue;
+        s->first_gradient = true;
+        for (const int64_t buffer : written)
+            if (buffer == s->source.buffer) s->first_gradient = false;
+        written.push_back(s->source.buffer);
+    }
+    program.gradient_size += program.bias_size;
+    program.buffers = {buffers_.data(), buffers};
+    program.before = {stages_.data(), counts[0]};
+    program.scan = {stages_.data() + counts[0], counts[1]};
+    program.after = {stages_.data() + counts[0] + counts[1], counts[2]};
+    program.parameters = parameters;
+}
+
+}  // namespace vrnn

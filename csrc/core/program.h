@@ -1,0 +1,84 @@
+// What a cell runs, as plain data: the stages of vrnn_fast/partition.py with buffers and parameters by index.
+// No framework header, no owning container: kernels for several instruction sets include this file, and a
+// standard-library template instantiated in one of them could be linked into the others.
+#pragma once
+
+#include <cstdint>
+
+namespace vrnn {
+
+template <class T>
+struct Span {
+    const T* data = nullptr;
+    int64_t size = 0;
+    const T* begin() const { return data; }
+    const T* end() const { return data + size; }
+    const T& operator[](int64_t i) const { return data[i]; }
+};
+
+// The numbers are the encoding of vrnn_fast/executors/cpu.py.
+enum class Op : int64_t { bias, dense, activate, sample, recur, divergence, likelihood };
+enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
+enum class Cell : int64_t { gru, lstm };
+enum class Loss : int64_t { bernoulli, gaussian, external };
+
+// Buffers that every program has, at fixed places.
+enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_h = 2, buffer_c = 3 };
+
+struct Slice {
+    int64_t buffer = -1, start = 0, width = 0;
+};
+
+// parameter[row : row + rows, column : column + source width], at target columns [at, at + rows)
+struct Block {
+    int64_t parameter, row, rows, column, at;
+};
+
+// parameter[row : row + rows], added to target columns [at, at + rows)
+struct Term {
+    int64_t parameter, row, rows, at;
+};
+
+struct Stage {
+    Op op;
+    Slice source;         // what is read: dense and likelihood; [mean | raw] of sample and of divergence's prior
+    Slice target;         // what is written: bias, dense, activate; z of sample; the gates of recur
+    Slice std;            // of sample, and of divergence's prior
+    Slice posterior;      // [mean | raw], divergence only
+    Slice posterior_std;  // divergence only
+    Slice candidate;      // n_h of a GRU's recur
+    Span<Block> blocks;
+    Span<Term> terms;
+    bool accumulate = false;      // dense: add to target instead of starting from the bias
+    bool first_gradient = false;  // dense: in backward order, the first to write the gradient of source
+    int64_t kind = 0;             // Activation, Cell or Loss
+    double floor = 0;
+    int64_t weights = 0;   // dense and bias: offset of the stacked bias (and its gradient), in elements
+    int64_t packed = 0;    // dense: offset of the packed weights, in elements
+    int64_t gradient = 0;  // dense: offset of the weight gradient, in elements
+};
+
+struct Buffer {
+    int64_t width, stride;  // elements; the stride is a multiple of a cache line
+    bool kept;              // survives to the backward launch even when everything else is recomputed
+};
+
+// Elements that a row's stride, and every offset into packed weights or gradients, is a multiple of: a cache line of
+// float32, and no less than a vector of any instruction set.
+inline constexpr int64_t line = 16;
+
+struct Program {
+    Span<Buffer> buffers;
+    Span<Stage> before, scan, after;
+    int64_t parameters = 0;
+    int64_t packed_size = 0;    // elements of all packed weights of one direction
+    int64_t bias_size = 0;      // elements of all stacked biases
+    int64_t gradient_size = 0;  // elements of all weight gradients of one shard, biases behind them
+};
+
+// Rows of a weight gradient, (target width, source width), are this far apart.
+inline int64_t gradient_stride(const Stage& dense) {
+    return (dense.source.width + line - 1) / line * line;
+}
+
+}  // namespace vrnn

@@ -1,0 +1,549 @@
+// The stage executor: walks a program over one shard, chunk of time by chunk of time, forward or in reverse.
+#pragma once
+
+#include "gemm.h"
+#include "launch.h"
+#include "stages.h"
+
+namespace vrnn::VRNN_ISA {
+
+constexpr int64_t smallest(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+constexpr int64_t largest(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+// [begin, end) of one chunk's time steps and, beside them, of its rows.
+struct Chunk {
+    int64_t step, end_step, row, end_row;
+    int64_t rows() const { return end_row - row; }
+};
+
+// Whole steps, at least one, and at most chunk_rows rows if one step has not more.
+inline Chunk next_chunk(const Shard& shard, int64_t step) {
+    Chunk chunk{step, step + 1, shard.offset[step], shard.offset[step + 1]};
+    while (chunk.end_step < shard.steps && shard.offset[chunk.end_step + 1] - chunk.row <= tuning::chunk_rows)
+        chunk.end_row = shard.offset[++chunk.end_step];
+    return chunk;
+}
+
+inline Chunk previous_chunk(const Shard& shard, int64_t end) {
+    Chunk chunk{end - 1, end, shard.offset[end - 1], shard.offset[end]};
+    while (chunk.step > 0 && chunk.end_row - shard.offset[chunk.step - 1] <= tuning::chunk_rows)
+        chunk.row = shard.offset[--chunk.step];
+    return chunk;
+}
+
+inline int64_t chunk_capacity(int64_t sequences) {
+    return largest(tuning::chunk_rows, sequences);
+}
+
+// A bump allocator over a shard's scratch; with no memory it only counts.
+template <class T>
+struct Arena {
+    T* data;
+    int64_t used = 0;
+    T* take(int64_t elements) {
+        T* at = data ? data + used : nullptr;
+        used += (elements + line - 1) / line * line;
+        return at;
+    }
+};
+
+inline constexpr int64_t most_buffers = 64;
+
+// Where a shard's matrices are. Chunk-long buffers start at the chunk's first row, the others at the shard's.
+template <class T>
+struct Workspace {
+    Matrix<T> value[most_buffers], gradient[most_buffers];
+    bool chunked[most_buffers];
+    T *carry[2], *carry_next[2], *nll, *kl, *d_nll, *d_kl;
+    Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[2];
+    int64_t used;
+
+    Workspace(const Launch<T>& launch, T* scratch, int64_t sequences, int64_t first_row, bool backward) {
+        Arena<T> arena{scratch};
+        const Program& program = *launch.program;
+        const int64_t capacity = chunk_capacity(sequences), slack = Tile<T>::columns;
+        for (int64_t b = 0; b < program.buffers.size; ++b) {
+            const int64_t stride = program.buffers[b].stride;
+            chunked[b] = launch.saved_offset[b] < 0;
+            value[b] = {chunked[b] ? arena.take(capacity * stride + slack)
+                                   : launch.saved + launch.saved_offset[b] + first_row * stride,
+                        stride};
+            gradient[b] = {backward ? arena.take(capacity * stride + slack) : nullptr, stride};
+        }
+        const int64_t hidden = program.buffers[buffer_h].stride, latent = program.buffers[buffer_eps].stride;
+        for (int s = 0; s < 2; ++s) {
+            carry[s] = arena.take(sequences * hidden);
+            d_final[s] = {backward ? arena.take(sequences * hidden) : nullptr, hidden};
+        }
+        nll = arena.take(capacity);
+        kl = arena.take(capacity);
+        Matrix<T>* upstream[] = {&on_z, &on_mean, &on_std, &on_prior_mean, &on_prior_std};
+        for (Matrix<T>* m : upstream) *m = {backward ? arena.take(capacity * latent) : nullptr, latent};
+        used = arena.used;
+    }
+};
+
+template <class T>
+class Executor {
+  public:
+    Executor(const Launch<T>& launch, int64_t index, bool backward)
+        : launch(launch),
+          program(*launch.program),
+          shard(launch.shards[index]),
+          work(launch, launch.scratch + index * launch.scratch_size, shard.sequences, shard.first_row, backward),
+          weight_gradients(launch.weight_gradients + index * program.gradient_size),
+          lstm(launch.state[1] != nullptr) {}
+
+    void forward() {
+        load_state();
+        for (int64_t step = 0; step < shard.steps; step = chunk.end_step) {
+            chunk = next_chunk(shard, step);
+            gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
+            gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
+            enter_chunk();
+            run(program.before);
+            for (int64_t t = chunk.step; t < chunk.end_step; ++t) {
+                set_rows(shard.offset[t], shard.offset[t + 1]);
+                for (const Stage& stage : program.scan) stage.op == Op::recur ? advance(stage, t) : run(stage);
+            }
+            set_rows(chunk.row, chunk.end_row);
+            run(program.after);
+            scatter_results();
+        }
+        finish_idle_rows();
+    }
+
+    void backward() {
+        fill(weight_gradients, program.gradient_size);
+        for (int s = 0; s <= lstm; ++s)
+            for (int64_t i = 0; i < shard.sequences; ++i)
+                copy(work.d_final[s][i],
+                     launch.d_final_state[s] ? launch.d_final_state[s] + shard.sequence[i] * hidden() : nullptr,
+                     hidden());
+        for (int64_t end = shard.steps; end > 0; end = chunk.step) {
+            chunk = previous_chunk(shard, end);
+            gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
+            gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
+            gather_upstream();
+            set_rows(chunk.row, chunk.end_row);
+            if (launch.recompute) recompute();
+            run_backward(program.after);
+            for (int64_t t = chunk.end_step - 1; t >= chunk.step; --t) {
+                set_rows(shard.offset[t], shard.offset[t + 1]);
+                for (int64_t i = program.scan.size - 1; i >= 0; --i) {
+                    const Stage& stage = program.scan[i];
+                    stage.op == Op::recur ? retreat(stage, t) : run_backward(stage);
+                }
+            }
+            set_rows(chunk.row, chunk.end_row);
+            run_backward(program.before);
+            add_weight_gradients();
+            scatter_gradients();
+        }
+        store_state_gradient();
+    }
+
+  private:
+    const Launch<T>& launch;
+    const Program& program;
+    const Shard& shard;
+    Workspace<T> work;
+    T* weight_gradients;
+    const bool lstm;
+    Chunk chunk{};
+    int64_t begin = 0, rows = 0;  // the rows that stages work on
+
+    int64_t hidden() const { return program.buffers[buffer_h].width; }
+
+    static void copy(T* to, const T* from, int64_t n) {
+        if (from)
+            __builtin_memcpy(to, from, n * sizeof(T));
+        else
+            fill(to, n);
+    }
+    static void fill(T* to, int64_t n) { __builtin_memset(to, 0, n * sizeof(T)); }
+
+    void set_rows(int64_t from, int64_t to) {
+        begin = from;
+        rows = to - from;
+    }
+
+    Matrix<T> value(int64_t buffer, int64_t row) const {
+        const Matrix<T>& m = work.value[buffer];
+        return {m[work.chunked[buffer] ? row - chunk.row : row], m.stride};
+    }
+    Matrix<T> value(const Slice& s) const { return value(s.buffer, begin).columns(s.start); }
+    Matrix<T> gradient(int64_t buffer, int64_t row) const {
+        return {work.gradient[buffer][row - chunk.row], work.gradient[buffer].stride};
+    }
+    Matrix<T> gradient(const Slice& s) const { return gradient(s.buffer, begin).columns(s.start); }
+    bool wants_gradient(const Slice& s) const { return s.buffer != buffer_x || launch.d_x; }
+
+    template <class F>
+    void for_rows(F f) const {
+        for (int64_t t = chunk.step; t < chunk.end_step; ++t)
+            for (int64_t i = 0; i < shard.active[t]; ++i) f(shard.offset[t] + i - chunk.row, t, shard.sequence[i]);
+    }
+    void gather(const Steps<const T>& from, Matrix<T> to, int64_t width) const {
+        for_rows([&](int64_t row, int64_t t, int64_t b) { copy(to[row], from.at(t, b), width); });
+    }
+    void gather(const Steps<const T>& from, T* to) const {
+        for_rows([&](int64_t row, int64_t t, int64_t b) { to[row] = *from.at(t, b); });
+    }
+    void scatter(const Steps<T>& to, Matrix<T> from, int64_t width) const {
+        if (to) for_rows([&](int64_t row, int64_t t, int64_t b) { copy(to.at(t, b), from[row], width); });
+    }
+
+    // ---- forward
+
+    void run(Span<Stage> stages) {
+        set_rows(chunk.row, chunk.end_row);
+        for (const Stage& stage : stages) run(stage);
+    }
+
+    void run(const Stage& s) {
+        const T* bias = launch.packed + program.packed_size + s.weights;
+        switch (s.op) {
+            case Op::bias: return fill_rows<T>(rows, s.target.width, bias, value(s.target));
+            case Op::dense: {
+                const Matrix<T> source = value(s.source), target = value(s.target);
+                return packed_product<T>(rows, s.target.width, s.source.width, source.data, source.stride,
+                                         launch.packed + s.packed, target.data, target.stride,
+                                         s.accumulate ? Start::keep : Start::bias, bias);
+            }
+            case Op::activate:
+                return activate_forward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target));
+            case Op::sample:
+                return sample_forward<T>(rows, s.target.width, T(s.floor), value(s.source), value(buffer_eps, begin),
+                                         value(s.std), value(s.target));
+            case Op::divergence:
+                return divergence_forward<T>(rows, s.std.width, T(s.floor), value(s.posterior), value(s.posterior_std),
+                                             value(s.source), value(s.std), work.kl);
+            case Op::likelihood: {
+                const Matrix<T> x = value(buffer_x, begin);
+                const int64_t width = program.buffers[buffer_x].width;
+                if (static_cast<Loss>(s.kind) == Loss::bernoulli)
+                    return bernoulli_forward<T>(rows, width, value(s.source), x, work.nll);
+                if (static_cast<Loss>(s.kind) == Loss::gaussian)
+                    return gaussian_forward<T>(rows, width, T(s.floor), value(s.source), x, work.nll);
+                return fill(work.nll, rows);
+            }
+            case Op::recur: return;
+        }
+    }
+
+    // h_{t-1} -> h_t: a sequence that goes on writes into its row of step t + 1, one that ends into its final state.
+    void advance(const Stage& s, int64_t t) {
+        const int64_t going = shard.active[t + 1], all = shard.active[t];
+        Matrix<T> next[2];
+        for (int k = 0; k <= lstm; ++k)
+            next[k] = t + 1 < chunk.end_step ? value(buffer_h + k * (buffer_c - buffer_h), shard.offset[t + 1])
+                                             : Matrix<T>{work.carry[k], work.value[buffer_h].stride};
+        update(s, 0, going, next[0], next[1]);
+        // rows that end here pass through the carry, whose rows [going, all) are free
+        const int64_t stride = work.value[buffer_h].stride;
+        update(s, going, all, {work.carry[0] + going * stride, stride}, {work.carry[1] + going * stride, stride});
+        for (int k = 0; k <= lstm; ++k)
+            for (int64_t i = going; i < all; ++i)
+                copy(launch.final_state[k] + shard.sequence[i] * hidden(), work.carry[k] + i * stride, hidden());
+    }
+
+    void update(const Stage& s, int64_t from, int64_t to, Matrix<T> next_h, Matrix<T> next_c) {
+        const int64_t row = begin + from;
+        const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start), h = value(buffer_h, row);
+        if (static_cast<Cell>(s.kind) == Cell::gru)
+            gru_forward<T>(to - from, hidden(), gates, value(s.candidate.buffer, row).columns(s.candidate.start), h,
+                           next_h);
+        else
+            lstm_forward<T>(to - from, hidden(), gates, value(buffer_c, row), next_h, next_c);
+    }
+
+    void load_state() {
+        for (int k = 0; k <= lstm; ++k)
+            for (int64_t i = 0; i < shard.sequences; ++i)
+                copy(work.carry[k] + i * work.value[buffer_h].stride, launch.state[k] + shard.sequence[i] * hidden(),
+                     hidden());
+    }
+
+    void enter_chunk() {
+        for (int k = 0; k <= lstm; ++k) {
+            const Matrix<T> first = value(buffer_h + k * (buffer_c - buffer_h), chunk.row);
+            for (int64_t i = 0; i < shard.active[chunk.step]; ++i)
+                copy(first[i], work.carry[k] + i * first.stride, hidden());
+        }
+    }
+
+    void scatter_results() const {
+        const Stage& sample = stage_of(program.scan, Op::sample);
+        const Stage& divergence = stage_of(program.after, Op::divergence);
+        const Stage& likelihood = stage_of(program.after, Op::likelihood);
+        const int64_t latent = sample.target.width;
+        for_rows([&](int64_t row, int64_t t, int64_t b) {
+            *launch.nll.at(t, b) = work.nll[row];
+            *launch.kl.at(t, b) = work.kl[row];
+        });
+        const auto matrix = [&](const Slice& s) { return value(s.buffer, chunk.row).columns(s.start); };
+        scatter(launch.z, matrix(sample.target), latent);
+        scatter(launch.mean, matrix(sample.source), latent);
+        scatter(launch.std, matrix(sample.std), latent);
+        scatter(launch.prior_mean, matrix(divergence.source), latent);
+        scatter(launch.prior_std, matrix(divergence.std), latent);
+        scatter(launch.raw, matrix(likelihood.source), likelihood.source.width);
+    }
+
+    static const Stage& stage_of(Span<Stage> stages, Op op) {
+        const Stage* s = stages.begin();
+        while (s->op != op) ++s;
+        return *s;
+    }
+
+    // Padding is zero, and a sequence of length 0 keeps its state.
+    void finish_idle_rows() const {
+        const int64_t latent = program.buffers[buffer_eps].width;
+        const int64_t output = stage_of(program.after, Op::likelihood).source.width;
+        const Steps<T> results[] = {launch.nll, launch.kl,         launch.z,         launch.mean,
+                                    launch.std, launch.prior_mean, launch.prior_std, launch.raw};
+        const int64_t widths[] = {1, 1, latent, latent, latent, latent, latent, output};
+        for (int64_t i = 0; i < shard.sequences; ++i) {
+            const int64_t b = shard.sequence[i];
+            for (int r = 0; r < 8; ++r)
+                if (results[r])
+                    for (int64_t t = shard.length[i]; t < launch.steps; ++t) fill(results[r].at(t, b), widths[r]);
+            if (shard.length[i] == 0)
+                for (int k = 0; k <= lstm; ++k)
+                    copy(launch.final_state[k] + b * hidden(), launch.state[k] + b * hidden(), hidden());
+        }
+    }
+
+    // ---- backward
+
+    void gather_upstream() {
+        const auto rows_of = [&](const Steps<const T>& from, T* to) {
+            from ? gather(from, to) : fill(to, chunk.rows());
+        };
+        rows_of(launch.d_nll, work.nll);
+        rows_of(launch.d_kl, work.kl);
+        const int64_t latent = program.buffers[buffer_eps].width;
+        const Steps<const T> from[] = {launch.d_z, launch.d_mean, launch.d_std, launch.d_prior_mean,
+                                       launch.d_prior_std};
+        const Matrix<T> to[] = {work.on_z, work.on_mean, work.on_std, work.on_prior_mean, work.on_prior_std};
+        for (int k = 0; k < 5; ++k)
+            if (from[k]) gather(from[k], to[k], latent);
+        const Stage& likelihood = stage_of(program.after, Op::likelihood);
+        const Matrix<T> d_raw = gradient(likelihood.source.buffer, chunk.row).columns(likelihood.source.start);
+        for_rows([&](int64_t row, int64_t t, int64_t b) {
+            copy(d_raw[row], launch.d_raw ? launch.d_raw.at(t, b) : nullptr, likelihood.source.width);
+        });
+        if (launch.d_x)
+            for (int64_t row = 0; row < chunk.rows(); ++row)
+                fill(work.gradient[buffer_x][row], program.buffers[buffer_x].width);
+    }
+
+    // Given h, c, z and the posterior's parameters of every step, nothing is sequential any more.
+    void recompute() {
+        run(program.before);
+        for (const Stage& stage : program.scan) {
+            if (stage.op == Op::recur)
+                update(stage, 0, rows, {}, {});
+            else if (stage.op != Op::sample)
+                run(stage);
+        }
+        for (const Stage& stage : program.after)
+            if (stage.op != Op::divergence && stage.op != Op::likelihood) run(stage);
+        const Stage& d = stage_of(program.after, Op::divergence);
+        prior_std_forward(d);
+    }
+
+    void prior_std_forward(const Stage& d) {
+        const Matrix<T> raw = value(d.source), std = value(d.std);
+        for (int64_t i = 0; i < rows; ++i)
+            for_vectors<T>(d.std.width, [&](int64_t j, int64_t n) {
+                store(std[i] + j, softplus(load(raw[i] + d.std.width + j, n)) + T(d.floor), n);
+            });
+    }
+
+    void run_backward(Span<Stage> stages) {
+        for (int64_t i = stages.size - 1; i >= 0; --i) run_backward(stages[i]);
+    }
+
+    void run_backward(const Stage& s) {
+        const int64_t at = begin - chunk.row;
+        const auto part = [&](const Steps<const T>& given, const Matrix<T>& m) {
+            return given ? Matrix<T>{m[at], m.stride} : Matrix<T>{};
+        };
+        switch (s.op) {
+            case Op::bias: return;
+            case Op::dense: {
+                if (!wants_gradient(s.source)) return;
+                const Matrix<T> from = gradient(s.target), to = gradient(s.source);
+                return packed_product<T>(rows, s.source.width, s.target.width, from.data, from.stride,
+                                         launch.packed_backward + s.packed, to.data, to.stride,
+                                         s.first_gradient ? Start::zero : Start::keep, nullptr);
+            }
+            case Op::activate:
+                return activate_backward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target),
+                                            gradient(s.target));
+            case Op::sample: {
+                const Matrix<T> dz = gradient(s.target);
+                if (launch.d_z)
+                    for (int64_t i = 0; i < rows; ++i)
+                        for_vectors<T>(s.target.width, [&](int64_t j, int64_t n) {
+                            store(dz[i] + j, load(dz[i] + j, n) + load(work.on_z[at + i] + j, n), n);
+                        });
+                return sample_backward<T>(rows, s.target.width, value(s.source), value(buffer_eps, begin), value(s.std),
+                                          dz, gradient(s.source),
+                                          launch.d_eps ? gradient(buffer_eps, begin) : Matrix<T>{});
+            }
+            case Op::divergence:
+                return divergence_backward<T>(
+                    rows, s.std.width, work.kl + at,
+                    {part(launch.d_mean, work.on_mean), part(launch.d_std, work.on_std)},
+                    {part(launch.d_prior_mean, work.on_prior_mean), part(launch.d_prior_std, work.on_prior_std)},
+                    value(s.posterior), value(s.posterior_std), value(s.source), value(s.std), gradient(s.posterior),
+                    gradient(s.source));
+            case Op::likelihood: {
+                const Matrix<T> x = value(buffer_x, begin), dx = launch.d_x ? gradient(buffer_x, begin) : Matrix<T>{};
+                const int64_t width = program.buffers[buffer_x].width;
+                if (static_cast<Loss>(s.kind) == Loss::bernoulli)
+                    return bernoulli_backward<T>(rows, width, work.nll + at, value(s.source), x, gradient(s.source),
+                                                 dx);
+                if (static_cast<Loss>(s.kind) == Loss::gaussian)
+                    return gaussian_backward<T>(rows, width, T(s.floor), work.nll + at, value(s.source), x,
+                                                gradient(s.source), dx);
+                return;
+            }
+            case Op::recur: return;
+        }
+    }
+
+    // The gradient of h_t comes from the sequence's row of step t + 1 or, at its end, from its final state.
+    void retreat(const Stage& s, int64_t t) {
+        const int64_t going = shard.active[t + 1];
+        Matrix<T> later[2];
+        for (int k = 0; k <= lstm; ++k)
+            later[k] = t + 1 < chunk.end_step ? gradient(buffer_h + k * (buffer_c - buffer_h), shard.offset[t + 1])
+                                              : Matrix<T>{work.carry[k], work.value[buffer_h].stride};
+        update_backward(s, 0, going, later[0], later[1]);
+        const Matrix<T> end_h{work.d_final[0][going], work.d_final[0].stride};
+        const Matrix<T> end_c{work.d_final[1][going], work.d_final[1].stride};
+        update_backward(s, going, shard.active[t], end_h, end_c);
+    }
+
+    void update_backward(const Stage& s, int64_t from, int64_t to, Matrix<T> d_h, Matrix<T> d_c) {
+        const int64_t row = begin + from;
+        const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start);
+        const Matrix<T> d_gates = gradient(s.target.buffer, row).columns(s.target.start);
+        if (static_cast<Cell>(s.kind) == Cell::gru)
+            gru_backward<T>(to - from, hidden(), gates, value(s.candidate.buffer, row).columns(s.candidate.start),
+                            value(buffer_h, row), d_h, d_gates,
+                            gradient(s.candidate.buffer, row).columns(s.candidate.start), gradient(buffer_h, row));
+        else
+            lstm_backward<T>(to - from, hidden(), gates, value(buffer_c, row), d_h, d_c, d_gates,
+                             gradient(buffer_c, row));
+    }
+
+    void add_weight_gradients() {
+        T* biases = weight_gradients + program.gradient_size - program.bias_size;
+        const Span<Stage> parts[] = {program.before, program.scan, program.after};
+        for (const Span<Stage>& part : parts)
+            for (const Stage& s : part) {
+                if (s.op != Op::dense && s.op != Op::bias) continue;
+                const Matrix<T> d = gradient(s.target);
+                if (!s.accumulate) add_column_sums<T>(rows, s.target.width, d, biases + s.weights);
+                if (s.op == Op::bias) continue;
+                const Matrix<T> source = value(s.source);
+                T* to = weight_gradients + s.gradient;
+                const int64_t stride = gradient_stride(s);
+                product<T>(s.target.width, s.source.width,
+                           {rows, d.data, 1, d.stride, source.data, Tile<T>::columns, source.stride, to, stride,
+                            Start::keep, nullptr},
+                           true);
+            }
+    }
+
+    void scatter_gradients() {
+        scatter(launch.d_x, work.gradient[buffer_x], program.buffers[buffer_x].width);
+        scatter(launch.d_eps, work.gradient[buffer_eps], program.buffers[buffer_eps].width);
+        for (int k = 0; k <= lstm; ++k) {
+            const Matrix<T> first = gradient(buffer_h + k * (buffer_c - buffer_h), chunk.row);
+            for (int64_t i = 0; i < shard.active[chunk.step]; ++i)
+                copy(work.carry[k] + i * first.stride, first[i], hidden());
+        }
+    }
+
+    void store_state_gradient() const {
+        const int64_t started = shard.steps ? shard.active[0] : 0;
+        for (int k = 0; k <= lstm; ++k)
+            for (int64_t i = 0; i < shard.sequences; ++i)
+                copy(launch.d_state[k] + shard.sequence[i] * hidden(),
+                     i < started ? work.carry[k] + i * work.value[buffer_h].stride : work.d_final[k][i], hidden());
+        const Steps<T> results[] = {launch.d_x, launch.d_eps};
+        const int64_t widths[] = {program.buffers[buffer_x].width, program.buffers[buffer_eps].width};
+        for (int r = 0; r < 2; ++r)
+            if (results[r])
+                for (int64_t i = 0; i < shard.sequences; ++i)
+                    for (int64_t t = shard.length[i]; t < launch.steps; ++t)
+                        fill(results[r].at(t, shard.sequence[i]), widths[r]);
+    }
+};
+
+// Packs every weight once per call: transposed, with the stacked biases, for forward; as it stands for backward.
+template <class T>
+static void pack_weights(const Launch<T>& launch, bool backward) {
+    const Program& program = *launch.program;
+    T* biases = launch.packed + program.packed_size;
+    if (!backward) __builtin_memset(biases, 0, program.bias_size * sizeof(T));
+    const Span<Stage> parts[] = {program.before, program.scan, program.after};
+    for (const Span<Stage>& part : parts)
+        for (const Stage& s : part) {
+            for (const Block& b : s.blocks) {
+                const int64_t columns = launch.columns[b.parameter];
+                const T* w = launch.parameters[b.parameter] + b.row * columns + b.column;
+                if (backward)
+                    pack<T>(launch.packed_backward + s.packed, s.source.width, s.target.width,
+                            {0, s.source.width, b.at, b.rows}, w, 1, columns);
+                else
+                    pack<T>(launch.packed + s.packed, s.target.width, s.source.width, {b.at, b.rows, 0, s.source.width},
+                            w, columns, 1);
+            }
+            if (!backward)
+                for (const Term& t : s.terms)
+                    for (int64_t i = 0; i < t.rows; ++i)
+                        biases[s.weights + t.at + i] += launch.parameters[t.parameter][t.row + i];
+        }
+}
+
+// Adds the shards' weight gradients in order and writes them where the parameters' gradients belong. Every element
+// of every parameter is in exactly one block or term.
+template <class T>
+static void reduce(const Launch<T>& launch) {
+    const Program& program = *launch.program;
+    const auto total = [&](int64_t offset, int64_t n, T* to) {
+        const T* from = launch.weight_gradients + offset;
+        for_vectors<T>(n, [&](int64_t j, int64_t count) {
+            Vec<T> sum = load(from + j, count);
+            for (int64_t shard = 1; shard < launch.shards.size; ++shard)
+                sum += load(from + shard * program.gradient_size + j, count);
+            store(to + j, sum, count);
+        });
+    };
+    const int64_t biases = program.gradient_size - program.bias_size;
+    const Span<Stage> parts[] = {program.before, program.scan, program.after};
+    for (const Span<Stage>& part : parts)
+        for (const Stage& s : part) {
+            for (const Block& b : s.blocks) {
+                const int64_t columns = launch.columns[b.parameter];
+                for (int64_t i = 0; i < b.rows; ++i)
+                    total(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
+                          launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
+            }
+            for (const Term& t : s.terms)
+                total(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
+        }
+}
+
+}  // namespace vrnn::VRNN_ISA

@@ -1,0 +1,84 @@
+// What one call hands to the kernels: plain pointers, filled by ops.cpp, read by every instruction set's build.
+//
+// Rows. The batch is dealt out to shards, one thread each, that never wait for one another. Inside a shard the
+// sequences are sorted by falling length, so that those still running at a time step are the first ones, and the real
+// (time step, sequence) pairs are numbered step by step: row(t, i) = offset[t] + i for i < active[t]. Padding has no
+// row.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/program.h"
+
+namespace vrnn {
+
+struct Shard {
+    int64_t sequences;        // how many of the batch are this shard's
+    const int64_t* sequence;  // (sequences): index into the batch
+    const int64_t* length;    // (sequences): falling
+    int64_t steps;            // of the longest
+    const int64_t* active;    // (steps + 1): sequences still running at t; 0 at the end
+    const int64_t* offset;    // (steps + 1): rows before time step t
+    int64_t first_row;        // rows of the shards before this one
+};
+
+// A per-step tensor (T, B, width) with free strides for the first two; data == nullptr where the call has none.
+template <class T>
+struct Steps {
+    T* data = nullptr;
+    int64_t step = 0, sequence = 0;  // strides in elements
+    T* at(int64_t t, int64_t b) const { return data + t * step + b * sequence; }
+    explicit operator bool() const { return data != nullptr; }
+};
+
+template <class T>
+struct Launch {
+    const Program* program;
+    int64_t steps, batch;
+    Span<Shard> shards;
+
+    Steps<const T> x;            // (T, B, input)
+    Steps<const T> eps;          // (T, B, latent)
+    const T* state[2];           // h, c: (B, hidden) each, c only for an LSTM
+    const T* const* parameters;  // contiguous, in the program's numbering
+    const int64_t* columns;      // of each parameter; 1 for a bias
+
+    bool save, recompute;
+    T* saved;                     // buffer by buffer, (rows of all shards, stride)
+    const int64_t* saved_offset;  // (buffers): elements, or -1 for a buffer that lives in scratch
+    T* scratch;                   // (shards, scratch_size)
+    int64_t scratch_size;
+    T* packed;            // forward weights and biases as the kernel reads them
+    T* packed_backward;   // weights for the input gradients
+    T* weight_gradients;  // (shards, gradient_size)
+
+    // forward, each (T, B, width) and zero at padding
+    Steps<T> nll, kl, z, mean, std, prior_mean, prior_std, raw;
+    T* final_state[2];  // (B, hidden)
+
+    // backward: upstream gradients, each null for zeros; then results
+    Steps<const T> d_nll, d_kl, d_z, d_mean, d_std, d_prior_mean, d_prior_std, d_raw;
+    const T* d_final_state[2];
+    Steps<T> d_x, d_eps;  // null where nobody asked
+    T* d_state[2];
+    T* const* d_parameters;  // contiguous, shaped as the parameters
+};
+
+template <class T>
+struct Kernels {
+    int64_t (*scratch_size)(const Launch<T>&, int64_t shard_sequences, bool backward);
+    void (*pack)(const Launch<T>&, bool backward);
+    void (*forward)(const Launch<T>&, int64_t shard);
+    void (*backward)(const Launch<T>&, int64_t shard);
+    void (*reduce)(const Launch<T>&);  // weight_gradients of all shards -> d_parameters
+};
+
+struct Isa {
+    const char* name;
+    Kernels<float> float32;
+    Kernels<double> float64;
+};
+
+extern const Isa isa_baseline, isa_avx2, isa_avx512;
+
+}  // namespace vrnn

@@ -1,0 +1,325 @@
+// The elementwise stages, forward and backward, on a block of rows. Every matrix is row-major with its own stride.
+//
+// A gradient matrix has the shape and the columns of the value it belongs to. One exception saves a buffer: between
+// divergence and sample the gradient of [mean | raw] holds [d mean | d std], which sample turns into [d mean | d raw].
+#pragma once
+
+#include "../core/program.h"
+#include "math.h"
+
+namespace vrnn::VRNN_ISA {
+
+template <class T>
+struct Matrix {
+    T* data = nullptr;
+    int64_t stride = 0;
+    T* operator[](int64_t row) const { return data + row * stride; }
+    Matrix columns(int64_t start) const { return {data + start, stride}; }
+    explicit operator bool() const { return data != nullptr; }
+};
+
+// Calls f(column, count) for each vector of a row; count < lanes only for the last.
+template <class T, class F>
+VRNN_INLINE void for_vectors(int64_t width, F f) {
+    constexpr int64_t W = lanes<T>;
+    int64_t j = 0;
+    for (; j + W <= width; j += W) f(j, W);
+    if (j < width) f(j, width - j);
+}
+
+template <class T>
+VRNN_INLINE Vec<T> activate(Activation kind, Vec<T> x) {
+    switch (kind) {
+        case Activation::relu: return x < 0 ? Vec<T>{} : x;
+        case Activation::leaky_relu: return x < 0 ? x * T(0.01) : x;
+        case Activation::tanh: return tanh(x);
+        case Activation::elu: return x < 0 ? expm1(x) : x;
+        case Activation::identity: break;
+    }
+    return x;
+}
+
+// The derivative, from the result.
+template <class T>
+VRNN_INLINE Vec<T> slope(Activation kind, Vec<T> y) {
+    const Vec<T> one = all<T>(1);
+    switch (kind) {
+        case Activation::relu: return y > 0 ? one : Vec<T>{};
+        case Activation::leaky_relu: return y > 0 ? one : all<T>(0.01);
+        case Activation::tanh: return one - y * y;
+        case Activation::elu: return y > 0 ? one : y + one;
+        case Activation::identity: break;
+    }
+    return one;
+}
+
+template <class T, Activation kind>
+static void activate_rows(int64_t rows, int64_t width, Matrix<T> y) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) { store(y[i] + j, activate<T>(kind, load(y[i] + j, n)), n); });
+}
+
+template <class T, Activation kind>
+static void activate_rows_backward(int64_t rows, int64_t width, Matrix<T> y, Matrix<T> dy) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            store(dy[i] + j, load(dy[i] + j, n) * slope<T>(kind, load(y[i] + j, n)), n);
+        });
+}
+
+template <class T>
+static void activate_forward(Activation kind, int64_t rows, int64_t width, Matrix<T> y) {
+    switch (kind) {
+        case Activation::relu: return activate_rows<T, Activation::relu>(rows, width, y);
+        case Activation::leaky_relu: return activate_rows<T, Activation::leaky_relu>(rows, width, y);
+        case Activation::tanh: return activate_rows<T, Activation::tanh>(rows, width, y);
+        case Activation::elu: return activate_rows<T, Activation::elu>(rows, width, y);
+        case Activation::identity: return;
+    }
+}
+
+template <class T>
+static void activate_backward(Activation kind, int64_t rows, int64_t width, Matrix<T> y, Matrix<T> dy) {
+    switch (kind) {
+        case Activation::relu: return activate_rows_backward<T, Activation::relu>(rows, width, y, dy);
+        case Activation::leaky_relu: return activate_rows_backward<T, Activation::leaky_relu>(rows, width, y, dy);
+        case Activation::tanh: return activate_rows_backward<T, Activation::tanh>(rows, width, y, dy);
+        case Activation::elu: return activate_rows_backward<T, Activation::elu>(rows, width, y, dy);
+        case Activation::identity: return;
+    }
+}
+
+// target = bias (zeros where there is none), the same for every row
+template <class T>
+static void fill_rows(int64_t rows, int64_t width, const T* bias, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) { store(target[i] + j, load(bias + j, n), n); });
+}
+
+// total += the sum over rows
+template <class T>
+static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, T* total) {
+    for_vectors<T>(width, [&](int64_t j, int64_t n) {
+        Vec<T> s = load(total + j, n);
+        for (int64_t i = 0; i < rows; ++i) s += load(d[i] + j, n);
+        store(total + j, s, n);
+    });
+}
+
+// q [mean | raw] (rows, 2 width); eps, std, z (rows, width)
+template <class T>
+static void sample_forward(int64_t rows, int64_t width, T floor, Matrix<T> q, Matrix<T> eps, Matrix<T> std,
+                           Matrix<T> z) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> s = softplus(load(q[i] + width + j, n)) + floor;
+            store(std[i] + j, s, n);
+            store(z[i] + j, load(q[i] + j, n) + s * load(eps[i] + j, n), n);
+        });
+}
+
+// dq [d mean | d std] -> [d mean | d raw]; dz (rows, width) is complete; deps, if given, is written
+template <class T>
+static void sample_backward(int64_t rows, int64_t width, Matrix<T> q, Matrix<T> eps, Matrix<T> std, Matrix<T> dz,
+                            Matrix<T> dq, Matrix<T> deps) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> d = load(dz[i] + j, n);
+            const Vec<T> dstd = load(dq[i] + width + j, n) + d * load(eps[i] + j, n);
+            store(dq[i] + j, load(dq[i] + j, n) + d, n);
+            store(dq[i] + width + j, dstd * sigmoid(load(q[i] + width + j, n)), n);
+            if (deps) store(deps[i] + j, d * load(std[i] + j, n), n);
+        });
+}
+
+// gates [r | u | n_x] (rows, 3 width) become their activations; n_h, h (rows, width); next (rows, width) or null
+template <class T>
+static void gru_forward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T> n_h, Matrix<T> h, Matrix<T> next) {
+    for (int64_t i = 0; i < rows; ++i) {
+        T* g = gates[i];
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> r = sigmoid(load(g + j, n)), u = sigmoid(load(g + width + j, n));
+            const Vec<T> candidate = tanh(load(g + 2 * width + j, n) + r * load(n_h[i] + j, n));
+            store(g + j, r, n);
+            store(g + width + j, u, n);
+            store(g + 2 * width + j, candidate, n);
+            if (next) store(next[i] + j, candidate + u * (load(h[i] + j, n) - candidate), n);
+        });
+    }
+}
+
+// dnext (rows, width), or null for zeros; dgates, dn_h are written, dh is added to
+template <class T>
+static void gru_backward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T> n_h, Matrix<T> h, Matrix<T> dnext,
+                         Matrix<T> dgates, Matrix<T> dn_h, Matrix<T> dh) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const T* g = gates[i];
+        T* dg = dgates[i];
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> one = all<T>(1), d = dnext ? load(dnext[i] + j, n) : Vec<T>{};
+            const Vec<T> r = load(g + j, n), u = load(g + width + j, n), candidate = load(g + 2 * width + j, n);
+            const Vec<T> dn = d * (one - u) * (one - candidate * candidate);
+            store(dg + j, dn * load(n_h[i] + j, n) * r * (one - r), n);
+            store(dg + width + j, d * (load(h[i] + j, n) - candidate) * u * (one - u), n);
+            store(dg + 2 * width + j, dn, n);
+            store(dn_h[i] + j, dn * r, n);
+            store(dh[i] + j, load(dh[i] + j, n) + d * u, n);
+        });
+    }
+}
+
+// gates [i | f | g | o] (rows, 4 width) become their activations; c (rows, width); next_h, next_c or null
+template <class T>
+static void lstm_forward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T> c, Matrix<T> next_h,
+                         Matrix<T> next_c) {
+    for (int64_t k = 0; k < rows; ++k) {
+        T* g = gates[k];
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> input = sigmoid(load(g + j, n)), forget = sigmoid(load(g + width + j, n));
+            const Vec<T> candidate = tanh(load(g + 2 * width + j, n)), output = sigmoid(load(g + 3 * width + j, n));
+            store(g + j, input, n);
+            store(g + width + j, forget, n);
+            store(g + 2 * width + j, candidate, n);
+            store(g + 3 * width + j, output, n);
+            if (!next_h) return;
+            const Vec<T> cell = forget * load(c[k] + j, n) + input * candidate;
+            store(next_c[k] + j, cell, n);
+            store(next_h[k] + j, output * tanh(cell), n);
+        });
+    }
+}
+
+// dnext_h, dnext_c (rows, width), or null for zeros; dgates and dc are written
+template <class T>
+static void lstm_backward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T> c, Matrix<T> dnext_h,
+                          Matrix<T> dnext_c, Matrix<T> dgates, Matrix<T> dc) {
+    for (int64_t k = 0; k < rows; ++k) {
+        const T* g = gates[k];
+        T* dg = dgates[k];
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> one = all<T>(1);
+            const Vec<T> input = load(g + j, n), forget = load(g + width + j, n);
+            const Vec<T> candidate = load(g + 2 * width + j, n), output = load(g + 3 * width + j, n);
+            const Vec<T> before = load(c[k] + j, n), squashed = tanh(forget * before + input * candidate);
+            const Vec<T> dh = dnext_h ? load(dnext_h[k] + j, n) : Vec<T>{};
+            Vec<T> dcell = dh * output * (one - squashed * squashed);
+            if (dnext_c) dcell += load(dnext_c[k] + j, n);
+            store(dg + j, dcell * candidate * input * (one - input), n);
+            store(dg + width + j, dcell * before * forget * (one - forget), n);
+            store(dg + 2 * width + j, dcell * input * (one - candidate * candidate), n);
+            store(dg + 3 * width + j, dh * squashed * output * (one - output), n);
+            store(dc[k] + j, dcell * forget, n);
+        });
+    }
+}
+
+// q, p [mean | raw] (rows, 2 width); q_std, p_std (rows, width), p_std is written; kl (rows)
+template <class T>
+static void divergence_forward(int64_t rows, int64_t width, T floor, Matrix<T> q, Matrix<T> q_std, Matrix<T> p,
+                               Matrix<T> p_std, T* kl) {
+    for (int64_t i = 0; i < rows; ++i) {
+        Vec<T> total{};
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> s = softplus(load(p[i] + width + j, n)) + floor, ratio = load(q_std[i] + j, n) / s;
+            const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) / s;
+            store(p_std[i] + j, s, n);
+            Vec<T> term = T(0.5) * (ratio * ratio + distance * distance - T(1)) - log(ratio);
+            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
+            total += term;
+        });
+        kl[i] = sum<T>(total);
+    }
+}
+
+// dkl (rows); du_std and dp, if given, are upstream gradients of [mean], [std]: dq_mean ... (rows, width).
+// dq = [d mean | d std], dp = [d mean | d raw] are written.
+template <class T>
+struct Upstream {
+    Matrix<T> mean, std;
+};
+
+template <class T>
+static void divergence_backward(int64_t rows, int64_t width, const T* dkl, Upstream<T> on_q, Upstream<T> on_p,
+                                Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std, Matrix<T> dq,
+                                Matrix<T> dp) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const T g = dkl ? dkl[i] : T(0);
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> one = all<T>(1), sp = load(p_std[i] + j, n), sq = load(q_std[i] + j, n);
+            const Vec<T> inverse = one / sp, ratio = sq * inverse;
+            const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) * inverse;
+            const Vec<T> pull = g * distance * inverse;
+            Vec<T> q_mean = pull, q_dev = g * (ratio * inverse - one / sq), p_mean = -pull;
+            Vec<T> p_dev = g * inverse * (one - ratio * ratio - distance * distance);
+            if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
+            if (on_q.std) q_dev += load(on_q.std[i] + j, n);
+            if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
+            if (on_p.std) p_dev += load(on_p.std[i] + j, n);
+            store(dq[i] + j, q_mean, n);
+            store(dq[i] + width + j, q_dev, n);
+            store(dp[i] + j, p_mean, n);
+            store(dp[i] + width + j, p_dev * sigmoid(load(p[i] + width + j, n)), n);
+        });
+    }
+}
+
+// logits, x (rows, width); nll (rows): sum softplus(logit) - x logit
+template <class T>
+static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, T* nll) {
+    for (int64_t i = 0; i < rows; ++i) {
+        Vec<T> total{};
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> logit = load(logits[i] + j, n);
+            Vec<T> term = softplus(logit) - load(x[i] + j, n) * logit;
+            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
+            total += term;
+        });
+        nll[i] = sum<T>(total);
+    }
+}
+
+// dlogits is added to, dx (if given) as well
+template <class T>
+static void bernoulli_backward(int64_t rows, int64_t width, const T* dnll, Matrix<T> logits, Matrix<T> x,
+                               Matrix<T> dlogits, Matrix<T> dx) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> logit = load(logits[i] + j, n), d = dnll[i] * (sigmoid(logit) - load(x[i] + j, n));
+            store(dlogits[i] + j, load(dlogits[i] + j, n) + d, n);
+            if (dx) store(dx[i] + j, load(dx[i] + j, n) - dnll[i] * logit, n);
+        });
+}
+
+// raw [mean | raw std] (rows, 2 width), x (rows, width); nll (rows)
+template <class T>
+static void gaussian_forward(int64_t rows, int64_t width, T floor, Matrix<T> raw, Matrix<T> x, T* nll) {
+    const T half_log_two_pi = T(0.91893853320467274178);
+    for (int64_t i = 0; i < rows; ++i) {
+        Vec<T> total{};
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> s = softplus(load(raw[i] + width + j, n)) + floor;
+            const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) / s;
+            Vec<T> term = T(0.5) * distance * distance + log(s) + half_log_two_pi;
+            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
+            total += term;
+        });
+        nll[i] = sum<T>(total);
+    }
+}
+
+template <class T>
+static void gaussian_backward(int64_t rows, int64_t width, T floor, const T* dnll, Matrix<T> raw, Matrix<T> x,
+                              Matrix<T> draw, Matrix<T> dx) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> one = all<T>(1), r = load(raw[i] + width + j, n), inverse = one / (softplus(r) + floor);
+            const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) * inverse;
+            const Vec<T> pull = dnll[i] * distance * inverse;
+            const Vec<T> dstd = dnll[i] * inverse * (one - distance * distance);
+            store(draw[i] + j, load(draw[i] + j, n) - pull, n);
+            store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * sigmoid(r), n);
+            if (dx) store(dx[i] + j, load(dx[i] + j, n) + pull, n);
+        });
+}
+
+}  // namespace vrnn::VRNN_ISA

@@ -1,0 +1,24 @@
+// Every tuning decision of the CPU executor.
+#pragma once
+
+#include <cstdint>
+
+namespace vrnn::tuning {
+
+#if VRNN_VECTOR_BYTES == 64
+inline constexpr int tile_rows = 12;  // 12 x 2 sums, 2 vectors of B: 26 of 32 registers, A broadcast from memory
+#elif VRNN_VECTOR_BYTES == 32
+inline constexpr int tile_rows = 6;  // 6 x 2 sums, 2 vectors of B, 1 of A: 15 of 16 registers
+#else
+inline constexpr int tile_rows = 4;  // 4 x 2 sums and no fused multiply-add, which needs a register for the product
+#endif
+inline constexpr int panel_vectors = 2;
+inline constexpr int panels_for_one_row = 4;
+inline constexpr int panels_for_two_rows = 2;
+
+inline constexpr int64_t depth_bytes = 24 * 1024;  // of a packed panel between two passes over C
+
+inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
+inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
+
+}  // namespace vrnn::tuning

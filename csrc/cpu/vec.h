@@ -1,0 +1,97 @@
+// Vectors of one register, by GCC's vector extensions: the same source for every instruction set.
+// Included once per kernel_<isa>.cpp, which sets VRNN_ISA (a namespace) and VRNN_VECTOR_BYTES.
+#pragma once
+
+#include <cstdint>
+
+namespace vrnn::VRNN_ISA {
+
+template <class T>
+struct Register;
+
+template <>
+struct Register<float> {
+    typedef float V __attribute__((vector_size(VRNN_VECTOR_BYTES)));
+    typedef int32_t I __attribute__((vector_size(VRNN_VECTOR_BYTES)));
+    typedef float Unaligned __attribute__((vector_size(VRNN_VECTOR_BYTES), aligned(4), may_alias));
+    using Int = int32_t;
+};
+
+template <>
+struct Register<double> {
+    typedef double V __attribute__((vector_size(VRNN_VECTOR_BYTES)));
+    typedef int64_t I __attribute__((vector_size(VRNN_VECTOR_BYTES)));
+    typedef double Unaligned __attribute__((vector_size(VRNN_VECTOR_BYTES), aligned(8), may_alias));
+    using Int = int64_t;
+};
+
+template <class T>
+using Vec = typename Register<T>::V;
+template <class T>
+using IntVec = typename Register<T>::I;
+template <class T>
+inline constexpr int64_t lanes = VRNN_VECTOR_BYTES / sizeof(T);
+
+#define VRNN_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+VRNN_INLINE Vec<T> load(const T* p) {
+    return *reinterpret_cast<const typename Register<T>::Unaligned*>(p);
+}
+
+template <class T>
+VRNN_INLINE void store(T* p, Vec<T> v) {
+    *reinterpret_cast<typename Register<T>::Unaligned*>(p) = v;
+}
+
+template <class T>
+VRNN_INLINE Vec<T> all(T value) {
+    return Vec<T>{} + value;
+}
+
+// The first n lanes, zeros behind them.
+template <class T>
+VRNN_INLINE Vec<T> load(const T* p, int64_t n) {
+    if (n >= lanes<T>) return load(p);
+    Vec<T> v{};
+    for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+}
+
+template <class T>
+VRNN_INLINE void store(T* p, Vec<T> v, int64_t n) {
+    if (n >= lanes<T>) return store(p, v);
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
+template <class T>
+VRNN_INLINE Vec<T> select(IntVec<T> mask, Vec<T> yes, Vec<T> no) {
+    return mask ? yes : no;
+}
+
+template <class T>
+VRNN_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+    return a > b ? a : b;
+}
+
+template <class T>
+VRNN_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
+    return a < b ? a : b;
+}
+
+template <class T>
+VRNN_INLINE Vec<T> absolute(Vec<T> a) {
+    return a < 0 ? -a : a;
+}
+
+// The sum of all lanes, pairwise: the same order on every call.
+template <class T>
+VRNN_INLINE T sum(Vec<T> v) {
+    T lane[lanes<T>];
+    store(lane, v);
+    for (int64_t width = lanes<T> / 2; width > 0; width /= 2)
+        for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+}  // namespace vrnn::VRNN_ISA

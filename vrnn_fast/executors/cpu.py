@@ -1,0 +1,161 @@
+"""The fused CPU executor: a partition encoded once, then one operator call per batch of sequences and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..partition import (
+    Activate,
+    Bias,
+    Block,
+    Buffer,
+    Dense,
+    Divergence,
+    Likelihood,
+    Recur,
+    Sample,
+    Slice,
+    Stage,
+    Term,
+    partition,
+)
+from ..spec import ACTIVATIONS, CellSpec
+from .result import SequenceResult
+
+name = "cpu"
+verified = "float32 and float64: baseline and AVX2 builds on AMD Zen 3; the AVX-512 build is compiled, not yet run"
+
+_LINE = 16  # elements; csrc/core/program.h
+_ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
+_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Sample, Recur, Divergence, Likelihood)
+_CELLS = ("gru", "lstm")
+_LIKELIHOODS = ("bernoulli", "gaussian", "external")
+_FORMAT = 1
+
+
+def unavailable() -> str | None:
+    """None if the extension is built and loads, else the reason why not. Loads it."""
+    return ops.load()
+
+
+def refuses(spec: CellSpec, x: Tensor) -> str | None:
+    """None, or why a call with this x cannot run here."""
+    if x.device.type != "cpu":
+        return f"it runs on CPU tensors, and x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 or float64, and x is {x.dtype}"
+    return None
+
+
+def launches(spec: CellSpec) -> str:
+    """How many launches a batch of sequences takes, in words."""
+    return "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+
+
+def run(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: tuple[Tensor, ...],
+    *,
+    recompute: bool,
+    want_prior: bool,
+    want_raw: bool,
+) -> SequenceResult:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    out = ops.forward(
+        encode(spec),
+        x,
+        eps,
+        lengths,
+        state,
+        parameters,
+        recompute=recompute,
+        want_prior=want_prior,
+        want_raw=want_raw,
+    )
+    return SequenceResult(
+        *out[:5],
+        prior_mean=out.prior_mean if want_prior else None,
+        prior_std=out.prior_std if want_prior else None,
+        raw=out.raw if want_raw else None,
+        state=tuple(out.state),
+    )
+
+
+def stride(width: int) -> int:
+    """Elements from one row of a buffer to the next."""
+    lines = -(-width // _LINE) * _LINE
+    return lines + _LINE if lines % _ALIAS == 0 else lines
+
+
+@lru_cache(maxsize=256)
+def encode(spec: CellSpec) -> ops.Program:
+    """The partition of a cell as the integers that csrc/core/decode.cpp reads."""
+    program = partition(spec)
+    buffers = {b.name: i for i, b in enumerate(program.buffers)}
+    parameters = {p.name: i for i, p in enumerate(spec.parameters())}
+    constants: list[float] = []
+
+    def slices(*parts: Slice) -> Iterator[int]:
+        for part in parts:
+            yield from (buffers[part.buffer], part.start, part.width)
+
+    def weights(stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
+        yield from slices(stage.target)
+        yield from (terms is None, len(blocks), len(terms or ()))
+        for b in blocks:
+            yield from (parameters[b.parameter], b.row, b.rows, b.column, b.at)
+        for t in terms or ():
+            yield from (parameters[t.parameter], t.row, t.rows, t.at)
+
+    def constant(value: float) -> int:
+        constants.append(value)
+        return len(constants) - 1
+
+    def integers(stage: Stage) -> Iterator[int]:
+        yield _OPS.index(type(stage))
+        match stage:
+            case Bias():
+                yield from weights(stage, (), stage.terms)
+            case Dense():
+                yield from slices(stage.source)
+                yield from weights(stage, stage.blocks, stage.bias)
+            case Activate():
+                yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
+            case Sample():
+                yield from (*slices(stage.source, stage.std, stage.z), constant(stage.floor))
+            case Recur():
+                yield from (_CELLS.index(stage.cell), *slices(stage.gates))
+                if stage.candidate is not None:
+                    yield from slices(stage.candidate)
+            case Divergence():
+                yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
+                yield constant(stage.floor)
+            case Likelihood():
+                yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), constant(stage.floor))
+
+    code = [_FORMAT, spec.output_size, len(program.buffers)]
+    for b in program.buffers:
+        code += [b.width, stride(b.width), int(b.kept)]
+    code += [len(program.before), len(program.scan), len(program.after)]
+    for stage in program.stages:
+        code += map(int, integers(stage))
+
+    def saved(keeps: Sequence[Buffer]) -> int:
+        return sum(stride(b.width) for b in keeps if b.name not in ("x", "eps"))
+
+    return ops.Program(
+        code,
+        constants,
+        spec.output_size,
+        saved(program.buffers),
+        saved([b for b in program.buffers if b.kept]),
+    )

@@ -1,0 +1,217 @@
+"""The torch operators of the fused executors: loading them, their fake kernels and their autograd, in one place.
+
+``vrnn_fast::forward`` runs a whole batch of sequences, ``vrnn_fast::backward`` its gradient; csrc/ops.cpp has their
+schemas. Both are one launch whatever T is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import SymInt, Tensor
+
+LIBRARY = Path(__file__).with_name("_ops.so")
+PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
+
+
+class Program(NamedTuple):
+    """An encoded partition: what the operators take of a cell's structure."""
+
+    code: list[int]
+    constants: list[float]
+    output_size: int
+    saved: int  # elements that forward keeps for backward per (time step, sequence)
+    saved_recompute: int  # the same where everything else is recomputed
+
+
+@cache
+def load() -> str | None:
+    """Load the operators, once. None on success, else the reason why they cannot be had."""
+    if not LIBRARY.exists():
+        return "the extension is not built (pip install --no-build-isolation . builds it; it needs a C++17 compiler)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return f"the extension does not load: {error}"
+    _register()
+    return None
+
+
+def launch_counts() -> dict[str, int]:
+    """How often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
+
+    Keys such as ``"cpu.avx2.forward"``; empty if the extension is not loaded.
+    """
+    if not hasattr(torch.ops.vrnn_fast, "launch_counts"):
+        return {}
+    names = [f"cpu.{isa}.{way}" for isa in ("baseline", "avx2", "avx512") for way in ("forward", "backward")]
+    return dict(zip(names, torch.ops.vrnn_fast.launch_counts(), strict=False))
+
+
+def chosen_isa() -> str:
+    """The instruction set that the next CPU launch uses.
+
+    Raises:
+        RuntimeError: VRNN_FAST_ISA names one that this machine cannot run.
+    """
+    return str(torch.ops.vrnn_fast.chosen_isa())
+
+
+class ForwardOutput(NamedTuple):
+    """The results of ``vrnn_fast::forward``, in its order; what was not wanted has no elements."""
+
+    nll: Tensor
+    kl: Tensor
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    raw: Tensor
+    state: list[Tensor]
+    saved: Tensor
+
+
+def forward(
+    program: Program,
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    recompute: bool,
+    want_prior: bool,
+    want_raw: bool,
+) -> ForwardOutput:
+    """Run x (T, B, X) with noise eps (T, B, Z) from state, (B, H) each. lengths (B,) int64 on the CPU, or None."""
+    saved: int | SymInt = 0
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, eps, *state, *parameters)):
+        saved = x.shape[0] * x.shape[1] * (program.saved_recompute if recompute else program.saved) + SLACK
+    return ForwardOutput(
+        *torch.ops.vrnn_fast.forward(
+            x,
+            eps,
+            lengths,
+            list(state),
+            list(parameters),
+            program.code,
+            program.constants,
+            saved,
+            recompute,
+            want_prior,
+            want_raw,
+        )
+    )
+
+
+SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
+
+
+def _fake_forward(
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    program: list[int],
+    constants: list[float],
+    saved_size: int,
+    recompute: bool,
+    want_prior: bool,
+    want_raw: bool,
+) -> tuple[Any, ...]:
+    steps, batch, latent = eps.shape
+    output = program[1]  # the code begins with the format's version and the width of the decoder's raw output
+
+    def per_step(width: int, wanted: bool) -> Tensor:
+        return x.new_empty((steps, batch, width) if wanted else (0, 0, width))
+
+    return (
+        x.new_empty((steps, batch)),
+        x.new_empty((steps, batch)),
+        per_step(latent, True),
+        per_step(latent, True),
+        per_step(latent, True),
+        per_step(latent, want_prior),
+        per_step(latent, want_prior),
+        per_step(output, want_raw),
+        [x.new_empty(s.shape) for s in state],
+        x.new_empty((saved_size,)),
+    )
+
+
+def _fake_backward(
+    upstream: list[Tensor],
+    slots: list[int],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    saved: Tensor,
+    program: list[int],
+    constants: list[float],
+    recompute: bool,
+    want_x: bool,
+    want_eps: bool,
+) -> tuple[Any, ...]:
+    def per_step(like: Tensor, wanted: bool) -> Tensor:
+        return x.new_empty(like.shape if wanted else (0, 0, like.shape[2]))
+
+    return (
+        per_step(x, want_x),
+        per_step(eps, want_eps),
+        [x.new_empty(s.shape) for s in state],
+        [x.new_empty(p.shape) for p in parameters],
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, eps, lengths, state, parameters, program, constants, _, recompute, _, _ = inputs
+    saved = output[-1]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(saved)
+    ctx.save_for_backward(x, eps, lengths, saved, *state, *parameters)
+    ctx.states, ctx.program, ctx.constants, ctx.recompute = len(state), program, constants, recompute
+
+
+def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+    x, eps, lengths, saved, *rest = ctx.saved_tensors
+    state, parameters = rest[: ctx.states], rest[ctx.states :]
+    per_step, on_state = gradients[:PER_STEP_OUTPUTS], gradients[PER_STEP_OUTPUTS]
+    given = [*per_step, *(on_state if on_state is not None else [None] * ctx.states)]
+    slots = [i for i, g in enumerate(given) if g is not None and g.numel() > 0]
+    d_x, d_eps, d_state, d_parameters = torch.ops.vrnn_fast.backward(
+        [given[i] for i in slots],
+        slots,
+        x,
+        eps,
+        lengths,
+        state,
+        parameters,
+        saved,
+        ctx.program,
+        ctx.constants,
+        ctx.recompute,
+        ctx.needs_input_grad[0],
+        ctx.needs_input_grad[1],
+    )
+    return (
+        d_x if ctx.needs_input_grad[0] else None,
+        d_eps if ctx.needs_input_grad[1] else None,
+        None,
+        d_state,
+        d_parameters,
+        *(None,) * 6,
+    )
+
+
+def _register() -> None:
+    torch.library.register_fake("vrnn_fast::forward", _fake_forward)
+    torch.library.register_fake("vrnn_fast::backward", _fake_backward)
+    torch.library.register_autograd("vrnn_fast::forward", _backward, setup_context=_setup_context)

@@ -1,0 +1,155 @@
+"""What a variational recurrent cell is made of, without a tensor in sight.
+
+A :class:`CellSpec` names the six networks of Chung et al. 2015 ("A Recurrent Latent Variable Model for
+Sequential Data", equations 5 to 11) by their widths. Everything downstream (the cut into stages, the parameter
+list, the kernels) is derived from it, so two equal specs always run the same program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
+Cell = Literal["gru", "lstm"]
+Std = Literal["softplus"]
+Fused = Literal["bernoulli", "gaussian", "external"]
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+GATES: dict[str, int] = {"gru": 3, "lstm": 4}
+LATENT_STD_FLOOR = 1e-6
+
+
+class ParameterSpec(NamedTuple):
+    """One parameter: its state-dict name and its shape as torch stores it, (out, in) or (out,)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """One affine map ``weight @ input + bias`` of a network, by the prefix of its two parameters."""
+
+    prefix: str
+    inputs: int
+    outputs: int
+
+    @property
+    def weight(self) -> str:
+        return f"{self.prefix}.weight"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.prefix}.bias"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hidden layers, each followed by the activation, and linear heads that read the last of them.
+
+    ``hidden`` may be empty: then the heads (if any) read the network's input directly.
+    """
+
+    hidden: tuple[Layer, ...]
+    heads: tuple[Layer, ...] = ()
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.hidden + self.heads
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """The structure of one variational recurrent cell. Widths are feature counts.
+
+    ``likelihood`` says which negative log-likelihood the launch computes itself; ``"external"`` leaves the
+    decoder's raw output to an object outside. ``decoder_heads`` lists that output's heads, each ``input_size`` wide.
+    """
+
+    input_size: int
+    hidden_size: int
+    latent_size: int
+    cell: Cell = "gru"
+    bias: bool = True
+    phi_x: tuple[int, ...] = ()
+    phi_z: tuple[int, ...] = ()
+    encoder: tuple[int, ...] = ()
+    prior: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+    activation: Activation = "relu"
+    std: Std = "softplus"
+    latent_std_floor: float = LATENT_STD_FLOOR
+    likelihood: Fused = "bernoulli"
+    decoder_heads: tuple[str, ...] = ("dec_mean.0",)
+    output_std_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "latent_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
+            widths = getattr(self, name)
+            if not isinstance(widths, tuple) or any(
+                not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths
+            ):
+                raise ValueError(f"{name} must be a tuple of positive layer widths, got {widths!r}")
+        for name, allowed in (
+            ("cell", get_args(Cell)),
+            ("activation", ACTIVATIONS),
+            ("std", get_args(Std)),
+            ("likelihood", get_args(Fused)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    @property
+    def phi_x_size(self) -> int:
+        """Width of what the encoder and the cell see of x_t: phi_x's last layer, or x itself."""
+        return self.phi_x[-1] if self.phi_x else self.input_size
+
+    @property
+    def phi_z_size(self) -> int:
+        """Width of what the decoder and the cell see of z_t: phi_z's last layer, or z itself."""
+        return self.phi_z[-1] if self.phi_z else self.latent_size
+
+    @property
+    def output_size(self) -> int:
+        """Width of the decoder's raw output: its heads side by side."""
+        return len(self.decoder_heads) * self.input_size
+
+    @property
+    def state_tensors(self) -> int:
+        """How many tensors a recurrent state has: h, or the pair (h, c)."""
+        return 2 if self.cell == "lstm" else 1
+
+    def network(self, name: str) -> Network:
+        """The layers of ``phi_x``, ``phi_z``, ``encoder``, ``prior`` or ``decoder``, in the order they run."""
+        h, z = self.hidden_size, self.latent_size
+        inputs, prefix, heads = {
+            "phi_x": (self.input_size, "phi_x", ()),
+            "phi_z": (z, "phi_z", ()),
+            "encoder": (self.phi_x_size + h, "enc", (("enc_mean", z), ("enc_std.0", z))),
+            "prior": (h, "prior", (("prior_mean", z), ("prior_std.0", z))),
+            "decoder": (self.phi_z_size + h, "dec", tuple((n, self.input_size) for n in self.decoder_heads)),
+        }[name]
+        hidden: list[Layer] = []
+        for i, width in enumerate(getattr(self, name)):
+            hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width))
+            inputs = width
+        return Network(tuple(hidden), tuple(Layer(n, inputs, width) for n, width in heads))
+
+    def parameters(self) -> Iterator[ParameterSpec]:
+        """Every parameter in the order in which executors receive them."""
+        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
+            for layer in self.network(name).layers:
+                yield ParameterSpec(layer.weight, (layer.outputs, layer.inputs))
+                yield ParameterSpec(layer.bias, (layer.outputs,))
+        gates = GATES[self.cell] * self.hidden_size
+        yield ParameterSpec("rnn.weight_ih_l0", (gates, self.phi_x_size + self.phi_z_size))
+        yield ParameterSpec("rnn.weight_hh_l0", (gates, self.hidden_size))
+        if self.bias:
+            yield ParameterSpec("rnn.bias_ih_l0", (gates,))
+            yield ParameterSpec("rnn.bias_hh_l0", (gates,))
