@@ -1,0 +1,55 @@
+# Everything a checkout needs, from a bare machine with Python >= 3.11, g++ and make. A second run is quick.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
+
+.PHONY: demo test bench lint format build extensions clean
+
+# Learn Bach: install, build, train, and leave the results in runs/chorales.
+demo:
+	@start=$$(date +%s) && $(MAKE) --no-print-directory $(VENV)/tools \
+	&& tools=$$(date +%s) && $(MAKE) --no-print-directory extensions \
+	&& built=$$(date +%s) && $(MAKE) --no-print-directory $(VENV)/installed \
+	&& install=$$(($$(date +%s) - built + tools - start)) build=$$((built - tools)) \
+	&& VRNN_FAST_PHASES="install=$$install,build=$$build" $(BIN)/vrnn-fast demo
+
+test: build
+	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/python -m bench
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+# Recompile what changed, in place.
+build: $(VENV)/installed extensions
+
+extensions: $(VENV)/tools
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+# torch comes first: what it brings decides what everything else is built against.
+$(VENV)/tools:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], \
+	sep='\n')" > $(VENV)/requires.txt
+	$(BIN)/pip install --quiet -r $(VENV)/requires.txt
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools pyproject.toml setup.py
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info vrnn_fast/*.so .mypy_cache .pytest_cache .ruff_cache .benchmarks

@@ -1,0 +1,93 @@
+"""The two extension modules, compiled by ninja: in parallel, and only what changed. Metadata is in pyproject.toml.
+
+``vrnn_fast/_ops.so`` holds the torch operators. It uses nothing but the stable ABI of libtorch 2.10, and no Python at
+all, so one build serves every later torch. ``vrnn_fast._native`` is an ordinary pybind11 module without torch; the
+package works without it, so its failure is a warning.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import sysconfig
+from glob import glob
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Icsrc"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"] + ["-DVRNN_X86"] * X86
+ISA_FLAGS = {  # by the end of a source's name; a baseline source gets none
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"],
+}
+
+
+def isa(source: str) -> str:
+    return Path(source).stem.rpartition("_")[2]
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(s for p in patterns for s in glob(p) if X86 or isa(s) not in ISA_FLAGS)
+
+
+def package(name: str) -> Path:
+    """Where an installed package lies, without importing it."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise CompileError(f"building needs {name}: install it, then this with pip install --no-build-isolation")
+    return Path(spec.submodule_search_locations[0])
+
+
+class NinjaBuild(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("_ops"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extension(self, ext: Extension) -> None:
+        include, link = [sysconfig.get_path("include"), package("pybind11") / "include"], []
+        if ext.name.endswith("_ops"):
+            torch = package("torch")
+            include, link = [torch / "include"], [f"-L{torch / 'lib'}", "-ltorch_cpu"]
+        flags = FLAGS + [f"-D{name}={value}" for name, value in ext.define_macros]
+        flags += [flag for path in include for flag in ("-isystem", str(path))]
+        folder, target = Path("build", "ninja", ext.name), Path(self.get_ext_fullpath(ext.name))
+        cxx = os.environ.get("CXX", "g++")
+        lines = [
+            f"builddir = {folder}",
+            f"rule cxx\n  command = {cxx} $flags -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = {cxx} -shared $in -o $out " + shlex.join(link).replace("$", "$$"),
+        ]
+        objects = []
+        for source in ext.sources:
+            objects.append(f"{folder / Path(source).stem}.o")
+            command = shlex.join(flags + ISA_FLAGS.get(isa(source), [])) + " " + os.environ.get("CXXFLAGS", "")
+            lines.append(f"build {objects[-1]}: cxx {source}\n  flags = " + command.replace("$", "$$"))
+        lines.append(f"build {folder / target.name}: link {' '.join(objects)}\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text("\n".join(lines))
+        try:
+            subprocess.run([sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")], check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(f"{ext.name}: ninja failed, see above") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(folder / target.name), str(target))
+
+
+OPS = Extension(
+    "vrnn_fast._ops",
+    [s for s in sources("csrc/ops.cpp", "csrc/core/*.cpp", "csrc/cpu/*.cpp") if not Path(s).name.startswith("peak")],
+    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
+)
+NATIVE = Extension(
+    "vrnn_fast._native", sources("csrc/module.cpp", "csrc/cpu/features.cpp", "csrc/cpu/peak*.cpp"), optional=True
+)
+setup(ext_modules=[OPS, NATIVE], cmdclass={"build_ext": NinjaBuild})
