@@ -1,0 +1,9 @@
+"""Variational recurrent networks (Chung et al. 2015) as one fused launch per batch of sequences."""
+
+from .executors import backends
+from .likelihoods import Bernoulli, Gaussian, Likelihood
+from .model import VRNN, VRNNOutput, VRNNStep
+
+__version__ = "0.1.0"
+
+__all__ = ["VRNN", "Bernoulli", "Gaussian", "Likelihood", "VRNNOutput", "VRNNStep", "__version__", "backends"]

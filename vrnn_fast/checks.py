@@ -1,0 +1,128 @@
+"""Every argument of a call, looked at before anything runs: errors name it, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+
+def positive_int(name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is an int of at least 1."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
+def number(name: str, value: object, *, zero: bool) -> None:
+    """Raise unless ``value`` is a positive number (or zero, where allowed) or a tensor of a single one.
+
+    The value of a tensor is read on the CPU only, and not while torch.compile traces.
+    """
+    meant = "a number >= 0" if zero else "a number > 0"
+    if isinstance(value, Tensor):
+        if value.dim() != 0:
+            raise ValueError(f"{name} must be {meant} or a 0-d tensor, got shape {tuple(value.shape)}")
+        if torch.compiler.is_compiling() or value.device.type != "cpu":
+            return
+        value = value.item()
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {meant} or a 0-d tensor, got {value!r}")
+    if not (value >= 0 if zero else value > 0):  # also refuses NaN
+        raise ValueError(f"{name} must be {meant}, got {value!r}")
+    if not torch.compiler.is_compiling() and math.isinf(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+
+
+def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
+    """Raise unless ``value`` is a collection of some of the allowed names."""
+    if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
+        raise TypeError(f"{name} must be a tuple of names out of {', '.join(allowed)}, got {value!r}")
+    for entry in value:
+        if entry not in allowed:
+            raise ValueError(f"{name} may hold {', '.join(allowed)}, got {entry!r}")
+    return value
+
+
+def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], like: Tensor) -> Tensor:
+    """Raise unless ``value`` is a strided tensor of this shape and of the dtype and device of the parameter ``like``.
+
+    ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
+    meant = ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
+    if value.dim() != len(shape):
+        raise ValueError(
+            f"{name} must have {len(shape)} dimensions ({meant}), got {value.dim()}: shape {tuple(value.shape)}"
+        )
+    for i, (label, size) in enumerate(shape):
+        if size is None and value.shape[i] == 0:
+            raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(value.shape)}")
+        if size is not None and value.shape[i] != size:
+            raise ValueError(f"{name} must have shape ({meant}), got {tuple(value.shape)}")
+    if value.dtype != like.dtype:
+        raise ValueError(f"{name} must have the parameters' dtype {like.dtype}, got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on the parameters' device {like.device}, got {value.device}")
+    return value
+
+
+def lengths(value: object, steps: int, batch: int) -> Tensor:
+    """The lengths on the CPU, contiguous: (B,) int64, each from 0 to T, at least one above 0.
+
+    The values are looked at by torch itself while torch.compile traces: RuntimeError at run time, then.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"lengths must be a tensor (B,) of int64, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"lengths must be a dense (strided) tensor, got layout {value.layout}")
+    if value.dtype != torch.int64:
+        raise ValueError(f"lengths must have dtype torch.int64, got {value.dtype}")
+    if value.dim() != 1 or value.shape[0] != batch:
+        raise ValueError(f"lengths must have shape (B = {batch},), got {tuple(value.shape)}")
+    value = value.detach().to("cpu").contiguous()
+    if torch.compiler.is_compiling():
+        good = (value >= 0).all() & (value <= steps).all() & (value > 0).any()
+        torch._assert_async(good, "lengths must be from 0 to T, and not all 0")
+        return value
+    low, high = int(value.min()), int(value.max())
+    if low < 0:
+        raise ValueError(f"lengths must not be negative, got {low} for row {int(value.argmin())}")
+    if high > steps:
+        raise ValueError(f"lengths must be at most T = {steps}, got {high} for row {int(value.argmax())}")
+    if high == 0:
+        raise ValueError("lengths must leave at least one real step, got 0 for every row")
+    return value
+
+
+def generator(value: object, device: torch.device) -> None:
+    """Raise unless ``value`` is None or a generator on the type of ``device``."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(value).__name__}")
+    if value.device.type != device.type:
+        raise ValueError(f"generator must be on the device of x, {device}, got one on {value.device}")
+
+
+def finite(name: str, value: Tensor, real: Tensor | None, *, swap: bool) -> None:
+    """Raise ValueError naming the first NaN or infinity of (T, B, F) at real (T, B) steps, first in time.
+
+    ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
+    """
+    bad = ~torch.isfinite(value)
+    if real is not None:
+        bad = bad & real.unsqueeze(-1)
+    if torch.compiler.is_compiling():
+        torch._assert_async(~bad.any(), f"{name} holds NaN or infinity at a real step")
+        return
+    if bad.any():
+        t, b, feature = (int(i) for i in bad.nonzero()[0])
+        place = (b, t, feature) if swap else (t, b, feature)
+        raise ValueError(
+            f"{name}[{', '.join(map(str, place))}] is {value[t, b, feature].item()}: expected finite values"
+        )

@@ -1,0 +1,110 @@
+"""Who can run a cell: the executors in order of preference, and the choice among them, with reasons."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..spec import CellSpec
+from . import cpu, reference
+from .result import SequenceResult
+
+__all__ = ["Backend", "Executor", "SequenceResult", "announce", "backends", "executors", "names", "select"]
+
+
+class Executor(Protocol):
+    """What a module of this package offers to be one. Its sentences start in lower case, without a full stop."""
+
+    @property
+    def name(self) -> str:
+        """How the user asks for it."""
+
+    @property
+    def verified(self) -> str:
+        """What it has been verified on, in words."""
+
+    def unavailable(self) -> str | None:
+        """None if this machine can run it, else the reason why not. Asked once, at import."""
+
+    def refuses(self, spec: CellSpec, x: Tensor) -> str | None:
+        """None, or the reason why this call cannot run here. Traced: plain comparisons only."""
+
+    def launches(self, spec: CellSpec) -> str:
+        """How many launches a forward and a backward take, in words."""
+
+    def run(
+        self,
+        spec: CellSpec,
+        parameters: Sequence[Tensor],
+        x: Tensor,
+        eps: Tensor,
+        lengths: Tensor | None,
+        state: tuple[Tensor, ...],
+        *,
+        recompute: bool,
+        want_prior: bool,
+        want_raw: bool,
+    ) -> SequenceResult:
+        """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
+        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors."""
+
+
+executors: tuple[Executor, ...] = (cpu, reference)
+_UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
+_announced: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An executor on this machine: can it run at all, why not, and what it has been verified on."""
+
+    available: bool
+    reason: str | None
+    verified: str
+
+
+def backends() -> dict[str, Backend]:
+    """Every executor by name, in order of preference."""
+    return {e.name: Backend(_UNAVAILABLE[e.name] is None, _UNAVAILABLE[e.name], e.verified) for e in executors}
+
+
+def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str, str]]:
+    """The executor for this call, and for each one preferred to it the reason why it is not that one.
+
+    ``"auto"`` takes the first that can run.
+
+    Raises:
+        RuntimeError: the named executor cannot run on this machine, or not this call.
+        ValueError: there is no executor of that name.
+    """
+    reasons: dict[str, str] = {}
+    for executor in executors:
+        if backend not in ("auto", executor.name):
+            continue
+        reason = _UNAVAILABLE[executor.name] or executor.refuses(spec, x)
+        if reason is None:
+            return executor, reasons
+        reasons[executor.name] = reason
+    if reasons:
+        raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
+    raise ValueError(f"backend must be one of {', '.join(names())}, got {backend!r}")
+
+
+def names() -> tuple[str, ...]:
+    """What ``backend`` may be."""
+    return ("auto", *(e.name for e in executors))
+
+
+def announce(executor: Executor, reasons: dict[str, str]) -> None:
+    """Warn, once per reason, that a preferred executor was passed over. Silent while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return
+    for name, reason in reasons.items():
+        if reason not in _announced:
+            _announced.add(reason)
+            warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=4)

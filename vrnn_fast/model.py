@@ -1,0 +1,529 @@
+"""The variational recurrent network as an ordinary module. Everything measured is in nats."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from . import checks, executors, layout
+from .executors.reference import Cell
+from .likelihoods import Likelihood, MeanStd, as_likelihood
+from .spec import Activation, CellSpec, Std
+from .spec import Cell as CellKind
+
+State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+Widths: TypeAlias = Sequence[int] | None
+
+_OUTPUTS = ("prior", "prediction")
+
+
+@dataclass
+class VRNNOutput:
+    """What a forward pass returns. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``, and zero at
+    padding.
+
+    Attributes:
+        loss: scalar, the sum over real steps of nll + beta * max(kl, free_nats), divided by the normalizer.
+        nll: (T, B) -log p(x_t | z_<=t, x_<t) of the sampled z.
+        kl: (T, B) KL(q(z_t) || p(z_t)), the exact one between the two Gaussians.
+        elbo: (B,) the evidence lower bound of each row, -(nll + kl) summed over time. Without beta or free nats.
+        latent: (T, B, Z) z_t = mean + std * eps.
+        posterior: mean and std of q(z_t | z_<t, x_<=t), (T, B, Z) each.
+        state: each row's state after its own last step, (1, B, H), for an LSTM the pair (h, c) of them.
+        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
+        prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
+            mean and std (T, B, X) each, or what the user's own likelihood makes of the decoder's output.
+    """
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+    elbo: Tensor
+    latent: Tensor
+    posterior: MeanStd
+    state: State
+    prior: MeanStd | None = None
+    prediction: Any = None
+
+
+pytree.register_dataclass(VRNNOutput)
+
+
+class VRNNStep(NamedTuple):
+    """What a single step returns.
+
+    Attributes:
+        nll: (B,) -log p(x_t | z_<=t, x_<t) in nats.
+        kl: (B,) KL of posterior and prior in nats.
+        prediction: the parameters of p(x_t | x_<t, z_<t) at the prior's mean of z_t: it has not seen x_t.
+        state: the state after this step, in the form of ``VRNNOutput.state``.
+    """
+
+    nll: Tensor
+    kl: Tensor
+    prediction: Any
+    state: State
+
+
+class VRNN(nn.Module):
+    """A variational recurrent network (Chung et al. 2015, "A Recurrent Latent Variable Model for Sequential Data").
+
+    ::
+
+        prior      z_t ~ N(prior(h_{t-1}))                              eq. 5
+        generation x_t ~ likelihood(decoder(phi_z(z_t), h_{t-1}))       eq. 6
+        recurrence h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1})          eq. 7
+        posterior  z_t ~ N(encoder(phi_x(x_t), h_{t-1}))                eq. 9
+        bound      sum_t E_q[log p(x_t | z_<=t, x_<t)] - KL(q || p)     eq. 11
+
+    Sub-modules hold the parameters, under the names of the most copied PyTorch VRNN, and are never called: a forward
+    or backward hook on one, or one replaced by another module, raises RuntimeError at the next call, naming it. Hooks
+    on parameters and ``torch.nn.utils.parametrizations`` work.
+
+    Args:
+        input_size: X, features of x_t.
+        hidden_size: H, width of the recurrent state.
+        latent_size: Z, width of z_t.
+        cell: ``"gru"`` or ``"lstm"``, as ``torch.nn.GRU`` and ``torch.nn.LSTM`` compute them.
+        num_layers: of the recurrent cell; 1 in this release.
+        bias: whether the recurrent cell has biases. All other layers always have one.
+        phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
+            no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
+            two layers, one, two, one and two, each ``hidden_size`` wide.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
+        std: how a standard deviation comes from its head; ``"softplus"``.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or a
+            :class:`~vrnn_fast.likelihoods.Likelihood` object.
+        batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
+        backend: ``"auto"`` picks the fastest executor that can run a call, and warns once per reason when it passes
+            one over; a name insists on that executor. May be reassigned at any time.
+        recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
+            again: less memory, the same numbers.
+        check: look for NaN and infinity in x at every call, at real steps, and name the first. Costs one more pass
+            over x, and where x is on a GPU a wait for it. Without it a NaN reaches all results of its row from its
+            step on, the loss and so every gradient; results of other rows stay right.
+        device, dtype: of the parameters, as everywhere in torch.
+
+    Raises:
+        ValueError: an argument out of its domain, naming it.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        latent_size: int,
+        *,
+        cell: CellKind = "gru",
+        num_layers: int = 1,
+        bias: bool = True,
+        phi_x: Widths = None,
+        phi_z: Widths = None,
+        encoder: Widths = None,
+        prior: Widths = None,
+        decoder: Widths = None,
+        activation: Activation = "relu",
+        std: Std = "softplus",
+        likelihood: str | Likelihood = "bernoulli",
+        batch_first: bool = False,
+        backend: str = "auto",
+        recompute: bool = False,
+        check: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers != 1:
+            raise ValueError(f"num_layers must be 1 in this release, got {num_layers!r}")
+        if backend not in executors.names():
+            raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
+        h = hidden_size
+        self.likelihood = as_likelihood(likelihood)
+        self.spec = CellSpec(
+            input_size,
+            hidden_size,
+            latent_size,
+            cell=cell,
+            bias=bias,
+            phi_x=_widths("phi_x", phi_x, (h, h)),
+            phi_z=_widths("phi_z", phi_z, (h,)),
+            encoder=_widths("encoder", encoder, (h, h)),
+            prior=_widths("prior", prior, (h,)),
+            decoder=_widths("decoder", decoder, (h, h)),
+            activation=activation,
+            std=std,
+            likelihood=self.likelihood.fused,
+            decoder_heads=_heads(self.likelihood),
+            output_std_floor=self.likelihood.min_std,
+        )
+        self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.backend = backend
+        self.recompute = recompute
+        self.check = check
+        for name, module in layout.modules(self.spec, device, dtype):
+            self.add_module(name, module)
+        self._layout = layout.slots(self, self.spec)
+        self._order = tuple(p.name for p in self.spec.parameters())
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        state: State | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        beta: float | Tensor = 1.0,
+        free_nats: float | Tensor = 0.0,
+        normalizer: float | Tensor | None = None,
+        outputs: Sequence[str] = (),
+    ) -> VRNNOutput:
+        """Infer z along a batch of sequences and measure the bound.
+
+        Args:
+            x: (T, B, X), of the parameters' dtype and device, any strides. Padding may hold anything, NaN too.
+            lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
+                of length 0 adds nothing and passes its state through. Values are wanted on the CPU: from a GPU they
+                cost a wait.
+            state: the state to start from, as ``VRNNOutput.state`` gives it; None is zeros.
+            eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
+                ``batch_first``.
+            generator: the source of that draw, on the device of x. Not with ``eps``.
+            beta: weight of the KL term, a number >= 0 or a 0-d tensor.
+            free_nats: floor of the KL of each real (step, row) in the loss, >= 0; below it there is no gradient. A
+                number or a 0-d tensor.
+            normalizer: what to divide the loss by, > 0; None is the number of real steps of this call. Under data
+                parallelism with averaged gradients: real steps of all ranks / number of ranks.
+            outputs: further results to return, of ``"prior"`` and ``"prediction"``.
+
+        Raises:
+            ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; NaN in x
+                if ``check``. While torch.compile traces, the values of ``lengths`` and the finiteness of x are asserted
+                at run time by torch (RuntimeError).
+            RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
+        """
+        parameters = layout.gather(self, self._layout, self._order)
+        like = parameters[0]
+        first, second = ("B", "T") if self.batch_first else ("T", "B")
+        x = checks.tensor("x", x, ((first, None), (second, None), ("input_size", self.input_size)), like)
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        steps, batch = x.shape[0], x.shape[1]
+        if lengths is not None:
+            lengths = checks.lengths(lengths, steps, batch)
+        start = self._start(state, batch, like)
+        checks.number("beta", beta, zero=True)
+        checks.number("free_nats", free_nats, zero=True)
+        if normalizer is not None:
+            checks.number("normalizer", normalizer, zero=False)
+        outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
+        checks.generator(generator, x.device)
+        if eps is None:
+            eps = torch.randn(steps, batch, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+        else:
+            if generator is not None:
+                raise ValueError("generator has nothing to draw where eps is given: pass one of them")
+            sizes = {"T": steps, "B": batch}
+            eps = checks.tensor(
+                "eps", eps, ((first, sizes[first]), (second, sizes[second]), ("Z", self.latent_size)), like
+            )
+            if self.batch_first:
+                eps = eps.transpose(0, 1)
+        real = None if lengths is None else _real(lengths, steps, x.device)
+        if self.check:
+            checks.finite("x", x, real, swap=self.batch_first)
+
+        executor, reasons = executors.select(self.backend, self.spec, x)
+        executors.announce(executor, reasons)
+        external = self.spec.likelihood == "external"
+        result = executor.run(
+            self.spec,
+            parameters,
+            x,
+            eps,
+            lengths,
+            start,
+            recompute=self.recompute,
+            want_prior="prior" in outputs,
+            want_raw=external or "prediction" in outputs,
+        )
+        nll, kl, raw = result.nll, result.kl, result.raw
+        if external:
+            nll = _at_real(real, self.likelihood.nll(cast(Tensor, raw), _at_real(real, x)))
+        prediction = None
+        if "prediction" in outputs:
+            prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
+        prior = None
+        if result.prior_mean is not None and result.prior_std is not None:
+            prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
+        return VRNNOutput(
+            loss=_loss(nll, kl, real, lengths, beta, free_nats, normalizer),
+            nll=self._outer(nll),
+            kl=self._outer(kl),
+            elbo=-(nll + kl).sum(0),
+            latent=self._outer(result.z),
+            posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
+            state=_pack(result.state),
+            prior=prior,
+            prediction=prediction,
+        )
+
+    def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None) -> VRNNStep:
+        """One time step of a stream: predict x_t, then take it in.
+
+        The prediction is the decoder at the prior's mean of z_t, so it uses nothing of x_t and may be read as a
+        forecast; nll and kl are those of the posterior's sample, as :meth:`forward` measures them.
+
+        Args:
+            x_t: (B, X).
+            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
+            eps: (B, Z) noise of the posterior's sample; None draws it.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = layout.gather(self, self._layout, self._order)
+        like = parameters[0]
+        x_t = checks.tensor("x_t", x_t, (("B", None), ("input_size", self.input_size)), like)
+        batch = x_t.shape[0]
+        start = self._start(state, batch, like)
+        if eps is None:
+            eps = torch.randn(batch, self.latent_size, dtype=x_t.dtype, device=x_t.device)
+        else:
+            eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
+        x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
+        if self.check:
+            checks.finite("x_t", x, None, swap=False)
+        executor, reasons = executors.select(self.backend, self.spec, x)
+        executors.announce(executor, reasons)
+        external = self.spec.likelihood == "external"
+        result = executor.run(
+            self.spec,
+            parameters,
+            x,
+            noise,
+            None,
+            start,
+            recompute=self.recompute,
+            want_prior=False,
+            want_raw=external,
+        )
+        cell = Cell(self.spec, parameters)
+        prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
+        nll = self.likelihood.nll(cast(Tensor, result.raw), x) if external else result.nll
+        return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        steps: int,
+        batch_size: int = 1,
+        prefix: Tensor | None = None,
+        lengths: Tensor | None = None,
+        temperature: float = 1.0,
+        mean: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, State]:
+        """Draw sequences from the model, each x_t fed back through phi_x.
+
+        Args:
+            steps: how many new time steps.
+            batch_size: how many sequences; with a prefix it is the prefix's.
+            prefix: (T, B, X) sequences to continue, each from its own last real step.
+            lengths: (B,) real steps of the prefix, as in :meth:`forward`.
+            temperature: > 0; multiplies the prior's and the output's standard deviations, divides Bernoulli logits.
+            mean: take the output's mean instead of a sample (z is sampled still).
+            generator: the source of all draws.
+
+        Returns:
+            The new steps, (steps, B, X) (batch first if the module is), and the state after them.
+
+        Raises:
+            ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
+        """
+        parameters = layout.gather(self, self._layout, self._order)
+        like = parameters[0]
+        checks.positive_int("steps", steps)
+        checks.positive_int("batch_size", batch_size)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.item()
+        checks.number("temperature", temperature, zero=False)
+        checks.generator(generator, like.device)
+        if prefix is None:
+            if lengths is not None:
+                raise ValueError("lengths are those of a prefix: pass prefix too")
+            state = self._start(None, batch_size, like)
+        else:
+            out = self(prefix, lengths=lengths, generator=generator)
+            batch = out.elbo.shape[0]
+            if batch_size not in (1, batch):
+                raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
+            batch_size = batch
+            state = self._start(out.state, batch, like)
+        cell = Cell(self.spec, parameters)
+        samples = []
+        for _ in range(steps):
+            prior = cell.prior(state[0])
+            noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
+            phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
+            raw = cell.decoder(phi_z, state[0])
+            x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
+            state = cell.recur(cell.phi_x(x), phi_z, state)
+            samples.append(x)
+        return self._outer(torch.stack(samples)), _pack(state)
+
+    def init_state(self, batch_size: int) -> State:
+        """The state that ``state=None`` stands for: zeros (1, B, H), for an LSTM a pair of them."""
+        checks.positive_int("batch_size", batch_size)
+        return _pack(self._start(None, batch_size, layout.gather(self, self._layout, self._order)[0]))
+
+    def explain(self, x: Tensor | None = None) -> str:
+        """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
+        why not the others.
+
+        Raises:
+            RuntimeError: the backend asked for by name cannot run it.
+        """
+        if x is None:
+            like = layout.gather(self, self._layout, self._order)[0]
+            x = like.new_empty((1, 1, self.input_size))
+        executor, reasons = executors.select(self.backend, self.spec, x)
+        lines = [f"{executor.name}: {executor.launches(self.spec)}"]
+        for other in executors.executors:
+            if other.name in reasons:
+                lines.append(f"not {other.name}: {reasons[other.name]}")
+            elif other.name != executor.name:
+                why = f"{executor.name} is preferred" if self.backend == "auto" else f"backend={self.backend!r}"
+                lines.append(f"not {other.name}: {why}")
+        return "\n".join(lines)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, {self.latent_size}, cell={self.spec.cell!r}, "
+            f"activation={self.spec.activation!r}, likelihood={self.likelihood}, batch_first={self.batch_first}, "
+            f"backend={self.backend!r}"
+        )
+
+    def _outer(self, tensor: Tensor) -> Tensor:
+        """From (T, B, ...) to the layout of the caller."""
+        return tensor.transpose(0, 1) if self.batch_first else tensor
+
+    def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
+        """The caller's state as executors take it, (B, H) tensors; zeros for None."""
+        if state is None:
+            return tuple(like.new_zeros((batch, self.hidden_size)) for _ in range(self.spec.state_tensors))
+        shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
+        if self.spec.cell == "gru":
+            return (checks.tensor("state", state, shape, like)[0],)
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
+        return tuple(checks.tensor(f"state[{i}]", s, shape, like)[0] for i, s in enumerate(state))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Read checkpoints of the same names that were made for another likelihood, and name a bias that differs."""
+        heads = {head.partition(".")[0]: head for head in self.spec.decoder_heads}
+        if "dec_mean" in heads:
+            there, here = (
+                ("dec_mean.0.", "dec_mean.") if heads["dec_mean"] == "dec_mean" else ("dec_mean.", "dec_mean.0.")
+            )
+            for key in [
+                k for k in state_dict if k.startswith(prefix + there) and not k.startswith(prefix + here + "0.")
+            ]:
+                if there.startswith(here) or not key.startswith(prefix + here):
+                    state_dict[prefix + here + key.removeprefix(prefix + there)] = state_dict.pop(key)
+        unused = [k for k in state_dict if k.startswith(prefix + "dec_std.")] if "dec_std" not in heads else []
+        for key in unused:
+            del state_dict[key]
+        if unused:
+            warnings.warn(f"dropped {', '.join(unused)}: {self.likelihood} has no use for them", stacklevel=3)
+        ours = {f"{prefix}{name}" for name in self._order if name.startswith("rnn.bias")}
+        theirs = {k for k in state_dict if k.startswith(prefix + "rnn.") and "bias_" in k}
+        if strict and f"{prefix}rnn.weight_hh_l0" in state_dict and bool(ours) != bool(theirs):
+            if ours:
+                error_msgs.append(f"{', '.join(sorted(ours))} missing: the checkpoint's cell has none, pass bias=False")
+            else:
+                error_msgs.append(
+                    f"{', '.join(sorted(theirs))} not wanted: the checkpoint's cell has them, pass bias=True"
+                )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, ...]:
+    if widths is None:
+        return default
+    if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
+        raise ValueError(f"{name} must be a tuple of layer widths, got {widths!r}")
+    return tuple(widths)
+
+
+def _heads(likelihood: Likelihood) -> tuple[str, ...]:
+    """The likelihood's decoder heads, fit to be attributes of the module."""
+    heads = likelihood.heads
+    owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
+    good = all(
+        o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
+    )
+    if not heads or not good or len(set(owners)) != len(owners):
+        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {heads!r}")
+    return tuple(heads)
+
+
+def _pack(state: tuple[Tensor, ...]) -> State:
+    """(B, H) tensors as the caller sees them: (1, B, H), or the pair of those."""
+    packed = tuple(s.unsqueeze(0) for s in state)
+    return packed[0] if len(packed) == 1 else (packed[0], packed[1])
+
+
+def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
+    """(T, B), true where t < lengths[b]."""
+    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)
+
+
+def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
+    """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
+    if real is None:
+        return tensor
+    return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+
+
+def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply ``function`` to a tensor or to every tensor of a tuple, keeping the tuple's class."""
+    if isinstance(value, Tensor):
+        return function(value)
+    mapped = [_each(function, v) for v in value]
+    return type(value)(*mapped) if hasattr(value, "_fields") else tuple(mapped)
+
+
+def _loss(
+    nll: Tensor,
+    kl: Tensor,
+    real: Tensor | None,
+    lengths: Tensor | None,
+    beta: float | Tensor,
+    free_nats: float | Tensor,
+    normalizer: float | Tensor | None,
+) -> Tensor:
+    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer."""
+    if isinstance(free_nats, Tensor) or free_nats > 0:
+        kl = _at_real(real, torch.clamp(kl, min=free_nats))
+    if normalizer is None:
+        normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
+    return (nll.sum() + beta * kl.sum()) / normalizer
