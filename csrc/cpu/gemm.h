@@ -75,6 +75,7 @@ static __attribute__((noinline)) void tile(const Strip<T>& s, int64_t row) {
                              s.c + row * s.c_row, s.c_row, s.start, s.bias);
 }
 
+// Calls tile<T, m, V, P> for a run-time 0 <= m <= M.
 template <class T, int V, int P, int M>
 VRNN_INLINE void tile_of(int64_t m, const Strip<T>& s, int64_t row) {
     if constexpr (M > 0) {
@@ -83,21 +84,25 @@ VRNN_INLINE void tile_of(int64_t m, const Strip<T>& s, int64_t row) {
     }
 }
 
+// Rows are dealt evenly to as few tiles as they need: 8 rows are 4 + 4, not 6 + 2.
+template <class T, class F>
+VRNN_INLINE void for_tiles(int64_t rows, F f) {
+    const int64_t tiles = (rows + Tile<T>::rows - 1) / Tile<T>::rows, each = rows / tiles, larger = rows % tiles;
+    int64_t row = 0;
+    for (int64_t i = 0; i < larger; ++i, row += each + 1) f(row, each + 1);
+    for (int64_t i = larger; i < tiles; ++i, row += each) f(row, each);
+}
+
 template <class T, int V>
 static void strip(int64_t rows, const Strip<T>& s) {
-    constexpr int MR = Tile<T>::rows;
-    int64_t row = 0;
-    for (; row + MR <= rows; row += MR) tile<T, MR, V, 1>(s, row);
-    tile_of<T, V, 1, MR - 1>(rows - row, s, row);
+    for_tiles<T>(rows, [&](int64_t row, int64_t m) { tile_of<T, V, 1, Tile<T>::rows>(m, s, row); });
 }
 
 // A last strip narrower than its vectors works on a copy, so that nothing beyond C's own columns is touched.
 template <class T, int V>
 static void narrow_strip(int64_t rows, const Strip<T>& s, int64_t width) {
-    constexpr int MR = Tile<T>::rows;
-    alignas(64) T copy[MR * Tile<T>::columns];
-    for (int64_t row = 0; row < rows; row += MR) {
-        const int64_t m = rows - row < MR ? rows - row : MR;
+    alignas(64) T copy[Tile<T>::rows * Tile<T>::columns];
+    for_tiles<T>(rows, [&](int64_t row, int64_t m) {
         T* c = s.c + row * s.c_row;
         if (s.start == Start::keep)
             for (int64_t i = 0; i < m; ++i)
@@ -106,10 +111,10 @@ static void narrow_strip(int64_t rows, const Strip<T>& s, int64_t width) {
         local.a += row * s.a_row;
         local.c = copy;
         local.c_row = Tile<T>::columns;
-        tile_of<T, V, 1, MR>(m, local, 0);
+        tile_of<T, V, 1, Tile<T>::rows>(m, local, 0);
         for (int64_t i = 0; i < m; ++i)
             for (int64_t j = 0; j < width; ++j) c[i * s.c_row + j] = copy[i * Tile<T>::columns + j];
-    }
+    });
 }
 
 template <class T, int V>

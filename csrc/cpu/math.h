@@ -23,8 +23,8 @@ VRNN_INLINE F32 power_of_two(F32 n) {
 }
 
 VRNN_INLINE F32 exp(F32 x) {
-    x = x > 89.0f ? F32{} + 89.0f : x;
-    x = x < -104.0f ? F32{} - 104.0f : x;
+    x = x > 89.0f ? all(89.0f) : x;
+    x = x < -104.0f ? all(-104.0f) : x;
     const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
     const F32 n = (x * 1.44269504088896341f + to_integer) - to_integer;
     const F32 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
@@ -64,17 +64,17 @@ VRNN_INLINE F32 log(F32 x) {
     e = low ? e - 1.0f : e;
     m = low ? m + m : m;
     F32 y = log_of(m, e);
-    const F32 infinity = F32{} + __builtin_inff();
+    const F32 infinity = all(__builtin_inff());
     y = x == infinity ? infinity : y;
     y = x == 0.0f ? -infinity : y;
-    return x < 0.0f || x != x ? F32{} + __builtin_nanf("") : y;
+    return x < 0.0f || x != x ? all(__builtin_nanf("")) : y;
 }
 
 // log(1 + u) for u in [0, 1]: the rounding of 1 + u is divided out again
 VRNN_INLINE F32 log1p_unit(F32 u) {
     const F32 w = 1.0f + u, d = w - 1.0f;
     const I32 high = w > 1.41421356f;
-    const F32 y = log_of(high ? w * 0.5f : w, high ? F32{} + 1.0f : F32{}) * (u / d);
+    const F32 y = log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) * (u / d);
     return d == 0.0f ? u : y;
 }
 

@@ -46,7 +46,7 @@ VRNN_INLINE void store(T* p, Vec<T> v) {
 
 template <class T>
 VRNN_INLINE Vec<T> all(T value) {
-    return Vec<T>{} + value;
+    return value - Vec<T>{};  // unlike value + 0, exact for -0 and so a plain broadcast
 }
 
 // The first n lanes, zeros behind them.
