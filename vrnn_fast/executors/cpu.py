@@ -71,7 +71,7 @@ def run(
 ) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`."""
     out = ops.forward(
-        encode(spec),
+        program_of(spec),
         x,
         eps,
         lengths,
@@ -94,6 +94,12 @@ def stride(width: int) -> int:
     """Elements from one row of a buffer to the next."""
     lines = -(-width // _LINE) * _LINE
     return lines + _LINE if lines % _ALIAS == 0 else lines
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def program_of(spec: CellSpec) -> ops.Program:
+    """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+    return encode(spec)
 
 
 @lru_cache(maxsize=256)
