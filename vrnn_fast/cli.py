@@ -1,0 +1,258 @@
+"""The command ``vrnn-fast``: train, eval, sample, info, demo."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if find_spec("typer") is None or find_spec("rich") is None or find_spec("safetensors") is None:
+    sys.exit("vrnn-fast takes a few more packages: pip install 'vrnn-fast[train]'")
+
+import torch
+import typer
+from rich.console import Console
+
+from . import data
+from .checkpoint import CheckpointError
+from .data import DataError, Dataset, Source
+from .data.dataset import Output, Part
+from .spec import Activation, Cell
+from .train import ModelConfig, RunError, Schedule, TrainConfig, Trainer, evaluate, load_model, read_configs
+
+if TYPE_CHECKING:
+    from .model import VRNN
+
+app = typer.Typer(
+    help="Variational recurrent networks (Chung et al. 2015): train, evaluate, sample.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+INTERRUPTED = 130
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.", metavar="RUN")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
+Backend = Annotated[str, typer.Option(help="Executor: auto, or a name that `vrnn-fast info` lists.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+
+
+def main() -> None:
+    """Run the command line; what a user can put right ends in one line and exit status 1."""
+    try:
+        app()
+    except (CheckpointError, DataError, RunError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="chorales, .npz, .npy, or a folder of .wav")
+    ] = "chorales",
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints and pictures.")] = Path("runs/latest"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, exactly as it was.")] = None,
+    likelihood: Annotated[Output | None, typer.Option(help="By default gaussian for sound, else bernoulli.")] = None,
+    frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
+    rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
+    max_steps: Annotated[int, typer.Option(help="Longest sequence cut from sound.", min=1)] = Source.max_steps,
+    cell: Annotated[Cell, typer.Option()] = ModelConfig.cell,
+    activation: Annotated[Activation, typer.Option()] = ModelConfig.activation,
+    hidden: Annotated[int, typer.Option(help="Size of the recurrent state.", min=1)] = ModelConfig.hidden_size,
+    latent: Annotated[int, typer.Option(help="Size of z.", min=1)] = ModelConfig.latent_size,
+    width: Annotated[int, typer.Option(help="Width of every hidden layer.", min=1)] = ModelConfig.width,
+    epochs: Annotated[int, typer.Option()] = TrainConfig.epochs,
+    batch_size: Annotated[int, typer.Option()] = TrainConfig.batch_size,
+    learning_rate: Annotated[
+        float, typer.Option("--lr", help="The highest learning rate.")
+    ] = TrainConfig.learning_rate,
+    schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = TrainConfig.schedule,
+    warmup: Annotated[int, typer.Option(help="Steps of rising learning rate.")] = TrainConfig.warmup,
+    weight_decay: Annotated[float, typer.Option()] = TrainConfig.weight_decay,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = TrainConfig.clip,
+    anneal: Annotated[float, typer.Option(help="Epochs of rising KL weight.")] = TrainConfig.anneal,
+    free_nats: Annotated[float, typer.Option(help="KL per time step that costs nothing more.")] = TrainConfig.free_nats,
+    patience: Annotated[int, typer.Option(help="Epochs to wait for a better bound; 0: all.")] = TrainConfig.patience,
+    seed: Seed = TrainConfig.seed,
+    backend: Backend = TrainConfig.backend,
+    threads: Threads = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs into the run's folder.")] = False,
+) -> None:
+    """Learn from sequences. Ctrl-C saves; --resume goes on as if it had never stopped."""
+    from .train import LAST
+    from .watch import watch
+
+    _set_threads(threads)
+    if resume is not None:
+        _refuse_beside_resume(context)
+        trainer = Trainer.resume(resume)
+    else:
+        if (run / LAST).exists():
+            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
+        origin = Source(source, likelihood, frame, rate, max_steps)
+        dataset = data.load(origin)
+        model = ModelConfig(dataset.features, dataset.likelihood, hidden, latent, width, cell, activation)
+        config = TrainConfig(
+            epochs, batch_size, learning_rate, schedule, warmup, weight_decay, clip, anneal, free_nats, patience, seed,
+            backend,
+        )  # fmt: skip
+        trainer = Trainer(origin, model, config, dataset, run)
+    if not watch(trainer, console, tensorboard=tensorboard):
+        _stop(trainer)
+    from .report import curves
+
+    curves(trainer.history, trainer.folder / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
+    epoch, bound = trainer.best
+    console.print(
+        f"best validation bound {bound:.3f} nats per step, after epoch {epoch + 1}; saved in {trainer.folder}"
+    )
+
+
+@app.command("eval")
+def evaluate_run(
+    run: RunFolder,
+    part: Annotated[Part, typer.Option(help="Which sequences.")] = "test",
+    source: Annotated[str | None, typer.Option("--data", help="Other data than it was trained on.")] = None,
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Print the bound of a run's best model, in nats per time step."""
+    _set_threads(threads)
+    model, header = load_model(run, backend)
+    dataset = _dataset(run, header, model, source)
+    sums = evaluate(model, dataset[part])
+    nll, kl = sums.nll / sums.time_steps, sums.kl / sums.time_steps
+    console.print(
+        f"{part}: [bold]{sums.bound:.4f}[/] nats per step = nll {nll:.4f} + kl {kl:.4f}, {sums.time_steps} steps"
+    )
+    if part == "test":
+        console.print(f"independent features: {dataset.baseline():.4f} nats per step")
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; by default the run's.")] = None,
+    steps: Annotated[int, typer.Option(help="Time steps to generate.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="How many sequences.", min=1)] = 4,
+    prefix: Annotated[int, typer.Option(help="Steps of test sequences to continue from.", min=0)] = 0,
+    temperature: Annotated[float, typer.Option(help="Scales the spread of prior and output.", min=0.0)] = 1.0,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Generate sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
+    import numpy as np
+
+    from . import report
+    from .data import chorales, files
+
+    _set_threads(threads)
+    model, header = load_model(run, backend)
+    given = _prefix(_dataset(run, header, model, None), prefix, count) if prefix else None
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        samples, _ = model.generate(steps, batch_size=count, prefix=given, temperature=temperature, generator=noise)
+    if given is not None:
+        samples = torch.cat([given, samples])
+    out = out or (run if run.is_dir() else run.parent)
+    _make_folder(out)
+    arrays: dict[str, Any] = {f"sample_{i + 1}": samples[:, i].numpy() for i in range(count)}
+    np.savez(out / "samples.npz", **arrays)
+    written = ["samples.npz", "samples.png"]
+    low, high = samples.min(), samples.max()
+    panels = [
+        report.Panel(f"sample {i + 1}", (samples[:, i] - low) / (high - low).clamp(min=1e-9), prefix=prefix)
+        for i in range(count)
+    ]
+    pitched = header["data"]["name"] == chorales.NAME
+    report.rolls(panels, out / "samples.png", lowest=chorales.LOWEST if pitched else None)
+    for i in range(count):
+        if pitched:
+            written.append(f"sample_{i + 1}.mid")
+            report.midi(samples[:, i], out / written[-1], lowest=chorales.LOWEST)
+        elif header["data"]["rate"]:
+            written.append(f"sample_{i + 1}.wav")
+            files.write_sound(out / written[-1], samples[:, i] * header["data"]["scale"], header["data"]["rate"])
+    console.print(f"{', '.join(written)} written to {out}")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, what this CPU can do, and which executors can run."""
+    from .info import report_on
+
+    report_on(console)
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option(help="Folder for what it leaves behind.")] = Path("runs/chorales"),
+    epochs: Annotated[int | None, typer.Option(help="Fewer than the full demonstration.", min=1)] = None,
+    threads: Threads = None,
+) -> None:
+    """Learn the Bach chorales and show what came of it."""
+    from . import demo as demonstration
+
+    _set_threads(threads)
+    if demonstration.run(run, console, epochs) is None:
+        sys.exit(INTERRUPTED)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _stop(trainer: Trainer) -> None:
+    from .train import LAST
+
+    console.print(
+        f"stopped in epoch {len(trainer.history) + 1}; saved to {trainer.folder / LAST}\n"
+        f"go on with: vrnn-fast train --resume {trainer.folder}",
+        soft_wrap=True,
+    )
+    raise typer.Exit(INTERRUPTED)
+
+
+def _refuse_beside_resume(context: typer.Context) -> None:
+    """A resumed run is what it was: whatever would change it is refused by name."""
+    given = [
+        name
+        for name in context.params
+        if name not in ("resume", "threads", "tensorboard")
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise RunError(f"--resume takes everything from the run: leave out {', '.join(given)}")
+
+
+def _dataset(run: Path, header: dict[str, Any], model: VRNN, path: str | None) -> Dataset:
+    """The data a run was trained on, or other data that fits its model."""
+    from dataclasses import replace
+
+    source = read_configs(run, header)[0]
+    dataset = data.load(replace(source, path=path) if path else source)
+    if dataset.features != model.input_size:
+        raise DataError(f"{dataset.name} has {dataset.features} features per step, the run's model {model.input_size}")
+    return dataset
+
+
+def _prefix(dataset: Dataset, steps: int, count: int) -> torch.Tensor:
+    """The first ``steps`` of ``count`` test sequences, (steps, count, X)."""
+    long = [x[:steps] for x in dataset.test if len(x) >= steps]
+    if not long:
+        longest = max(len(x) for x in dataset.test)
+        raise DataError(f"--prefix must be at most {longest}, the longest test sequence, got {steps}")
+    return torch.stack([long[i % len(long)] for i in range(count)], 1)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder {folder} cannot be written: {error.strerror}") from error

@@ -1,0 +1,90 @@
+"""Two executors on the same batches: first whether they agree, and only then how fast each of them is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .data import Batch
+from .model import VRNN
+
+Results = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds for one forward and backward over all batches, the sum of each batch's median over the rounds.
+
+    ``disagreement`` says which result differs and by how much; then nothing was timed and both times are None.
+    """
+
+    disagreement: str | None
+    seconds: float | None = None
+    reference_seconds: float | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster than the reference."""
+        return self.reference_seconds / self.seconds if self.reference_seconds and self.seconds else None
+
+
+def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int = 3) -> Comparison:
+    """Run a training step's forward and backward on both models, in turn, with the same noise.
+
+    The results, loss and gradient of every parameter over all batches, are first held against ``reference`` in
+    float64. The error of ``model``, in the Euclidean norm, may be twice that of ``reference`` in its own precision and
+    a few roundings of the result itself.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(*batch.x.shape[:2], model.latent_size, generator=generator) for batch in batches]
+    exact, theirs, ours = (_results(m, batches, noise) for m in (copy.deepcopy(reference).double(), reference, model))
+    disagreement = _disagreement(ours, theirs, exact)
+    if disagreement:
+        return Comparison(disagreement)
+    seconds: list[list[float]] = [[], []]
+    for batch, eps in zip(batches, noise, strict=True):
+        times: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for runner, its_times in zip((model, reference), times, strict=True):
+                start = perf_counter()
+                _backward(runner, batch, eps)
+                its_times.append(perf_counter() - start)
+        for total, its_times in zip(seconds, times, strict=True):
+            total.append(median(its_times))
+    return Comparison(None, sum(seconds[0]), sum(seconds[1]))
+
+
+def _backward(model: VRNN, batch: Batch, eps: Tensor) -> Tensor:
+    dtype = next(model.parameters()).dtype
+    model.zero_grad()
+    loss: Tensor = model(batch.x.to(dtype), batch.lengths, eps=eps.to(dtype)).loss
+    loss.backward()
+    return loss.detach()
+
+
+def _results(model: VRNN, batches: Sequence[Batch], noise: Sequence[Tensor]) -> Results:
+    """Each result of all batches side by side, in float64."""
+    found: dict[str, list[Tensor]] = {}
+    for batch, eps in zip(batches, noise, strict=True):
+        found.setdefault("the loss", []).append(_backward(model, batch, eps).double())
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                found.setdefault(f"the gradient of {name}", []).append(p.grad.double())
+    return {name: torch.stack(tensors) for name, tensors in found.items()}
+
+
+def _disagreement(ours: Results, theirs: Results, exact: Results) -> str | None:
+    rounding = torch.finfo(torch.float32).eps
+    for name, truth in exact.items():
+        if name not in ours:
+            return f"{name} is missing"
+        error, their_error = (((r[name] - truth).norm() / truth.norm()).item() for r in (ours, theirs))
+        if not error <= 2 * their_error + 4 * rounding:
+            return f"{name} is off by {error:.2g} of its size, the reference by {their_error:.2g}"
+    return None

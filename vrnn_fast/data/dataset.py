@@ -1,0 +1,117 @@
+"""What a data set is: sequences of feature vectors, in three parts, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..likelihoods import bernoulli_nll
+
+Part = Literal["train", "valid", "test"]
+Output = Literal["bernoulli", "gaussian"]
+Item = TypeVar("Item")
+
+
+class DataError(ValueError):
+    """The data is missing, unreadable, or not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where sequences come from; enough to read them again when a run is resumed.
+
+    Attributes:
+        path: ``"chorales"``, an ``.npz`` or ``.npy`` file, or a folder of ``.npy`` or ``.wav`` files.
+        likelihood: what a feature is; None means gaussian for sound and bernoulli for all else.
+        frame: samples per time step, for sound.
+        rate: samples per second that every sound file must have; None takes the first file's.
+        max_steps: longer files of sound are cut into sequences of this many time steps.
+    """
+
+    path: str = "chorales"
+    likelihood: Output | None = None
+    frame: int = 200
+    rate: int | None = None
+    max_steps: int = 200
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Float32 sequences of shape (T_i, X), T_i >= 1, of one feature size X.
+
+    Attributes:
+        likelihood: what a feature is: 0 or 1 (bernoulli), or any finite number (gaussian).
+        scale: the unit of gaussian features: sound is divided by the deviation of its training part.
+        rate: samples per second of sound, else None.
+    """
+
+    name: str
+    likelihood: Output
+    train: tuple[Tensor, ...]
+    valid: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    scale: float = 1.0
+    rate: int | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "valid", "test"):
+            if not self[part]:
+                raise DataError(f"{self.name}: the {part} part holds no sequence")
+
+    def __getitem__(self, part: Part) -> tuple[Tensor, ...]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}[part]
+
+    @property
+    def features(self) -> int:
+        """X, the size of a feature vector."""
+        return self.train[0].shape[1]
+
+    def steps(self, part: Part) -> int:
+        """How many time steps the sequences of a part have together."""
+        return sum(len(x) for x in self[part])
+
+    def fingerprint(self) -> str:
+        """A hash of every number in every part: two data sets that agree in it train alike."""
+        digest = hashlib.sha256(self.likelihood.encode())
+        for part in ("train", "valid", "test"):
+            for x in self[part]:
+                digest.update(f"{part} {tuple(x.shape)}".encode())
+                digest.update(x.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def baseline(self) -> float:
+        """Nats per time step of the test part when features are independent in time and of each other.
+
+        Each is a Bernoulli with its (smoothed) training frequency, or a Gaussian with its training mean and deviation.
+        """
+        train, test = torch.cat(self.train).double(), torch.cat(self.test).double()
+        if self.likelihood == "bernoulli":
+            nll = bernoulli_nll(((train.sum(0) + 1) / (len(train) + 2)).logit().expand_as(test), test)
+        else:
+            mean, std = train.mean(0), train.std(0) + 1e-3
+            nll = (0.5 * ((test - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
+        return float(nll.mean())
+
+
+def hash_of(name: str) -> int:
+    """A number that depends on the name alone, the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def divide(named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
+    """Split 80/10/10 in the order of the names' hashes, at least one item to each part.
+
+    Raises:
+        DataError: fewer than three items.
+    """
+    if len(named) < 3:
+        raise DataError(f"3 sequences are the least that can be split into train, valid and test, got {len(named)}")
+    items = [item for _, item in sorted(named, key=lambda pair: hash_of(pair[0]))]
+    tenth = max(1, round(len(items) / 10))
+    return {"test": items[:tenth], "valid": items[tenth : 2 * tenth], "train": items[2 * tenth :]}

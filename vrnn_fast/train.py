@@ -1,0 +1,391 @@
+"""Training, one batch at a time: everything a run is, from its configuration to a checkpoint that resumes exactly.
+
+A :class:`Trainer` owns the model, the optimiser and two random generators. ``steps()`` trains and reports; whoever
+consumes it draws progress bars, writes logs, or stops between two steps and saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .data import Batch, Dataset, Source, bucketed, pad
+from .data.dataset import Output
+from .model import VRNN
+from .spec import Activation, Cell
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+Schedule = Literal["cosine", "linear", "constant"]
+_EVALUATION_SEED = 1
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The part of :class:`VRNN`'s arguments that a run may choose. ``width`` is that of every hidden layer."""
+
+    input_size: int
+    likelihood: Output
+    hidden_size: int = 100
+    latent_size: int = 16
+    width: int = 100
+    cell: Cell = "gru"
+    activation: Activation = "relu"
+
+    def build(self, backend: str = "auto") -> VRNN:
+        """A freshly initialised model.
+
+        Raises:
+            RunError: an argument is out of its domain, or the backend cannot run such a model.
+        """
+        w = self.width
+        try:
+            model = VRNN(
+                self.input_size, self.hidden_size, self.latent_size, cell=self.cell, activation=self.activation,
+                phi_x=(w, w), phi_z=(w,), encoder=(w, w), prior=(w,), decoder=(w, w),
+                likelihood=self.likelihood, backend=backend,
+            )  # fmt: skip
+            model.explain()
+        except (ValueError, RuntimeError) as error:
+            raise RunError(str(error)) from error
+        return model
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains.
+
+    Attributes:
+        learning_rate: AdamW's, at its highest.
+        schedule: how it falls from there to zero at the last step; ``"constant"`` does not.
+        warmup: optimiser steps over which it first rises.
+        clip: the largest norm of the gradient of all parameters together.
+        anneal: epochs over which the weight of the KL rises from zero to one.
+        free_nats: KL per time step that costs as much as if it were this high.
+        patience: epochs without a better validation bound after which training stops; 0 trains to the end.
+    """
+
+    epochs: int = 50
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    schedule: Schedule = "cosine"
+    warmup: int = 50
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    anneal: float = 5.0
+    free_nats: float = 0.0
+    patience: int = 0
+    seed: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise RunError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "anneal", "free_nats", "patience", "seed"):
+            if not getattr(self, name) >= 0:
+                raise RunError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.schedule not in get_args(Schedule):
+            raise RunError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+
+    def learning_rate_at(self, progress: float, step: int) -> float:
+        """For optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
+        factor = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return self.learning_rate * factor[self.schedule] * min(1.0, (step + 1) / max(1, self.warmup))
+
+    def kl_weight_at(self, epochs: float) -> float:
+        """After so many epochs, fractions included."""
+        return min(1.0, epochs / self.anneal) if self.anneal else 1.0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Nats over a number of real time steps, and the seconds that they took."""
+
+    nll: float = 0.0
+    kl: float = 0.0
+    time_steps: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    @property
+    def bound(self) -> float:
+        """The negative evidence lower bound in nats per time step."""
+        return (self.nll + self.kl) / self.time_steps
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training part came to, and the validation after it."""
+
+    number: int
+    train: Sums
+    valid: Sums
+    learning_rate: float
+    kl_weight: float
+
+
+class Step(NamedTuple):
+    """One optimiser step, counted from 1; ``finished`` is the epoch that ended with it, if one did."""
+
+    number: int
+    epoch: int
+    loss: float
+    sums: Sums
+    learning_rate: float
+    kl_weight: float
+    gradient_norm: float
+    finished: Epoch | None
+
+
+@dataclass
+class _Progress:
+    """Where a run stands between two steps: batch ``batch`` of epoch ``epoch`` is next."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    sums: Sums = field(default_factory=Sums)
+    best: float = math.inf
+    best_epoch: int = -1
+
+
+class Trainer:
+    """A run in the folder ``folder``: the best parameters so far, and all that resuming takes, are kept there.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+
+    def __init__(self, source: Source, model: ModelConfig, train: TrainConfig, data: Dataset, folder: Path) -> None:
+        self.source, self.model_config, self.config, self.data, self.folder = source, model, train, data, folder
+        _require_writable(folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(train.seed)
+            self.model = model.build(train.backend)
+        _start_at_data_mean(self.model, data)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        self.history: list[Epoch] = []
+        self._progress = _Progress()
+        self._order = torch.Generator().manual_seed(train.seed)
+        self._noise = torch.Generator().manual_seed(train.seed + 1)
+        self._epoch_order = self._order.get_state()
+        self._header: dict[str, Any] = {
+            "source": dataclasses.asdict(source),
+            "model": dataclasses.asdict(model),
+            "train": dataclasses.asdict(train),
+            "data": {"name": data.name, "fingerprint": data.fingerprint(), "scale": data.scale, "rate": data.rate},
+        }
+
+    @classmethod
+    def resume(cls, folder: Path, data: Dataset | None = None) -> Trainer:
+        """The run as it was when it was last saved; ``data`` is read again unless given.
+
+        Raises:
+            CheckpointError: the folder holds no run that can be resumed.
+            RunError: the data has changed since.
+        """
+        path = folder / LAST
+        tensors, header = checkpoint.load(path)
+        source, model, train = read_configs(path, header)
+        if data is None:
+            from .data import load
+
+            data = load(source)
+        if data.fingerprint() != header["data"]["fingerprint"]:
+            raise RunError(f"the data {source.path!r} is not what the run in {folder} was trained on")
+        self = cls(source, model, train, data, folder)
+        try:
+            self._restore(tensors, header)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} does not hold a whole run: {_one_line(error)}") from error
+        return self
+
+    @property
+    def batches(self) -> int:
+        """Optimiser steps in an epoch."""
+        return math.ceil(len(self.data.train) / self.config.batch_size)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The epoch with the lowest validation bound, and that bound in nats per time step."""
+        return self._progress.best_epoch, self._progress.best
+
+    @property
+    def finished(self) -> bool:
+        """No step is left to train, or validation has not improved for ``patience`` epochs."""
+        at = self._progress
+        waited = at.epoch - 1 - at.best_epoch
+        return at.epoch >= self.config.epochs or (0 < self.config.patience <= waited)
+
+    def steps(self) -> Iterator[Step]:
+        """Train to the end, one optimiser step each; between two of them the caller may :meth:`save` and leave.
+
+        Raises:
+            RunError: the loss is no longer a number.
+        """
+        while not self.finished:
+            self._order.set_state(self._epoch_order)
+            order = bucketed([len(x) for x in self.data.train], self.config.batch_size, self._order)
+            for indices in order[self._progress.batch :]:
+                yield self._step(pad([self.data.train[i] for i in indices]))
+
+    def save(self) -> Path:
+        """Write all that resuming takes into the run's folder; returns the file."""
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"optimizer.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
+        tensors |= {"random.order": self._epoch_order, "random.noise": self._noise.get_state()}
+        progress = dataclasses.asdict(self._progress)
+        history = [dataclasses.asdict(epoch) for epoch in self.history]
+        path = self.folder / LAST
+        checkpoint.save(path, tensors, self._header | {"progress": progress, "history": history})
+        return path
+
+    def load_best(self) -> VRNN:
+        """A model with the parameters of the epoch that validated best."""
+        return load_model(self.folder, self.config.backend)[0]
+
+    def _step(self, batch: Batch) -> Step:
+        start = perf_counter()
+        config, at = self.config, self._progress
+        learning_rate = config.learning_rate_at(at.step / (config.epochs * self.batches), at.step)
+        kl_weight = config.kl_weight_at((at.step + 1) / self.batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        out = self.model(batch.x, batch.lengths, generator=self._noise, beta=kl_weight, free_nats=config.free_nats)
+        loss = out.loss.item()
+        if not math.isfinite(loss):
+            raise RunError(f"the loss is {loss} at step {at.step + 1}: try a learning rate below {learning_rate:.2g}")
+        self.optimizer.zero_grad()
+        out.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip).item()
+        self.optimizer.step()
+
+        sums = Sums(out.nll.sum().item(), out.kl.sum().item(), batch.steps, perf_counter() - start)
+        at.sums += sums
+        at.step += 1
+        at.batch += 1
+        step = Step(at.step, at.epoch, loss, sums, learning_rate, kl_weight, norm, None)
+        return step._replace(finished=self._end_epoch(step)) if at.batch == self.batches else step
+
+    def _end_epoch(self, last: Step) -> Epoch:
+        at = self._progress
+        valid = evaluate(self.model, self.data.valid)
+        epoch = Epoch(at.epoch, at.sums, valid, last.learning_rate, last.kl_weight)
+        self.history.append(epoch)
+        at.epoch, at.batch, at.sums = at.epoch + 1, 0, Sums()
+        self._epoch_order = self._order.get_state()
+        if valid.bound < at.best:
+            at.best, at.best_epoch = valid.bound, epoch.number
+            checkpoint.save(self.folder / BEST, self.model.state_dict(), self._header | {"epoch": epoch.number})
+        self.save()
+        return epoch
+
+    def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(_below("model", tensors))
+        state = self.optimizer.state_dict()
+        state["state"] = {
+            i: _below(name, _below("optimizer", tensors)) for i, (name, _) in enumerate(self.model.named_parameters())
+        }
+        self.optimizer.load_state_dict(state)
+        self._epoch_order = tensors["random.order"]
+        self._order.set_state(self._epoch_order)
+        self._noise.set_state(tensors["random.noise"])
+        progress = header["progress"]
+        self._progress = _Progress(**{**progress, "sums": Sums(**progress["sums"])})
+        self.history = [
+            Epoch(**{**epoch, "train": Sums(**epoch["train"]), "valid": Sums(**epoch["valid"])})
+            for epoch in header["history"]
+        ]
+
+
+def evaluate(model: VRNN, sequences: Sequence[Tensor], batch_size: int = 64) -> Sums:
+    """The evidence lower bound of whole sequences (T_i, X), one latent sample each, always with the same noise."""
+    noise = torch.Generator().manual_seed(_EVALUATION_SEED)
+    by_length = sorted(sequences, key=len)
+    total = Sums()
+    with torch.no_grad():
+        for i in range(0, len(by_length), batch_size):
+            start = perf_counter()
+            batch = pad(by_length[i : i + batch_size])
+            out = model(batch.x, batch.lengths, generator=noise)
+            total += Sums(out.nll.sum().item(), out.kl.sum().item(), batch.steps, perf_counter() - start)
+    return total
+
+
+def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
+    """The model of a run's best epoch and the header of its checkpoint; ``path`` is the run's folder or the file.
+
+    Raises:
+        CheckpointError: it holds no such model.
+    """
+    path = path / BEST if path.is_dir() else path
+    tensors, header = checkpoint.load(path)
+    model = read_configs(path, header)[1].build(backend)
+    try:
+        model.load_state_dict(_below("model", tensors) or tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not hold the parameters it describes: {_one_line(error)}") from error
+    return model, header
+
+
+def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, ModelConfig, TrainConfig]:
+    """The configuration in the header of the checkpoint ``path``.
+
+    Raises:
+        CheckpointError: it is not one that this version knows.
+    """
+    try:
+        return Source(**header["source"]), ModelConfig(**header["model"]), TrainConfig(**header["train"])
+    except (KeyError, TypeError, RunError) as error:
+        raise CheckpointError(f"{path} does not describe a run: {error}") from error
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix`` and a dot, without them."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+
+
+def _start_at_data_mean(model: VRNN, data: Dataset) -> None:
+    """Let the decoder's bias predict each feature's training mean: the bound starts at the baseline's."""
+    train = torch.cat(data.train)
+    head = model.get_parameter(f"{model.spec.decoder_heads[0]}.bias")
+    mean = train.mean(0)
+    with torch.no_grad():
+        if data.likelihood == "bernoulli":
+            mean = ((train.sum(0) + 1) / (len(train) + 2)).logit()
+        head.copy_(mean)
