@@ -54,21 +54,26 @@ def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], li
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
-    meant = ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
     if value.dim() != len(shape):
         raise ValueError(
-            f"{name} must have {len(shape)} dimensions ({meant}), got {value.dim()}: shape {tuple(value.shape)}"
+            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {value.dim()}: "
+            f"shape {tuple(value.shape)}"
         )
     for i, (label, size) in enumerate(shape):
         if size is None and value.shape[i] == 0:
             raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(value.shape)}")
         if size is not None and value.shape[i] != size:
-            raise ValueError(f"{name} must have shape ({meant}), got {tuple(value.shape)}")
+            raise ValueError(f"{name} must have shape ({_meant(shape)}), got {tuple(value.shape)}")
     if value.dtype != like.dtype:
         raise ValueError(f"{name} must have the parameters' dtype {like.dtype}, got {value.dtype}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the parameters' device {like.device}, got {value.device}")
     return value
+
+
+def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
+    """In words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
+    return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
 def lengths(value: object, steps: int, batch: int) -> Tensor:

@@ -30,7 +30,7 @@ def softplus(raw: Tensor) -> Tensor:
 
 def bernoulli_nll(raw: Tensor, x: Tensor) -> Tensor:
     """-log Bernoulli(x; sigmoid(raw)) in nats, summed over features: (..., X) -> (...). Finite for finite logits."""
-    return F.binary_cross_entropy_with_logits(raw, x, reduction="none").sum(-1)
+    return -(x * F.logsigmoid(raw) + (1 - x) * F.logsigmoid(-raw)).sum(-1)
 
 
 def gaussian_nll(raw: Tensor, x: Tensor, min_std: float) -> Tensor:

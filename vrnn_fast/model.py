@@ -426,6 +426,25 @@ class VRNN(nn.Module):
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
         return tuple(checks.tensor(f"state[{i}]", s, shape, like)[0] for i, s in enumerate(state))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
+
+        ``dec_mean`` and ``dec_mean.0`` are the same key; ``dec_std.*`` is dropped, with one warning, where the
+        likelihood has no standard deviation.
+
+        Raises:
+            RuntimeError: keys are missing or left over and ``strict``; for the cell's biases it says which argument
+                to build the module with.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            theirs = any(name.startswith("rnn.") and "bias_" in name for name in state_dict)
+            if theirs == self.spec.bias or not any(name.startswith("rnn.") for name in state_dict):
+                raise
+            has = "has rnn.bias_*" if theirs else "has no rnn.bias_ih_l0 and rnn.bias_hh_l0"
+            raise RuntimeError(f"{error}\n\tThe checkpoint's cell {has}: build VRNN with bias={theirs}.") from None
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -436,31 +455,16 @@ class VRNN(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Read checkpoints of the same names that were made for another likelihood, and name a bias that differs."""
+        """Read checkpoints of the same names that were made for another likelihood."""
         heads = {head.partition(".")[0]: head for head in self.spec.decoder_heads}
-        if "dec_mean" in heads:
-            there, here = (
-                ("dec_mean.0.", "dec_mean.") if heads["dec_mean"] == "dec_mean" else ("dec_mean.", "dec_mean.0.")
-            )
-            for key in [
-                k for k in state_dict if k.startswith(prefix + there) and not k.startswith(prefix + here + "0.")
-            ]:
-                if there.startswith(here) or not key.startswith(prefix + here):
-                    state_dict[prefix + here + key.removeprefix(prefix + there)] = state_dict.pop(key)
-        unused = [k for k in state_dict if k.startswith(prefix + "dec_std.")] if "dec_std" not in heads else []
+        for key in [k for k in state_dict if k.startswith(f"{prefix}dec_mean.")]:
+            leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
+            state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
+        unused = [k for k in state_dict if k.startswith(f"{prefix}dec_std.")] if "dec_std" not in heads else []
         for key in unused:
             del state_dict[key]
         if unused:
-            warnings.warn(f"dropped {', '.join(unused)}: {self.likelihood} has no use for them", stacklevel=3)
-        ours = {f"{prefix}{name}" for name in self._order if name.startswith("rnn.bias")}
-        theirs = {k for k in state_dict if k.startswith(prefix + "rnn.") and "bias_" in k}
-        if strict and f"{prefix}rnn.weight_hh_l0" in state_dict and bool(ours) != bool(theirs):
-            if ours:
-                error_msgs.append(f"{', '.join(sorted(ours))} missing: the checkpoint's cell has none, pass bias=False")
-            else:
-                error_msgs.append(
-                    f"{', '.join(sorted(theirs))} not wanted: the checkpoint's cell has them, pass bias=True"
-                )
+            warnings.warn(f"dropped {', '.join(unused)}: {self.likelihood} has no use for them", stacklevel=2)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -1,0 +1,129 @@
+"""The loop that people write: modules called step by step, torch's own recurrent cells, torch.distributions.
+
+Shares no line with the package. Ragged batches run row by row at their own length, so no mask can be wrong here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "identity": nn.Identity,
+}
+
+
+class Run(NamedTuple):
+    nll: Tensor
+    kl: Tensor
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    raw: Tensor
+    state: tuple[Tensor, ...]
+
+
+def _stack(size: int, widths: tuple[int, ...], activation: str) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(size, width), ACTIVATIONS[activation]()]
+        size = width
+    return nn.Sequential(*layers), size
+
+
+class EagerVRNN(nn.Module):
+    """The same names as the package's module, so that a state dict goes from one to the other."""
+
+    def __init__(
+        self,
+        x: int,
+        h: int,
+        z: int,
+        *,
+        cell: str = "gru",
+        bias: bool = True,
+        phi_x: tuple[int, ...] = (),
+        phi_z: tuple[int, ...] = (),
+        encoder: tuple[int, ...] = (),
+        prior: tuple[int, ...] = (),
+        decoder: tuple[int, ...] = (),
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+        min_std: float = 1e-3,
+        latent_floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.cell, self.likelihood = cell, likelihood
+        self.min_std, self.latent_floor, self.h, self.z = min_std, latent_floor, h, z
+        self.phi_x, fx = _stack(x, phi_x, activation)
+        self.phi_z, fz = _stack(z, phi_z, activation)
+        self.enc, e = _stack(fx + h, encoder, activation)
+        self.enc_mean, self.enc_std = nn.Linear(e, z), nn.Sequential(nn.Linear(e, z), nn.Softplus(threshold=100))
+        self.prior, p = _stack(h, prior, activation)
+        self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z), nn.Softplus(threshold=100))
+        self.dec, d = _stack(fz + h, decoder, activation)
+        if likelihood == "bernoulli":
+            self.dec_mean = nn.Sequential(nn.Linear(d, x), nn.Sigmoid())
+        else:
+            self.dec_mean = nn.Linear(d, x)
+            self.dec_std = nn.Sequential(nn.Linear(d, x), nn.Softplus(threshold=100))
+        kind = nn.GRU if cell == "gru" else nn.LSTM
+        self.rnn = kind(fx + fz, h, 1, bias)
+
+    def forward(self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...] | None = None) -> Run:
+        """x (T, B, X), eps (T, B, Z), state of (B, H) tensors: every row at the full length."""
+        batch = x.shape[1]
+        if state is None:
+            state = tuple(x.new_zeros(batch, self.h) for _ in range(2 if self.cell == "lstm" else 1))
+        steps = []
+        for x_t, eps_t in zip(x, eps, strict=True):
+            h = state[0]
+            fx = self.phi_x(x_t)
+            e = self.enc(torch.cat([fx, h], 1))
+            q = Normal(self.enc_mean(e), self.enc_std(e) + self.latent_floor)
+            r = self.prior(h)
+            p = Normal(self.prior_mean(r), self.prior_std(r) + self.latent_floor)
+            z = q.loc + q.scale * eps_t
+            fz = self.phi_z(z)
+            d = self.dec(torch.cat([fz, h], 1))
+            if self.likelihood == "bernoulli":
+                raw = self.dec_mean[0](d)
+                log_density = Bernoulli(logits=raw).log_prob(x_t)
+            else:
+                mean, raw_std = self.dec_mean(d), self.dec_std[0](d)
+                raw = torch.cat([mean, raw_std], 1)
+                log_density = Normal(mean, self.dec_std[1](raw_std) + self.min_std).log_prob(x_t)
+            kl = kl_divergence(q, p).sum(1)
+            steps.append((-log_density.sum(1), kl, z, q.loc, q.scale, p.loc, p.scale, raw))
+            packed = tuple(s.unsqueeze(0) for s in state)
+            _, after = self.rnn(torch.cat([fx, fz], 1).unsqueeze(0), packed if self.cell == "lstm" else packed[0])
+            state = tuple(s.squeeze(0) for s in (after if self.cell == "lstm" else (after,)))
+        return Run(*(torch.stack(tensors) for tensors in zip(*steps, strict=True)), state)
+
+    def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: tuple[Tensor, ...]) -> Run:
+        """Row after row, each at its own length, then zeros."""
+        steps, rows = x.shape[0], []
+        for b, length in enumerate(lengths.tolist()):
+            start = tuple(s[b : b + 1] for s in state)
+            if length == 0:
+                widths = (self.z,) * 5 + (self.dec_width(x.shape[2]),)
+                zeros = [x.new_zeros(steps, 1), x.new_zeros(steps, 1), *(x.new_zeros(steps, 1, w) for w in widths)]
+                rows.append(Run(*zeros, start))
+                continue
+            run = self(x[:length, b : b + 1], eps[:length, b : b + 1], start)
+            padded = [torch.cat([f, f.new_zeros(steps - length, *f.shape[1:])]) for f in run[:-1]]
+            rows.append(Run(*padded, run.state))
+        state = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))
+        return Run(*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), state)
+
+    def dec_width(self, x: int) -> int:
+        return x if self.likelihood == "bernoulli" else 2 * x

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from vrnn_fast import VRNN, Bernoulli, Gaussian, Likelihood
+from vrnn_fast.likelihoods import as_likelihood
+
+
+def test_bernoulli_is_finite_at_any_logit() -> None:
+    raw = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4], requires_grad=True)
+    for target in (0.0, 1.0):
+        nll = Bernoulli().nll(raw.unsqueeze(-1), torch.full((7, 1), target))
+        exact = torch.nn.functional.softplus(raw.double() if target == 0 else -raw.double(), threshold=1e3)
+        torch.testing.assert_close(nll.double(), exact, rtol=1e-6, atol=1e-37)
+        (gradient,) = torch.autograd.grad(nll.sum(), raw)
+        torch.testing.assert_close(gradient, torch.sigmoid(raw.detach()) - target, rtol=1e-6, atol=1e-12)
+
+
+def test_bernoulli_is_finite_through_every_executor(executor: str) -> None:
+    model = VRNN(3, 4, 2, backend=executor)
+    with torch.no_grad():
+        model.dec_mean[0].bias.copy_(torch.tensor([1e4, -1e4, 16.0]))
+    x = torch.tensor([[[0.0, 1.0, 0.0]], [[1.0, 0.0, 1.0]]])
+    out = model(x)
+    out.loss.backward()
+    assert out.nll[0].item() == pytest.approx(2e4 + 16, rel=1e-4)
+    assert out.nll[1].item() < 1
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_gaussian_agrees_with_torch() -> None:
+    raw, x = torch.randn(3, 2, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
+    likelihood = Gaussian(min_std=0.25)
+    mean, std = likelihood.prediction(raw)
+    torch.testing.assert_close(std, torch.nn.functional.softplus(raw[..., 4:]) + 0.25)
+    torch.testing.assert_close(likelihood.nll(raw, x), -Normal(mean, std).log_prob(x).sum(-1))
+    assert torch.equal(likelihood.mean(raw), raw[..., :4])
+
+
+def test_constant_real_valued_data_trains_without_nan(executor: str) -> None:
+    model = VRNN(4, 16, 3, likelihood="gaussian", backend=executor)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    x = torch.full((10, 8, 4), 0.5)  # the density of what never varies has no bound but the floor's
+    losses = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = model(x).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert losses[-1] < losses[0] - 1
+    assert losses[-1] > 4 * torch.log(torch.tensor(1e-3)).item()
+
+
+def test_temperature_scales_the_spread() -> None:
+    raw = torch.cat([torch.zeros(4000, 1), torch.ones(4000, 1)], 1)
+    wide, narrow = (Gaussian().sample(raw, temperature, torch.Generator().manual_seed(3)) for temperature in (2.0, 0.5))
+    torch.testing.assert_close(wide, 4 * narrow)
+    logits = torch.full((4000, 1), 1.0)
+    cold = Bernoulli().sample(logits, 0.05, torch.Generator().manual_seed(3))
+    assert cold.mean() == 1
+    assert set(Bernoulli().sample(logits, 1.0).unique().tolist()) == {0.0, 1.0}
+
+
+class Laplace(Likelihood):
+    """A user's own, with a head of another name."""
+
+    heads = ("dec_mean", "dec_scale")
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        mean, scale = raw.chunk(2, -1)
+        return ((x - mean).abs() * scale.exp() - scale).sum(-1) + x.shape[-1] * torch.log(torch.tensor(2.0)).item()
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw.chunk(2, -1)[0]
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        mean, scale = raw.chunk(2, -1)
+        u = torch.rand(mean.shape, generator=generator) - 0.5
+        return mean - temperature * torch.exp(-scale) * u.sign() * torch.log1p(-2 * u.abs())
+
+
+def test_a_likelihood_of_the_users_own(executor: str) -> None:
+    model = VRNN(3, 5, 2, likelihood=Laplace(), backend=executor)
+    assert {"dec_mean.weight", "dec_scale.weight"} <= set(model.state_dict())
+    x = torch.randn(4, 2, 3)
+    lengths = torch.tensor([4, 2])
+    x[2:, 1] = float("nan")
+    out = model(x, lengths=lengths, outputs=("prediction",))
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert (out.nll[2:, 1] == 0).all()
+    assert (out.prediction[2:, 1] == 0).all()
+    assert (out.nll[:2] != 0).all()
+    assert model.step(x[0], out.state).nll.shape == (2,)
+    assert model.generate(5, batch_size=2)[0].shape == (5, 2, 3)
+
+
+def test_the_users_density_meets_the_fused_one(executor: str) -> None:
+    class Own(Gaussian):
+        def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+            mean, std = self.prediction(raw)
+            return -Normal(mean, std).log_prob(x).sum(-1)
+
+    assert Own().fused == "external"
+    assert Gaussian().fused == "gaussian"
+    fused = VRNN(3, 5, 2, likelihood="gaussian", backend=executor, dtype=torch.float64)
+    outside = VRNN(3, 5, 2, likelihood=Own(), backend=executor, dtype=torch.float64)
+    outside.load_state_dict(fused.state_dict())
+    x, eps = torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 2, 2, dtype=torch.float64)
+    lengths = torch.tensor([2, 4])
+    for model in (fused, outside):
+        model(x, lengths=lengths, eps=eps).loss.backward()
+    torch.testing.assert_close(outside(x, lengths, eps=eps).nll, fused(x, lengths, eps=eps).nll)
+    for (name, p), q in zip(fused.named_parameters(), outside.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_arguments() -> None:
+    assert isinstance(as_likelihood("bernoulli"), Bernoulli)
+    own = Gaussian(0.1)
+    assert as_likelihood(own) is own
+    with pytest.raises(ValueError, match="likelihood must be 'bernoulli', 'gaussian' or a Likelihood object, got 'poi"):
+        as_likelihood("poisson")
+    with pytest.raises(TypeError, match="likelihood must be"):
+        as_likelihood(Bernoulli)  # type: ignore[arg-type]
+    for bad in (0, -1.0, float("nan"), "small"):
+        with pytest.raises(ValueError, match="min_std must be a positive number"):
+            Gaussian(bad)  # type: ignore[arg-type]
+
+    class Nameless(Likelihood):
+        heads = ("mean",)
+
+    with pytest.raises(ValueError, match=r"likelihood.heads must be distinct names .* got \('mean',\)"):
+        VRNN(2, 2, 2, likelihood=Nameless())

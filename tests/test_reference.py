@@ -1,0 +1,160 @@
+"""The oracle itself, against modules called step by step with torch's own GRU and LSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.eager import EagerVRNN, Run
+from vrnn_fast import VRNN
+from vrnn_fast.executors import reference
+from vrnn_fast.spec import ACTIVATIONS, CellSpec
+
+X, H, Z, T, B = 5, 7, 3, 6, 4
+NETS: dict[str, dict[str, tuple[int, ...]]] = {
+    "none": {},
+    "one": {"phi_x": (4,), "phi_z": (6,), "encoder": (5,), "prior": (2,), "decoder": (8,)},
+    "two": {"phi_x": (4, 3), "phi_z": (6, 2), "encoder": (5, 9), "prior": (2, 3), "decoder": (8, 1)},
+    "three": dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (3, 5, 4)),
+    "mixed": {"phi_x": (4, 3), "encoder": (5,), "decoder": (8, 1, 2)},
+}
+
+
+def _pair(**options: Any) -> tuple[VRNN, EagerVRNN]:
+    full = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), ()) | options
+    ours = VRNN(X, H, Z, backend="reference", dtype=torch.float64, **full)
+    eager = EagerVRNN(X, H, Z, **full).double()
+    eager.load_state_dict(ours.state_dict(), strict=True)
+    return ours, eager
+
+
+def _data(likelihood: str = "bernoulli") -> tuple[Tensor, Tensor]:
+    x = torch.rand(T, B, X).round() if likelihood == "bernoulli" else torch.randn(T, B, X)
+    return x.double().requires_grad_(), torch.randn(T, B, Z, dtype=torch.float64, requires_grad=True)
+
+
+def _weighted(run: Run, seed: int = 1) -> Tensor:
+    """A scalar in which every number of every result has a weight of its own."""
+    g = torch.Generator().manual_seed(seed)
+    tensors = [*run[:-1], *run.state]
+    return sum(((t * torch.randn(t.shape, generator=g, dtype=t.dtype)).sum() for t in tensors), torch.zeros(()))
+
+
+def _run(model: VRNN, x: Tensor, eps: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...]) -> Run:
+    parameters = [model.get_parameter(p.name) for p in model.spec.parameters()]
+    result = reference.run(
+        model.spec, parameters, x, eps, lengths, state, recompute=False, want_prior=True, want_raw=True
+    )
+    assert result.prior_mean is not None
+    assert result.prior_std is not None
+    assert result.raw is not None
+    return Run(*result)  # type: ignore[arg-type]
+
+
+def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str) -> None:
+    x, eps = _data(likelihood)
+    n = 2 if ours.spec.cell == "lstm" else 1
+    state = tuple(torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in range(n))
+    a = _run(ours, x, eps, lengths, state)
+    b = eager(x, eps, state) if lengths is None else eager.ragged(x, eps, lengths, state)
+    for name, p, q in zip(Run._fields[:-1], a, b, strict=False):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    for p, q in zip(a.state, b.state, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+    names, values = zip(*ours.named_parameters(), strict=True)
+    inputs = [x, eps, *state]
+    ga = torch.autograd.grad(_weighted(a), [*values, *inputs])
+    gb = torch.autograd.grad(_weighted(b), [*(eager.get_parameter(n) for n in names), *inputs])
+    labels = [*names, "x", "eps", *(f"state[{i}]" for i in range(n))]
+    for name, p, q in zip(labels, ga, gb, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"gradient of {n}: {m}")
+
+
+@pytest.mark.parametrize("nets", NETS)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_every_depth_equals_the_module_loop(nets: str, cell: str, likelihood: str) -> None:
+    ours, eager = _pair(cell=cell, likelihood=likelihood, **NETS[nets])
+    _same(ours, eager, None, likelihood)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_activation_equals_the_module_loop(activation: str, bias: bool) -> None:
+    ours, eager = _pair(activation=activation, bias=bias, **NETS["two"])
+    _same(ours, eager, None, "bernoulli")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("lengths", [[6, 0, 3, 1], [1, 1, 0, 0], [2, 5, 4, 6]])
+def test_ragged_rows_equal_rows_run_alone(cell: str, lengths: list[int]) -> None:
+    ours, eager = _pair(cell=cell, **NETS["one"])
+    _same(ours, eager, torch.tensor(lengths), "bernoulli")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_padding_may_hold_nan(cell: str) -> None:
+    model, _ = _pair(cell=cell, likelihood="gaussian", **NETS["one"])
+    lengths = torch.tensor([6, 0, 3, 1])
+    clean, eps = _data("gaussian")
+    padding = torch.arange(T)[:, None] >= lengths
+    dirty = clean.detach().clone()
+    dirty[padding] = float("nan")
+    noise = eps.detach().clone()
+    noise[padding] = float("inf")
+    dirty.requires_grad_()
+    states = tuple(torch.zeros(B, H, dtype=torch.float64) for _ in range(model.spec.state_tensors))
+    for s in states:
+        s[1] = float("nan")  # the inert row
+    a = _run(model, dirty, noise, lengths, states)
+    b = _run(model, clean, eps, lengths, tuple(s.nan_to_num() for s in states))
+    wanted = [dirty, *model.parameters()]
+    for p, q in zip(a[:-1], b[:-1], strict=True):
+        assert torch.equal(p, q)
+    for s in a.state:
+        assert s[1].isnan().all()
+        assert s[[0, 2, 3]].isfinite().all()
+    gradients = torch.autograd.grad(a.nll.sum() + a.kl.sum() + a.z.sum() + a.raw.sum(), wanted)
+    assert all(g.isfinite().all() for g in gradients)
+    assert (gradients[0][padding] == 0).all()
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_gradcheck(cell: str, likelihood: str) -> None:
+    spec = CellSpec(
+        2,
+        3,
+        2,
+        cell=cell,  # type: ignore[arg-type]
+        phi_x=(2,),
+        encoder=(3,),
+        activation="tanh",
+        likelihood=likelihood,  # type: ignore[arg-type]
+        decoder_heads=("dec_mean", "dec_std.0") if likelihood == "gaussian" else ("dec_mean.0",),
+        output_std_floor=1e-3,
+    )
+    options = {"dtype": torch.float64, "requires_grad": True}
+    parameters = [(0.4 * torch.randn(p.shape, dtype=torch.float64)).requires_grad_() for p in spec.parameters()]
+    x, eps = torch.rand(3, 2, 2, **options), torch.randn(3, 2, 2, **options)
+    state = [torch.randn(2, 3, **options) for _ in range(spec.state_tensors)]
+    lengths = torch.tensor([3, 1])
+
+    def call(x: Tensor, eps: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        states, values = rest[: spec.state_tensors], rest[spec.state_tensors :]
+        out = reference.run(spec, values, x, eps, lengths, states, recompute=False, want_prior=True, want_raw=True)
+        return (*(t for t in out[:-1] if isinstance(t, Tensor)), *out.state)
+
+    assert torch.autograd.gradcheck(call, (x, eps, *state, *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_keeps_its_dtype(dtype: torch.dtype) -> None:
+    model = VRNN(X, H, Z, backend="reference", dtype=dtype)
+    out = model(torch.rand(T, B, X).to(dtype), lengths=torch.tensor([6, 2, 0, 1]))
+    out.loss.backward()
+    assert out.loss.dtype == out.state.dtype == dtype
+    assert out.loss.isfinite()
