@@ -56,8 +56,7 @@ def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], li
         raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     if value.dim() != len(shape):
         raise ValueError(
-            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {value.dim()}: "
-            f"shape {tuple(value.shape)}"
+            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {value.dim()}: shape {tuple(value.shape)}"
         )
     for i, (label, size) in enumerate(shape):
         if size is None and value.shape[i] == 0:
@@ -114,8 +113,8 @@ def generator(value: object, device: torch.device) -> None:
         raise ValueError(f"generator must be on the device of x, {device}, got one on {value.device}")
 
 
-def finite(name: str, value: Tensor, real: Tensor | None, *, swap: bool) -> None:
-    """Raise ValueError naming the first NaN or infinity of (T, B, F) at real (T, B) steps, first in time.
+def finite(name: str, value: Tensor, real: Tensor | None = None, *, swap: bool = False) -> None:
+    """Raise ValueError naming the first NaN or infinity of (T, B, F), at real (T, B) steps, or of (B, F).
 
     ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
     """
@@ -126,8 +125,8 @@ def finite(name: str, value: Tensor, real: Tensor | None, *, swap: bool) -> None
         torch._assert_async(~bad.any(), f"{name} holds NaN or infinity at a real step")
         return
     if bad.any():
-        t, b, feature = (int(i) for i in bad.nonzero()[0])
-        place = (b, t, feature) if swap else (t, b, feature)
-        raise ValueError(
-            f"{name}[{', '.join(map(str, place))}] is {value[t, b, feature].item()}: expected finite values"
-        )
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        found = value[place].item()
+        if swap:
+            place = (place[1], place[0], *place[2:])
+        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {found}: expected finite values")

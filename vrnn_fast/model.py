@@ -211,10 +211,7 @@ class VRNN(nn.Module):
         """
         parameters = layout.gather(self, self._layout, self._order)
         like = parameters[0]
-        first, second = ("B", "T") if self.batch_first else ("T", "B")
-        x = checks.tensor("x", x, ((first, None), (second, None), ("input_size", self.input_size)), like)
-        if self.batch_first:
-            x = x.transpose(0, 1)
+        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
         steps, batch = x.shape[0], x.shape[1]
         if lengths is not None:
             lengths = checks.lengths(lengths, steps, batch)
@@ -230,18 +227,12 @@ class VRNN(nn.Module):
         else:
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-            sizes = {"T": steps, "B": batch}
-            eps = checks.tensor(
-                "eps", eps, ((first, sizes[first]), (second, sizes[second]), ("Z", self.latent_size)), like
-            )
-            if self.batch_first:
-                eps = eps.transpose(0, 1)
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
         real = None if lengths is None else _real(lengths, steps, x.device)
         if self.check:
             checks.finite("x", x, real, swap=self.batch_first)
 
-        executor, reasons = executors.select(self.backend, self.spec, x)
-        executors.announce(executor, reasons)
+        executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
         result = executor.run(
             self.spec,
@@ -300,9 +291,8 @@ class VRNN(nn.Module):
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
         x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
         if self.check:
-            checks.finite("x_t", x, None, swap=False)
-        executor, reasons = executors.select(self.backend, self.spec, x)
-        executors.announce(executor, reasons)
+            checks.finite("x_t", x_t)
+        executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
         external = self.spec.likelihood == "external"
         result = executor.run(
             self.spec,
@@ -361,11 +351,10 @@ class VRNN(nn.Module):
                 raise ValueError("lengths are those of a prefix: pass prefix too")
             state = self._start(None, batch_size, like)
         else:
-            out = self(prefix, lengths=lengths, generator=generator)
-            batch = out.elbo.shape[0]
+            batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
-            batch_size = batch
+            out = self.forward(prefix, lengths=lengths, generator=generator)
             state = self._start(out.state, batch, like)
         cell = Cell(self.spec, parameters)
         samples = []
@@ -414,6 +403,14 @@ class VRNN(nn.Module):
     def _outer(self, tensor: Tensor) -> Tensor:
         """From (T, B, ...) to the layout of the caller."""
         return tensor.transpose(0, 1) if self.batch_first else tensor
+
+    def _sequence(
+        self, name: str, value: Tensor, steps: int | None, batch: int | None, width: tuple[str, int], like: Tensor
+    ) -> Tensor:
+        """A checked argument in the layout of the caller, as (T, B, width)."""
+        sizes = ("T", steps), ("B", batch)
+        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), width), like)
+        return value.transpose(0, 1) if self.batch_first else value
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """The caller's state as executors take it, (B, H) tensors; zeros for None."""

@@ -14,7 +14,7 @@ from ..spec import CellSpec
 from . import cpu, reference
 from .result import SequenceResult
 
-__all__ = ["Backend", "Executor", "SequenceResult", "announce", "backends", "executors", "names", "select"]
+__all__ = ["Backend", "Executor", "SequenceResult", "backends", "choose", "executors", "names", "select"]
 
 
 class Executor(Protocol):
@@ -100,11 +100,15 @@ def names() -> tuple[str, ...]:
     return ("auto", *(e.name for e in executors))
 
 
-def announce(executor: Executor, reasons: dict[str, str]) -> None:
-    """Warn, once per reason, that a preferred executor was passed over. Silent while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return
-    for name, reason in reasons.items():
-        if reason not in _announced:
-            _announced.add(reason)
-            warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=4)
+def choose(backend: str, spec: CellSpec, x: Tensor, *, stacklevel: int) -> Executor:
+    """:func:`select`, warning once per reason that a preferred executor was passed over.
+
+    Silent while torch.compile traces. ``stacklevel`` is how far up the user's own line is, as in ``warnings.warn``.
+    """
+    executor, reasons = select(backend, spec, x)
+    if not torch.compiler.is_compiling():
+        for name, reason in reasons.items():
+            if reason not in _announced:
+                _announced.add(reason)
+                warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=stacklevel)
+    return executor

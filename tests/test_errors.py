@@ -1,0 +1,315 @@
+"""Every bad input to the model has its own words, before anything runs."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import vrnn_fast
+from vrnn_fast import VRNN, executors
+from vrnn_fast.executors import reference
+
+X, H, Z, T, B = 5, 7, 3, 6, 4
+NAN, INF = float("nan"), float("inf")
+
+
+def x(*shape: int) -> torch.Tensor:
+    return torch.rand(*(shape or (T, B, X)))
+
+
+FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "x not a tensor": ({"x": [[[0.0]]]}, TypeError, "x must be a tensor, got list"),
+    "x rank": ({"x": x(T, X)}, ValueError, "x must have 3 dimensions (T, B, input_size = 5), got 2: shape (6, 5)"),
+    "x features": ({"x": x(T, B, 6)}, ValueError, "x must have shape (T, B, input_size = 5), got (6, 4, 6)"),
+    "x dtype": (
+        {"x": x().double()},
+        ValueError,
+        "x must have the parameters' dtype torch.float32, got torch.float64",
+    ),
+    "x device": ({"x": x().to("meta")}, ValueError, "x must be on the parameters' device cpu, got meta"),
+    "x sparse": (
+        {"x": x().to_sparse()},
+        ValueError,
+        "x must be a dense (strided) tensor, got layout torch.sparse_coo",
+    ),
+    "x mkldnn": ({"x": x().to_mkldnn()}, ValueError, "x must be a dense (strided) tensor, got layout torch._mkldnn"),
+    "no steps": ({"x": x(0, B, X)}, ValueError, "x must have T >= 1, got shape (0, 4, 5)"),
+    "no rows": ({"x": x(T, 0, X)}, ValueError, "x must have B >= 1, got shape (6, 0, 5)"),
+    "lengths list": ({"lengths": [6, 6, 6, 6]}, TypeError, "lengths must be a tensor (B,) of int64, got list"),
+    "lengths dtype": (
+        {"lengths": torch.ones(B, dtype=torch.int32)},
+        ValueError,
+        "lengths must have dtype torch.int64, got torch.int32",
+    ),
+    "lengths float": (
+        {"lengths": torch.ones(B)},
+        ValueError,
+        "lengths must have dtype torch.int64, got torch.float32",
+    ),
+    "lengths shape": (
+        {"lengths": torch.ones(B + 1, dtype=torch.int64)},
+        ValueError,
+        "lengths must have shape (B = 4,), got (5,)",
+    ),
+    "lengths rank": (
+        {"lengths": torch.ones(B, 1, dtype=torch.int64)},
+        ValueError,
+        "lengths must have shape (B = 4,), got (4, 1)",
+    ),
+    "lengths sparse": (
+        {"lengths": torch.ones(B, dtype=torch.int64).to_sparse()},
+        ValueError,
+        "lengths must be a dense (strided) tensor, got layout torch.sparse_coo",
+    ),
+    "lengths negative": (
+        {"lengths": torch.tensor([1, 2, -3, 4])},
+        ValueError,
+        "lengths must not be negative, got -3 for row 2",
+    ),
+    "lengths beyond T": (
+        {"lengths": torch.tensor([1, 7, 3, 4])},
+        ValueError,
+        "lengths must be at most T = 6, got 7 for row 1",
+    ),
+    "all rows empty": (
+        {"lengths": torch.zeros(B, dtype=torch.int64)},
+        ValueError,
+        "lengths must leave at least one real step, got 0 for every row",
+    ),
+    "state shape": (
+        {"state": torch.zeros(1, B, H + 1)},
+        ValueError,
+        "state must have shape (num_layers = 1, B = 4, hidden_size = 7), got (1, 4, 8)",
+    ),
+    "state rank": (
+        {"state": torch.zeros(B, H)},
+        ValueError,
+        "state must have 3 dimensions (num_layers = 1, B = 4, hidden_size = 7), got 2: shape (4, 7)",
+    ),
+    "state dtype": (
+        {"state": torch.zeros(1, B, H).half()},
+        ValueError,
+        "state must have the parameters' dtype torch.float32, got torch.float16",
+    ),
+    "state a pair": ({"state": (x(), x())}, TypeError, "state must be a tensor, got tuple"),
+    "eps shape": (
+        {"eps": torch.zeros(T, B, Z + 1)},
+        ValueError,
+        "eps must have shape (T = 6, B = 4, Z = 3), got (6, 4, 4)",
+    ),
+    "eps dtype": (
+        {"eps": torch.zeros(T, B, Z).double()},
+        ValueError,
+        "eps must have the parameters' dtype torch.float32, got torch.float64",
+    ),
+    "eps device": (
+        {"eps": torch.zeros(T, B, Z, device="meta")},
+        ValueError,
+        "eps must be on the parameters' device cpu, got meta",
+    ),
+    "eps and generator": (
+        {"eps": torch.zeros(T, B, Z), "generator": torch.Generator()},
+        ValueError,
+        "generator has nothing to draw where eps is given",
+    ),
+    "generator": ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
+    "beta": ({"beta": -0.5}, ValueError, "beta must be a number >= 0, got -0.5"),
+    "beta nan": ({"beta": NAN}, ValueError, "beta must be a number >= 0, got nan"),
+    "beta inf": ({"beta": INF}, ValueError, "beta must be finite, got inf"),
+    "beta text": ({"beta": "1"}, TypeError, "beta must be a number >= 0 or a 0-d tensor, got '1'"),
+    "beta tensor": (
+        {"beta": torch.ones(2)},
+        ValueError,
+        "beta must be a number >= 0 or a 0-d tensor, got shape (2,)",
+    ),
+    "beta tensor value": ({"beta": torch.tensor(-2.0)}, ValueError, "beta must be a number >= 0, got -2.0"),
+    "free_nats": ({"free_nats": -1}, ValueError, "free_nats must be a number >= 0, got -1"),
+    "normalizer": ({"normalizer": 0}, ValueError, "normalizer must be a number > 0, got 0"),
+    "normalizer negative": ({"normalizer": -2.0}, ValueError, "normalizer must be a number > 0, got -2.0"),
+    "normalizer tensor": ({"normalizer": torch.tensor(0)}, ValueError, "normalizer must be a number > 0, got 0"),
+    "normalizer flag": ({"normalizer": True}, TypeError, "normalizer must be a number > 0 or a 0-d tensor, got True"),
+    "outputs": (
+        {"outputs": ("prior", "decoder")},
+        ValueError,
+        "outputs may hold prior, prediction, got 'decoder'",
+    ),
+    "outputs text": (
+        {"outputs": "prior"},
+        TypeError,
+        "outputs must be a tuple of names out of prior, prediction, got 'prior'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORWARD)
+def test_forward(case: str) -> None:
+    arguments, kind, words = FORWARD[case]
+    model = VRNN(X, H, Z)
+    with pytest.raises(kind, match=re.escape(words)):
+        model(**{"x": x(), **arguments})
+
+
+def test_lstm_state() -> None:
+    model = VRNN(X, H, Z, cell="lstm")
+    good, bad = torch.zeros(1, B, H), torch.zeros(1, B + 1, H)
+    with pytest.raises(TypeError, match=re.escape("state of an LSTM must be a pair (h, c), got Tensor")):
+        model(x(), state=good)
+    with pytest.raises(
+        ValueError, match=re.escape("state[1] must have shape (num_layers = 1, B = 4, hidden_size = 7)")
+    ):
+        model(x(), state=(good, bad))
+
+
+def test_batch_first_is_told_in_its_own_order() -> None:
+    model = VRNN(X, H, Z, batch_first=True)
+    with pytest.raises(ValueError, match=re.escape("x must have 3 dimensions (B, T, input_size = 5), got 2")):
+        model(x(B, X))
+    with pytest.raises(ValueError, match=re.escape("eps must have shape (B = 4, T = 6, Z = 3), got (6, 4, 3)")):
+        model(x(B, T, X), eps=torch.zeros(T, B, Z))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_check_names_the_first_bad_index(executor: str, value: float) -> None:
+    data = x()
+    data[4, 2, 1], data[3, 3, 4], data[2, 0, 0] = value, value, NAN
+    lengths = torch.tensor([2, 6, 6, 6])  # hides [2, 0, 0]
+    with pytest.raises(ValueError, match=re.escape(f"x[3, 3, 4] is {value}: expected finite values")):
+        VRNN(X, H, Z, check=True, backend=executor)(data, lengths=lengths)
+    swapped = VRNN(X, H, Z, check=True, backend=executor, batch_first=True)
+    with pytest.raises(ValueError, match=re.escape(f"x[3, 3, 4] is {value}")):
+        swapped(data.transpose(0, 1), lengths=lengths)
+    with pytest.raises(ValueError, match=re.escape("x_t[0, 0] is nan")):
+        VRNN(X, H, Z, check=True, backend=executor).step(data[2], None)
+
+
+def test_without_check_nan_stays_in_its_row(executor: str) -> None:
+    data, eps = x(), torch.randn(T, B, Z)
+    model = VRNN(X, H, Z, backend=executor)
+    clean = model(data, eps=eps)
+    data[3, 2, 1] = NAN
+    out = model(data, eps=eps)
+    others = [0, 1, 3]
+    assert out.loss.isnan()
+    assert torch.equal(out.nll[:, others], clean.nll[:, others])
+    assert torch.equal(out.state[:, others], clean.state[:, others])
+    assert torch.equal(out.nll[:3], clean.nll[:3])
+    assert out.nll[3:, 2].isnan().all()
+    assert out.elbo[2].isnan()
+
+
+STEP: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "rank": ({"x_t": x(1, B, X)}, ValueError, "x_t must have 2 dimensions (B, input_size = 5), got 3"),
+    "features": ({"x_t": x(B, 4)}, ValueError, "x_t must have shape (B, input_size = 5), got (4, 4)"),
+    "dtype": ({"x_t": x(B, X).half()}, ValueError, "x_t must have the parameters' dtype"),
+    "state": ({"state": torch.zeros(1, 1, H)}, ValueError, "state must have shape (num_layers = 1, B = 4"),
+    "eps": ({"eps": torch.zeros(1, B, Z)}, ValueError, "eps must have 2 dimensions (B = 4, Z = 3), got 3"),
+}
+
+
+@pytest.mark.parametrize("case", STEP)
+def test_step(case: str) -> None:
+    arguments, kind, words = STEP[case]
+    with pytest.raises(kind, match=re.escape(words)):
+        VRNN(X, H, Z).step(**{"x_t": x(B, X), "state": None, **arguments})
+
+
+GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "steps": ({"steps": 0}, ValueError, "steps must be a positive int, got 0"),
+    "steps float": ({"steps": 2.0}, ValueError, "steps must be a positive int, got 2.0"),
+    "batch_size": ({"batch_size": -1}, ValueError, "batch_size must be a positive int, got -1"),
+    "batch_size of the prefix": (
+        {"prefix": x(), "batch_size": 3},
+        ValueError,
+        "batch_size must be the prefix's, 4, or left out, got 3",
+    ),
+    "lengths alone": (
+        {"lengths": torch.tensor([3])},
+        ValueError,
+        "lengths are those of a prefix: pass prefix too",
+    ),
+    "temperature": ({"temperature": 0.0}, ValueError, "temperature must be a number > 0, got 0.0"),
+    "generator": ({"generator": 1}, TypeError, "generator must be a torch.Generator, got int"),
+    "prefix": ({"prefix": x(T, B, 2)}, ValueError, "prefix must have shape (T, B, input_size = 5), got (6, 4, 2)"),
+    "prefix lengths": (
+        {"prefix": x(), "lengths": torch.tensor([9, 1, 1, 1])},
+        ValueError,
+        "lengths must be at most T = 6, got 9 for row 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GENERATE)
+def test_generate(case: str) -> None:
+    arguments, kind, words = GENERATE[case]
+    with pytest.raises(kind, match=re.escape(words)):
+        VRNN(X, H, Z).generate(**{"steps": 3, **arguments})
+
+
+BUILD: dict[str, tuple[Callable[[], Any], str]] = {
+    "input_size": (lambda: VRNN(0, H, Z), "input_size must be a positive int, got 0"),
+    "hidden_size": (lambda: VRNN(X, -1, Z), "hidden_size must be a positive int, got -1"),
+    "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be a positive int, got 2.0"),  # type: ignore[arg-type]
+    "num_layers": (lambda: VRNN(X, H, Z, num_layers=2), "num_layers must be 1 in this release, got 2"),
+    "cell": (lambda: VRNN(X, H, Z, cell="rnn"), "cell must be one of gru, lstm, got 'rnn'"),  # type: ignore[arg-type]
+    "activation": (
+        lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
+        "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",
+    ),
+    "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, got 'exp'"),  # type: ignore[arg-type]
+    "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
+    "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
+    "backend": (lambda: VRNN(X, H, Z, backend="tpu"), "backend must be one of auto, cpu, reference, got 'tpu'"),
+    "init_state": (lambda: VRNN(X, H, Z).init_state(0), "batch_size must be a positive int, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", BUILD)
+def test_build(case: str) -> None:
+    build, words = BUILD[case]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build()
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    model = VRNN(X, H, Z, backend="cpu", dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: "):
+        model(x().bfloat16())
+    model.backend = "gpu"
+    with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference, got 'gpu'"):
+        model(x().bfloat16())
+
+
+def test_auto_says_once_why_it_passed_an_executor_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_announced", set())
+    model = VRNN(X, H, Z, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="running on 'reference', not on 'cpu': ") as caught:
+        model(x().bfloat16())
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x().bfloat16())
+    assert caught[0].filename == __file__
+
+
+def test_a_missing_extension_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_announced", set())
+    monkeypatch.setitem(executors._UNAVAILABLE, "cpu", "the extension is not built")
+    assert vrnn_fast.backends()["cpu"].reason == "the extension is not built"
+    assert not vrnn_fast.backends()["cpu"].available
+    model = VRNN(X, H, Z)
+    with pytest.warns(UserWarning, match="running on 'reference', not on 'cpu': the extension is not built"):
+        model(x())
+    assert "not cpu: the extension is not built" in model.explain()
+    model.backend = "cpu"
+    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: the extension is not built"):
+        model(x())
+
+
+def test_reference_is_always_there() -> None:
+    assert vrnn_fast.backends()["reference"].available
+    assert reference.unavailable() is None
