@@ -1,0 +1,133 @@
+"""What people run today, written as they write it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vrnn_fast.likelihoods import Gaussian
+from vrnn_fast.spec import LATENT_STD_FLOOR
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+OUTPUT_STD_FLOOR = Gaussian().min_std
+
+
+class EagerOutput(NamedTuple):
+    """Sums over every step and sequence, then one tensor (B, .) per time step."""
+
+    kl: Tensor
+    nll: Tensor
+    posterior_means: list[Tensor]
+    posterior_stds: list[Tensor]
+    decoder_means: list[Tensor]
+
+
+class EagerVRNN(nn.Module):
+    """The VRNN as a Python loop over time: ``nn.Sequential`` networks, and ``nn.GRU`` or ``nn.LSTM`` called per step.
+
+    Arguments and parameters are those of :class:`vrnn_fast.VRNN`, so one's state dict loads into the other. Its
+    losses are the stable ones (logits, floors under the standard deviations), that results can be compared.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        latent_size: int,
+        *,
+        phi_x: Sequence[int],
+        phi_z: Sequence[int],
+        encoder: Sequence[int],
+        prior: Sequence[int],
+        decoder: Sequence[int],
+        cell: str = "gru",
+        bias: bool = True,
+        activation: str = "relu",
+        likelihood: str = "bernoulli",
+    ) -> None:
+        super().__init__()
+
+        def network(inputs: int, widths: Sequence[int]) -> tuple[nn.Sequential, int]:
+            layers: list[nn.Module] = []
+            for width in widths:
+                layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
+                inputs = width
+            return nn.Sequential(*layers), inputs
+
+        self.hidden_size = hidden_size
+        self.gaussian = likelihood == "gaussian"
+        self.phi_x, x_size = network(input_size, phi_x)
+        self.phi_z, z_size = network(latent_size, phi_z)
+
+        self.enc, width = network(x_size + hidden_size, encoder)
+        self.enc_mean = nn.Linear(width, latent_size)
+        self.enc_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
+
+        self.prior, width = network(hidden_size, prior)
+        self.prior_mean = nn.Linear(width, latent_size)
+        self.prior_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
+
+        self.dec, width = network(z_size + hidden_size, decoder)
+        if self.gaussian:
+            self.dec_mean: nn.Module = nn.Linear(width, input_size)
+            self.dec_std = nn.Sequential(nn.Linear(width, input_size), nn.Softplus())
+        else:
+            self.dec_mean = nn.Sequential(nn.Linear(width, input_size))
+
+        recurrent = nn.LSTM if cell == "lstm" else nn.GRU
+        self.rnn = recurrent(x_size + z_size, hidden_size, 1, bias)
+
+    def forward(self, x: Tensor, eps: Tensor) -> EagerOutput:
+        """x (T, B, X), eps (T, B, Z)."""
+        zeros = x.new_zeros(1, x.size(1), self.hidden_size)
+        state = (zeros, zeros) if isinstance(self.rnn, nn.LSTM) else zeros
+        kl_sum, nll_sum = x.new_zeros(()), x.new_zeros(())
+        posterior_means, posterior_stds, decoder_means = [], [], []
+        for t in range(x.size(0)):
+            h = (state[0] if isinstance(state, tuple) else state)[-1]
+
+            phi_x = self.phi_x(x[t])
+            enc = self.enc(torch.cat([phi_x, h], 1))
+            enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + LATENT_STD_FLOOR
+
+            prior = self.prior(h)
+            prior_mean, prior_std = self.prior_mean(prior), self.prior_std(prior) + LATENT_STD_FLOOR
+
+            z = enc_mean + enc_std * eps[t]
+            phi_z = self.phi_z(z)
+
+            dec = self.dec(torch.cat([phi_z, h], 1))
+            dec_mean = self.dec_mean(dec)
+
+            _, state = self.rnn(torch.cat([phi_x, phi_z], 1).unsqueeze(0), state)
+
+            kl_sum = kl_sum + gaussian_kl(enc_mean, enc_std, prior_mean, prior_std)
+            if self.gaussian:
+                nll_sum = nll_sum + gaussian_nll(dec_mean, self.dec_std(dec) + OUTPUT_STD_FLOOR, x[t])
+            else:
+                nll_sum = nll_sum + F.binary_cross_entropy_with_logits(dec_mean, x[t], reduction="sum")
+            posterior_means.append(enc_mean)
+            posterior_stds.append(enc_std)
+            decoder_means.append(dec_mean)
+        return EagerOutput(kl_sum, nll_sum, posterior_means, posterior_stds, decoder_means)
+
+    def loss(self, x: Tensor, eps: Tensor) -> Tensor:
+        """The negative evidence lower bound in nats per time step and sequence."""
+        out = self.forward(x, eps)
+        return (out.nll + out.kl) / (x.size(0) * x.size(1))
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
+    """KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, summed over everything."""
+    terms = 2 * torch.log(prior_std) - 2 * torch.log(std) + (std**2 + (mean - prior_mean) ** 2) / prior_std**2 - 1
+    return 0.5 * torch.sum(terms)
+
+
+def gaussian_nll(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
+    """-log N(x; mean, std²) in nats, summed over everything."""
+    return torch.sum(0.5 * ((x - mean) / std) ** 2 + torch.log(std) + 0.5 * math.log(2 * math.pi))
