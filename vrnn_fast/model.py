@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -108,7 +109,7 @@ class VRNN(nn.Module):
         check: look for NaN and infinity in x at every call, at real steps, and name the first. Costs one more pass
             over x, and where x is on a GPU a wait for it. Without it a NaN reaches all results of its row from its
             step on, the loss and so every gradient; results of other rows stay right.
-        device, dtype: of the parameters, as everywhere in torch.
+        device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -234,17 +235,18 @@ class VRNN(nn.Module):
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
-        result = executor.run(
-            self.spec,
-            parameters,
-            x,
-            eps,
-            lengths,
-            start,
-            recompute=self.recompute,
-            want_prior="prior" in outputs,
-            want_raw=external or "prediction" in outputs,
-        )
+        with _full_precision(like.device):
+            result = executor.run(
+                self.spec,
+                parameters,
+                x,
+                eps,
+                lengths,
+                start,
+                recompute=self.recompute,
+                want_prior="prior" in outputs,
+                want_raw=external or "prediction" in outputs,
+            )
         nll, kl, raw = result.nll, result.kl, result.raw
         if external:
             nll = _at_real(real, self.likelihood.nll(cast(Tensor, raw), _at_real(real, x)))
@@ -294,19 +296,20 @@ class VRNN(nn.Module):
             checks.finite("x_t", x_t)
         executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
         external = self.spec.likelihood == "external"
-        result = executor.run(
-            self.spec,
-            parameters,
-            x,
-            noise,
-            None,
-            start,
-            recompute=self.recompute,
-            want_prior=False,
-            want_raw=external,
-        )
-        cell = Cell(self.spec, parameters)
-        prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
+        with _full_precision(like.device):
+            result = executor.run(
+                self.spec,
+                parameters,
+                x,
+                noise,
+                None,
+                start,
+                recompute=self.recompute,
+                want_prior=False,
+                want_raw=external,
+            )
+            cell = Cell(self.spec, parameters)
+            prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
         nll = self.likelihood.nll(cast(Tensor, result.raw), x) if external else result.nll
         return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
 
@@ -358,14 +361,15 @@ class VRNN(nn.Module):
             state = self._start(out.state, batch, like)
         cell = Cell(self.spec, parameters)
         samples = []
-        for _ in range(steps):
-            prior = cell.prior(state[0])
-            noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
-            phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
-            raw = cell.decoder(phi_z, state[0])
-            x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-            state = cell.recur(cell.phi_x(x), phi_z, state)
-            samples.append(x)
+        with _full_precision(like.device):
+            for _ in range(steps):
+                prior = cell.prior(state[0])
+                noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
+                phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
+                raw = cell.decoder(phi_z, state[0])
+                x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
+                state = cell.recur(cell.phi_x(x), phi_z, state)
+                samples.append(x)
         return self._outer(torch.stack(samples)), _pack(state)
 
     def init_state(self, batch_size: int) -> State:
@@ -485,6 +489,13 @@ def _heads(likelihood: Likelihood) -> tuple[str, ...]:
     if not heads or not good or len(set(owners)) != len(owners):
         raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {heads!r}")
     return tuple(heads)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: every executor computes in the parameters' dtype."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _pack(state: tuple[Tensor, ...]) -> State:
