@@ -14,7 +14,7 @@ from .contenders import CONTENDERS, PASSES, Run, prepare_eager
 from .measure import disagreement, take_turns
 from .record import Record, Row
 from .shapes import SHAPES, Shape, forward_flops
-from .table import markdown, problems, render
+from .table import problems, render
 
 
 def rows(shape: Shape, seconds: float) -> Iterator[Row]:
@@ -60,7 +60,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=names, action="append", help="only this one (may be repeated)")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each shape and pass (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch and of every contender (default: torch's own)")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown as well")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -72,8 +71,6 @@ def main() -> None:
     console.print(render(record.rows, f"{record.processor}, {record.threads} threads, kernels: {record.kernel_build}"))
     for problem in problems(record.rows):
         console.print(f"no result for {problem}")
-    if arguments.markdown:
-        print(markdown(record.rows))
     if arguments.shape is None:
         console.print(f"recorded in {record.save()}")
 

@@ -88,7 +88,14 @@ class Record:
         machine = f"{self.processor} {self.kernel_build} {self.threads} threads"
         return RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
 
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """What :meth:`save` wrote."""
+        fields = json.loads(path.read_text())
+        return cls(**{**fields, "rows": [Row(**row) for row in fields["rows"]]})
+
     def save(self) -> Path:
+        """Write the record to :attr:`path`, over the last one of this kind of machine."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return self.path
