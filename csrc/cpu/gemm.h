@@ -26,14 +26,7 @@ static inline __attribute__((always_inline)) void micro_kernel(int64_t depth, co
                                                                int64_t b_step, T* __restrict c, int64_t c_row,
                                                                Start start, const T* bias) {
     constexpr int64_t W = lanes<T>;
-    Vec<T> sum[M][P * V];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-        for (int j = 0; j < P * V; ++j)
-            sum[i][j] = start == Start::keep   ? load(c + i * c_row + j * W)
-                        : start == Start::bias ? load(bias + j * W)
-                                               : Vec<T>{};
+    Vec<T> sum[M][P * V] = {};
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> row[P * V];
 #pragma GCC unroll 16
@@ -49,10 +42,16 @@ static inline __attribute__((always_inline)) void micro_kernel(int64_t depth, co
         a += a_step;
         b += b_step;
     }
+    // What C starts from is added last: the products are summed at their own magnitude, which rounds less.
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 16
-        for (int j = 0; j < P * V; ++j) store(c + i * c_row + j * W, sum[i][j]);
+        for (int j = 0; j < P * V; ++j) {
+            T* to = c + i * c_row + j * W;
+            if (start == Start::keep) sum[i][j] += load(to);
+            if (start == Start::bias) sum[i][j] += load(bias + j * W);
+            store(to, sum[i][j]);
+        }
 }
 
 // The operands of one strip: `vectors` vectors in each of `panels` panels.

@@ -70,12 +70,11 @@ VRNN_INLINE F32 log(F32 x) {
     return x < 0.0f || x != x ? all(__builtin_nanf("")) : y;
 }
 
-// log(1 + u) for u in [0, 1]: the rounding of 1 + u is divided out again
+// log(1 + u) for u in [0, 1], corrected to first order for the rounding of 1 + u
 VRNN_INLINE F32 log1p_unit(F32 u) {
-    const F32 w = 1.0f + u, d = w - 1.0f;
+    const F32 w = 1.0f + u;
     const I32 high = w > 1.41421356f;
-    const F32 y = log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) * (u / d);
-    return d == 0.0f ? u : y;
+    return log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) + (u - (w - 1.0f)) / w;
 }
 
 VRNN_INLINE F32 sigmoid(F32 x) {

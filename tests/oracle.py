@@ -1,0 +1,102 @@
+"""The law of tests: the reference executor in float64 is right, and we may be wrong by twice what torch is.
+
+A :class:`Problem` is a cell, its inputs and one upstream gradient for every output, all drawn in float64 and rounded
+to float32 first, so that the same numbers can be given to every executor in every dtype.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vrnn_fast.executors import reference
+from vrnn_fast.spec import CellSpec
+
+OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
+
+
+@dataclass
+class Problem:
+    spec: CellSpec
+    inputs: dict[str, Tensor]
+    lengths: Tensor | None
+    upstream: dict[str, Tensor]
+
+    @classmethod
+    def draw(cls, spec: CellSpec, steps: int, batch: int, lengths: list[int] | None = None, seed: int = 0) -> Problem:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).double()
+
+        inputs = {p.name: 0.5 * normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()}
+        inputs["x"] = torch.rand((steps, batch, spec.input_size), generator=generator).double()
+        inputs["eps"] = normal(steps, batch, spec.latent_size)
+        for i in range(spec.state_tensors):
+            inputs[f"state{i}"] = 0.5 * normal(batch, spec.hidden_size)
+        inputs = {name: t.float().double() for name, t in inputs.items()}
+        widths = dict.fromkeys(OUTPUTS, spec.latent_size) | {"raw": spec.output_size}
+        upstream = {
+            n: normal(steps, batch, w) if n not in ("nll", "kl") else normal(steps, batch) for n, w in widths.items()
+        }
+        upstream |= {f"final{i}": normal(batch, spec.hidden_size) for i in range(spec.state_tensors)}
+        return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream)
+
+    def run(self, executor: ModuleType, dtype: torch.dtype, *, recompute: bool = False) -> dict[str, Tensor]:
+        """Every output and, as ``d <input>``, every gradient."""
+        leaves = {name: t.to(dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
+        result = executor.run(
+            self.spec,
+            [leaves[p.name] for p in self.spec.parameters()],
+            leaves["x"],
+            leaves["eps"],
+            self.lengths,
+            tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors)),
+            recompute=recompute,
+            want_prior=True,
+            want_raw=True,
+        )
+        outputs = {name: getattr(result, name) for name in OUTPUTS}
+        outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
+        reached = {name: t for name, t in outputs.items() if t.requires_grad}
+        torch.autograd.backward(list(reached.values()), [self.upstream[n].to(dtype) for n in reached])
+        found = {name: t.detach() for name, t in outputs.items()}
+        return found | {f"d {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+
+
+def assert_obeys_the_law(
+    spec: CellSpec,
+    steps: int,
+    batch: int,
+    lengths: list[int] | None = None,
+    *,
+    executor: ModuleType,
+    dtype: torch.dtype,
+    recompute: bool = False,
+    draws: int = 6,
+) -> None:
+    """Each output's and gradient's error, root mean square over some draws, is at most twice torch's.
+
+    Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value pass.
+    """
+    ours, torchs, largest = defaultdict(float), defaultdict(float), defaultdict(float)
+    for seed in range(draws):
+        problem = Problem.draw(spec, steps, batch, lengths, seed)
+        oracle = problem.run(reference, torch.float64)
+        plain = problem.run(reference, dtype)
+        found = problem.run(executor, dtype, recompute=recompute)
+        assert found.keys() == oracle.keys()
+        for name, right in oracle.items():
+            assert found[name].dtype == dtype
+            assert found[name].shape == right.shape, name
+            ours[name] += (found[name].double() - right).square().mean().item() / draws
+            torchs[name] += (plain[name].double() - right).square().mean().item() / draws
+            largest[name] = max(largest[name], right.abs().max().item())
+    few_ulp = (32 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
+    for name in ours:
+        error, allowed = ours[name] ** 0.5, 2 * torchs[name] ** 0.5 + few_ulp * largest[name]
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

@@ -1,0 +1,350 @@
+"""The fused CPU executor against the oracle: every stage, every build of the kernels, odd sizes, ragged lengths."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+from oracle import Problem, assert_obeys_the_law
+from vrnn_fast import ops
+from vrnn_fast.executors import cpu, reference
+from vrnn_fast.partition import partition
+from vrnn_fast.spec import ACTIVATIONS, CellSpec
+
+pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
+
+DEEP = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
+GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": ("dec_mean", "dec_std.0"), "output_std_floor": 1e-3}
+RAGGED = [3, 7, 0, 7, 1]
+
+
+def usable_isas() -> list[str]:
+    found = []
+    for isa in ("baseline", "avx2", "avx512"):
+        with mock.patch.dict(os.environ, VRNN_FAST_ISA=isa):
+            try:
+                found.append(ops.chosen_isa())
+            except RuntimeError:
+                continue
+    return found
+
+
+@pytest.fixture(params=usable_isas() if cpu.unavailable() is None else [])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("VRNN_FAST_ISA", request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
+def test_every_build(
+    isa: str, dtype: torch.dtype, cell: str, recompute: bool, lengths: list[int] | None, likelihood: dict[str, object]
+) -> None:
+    spec = CellSpec(5, 19, 3, cell=cell, **DEEP, **likelihood)
+    assert_obeys_the_law(spec, 7, 5, lengths, executor=cpu, dtype=dtype, recompute=recompute)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(isa: str, dtype: torch.dtype, activation: str) -> None:
+    assert_obeys_the_law(CellSpec(3, 12, 4, activation=activation, **DEEP), 6, 4, executor=cpu, dtype=dtype)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("network", ["phi_x", "phi_z", "encoder", "prior", "decoder"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_every_depth(dtype: torch.dtype, network: str, depth: int, bias: bool) -> None:
+    nets = DEEP | {network: (11,) * depth}
+    for cell in ("gru", "lstm"):
+        assert_obeys_the_law(CellSpec(4, 10, 3, cell=cell, bias=bias, **nets), 5, 3, executor=cpu, dtype=dtype)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_no_hidden_layer_at_all(isa: str, dtype: torch.dtype, cell: str) -> None:
+    for recompute in (False, True):
+        spec = CellSpec(3, 6, 2, cell=cell)
+        assert_obeys_the_law(spec, 5, 3, [5, 2, 0], executor=cpu, dtype=dtype, recompute=recompute)
+
+
+@pytest.mark.parametrize("size", [1, 3, 17, 33, 100, 129])
+def test_odd_sizes(isa: str, size: int) -> None:
+    widths = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (size,))
+    for steps, batch in ((1, 1), (1, 3), (5, 1), (3, 17)):
+        for dtype in (torch.float32, torch.float64):
+            assert_obeys_the_law(CellSpec(size, size, size, **widths), steps, batch, executor=cpu, dtype=dtype)
+
+
+def test_external_likelihood_leaves_the_nll_to_others() -> None:
+    spec = CellSpec(3, 6, 2, likelihood="external", **DEEP)
+    assert_obeys_the_law(spec, 4, 3, executor=cpu, dtype=torch.float64)
+    assert not Problem.draw(spec, 4, 3).run(cpu, torch.float64)["nll"].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        spec = CellSpec(28, 64, 8, phi_x=(64,), phi_z=(64,), encoder=(64,), prior=(64,), decoder=(64,))
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.randint(0, 25, (37,), generator=generator).tolist()
+        assert_obeys_the_law(spec, 24, 37, lengths, executor=cpu, dtype=torch.float32)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_strides_of_either_layout() -> None:
+    spec = CellSpec(5, 8, 3, **DEEP)
+    problem = Problem.draw(spec, 6, 4)
+    expected = problem.run(cpu, torch.float64)
+    for name in ("x", "eps"):
+        t = problem.inputs[name]
+        problem.inputs[name] = t.transpose(0, 1).contiguous().transpose(0, 1)
+        assert not problem.inputs[name].is_contiguous()
+    for name, t in problem.run(cpu, torch.float64).items():
+        assert torch.equal(t, expected[name]), name
+    problem.inputs["x"] = problem.inputs["x"].repeat_interleave(2, -1)[..., ::2]
+    assert problem.inputs["x"].stride(-1) == 2
+    for name, t in problem.run(cpu, torch.float64).items():
+        assert torch.equal(t, expected[name]), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, recompute: bool) -> None:
+    """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show."""
+    problem = Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED)
+    expected = problem.run(cpu, torch.float32, recompute=recompute)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all(), "fresh memory is not poisoned"
+        poisoned = problem.run(cpu, torch.float32, recompute=recompute)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, t in poisoned.items():
+        assert torch.equal(t, expected[name]), name
+
+
+def test_padding_never_reaches_a_result() -> None:
+    problem = Problem.draw(CellSpec(5, 19, 3, **DEEP), 7, 5, RAGGED)
+    expected = problem.run(cpu, torch.float32)
+    for b, n in enumerate(RAGGED):
+        problem.inputs["x"][n:, b] = float("nan")
+        problem.inputs["eps"][n:, b] = float("nan")
+        for name in ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw"):
+            problem.upstream[name][n:, b] = float("nan")
+    for name, t in problem.run(cpu, torch.float32).items():
+        assert torch.equal(t, expected[name]), name
+
+
+def test_nan_in_x_reaches_its_row_and_no_other() -> None:
+    problem = Problem.draw(CellSpec(5, 8, 3, **DEEP), 6, 4)
+    clean = problem.run(cpu, torch.float32)
+    problem.inputs["x"][2, 1, 3] = float("nan")
+    dirty = problem.run(cpu, torch.float32)
+    assert dirty["nll"][2:, 1].isnan().all()
+    assert dirty["final0"][1].isnan().all()
+    for row in (0, 2, 3):
+        assert torch.equal(dirty["nll"][:, row], clean["nll"][:, row])
+
+
+def test_repeats_are_equal_to_the_last_bit(isa: str) -> None:
+    spec = CellSpec(28, 100, 16, phi_x=(100,), phi_z=(100,), encoder=(100,), prior=(100,), decoder=(100,))
+    problem = Problem.draw(spec, 20, 24, [20, 3, 11] * 8)
+    first = problem.run(cpu, torch.float32)
+    for _ in range(3):
+        for name, t in problem.run(cpu, torch.float32).items():
+            assert torch.equal(t, first[name]), name
+
+
+def test_counters_prove_what_ran(isa: str) -> None:
+    problem = Problem.draw(CellSpec(3, 4, 2), 3, 2)
+    before = ops.launch_counts()
+    problem.run(reference, torch.float32)
+    assert ops.launch_counts() == before
+    problem.run(cpu, torch.float32)
+    after = ops.launch_counts()
+    changed = {name: after[name] - before[name] for name in after if after[name] != before[name]}
+    assert changed == {f"cpu.{isa}.forward": 1, f"cpu.{isa}.backward": 1}
+
+
+def test_an_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRNN_FAST_ISA", "mmx")
+    with pytest.raises(RuntimeError, match="VRNN_FAST_ISA is 'mmx'; this machine can run: baseline"):
+        Problem.draw(CellSpec(3, 4, 2), 3, 2).run(cpu, torch.float32)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_gradcheck(cell: str) -> None:
+    spec = CellSpec(
+        2, 3, 2, cell=cell, activation="tanh", phi_x=(3,), phi_z=(2,), encoder=(3,), prior=(2,), decoder=(3,)
+    )
+    problem = Problem.draw(spec, 3, 2, [3, 2])
+    names = list(problem.inputs)
+
+    def outputs(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(names, tensors, strict=True))
+        result = cpu.run(
+            spec,
+            [given[p.name] for p in spec.parameters()],
+            given["x"],
+            given["eps"],
+            problem.lengths,
+            tuple(given[f"state{i}"] for i in range(spec.state_tensors)),
+            recompute=False,
+            want_prior=True,
+            want_raw=True,
+        )
+        return (*result[:8], *result.state)
+
+    leaves = [t.clone().requires_grad_() for t in problem.inputs.values()]
+    assert torch.autograd.gradcheck(outputs, leaves, fast_mode=True)
+
+
+def test_opcheck_forward_and_backward() -> None:
+    spec = CellSpec(3, 4, 2, cell="lstm", phi_x=(5,))
+    steps, batch = 4, 3
+    program = cpu.encode(spec)
+    leaf = functools.partial(torch.randn, requires_grad=True)
+    x, eps, lengths = leaf(steps, batch, 3), torch.randn(steps, batch, 2), torch.tensor([4, 2, 3])
+    state, parameters = [leaf(batch, 4), leaf(batch, 4)], [leaf(p.shape) for p in spec.parameters()]
+    size = steps * batch * program.saved + ops.SLACK
+    arguments = (x, eps, lengths, state, parameters, program.code, program.constants)
+    # the opaque buffer has elements that nobody writes: make them NaN in both runs, and NaN equal to itself
+    close = functools.partial(torch.testing.assert_close, equal_nan=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with mock.patch("torch.testing.assert_close", close):
+            torch.library.opcheck(torch.ops.vrnn_fast.forward.default, (*arguments, size, False, True, True))
+            with torch.no_grad():
+                saved = torch.ops.vrnn_fast.forward(*arguments, size, False, False, False)[-1]
+            detached = [t.detach() for t in parameters]
+            upstream = [torch.randn(steps, batch), torch.randn(steps, batch, 2), torch.randn(batch, 4)]
+            torch.library.opcheck(
+                torch.ops.vrnn_fast.backward.default,
+                (
+                    *(upstream, [0, 2, 9], x.detach(), eps, lengths, [s.detach() for s in state], detached, saved),
+                    *(program.code, program.constants, False, True, False),
+                ),
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_foreign_program_is_refused() -> None:
+    program = cpu.encode(CellSpec(3, 4, 2))
+    x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
+    parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
+    for code, message in (
+        ([99, *program.code[1:]], "reads format 1"),
+        (program.code[:-1], "ends in the middle"),
+        ([*program.code, 0], "goes on behind"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.vrnn_fast.forward(
+                x, eps, None, state, parameters, code, program.constants, 0, False, False, False
+            )
+    with pytest.raises(RuntimeError, match="smaller than the program says"):
+        torch.ops.vrnn_fast.forward(
+            *(x, eps, None, state, [p[:1] for p in parameters], program.code, program.constants, 0, False, False, False)
+        )
+
+
+def test_the_three_parts_hold_what_they_promise() -> None:
+    """before and after touch nothing that only the scan knows at that time."""
+    program = partition(CellSpec(5, 8, 3, **DEEP))
+    names = {b.name for b in program.buffers}
+    assert {b.name for b in program.buffers if b.kept} == {"h", "posterior", "posterior_std", "z"}
+    assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h" for s in program.before)
+    for stage in program.stages:
+        for value in vars(stage).values():
+            if hasattr(value, "buffer"):
+                assert value.buffer in names
+
+
+IN_ANOTHER_PLACE = """
+import torch
+from vrnn_fast import VRNN
+torch.manual_seed(0)
+model = VRNN(28, 64, 8, backend="cpu")
+x, eps = torch.rand(12, 16, 28), torch.randn(12, 16, 8)
+
+def loss():
+    model.zero_grad()
+    out = model(x, eps=eps)
+    out.loss.backward()
+    return out.loss.item(), sum(p.grad.double().sum().item() for p in model.parameters())
+"""
+
+PLACES = {
+    "a Python thread": """
+import threading
+expected, found = loss(), []
+thread = threading.Thread(target=lambda: found.append(loss()))
+thread.start()
+thread.join(60)
+assert found == [expected], (found, expected)
+""",
+    "two Python threads at once": """
+import copy, threading
+expected, models, found = loss(), [copy.deepcopy(model) for _ in range(2)], []
+
+def own(m):
+    for _ in range(20):
+        m.zero_grad()
+        m(x, eps=eps).loss.backward()
+        found.append(m(x, eps=eps).loss.item())
+
+threads = [threading.Thread(target=own, args=(m,)) for m in models]
+[t.start() for t in threads]
+[t.join(60) for t in threads]
+assert set(found) == {expected[0]} and len(found) == 40
+""",
+    "a forked DataLoader worker": """
+class Losses(torch.utils.data.Dataset):
+    def __len__(self): return 2
+    def __getitem__(self, i): return loss()[0]
+
+expected = loss()[0]
+options = dict(num_workers=1, batch_size=None, multiprocessing_context="fork", timeout=60)
+for value in torch.utils.data.DataLoader(Losses(), **options):
+    assert abs(value - expected) <= 1e-5 * abs(expected), (value, expected)
+""",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("limit", [None, "1"], ids=["no limit", "OMP_THREAD_LIMIT=1"])
+def test_right_wherever_it_is_called(place: str, limit: str | None) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_THREAD_LIMIT"}
+    if limit is not None:
+        environment["OMP_THREAD_LIMIT"] = limit
+    code = IN_ANOTHER_PLACE + PLACES[place]
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_launches_do_not_grow_with_time() -> None:
+    spec = CellSpec(3, 4, 2, **DEEP)
+    grown = []
+    for steps in (2, 64):
+        before = sum(ops.launch_counts().values())
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            Problem.draw(spec, steps, 2).run(cpu, torch.float32)
+        calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith("vrnn_fast::")}
+        grown.append((sum(ops.launch_counts().values()) - before, calls))
+    assert grown[0] == grown[1]
+    assert grown[0][0] == 2
+    assert grown[0][1] == {"vrnn_fast::forward": 1, "vrnn_fast::backward": 1}
