@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from vrnn_fast import VRNN, VRNNOutput, backends
 
 X, H, Z = 5, 8, 3
+needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def results(model: VRNN, step: Any, batch: tuple[Tensor, Tensor, Tensor]) -> lis
     model.zero_grad()
     loss, out = step(*batch)
     loss.backward()
-    leaves = torch.utils._pytree.tree_leaves(out)
+    leaves = pytree.tree_leaves(out)
     return [loss, *leaves, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
@@ -54,7 +57,7 @@ def test_a_compiled_training_step_equals_eager(executor: str) -> None:
                 torch.testing.assert_close(a, b)
 
 
-@pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
+@needs_cpu
 def test_one_graph_serves_every_length_and_batch() -> None:
     graphs = []
 
@@ -67,6 +70,26 @@ def test_one_graph_serves_every_length_and_batch() -> None:
     for sizes in ((4, 6), (7, 2), (9, 11)):
         compiled(*data(*sizes))
     assert len(graphs) == 1
+
+
+@needs_cpu
+def test_an_exported_program_outlives_the_process_that_wrote_it() -> None:
+    model = VRNN(X, H, Z, backend="cpu", likelihood="gaussian")
+    steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
+    shapes = {"x": {0: steps, 1: batch}, "lengths": {0: batch}, "eps": {0: steps, 1: batch}}
+
+    def arguments(steps: int, batch: int) -> dict[str, Tensor]:
+        x, lengths, eps = data(steps, batch)
+        return {"x": x.transpose(0, 1), "lengths": lengths, "eps": eps.transpose(0, 1)}
+
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (), arguments(4, 6), dynamic_shapes=shapes), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    given = arguments(7, 2)
+    out = program(**given)
+    assert isinstance(out, VRNNOutput)
+    torch.testing.assert_close(pytree.tree_leaves(out), pytree.tree_leaves(model(**given)))
 
 
 def test_lengths_are_asserted_at_run_time(executor: str) -> None:

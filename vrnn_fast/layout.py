@@ -74,66 +74,71 @@ def modules(
     yield "rnn", Recurrence(spec, device, dtype)
 
 
+class Held(NamedTuple):
+    """A parameter of a sub-module: its name there, its place in the order of executors, its shape."""
+
+    leaf: str
+    place: int
+    shape: tuple[int, ...]
+
+
 class Slot(NamedTuple):
-    """A sub-module as it was made: its place, its class, how many children and which parameters it has."""
+    """A sub-module as it was made: its name, where it hangs, its class, its children and its parameters."""
 
     name: str
     parent: str
     key: str
     kind: type[nn.Module]
     children: int
-    parameters: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    parameters: tuple[Held, ...]
 
 
 def slots(root: nn.Module, spec: CellSpec) -> tuple[Slot, ...]:
     """Every sub-module of ``root``, parents first."""
-    shapes = dict(spec.parameters())
+    places = {name: (place, shape) for place, (name, shape) in enumerate(spec.parameters())}
     found = []
     for name, module in root.named_modules():
         if name:
             parent, _, key = name.rpartition(".")
-            own = tuple(p for p, _ in module.named_parameters(recurse=False))
-            own_shapes = tuple(shapes[f"{name}.{p}"] for p in own)
-            found.append(Slot(name, parent, key, type(module), len(list(module.children())), own, own_shapes))
+            held = (Held(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False))
+            found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(held)))
     return tuple(found)
 
 
-def gather(root: nn.Module, layout: tuple[Slot, ...], order: tuple[str, ...]) -> list[Tensor]:
-    """The parameters named by ``order`` as they are at this call, parametrizations included.
+def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
+    """The parameters in the order of executors as they are at this call, parametrizations included.
 
     Raises:
         RuntimeError: a sub-module was replaced or carries a hook: neither would have any effect.
         ValueError: a parameter has another shape than the cell's.
     """
     found: dict[str, nn.Module] = {"": root}
-    values: dict[str, Tensor] = {}
-    for slot in layout:
-        module = found[slot.parent]._modules.get(slot.key)
+    values: dict[int, Tensor] = {}
+    for name, parent, key, kind, children, parameters in layout:
+        module = found[parent]._modules.get(key)
         if module is None:
-            raise RuntimeError(f"sub-module {slot.name!r} is missing: {_NEVER_CALLED}")
-        if type(module) is not slot.kind and not _parametrized(module, slot.kind):
+            raise RuntimeError(f"sub-module {name!r} is missing: {_NEVER_CALLED}")
+        if type(module) is not kind and not _parametrized(module, kind):
             raise RuntimeError(
-                f"sub-module {slot.name!r} was replaced by a {type(module).__name__} (it was made as "
-                f"{slot.kind.__name__}): {_NEVER_CALLED}"
-            )
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            raise RuntimeError(f"sub-module {slot.name!r} carries a forward or backward hook: {_NEVER_CALLED}")
-        if slot.children and len(module._modules) != slot.children:
-            raise RuntimeError(
-                f"sub-module {slot.name!r} has {len(module._modules)} children, was made with {slot.children}: "
+                f"sub-module {name!r} was replaced by a {type(module).__name__} (it was made as {kind.__name__}): "
                 f"{_NEVER_CALLED}"
             )
-        found[slot.name] = module
-        for leaf, shape in zip(slot.parameters, slot.shapes, strict=True):
-            value = getattr(module, leaf)
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise RuntimeError(f"sub-module {name!r} carries a forward or backward hook: {_NEVER_CALLED}")
+        if children and len(module._modules) != children:
+            raise RuntimeError(
+                f"sub-module {name!r} has {len(module._modules)} children, was made with {children}: {_NEVER_CALLED}"
+            )
+        found[name] = module
+        for leaf, place, shape in parameters:
+            value = module._parameters.get(leaf)
+            if value is None:
+                value = getattr(module, leaf)  # parametrized: computed from others
             if value is None or value.shape != shape:
-                raise ValueError(
-                    f"parameter {slot.name}.{leaf} must have shape {shape}, got "
-                    f"{None if value is None else tuple(value.shape)}"
-                )
-            values[f"{slot.name}.{leaf}"] = value
-    return [values[name] for name in order]
+                got = None if value is None else tuple(value.shape)
+                raise ValueError(f"parameter {name}.{leaf} must have shape {shape}, got {got}")
+            values[place] = value
+    return [values[place] for place in range(len(values))]
 
 
 _NEVER_CALLED = (

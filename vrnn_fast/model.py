@@ -53,7 +53,8 @@ class VRNNOutput:
     prediction: Any = None
 
 
-pytree.register_dataclass(VRNNOutput)
+torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
+pytree._register_namedtuple(MeanStd, serialized_type_name="vrnn_fast.MeanStd")  # named, to be saved with a program
 
 
 class VRNNStep(NamedTuple):
@@ -172,7 +173,6 @@ class VRNN(nn.Module):
         for name, module in layout.modules(self.spec, device, dtype):
             self.add_module(name, module)
         self._layout = layout.slots(self, self.spec)
-        self._order = tuple(p.name for p in self.spec.parameters())
 
     def forward(
         self,
@@ -210,7 +210,7 @@ class VRNN(nn.Module):
                 at run time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
-        parameters = layout.gather(self, self._layout, self._order)
+        parameters = layout.gather(self, self._layout)
         like = parameters[0]
         x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
         steps, batch = x.shape[0], x.shape[1]
@@ -282,7 +282,7 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
         """
-        parameters = layout.gather(self, self._layout, self._order)
+        parameters = layout.gather(self, self._layout)
         like = parameters[0]
         x_t = checks.tensor("x_t", x_t, (("B", None), ("input_size", self.input_size)), like)
         batch = x_t.shape[0]
@@ -341,7 +341,7 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
         """
-        parameters = layout.gather(self, self._layout, self._order)
+        parameters = layout.gather(self, self._layout)
         like = parameters[0]
         checks.positive_int("steps", steps)
         checks.positive_int("batch_size", batch_size)
@@ -375,7 +375,7 @@ class VRNN(nn.Module):
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for: zeros (1, B, H), for an LSTM a pair of them."""
         checks.positive_int("batch_size", batch_size)
-        return _pack(self._start(None, batch_size, layout.gather(self, self._layout, self._order)[0]))
+        return _pack(self._start(None, batch_size, layout.gather(self, self._layout)[0]))
 
     def explain(self, x: Tensor | None = None) -> str:
         """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
@@ -385,7 +385,7 @@ class VRNN(nn.Module):
             RuntimeError: the backend asked for by name cannot run it.
         """
         if x is None:
-            like = layout.gather(self, self._layout, self._order)[0]
+            like = layout.gather(self, self._layout)[0]
             x = like.new_empty((1, 1, self.input_size))
         executor, reasons = executors.select(self.backend, self.spec, x)
         lines = [f"{executor.name}: {executor.launches(self.spec)}"]

@@ -7,6 +7,7 @@ Gradients are torch's own; any device and any floating dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from .result import SequenceResult
 name = "reference"
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
 
+Layers: TypeAlias = list[tuple[Tensor, Tensor]]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -47,16 +49,31 @@ class Cell:
     """The networks of one cell as functions of tensors whose last dimension is features."""
 
     def __init__(self, spec: CellSpec, parameters: Sequence[Tensor]) -> None:
+        rest = iter(parameters)
+
+        def take(layers: int) -> Layers:
+            return [(next(rest), next(rest)) for _ in range(layers)]
+
         self.spec = spec
-        self.parameters = {p.name: tensor for p, tensor in zip(spec.parameters(), parameters, strict=True)}
         self.activation = _ACTIVATIONS[spec.activation]
+        # in the order of spec.parameters(): hidden layers, then heads
+        self.networks = {
+            "phi_x": (take(len(spec.phi_x)), take(0)),
+            "phi_z": (take(len(spec.phi_z)), take(0)),
+            "encoder": (take(len(spec.encoder)), take(2)),
+            "prior": (take(len(spec.prior)), take(2)),
+            "decoder": (take(len(spec.decoder)), take(len(spec.decoder_heads))),
+        }
+        self.weight_ih, self.weight_hh = next(rest), next(rest)
+        self.bias_ih = next(rest) if spec.bias else None
+        self.bias_hh = next(rest) if spec.bias else None
 
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """What the heads of a network give; for one without heads, its last hidden layer."""
-        network = self.spec.network(name)
-        for layer in network.hidden:
-            x = self.activation(F.linear(x, self.parameters[layer.weight], self.parameters[layer.bias]))
-        return [F.linear(x, self.parameters[head.weight], self.parameters[head.bias]) for head in network.heads] or [x]
+        hidden, heads = self.networks[name]
+        for weight, bias in hidden:
+            x = self.activation(F.linear(x, weight, bias))
+        return [F.linear(x, weight, bias) for weight, bias in heads] or [x]
 
     def _gaussian(self, name: str, x: Tensor) -> MeanStd:
         mean, raw = self._network(name, x)
@@ -84,10 +101,9 @@ class Cell:
 
     def recur(self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, with the gates of ``torch.nn.GRU`` and ``LSTM``."""
-        h, p = state[0], self.parameters
-        bias_ih, bias_hh = p.get("rnn.bias_ih_l0"), p.get("rnn.bias_hh_l0")
-        from_input = F.linear(torch.cat([phi_x, phi_z], -1), p["rnn.weight_ih_l0"], bias_ih)
-        from_state = F.linear(h, p["rnn.weight_hh_l0"], bias_hh)
+        h = state[0]
+        from_input = F.linear(torch.cat([phi_x, phi_z], -1), self.weight_ih, self.bias_ih)
+        from_state = F.linear(h, self.weight_hh, self.bias_hh)
         if self.spec.cell == "gru":
             r_x, u_x, n_x = from_input.chunk(3, -1)
             r_h, u_h, n_h = from_state.chunk(3, -1)
