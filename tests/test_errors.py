@@ -165,6 +165,18 @@ def test_lstm_state() -> None:
         model(x(), state=(good, bad))
 
 
+def test_parameters_of_two_kinds() -> None:
+    model = VRNN(X, H, Z)
+    model.rnn.double()
+    words = "parameter rnn.weight_ih_l0 must be torch.float32 on cpu as the first one is, got torch.float64 on cpu"
+    with pytest.raises(ValueError, match=words):
+        model(x())
+    model = VRNN(X, H, Z)
+    model.prior_mean.to("meta")
+    with pytest.raises(ValueError, match=r"parameter prior_mean\.weight must be .* on cpu .*, got torch.float32 on meta"):
+        model(x())
+
+
 def test_batch_first_is_told_in_its_own_order() -> None:
     model = VRNN(X, H, Z, batch_first=True)
     with pytest.raises(ValueError, match=re.escape("x must have 3 dimensions (B, T, input_size = 5), got 2")):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
 
 from vrnn_fast import VRNN, Bernoulli, Gaussian, Likelihood
@@ -100,6 +102,28 @@ def test_a_likelihood_of_the_users_own(executor: str) -> None:
     assert (out.nll[:2] != 0).all()
     assert model.step(x[0], out.state).nll.shape == (2,)
     assert model.generate(5, batch_size=2)[0].shape == (5, 2, 3)
+
+
+class SharedStd(Likelihood, nn.Module):
+    """One standard deviation per feature, learned, whatever the state."""
+
+    def __init__(self, features: int) -> None:
+        nn.Module.__init__(self)
+        self.log_std = nn.Parameter(torch.zeros(features))
+
+    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        return -Normal(raw, self.log_std.exp()).log_prob(x).sum(-1)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw
+
+
+def test_a_likelihood_with_parameters_trains_with_the_model(executor: str) -> None:
+    model = VRNN(3, 5, 2, likelihood=SharedStd(3), backend=executor)
+    assert "likelihood.log_std" in model.state_dict()
+    model(torch.randn(4, 2, 3), outputs=("prediction",)).loss.backward()
+    assert model.get_parameter("likelihood.log_std").grad.abs().sum() > 0
+    assert copy.deepcopy(model).generate(3, mean=True)[0].shape == (3, 1, 3)
 
 
 def test_the_users_density_meets_the_fused_one(executor: str) -> None:

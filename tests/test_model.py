@@ -113,6 +113,21 @@ def test_an_empty_row_passes_its_state_through(executor: str) -> None:
         assert out.elbo[1] == 0
 
 
+def test_the_state_of_an_empty_row_reaches_nothing_else(executor: str) -> None:
+    model = build(executor)
+    x, eps = data()
+    state = torch.zeros(1, B, H, dtype=torch.float64)
+    state[:, 1] = float("nan")
+    state.requires_grad_()
+    out = model(x, LENGTHS, state, eps, outputs=("prior", "prediction"))
+    assert out.state[:, 1].isnan().all()
+    assert out.loss.isfinite()
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert state.grad is not None
+    assert (state.grad[:, 1] == 0).all()
+
+
 def test_loss_is_what_the_contract_says(executor: str) -> None:
     model = build(executor)
     x, eps = data()

@@ -88,7 +88,7 @@ def lengths(value: object, steps: int, batch: int) -> Tensor:
         raise ValueError(f"lengths must have dtype torch.int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] != batch:
         raise ValueError(f"lengths must have shape (B = {batch},), got {tuple(value.shape)}")
-    value = value.detach().to("cpu").contiguous()
+    value = value.to("cpu").contiguous()
     if torch.compiler.is_compiling():
         good = (value >= 0).all() & (value <= steps).all() & (value > 0).any()
         torch._assert_async(good, "lengths must be from 0 to T, and not all 0")

@@ -47,8 +47,8 @@ class Recurrence(nn.Module):
         return ", ".join(f"{name}={tuple(p.shape)}" for name, p in self.named_parameters())
 
 
-def modules(
-    spec: CellSpec, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+def _modules(
+    spec: CellSpec, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, nn.Module]]:
     """The freshly initialised top-level modules of a cell, by name."""
 
@@ -93,12 +93,16 @@ class Slot(NamedTuple):
     parameters: tuple[Held, ...]
 
 
-def slots(root: nn.Module, spec: CellSpec) -> tuple[Slot, ...]:
-    """Every sub-module of ``root``, parents first."""
+def install(
+    root: nn.Module, spec: CellSpec, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> tuple[Slot, ...]:
+    """Hang the freshly initialised modules of a cell on ``root``; returns each of them and of their children, parents
+    first. Whatever else ``root`` holds is its own affair."""
     places = {name: (place, shape) for place, (name, shape) in enumerate(spec.parameters())}
     found = []
-    for name, module in root.named_modules():
-        if name:
+    for top, added in _modules(spec, device, dtype):
+        root.add_module(top, added)
+        for name, module in added.named_modules(prefix=top):
             parent, _, key = name.rpartition(".")
             held = (Held(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False))
             found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(held)))
@@ -110,7 +114,7 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
 
     Raises:
         RuntimeError: a sub-module was replaced or carries a hook: neither would have any effect.
-        ValueError: a parameter has another shape than the cell's.
+        ValueError: a parameter has another shape than the cell's, or another dtype or device than the first one.
     """
     found: dict[str, nn.Module] = {"": root}
     values: dict[int, Tensor] = {}
@@ -137,6 +141,12 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
             if value is None or value.shape != shape:
                 got = None if value is None else tuple(value.shape)
                 raise ValueError(f"parameter {name}.{leaf} must have shape {shape}, got {got}")
+            like = values.setdefault(0, value)
+            if value.dtype != like.dtype or value.device != like.device:
+                raise ValueError(
+                    f"parameter {name}.{leaf} must be {like.dtype} on {like.device} as the first one is, got "
+                    f"{value.dtype} on {value.device}"
+                )
             values[place] = value
     return [values[place] for place in range(len(values))]
 

@@ -52,7 +52,8 @@ class Likelihood:
     of the module (``"dec_mean"``), or that and the place in a ``Sequential`` (``"dec_mean.0"``).
 
     Methods see padding as zeros in both ``raw`` and ``x``, and must be finite there, gradients included; what they
-    return at padding is discarded. They may be called with any leading dimensions.
+    return at padding is discarded. They may be called with any leading dimensions. A likelihood with parameters of
+    its own is a ``torch.nn.Module`` as well: the model then trains and saves them under ``likelihood.``.
     """
 
     heads: tuple[str, ...] = ("dec_mean",)

@@ -85,8 +85,9 @@ class VRNN(nn.Module):
         bound      sum_t E_q[log p(x_t | z_<=t, x_<t)] - KL(q || p)     eq. 11
 
     Sub-modules hold the parameters, under the names of the most copied PyTorch VRNN, and are never called: a forward
-    or backward hook on one, or one replaced by another module, raises RuntimeError at the next call, naming it. Hooks
-    on parameters and ``torch.nn.utils.parametrizations`` work.
+    or backward hook on one, or one replaced by another module, raises RuntimeError at the next call, naming it (code
+    that torch.compile has already traced looks no more). Hooks on parameters and ``torch.nn.utils.parametrizations``
+    work.
 
     Args:
         input_size: X, features of x_t.
@@ -170,9 +171,7 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
-        for name, module in layout.modules(self.spec, device, dtype):
-            self.add_module(name, module)
-        self._layout = layout.slots(self, self.spec)
+        self._layout = layout.install(self, self.spec, device, dtype)
 
     def forward(
         self,
@@ -197,7 +196,7 @@ class VRNN(nn.Module):
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
             generator: the source of that draw, on the device of x. Not with ``eps``.
-            beta: weight of the KL term, a number >= 0 or a 0-d tensor.
+            beta: weight of the KL term, a number >= 0 or a 0-d tensor; annealed as a tensor it recompiles nothing.
             free_nats: floor of the KL of each real (step, row) in the loss, >= 0; below it there is no gradient. A
                 number or a 0-d tensor.
             normalizer: what to divide the loss by, > 0; None is the number of real steps of this call. Under data
