@@ -173,7 +173,7 @@ def test_parameters_of_two_kinds() -> None:
         model(x())
     model = VRNN(X, H, Z)
     model.prior_mean.to("meta")
-    with pytest.raises(ValueError, match=r"parameter prior_mean\.weight must be .* on cpu .*, got torch.float32 on meta"):
+    with pytest.raises(ValueError, match=r"parameter prior_mean\.weight must be .* on cpu .*, got .* on meta"):
         model(x())
 
 
