@@ -13,7 +13,7 @@ import torch
 
 from vrnn_fast import data
 from vrnn_fast.data import DataError, Dataset, Source, bucketed, chorales, pad
-from vrnn_fast.data.dataset import divide
+from vrnn_fast.data.dataset import PARTS, divide
 
 SCORE = """<score-partwise><part>
 <measure><attributes><divisions>2</divisions><key><fifths>-2</fifths><mode>minor</mode></key></attributes>
@@ -164,20 +164,33 @@ def test_npz_with_named_parts(tmp_path: Path) -> None:
 
 
 def test_npy_is_divided_by_name(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(20, 4, 3))
+    values = np.random.default_rng(0).normal(size=(20, 4, 3)) * (1, 10, 0.1) + (0, 5, -3)
     np.save(tmp_path / "walk.npy", values)
     found = data.load(Source(str(tmp_path / "walk.npy"), likelihood="gaussian"))
-    assert [len(found[part]) for part in data.files.PARTS] == [16, 2, 2]
-    everything = torch.cat([torch.stack(found[part]) for part in data.files.PARTS])
+    assert [len(found[part]) for part in PARTS] == [16, 2, 2]
+    train = torch.cat(found.train)
+    assert torch.allclose(train.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(train.std(0, correction=0), torch.ones(3))
+    everything = torch.cat([torch.stack(found[part]) for part in PARTS])
+    everything = everything * torch.tensor(found.scale) + torch.tensor(found.mean)
     expected = torch.from_numpy(values).float()
-    assert torch.equal(everything.flatten().sort().values, expected.flatten().sort().values)
+    assert torch.allclose(everything.flatten().sort().values, expected.flatten().sort().values, atol=1e-5)
     assert data.load(Source(str(tmp_path / "walk.npy"), likelihood="gaussian")).fingerprint() == found.fingerprint()
+
+
+def test_a_constant_feature_is_only_moved(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 4, 2))
+    values[..., 1] = 7
+    np.save(tmp_path / "walk.npy", values)
+    found = data.load(Source(str(tmp_path / "walk.npy"), likelihood="gaussian"))
+    assert (found.mean[1], found.scale[1]) == (7, 1)
+    assert (torch.cat(found.train)[:, 1] == 0).all()
 
 
 def test_a_folder_of_npy(tmp_path: Path) -> None:
     for i in range(5):
         np.save(tmp_path / f"piece{i}.npy", _binary(4 + i, 2))
-    assert [len(data.load(Source(str(tmp_path)))[part]) for part in data.files.PARTS] == [3, 1, 1]
+    assert [len(data.load(Source(str(tmp_path)))[part]) for part in PARTS] == [3, 1, 1]
 
 
 def test_dividing_ignores_the_order() -> None:
@@ -236,18 +249,18 @@ def test_sound_is_cut_into_frames(tmp_path: Path) -> None:
         _wav(tmp_path / f"{name}.wav", 400)
     found = data.load(Source(str(tmp_path), frame=100, max_steps=4))
     assert (found.likelihood, found.features, found.rate) == ("gaussian", 100, 8000)
-    part = next(part for part in data.files.PARTS if found.steps(part) >= 10)
+    part = next(part for part in PARTS if found.steps(part) >= 10)
     lengths = [len(x) for x in found[part]]
     assert sorted(lengths) == sorted([4, 4, 2] + [4] * (len(lengths) - 3))
-    ours = torch.cat([x.flatten() for x in found[part]]) * found.scale
+    ours = torch.cat([x.flatten() for x in found[part]]) * found.scale[0]
     assert torch.isclose(ours, torch.from_numpy(first)[0], rtol=1e-5).any()
-    assert torch.cat(found.train).std().item() == pytest.approx(1, rel=1e-5)
+    assert torch.cat(found.train).std(correction=0).item() == pytest.approx(1, rel=1e-5)
 
 
 def test_one_file_of_sound_is_enough(tmp_path: Path) -> None:
     _wav(tmp_path / "a.wav", 1000)
     found = data.load(Source(str(tmp_path), frame=10, max_steps=20))
-    assert [len(found[part]) for part in data.files.PARTS] == [3, 1, 1]
+    assert [len(found[part]) for part in PARTS] == [3, 1, 1]
 
 
 def test_sound_that_does_not_fit(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     """Run the command line; what a user can put right ends in one line and exit status 1."""
     try:
         app()
-    except (CheckpointError, DataError, RunError) as error:
+    except (CheckpointError, DataError, RunError, OSError) as error:
         Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -75,7 +75,9 @@ def train(
     weight_decay: Annotated[float, typer.Option()] = TrainConfig.weight_decay,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = TrainConfig.clip,
     anneal: Annotated[float, typer.Option(help="Epochs of rising KL weight.")] = TrainConfig.anneal,
-    free_nats: Annotated[float, typer.Option(help="KL per time step that costs nothing more.")] = TrainConfig.free_nats,
+    free_nats: Annotated[
+        float, typer.Option(help="KL per time step below which nothing is gained.")
+    ] = TrainConfig.free_nats,
     patience: Annotated[int, typer.Option(help="Epochs to wait for a better bound; 0: all.")] = TrainConfig.patience,
     seed: Seed = TrainConfig.seed,
     backend: Backend = TrainConfig.backend,
@@ -94,7 +96,8 @@ def train(
         if (run / LAST).exists():
             raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
         origin = Source(source, likelihood, frame, rate, max_steps)
-        dataset = data.load(origin)
+        with console.status("reading the data"):
+            dataset = data.load(origin)
         model = ModelConfig(dataset.features, dataset.likelihood, hidden, latent, width, cell, activation)
         config = TrainConfig(
             epochs, batch_size, learning_rate, schedule, warmup, weight_decay, clip, anneal, free_nats, patience, seed,
@@ -159,25 +162,27 @@ def sample(
         samples, _ = model.generate(steps, batch_size=count, prefix=given, temperature=temperature, generator=noise)
     if given is not None:
         samples = torch.cat([given, samples])
+    about = header["data"]
+    samples = samples * torch.tensor(about["scale"]) + torch.tensor(about["mean"])
     out = out or (run if run.is_dir() else run.parent)
-    _make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {f"sample_{i + 1}": samples[:, i].numpy() for i in range(count)}
     np.savez(out / "samples.npz", **arrays)
-    written = ["samples.npz", "samples.png"]
     low, high = samples.min(), samples.max()
     panels = [
         report.Panel(f"sample {i + 1}", (samples[:, i] - low) / (high - low).clamp(min=1e-9), prefix=prefix)
         for i in range(count)
     ]
-    pitched = header["data"]["name"] == chorales.NAME
+    pitched = about["name"] == chorales.NAME
     report.rolls(panels, out / "samples.png", lowest=chorales.LOWEST if pitched else None)
+    written = ["samples.npz", "samples.png"]
     for i in range(count):
         if pitched:
             written.append(f"sample_{i + 1}.mid")
             report.midi(samples[:, i], out / written[-1], lowest=chorales.LOWEST)
-        elif header["data"]["rate"]:
+        elif about["rate"]:
             written.append(f"sample_{i + 1}.wav")
-            files.write_sound(out / written[-1], samples[:, i] * header["data"]["scale"], header["data"]["rate"])
+            files.write_sound(out / written[-1], samples[:, i], about["rate"])
     console.print(f"{', '.join(written)} written to {out}")
 
 
@@ -249,10 +254,3 @@ def _prefix(dataset: Dataset, steps: int, count: int) -> torch.Tensor:
         longest = max(len(x) for x in dataset.test)
         raise DataError(f"--prefix must be at most {longest}, the longest test sequence, got {steps}")
     return torch.stack([long[i % len(long)] for i in range(count)], 1)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the folder {folder} cannot be written: {error.strerror}") from error

@@ -21,21 +21,21 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
     """Train to the end, or until Ctrl-C: then the run is saved after the step it is at, and the answer is False."""
     writer = _writer(trainer) if tensorboard else None
     bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
-        TextColumn("[bold]{task.fields[bound]}"), TextColumn("[dim]{task.fields[speed]}"), TimeRemainingColumn(),
-        console=console,
+        BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, expand=True,
     )  # fmt: skip
     with _interruptible() as interrupted, bar:
         epochs = trainer.config.epochs
-        task = bar.add_task("", total=epochs, completed=len(trainer.history), bound="", speed="")
+        task = bar.add_task("", total=epochs, completed=len(trainer.history))
         for step in trainer.steps():
             if writer:
                 _log(writer, step)
+            bar.update(task, completed=step.number / trainer.batches)
             if step.finished:
-                epoch = step.finished
-                bar.update(task, completed=epoch.number + 1, bound=_bound(epoch), speed=_speed(epoch))
-                if not console.is_terminal and (epoch.number + 1) % max(1, epochs // 10) == 0:
-                    console.print(f"epoch {epoch.number + 1:3d}/{epochs}  {_bound(epoch)}  {_speed(epoch)}")
+                done, line = step.finished.number + 1, _line(step.finished)
+                bar.update(task, description=line)
+                if bar.disable and done % max(1, epochs // 10) == 0:
+                    console.print(f"epoch {done:3d}/{epochs}  {line}", soft_wrap=True)
             if interrupted():
                 break
     if writer:
@@ -46,12 +46,9 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
     return True
 
 
-def _bound(epoch: Epoch) -> str:
-    return f"nats per step: train {epoch.train.bound:.3f}, valid {epoch.valid.bound:.3f}"
-
-
-def _speed(epoch: Epoch) -> str:
-    return f"{epoch.train.time_steps / epoch.train.seconds:,.0f} frames/s"
+def _line(epoch: Epoch) -> str:
+    speed = epoch.train.time_steps / epoch.train.seconds
+    return f"train {epoch.train.bound:.3f}, valid {epoch.valid.bound:.3f} nats per step, {speed:,.0f} frames/s"
 
 
 @contextmanager

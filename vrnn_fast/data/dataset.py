@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..likelihoods import bernoulli_nll
 
 Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 Output = Literal["bernoulli", "gaussian"]
 Item = TypeVar("Item")
 
@@ -47,7 +48,8 @@ class Dataset:
 
     Attributes:
         likelihood: what a feature is: 0 or 1 (bernoulli), or any finite number (gaussian).
-        scale: the unit of gaussian features: sound is divided by the deviation of its training part.
+        mean, scale: of each feature, or of all of them: what was read is ``x * scale + mean``. Gaussian features are
+            standardised by their training part, and bounds are nats of the standardised features.
         rate: samples per second of sound, else None.
     """
 
@@ -56,11 +58,12 @@ class Dataset:
     train: tuple[Tensor, ...]
     valid: tuple[Tensor, ...]
     test: tuple[Tensor, ...]
-    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
     rate: int | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "valid", "test"):
+        for part in PARTS:
             if not self[part]:
                 raise DataError(f"{self.name}: the {part} part holds no sequence")
 
@@ -79,7 +82,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """A hash of every number in every part: two data sets that agree in it train alike."""
         digest = hashlib.sha256(self.likelihood.encode())
-        for part in ("train", "valid", "test"):
+        for part in PARTS:
             for x in self[part]:
                 digest.update(f"{part} {tuple(x.shape)}".encode())
                 digest.update(x.contiguous().numpy().tobytes())
@@ -94,9 +97,17 @@ class Dataset:
         if self.likelihood == "bernoulli":
             nll = bernoulli_nll(((train.sum(0) + 1) / (len(train) + 2)).logit().expand_as(test), test)
         else:
-            mean, std = train.mean(0), train.std(0) + 1e-3
+            mean, std = train.mean(0), train.std(0, correction=0) + 1e-3
             nll = (0.5 * ((test - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
         return float(nll.mean())
+
+
+def standardised(
+    name: str, parts: dict[Part, list[Tensor]], mean: Tensor, scale: Tensor, rate: int | None = None
+) -> Dataset:
+    """The gaussian data set of ``(x - mean) / scale``; both of shape (X,) or (1,)."""
+    train, valid, test = (tuple((x - mean) / scale for x in parts[part]) for part in PARTS)
+    return Dataset(name, "gaussian", train, valid, test, tuple(mean.tolist()), tuple(scale.tolist()), rate)
 
 
 def hash_of(name: str) -> int:

@@ -12,9 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import DataError, Dataset, Output, Part, Source, divide
-
-PARTS: tuple[Part, ...] = ("train", "valid", "test")
+from .dataset import PARTS, DataError, Dataset, Output, Source, divide, standardised
 
 
 def load(source: Source) -> Dataset:
@@ -72,6 +70,10 @@ def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Sour
         parts = divide(sequences)
     else:
         parts = {part: [x for (_, x), p in zip(sequences, prefixes, strict=True) if p == part] for part in PARTS}
+    if likelihood == "gaussian" and parts["train"]:
+        train = torch.cat(parts["train"])
+        std = train.std(0, correction=0)
+        return standardised(path.name, parts, train.mean(0), torch.where(std > 0, std, 1.0))
     return Dataset(path.name, likelihood, tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))
 
 
@@ -104,11 +106,10 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Dataset:
     if len(pieces) < 3:
         pieces = [(f"{name}[{i}]", [cut]) for name, cuts in pieces for i, cut in enumerate(cuts)]
     parts = {part: [x for cuts in found for x in cuts] for part, found in divide(pieces).items()}
-    scale = torch.cat(parts["train"]).std().item()
+    scale = torch.cat(parts["train"]).std(correction=0).reshape(1)
     if not scale > 0:
         raise DataError(f"{folder}: the training part is silent")
-    train, valid, test = (tuple(x / scale for x in parts[part]) for part in PARTS)
-    return Dataset(folder.name, "gaussian", train, valid, test, scale=scale, rate=rate)
+    return standardised(folder.name, parts, torch.zeros(1), scale, rate)
 
 
 def _read_sound(file: Path) -> tuple[NDArray[np.float32], int]:
