@@ -57,9 +57,10 @@ class NinjaBuild(build_ext):
         if ext.name.endswith("_ops"):
             torch = package("torch")
             include, link = [torch / "include"], [f"-L{torch / 'lib'}", "-ltorch_cpu"]
-        flags = FLAGS + [f"-D{name}={value}" for name, value in ext.define_macros]
-        flags += [flag for path in include for flag in ("-isystem", str(path))]
-        folder, target = Path("build", "ninja", ext.name), Path(self.get_ext_fullpath(ext.name))
+        own = [f"-D{name}={value}" for name, value in ext.define_macros]
+        own += [flag for path in include for flag in ("-isystem", str(path))]
+        folder, target = Path("build", "ninja"), Path(self.get_ext_fullpath(ext.name))
+        script = folder / f"{ext.name}.ninja"
         cxx = os.environ.get("CXX", "g++")
         lines = [
             f"builddir = {folder}",
@@ -69,25 +70,23 @@ class NinjaBuild(build_ext):
         objects = []
         for source in ext.sources:
             objects.append(f"{folder / Path(source).stem}.o")
-            command = shlex.join(flags + ISA_FLAGS.get(isa(source), [])) + " " + os.environ.get("CXXFLAGS", "")
+            flags = FLAGS + (own if Path(source).parent.name == "csrc" else ISA_FLAGS.get(isa(source), []))
+            command = shlex.join(flags) + " " + os.environ.get("CXXFLAGS", "")
             lines.append(f"build {objects[-1]}: cxx {source}\n  flags = " + command.replace("$", "$$"))
         lines.append(f"build {folder / target.name}: link {' '.join(objects)}\n")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text("\n".join(lines))
+        script.write_text("\n".join(lines))
         try:
-            subprocess.run([sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")], check=True)
+            subprocess.run([sys.executable, "-m", "ninja", "-f", str(script)], check=True)
         except subprocess.CalledProcessError as error:
             raise CompileError(f"{ext.name}: ninja failed, see above") from error
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(folder / target.name), str(target))
 
 
+KERNELS = sources("csrc/core/*.cpp", "csrc/cpu/*.cpp")  # both modules hold them; they are compiled once
 OPS = Extension(
-    "vrnn_fast._ops",
-    [s for s in sources("csrc/ops.cpp", "csrc/core/*.cpp", "csrc/cpu/*.cpp") if not Path(s).name.startswith("peak")],
-    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],
+    "vrnn_fast._ops", ["csrc/ops.cpp", *KERNELS], define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")]
 )
-NATIVE = Extension(
-    "vrnn_fast._native", sources("csrc/module.cpp", "csrc/cpu/features.cpp", "csrc/cpu/peak*.cpp"), optional=True
-)
+NATIVE = Extension("vrnn_fast._native", ["csrc/module.cpp", *KERNELS], optional=True)
 setup(ext_modules=[OPS, NATIVE], cmdclass={"build_ext": NinjaBuild})

@@ -1,16 +1,91 @@
-// What this build and this machine can do, for vrnn-fast info and the benchmark. No torch header: the module does not
+// What this build and this machine can do, and single steps on NumPy arrays. No torch header: the module does not
 // depend on torch's version, and the package works without it.
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+
+#include "cpu/engine.h"
 #include "cpu/features.h"
 #include "cpu/peak.h"
 
 namespace py = pybind11;
 
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+std::unique_ptr<vrnn::Engine<T>> make_engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
+                                             const std::vector<Array<T>>& parameters, int64_t batch) {
+    std::vector<const T*> data;
+    std::vector<int64_t> columns;
+    for (const Array<T>& p : parameters) {
+        data.push_back(p.data());
+        columns.push_back(p.ndim() == 2 ? p.shape(1) : 1);
+    }
+    return std::make_unique<vrnn::Engine<T>>(code, constants, data, columns, batch);
+}
+
+// An argument of step: converted by nobody, so that no copy hides in the loop.
+template <class T>
+const T* rows(const py::array& a, const char* name, int64_t batch, int64_t width) {
+    if (!py::isinstance<Array<T>>(a))
+        throw py::type_error(std::string(name) + " must be a C-contiguous array of dtype " +
+                             std::string(py::str(py::dtype::of<T>())) + ", got " + std::string(py::str(a.dtype())));
+    if (a.size() != batch * width)
+        throw py::value_error(std::string(name) + " must hold " + std::to_string(batch) + " x " +
+                              std::to_string(width) + " values, got " + std::to_string(a.size()));
+    return static_cast<const T*>(a.data());
+}
+
+template <class T>
+void define_engine(py::module_& m, const char* name) {
+    using Engine = vrnn::Engine<T>;
+    py::class_<Engine>(m, name)
+        .def(py::init(&make_engine<T>), py::arg("code"), py::arg("constants"), py::arg("parameters"),
+             py::arg("batch_size"))
+        .def(
+            "step",
+            [](Engine& e, const py::array& x, const py::array& eps) {
+                const T* const x_data = rows<T>(x, "x", e.batch(), e.input());
+                const T* const eps_data = rows<T>(eps, "eps", e.batch(), e.latent());
+                Array<T> nll(e.batch()), kl(e.batch()), raw({e.batch(), e.output()});
+                e.step(x_data, eps_data, nll.mutable_data(), kl.mutable_data(), raw.mutable_data());
+                return py::make_tuple(nll, kl, raw);
+            },
+            py::arg("x"), py::arg("eps"),
+            "Move on by one time step: x (B, X), eps (B, Z) -> nll (B,), kl (B,), raw decoder output (B, O) at the "
+            "prior's mean.")
+        .def(
+            "state",
+            [](py::object self, int64_t which) {
+                Engine& e = self.cast<Engine&>();
+                if (which < 0 || which >= e.state_tensors()) throw py::index_error("no such state");
+                return Array<T>({e.batch(), e.hidden()}, e.state(which), self);
+            },
+            py::arg("which"), "h (0) or c (1), (B, H): a view to read and to write.")
+        .def_property_readonly("isa", &Engine::isa);
+}
+
+py::array_t<float> apply(const std::string& function, const Array<float>& x) {
+    const char* const names[] = {"exp", "log", "sigmoid", "tanh", "softplus", "expm1"};
+    for (int i = 0; i < 6; ++i) {
+        if (function != names[i]) continue;
+        Array<float> y(x.size());
+        vrnn::chosen_kernels().float32.apply(static_cast<vrnn::Function>(i), x.size(), x.data(), y.mutable_data());
+        return y;
+    }
+    throw py::value_error("function must be one of exp, log, sigmoid, tanh, softplus, expm1, got '" + function + "'");
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "What this build of vrnn_fast and this machine can do.";
+    m.doc() = "What this build of vrnn_fast and this machine can do, and single steps on NumPy arrays.";
     m.def(
         "features",
         [] {
@@ -24,4 +99,8 @@ PYBIND11_MODULE(_native, m) {
           py::call_guard<py::gil_scoped_release>(),
           "GFLOP/s of float32 multiply-adds on one thread with the vectors of `isa`.\n\n"
           "Raises ValueError if this machine cannot run it.");
+    m.def("apply", &apply, py::arg("function"), py::arg("x"),
+          "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1.");
+    define_engine<float>(m, "Engine32");
+    define_engine<double>(m, "Engine64");
 }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/decode.h"
+#include "cpu/engine.h"
 #include "cpu/features.h"
 #include "cpu/launch.h"
 #include "cpu/tuning.h"
@@ -45,10 +46,10 @@ Build builds[] = {
 };
 
 Build& chosen_build() {
-    const std::string name = vrnn::chosen_isa();
-    for (Build& build : builds)
-        if (name == build.isa->name) return build;
-    STD_TORCH_CHECK(false, "no kernels for ", name, " in this build");
+    const Isa& isa = vrnn::chosen_kernels();
+    Build* build = builds;
+    while (build->isa != &isa) ++build;
+    return *build;
 }
 
 std::vector<int64_t> launch_counts() {

@@ -3,7 +3,19 @@
 from .executors import backends
 from .likelihoods import Bernoulli, Gaussian, Likelihood
 from .model import VRNN, VRNNOutput, VRNNStep
+from .stream import Stream, StreamStep
 
 __version__ = "0.1.0"
 
-__all__ = ["VRNN", "Bernoulli", "Gaussian", "Likelihood", "VRNNOutput", "VRNNStep", "__version__", "backends"]
+__all__ = [
+    "VRNN",
+    "Bernoulli",
+    "Gaussian",
+    "Likelihood",
+    "Stream",
+    "StreamStep",
+    "VRNNOutput",
+    "VRNNStep",
+    "__version__",
+    "backends",
+]

@@ -113,6 +113,7 @@ class Executor {
             set_rows(chunk.row, chunk.end_row);
             run(program.after);
             scatter_results();
+            if (launch.predicted) predict();
         }
         finish_idle_rows();
     }
@@ -293,6 +294,19 @@ class Executor {
         scatter(launch.prior_mean, matrix(divergence.source), latent);
         scatter(launch.prior_std, matrix(divergence.std), latent);
         scatter(launch.raw, matrix(likelihood.source), likelihood.source.width);
+    }
+
+    // Again through phi_z and the decoder, with the prior's mean in the place of z.
+    void predict() {
+        const Stage& sample = stage_of(program.scan, Op::sample);
+        const Stage& divergence = stage_of(program.after, Op::divergence);
+        const Stage& recur = stage_of(program.scan, Op::recur);
+        const Matrix<T> prior_mean = value(divergence.source), z = value(sample.target);
+        for (int64_t i = 0; i < rows; ++i) copy(z[i], prior_mean[i], sample.target.width);
+        for (const Stage* s = &sample + 1; s < &recur - 1; ++s) run(*s);  // the last one before recur feeds its gates
+        for (const Stage* s = &divergence + 1; s->op != Op::likelihood; ++s) run(*s);
+        const Slice& raw = stage_of(program.after, Op::likelihood).source;
+        scatter(launch.predicted, value(raw), raw.width);
     }
 
     static const Stage& stage_of(Span<Stage> stages, Op op) {

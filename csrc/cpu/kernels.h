@@ -19,8 +19,23 @@ static void backward(const Launch<T>& launch, int64_t shard) {
 }
 
 template <class T>
+static void apply(Function function, int64_t n, const T* x, T* y) {
+    const auto map = [&](auto f) {
+        for_vectors<T>(n, [&](int64_t i, int64_t count) { store(y + i, f(load(x + i, count)), count); });
+    };
+    switch (function) {
+        case Function::exp: return map([](Vec<T> v) { return exp(v); });
+        case Function::log: return map([](Vec<T> v) { return log(v); });
+        case Function::sigmoid: return map([](Vec<T> v) { return sigmoid(v); });
+        case Function::tanh: return map([](Vec<T> v) { return tanh(v); });
+        case Function::softplus: return map([](Vec<T> v) { return softplus(v); });
+        case Function::expm1: return map([](Vec<T> v) { return expm1(v); });
+    }
+}
+
+template <class T>
 static constexpr Kernels<T> kernels() {
-    return {scratch_size<T>, pack_weights<T>, forward<T>, backward<T>, reduce<T>};
+    return {scratch_size<T>, pack_weights<T>, forward<T>, backward<T>, reduce<T>, apply<T>};
 }
 
 }  // namespace vrnn::VRNN_ISA

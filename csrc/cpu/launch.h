@@ -54,7 +54,8 @@ struct Launch {
 
     // forward, each (T, B, width) and zero at padding
     Steps<T> nll, kl, z, mean, std, prior_mean, prior_std, raw;
-    T* final_state[2];  // (B, hidden)
+    T* final_state[2];   // (B, hidden)
+    Steps<T> predicted;  // (T, B, output): the decoder at the prior's mean, for p(x_t | x_<t)
 
     // backward: upstream gradients, each null for zeros; then results
     Steps<const T> d_nll, d_kl, d_z, d_mean, d_std, d_prior_mean, d_prior_std, d_raw;
@@ -64,6 +65,9 @@ struct Launch {
     T* const* d_parameters;  // contiguous, shaped as the parameters
 };
 
+// The elementary functions of math.h, for their own tests.
+enum class Function : int { exp, log, sigmoid, tanh, softplus, expm1 };
+
 template <class T>
 struct Kernels {
     int64_t (*scratch_size)(const Launch<T>&, int64_t shard_sequences, bool backward);
@@ -71,6 +75,7 @@ struct Kernels {
     void (*forward)(const Launch<T>&, int64_t shard);
     void (*backward)(const Launch<T>&, int64_t shard);
     void (*reduce)(const Launch<T>&);  // weight_gradients of all shards -> d_parameters
+    void (*apply)(Function, int64_t n, const T* x, T* y);
 };
 
 struct Isa {

@@ -97,12 +97,13 @@ VRNN_INLINE F32 softplus(F32 x) {
 }
 
 VRNN_INLINE F32 expm1(F32 x) {
-    F32 p = x * (1.0f / 5040) + 1.0f / 720;
+    F32 p = x * (1.0f / 40320) + 1.0f / 5040;
+    p = p * x + 1.0f / 720;
     p = p * x + 1.0f / 120;
     p = p * x + 1.0f / 24;
     p = p * x + 1.0f / 6;
     p = p * x + 0.5f;
-    return absolute<float>(x) < 0.35f ? p * x * x + x : exp(x) - 1.0f;
+    return absolute<float>(x) < 0.5f ? p * x * x + x : exp(x) - 1.0f;
 }
 
 VRNN_INLINE F64 exp(F64 x) {

@@ -1,0 +1,95 @@
+#include "engine.h"
+
+#include <numeric>
+#include <stdexcept>
+#include <type_traits>
+
+#include "features.h"
+
+namespace vrnn {
+namespace {
+
+template <class T>
+const Kernels<T>& kernels(const Isa& isa) {
+    if constexpr (std::is_same_v<T, float>)
+        return isa.float32;
+    else
+        return isa.float64;
+}
+
+int64_t recur_cell(const Program& program) {
+    for (const Stage& s : program.scan)
+        if (s.op == Op::recur) return s.kind;
+    throw std::invalid_argument("program: there is no cell update");
+}
+
+}  // namespace
+
+const Isa& chosen_kernels() {
+    const std::string name = chosen_isa();
+#ifdef VRNN_X86
+    for (const Isa* isa : {&isa_avx2, &isa_avx512})
+        if (name == isa->name) return *isa;
+#endif
+    return isa_baseline;
+}
+
+template <class T>
+Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
+                  const std::vector<const T*>& parameters, const std::vector<int64_t>& columns, int64_t batch)
+    : isa_(chosen_kernels()),
+      decoded_(code, constants, static_cast<int64_t>(parameters.size())),
+      batch_(batch),
+      state_tensors_(static_cast<Cell>(recur_cell(decoded_.program)) == Cell::lstm ? 2 : 1),
+      sequence_(batch),
+      length_(batch, 1),
+      saved_offset_(decoded_.program.buffers.size, -1),
+      active_{batch, 0},
+      offset_{0, batch},
+      shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
+      state_(state_tensors_ * batch * hidden(), T(0)) {
+    const Kernels<T>& k = kernels<T>(isa_);
+    const Program& program = decoded_.program;
+    std::iota(sequence_.begin(), sequence_.end(), 0);
+    launch_.program = &program;
+    launch_.steps = 1;
+    launch_.batch = batch;
+    launch_.shards = {&shard_, 1};
+    for (int64_t i = 0; i < state_tensors_; ++i) launch_.state[i] = launch_.final_state[i] = state(i);
+    launch_.saved_offset = saved_offset_.data();
+    launch_.scratch_size = k.scratch_size(launch_, batch, false);
+    scratch_.resize(launch_.scratch_size + line);
+    packed_.resize(program.packed_size + program.bias_size + line);
+    const auto on_a_line = [](std::vector<T>& v) {
+        const auto at = reinterpret_cast<uintptr_t>(v.data());
+        return v.data() + (-at % (line * sizeof(T))) / sizeof(T);
+    };
+    launch_.scratch = on_a_line(scratch_);
+    launch_.packed = on_a_line(packed_);
+    launch_.parameters = parameters.data();
+    launch_.columns = columns.data();
+    k.pack(launch_, false);
+    launch_.parameters = nullptr;
+    launch_.columns = nullptr;
+}
+
+template <class T>
+int64_t Engine<T>::output() const {
+    const Span<Stage>& after = decoded_.program.after;
+    return after[after.size - 1].source.width;
+}
+
+template <class T>
+void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* predicted) {
+    launch_.x = {x, 0, input()};
+    launch_.eps = {eps, 0, latent()};
+    launch_.nll = {nll, 0, 1};
+    launch_.kl = {kl, 0, 1};
+    launch_.predicted = {predicted, 0, output()};
+    kernels<T>(isa_).forward(launch_, 0);
+}
+
+template class Engine<float>;
+template class Engine<double>;
+
+}  // namespace vrnn

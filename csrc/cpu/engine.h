@@ -1,0 +1,51 @@
+// One time step after the other, outside torch: weights packed once, scratch allocated once, one thread.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../core/decode.h"
+#include "launch.h"
+
+namespace vrnn {
+
+template <class T>
+class Engine {
+  public:
+    // parameters: contiguous, in the program's numbering, with their sizes in elements and columns (1 for a bias). They
+    // are copied. Throws std::invalid_argument for a bad program, std::runtime_error as chosen_isa() does.
+    Engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
+           const std::vector<const T*>& parameters, const std::vector<int64_t>& columns, int64_t batch);
+    Engine(const Engine&) = delete;
+    Engine& operator=(const Engine&) = delete;
+
+    // x (batch, input), eps (batch, latent) -> nll, kl (batch), predicted (batch, output). Moves the state on.
+    void step(const T* x, const T* eps, T* nll, T* kl, T* predicted);
+
+    // h, or c of an LSTM: (batch, hidden), to read and to write.
+    T* state(int64_t which) { return state_.data() + which * batch_ * hidden(); }
+
+    int64_t batch() const { return batch_; }
+    int64_t input() const { return decoded_.program.buffers[buffer_x].width; }
+    int64_t latent() const { return decoded_.program.buffers[buffer_eps].width; }
+    int64_t hidden() const { return decoded_.program.buffers[buffer_h].width; }
+    int64_t output() const;
+    int64_t state_tensors() const { return state_tensors_; }
+    const char* isa() const { return isa_.name; }
+
+  private:
+    const Isa& isa_;
+    DecodedProgram decoded_;
+    int64_t batch_, state_tensors_;
+    std::vector<int64_t> sequence_, length_, saved_offset_;
+    int64_t active_[2], offset_[2];
+    Shard shard_;
+    std::vector<T> packed_, scratch_, state_;
+    Launch<T> launch_{};
+};
+
+// The build of the kernels that chosen_isa() names.
+const Isa& chosen_kernels();
+
+}  // namespace vrnn

@@ -1,0 +1,167 @@
+"""The native module: elementary functions, the machine's features and peak, and streaming without torch."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vrnn_fast import VRNN, Stream
+from vrnn_fast.stream import Array
+
+native = pytest.importorskip("vrnn_fast._native", reason="the native module is optional and not built here")
+ISAS = native.usable_isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("VRNN_FAST_ISA", request.param)
+    return str(request.param)
+
+
+def ulps(found: Array, right: Array) -> Array:
+    """Distance in units in the last place of float32; equal infinities are 0 apart."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = right.astype(np.float32)
+        unit = np.spacing(np.maximum(np.abs(rounded), np.float32(np.finfo(np.float32).tiny))).astype(np.float64)
+        apart = np.abs(found.astype(np.float64) - right) / unit
+    return np.where(found == rounded, np.minimum(np.nan_to_num(apart, posinf=0.0), 0.5), apart)
+
+
+def softplus(x: Array) -> Array:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+FUNCTIONS: dict[str, tuple[Any, float, float, float]] = {  # exact function, range, ulp
+    "exp": (np.exp, -87.3, 89.0, 2),
+    "log": (np.log, 0.0, 3.4e38, 2),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), -87.3, 3.4e38, 3),
+    "tanh": (np.tanh, -3.4e38, 3.4e38, 3),
+    "softplus": (softplus, -87.3, 3.4e38, 3),
+    "expm1": (np.expm1, -3.4e38, 88.7, 3),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_elementary_functions_over_all_floats(isa: str, name: str) -> None:
+    """Every 251st float of the range: 17 million values, all exponents and both signs."""
+    exact, low, high, bound = FUNCTIONS[name]
+    bits = np.arange(0, 2**32, 251, dtype=np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x) & (x >= low) & (x <= high)]
+    with np.errstate(over="ignore", divide="ignore", under="ignore"):
+        worst = ulps(native.apply(name, x), exact(x.astype(np.float64))).max()
+    assert worst <= bound
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_elementary_functions_at_the_edges(isa: str, name: str) -> None:
+    exact = FUNCTIONS[name][0]
+    x = np.array([np.nan, -np.inf, -1e4, -0.0, 0.0, 1e4, np.inf], np.float32)
+    with np.errstate(all="ignore"):
+        right = exact(x.astype(np.float64)).astype(np.float32)
+        if name == "sigmoid":
+            right[1:3] = 0
+        if name == "softplus":
+            right[1:3] = 0
+            right[-1] = np.inf
+    np.testing.assert_array_equal(native.apply(name, x), right)
+
+
+def test_apply_names_what_it_knows() -> None:
+    with pytest.raises(ValueError, match="function must be one of exp, log"):
+        native.apply("sine", np.zeros(1, np.float32))
+
+
+def test_the_peak_is_finite_and_the_isa_checked() -> None:
+    assert native.usable_isas()[0] == "baseline"
+    for name in ISAS:
+        assert math.isfinite(native.fma_peak(name, 0.01))
+        assert native.fma_peak(name, 0.01) > 0
+    with pytest.raises(ValueError, match="isa must be one that this machine can run, got 'mmx'"):
+        native.fma_peak("mmx")
+
+
+def model(**changes: Any) -> VRNN:
+    torch.manual_seed(0)
+    return VRNN(7, 18, 3, **({"dtype": torch.float32} | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stream_is_the_model_step_by_step(
+    isa: str, dtype: torch.dtype, cell: str, likelihood: str, batch: int
+) -> None:
+    m = model(dtype=dtype, cell=cell, likelihood=likelihood)
+    stream = Stream(m, batch)
+    x, eps, state = torch.rand(9, batch, 7, dtype=dtype), torch.randn(9, batch, 3, dtype=dtype), None
+    close = 1e-5 if dtype == torch.float32 else 1e-12
+    for t in range(9):
+        with torch.no_grad():
+            expected = m.step(x[t], state, eps[t])
+        state = expected.state
+        got = stream.push(x[t].numpy(), eps[t].numpy())
+        np.testing.assert_allclose(got.nll, expected.nll.numpy(), rtol=close, atol=close)
+        np.testing.assert_allclose(got.kl, expected.kl.numpy(), rtol=close, atol=close)
+        found = got.prediction if isinstance(got.prediction, tuple) else (got.prediction,)
+        right = expected.prediction if isinstance(expected.prediction, tuple) else (expected.prediction,)
+        for f, r in zip(found, right, strict=True):
+            np.testing.assert_allclose(f, r.numpy(), rtol=close, atol=close)
+    h = state[0] if isinstance(state, tuple) else state
+    np.testing.assert_allclose(stream.state[0], h[0].numpy(), rtol=close, atol=close)
+
+
+def test_a_stream_holds_a_snapshot_until_it_is_refreshed() -> None:
+    m = model()
+    stream, x, eps = Stream(m), np.ones((1, 7), np.float32), np.zeros((1, 3), np.float32)
+    stream.push(x, eps)
+    held = stream.state
+    first = stream.push(x, eps)
+    with torch.no_grad():
+        for p in m.parameters():
+            p.mul_(0.5)
+    stream.state = held
+    assert stream.push(x, eps).nll == first.nll
+    stream.state = held
+    stream.refresh()
+    np.testing.assert_array_equal(stream.state[0], held[0])
+    assert stream.push(x, eps).nll != first.nll
+    stream.reset()
+    assert not stream.state[0].any()
+
+
+def test_a_stream_draws_its_own_noise_from_its_seed() -> None:
+    x = np.ones((1, 7), np.float32)
+    a, b, c = (Stream(model(), seed=s).push(x).nll for s in (1, 1, 2))
+    assert a == b != c
+
+
+def test_a_stream_refuses_what_it_cannot_take() -> None:
+    stream = Stream(model())
+    good = np.zeros((1, 7), np.float32)
+    with pytest.raises(TypeError, match="x must be a C-contiguous array of dtype float32, got float64"):
+        stream.push(good.astype(np.float64))
+    with pytest.raises(TypeError, match="x must be a C-contiguous array"):
+        stream.push(np.zeros((1, 14), np.float32)[:, ::2])
+    with pytest.raises(ValueError, match="x must hold 1 x 7 values, got 6"):
+        stream.push(np.zeros((1, 6), np.float32))
+    with pytest.raises(ValueError, match="eps must hold 1 x 3 values, got 4"):
+        stream.push(good, np.zeros((1, 4), np.float32))
+    with pytest.raises(ValueError, match=r"state\[0\] must have shape \(1, 18\), got \(2, 18\)"):
+        stream.state = (np.zeros((2, 18), np.float32),)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Stream(model(), 0)
+    with pytest.raises(TypeError, match=r"float32 or float64, and the model is torch\.bfloat16"):
+        Stream(model(dtype=torch.bfloat16))
+
+
+def test_a_stream_without_the_native_module_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(importlib.sys.modules, "vrnn_fast._native", None)
+    with pytest.raises(RuntimeError, match="Stream needs the native module, which is not built"):
+        Stream(model())

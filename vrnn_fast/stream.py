@@ -1,0 +1,122 @@
+"""A trained model, one frame at a time, on NumPy arrays and without torch in the loop."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import layout
+from .executors import cpu
+from .model import VRNN
+
+Array = NDArray[Any]
+
+
+class StreamStep(NamedTuple):
+    """What one frame told: nll (B,) and kl (B,) in nats, and the prediction that was made before it was seen."""
+
+    nll: Array
+    kl: Array
+    prediction: Array | tuple[Array, Array]
+
+
+class Stream:
+    """Push a frame, get its bound and what the model had predicted: as :meth:`VRNN.step`, on one thread.
+
+    The prediction is p(x_t | x_<t) at the prior's mean of z_t: probabilities for a Bernoulli likelihood, (mean, std)
+    for a Gaussian one. Weights are a snapshot: after training, :meth:`refresh` reads them again.
+
+    Args:
+        model: on the CPU, float32 or float64, with a Bernoulli or Gaussian likelihood.
+        batch_size: how many streams move on together, B.
+        seed: of the noise that the posterior's samples are drawn with.
+
+    Raises:
+        RuntimeError: the native module is not built, or the model is on another device.
+        TypeError: the model's dtype is neither float32 nor float64.
+        ValueError: its likelihood is computed outside the launch, or batch_size is below 1.
+    """
+
+    def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if model.spec.likelihood == "external":
+            raise ValueError("Stream needs a Bernoulli or Gaussian likelihood; this model's is computed outside")
+        self.model = model
+        self.batch_size = batch_size
+        self._noise = np.random.default_rng(seed)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the model's weights again. The state stays."""
+        try:
+            native = importlib.import_module("vrnn_fast._native")
+        except ImportError as error:
+            raise RuntimeError(f"Stream needs the native module, which is not built: {error}") from error
+        spec = self.model.spec
+        with torch.no_grad():
+            parameters = [p.detach() for p in layout.gather(self.model, self.model._layout)]
+        for p in parameters:
+            if p.device.type != "cpu":
+                raise RuntimeError(f"Stream runs on the CPU, and the model is on {p.device}")
+            if p.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"Stream computes in float32 or float64, and the model is {p.dtype}")
+        program = cpu.encode(spec)
+        single = parameters[0].dtype == torch.float32
+        held = self.state if hasattr(self, "_engine") else None
+        self._dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64
+        self._engine = (native.Engine32 if single else native.Engine64)(
+            program.code, program.constants, [p.contiguous().numpy() for p in parameters], self.batch_size
+        )
+        if held is not None:
+            self.state = held
+
+    @property
+    def state(self) -> tuple[Array, ...]:
+        """Copies of h (B, H) and, for an LSTM, c. Assign to continue from another state."""
+        return tuple(self._engine.state(i).copy() for i in range(self.model.spec.state_tensors))
+
+    @state.setter
+    def state(self, value: tuple[Array, ...]) -> None:
+        expected = (self.batch_size, self.model.hidden_size)
+        if len(value) != self.model.spec.state_tensors:
+            raise ValueError(f"state must be {self.model.spec.state_tensors} arrays, got {len(value)}")
+        for i, part in enumerate(value):
+            if part.shape != expected:
+                raise ValueError(f"state[{i}] must have shape {expected}, got {part.shape}")
+        for i, part in enumerate(value):
+            self._engine.state(i)[:] = part
+
+    def reset(self) -> None:
+        """Begin anew from a state of zeros."""
+        for i in range(self.model.spec.state_tensors):
+            self._engine.state(i).fill(0)
+
+    def push(self, x: Array, eps: Array | None = None) -> StreamStep:
+        """Take in one frame.
+
+        Args:
+            x: (B, X), or (X,) for one stream, of the model's dtype and C-contiguous.
+            eps: (B, Z) noise of the posterior's sample, likewise; None draws it.
+
+        Raises:
+            TypeError: x or eps has another dtype or is not contiguous.
+            ValueError: it has another number of elements.
+        """
+        if eps is None:
+            shape = (self.batch_size, self.model.latent_size)
+            eps = self._noise.standard_normal(shape, dtype=self._dtype)
+        nll, kl, raw = self._engine.step(x, eps)
+        if self.model.spec.likelihood == "bernoulli":
+            return StreamStep(nll, kl, _sigmoid(raw))
+        mean, raw_std = raw[:, : self.model.input_size], raw[:, self.model.input_size :]
+        return StreamStep(nll, kl, (mean, np.logaddexp(0, raw_std) + self.model.spec.output_std_floor))
+
+
+def _sigmoid(logits: Array) -> Array:
+    half = np.tanh(logits * 0.5)
+    return np.asarray(half * 0.5 + 0.5)
