@@ -105,7 +105,7 @@ def train(
         )  # fmt: skip
         trainer = Trainer(origin, model, config, dataset, run)
     if not watch(trainer, console, tensorboard=tensorboard):
-        _stop(trainer)
+        raise typer.Exit(INTERRUPTED)
     from .report import curves
 
     curves(trainer.history, trainer.folder / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
@@ -205,23 +205,12 @@ def demo(
 
     _set_threads(threads)
     if demonstration.run(run, console, epochs) is None:
-        sys.exit(INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 def _set_threads(threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
-
-
-def _stop(trainer: Trainer) -> None:
-    from .train import LAST
-
-    console.print(
-        f"stopped in epoch {len(trainer.history) + 1}; saved to {trainer.folder / LAST}\n"
-        f"go on with: vrnn-fast train --resume {trainer.folder}",
-        soft_wrap=True,
-    )
-    raise typer.Exit(INTERRUPTED)
 
 
 def _refuse_beside_resume(context: typer.Context) -> None:

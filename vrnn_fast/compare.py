@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from time import perf_counter
 
@@ -21,12 +22,15 @@ Results = Mapping[str, Tensor]
 class Comparison:
     """Seconds for one forward and backward over all batches, the sum of each batch's median over the rounds.
 
-    ``disagreement`` says which result differs and by how much; then nothing was timed and both times are None.
+    ``disagreement`` says which result differs and by how much; then nothing was timed and the rest is None.
+    ``reference_threads`` is the number of threads that the reference was faster with: its small operations may lose
+    more than they gain by a second one.
     """
 
     disagreement: str | None
     seconds: float | None = None
     reference_seconds: float | None = None
+    reference_threads: int | None = None
 
     @property
     def speedup(self) -> float | None:
@@ -47,17 +51,22 @@ def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int 
     disagreement = _disagreement(ours, theirs, exact)
     if disagreement:
         return Comparison(disagreement)
-    seconds: list[list[float]] = [[], []]
-    for batch, eps in zip(batches, noise, strict=True):
-        times: list[list[float]] = [[], []]
-        for _ in range(rounds):
-            for runner, its_times in zip((model, reference), times, strict=True):
+    threads = torch.get_num_threads()
+    runners = [(model, threads), *((reference, n) for n in sorted({1, threads}))]
+    seconds = [0.0 for _ in runners]
+    try:
+        for batch, eps in zip(batches, noise, strict=True):
+            times: list[list[float]] = [[] for _ in runners]
+            for _, (i, (runner, n)) in product(range(rounds), enumerate(runners)):
+                torch.set_num_threads(n)
                 start = perf_counter()
                 _backward(runner, batch, eps)
-                its_times.append(perf_counter() - start)
-        for total, its_times in zip(seconds, times, strict=True):
-            total.append(median(its_times))
-    return Comparison(None, sum(seconds[0]), sum(seconds[1]))
+                times[i].append(perf_counter() - start)
+            seconds = [total + median(its_times) for total, its_times in zip(seconds, times, strict=True)]
+    finally:
+        torch.set_num_threads(threads)
+    best = min(range(1, len(runners)), key=seconds.__getitem__)
+    return Comparison(None, seconds[0], seconds[best], runners[best][1])
 
 
 def _backward(model: VRNN, batch: Batch, eps: Tensor) -> Tensor:

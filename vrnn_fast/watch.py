@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> bool:
-    """Train to the end, or until Ctrl-C: then the run is saved after the step it is at, and the answer is False."""
+    """Train to the end, or until Ctrl-C: then the run is saved after the step it is at, it is said where, and the
+    answer is False.
+    """
     writer = _writer(trainer) if tensorboard else None
     bar = Progress(
         BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
@@ -40,10 +42,14 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
                 break
     if writer:
         writer.close()
-    if interrupted() and not trainer.finished:
-        trainer.save()
-        return False
-    return True
+    if not interrupted() or trainer.finished:
+        return True
+    console.print(
+        f"stopped in epoch {len(trainer.history) + 1}; saved to {trainer.save()}\n"
+        f"go on with: vrnn-fast train --resume {trainer.folder}",
+        soft_wrap=True,
+    )
+    return False
 
 
 def _line(epoch: Epoch) -> str:
