@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from statistics import median
 from time import perf_counter
 
@@ -23,8 +23,8 @@ class Comparison:
     """Seconds for one forward and backward over all batches, the sum of each batch's median over the rounds.
 
     ``disagreement`` says which result differs and by how much; then nothing was timed and the rest is None.
-    ``reference_threads`` is the number of threads that the reference was faster with: its small operations may lose
-    more than they gain by a second one.
+    ``reference_threads`` is the number of threads, one or all, with which the reference was faster on the first
+    batch: its small operations may lose more than they gain by a second one.
     """
 
     disagreement: str | None
@@ -47,26 +47,40 @@ def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int 
     """
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(*batch.x.shape[:2], model.latent_size, generator=generator) for batch in batches]
-    exact, theirs, ours = (_results(m, batches, noise) for m in (copy.deepcopy(reference).double(), reference, model))
-    disagreement = _disagreement(ours, theirs, exact)
+    threads = torch.get_num_threads()
+    trials = {n: [_seconds(reference, batches[0], noise[0], n) for _ in range(rounds)] for n in (1, threads)}
+    reference_threads = min(trials, key=lambda n: median(trials[n]))
+    with _using(reference_threads):
+        exact, theirs = (_results(m, batches, noise) for m in (copy.deepcopy(reference).double(), reference))
+    disagreement = _disagreement(_results(model, batches, noise), theirs, exact)
     if disagreement:
         return Comparison(disagreement)
-    threads = torch.get_num_threads()
-    runners = [(model, threads), *((reference, n) for n in sorted({1, threads}))]
-    seconds = [0.0 for _ in runners]
+    ours_total = theirs_total = 0.0
+    for batch, eps in zip(batches, noise, strict=True):
+        runs = [
+            (_seconds(model, batch, eps, threads), _seconds(reference, batch, eps, reference_threads))
+            for _ in range(rounds)
+        ]
+        ours_total += median(run[0] for run in runs)
+        theirs_total += median(run[1] for run in runs)
+    return Comparison(None, ours_total, theirs_total, reference_threads)
+
+
+@contextmanager
+def _using(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        for batch, eps in zip(batches, noise, strict=True):
-            times: list[list[float]] = [[] for _ in runners]
-            for _, (i, (runner, n)) in product(range(rounds), enumerate(runners)):
-                torch.set_num_threads(n)
-                start = perf_counter()
-                _backward(runner, batch, eps)
-                times[i].append(perf_counter() - start)
-            seconds = [total + median(its_times) for total, its_times in zip(seconds, times, strict=True)]
+        yield
     finally:
-        torch.set_num_threads(threads)
-    best = min(range(1, len(runners)), key=seconds.__getitem__)
-    return Comparison(None, seconds[0], seconds[best], runners[best][1])
+        torch.set_num_threads(before)
+
+
+def _seconds(model: VRNN, batch: Batch, eps: Tensor, threads: int) -> float:
+    with _using(threads):
+        start = perf_counter()
+        _backward(model, batch, eps)
+        return perf_counter() - start
 
 
 def _backward(model: VRNN, batch: Batch, eps: Tensor) -> Tensor:

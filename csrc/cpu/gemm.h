@@ -185,7 +185,23 @@ struct Region {
     int64_t column, columns, depth, depths;
 };
 
-// Writes one block w, element (k, j) at w[k * w_depth + j * w_column], into panels as packed_product reads them.
+// Writes W rows of w, `w_row` apart, as W adjacent columns.
+template <class T>
+static void pack_columns(T* to, int64_t stride, const T* w, int64_t w_row, int64_t depth) {
+    constexpr int64_t W = lanes<T>;
+    int64_t k = 0;
+    for (; k + W <= depth; k += W) {
+        Vec<T> square[W];
+        for (int64_t i = 0; i < W; ++i) square[i] = load(w + i * w_row + k);
+        transpose<T>(square);
+        for (int64_t i = 0; i < W; ++i) store(to + (k + i) * stride, square[i]);
+    }
+    for (; k < depth; ++k)
+        for (int64_t i = 0; i < W; ++i) to[k * stride + i] = w[i * w_row + k];
+}
+
+// Writes one block w, element (k, j) at w[k * w_depth + j * w_column], into panels as packed_product reads them. One
+// of the two strides is 1.
 template <class T>
 static void pack(T* out, int64_t columns, int64_t depth, Region region, const T* w, int64_t w_column, int64_t w_depth) {
     constexpr int64_t NR = Tile<T>::columns, W = lanes<T>;
@@ -197,11 +213,16 @@ static void pack(T* out, int64_t columns, int64_t depth, Region region, const T*
         T* to = out + panel * depth + region.depth * stride + column - panel;
         const T* from = w + (column - region.column) * w_column;
         if (w_column == 1) {
-            for (int64_t k = 0; k < region.depths; ++k)
-                for (int64_t j = 0; j < count; ++j) to[k * stride + j] = from[k * w_depth + j];
+            for (int64_t k = 0; k < region.depths; ++k) {
+                int64_t j = 0;
+                for (; j + W <= count; j += W) store(to + k * stride + j, load(from + k * w_depth + j));
+                for (; j < count; ++j) to[k * stride + j] = from[k * w_depth + j];
+            }
         } else {
-            for (int64_t j = 0; j < count; ++j)
-                for (int64_t k = 0; k < region.depths; ++k) to[k * stride + j] = from[k * w_depth + j * w_column];
+            int64_t j = 0;
+            for (; j + W <= count; j += W) pack_columns(to + j, stride, from + j * w_column, w_column, region.depths);
+            for (; j < count; ++j)
+                for (int64_t k = 0; k < region.depths; ++k) to[k * stride + j] = from[k + j * w_column];
         }
         if (column + count == columns)  // what lies behind the last column is multiplied, never stored
             for (int64_t k = 0; k < region.depths; ++k)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace vrnn::VRNN_ISA {
 
@@ -82,6 +83,30 @@ VRNN_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
 template <class T>
 VRNN_INLINE Vec<T> absolute(Vec<T> a) {
     return a < 0 ? -a : a;
+}
+
+// Lane 2i of the result is lane i of a half, lane 2i + 1 that of b's; the lower or the upper half.
+template <class T, bool upper, int... i>
+VRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+    constexpr int W = lanes<T>, from = upper ? W / 2 : 0;
+    return __builtin_shufflevector(a, b, (i % 2 ? W + from + i / 2 : from + i / 2)...);
+}
+
+// In place: row k of the square becomes column k. Each pass is one perfect shuffle of the whole square.
+template <class T>
+VRNN_INLINE void transpose(Vec<T> (&square)[lanes<T>]) {
+    constexpr int W = lanes<T>;
+    using Lanes = std::make_integer_sequence<int, W>;
+    for (int pass = 1; pass < W; pass *= 2) {
+        Vec<T> next[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W / 2; ++i) {
+            next[2 * i] = interleave<T, false>(square[i], square[i + W / 2], Lanes{});
+            next[2 * i + 1] = interleave<T, true>(square[i], square[i + W / 2], Lanes{});
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) square[i] = next[i];
+    }
 }
 
 // The sum of all lanes, pairwise: the same order on every call.
