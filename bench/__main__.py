@@ -11,7 +11,7 @@ from rich.console import Console
 from vrnn_fast import VRNN
 
 from .contenders import CONTENDERS, PASSES, Run, prepare_eager
-from .measure import disagreement, take_turns
+from .measure import Timed, disagreement, take_turns
 from .record import Record, Row
 from .shapes import SHAPES, Shape, forward_flops
 from .table import problems, render
@@ -35,11 +35,12 @@ def rows(shape: Shape, seconds: float) -> Iterator[Row]:
             if problem is None:
                 runs[contender.name] = run
         problems[contender.name] = problem
+    threads = {contender.name: contender.threads or torch.get_num_threads() for contender in CONTENDERS}
     for name, share in PASSES.items():
-        times = take_turns({who: run.passes[name] for who, run in runs.items()}, seconds)
-        yardstick = times.get(CONTENDERS[0].name)
+        times = take_turns({who: Timed(run.passes[name], threads[who]) for who, run in runs.items()}, seconds)
+        yardstick = min(times[contender.name].median for contender in CONTENDERS if contender.yardstick)
         for who, problem in problems.items():
-            common = (shape.name, shape.steps, shape.batch, name, who)
+            common = (shape.name, shape.steps, shape.batch, name, who, threads[who])
             if who in times:
                 lower, median, upper = times[who]
                 yield Row(
@@ -47,7 +48,7 @@ def rows(shape: Shape, seconds: float) -> Iterator[Row]:
                     milliseconds=1e3 * median,
                     quartiles=(1e3 * lower, 1e3 * upper),
                     gflops=1e-9 * share * flops / median,
-                    speedup=yardstick.median / median if yardstick else None,
+                    speedup=yardstick / median,
                 )
             else:
                 yield Row(*common, problem=problem)
@@ -63,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    record, console = Record.begin(), Console(width=max(110, Console().width), soft_wrap=True)
+    record, console = Record.begin(), Console(width=max(120, Console().width), soft_wrap=True)
     for shape in SHAPES:
         if arguments.shape is None or shape.name in arguments.shape:
             with console.status(f"{shape.name}, T = {shape.steps}, B = {shape.batch}"):

@@ -28,11 +28,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Contender:
-    """``prepare(shape, parameters)`` builds a run in the parameters' dtype; ``unavailable`` says why it cannot."""
+    """``prepare(shape, parameters)`` builds a run in the parameters' dtype; ``unavailable`` says why it cannot.
+
+    ``threads`` is torch's number of threads while it runs, by default that of the benchmark. Speed-ups are over the
+    fastest ``yardstick``.
+    """
 
     name: str
     prepare: Callable[[Shape, Mapping[str, Tensor]], Run]
     unavailable: Callable[[], str | None] = lambda: None
+    threads: int | None = None
+    yardstick: bool = False
 
 
 def _run(model: nn.Module, loss: Callable[[], Tensor]) -> Run:
@@ -72,6 +78,8 @@ def _prepare_ours(shape: Shape, parameters: Mapping[str, Tensor]) -> Run:
     return _run(model, lambda: model(x, eps=eps).loss)
 
 
-EAGER = Contender("eager loop", prepare_eager)
-OURS = Contender("vrnn_fast", _prepare_ours, cpu.unavailable)
-CONTENDERS = (EAGER, OURS)
+CONTENDERS = (
+    Contender("eager loop", prepare_eager, yardstick=True),
+    Contender("eager loop, 1 thread", prepare_eager, threads=1, yardstick=True),  # its small operations may prefer it
+    Contender("vrnn_fast", _prepare_ours, cpu.unavailable),
+)

@@ -30,11 +30,12 @@ class Row:
     batch: int
     run: str
     contender: str
+    threads: int
     problem: str | None = None
     milliseconds: float | None = None
     quartiles: tuple[float, float] | None = None
     gflops: float | None = None
-    speedup: float | None = None  # times as fast as the first contender
+    speedup: float | None = None  # over the faster eager loop
 
 
 def _processor() -> dict[str, str]:
