@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,6 @@ def dataset() -> Dataset:
 
 
 def _trainer(dataset: Dataset, folder: Path, **changes: Any) -> Trainer:
-    from dataclasses import replace
-
     return Trainer(Source(), MODEL, replace(TRAIN, **changes), dataset, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,7 +85,11 @@ def train(
     threads: Threads = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs into the run's folder.")] = False,
 ) -> None:
-    """Learn from sequences. Ctrl-C saves; --resume goes on as if it had never stopped."""
+    """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
+
+    Arrays named train..., valid... and test... are those parts; otherwise a hash of the names decides. Ctrl-C saves,
+    and --resume goes on as if it had never stopped.
+    """
     from .train import LAST
     from .watch import watch
 
@@ -227,8 +232,6 @@ def _refuse_beside_resume(context: typer.Context) -> None:
 
 def _dataset(run: Path, header: dict[str, Any], model: VRNN, path: str | None) -> Dataset:
     """The data a run was trained on, or other data that fits its model."""
-    from dataclasses import replace
-
     source = read_configs(run, header)[0]
     dataset = data.load(replace(source, path=path) if path else source)
     if dataset.features != model.input_size:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .data import Batch
 from .model import VRNN
+from .threads import using
 
 Results = Mapping[str, Tensor]
 
@@ -50,7 +50,7 @@ def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int 
     threads = torch.get_num_threads()
     trials = {n: [_seconds(reference, batches[0], noise[0], n) for _ in range(rounds)] for n in (1, threads)}
     reference_threads = min(trials, key=lambda n: median(trials[n]))
-    with _using(reference_threads):
+    with using(reference_threads):
         exact, theirs = (_results(m, batches, noise) for m in (copy.deepcopy(reference).double(), reference))
     disagreement = _disagreement(_results(model, batches, noise), theirs, exact)
     if disagreement:
@@ -66,18 +66,8 @@ def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int 
     return Comparison(None, ours_total, theirs_total, reference_threads)
 
 
-@contextmanager
-def _using(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _seconds(model: VRNN, batch: Batch, eps: Tensor, threads: int) -> float:
-    with _using(threads):
+    with using(threads):
         start = perf_counter()
         _backward(model, batch, eps)
         return perf_counter() - start

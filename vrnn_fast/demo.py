@@ -134,9 +134,7 @@ def _print(console: Console, folder: Path, summary: dict[str, Any], comparison: 
     elif comparison.speedup is None:
         table.add_row("speed", f"[red]not reported: the results disagree[/] ({comparison.disagreement})")
     else:
-        table.add_row(
-            "speed", f"[bold]{comparison.speedup:.1f} times[/] the reference loop's, same batches and results"
-        )
+        table.add_row("speed", f"[bold]{comparison.speedup:.1f} times[/] the reference loop's on the same batches")
     console.print(table, soft_wrap=True)
     console.print(
         f"summary.json, curves.png, samples.png, sample.mid and the checkpoints are in {folder}", soft_wrap=True
