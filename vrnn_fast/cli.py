@@ -148,7 +148,7 @@ def sample(
     steps: Annotated[int, typer.Option(help="Time steps to generate.", min=1)] = 64,
     count: Annotated[int, typer.Option(help="How many sequences.", min=1)] = 4,
     prefix: Annotated[int, typer.Option(help="Steps of test sequences to continue from.", min=0)] = 0,
-    temperature: Annotated[float, typer.Option(help="Scales the spread of prior and output.", min=0.0)] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Scales the spread of prior and output.", min=0.01)] = 1.0,
     seed: Seed = 0,
     backend: Backend = "auto",
     threads: Threads = None,
@@ -178,7 +178,7 @@ def sample(
         report.Panel(f"sample {i + 1}", (samples[:, i] - low) / (high - low).clamp(min=1e-9), prefix=prefix)
         for i in range(count)
     ]
-    pitched = about["name"] == chorales.NAME
+    pitched = header["source"]["path"] == chorales.NAME
     report.rolls(panels, out / "samples.png", lowest=chorales.LOWEST if pitched else None)
     written = ["samples.npz", "samples.png"]
     for i in range(count):
