@@ -474,7 +474,7 @@ class Executor {
                 const int64_t stride = gradient_stride(s);
                 product<T>(s.target.width, s.source.width,
                            {rows, d.data, 1, d.stride, source.data, Tile<T>::columns, source.stride, to, stride,
-                            Start::keep, nullptr},
+                            Start::keep, nullptr, tuning::longest_sum},
                            true);
             }
     }

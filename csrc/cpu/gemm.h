@@ -66,12 +66,32 @@ struct Strip {
     int64_t c_row;
     Start start;
     const T* bias;
+    int64_t longest;  // steps of k summed one after the other; longer sums are summed piece by piece, to round less
 };
 
 template <class T, int M, int V, int P>
 static __attribute__((noinline)) void tile(const Strip<T>& s, int64_t row) {
-    micro_kernel<T, M, V, P>(s.depth, s.a + row * s.a_row, s.a_row, s.a_step, s.b, s.panel, s.b_step,
-                             s.c + row * s.c_row, s.c_row, s.start, s.bias);
+    constexpr int64_t width = P * V * lanes<T>;
+    const T* const a = s.a + row * s.a_row;
+    T* const c = s.c + row * s.c_row;
+    const int64_t pieces = (s.depth + s.longest - 1) / s.longest;
+    alignas(64) T partial[M * width];
+    for (int64_t i = 0; i < pieces; ++i) {
+        const int64_t k = s.depth * i / pieces, end = s.depth * (i + 1) / pieces;
+        micro_kernel<T, M, V, P>(end - k, a + k * s.a_step, s.a_row, s.a_step, s.b + k * s.b_step, s.panel, s.b_step,
+                                 pieces > 1 ? partial : c, pieces > 1 ? width : s.c_row,
+                                 pieces == 1 ? s.start
+                                 : i         ? Start::keep
+                                             : Start::zero,
+                                 s.bias);
+    }
+    if (pieces == 1) return;
+    for (int i = 0; i < M; ++i)
+        for (int64_t j = 0; j < width; j += lanes<T>) {
+            T* to = c + i * s.c_row + j;
+            const Vec<T> sum = load(partial + i * width + j);
+            store(to, s.start == Start::keep ? load(to) + sum : s.start == Start::bias ? load(s.bias + j) + sum : sum);
+        }
 }
 
 // Calls tile<T, m, V, P> for a run-time 0 <= m <= M.
@@ -170,7 +190,8 @@ static void packed_product(int64_t rows, int64_t columns, int64_t depth, const T
     const int64_t full = columns / NR * NR, rest = columns - full, rest_stride = (rest + W - 1) / W * W;
     for (int64_t i = 0; i < pieces; ++i) {
         const int64_t k = depth * i / pieces, k_end = depth * (i + 1) / pieces;
-        Strip<T> s{k_end - k, a + k, a_row, 1, b + k * NR, depth * NR, NR, c, c_row, i ? Start::keep : start, bias};
+        Strip<T> s{k_end - k, a + k, a_row, 1, b + k * NR, depth * NR, NR, c, c_row, i ? Start::keep : start,
+                   bias,      depth};
         product(rows, full, s);
         s.b = b + full * depth + k * rest_stride;
         s.b_step = rest_stride;

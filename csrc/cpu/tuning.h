@@ -18,6 +18,8 @@ inline constexpr int panels_for_two_rows = 2;
 
 inline constexpr int64_t depth_bytes = 24 * 1024;  // of a packed panel between two passes over C
 
+inline constexpr int64_t longest_sum = 48;  // rows of a weight gradient in one sum: the fewer, the less rounding
+
 inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
 inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
 
