@@ -14,10 +14,11 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from vrnn_fast import backends, cli, demo
-from vrnn_fast.checkpoint import load
+from vrnn_fast import backends, cli
 from vrnn_fast.data import chorales
-from vrnn_fast.train import BEST, LAST
+from vrnn_fast.training import demo
+from vrnn_fast.training.checkpoint import load
+from vrnn_fast.training.trainer import BEST, LAST
 
 SMALL = ("--hidden", "6", "--width", "7", "--latent", "2", "--batch-size", "4", "--threads", "1")
 
@@ -175,6 +176,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_importing_the_package_takes_no_extra() -> None:
     extras = ("typer", "rich", "matplotlib", "music21", "soundfile", "safetensors", "tensorboard")
-    code = f"import sys, vrnn_fast, vrnn_fast.train; print([name for name in {extras} if name in sys.modules])"
+    code = (
+        f"import sys, vrnn_fast, vrnn_fast.training.trainer; print([name for name in {extras} if name in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

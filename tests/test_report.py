@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 import torch
 
-from vrnn_fast import report
-from vrnn_fast.train import Epoch, Sums
+from vrnn_fast.training import report
+from vrnn_fast.training.trainer import Epoch, Sums
 
 
 def _history(epochs: int) -> list[Epoch]:

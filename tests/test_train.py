@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vrnn_fast import VRNN, checkpoint
-from vrnn_fast.checkpoint import CheckpointError
-from vrnn_fast.compare import compare
+from vrnn_fast import VRNN
 from vrnn_fast.data import Dataset, Source, pad
-from vrnn_fast.train import BEST, LAST, ModelConfig, RunError, TrainConfig, Trainer, evaluate, load_model
+from vrnn_fast.training import checkpoint
+from vrnn_fast.training.checkpoint import CheckpointError
+from vrnn_fast.training.compare import compare
+from vrnn_fast.training.trainer import BEST, LAST, ModelConfig, RunError, TrainConfig, Trainer, evaluate, load_model
 
 MODEL = ModelConfig(input_size=5, likelihood="bernoulli", hidden_size=6, latent_size=2, width=7)
 TRAIN = TrainConfig(epochs=4, batch_size=3, warmup=2, anneal=1.5, free_nats=0.01, weight_decay=0.01)

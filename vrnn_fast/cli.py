@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 
 from . import data
-from .checkpoint import CheckpointError
 from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
 from .spec import Activation, Cell
-from .train import ModelConfig, RunError, Schedule, TrainConfig, Trainer, evaluate, load_model, read_configs
+from .training.checkpoint import CheckpointError
+from .training.trainer import ModelConfig, RunError, Schedule, TrainConfig, Trainer, evaluate, load_model, read_configs
 
 if TYPE_CHECKING:
     from .model import VRNN
@@ -90,8 +90,8 @@ def train(
     Arrays named train..., valid... and test... are those parts; otherwise a hash of the names decides. Ctrl-C saves,
     and --resume goes on as if it had never stopped.
     """
-    from .train import LAST
-    from .watch import watch
+    from .training.trainer import LAST
+    from .training.watch import watch
 
     _set_threads(threads)
     if resume is not None:
@@ -111,7 +111,7 @@ def train(
         trainer = Trainer(origin, model, config, dataset, run)
     if not watch(trainer, console, tensorboard=tensorboard):
         raise typer.Exit(INTERRUPTED)
-    from .report import curves
+    from .training.report import curves
 
     curves(trainer.history, trainer.folder / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
     epoch, bound = trainer.best
@@ -156,8 +156,8 @@ def sample(
     """Generate sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
     import numpy as np
 
-    from . import report
     from .data import chorales, files
+    from .training import report
 
     _set_threads(threads)
     model, header = load_model(run, backend)
@@ -206,7 +206,7 @@ def demo(
     threads: Threads = None,
 ) -> None:
     """Learn the Bach chorales and show what came of it."""
-    from . import demo as demonstration
+    from .training import demo as demonstration
 
     _set_threads(threads)
     if demonstration.run(run, console, epochs) is None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .train import Epoch
+    from .trainer import Epoch
 
 INK, GREY, BLUE, ORANGE, GREEN = "#22223b", "#9a9aa8", "#2f6db5", "#d9772b", "#3a8f6b"
 

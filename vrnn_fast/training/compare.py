@@ -11,8 +11,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from .data import Batch
-from .model import VRNN
+from ..data import Batch
+from ..model import VRNN
 from .threads import using
 
 Results = Mapping[str, Tensor]

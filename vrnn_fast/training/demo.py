@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import data, executors, report
+from .. import data, executors
+from ..data import Dataset, Source, chorales, pad
+from ..data.dataset import PARTS
+from ..info import versions
+from ..model import VRNN
+from . import report
 from .compare import Comparison, compare
-from .data import Dataset, Source, chorales, pad
-from .data.dataset import PARTS
-from .info import versions
-from .model import VRNN
-from .train import ModelConfig, TrainConfig, Trainer, evaluate
+from .trainer import ModelConfig, TrainConfig, Trainer, evaluate
 from .watch import watch
 
 PHASES = "VRNN_FAST_PHASES"  # seconds of what went before, as "install=12.3,build=41"

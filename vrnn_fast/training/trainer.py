@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ..data import Batch, Dataset, Source, bucketed, pad
+from ..data.dataset import Output
+from ..model import VRNN
+from ..spec import Activation, Cell
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .data import Batch, Dataset, Source, bucketed, pad
-from .data.dataset import Output
-from .model import VRNN
-from .spec import Activation, Cell
 from .threads import using
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -219,7 +219,7 @@ class Trainer:
         tensors, header = checkpoint.load(path)
         source, model, train = read_configs(path, header)
         if data is None:
-            from .data import load
+            from ..data import load
 
             data = load(source)
         if data.fingerprint() != header["data"]["fingerprint"]:

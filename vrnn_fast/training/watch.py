@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .train import Epoch, RunError, Step, Trainer
+from .trainer import Epoch, RunError, Step, Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
