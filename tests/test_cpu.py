@@ -312,6 +312,24 @@ threads = [threading.Thread(target=own, args=(m,)) for m in models]
 [t.join(60) for t in threads]
 assert set(found) == {expected[0]} and len(found) == 40
 """,
+    "inside a parallel region": """
+import copy, ctypes
+expected, models, found = loss(), [copy.deepcopy(model) for _ in range(2)], []
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def body(_):
+    own = models.pop()
+    own.zero_grad()
+    out = own(x, eps=eps)
+    out.loss.backward()
+    found.append((out.loss.item(), sum(p.grad.double().sum().item() for p in own.parameters())))
+
+openmp = next(line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line)
+while models:  # one body may be all that OMP_THREAD_LIMIT allows
+    ctypes.CDLL(openmp).GOMP_parallel(body, None, len(models), 0)
+assert len(found) == 2
+assert all(abs(a - b) <= 1e-5 * abs(b) for run in found for a, b in zip(run, expected)), (found, expected)
+""",
     "a forked DataLoader worker": """
 class Losses(torch.utils.data.Dataset):
     def __len__(self): return 2
