@@ -59,14 +59,6 @@ std::vector<int64_t> launch_counts() {
     return counts;
 }
 
-template <class T>
-const vrnn::Kernels<T>& kernels(const Isa& isa) {
-    if constexpr (std::is_same_v<T, float>)
-        return isa.float32;
-    else
-        return isa.float64;
-}
-
 // ---- tensors
 
 template <class T>
@@ -185,7 +177,6 @@ struct Call {
         for (size_t i = 0; i < state.size(); ++i) launch.state[i] = data<T>(state[i]);
         launch.parameters = parameter_data.data();
         launch.columns = columns.data();
-        launch.save = save;
         launch.recompute = recompute;
         int64_t used = 0;
         for (int64_t b = 0; b < program.buffers.size; ++b) {
@@ -236,7 +227,7 @@ Forward forward_of(const Tensor& x, const Tensor& eps, const std::optional<Tenso
                    const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t saved_size,
                    bool recompute, bool want_prior, bool want_raw) {
     Build& build = chosen_build();
-    const vrnn::Kernels<T>& k = kernels<T>(*build.isa);
+    const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
     Call<T> call(x, eps, lengths, state, parameters, code, constants, saved_size > 0, recompute);
     Launch<T>& launch = call.launch;
     const vrnn::Program& program = *launch.program;
@@ -279,7 +270,7 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
                      const std::vector<Tensor>& parameters, const Tensor& saved, const std::vector<int64_t>& code,
                      const std::vector<double>& constants, bool recompute, bool want_x, bool want_eps) {
     Build& build = chosen_build();
-    const vrnn::Kernels<T>& k = kernels<T>(*build.isa);
+    const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
     Call<T> call(x, eps, lengths, state, parameters, code, constants, true, recompute);
     Launch<T>& launch = call.launch;
     launch.saved = data<T>(saved);

@@ -24,7 +24,6 @@ class Program(NamedTuple):
 
     code: list[int]
     constants: list[float]
-    output_size: int
     saved: int  # elements that forward keeps for backward per (time step, sequence)
     saved_recompute: int  # the same where everything else is recomputed
 

@@ -153,7 +153,6 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     program.before = {stages_.data(), counts[0]};
     program.scan = {stages_.data() + counts[0], counts[1]};
     program.after = {stages_.data() + counts[0] + counts[1], counts[2]};
-    program.parameters = parameters;
 }
 
 }  // namespace vrnn

@@ -70,7 +70,6 @@ inline constexpr int64_t line = 16;
 struct Program {
     Span<Buffer> buffers;
     Span<Stage> before, scan, after;
-    int64_t parameters = 0;
     int64_t packed_size = 0;    // elements of all packed weights of one direction
     int64_t bias_size = 0;      // elements of all stacked biases
     int64_t gradient_size = 0;  // elements of all weight gradients of one shard, biases behind them

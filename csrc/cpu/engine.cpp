@@ -2,20 +2,11 @@
 
 #include <numeric>
 #include <stdexcept>
-#include <type_traits>
 
 #include "features.h"
 
 namespace vrnn {
 namespace {
-
-template <class T>
-const Kernels<T>& kernels(const Isa& isa) {
-    if constexpr (std::is_same_v<T, float>)
-        return isa.float32;
-    else
-        return isa.float64;
-}
 
 int64_t recur_cell(const Program& program) {
     for (const Stage& s : program.scan)
@@ -48,7 +39,7 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
       offset_{0, batch},
       shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
       state_(state_tensors_ * batch * hidden(), T(0)) {
-    const Kernels<T>& k = kernels<T>(isa_);
+    const Kernels<T>& k = isa_.template kernels<T>();
     const Program& program = decoded_.program;
     std::iota(sequence_.begin(), sequence_.end(), 0);
     launch_.program = &program;
@@ -86,7 +77,7 @@ void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* predicted) {
     launch_.nll = {nll, 0, 1};
     launch_.kl = {kl, 0, 1};
     launch_.predicted = {predicted, 0, output()};
-    kernels<T>(isa_).forward(launch_, 0);
+    isa_.template kernels<T>().forward(launch_, 0);
 }
 
 template class Engine<float>;

@@ -7,9 +7,6 @@
 
 namespace vrnn::VRNN_ISA {
 
-constexpr int64_t smallest(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
 constexpr int64_t largest(int64_t a, int64_t b) {
     return a > b ? a : b;
 }

@@ -43,7 +43,7 @@ struct Launch {
     const T* const* parameters;  // contiguous, in the program's numbering
     const int64_t* columns;      // of each parameter; 1 for a bias
 
-    bool save, recompute;
+    bool recompute;
     T* saved;                     // buffer by buffer, (rows of all shards, stride)
     const int64_t* saved_offset;  // (buffers): elements, or -1 for a buffer that lives in scratch
     T* scratch;                   // (shards, scratch_size)
@@ -82,6 +82,14 @@ struct Isa {
     const char* name;
     Kernels<float> float32;
     Kernels<double> float64;
+
+    template <class T>
+    const Kernels<T>& kernels() const {
+        if constexpr (sizeof(T) == sizeof(float))
+            return float32;
+        else
+            return float64;
+    }
 };
 
 extern const Isa isa_baseline, isa_avx2, isa_avx512;

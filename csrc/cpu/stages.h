@@ -234,13 +234,13 @@ static void divergence_forward(int64_t rows, int64_t width, T floor, Matrix<T> q
     }
 }
 
-// dkl (rows); du_std and dp, if given, are upstream gradients of [mean], [std]: dq_mean ... (rows, width).
-// dq = [d mean | d std], dp = [d mean | d raw] are written.
+// What reaches a Gaussian's parameters from outside the launch, (rows, width) each, or null.
 template <class T>
 struct Upstream {
     Matrix<T> mean, std;
 };
 
+// dkl (rows), or null for zeros; dq = [d mean | d std] and dp = [d mean | d raw] (rows, 2 width) are written
 template <class T>
 static void divergence_backward(int64_t rows, int64_t width, const T* dkl, Upstream<T> on_q, Upstream<T> on_p,
                                 Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std, Matrix<T> dq,

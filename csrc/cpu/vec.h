@@ -66,21 +66,6 @@ VRNN_INLINE void store(T* p, Vec<T> v, int64_t n) {
 }
 
 template <class T>
-VRNN_INLINE Vec<T> select(IntVec<T> mask, Vec<T> yes, Vec<T> no) {
-    return mask ? yes : no;
-}
-
-template <class T>
-VRNN_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
-    return a > b ? a : b;
-}
-
-template <class T>
-VRNN_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
-    return a < b ? a : b;
-}
-
-template <class T>
 VRNN_INLINE Vec<T> absolute(Vec<T> a) {
     return a < 0 ? -a : a;
 }

@@ -161,7 +161,6 @@ def encode(spec: CellSpec) -> ops.Program:
     return ops.Program(
         code,
         constants,
-        spec.output_size,
         saved(program.buffers),
         saved([b for b in program.buffers if b.kept]),
     )
