@@ -177,11 +177,10 @@ struct Call {
         for (size_t i = 0; i < state.size(); ++i) launch.state[i] = data<T>(state[i]);
         launch.parameters = parameter_data.data();
         launch.columns = columns.data();
-        launch.recompute = recompute;
         int64_t used = 0;
         for (int64_t b = 0; b < program.buffers.size; ++b) {
             const bool in_saved =
-                save && b != vrnn::buffer_x && b != vrnn::buffer_eps && (program.buffers[b].kept || !recompute);
+                save && program.buffers[b].keep >= (recompute ? vrnn::Keep::always : vrnn::Keep::stored);
             saved_offset.push_back(in_saved ? used : -1);
             if (in_saved) used += launch.steps * launch.batch * program.buffers[b].stride;
         }
@@ -193,12 +192,11 @@ struct Call {
         scratch = torch::stable::new_empty(x, {launch.scratch_size * launch.shards.size});
         launch.scratch = data<T>(scratch);
         const vrnn::Program& program = decoded.program;
-        const bool forward = !backward || launch.recompute;
         const int64_t forward_size = program.packed_size + program.bias_size;
-        packed = torch::stable::new_empty(x, {(forward ? forward_size : 0) + (backward ? program.packed_size : 0)});
+        packed = torch::stable::new_empty(x, {forward_size + (backward ? program.packed_size : 0)});
         launch.packed = data<T>(packed);
-        launch.packed_backward = launch.packed + (forward ? forward_size : 0);
-        if (forward) kernels.pack(launch, false);
+        launch.packed_backward = launch.packed + forward_size;
+        kernels.pack(launch, false);
         if (backward) kernels.pack(launch, true);
     }
 

@@ -14,7 +14,7 @@ import torch
 from oracle import Problem, assert_obeys_the_law
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference
-from vrnn_fast.partition import partition
+from vrnn_fast.partition import Keep, partition
 from vrnn_fast.spec import ACTIVATIONS, CellSpec
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
@@ -248,7 +248,7 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 1"),
+        ([99, *program.code[1:]], "reads format 2"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):
@@ -266,7 +266,9 @@ def test_the_three_parts_hold_what_they_promise() -> None:
     """before and after touch nothing that only the scan knows at that time."""
     program = partition(CellSpec(5, 8, 3, **DEEP))
     names = {b.name for b in program.buffers}
-    assert {b.name for b in program.buffers if b.kept} == {"h", "posterior", "posterior_std", "z"}
+    kept = {keep: {b.name for b in program.buffers if b.keep == keep} for keep in Keep}
+    assert kept[Keep.ALWAYS] == {"h"}
+    assert kept[Keep.STORED] == {"pre", "posterior.1", "posterior", "posterior_std", "z"}
     assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h" for s in program.before)
     for stage in program.stages:
         for value in vars(stage).values():

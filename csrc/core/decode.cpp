@@ -38,14 +38,14 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 1) throw std::invalid_argument("program: this build reads format 1");
+    if (in.next() != 2) throw std::invalid_argument("program: this build reads format 2");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
     for (int64_t i = 0; i < buffers; ++i) {
         const int64_t width = in.next(), stride = in.next();
         if (width < 1 || stride < width || stride % line)
             throw std::invalid_argument("program: a buffer's stride is bad");
-        buffers_.push_back({width, stride, in.next() != 0});
+        buffers_.push_back({width, stride, static_cast<Keep>(in.next_below(3, "how long a buffer is kept"))});
     }
     const auto slice = [&] {
         Slice s{in.next_below(buffers, "a buffer"), in.next(), in.next()};

@@ -58,9 +58,12 @@ struct Stage {
     int64_t gradient = 0;  // dense: offset of the weight gradient, in elements
 };
 
+// Which buffers survive from the forward to the backward launch: no others, unless told to recompute, always.
+enum class Keep : int64_t { never, stored, always };
+
 struct Buffer {
     int64_t width, stride;  // elements; the stride is a multiple of a cache line
-    bool kept;              // survives to the backward launch even when everything else is recomputed
+    Keep keep;
 };
 
 // Elements that a row's stride, and every offset into packed weights or gradients, is a multiple of: a cache line of

@@ -55,7 +55,8 @@ template <class T>
 struct Workspace {
     Matrix<T> value[most_buffers], gradient[most_buffers];
     bool chunked[most_buffers];
-    T *carry[2], *carry_next[2], *nll, *kl, *d_nll, *d_kl;
+    T *carry[2], *nll, *kl;
+    T* tiles;  // of weight_gradient()
     Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[2];
     int64_t used;
 
@@ -80,6 +81,9 @@ struct Workspace {
         kl = arena.take(capacity);
         Matrix<T>* upstream[] = {&on_z, &on_mean, &on_std, &on_prior_mean, &on_prior_std};
         for (Matrix<T>* m : upstream) *m = {backward ? arena.take(capacity * latent) : nullptr, latent};
+        int64_t widest = 0;
+        for (const Buffer& b : program.buffers) widest = largest(widest, b.width);
+        tiles = backward ? arena.take(weight_gradient_scratch<T>(widest)) : nullptr;
         used = arena.used;
     }
 };
@@ -128,7 +132,7 @@ class Executor {
             gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
             gather_upstream();
             set_rows(chunk.row, chunk.end_row);
-            if (launch.recompute) recompute();
+            restore();
             run_backward(program.after);
             for (int64_t t = chunk.end_step - 1; t >= chunk.step; --t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
@@ -179,6 +183,11 @@ class Executor {
         return {work.gradient[buffer][row - chunk.row], work.gradient[buffer].stride};
     }
     Matrix<T> gradient(const Slice& s) const { return gradient(s.buffer, begin).columns(s.start); }
+    // Whether whole vectors may be stored: what lies behind the slice's columns, up to the row's end, is nobody's.
+    bool padded(const Slice& s) const {
+        const Buffer& b = program.buffers[s.buffer];
+        return s.start + s.width == b.width && s.start + (s.width + line - 1) / line * line <= b.stride;
+    }
     bool wants_gradient(const Slice& s) const { return s.buffer != buffer_x || launch.d_x; }
 
     template <class F>
@@ -211,7 +220,7 @@ class Executor {
                 const Matrix<T> source = value(s.source), target = value(s.target);
                 return packed_product<T>(rows, s.target.width, s.source.width, source.data, source.stride,
                                          launch.packed + s.packed, target.data, target.stride,
-                                         s.accumulate ? Start::keep : Start::bias, bias);
+                                         s.accumulate ? Start::keep : Start::bias, bias, padded(s.target));
             }
             case Op::activate:
                 return activate_forward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target));
@@ -355,18 +364,19 @@ class Executor {
     }
 
     // Given h, c, z and the posterior's parameters of every step, nothing is sequential any more.
-    void recompute() {
-        run(program.before);
-        for (const Stage& stage : program.scan) {
-            if (stage.op == Op::recur)
-                update(stage, 0, rows, {}, {});
-            else if (stage.op != Op::sample)
-                run(stage);
-        }
-        for (const Stage& stage : program.after)
-            if (stage.op != Op::divergence && stage.op != Op::likelihood) run(stage);
-        const Stage& d = stage_of(program.after, Op::divergence);
-        prior_std_forward(d);
+    void restore() {
+        const Span<Stage> parts[] = {program.before, program.scan, program.after};
+        for (const Span<Stage>& part : parts)
+            for (const Stage& stage : part) {
+                if (stage.op == Op::divergence)
+                    prior_std_forward(stage);
+                else if (stage.op == Op::likelihood || !work.chunked[stage.target.buffer])
+                    continue;
+                else if (stage.op == Op::recur)
+                    update(stage, 0, rows, {}, {});
+                else
+                    run(stage);
+            }
     }
 
     void prior_std_forward(const Stage& d) {
@@ -393,7 +403,7 @@ class Executor {
                 const Matrix<T> from = gradient(s.target), to = gradient(s.source);
                 return packed_product<T>(rows, s.source.width, s.target.width, from.data, from.stride,
                                          launch.packed_backward + s.packed, to.data, to.stride,
-                                         s.first_gradient ? Start::zero : Start::keep, nullptr);
+                                         s.first_gradient ? Start::zero : Start::keep, nullptr, padded(s.source));
             }
             case Op::activate:
                 return activate_backward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target),
@@ -468,11 +478,8 @@ class Executor {
                 if (s.op == Op::bias) continue;
                 const Matrix<T> source = value(s.source);
                 T* to = weight_gradients + s.gradient;
-                const int64_t stride = gradient_stride(s);
-                product<T>(s.target.width, s.source.width,
-                           {rows, d.data, 1, d.stride, source.data, Tile<T>::columns, source.stride, to, stride,
-                            Start::keep, nullptr, tuning::longest_sum},
-                           true);
+                weight_gradient<T>(rows, s.target.width, s.source.width, d.data, d.stride, source.data, source.stride,
+                                   to, gradient_stride(s), work.tiles);
             }
     }
 

@@ -18,42 +18,6 @@ struct Tile {
     static constexpr int64_t rows = tuning::tile_rows;                    // MR
 };
 
-// a (M, depth) by (row, step); b: P panels, `panel` apart, each (depth, V vectors) with row stride b_step;
-// c (M, P * V vectors); bias (P * V vectors), read only for Start::bias.
-template <class T, int M, int V, int P>
-static inline __attribute__((always_inline)) void micro_kernel(int64_t depth, const T* __restrict a, int64_t a_row,
-                                                               int64_t a_step, const T* __restrict b, int64_t panel,
-                                                               int64_t b_step, T* __restrict c, int64_t c_row,
-                                                               Start start, const T* bias) {
-    constexpr int64_t W = lanes<T>;
-    Vec<T> sum[M][P * V] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec<T> row[P * V];
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 16
-            for (int j = 0; j < V; ++j) row[p * V + j] = load(b + p * panel + j * W);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) {
-            const Vec<T> element = all<T>(a[i * a_row]);
-#pragma GCC unroll 16
-            for (int j = 0; j < P * V; ++j) sum[i][j] += element * row[j];
-        }
-        a += a_step;
-        b += b_step;
-    }
-    // What C starts from is added last: the products are summed at their own magnitude, which rounds less.
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i)
-#pragma GCC unroll 16
-        for (int j = 0; j < P * V; ++j) {
-            T* to = c + i * c_row + j * W;
-            if (start == Start::keep) sum[i][j] += load(to);
-            if (start == Start::bias) sum[i][j] += load(bias + j * W);
-            store(to, sum[i][j]);
-        }
-}
-
 // The operands of one strip: `vectors` vectors in each of `panels` panels.
 template <class T>
 struct Strip {
@@ -66,74 +30,126 @@ struct Strip {
     int64_t c_row;
     Start start;
     const T* bias;
-    int64_t longest;  // steps of k summed one after the other; longer sums are summed piece by piece, to round less
+    int64_t longest;          // steps of k in one sum; longer ones are summed piece by piece, to round less
+    const T* next = nullptr;  // fetched meanwhile into the second-level cache, `next_step` a step of k
+    int64_t next_step = 0, next_tile = 0;
 };
 
+// Keeps the compiler from expressing one address by another: it would spill a dozen of them around every tile.
+template <class P>
+VRNN_INLINE void own_register(P*& pointer) {
+    asm volatile("" : "+r"(pointer));
+}
+
+// `count` tiles below one another, from `row` on. a (count * M, depth) by (row, step); b: P panels, `panel` apart, each
+// (depth, V vectors) with row stride b_step; c (count * M, P * V vectors); bias (P * V vectors), read only for
+// Start::bias.
 template <class T, int M, int V, int P>
-static __attribute__((noinline)) void tile(const Strip<T>& s, int64_t row) {
-    constexpr int64_t width = P * V * lanes<T>;
-    const T* const a = s.a + row * s.a_row;
-    T* const c = s.c + row * s.c_row;
-    const int64_t pieces = (s.depth + s.longest - 1) / s.longest;
-    alignas(64) T partial[M * width];
-    for (int64_t i = 0; i < pieces; ++i) {
-        const int64_t k = s.depth * i / pieces, end = s.depth * (i + 1) / pieces;
-        micro_kernel<T, M, V, P>(end - k, a + k * s.a_step, s.a_row, s.a_step, s.b + k * s.b_step, s.panel, s.b_step,
-                                 pieces > 1 ? partial : c, pieces > 1 ? width : s.c_row,
-                                 pieces == 1 ? s.start
-                                 : i         ? Start::keep
-                                             : Start::zero,
-                                 s.bias);
-    }
-    if (pieces == 1) return;
-    for (int i = 0; i < M; ++i)
-        for (int64_t j = 0; j < width; j += lanes<T>) {
-            T* to = c + i * s.c_row + j;
-            const Vec<T> sum = load(partial + i * width + j);
-            store(to, s.start == Start::keep ? load(to) + sum : s.start == Start::bias ? load(s.bias + j) + sum : sum);
+static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int64_t count) {
+    constexpr int64_t W = lanes<T>;
+    constexpr int groups = (M + 2) / 3;  // three rows of A are reached from one pointer by scaling a_row
+    const int64_t a_row = s.a_row, a_step = s.a_step, b_step = s.b_step, panel = s.panel, c_row = s.c_row;
+    const int64_t next_step = s.next_step;
+    const T* const bias = s.bias;
+    const T* a_tile = s.a + row * a_row;
+    T* c_tile = s.c + row * c_row;
+    const T* next_tile = s.next + row / M * s.next_tile;
+    for (; count > 0; --count, a_tile += M * a_row, c_tile += M * c_row, next_tile += s.next_tile) {
+        T* to = c_tile;
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i, to += c_row) {
+            own_register(to);
+#pragma GCC unroll 16
+            for (int j = 0; j < P * V; ++j) __builtin_prefetch(to + j * W, 1);
         }
-}
-
-// Calls tile<T, m, V, P> for a run-time 0 <= m <= M.
-template <class T, int V, int P, int M>
-VRNN_INLINE void tile_of(int64_t m, const Strip<T>& s, int64_t row) {
-    if constexpr (M > 0) {
-        if (m == M) return tile<T, M, V, P>(s, row);
-        return tile_of<T, V, P, M - 1>(m, s, row);
+        const T *a[groups], *b = s.b, *next = next_tile;
+#pragma GCC unroll 16
+        for (int g = 0; g < groups; ++g) a[g] = a_tile + 3 * g * a_row;
+        Start start = s.start;
+        for (int64_t left = s.depth; left > 0;) {
+            int64_t k = left < s.longest ? left : s.longest;
+            left -= k;
+            Vec<T> sum[M][P * V] = {};
+            do {
+                __builtin_prefetch(next, 0, 2);
+                next += next_step;
+                Vec<T> columns[P * V];
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+                    for (int j = 0; j < V; ++j) columns[p * V + j] = load(b + p * panel + j * W);
+                b += b_step;
+#pragma GCC unroll 16
+                for (int i = 0; i < M; ++i) {
+                    const Vec<T> element = all<T>(a[i / 3][i % 3 * a_row]);
+#pragma GCC unroll 16
+                    for (int j = 0; j < P * V; ++j) sum[i][j] += element * columns[j];
+                }
+#pragma GCC unroll 16
+                for (int g = 0; g < groups; ++g) {
+                    a[g] += a_step;
+                    own_register(a[g]);
+                }
+            } while (--k);
+            // What C starts from is added last: the products are summed at their own magnitude, which rounds less.
+            to = c_tile;
+#pragma GCC unroll 16
+            for (int i = 0; i < M; ++i, to += c_row) {
+                own_register(to);
+#pragma GCC unroll 16
+                for (int j = 0; j < P * V; ++j) {
+                    if (start == Start::keep) sum[i][j] += load(to + j * W);
+                    if (start == Start::bias) sum[i][j] += load(bias + j * W);
+                    store(to + j * W, sum[i][j]);
+                }
+            }
+            start = Start::keep;
+        }
     }
 }
 
-// Rows are dealt evenly to as few tiles as they need: 8 rows are 4 + 4, not 6 + 2.
+// Calls tiles<T, m, V, P> for a run-time 0 <= m <= M.
+template <class T, int V, int P, int M>
+VRNN_INLINE void tiles_of(int64_t m, const Strip<T>& s, int64_t row, int64_t count) {
+    if constexpr (M > 0) {
+        if (m == M) return tiles<T, M, V, P>(s, row, count);
+        return tiles_of<T, V, P, M - 1>(m, s, row, count);
+    }
+}
+
+// Rows are dealt evenly to as few tiles as they need: 8 rows are 4 + 4, not 6 + 2. Calls f(first row, rows of a tile,
+// tiles) for the larger and the smaller ones.
 template <class T, class F>
 VRNN_INLINE void for_tiles(int64_t rows, F f) {
-    const int64_t tiles = (rows + Tile<T>::rows - 1) / Tile<T>::rows, each = rows / tiles, larger = rows % tiles;
-    int64_t row = 0;
-    for (int64_t i = 0; i < larger; ++i, row += each + 1) f(row, each + 1);
-    for (int64_t i = larger; i < tiles; ++i, row += each) f(row, each);
+    const int64_t count = (rows + Tile<T>::rows - 1) / Tile<T>::rows, each = rows / count, larger = rows % count;
+    if (larger) f(0, each + 1, larger);
+    f(larger * (each + 1), each, count - larger);
 }
 
 template <class T, int V>
 static void strip(int64_t rows, const Strip<T>& s) {
-    for_tiles<T>(rows, [&](int64_t row, int64_t m) { tile_of<T, V, 1, Tile<T>::rows>(m, s, row); });
+    for_tiles<T>(rows, [&](int64_t row, int64_t m, int64_t n) { tiles_of<T, V, 1, Tile<T>::rows>(m, s, row, n); });
 }
 
 // A last strip narrower than its vectors works on a copy, so that nothing beyond C's own columns is touched.
 template <class T, int V>
 static void narrow_strip(int64_t rows, const Strip<T>& s, int64_t width) {
-    alignas(64) T copy[Tile<T>::rows * Tile<T>::columns];
-    for_tiles<T>(rows, [&](int64_t row, int64_t m) {
+    constexpr int64_t most = Tile<T>::rows, stride = V * lanes<T>;
+    alignas(64) T copy[most * stride];
+    for (int64_t row = 0; row < rows; row += most) {
+        const int64_t m = rows - row < most ? rows - row : most;
         T* c = s.c + row * s.c_row;
         if (s.start == Start::keep)
             for (int64_t i = 0; i < m; ++i)
-                for (int64_t j = 0; j < width; ++j) copy[i * Tile<T>::columns + j] = c[i * s.c_row + j];
+                for (int64_t j = 0; j < width; ++j) copy[i * stride + j] = c[i * s.c_row + j];
         Strip<T> local = s;
         local.a += row * s.a_row;
         local.c = copy;
-        local.c_row = Tile<T>::columns;
-        tile_of<T, V, 1, Tile<T>::rows>(m, local, 0);
+        local.c_row = stride;
+        tiles_of<T, V, 1, most>(m, local, 0, 1);
         for (int64_t i = 0; i < m; ++i)
-            for (int64_t j = 0; j < width; ++j) c[i * s.c_row + j] = copy[i * Tile<T>::columns + j];
-    });
+            for (int64_t j = 0; j < width; ++j) c[i * s.c_row + j] = copy[i * stride + j];
+    }
 }
 
 template <class T, int V>
@@ -155,7 +171,7 @@ static int64_t wide(const Strip<T>& s, int64_t columns) {
         part.b += column / NR * s.panel;
         part.c += column;
         part.bias += column;
-        tile<T, M, tuning::panel_vectors, P>(part, 0);
+        tiles<T, M, tuning::panel_vectors, P>(part, 0, 1);
     }
     return column;
 }
@@ -176,6 +192,11 @@ static void product(int64_t rows, int64_t columns, Strip<T> s, bool padded = fal
         part.c += column;
         part.bias += column;
         const int64_t vectors = (width + W - 1) / W;
+        if (s.a_row != 1 && rows > 2 * Tile<T>::rows) {
+            part.next = part.b + s.panel;
+            part.next_step = Tile<T>::rows * s.b_step / rows;
+            part.next_tile = part.next_step * s.depth;
+        }
         strip_of<T, tuning::panel_vectors>(vectors, rows, part, padded ? vectors * W : width);
     }
 }
@@ -184,7 +205,7 @@ static void product(int64_t rows, int64_t columns, Strip<T> s, bool padded = fal
 // needs. Long sums are cut so that a panel's piece stays in the first-level cache.
 template <class T>
 static void packed_product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                           int64_t c_row, Start start, const T* bias) {
+                           int64_t c_row, Start start, const T* bias, bool padded) {
     constexpr int64_t NR = Tile<T>::columns, W = lanes<T>, piece = tuning::depth_bytes / (NR * sizeof(T));
     const int64_t pieces = (depth + piece - 1) / piece;
     const int64_t full = columns / NR * NR, rest = columns - full, rest_stride = (rest + W - 1) / W * W;
@@ -197,7 +218,54 @@ static void packed_product(int64_t rows, int64_t columns, int64_t depth, const T
         s.b_step = rest_stride;
         s.c += full;
         s.bias += full;
-        product(rows, rest, s);
+        product(rows, rest, s, padded);
+    }
+}
+
+// Elements that weight_gradient() wants as scratch, for a target of `outputs` columns.
+template <class T>
+constexpr int64_t weight_gradient_scratch(int64_t outputs) {
+    const int64_t tiles = (outputs + Tile<T>::rows - 1) / Tile<T>::rows;
+    return tiles * (tuning::gradient_rows * Tile<T>::rows + Tile<T>::columns);
+}
+
+// C (outputs, inputs) += dY^T X for dY (rows, outputs) and X (rows, inputs). Stores up to the next whole vector of C's
+// rows, and reads as far of X's and dY's. Rows of activations are pages apart: what is read once for each tile (dY) or
+// for each panel (X) is copied together first, where there are enough of them to pay for it.
+template <class T>
+static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const T* dy, int64_t dy_row, const T* x,
+                            int64_t x_row, T* c, int64_t c_row, T* scratch) {
+    constexpr int64_t NR = Tile<T>::columns, MR = Tile<T>::rows, W = lanes<T>;
+    if (inputs <= tuning::gradient_panels * NR || outputs < tuning::gradient_tiles * MR) {
+        const Strip<T> whole{rows, dy, 1, dy_row, x, NR, x_row, c, c_row, Start::keep, nullptr, tuning::longest_sum};
+        return product<T>(outputs, inputs, whole, true);
+    }
+    alignas(64) T panel[tuning::gradient_rows * NR];
+    const int64_t blocks = (rows + tuning::gradient_rows - 1) / tuning::gradient_rows;
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t from = rows * block / blocks, n = rows * (block + 1) / blocks - from;
+        const int64_t tile_size = n * MR + NR;                        // whole vectors are written behind the last row
+        for (int64_t output = 0; output < outputs; output += 8 * MR)  // some tiles at a time: each row is another page
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t at = output; at < outputs && at < output + 8 * MR; at += MR)
+                    for (int64_t j = 0; j < MR; j += W)
+                        store(scratch + at / MR * tile_size + i * MR + j, load(dy + (from + i) * dy_row + at + j));
+        for (int64_t input = 0; input < inputs; input += NR) {
+            const int64_t vectors = (inputs - input < NR ? inputs - input + W - 1 : NR) / W;
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t j = 0; j < vectors * W; j += W)
+                    store(panel + i * NR + j, load(x + (from + i) * x_row + input + j));
+            for (int64_t output = 0; output < outputs; output += MR) {
+                const Strip<T> s{
+                    n,  scratch + output / MR * tile_size, 1,     MR,          panel,   0,
+                    NR, c + output * c_row + input,        c_row, Start::keep, nullptr, tuning::longest_sum};
+                const int64_t m = outputs - output < MR ? outputs - output : MR;
+                if (vectors == tuning::panel_vectors)
+                    tiles_of<T, tuning::panel_vectors, 1, MR>(m, s, 0, 1);
+                else
+                    tiles_of<T, 1, 1, MR>(m, s, 0, 1);
+            }
+        }
     }
 }
 

@@ -43,7 +43,6 @@ struct Launch {
     const T* const* parameters;  // contiguous, in the program's numbering
     const int64_t* columns;      // of each parameter; 1 for a bias
 
-    bool recompute;
     T* saved;                     // buffer by buffer, (rows of all shards, stride)
     const int64_t* saved_offset;  // (buffers): elements, or -1 for a buffer that lives in scratch
     T* scratch;                   // (shards, scratch_size)

@@ -20,6 +20,10 @@ inline constexpr int64_t depth_bytes = 24 * 1024;  // of a packed panel between 
 
 inline constexpr int64_t longest_sum = 48;  // rows of a weight gradient in one sum: the fewer, the less rounding
 
+inline constexpr int64_t gradient_rows = 5 * longest_sum;  // of activations that a weight gradient takes in at a time
+inline constexpr int64_t gradient_panels = 2;              // of inputs, and
+inline constexpr int64_t gradient_tiles = 20;              // of outputs, up to which it reads them where they lie
+
 inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
 inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
 
