@@ -73,7 +73,8 @@ def test_temperature_scales_the_spread() -> None:
 class Laplace(Likelihood):
     """A user's own, with a head of another name."""
 
-    heads = ("dec_mean", "dec_scale")
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_mean": features, "dec_scale": features}
 
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
         mean, scale = raw.chunk(2, -1)
@@ -158,8 +159,31 @@ def test_arguments() -> None:
         with pytest.raises(ValueError, match="min_std must be a positive number"):
             Gaussian(bad)  # type: ignore[arg-type]
 
-    class Nameless(Likelihood):
-        heads = ("mean",)
 
-    with pytest.raises(ValueError, match=r"likelihood.heads must be distinct names .* got \('mean',\)"):
-        VRNN(2, 2, 2, likelihood=Nameless())
+def with_heads(heads: object, base: type[Likelihood] = Likelihood) -> Likelihood:
+    return type("Own", (base,), {"heads": heads})()  # type: ignore[no-any-return]
+
+
+def test_heads_that_cannot_be_are_named() -> None:
+    for heads, base, error, message in (
+        (
+            ("dec_mean",),
+            Likelihood,
+            TypeError,
+            r"likelihood.heads must be a method, heads\(features\), got \('dec_mean',\)",
+        ),
+        (
+            lambda self, x: ["dec_mean"],
+            Likelihood,
+            TypeError,
+            r"must return a mapping of names to widths, got \['dec_m",
+        ),
+        (lambda self, x: {"mean": x}, Likelihood, ValueError, r"must be distinct names .* got \('mean',\)"),
+        (lambda self, x: {}, Likelihood, ValueError, r"must be distinct names .* got \(\)"),
+        (lambda self, x: {"dec_a": x, "dec_a.0": x}, Likelihood, ValueError, "must be distinct names"),
+        (lambda self, x: {"dec_mean": 0}, Likelihood, ValueError, "head 'dec_mean' must have a positive width, got 0"),
+        (lambda self, x: {"dec_mean": x / 2}, Likelihood, ValueError, "must have a positive width, got 1.0"),
+        (lambda self, x: {"dec_mean": x}, Gaussian, ValueError, r"gaussian likelihood reads heads of widths \[2, 2\]"),
+    ):
+        with pytest.raises(error, match=message):
+            VRNN(2, 2, 2, likelihood=with_heads(heads, base))

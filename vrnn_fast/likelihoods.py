@@ -1,7 +1,7 @@
 """What the decoder's raw output means: the negative log-likelihood of x_t, a prediction, a sample.
 
-``raw`` is always the decoder's heads side by side, (..., heads * X), before any transform. Bernoulli and Gaussian
-are computed inside a fused launch; any other :class:`Likelihood` receives the raw output that the launch returns.
+``raw`` is always the decoder's heads side by side, (..., R), before any transform. Bernoulli and Gaussian are computed
+inside a fused launch; any other :class:`Likelihood` receives the raw output that the launch returns.
 """
 
 from __future__ import annotations
@@ -48,15 +48,11 @@ def gaussian_parameters(raw: Tensor, min_std: float) -> MeanStd:
 class Likelihood:
     """p(x_t | z_<=t, x_<t) as a function of the decoder's raw output. Subclass it to bring your own.
 
-    ``heads`` names the decoder's linear heads, each X wide; ``raw`` holds them in this order. A name is an attribute
-    of the module (``"dec_mean"``), or that and the place in a ``Sequential`` (``"dec_mean.0"``).
-
     Methods see padding as zeros in both ``raw`` and ``x``, and must be finite there, gradients included; what they
     return at padding is discarded. They may be called with any leading dimensions. A likelihood with parameters of
     its own is a ``torch.nn.Module`` as well: the model then trains and saves them under ``likelihood.``.
     """
 
-    heads: tuple[str, ...] = ("dec_mean",)
     fused: ClassVar[Fused] = "external"
     min_std: float = 0.0
 
@@ -65,8 +61,16 @@ class Likelihood:
         if "nll" in cls.__dict__ and "fused" not in cls.__dict__:  # a new density is never the parent's fused one
             cls.fused = "external"
 
+    def heads(self, features: int) -> dict[str, int]:
+        """The decoder's linear heads for x of X = ``features``: their names and widths, which add up to R.
+
+        ``raw`` holds them in this order. A name is an attribute of the module (``"dec_mean"``), or that and the place
+        in a ``Sequential`` (``"dec_mean.0"``). Whoever cannot have that many features raises ValueError.
+        """
+        return {"dec_mean": features}
+
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Negative log-likelihood in nats, summed over features: (T, B, heads * X), (T, B, X) -> (T, B)."""
+        """Negative log-likelihood in nats, summed over features: (..., R), (..., X) -> (...)."""
         raise NotImplementedError(f"{type(self).__name__} does not define nll(raw, x)")
 
     def prediction(self, raw: Tensor) -> Any:
@@ -74,19 +78,21 @@ class Likelihood:
         return self.mean(raw)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw x, (..., heads * X) -> (..., X), its spread scaled by ``temperature``."""
+        """Draw x, (..., R) -> (..., X), its spread scaled by ``temperature``."""
         raise NotImplementedError(f"{type(self).__name__} does not define sample(raw, temperature, generator)")
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected x, (..., heads * X) -> (..., X)."""
+        """The expected x, (..., R) -> (..., X)."""
         raise NotImplementedError(f"{type(self).__name__} does not define mean(raw)")
 
 
 class Bernoulli(Likelihood):
     """Independent binary features; raw holds logits. x in [0, 1] is taken as it comes (as in cross-entropy)."""
 
-    heads = ("dec_mean.0",)
     fused = "bernoulli"
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_mean.0": features}
 
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
         return bernoulli_nll(raw, x)
@@ -110,13 +116,15 @@ class Gaussian(Likelihood):
     free standard deviation would run to zero and the bound to infinity.
     """
 
-    heads = ("dec_mean", "dec_std.0")
     fused = "gaussian"
 
     def __init__(self, min_std: float = 1e-3) -> None:
         if not (isinstance(min_std, (int, float)) and math.isfinite(min_std) and min_std > 0):
             raise ValueError(f"min_std must be a positive number, got {min_std!r}")
         self.min_std = float(min_std)
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_mean": features, "dec_std.0": features}
 
     def nll(self, raw: Tensor, x: Tensor) -> Tensor:
         return gaussian_nll(raw, x, self.min_std)

@@ -148,6 +148,7 @@ class VRNN(nn.Module):
             raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
         h = hidden_size
         self.likelihood = as_likelihood(likelihood)
+        checks.positive_int("input_size", input_size)
         self.spec = CellSpec(
             input_size,
             hidden_size,
@@ -162,7 +163,7 @@ class VRNN(nn.Module):
             activation=activation,
             std=std,
             likelihood=self.likelihood.fused,
-            decoder_heads=_heads(self.likelihood),
+            decoder_heads=_heads(self.likelihood, input_size),
             output_std_floor=self.likelihood.min_std,
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
@@ -456,7 +457,7 @@ class VRNN(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Read checkpoints of the same names that were made for another likelihood."""
-        heads = {head.partition(".")[0]: head for head in self.spec.decoder_heads}
+        heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         for key in [k for k in state_dict if k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
@@ -478,16 +479,21 @@ def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, .
     return tuple(widths)
 
 
-def _heads(likelihood: Likelihood) -> tuple[str, ...]:
-    """The likelihood's decoder heads, fit to be attributes of the module."""
-    heads = likelihood.heads
+def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
+    """The likelihood's decoder heads, names and widths, fit to be attributes of the module."""
+    if not callable(likelihood.heads):
+        raise TypeError(f"likelihood.heads must be a method, heads(features), got {likelihood.heads!r}")
+    heads = likelihood.heads(features)
+    if not isinstance(heads, Mapping):
+        raise TypeError(f"likelihood.heads(features) must return a mapping of names to widths, got {heads!r}")
     owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
     good = all(
         o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
     )
     if not heads or not good or len(set(owners)) != len(owners):
-        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {heads!r}")
-    return tuple(heads)
+        names = tuple(heads)
+        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {names!r}")
+    return tuple(heads.items())
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
