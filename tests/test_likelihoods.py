@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Normal, constraints
 
 from vrnn_fast import VRNN, Bernoulli, Gaussian, Likelihood
 from vrnn_fast.likelihoods import as_likelihood
@@ -14,7 +16,7 @@ from vrnn_fast.likelihoods import as_likelihood
 def test_bernoulli_is_finite_at_any_logit() -> None:
     raw = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4], requires_grad=True)
     for target in (0.0, 1.0):
-        nll = Bernoulli().nll(raw.unsqueeze(-1), torch.full((7, 1), target))
+        nll = -Bernoulli().log_prob(raw.unsqueeze(-1), torch.full((7, 1), target))
         exact = torch.nn.functional.softplus(raw.double() if target == 0 else -raw.double(), threshold=1e3)
         torch.testing.assert_close(nll.double(), exact, rtol=1e-6, atol=1e-37)
         (gradient,) = torch.autograd.grad(nll.sum(), raw)
@@ -40,7 +42,7 @@ def test_gaussian_agrees_with_torch() -> None:
     likelihood = Gaussian(min_std=0.25)
     mean, std = likelihood.prediction(raw)
     torch.testing.assert_close(std, torch.nn.functional.softplus(raw[..., 4:]) + 0.25)
-    torch.testing.assert_close(likelihood.nll(raw, x), -Normal(mean, std).log_prob(x).sum(-1))
+    torch.testing.assert_close(likelihood.log_prob(raw, x), Normal(mean, std).log_prob(x).sum(-1))
     assert torch.equal(likelihood.mean(raw), raw[..., :4])
 
 
@@ -76,9 +78,9 @@ class Laplace(Likelihood):
     def heads(self, features: int) -> dict[str, int]:
         return {"dec_mean": features, "dec_scale": features}
 
-    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         mean, scale = raw.chunk(2, -1)
-        return ((x - mean).abs() * scale.exp() - scale).sum(-1) + x.shape[-1] * torch.log(torch.tensor(2.0)).item()
+        return (scale - (x - mean).abs() * scale.exp()).sum(-1) - x.shape[-1] * math.log(2)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw.chunk(2, -1)[0]
@@ -112,8 +114,8 @@ class SharedStd(Likelihood, nn.Module):
         nn.Module.__init__(self)
         self.log_std = nn.Parameter(torch.zeros(features))
 
-    def nll(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -Normal(raw, self.log_std.exp()).log_prob(x).sum(-1)
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return Normal(raw, self.log_std.exp()).log_prob(x).sum(-1)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw
@@ -129,9 +131,9 @@ def test_a_likelihood_with_parameters_trains_with_the_model(executor: str) -> No
 
 def test_the_users_density_meets_the_fused_one(executor: str) -> None:
     class Own(Gaussian):
-        def nll(self, raw: Tensor, x: Tensor) -> Tensor:
+        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
             mean, std = self.prediction(raw)
-            return -Normal(mean, std).log_prob(x).sum(-1)
+            return Normal(mean, std).log_prob(x).sum(-1)
 
     assert Own().fused == "external"
     assert Gaussian().fused == "gaussian"
@@ -145,6 +147,56 @@ def test_the_users_density_meets_the_fused_one(executor: str) -> None:
     torch.testing.assert_close(outside(x, lengths, eps=eps).nll, fused(x, lengths, eps=eps).nll)
     for (name, p), q in zip(fused.named_parameters(), outside.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class LogNormal(SharedStd):
+    """A density with an edge, and parameters that a step beyond it would poison."""
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.positive
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return Normal(raw, self.log_std.exp()).log_prob(x.log()).sum(-1) - x.log().sum(-1)
+
+
+def test_padding_never_reaches_a_likelihood(executor: str) -> None:
+    model = VRNN(3, 5, 2, likelihood=LogNormal(3), backend=executor, check=True)
+    x, lengths, eps = torch.rand(4, 3, 3) + 0.1, torch.tensor([0, 4, 2]), torch.randn(4, 3, 2)
+    results = []
+    for padding in (-1.0, float("nan")):
+        given = torch.where(torch.arange(4)[:, None, None] < lengths[:, None], x, padding).requires_grad_()
+        model.zero_grad()
+        out = model(given, lengths, eps=eps)
+        out.loss.backward()
+        assert (out.nll[2:, 2] == 0).all()
+        assert (given.grad[2:, 2] == 0).all()
+        results.append((out.nll, given.grad, *(p.grad for p in model.parameters())))
+    for a, b in zip(*results, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+def test_what_is_outside_of_the_support_is_named_where_asked(executor: str) -> None:
+    for likelihood, bad, support in ((LogNormal(3), 0.0, "GreaterThan"), ("bernoulli", 1.5, "Interval")):
+        for batch_first in (False, True):
+            model = VRNN(3, 5, 2, likelihood=likelihood, backend=executor, batch_first=batch_first, check=True)
+            x = torch.full((4, 2, 3), 0.5)
+            x[2, 1, 0] = bad
+            place = "x[1, 2, 0]" if batch_first else "x[2, 1, 0]"
+            with pytest.raises(ValueError, match=re.escape(f"{place} is {bad}: expected finite values in {support}(")):
+                model(x.transpose(0, 1) if batch_first else x)
+            with pytest.raises(ValueError, match=re.escape(f"x_t[1, 0] is {bad}: expected finite values in {support}")):
+                model.step(x[2], None)
+            model(x[:2].transpose(0, 1) if batch_first else x[:2])
+
+
+def test_a_width_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"raw must have 2 X values in its last dimension, got shape \(4, 3\)"):
+        Gaussian().log_prob(torch.zeros(4, 3), torch.zeros(4, 1))
+    for likelihood, width in ((Bernoulli(), 2), (Gaussian(), 4)):
+        with pytest.raises(ValueError, match=r"x must have X = 2 features as raw has, got shape \(4, 1\)"):
+            likelihood.log_prob(torch.zeros(4, width), torch.zeros(4, 1))
 
 
 def test_arguments() -> None:

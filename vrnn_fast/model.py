@@ -108,9 +108,10 @@ class VRNN(nn.Module):
             one over; a name insists on that executor. May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
-        check: look for NaN and infinity in x at every call, at real steps, and name the first. Costs one more pass
-            over x, and where x is on a GPU a wait for it. Without it a NaN reaches all results of its row from its
-            step on, the loss and so every gradient; results of other rows stay right.
+        check: look for NaN, infinity and what is outside of the likelihood's support in x at every call, at real
+            steps, and name the first. Costs one more pass over x, and where x is on a GPU a wait for it. Without it a
+            NaN reaches all results of its row from its step on, the loss and so every gradient; results of other rows
+            stay right.
         device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
 
     Raises:
@@ -205,9 +206,9 @@ class VRNN(nn.Module):
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
 
         Raises:
-            ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; NaN in x
-                if ``check``. While torch.compile traces, the values of ``lengths`` and the finiteness of x are asserted
-                at run time by torch (RuntimeError).
+            ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
+                ``check`` finds in x. While torch.compile traces, the values of ``lengths`` and of x are asserted at run
+                time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = layout.gather(self, self._layout)
@@ -231,7 +232,7 @@ class VRNN(nn.Module):
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
         real = None if lengths is None else _real(lengths, steps, x.device)
         if self.check:
-            checks.finite("x", x, real, swap=self.batch_first)
+            checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
@@ -249,7 +250,7 @@ class VRNN(nn.Module):
             )
         nll, kl, raw = result.nll, result.kl, result.raw
         if external:
-            nll = _at_real(real, self.likelihood.nll(cast(Tensor, raw), _at_real(real, x)))
+            nll = _at_real(real, -self.likelihood.log_prob(cast(Tensor, raw), _with_frames(x, real, lengths)))
         prediction = None
         if "prediction" in outputs:
             prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
@@ -293,7 +294,7 @@ class VRNN(nn.Module):
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
         x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
         if self.check:
-            checks.finite("x_t", x_t)
+            checks.finite("x_t", x_t, support=self.likelihood.support)
         executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
         external = self.spec.likelihood == "external"
         with _full_precision(like.device):
@@ -310,7 +311,7 @@ class VRNN(nn.Module):
             )
             cell = Cell(self.spec, parameters)
             prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
-        nll = self.likelihood.nll(cast(Tensor, result.raw), x) if external else result.nll
+        nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x) if external else result.nll
         return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
 
     @torch.no_grad()
@@ -519,6 +520,14 @@ def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     if real is None:
         return tensor
     return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+
+
+def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
+    if real is None or lengths is None:
+        return x
+    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
+    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))
 
 
 def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
