@@ -1,15 +1,31 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
+import pickle
 import re
+import warnings
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
-from vrnn_fast import VRNN, Bernoulli, Gaussian, Likelihood
+from vrnn_fast import (
+    VRNN,
+    Bernoulli,
+    Categorical,
+    DiscretizedLogisticMixture,
+    FixedGaussian,
+    Gamma,
+    Gaussian,
+    GaussianMixture,
+    Handwriting,
+    ItakuraSaito,
+    Likelihood,
+)
 from vrnn_fast.likelihoods import as_likelihood
 
 
@@ -210,6 +226,131 @@ def test_arguments() -> None:
     for bad in (0, -1.0, float("nan"), "small"):
         with pytest.raises(ValueError, match="min_std must be a positive number"):
             Gaussian(bad)  # type: ignore[arg-type]
+
+
+FAMILY = [
+    FixedGaussian(0.5),
+    GaussianMixture(4),
+    Handwriting(4),
+    DiscretizedLogisticMixture(2, bins=5),
+    Categorical(5),
+    Gamma(),
+    Gamma(2.0),
+    ItakuraSaito(),
+]
+family = pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
+
+
+def family_data(likelihood: Likelihood, steps: int, batch: int) -> Tensor:
+    """(T, B, 3), inside the support of this likelihood."""
+    width = sum(likelihood.heads(3).values())
+    return likelihood.sample(torch.randn(steps, batch, width, dtype=torch.float64)).clamp(min=-9)
+
+
+@family
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_family_runs_through_every_executor(executor: str, likelihood: Likelihood, cell: str) -> None:
+    options = {"likelihood": likelihood, "cell": cell, "dtype": torch.float64, "check": True}
+    model, oracle = VRNN(3, 6, 2, backend=executor, **options), VRNN(3, 6, 2, backend="reference", **options)
+    oracle.load_state_dict(model.state_dict())
+    x, eps = family_data(likelihood, 5, 4), torch.randn(5, 4, 2, dtype=torch.float64)
+    lengths = torch.tensor([0, 5, 3, 1])
+    real = torch.arange(5)[:, None] < lengths
+    out = model(torch.where(real[..., None], x, float("nan")), lengths, eps=eps, outputs=("prediction",))
+    out.loss.backward()
+    assert (out.nll[~real] == 0).all()
+    for part in pytree.tree_leaves(out.prediction):
+        assert part.shape[:2] == (5, 4)
+        assert (part[~real] == 0).all()
+
+    # row by row, without padding
+    total = torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            alone = oracle(x[:length, row : row + 1], eps=eps[:length, row : row + 1], outputs=("prediction",))
+            torch.testing.assert_close(out.nll[:length, row], alone.nll[:, 0])
+            ours, theirs = pytree.tree_leaves(out.prediction), pytree.tree_leaves(alone.prediction)
+            torch.testing.assert_close([p[:length, row] for p in ours], [p[:, 0] for p in theirs])
+            total = total + (alone.nll + alone.kl).sum()
+    (total / 9).backward()
+    torch.testing.assert_close(out.loss, total / 9)
+    for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
+        assert p.grad.isfinite().all()
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@family
+def test_the_family_streams_and_generates(executor: str, likelihood: Likelihood) -> None:
+    model = VRNN(3, 6, 2, backend=executor, likelihood=likelihood, dtype=torch.float64, batch_first=True)
+    x, eps = family_data(likelihood, 4, 5), torch.randn(4, 5, 2, dtype=torch.float64)
+    whole = model(x, eps=eps, outputs=("prediction",))
+    state = None
+    for t in range(5):
+        step = model.step(x[:, t], state, eps[:, t])
+        torch.testing.assert_close(step.nll, whole.nll[:, t])
+        shapes = [p[:, 0].shape for p in pytree.tree_leaves(whole.prediction)]
+        assert [p.shape for p in pytree.tree_leaves(step.prediction)] == shapes
+        state = step.state
+    for mean in (False, True):
+        drawn, again = (
+            model.generate(6, prefix=x, temperature=0.8, mean=mean, generator=torch.Generator().manual_seed(1))[0]
+            for _ in range(2)
+        )
+        assert drawn.shape == (4, 6, 3)
+        assert torch.equal(drawn, again)
+        assert drawn.isfinite().all()
+        assert mean or likelihood.support.check(drawn).all()
+
+
+@family
+def test_the_family_is_saved_and_copied(likelihood: Likelihood) -> None:
+    model = VRNN(3, 6, 2, likelihood=likelihood)
+    x, eps = family_data(likelihood, 4, 2).float(), torch.randn(4, 2, 2)
+    other = VRNN(3, 6, 2, likelihood=likelihood)
+    other.load_state_dict(model.state_dict())
+    for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x, eps=eps).nll, model(x, eps=eps).nll)
+
+
+@family
+def test_the_family_compiles_whole(executor: str, likelihood: Likelihood) -> None:
+    torch._dynamo.reset()
+    model = VRNN(3, 6, 2, likelihood=likelihood, backend=executor, check=True)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x, eps, lengths = family_data(likelihood, 3, 2).float(), torch.randn(3, 2, 2), torch.tensor([2, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compiled(x, lengths, eps=eps, outputs=("prediction",))
+    expected = model(x, lengths, eps=eps, outputs=("prediction",))
+    torch.testing.assert_close(pytree.tree_leaves(found), pytree.tree_leaves(expected))
+    if likelihood.support is not constraints.real:
+        with pytest.raises(RuntimeError, match="x holds NaN, infinity or what the likelihood has no place for"):
+            compiled(x - 100, lengths, eps=eps, outputs=("prediction",))
+
+
+def test_the_family_is_exported() -> None:
+    for likelihood in (GaussianMixture(2), Handwriting(2), DiscretizedLogisticMixture(2)):
+        model = VRNN(3, 4, 2, likelihood=likelihood)
+        given = {"x": family_data(likelihood, 3, 2).float(), "eps": torch.randn(3, 2, 2), "outputs": ("prediction",)}
+        file = io.BytesIO()
+        torch.export.save(torch.export.export(model, (), given), file)
+        file.seek(0)
+        found = torch.export.load(file).module()(**given)
+        assert type(found.prediction) is type(model(**given).prediction)
+        torch.testing.assert_close(pytree.tree_leaves(found), pytree.tree_leaves(model(**given)))
+
+
+def test_a_family_that_does_not_fit_the_input() -> None:
+    with pytest.raises(ValueError, match=r"Handwriting needs input_size = 3 \(offset, offset, pen\), got 4"):
+        VRNN(4, 6, 2, likelihood=Handwriting(2))
+    model = VRNN(3, 6, 2, likelihood=Categorical(5), check=True)
+    x = torch.zeros(2, 2, 3)
+    x[1, 0, 2] = 0.5
+    message = "x[1, 0, 2] is 0.5: expected finite values in IntegerInterval(lower_bound=0, upper_bound=4)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(x)
+    model.check = False
+    assert model(x).nll[1, 0] == math.inf
 
 
 def with_heads(heads: object, base: type[Likelihood] = Likelihood) -> Likelihood:

@@ -131,13 +131,13 @@ def finite(
     bad = ~(torch.isfinite(value) & inside.reshape(inside.shape + (1,) * support.event_dim))
     if real is not None:
         bad = bad & real.unsqueeze(-1)
-    expected = "finite values" if support is constraints.real else f"finite values in {support}"
     if torch.compiler.is_compiling():
-        torch._assert_async(~bad.any(), f"{name} holds other than {expected} at a real step")
+        torch._assert_async(~bad.any(), f"{name} holds NaN, infinity or what the likelihood has no place for")
         return
     if bad.any():
         place = tuple(int(i) for i in bad.nonzero()[0])
         found = value[place].item()
         if swap:
             place = (place[1], place[0], *place[2:])
+        expected = "finite values" if support is constraints.real else f"finite values in {support}"
         raise ValueError(f"{name}[{', '.join(map(str, place))}] is {found}: expected {expected}")

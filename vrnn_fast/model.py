@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from . import checks, executors, layout
 from .executors.reference import Cell
-from .likelihoods import Likelihood, MeanStd, as_likelihood
+from .likelihoods import (
+    GaussianComponents,
+    Likelihood,
+    LogisticComponents,
+    MeanStd,
+    StrokeComponents,
+    as_likelihood,
+)
 from .spec import Activation, CellSpec, Std
 from .spec import Cell as CellKind
 
@@ -39,7 +46,7 @@ class VRNNOutput:
         state: each row's state after its own last step, (1, B, H), for an LSTM the pair (h, c) of them.
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
         prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
-            mean and std (T, B, X) each, or what the user's own likelihood makes of the decoder's output.
+            mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
     """
 
     loss: Tensor
@@ -54,7 +61,8 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-pytree._register_namedtuple(MeanStd, serialized_type_name="vrnn_fast.MeanStd")  # named, to be saved with a program
+for _tuple in (MeanStd, GaussianComponents, LogisticComponents, StrokeComponents):
+    pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 
 class VRNNStep(NamedTuple):
@@ -101,8 +109,8 @@ class VRNN(nn.Module):
             two layers, one, two, one and two, each ``hidden_size`` wide.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
         std: how a standard deviation comes from its head; ``"softplus"``.
-        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or a
-            :class:`~vrnn_fast.likelihoods.Likelihood` object.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
+            :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
         backend: ``"auto"`` picks the fastest executor that can run a call, and warns once per reason when it passes
             one over; a name insists on that executor. May be reassigned at any time.
@@ -332,7 +340,7 @@ class VRNN(nn.Module):
             batch_size: how many sequences; with a prefix it is the prefix's.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
-            temperature: > 0; multiplies the prior's and the output's standard deviations, divides Bernoulli logits.
+            temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
             mean: take the output's mean instead of a sample (z is sampled still).
             generator: the source of all draws.
 

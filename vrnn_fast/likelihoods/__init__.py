@@ -8,13 +8,28 @@ from __future__ import annotations
 
 from .base import Likelihood, softplus
 from .bernoulli import Bernoulli, bernoulli_log_prob
-from .gaussian import Gaussian, MeanStd, gaussian_log_prob
+from .categorical import Categorical
+from .gamma import Gamma, ItakuraSaito
+from .gaussian import FixedGaussian, Gaussian, MeanStd, gaussian_log_prob
+from .handwriting import Handwriting, StrokeComponents
+from .logistic import DiscretizedLogisticMixture, LogisticComponents
+from .mixture import GaussianComponents, GaussianMixture
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
+    "DiscretizedLogisticMixture",
+    "FixedGaussian",
+    "Gamma",
     "Gaussian",
+    "GaussianComponents",
+    "GaussianMixture",
+    "Handwriting",
+    "ItakuraSaito",
     "Likelihood",
+    "LogisticComponents",
     "MeanStd",
+    "StrokeComponents",
     "as_likelihood",
     "bernoulli_log_prob",
     "gaussian_log_prob",

@@ -49,7 +49,8 @@ class Likelihood:
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """The log-density or log-probability of x in nats, summed over features: (..., R), (..., X) -> (...).
 
-        The likelihoods of this package give -inf outside of their :attr:`support`, except Bernoulli.
+        Outside of their :attr:`support` the likelihoods of this package give -inf, but for Bernoulli and the pen of
+        Handwriting, whose formula goes on.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define log_prob(raw, x)")
 
@@ -76,6 +77,12 @@ def positive(name: str, value: object, *, zero: bool = False) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (zero and value == 0)):
         return float(value)
     raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}, got {value!r}")
+
+
+def at_least(least: int, name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
 
 
 def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: int = 0) -> int:

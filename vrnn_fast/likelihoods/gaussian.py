@@ -1,4 +1,4 @@
-"""Real-valued features around one mean."""
+"""Real-valued features, each around one mean."""
 
 from __future__ import annotations
 
@@ -65,3 +65,34 @@ class Gaussian(Likelihood):
 
     def mean(self, raw: Tensor) -> Tensor:
         return gaussian_parameters(raw, self.min_std).mean
+
+
+@dataclass(eq=False)
+class FixedGaussian(Likelihood):
+    """Independent Gaussian features around the decoder's output, all with the same given ``std``: a squared error in
+    nats.
+
+    ``std`` is in the units of x. With 1 the loss is half the squared error plus a constant.
+
+    Raises:
+        ValueError: std is not a positive number.
+    """
+
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.std = positive("std", self.std)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        constant = feature_count(raw, x, each=1) * math.log(self.std * math.sqrt(2 * math.pi))
+        return -0.5 * ((x - raw) / self.std).square().sum(-1) - constant
+
+    def prediction(self, raw: Tensor) -> MeanStd:
+        return MeanStd(raw, torch.full_like(raw, self.std))
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """mean + temperature * std * noise."""
+        return raw + temperature * self.std * standard_normal(raw, generator)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw
