@@ -20,7 +20,7 @@ from vrnn_fast.spec import ACTIVATIONS, CellSpec
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 DEEP = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
-GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": ("dec_mean", "dec_std.0"), "output_std_floor": 1e-3}
+GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)), "output_std_floor": 1e-3}
 RAGGED = [3, 7, 0, 7, 1]
 
 
@@ -90,6 +90,16 @@ def test_external_likelihood_leaves_the_nll_to_others() -> None:
     spec = CellSpec(3, 6, 2, likelihood="external", **DEEP)
     assert_obeys_the_law(spec, 4, 3, executor=cpu, dtype=torch.float64)
     assert not Problem.draw(spec, 4, 3).run(cpu, torch.float64)["nll"].any()
+
+
+@pytest.mark.parametrize("decoder", [(), (6,)], ids=["flat", "deep"])
+@pytest.mark.parametrize("widths", [(1,), (40, 40, 7), (3, 17, 1, 33)])
+def test_heads_of_any_width(isa: str, dtype: torch.dtype, widths: tuple[int, ...], decoder: tuple[int, ...]) -> None:
+    heads = tuple((f"dec_{i}", width) for i, width in enumerate(widths))
+    nets = DEEP | {"decoder": decoder}
+    for recompute in (False, True):
+        spec = CellSpec(3, 6, 2, likelihood="external", decoder_heads=heads, **nets)
+        assert_obeys_the_law(spec, 4, 3, [4, 0, 2], executor=cpu, dtype=dtype, recompute=recompute)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

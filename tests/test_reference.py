@@ -134,7 +134,7 @@ def test_gradcheck(cell: str, likelihood: str) -> None:
         encoder=(3,),
         activation="tanh",
         likelihood=likelihood,  # type: ignore[arg-type]
-        decoder_heads=("dec_mean", "dec_std.0") if likelihood == "gaussian" else ("dec_mean.0",),
+        decoder_heads=(("dec_mean", 2), ("dec_std.0", 2)) if likelihood == "gaussian" else (),
         output_std_floor=1e-3,
     )
     options = {"dtype": torch.float64, "requires_grad": True}

@@ -1,7 +1,18 @@
 """Variational recurrent networks (Chung et al. 2015) as one fused launch per batch of sequences."""
 
 from .executors import backends
-from .likelihoods import Bernoulli, Gaussian, Likelihood
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretizedLogisticMixture,
+    FixedGaussian,
+    Gamma,
+    Gaussian,
+    GaussianMixture,
+    Handwriting,
+    ItakuraSaito,
+    Likelihood,
+)
 from .model import VRNN, VRNNOutput, VRNNStep
 from .stream import Stream, StreamStep
 
@@ -10,7 +21,14 @@ __version__ = "0.1.0"
 __all__ = [
     "VRNN",
     "Bernoulli",
+    "Categorical",
+    "DiscretizedLogisticMixture",
+    "FixedGaussian",
+    "Gamma",
     "Gaussian",
+    "GaussianMixture",
+    "Handwriting",
+    "ItakuraSaito",
     "Likelihood",
     "Stream",
     "StreamStep",

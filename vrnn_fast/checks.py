@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 
 def positive_int(name: str, value: object) -> None:
@@ -113,20 +114,30 @@ def generator(value: object, device: torch.device) -> None:
         raise ValueError(f"generator must be on the device of x, {device}, got one on {value.device}")
 
 
-def finite(name: str, value: Tensor, real: Tensor | None = None, *, swap: bool = False) -> None:
-    """Raise ValueError naming the first NaN or infinity of (T, B, F), at real (T, B) steps, or of (B, F).
+def finite(
+    name: str,
+    value: Tensor,
+    real: Tensor | None = None,
+    *,
+    support: constraints.Constraint = constraints.real,
+    swap: bool = False,
+) -> None:
+    """Raise ValueError naming the first of (T, B, F), at real (T, B) steps, or of (B, F), that is not finite or outside
+    the support.
 
     ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
     """
-    bad = ~torch.isfinite(value)
+    inside = support.check(value)
+    bad = ~(torch.isfinite(value) & inside.reshape(inside.shape + (1,) * support.event_dim))
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if torch.compiler.is_compiling():
-        torch._assert_async(~bad.any(), f"{name} holds NaN or infinity at a real step")
+        torch._assert_async(~bad.any(), f"{name} holds NaN, infinity or what the likelihood has no place for")
         return
     if bad.any():
         place = tuple(int(i) for i in bad.nonzero()[0])
         found = value[place].item()
         if swap:
             place = (place[1], place[0], *place[2:])
-        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {found}: expected finite values")
+        expected = "finite values" if support is constraints.real else f"finite values in {support}"
+        raise ValueError(f"{name}[{', '.join(map(str, place))}] is {found}: expected {expected}")

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from . import checks, executors, layout
 from .executors.reference import Cell
-from .likelihoods import Likelihood, MeanStd, as_likelihood
+from .likelihoods import (
+    GaussianComponents,
+    Likelihood,
+    LogisticComponents,
+    MeanStd,
+    StrokeComponents,
+    as_likelihood,
+)
 from .spec import Activation, CellSpec, Std
 from .spec import Cell as CellKind
 
@@ -39,7 +46,7 @@ class VRNNOutput:
         state: each row's state after its own last step, (1, B, H), for an LSTM the pair (h, c) of them.
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
         prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
-            mean and std (T, B, X) each, or what the user's own likelihood makes of the decoder's output.
+            mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
     """
 
     loss: Tensor
@@ -54,7 +61,8 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-pytree._register_namedtuple(MeanStd, serialized_type_name="vrnn_fast.MeanStd")  # named, to be saved with a program
+for _tuple in (MeanStd, GaussianComponents, LogisticComponents, StrokeComponents):
+    pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 
 class VRNNStep(NamedTuple):
@@ -101,16 +109,17 @@ class VRNN(nn.Module):
             two layers, one, two, one and two, each ``hidden_size`` wide.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
         std: how a standard deviation comes from its head; ``"softplus"``.
-        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or a
-            :class:`~vrnn_fast.likelihoods.Likelihood` object.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
+            :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
         backend: ``"auto"`` picks the fastest executor that can run a call, and warns once per reason when it passes
             one over; a name insists on that executor. May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
-        check: look for NaN and infinity in x at every call, at real steps, and name the first. Costs one more pass
-            over x, and where x is on a GPU a wait for it. Without it a NaN reaches all results of its row from its
-            step on, the loss and so every gradient; results of other rows stay right.
+        check: look for NaN, infinity and what is outside of the likelihood's support in x at every call, at real
+            steps, and name the first. Costs one more pass over x, and where x is on a GPU a wait for it. Without it a
+            NaN reaches all results of its row from its step on, the loss and so every gradient; results of other rows
+            stay right.
         device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
 
     Raises:
@@ -148,6 +157,7 @@ class VRNN(nn.Module):
             raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
         h = hidden_size
         self.likelihood = as_likelihood(likelihood)
+        checks.positive_int("input_size", input_size)
         self.spec = CellSpec(
             input_size,
             hidden_size,
@@ -162,7 +172,7 @@ class VRNN(nn.Module):
             activation=activation,
             std=std,
             likelihood=self.likelihood.fused,
-            decoder_heads=_heads(self.likelihood),
+            decoder_heads=_heads(self.likelihood, input_size),
             output_std_floor=self.likelihood.min_std,
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
@@ -204,9 +214,9 @@ class VRNN(nn.Module):
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
 
         Raises:
-            ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; NaN in x
-                if ``check``. While torch.compile traces, the values of ``lengths`` and the finiteness of x are asserted
-                at run time by torch (RuntimeError).
+            ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
+                ``check`` finds in x. While torch.compile traces, the values of ``lengths`` and of x are asserted at run
+                time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = layout.gather(self, self._layout)
@@ -230,7 +240,7 @@ class VRNN(nn.Module):
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
         real = None if lengths is None else _real(lengths, steps, x.device)
         if self.check:
-            checks.finite("x", x, real, swap=self.batch_first)
+            checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
@@ -248,7 +258,7 @@ class VRNN(nn.Module):
             )
         nll, kl, raw = result.nll, result.kl, result.raw
         if external:
-            nll = _at_real(real, self.likelihood.nll(cast(Tensor, raw), _at_real(real, x)))
+            nll = _at_real(real, -self.likelihood.log_prob(cast(Tensor, raw), _with_frames(x, real, lengths)))
         prediction = None
         if "prediction" in outputs:
             prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
@@ -292,7 +302,7 @@ class VRNN(nn.Module):
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
         x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
         if self.check:
-            checks.finite("x_t", x_t)
+            checks.finite("x_t", x_t, support=self.likelihood.support)
         executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
         external = self.spec.likelihood == "external"
         with _full_precision(like.device):
@@ -309,7 +319,7 @@ class VRNN(nn.Module):
             )
             cell = Cell(self.spec, parameters)
             prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
-        nll = self.likelihood.nll(cast(Tensor, result.raw), x) if external else result.nll
+        nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x) if external else result.nll
         return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
 
     @torch.no_grad()
@@ -330,7 +340,7 @@ class VRNN(nn.Module):
             batch_size: how many sequences; with a prefix it is the prefix's.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
-            temperature: > 0; multiplies the prior's and the output's standard deviations, divides Bernoulli logits.
+            temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
             mean: take the output's mean instead of a sample (z is sampled still).
             generator: the source of all draws.
 
@@ -456,7 +466,7 @@ class VRNN(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Read checkpoints of the same names that were made for another likelihood."""
-        heads = {head.partition(".")[0]: head for head in self.spec.decoder_heads}
+        heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         for key in [k for k in state_dict if k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
@@ -478,16 +488,21 @@ def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, .
     return tuple(widths)
 
 
-def _heads(likelihood: Likelihood) -> tuple[str, ...]:
-    """The likelihood's decoder heads, fit to be attributes of the module."""
-    heads = likelihood.heads
+def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
+    """The likelihood's decoder heads, names and widths, fit to be attributes of the module."""
+    if not callable(likelihood.heads):
+        raise TypeError(f"likelihood.heads must be a method, heads(features), got {likelihood.heads!r}")
+    heads = likelihood.heads(features)
+    if not isinstance(heads, Mapping):
+        raise TypeError(f"likelihood.heads(features) must return a mapping of names to widths, got {heads!r}")
     owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
     good = all(
         o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
     )
     if not heads or not good or len(set(owners)) != len(owners):
-        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {heads!r}")
-    return tuple(heads)
+        names = tuple(heads)
+        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {names!r}")
+    return tuple(heads.items())
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -513,6 +528,14 @@ def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     if real is None:
         return tensor
     return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+
+
+def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
+    if real is None or lengths is None:
+        return x
+    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
+    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))
 
 
 def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:

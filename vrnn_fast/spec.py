@@ -64,7 +64,8 @@ class CellSpec:
     """The structure of one variational recurrent cell. Widths are feature counts.
 
     ``likelihood`` says which negative log-likelihood the launch computes itself; ``"external"`` leaves the
-    decoder's raw output to an object outside. ``decoder_heads`` lists that output's heads, each ``input_size`` wide.
+    decoder's raw output to an object outside. ``decoder_heads`` lists that output's heads, names and widths;
+    left out, it is one as wide as x.
     """
 
     input_size: int
@@ -81,7 +82,7 @@ class CellSpec:
     std: Std = "softplus"
     latent_std_floor: float = LATENT_STD_FLOOR
     likelihood: Fused = "bernoulli"
-    decoder_heads: tuple[str, ...] = ("dec_mean.0",)
+    decoder_heads: tuple[tuple[str, int], ...] = ()
     output_std_floor: float = 0.0
 
     def __post_init__(self) -> None:
@@ -104,6 +105,15 @@ class CellSpec:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if not self.decoder_heads:
+            object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))
+        for name, width in self.decoder_heads:
+            if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+                raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
+        widths = [width for _, width in self.decoder_heads]
+        expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
+        if expected and widths != expected:
+            raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
 
     @property
     def phi_x_size(self) -> int:
@@ -118,7 +128,7 @@ class CellSpec:
     @property
     def output_size(self) -> int:
         """Width of the decoder's raw output: its heads side by side."""
-        return len(self.decoder_heads) * self.input_size
+        return sum(width for _, width in self.decoder_heads)
 
     @property
     def state_tensors(self) -> int:
@@ -133,7 +143,7 @@ class CellSpec:
             "phi_z": (z, "phi_z", ()),
             "encoder": (self.phi_x_size + h, "enc", (("enc_mean", z), ("enc_std.0", z))),
             "prior": (h, "prior", (("prior_mean", z), ("prior_std.0", z))),
-            "decoder": (self.phi_z_size + h, "dec", tuple((n, self.input_size) for n in self.decoder_heads)),
+            "decoder": (self.phi_z_size + h, "dec", self.decoder_heads),
         }[name]
         hidden: list[Layer] = []
         for i, width in enumerate(getattr(self, name)):

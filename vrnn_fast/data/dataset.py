@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ..likelihoods import bernoulli_nll
+from ..likelihoods import bernoulli_log_prob
 
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -95,7 +95,7 @@ class Dataset:
         """
         train, test = torch.cat(self.train).double(), torch.cat(self.test).double()
         if self.likelihood == "bernoulli":
-            nll = bernoulli_nll(((train.sum(0) + 1) / (len(train) + 2)).logit().expand_as(test), test)
+            nll = -bernoulli_log_prob(((train.sum(0) + 1) / (len(train) + 2)).logit().expand_as(test), test)
         else:
             mean, std = train.mean(0), train.std(0, correction=0) + 1e-3
             nll = (0.5 * ((test - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)

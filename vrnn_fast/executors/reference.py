@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import MeanStd, bernoulli_nll, gaussian_nll, softplus
+from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, softplus
 from ..spec import CellSpec
 from .result import SequenceResult
 
@@ -176,9 +176,9 @@ def run(
 def _nll(spec: CellSpec, raw: Tensor, x: Tensor) -> Tensor:
     """-log p(x_t | z_<=t, x_<t) of each row; zero where an object outside computes it."""
     if spec.likelihood == "bernoulli":
-        return bernoulli_nll(raw, x)
+        return -bernoulli_log_prob(raw, x)
     if spec.likelihood == "gaussian":
-        return gaussian_nll(raw, x, spec.output_std_floor)
+        return -gaussian_log_prob(raw, x, spec.output_std_floor)
     return x.new_zeros(x.shape[:-1])
 
 

@@ -399,5 +399,5 @@ def _start_at_baseline(model: VRNN, data: Dataset) -> None:
         std = train.std(0).clamp(min=1e-2)
         biases = [train.mean(0), std + (-(-std).expm1()).log()]  # the inverse of softplus
     with torch.no_grad():
-        for head, bias in zip(model.spec.decoder_heads, biases, strict=True):
+        for (head, _), bias in zip(model.spec.decoder_heads, biases, strict=True):
             model.get_parameter(f"{head}.bias").copy_(bias)

@@ -1,0 +1,54 @@
+"""What the decoder's raw output means: the log-density of x_t, its parameters, its mean, a sample.
+
+``raw`` is always the decoder's heads side by side, (..., R), before any transform. Bernoulli and Gaussian are computed
+inside a fused launch; any other :class:`Likelihood` receives the raw output that the launch returns.
+"""
+
+from __future__ import annotations
+
+from .base import Likelihood, softplus
+from .bernoulli import Bernoulli, bernoulli_log_prob
+from .categorical import Categorical
+from .gamma import Gamma, ItakuraSaito
+from .gaussian import FixedGaussian, Gaussian, MeanStd, gaussian_log_prob
+from .handwriting import Handwriting, StrokeComponents
+from .logistic import DiscretizedLogisticMixture, LogisticComponents
+from .mixture import GaussianComponents, GaussianMixture
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscretizedLogisticMixture",
+    "FixedGaussian",
+    "Gamma",
+    "Gaussian",
+    "GaussianComponents",
+    "GaussianMixture",
+    "Handwriting",
+    "ItakuraSaito",
+    "Likelihood",
+    "LogisticComponents",
+    "MeanStd",
+    "StrokeComponents",
+    "as_likelihood",
+    "bernoulli_log_prob",
+    "gaussian_log_prob",
+    "softplus",
+]
+
+
+def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """``"bernoulli"``, ``"gaussian"`` or an object.
+
+    Raises:
+        ValueError: an unknown name. TypeError: neither a name nor a :class:`Likelihood`.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, str):
+        raise TypeError(f"likelihood must be 'bernoulli', 'gaussian' or a Likelihood object, got {likelihood!r}")
+    if likelihood == "bernoulli":
+        return Bernoulli()
+    if likelihood == "gaussian":
+        return Gaussian()
+    raise ValueError(f"likelihood must be 'bernoulli', 'gaussian' or a Likelihood object, got {likelihood!r}")

@@ -1,0 +1,105 @@
+"""What every likelihood offers, and what they share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..spec import Fused
+
+
+class Likelihood:
+    """p(x_t | z_<=t, x_<t) as a function of the decoder's raw output, with the names of ``torch.distributions``.
+
+    Subclass it to bring your own: :meth:`heads` and :meth:`log_prob` are enough to train, :meth:`mean` to predict,
+    :meth:`sample` to generate. Methods may be called with any leading dimensions, and log_prob with x of fewer (it
+    broadcasts against raw).
+
+    At padding, raw is zeros and x repeats a frame that is real, so whatever a likelihood sees is data; what it returns
+    there is discarded. A likelihood with parameters of its own is a ``torch.nn.Module`` as well: the model then trains
+    and saves them under ``likelihood.``.
+    """
+
+    fused: ClassVar[Fused] = "external"
+    min_std: float = 0.0  # of the fused Gaussian
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "log_prob" in cls.__dict__ and "fused" not in cls.__dict__:  # a new density is never the parent's fused one
+            cls.fused = "external"
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where x may lie; ``VRNN(check=True)`` raises where it does not."""
+        return constraints.real
+
+    def heads(self, features: int) -> dict[str, int]:
+        """The decoder's linear heads for x of X = ``features``: their names and widths, which add up to R.
+
+        ``raw`` holds them in this order. A name is an attribute of the module (``"dec_mean"``), or that and the place
+        in a ``Sequential`` (``"dec_mean.0"``). Whoever cannot have that many features raises ValueError.
+        """
+        return {"dec_mean": features}
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """The log-density or log-probability of x in nats, summed over features: (..., R), (..., X) -> (...).
+
+        Outside of their :attr:`support` the likelihoods of this package give -inf, but for Bernoulli and the pen of
+        Handwriting, whose formula goes on.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define log_prob(raw, x)")
+
+    def prediction(self, raw: Tensor) -> Any:
+        """The distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden."""
+        return self.mean(raw)
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x, (..., R) -> (..., X), its spread scaled by ``temperature``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define sample(raw, temperature, generator)")
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The expected x, (..., R) -> (..., X)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define mean(raw)")
+
+
+def softplus(raw: Tensor) -> Tensor:
+    """log(1 + exp(raw)), exact to rounding in float64 as well (torch's default turns linear at 20 already)."""
+    return F.softplus(raw, threshold=40.0)
+
+
+def positive(name: str, value: object, *, zero: bool = False) -> float:
+    """``value`` as a float; ValueError unless it is a finite number above 0, or 0 where that is allowed."""
+    if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (zero and value == 0)):
+        return float(value)
+    raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}, got {value!r}")
+
+
+def at_least(least: int, name: str, value: object) -> None:
+    """Raise ValueError unless ``value`` is an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+
+
+def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: int = 0) -> int:
+    """X of a raw output that is each * X + shared wide.
+
+    Raises:
+        ValueError: raw has no such width, or x is not X wide.
+    """
+    found, rest = divmod(raw.shape[-1] - shared, each)
+    if rest or found < 1:
+        expected = f"{each} X" + (f" + {shared}" if shared else "")
+        raise ValueError(f"raw must have {expected} values in its last dimension, got shape {tuple(raw.shape)}")
+    if x is not None and x.shape[-1] != found:
+        raise ValueError(f"x must have X = {found} features as raw has, got shape {tuple(x.shape)}")
+    return found
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of the shape, dtype and device of ``like``."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

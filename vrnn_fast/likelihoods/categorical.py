@@ -1,0 +1,66 @@
+"""Features that are one of a few classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from .base import Likelihood, at_least, feature_count
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """An index (...) with probability softmax(logits / temperature), from logits (..., K)."""
+    cooled = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0 however cold it gets
+    index = torch.multinomial(cooled.softmax(-1).reshape(-1, logits.shape[-1]), 1, generator=generator)
+    return index.reshape(logits.shape[:-1])
+
+
+@dataclass(eq=False)
+class Categorical(Likelihood):
+    """Independent features, each one of ``classes``: x holds 0, 1, ... classes - 1, in the dtype of the model.
+
+    The raw output is one head of X * classes logits, the classes of the first feature first.
+
+    Raises:
+        ValueError: classes is not an int of at least 2.
+    """
+
+    classes: int
+
+    def __post_init__(self) -> None:
+        at_least(2, "classes", self.classes)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.integer_interval(0, self.classes - 1)
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_logits": features * self.classes}
+
+    def _logits(self, raw: Tensor, x: Tensor | None = None) -> Tensor:
+        """(..., X, classes)"""
+        return raw.reshape(*raw.shape[:-1], feature_count(raw, x, each=self.classes), self.classes)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        log_probabilities = self._logits(raw, x).log_softmax(-1)
+        inside = self.support.check(x)
+        index = torch.where(inside, x, torch.zeros_like(x)).long().unsqueeze(-1)
+        index, log_probabilities = torch.broadcast_tensors(index, log_probabilities)
+        found = log_probabilities.gather(-1, index[..., :1]).squeeze(-1)
+        return torch.where(inside, found, -torch.inf).sum(-1)
+
+    def prediction(self, raw: Tensor) -> Tensor:
+        """The probabilities, (..., X, classes)."""
+        return self._logits(raw).softmax(-1)
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """A class with probability softmax(logits / temperature)."""
+        return draw(self._logits(raw), temperature, generator).to(raw.dtype)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The expected class number, which means something where classes are in order."""
+        classes = torch.arange(self.classes, dtype=raw.dtype, device=raw.device)
+        return (self.prediction(raw) * classes).sum(-1)

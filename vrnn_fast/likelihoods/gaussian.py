@@ -1,0 +1,98 @@
+"""Real-valued features, each around one mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import Likelihood, feature_count, positive, softplus, standard_normal
+
+
+class MeanStd(NamedTuple):
+    """A diagonal Gaussian: mean and standard deviation, of equal shape."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def gaussian_parameters(raw: Tensor, min_std: float) -> MeanStd:
+    """Split [mean | raw std] along the last dimension; std = softplus(raw std) + min_std."""
+    mean, raw_std = raw.chunk(2, dim=-1)
+    return MeanStd(mean, softplus(raw_std) + min_std)
+
+
+def gaussian_log_prob(raw: Tensor, x: Tensor, min_std: float) -> Tensor:
+    """log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
+    mean, std = gaussian_parameters(raw, min_std)
+    return -(0.5 * ((x - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+@dataclass(eq=False)
+class Gaussian(Likelihood):
+    """Independent Gaussian features, std = softplus(raw std) + ``min_std``.
+
+    The floor is in the units of x. It bounds the density of data that the model could reproduce exactly, where a
+    free standard deviation would run to zero and the bound to infinity.
+
+    Raises:
+        ValueError: min_std is not a positive number.
+    """
+
+    fused = "gaussian"
+    min_std: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self.min_std = positive("min_std", self.min_std)
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_mean": features, "dec_std.0": features}
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        feature_count(raw, x, each=2)
+        return gaussian_log_prob(raw, x, self.min_std)
+
+    def prediction(self, raw: Tensor) -> MeanStd:
+        return gaussian_parameters(raw, self.min_std)
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """mean + temperature * std * noise."""
+        mean, std = gaussian_parameters(raw, self.min_std)
+        return mean + temperature * std * standard_normal(mean, generator)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return gaussian_parameters(raw, self.min_std).mean
+
+
+@dataclass(eq=False)
+class FixedGaussian(Likelihood):
+    """Independent Gaussian features around the decoder's output, all with the same given ``std``: a squared error in
+    nats.
+
+    ``std`` is in the units of x. With 1 the loss is half the squared error plus a constant.
+
+    Raises:
+        ValueError: std is not a positive number.
+    """
+
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.std = positive("std", self.std)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        constant = feature_count(raw, x, each=1) * math.log(self.std * math.sqrt(2 * math.pi))
+        return -0.5 * ((x - raw) / self.std).square().sum(-1) - constant
+
+    def prediction(self, raw: Tensor) -> MeanStd:
+        return MeanStd(raw, torch.full_like(raw, self.std))
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """mean + temperature * std * noise."""
+        return raw + temperature * self.std * standard_normal(raw, generator)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw
