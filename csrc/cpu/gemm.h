@@ -18,7 +18,7 @@ struct Tile {
     static constexpr int64_t rows = tuning::tile_rows;                    // MR
 };
 
-// The operands of one strip: `vectors` vectors in each of `panels` panels.
+// The operands of a product, or of one strip of it: the columns of one panel.
 template <class T>
 struct Strip {
     int64_t depth;
@@ -41,15 +41,14 @@ VRNN_INLINE void own_register(P*& pointer) {
     asm volatile("" : "+r"(pointer));
 }
 
-// `count` tiles below one another, from `row` on. a (count * M, depth) by (row, step); b: P panels, `panel` apart, each
-// (depth, V vectors) with row stride b_step; c (count * M, P * V vectors); bias (P * V vectors), read only for
-// Start::bias.
-template <class T, int M, int V, int P>
+// `count` tiles below one another, from `row` on. a (count * M, depth) by (row, step); b (depth, V vectors) with row
+// stride b_step; c (count * M, V vectors); bias (V vectors), read only for Start::bias.
+template <class T, int M, int V>
 static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int64_t count) {
     constexpr int64_t W = lanes<T>;
     constexpr int groups = (M + 2) / 3;  // three rows of A are reached from one pointer by scaling a_row
-    const int64_t a_row = s.a_row, a_step = s.a_step, b_step = s.b_step, panel = s.panel, c_row = s.c_row;
-    const int64_t next_step = s.next_step;
+    constexpr int strands = M * V < tuning::sums ? (tuning::sums + M * V - 1) / (M * V) : 1;  // of k, side by side
+    const int64_t a_row = s.a_row, a_step = s.a_step, b_step = s.b_step, c_row = s.c_row, next_step = s.next_step;
     const T* const bias = s.bias;
     const T* a_tile = s.a + row * a_row;
     T* c_tile = s.c + row * c_row;
@@ -60,7 +59,7 @@ static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int6
         for (int i = 0; i < M; ++i, to += c_row) {
             own_register(to);
 #pragma GCC unroll 16
-            for (int j = 0; j < P * V; ++j) __builtin_prefetch(to + j * W, 1);
+            for (int j = 0; j < V; ++j) __builtin_prefetch(to + j * W, 1, 2);
         }
         const T *a[groups], *b = s.b, *next = next_tile;
 #pragma GCC unroll 16
@@ -69,38 +68,43 @@ static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int6
         for (int64_t left = s.depth; left > 0;) {
             int64_t k = left < s.longest ? left : s.longest;
             left -= k;
-            Vec<T> sum[M][P * V] = {};
-            do {
+            Vec<T> sum[strands][M][V] = {};
+            for (; k > 0; k -= strands) {
                 __builtin_prefetch(next, 0, 2);
                 next += next_step;
-                Vec<T> columns[P * V];
 #pragma GCC unroll 16
-                for (int p = 0; p < P; ++p)
+                for (int strand = 0; strand < strands; ++strand) {
+                    if (strand >= k) break;
+                    Vec<T> columns[V];
 #pragma GCC unroll 16
-                    for (int j = 0; j < V; ++j) columns[p * V + j] = load(b + p * panel + j * W);
-                b += b_step;
+                    for (int j = 0; j < V; ++j) columns[j] = load(b + j * W);
+                    b += b_step;
 #pragma GCC unroll 16
-                for (int i = 0; i < M; ++i) {
-                    const Vec<T> element = all<T>(a[i / 3][i % 3 * a_row]);
+                    for (int i = 0; i < M; ++i) {
+                        const Vec<T> element = all<T>(a[i / 3][i % 3 * a_row]);
 #pragma GCC unroll 16
-                    for (int j = 0; j < P * V; ++j) sum[i][j] += element * columns[j];
+                        for (int j = 0; j < V; ++j) sum[strand][i][j] += element * columns[j];
+                    }
+#pragma GCC unroll 16
+                    for (int g = 0; g < groups; ++g) {
+                        a[g] += a_step;
+                        own_register(a[g]);
+                    }
                 }
-#pragma GCC unroll 16
-                for (int g = 0; g < groups; ++g) {
-                    a[g] += a_step;
-                    own_register(a[g]);
-                }
-            } while (--k);
+            }
             // What C starts from is added last: the products are summed at their own magnitude, which rounds less.
             to = c_tile;
 #pragma GCC unroll 16
             for (int i = 0; i < M; ++i, to += c_row) {
                 own_register(to);
 #pragma GCC unroll 16
-                for (int j = 0; j < P * V; ++j) {
-                    if (start == Start::keep) sum[i][j] += load(to + j * W);
-                    if (start == Start::bias) sum[i][j] += load(bias + j * W);
-                    store(to + j * W, sum[i][j]);
+                for (int j = 0; j < V; ++j) {
+                    Vec<T> total = sum[0][i][j];
+#pragma GCC unroll 16
+                    for (int strand = 1; strand < strands; ++strand) total += sum[strand][i][j];
+                    if (start == Start::keep) total += load(to + j * W);
+                    if (start == Start::bias) total += load(bias + j * W);
+                    store(to + j * W, total);
                 }
             }
             start = Start::keep;
@@ -108,12 +112,12 @@ static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int6
     }
 }
 
-// Calls tiles<T, m, V, P> for a run-time 0 <= m <= M.
-template <class T, int V, int P, int M>
+// Calls tiles<T, m, V> for a run-time 0 <= m <= M.
+template <class T, int V, int M = tuning::tile_rows>
 VRNN_INLINE void tiles_of(int64_t m, const Strip<T>& s, int64_t row, int64_t count) {
     if constexpr (M > 0) {
-        if (m == M) return tiles<T, M, V, P>(s, row, count);
-        return tiles_of<T, V, P, M - 1>(m, s, row, count);
+        if (m == M) return tiles<T, M, V>(s, row, count);
+        return tiles_of<T, V, M - 1>(m, s, row, count);
     }
 }
 
@@ -128,7 +132,7 @@ VRNN_INLINE void for_tiles(int64_t rows, F f) {
 
 template <class T, int V>
 static void strip(int64_t rows, const Strip<T>& s) {
-    for_tiles<T>(rows, [&](int64_t row, int64_t m, int64_t n) { tiles_of<T, V, 1, Tile<T>::rows>(m, s, row, n); });
+    for_tiles<T>(rows, [&](int64_t row, int64_t m, int64_t n) { tiles_of<T, V>(m, s, row, n); });
 }
 
 // A last strip narrower than its vectors works on a copy, so that nothing beyond C's own columns is touched.
@@ -146,7 +150,7 @@ static void narrow_strip(int64_t rows, const Strip<T>& s, int64_t width) {
         local.a += row * s.a_row;
         local.c = copy;
         local.c_row = stride;
-        tiles_of<T, V, 1, most>(m, local, 0, 1);
+        tiles_of<T, V>(m, local, 0, 1);
         for (int64_t i = 0; i < m; ++i)
             for (int64_t j = 0; j < width; ++j) c[i * s.c_row + j] = copy[i * stride + j];
     }
@@ -161,31 +165,13 @@ VRNN_INLINE void strip_of(int64_t vectors, int64_t rows, const Strip<T>& s, int6
     }
 }
 
-// Few rows leave too few independent sums to hide the latency of an FMA: walk several panels at once.
-template <class T, int M, int P>
-static int64_t wide(const Strip<T>& s, int64_t columns) {
-    constexpr int64_t NR = Tile<T>::columns;
-    int64_t column = 0;
-    for (; column + P * NR <= columns; column += P * NR) {
-        Strip<T> part = s;
-        part.b += column / NR * s.panel;
-        part.c += column;
-        part.bias += column;
-        tiles<T, M, tuning::panel_vectors, P>(part, 0, 1);
-    }
-    return column;
-}
-
 // C (rows, columns) (+)= A (rows, depth) * B (depth, columns); B's panels are `panel` elements apart. `padded` allows
 // stores up to the next whole vector of C.
 template <class T>
 static void product(int64_t rows, int64_t columns, Strip<T> s, bool padded = false) {
     constexpr int64_t NR = Tile<T>::columns, W = lanes<T>;
     if (rows <= 0 || columns <= 0) return;
-    int64_t column = 0;
-    if (rows == 1) column = wide<T, 1, tuning::panels_for_one_row>(s, columns);
-    if (rows == 2) column = wide<T, 2, tuning::panels_for_two_rows>(s, columns);
-    for (; column < columns; column += NR) {
+    for (int64_t column = 0; column < columns; column += NR) {
         const int64_t width = columns - column < NR ? columns - column : NR;
         Strip<T> part = s;
         part.b += column / NR * s.panel;
@@ -261,9 +247,9 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
                     NR, c + output * c_row + input,        c_row, Start::keep, nullptr, tuning::longest_sum};
                 const int64_t m = outputs - output < MR ? outputs - output : MR;
                 if (vectors == tuning::panel_vectors)
-                    tiles_of<T, tuning::panel_vectors, 1, MR>(m, s, 0, 1);
+                    tiles_of<T, tuning::panel_vectors>(m, s, 0, 1);
                 else
-                    tiles_of<T, 1, 1, MR>(m, s, 0, 1);
+                    tiles_of<T, 1>(m, s, 0, 1);
             }
         }
     }

@@ -13,15 +13,14 @@ inline constexpr int tile_rows = 6;  // 6 x 2 sums, 2 vectors of B, 1 of A: 15 o
 inline constexpr int tile_rows = 4;  // 4 x 2 sums and no fused multiply-add, which needs a register for the product
 #endif
 inline constexpr int panel_vectors = 2;
-inline constexpr int panels_for_one_row = 4;
-inline constexpr int panels_for_two_rows = 2;
+inline constexpr int sums = 8;  // independent ones that a tile wants, to hide the latency of an FMA
 
 inline constexpr int64_t depth_bytes = 24 * 1024;  // of a packed panel between two passes over C
 
 inline constexpr int64_t longest_sum = 48;  // rows of a weight gradient in one sum: the fewer, the less rounding
 
 inline constexpr int64_t gradient_rows = 5 * longest_sum;  // of activations that a weight gradient takes in at a time
-inline constexpr int64_t gradient_panels = 2;              // of inputs, and
+inline constexpr int64_t gradient_panels = 4;              // of inputs, and
 inline constexpr int64_t gradient_tiles = 20;              // of outputs, up to which it reads them where they lie
 
 inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
