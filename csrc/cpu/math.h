@@ -3,6 +3,10 @@
 // Every function lets NaN through.
 #pragma once
 
+#if VRNN_VECTOR_BYTES == 64
+#    include <immintrin.h>
+#endif
+
 #include "vec.h"
 
 namespace vrnn::VRNN_ISA {
@@ -17,10 +21,39 @@ using F32 = Vec<float>;
 using I32 = IntVec<float>;
 using F64 = Vec<double>;
 
+#if VRNN_VECTOR_BYTES == 64
+
+inline constexpr __mmask16 every_lane = 0xffff;  // the forms without a mask warn in GCC 12
+
+// y * 2^n for integer-valued n
+VRNN_INLINE F32 scale(F32 y, F32 n) {
+    return (F32)_mm512_maskz_scalef_ps(every_lane, (__m512)y, (__m512)n);
+}
+
+// 1 / x to half an ulp and a little, for |x| in [2^-126, 2^126]: 14 bits, doubled by a step of Newton's
+VRNN_INLINE F32 reciprocal(F32 x) {
+    const F32 y = (F32)_mm512_maskz_rcp14_ps(every_lane, (__m512)x);
+    return y + y * (1.0f - x * y);
+}
+
+#else
+
 // 2^n for integer-valued n in [-126, 127]
 VRNN_INLINE F32 power_of_two(F32 n) {
     return (F32)((__builtin_convertvector(n, I32) + 127) << 23);
 }
+
+VRNN_INLINE F32 scale(F32 y, F32 n) {
+    const float to_integer = 12582912.0f;
+    const F32 half = (n * 0.5f + to_integer) - to_integer;  // in two factors: n reaches 128 and -150
+    return y * power_of_two(half) * power_of_two(n - half);
+}
+
+VRNN_INLINE F32 reciprocal(F32 x) {
+    return 1.0f / x;
+}
+
+#endif
 
 VRNN_INLINE F32 exp(F32 x) {
     x = x > 89.0f ? all(89.0f) : x;
@@ -33,9 +66,7 @@ VRNN_INLINE F32 exp(F32 x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    const F32 y = p * (r * r) + r + 1.0f;
-    const F32 half = (n * 0.5f + to_integer) - to_integer;  // in two factors: n reaches 128 and -150
-    return y * power_of_two(half) * power_of_two(n - half);
+    return scale(p * (r * r) + r + 1.0f, n);
 }
 
 // log(m * 2^e) for m in [sqrt(1/2), sqrt(2))
@@ -74,11 +105,12 @@ VRNN_INLINE F32 log(F32 x) {
 VRNN_INLINE F32 log1p_unit(F32 u) {
     const F32 w = 1.0f + u;
     const I32 high = w > 1.41421356f;
-    return log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) + (u - (w - 1.0f)) / w;
+    return log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) + (u - (w - 1.0f)) * reciprocal(w);
 }
 
 VRNN_INLINE F32 sigmoid(F32 x) {
-    return 1.0f / (1.0f + exp(-x));
+    const F32 y = reciprocal(1.0f + exp(-x));
+    return x < -88.0f ? F32{} : y;  // where the exponential overflows
 }
 
 VRNN_INLINE F32 tanh(F32 x) {
@@ -88,8 +120,9 @@ VRNN_INLINE F32 tanh(F32 x) {
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
     const F32 small = p * z * x + x;
-    const F32 large = 1.0f - 2.0f / (exp(a + a) + 1.0f);
-    return a < 0.625f ? small : (x < 0.0f ? -large : large);
+    const F32 bounded = a > 20.0f ? all(20.0f) : a;  // where tanh is 1
+    const F32 large = 1.0f - 2.0f * reciprocal(exp(bounded + bounded) + 1.0f);
+    return a < 0.625f ? small : (F32)((I32)large | sign<float>(x));
 }
 
 VRNN_INLINE F32 softplus(F32 x) {

@@ -65,9 +65,16 @@ VRNN_INLINE void store(T* p, Vec<T> v, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// The lanes' sign bits alone.
+template <class T>
+VRNN_INLINE IntVec<T> sign(Vec<T> a) {
+    using Int = typename Register<T>::Int;
+    return (IntVec<T>)a & (Int(1) << (8 * sizeof(T) - 1));
+}
+
 template <class T>
 VRNN_INLINE Vec<T> absolute(Vec<T> a) {
-    return a < 0 ? -a : a;
+    return (Vec<T>)((IntVec<T>)a ^ sign<T>(a));
 }
 
 // Lane 2i of the result is lane i of a half, lane 2i + 1 that of b's; the lower or the upper half.
