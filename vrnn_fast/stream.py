@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import layout
 from .executors import cpu
 from .model import VRNN
 
@@ -59,7 +58,7 @@ class Stream:
             raise RuntimeError(f"Stream needs the native module, which is not built: {error}") from error
         spec = self.model.spec
         with torch.no_grad():
-            parameters = [p.detach() for p in layout.gather(self.model, self.model._layout)]
+            parameters = [p.detach() for p in self.model._reader(self.model)]
         for p in parameters:
             if p.device.type != "cpu":
                 raise RuntimeError(f"Stream runs on the CPU, and the model is on {p.device}")
