@@ -50,16 +50,22 @@ void define_engine(py::module_& m, const char* name) {
              py::arg("batch_size"))
         .def(
             "step",
-            [](Engine& e, const py::array& x, const py::array& eps) {
+            [](Engine& e, const py::array& x, const py::array& eps) -> py::tuple {
                 const T* const x_data = rows<T>(x, "x", e.batch(), e.input());
                 const T* const eps_data = rows<T>(eps, "eps", e.batch(), e.latent());
-                Array<T> nll(e.batch()), kl(e.batch()), raw({e.batch(), e.output()});
-                e.step(x_data, eps_data, nll.mutable_data(), kl.mutable_data(), raw.mutable_data());
-                return py::make_tuple(nll, kl, raw);
+                Array<T> nll(e.batch()), kl(e.batch()), mean({e.batch(), e.input()});
+                if (!e.gaussian()) {
+                    e.step(x_data, eps_data, nll.mutable_data(), kl.mutable_data(), mean.mutable_data(), nullptr);
+                    return py::make_tuple(std::move(nll), std::move(kl), std::move(mean));
+                }
+                Array<T> std({e.batch(), e.input()});
+                e.step(x_data, eps_data, nll.mutable_data(), kl.mutable_data(), mean.mutable_data(),
+                       std.mutable_data());
+                return py::make_tuple(std::move(nll), std::move(kl), py::make_tuple(std::move(mean), std::move(std)));
             },
             py::arg("x"), py::arg("eps"),
-            "Move on by one time step: x (B, X), eps (B, Z) -> nll (B,), kl (B,), raw decoder output (B, O) at the "
-            "prior's mean.")
+            "Move on by one time step: x (B, X), eps (B, Z) -> nll (B,), kl (B,), and the prediction at the prior's "
+            "mean: probabilities (B, X), or mean and std of a Gaussian likelihood.")
         .def(
             "state",
             [](py::object self, int64_t which) {

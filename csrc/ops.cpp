@@ -8,6 +8,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -34,7 +40,7 @@ using vrnn::Steps;
 
 struct Build {
     const Isa* isa;
-    std::atomic<int64_t> launches[2];  // forward, backward
+    std::atomic<int64_t> launches[3];  // forward, backward, step
 };
 
 Build builds[] = {
@@ -64,6 +70,24 @@ std::vector<int64_t> launch_counts() {
 template <class T>
 T* data(const Tensor& t) {
     return static_cast<T*>(t.data_ptr());
+}
+
+// torch's own looks an operator up by its name, even where there is nothing to do.
+Tensor dense(const Tensor& t) {
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// For single steps, where new_empty takes as long as a layer. It is not filled in torch's deterministic mode.
+template <size_t n>
+Tensor empty(const Tensor& like, const int64_t (&sizes)[n]) {
+    int64_t strides[n], stride = 1;
+    for (size_t i = n; i-- > 0; stride *= sizes[i]) strides[i] = stride;
+    int32_t dtype;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    AtenTensorHandle made;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(n, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &made));
+    return Tensor(made);
 }
 
 Tensor with_dense_rows(const Tensor& t) {
@@ -136,108 +160,241 @@ class Deal {
     std::vector<Shard> shards_;
 };
 
-// ---- a call, from tensors to pointers
+// ---- memory that calls reuse
 
-// What forward and backward have in common. Keeps alive what the launch points to.
-template <class T>
-struct Call {
-    DecodedProgram decoded;
-    Deal deal;
-    std::vector<Tensor> state, parameters;
-    std::vector<const T*> parameter_data;
-    std::vector<int64_t> columns, saved_offset;
-    Tensor x, eps, scratch, packed;
-    Launch<T> launch{};
-
-    Call(const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
-         const std::vector<Tensor>& state_in, const std::vector<Tensor>& parameters_in,
-         const std::vector<int64_t>& code, const std::vector<double>& constants, bool save, bool recompute)
-        : decoded(code, constants, static_cast<int64_t>(parameters_in.size())),
-          deal(x_in.size(0), x_in.size(1), lengths ? data<const int64_t>(*lengths) : nullptr, decoded.flops_per_row),
-          x(with_dense_rows(x_in)),
-          eps(with_dense_rows(eps_in)) {
-        const vrnn::Program& program = decoded.program;
-        for (const Tensor& s : state_in) {
-            check(s, "state", x, 2);
-            state.push_back(torch::stable::contiguous(s));
+// Room for a call's intermediate results, on the calling thread. Small rooms outlive the call: to touch fresh pages
+// takes longer than what a short sequence computes.
+class Room {
+  public:
+    void reserve(size_t bytes) {
+        static thread_local Memory kept;
+        if (bytes > most_kept) {
+            own_ = allocate(bytes);
+            data_ = own_.get();
+        } else {
+            if (bytes > kept.bytes) kept = {allocate(bytes), bytes};
+            data_ = kept.data.get();
         }
-        for (const Tensor& p : parameters_in) {
-            check(p, "a parameter", x, p.dim());
-            parameters.push_back(torch::stable::contiguous(p));
-            parameter_data.push_back(data<T>(parameters.back()));
-            columns.push_back(p.dim() == 2 ? p.size(1) : 1);
-        }
-        check_blocks();
-        launch.program = &program;
-        launch.steps = x.size(0);
-        launch.batch = x.size(1);
-        launch.shards = deal.shards();
-        launch.x = steps_of<const T>(x);
-        launch.eps = steps_of<const T>(eps);
-        for (size_t i = 0; i < state.size(); ++i) launch.state[i] = data<T>(state[i]);
-        launch.parameters = parameter_data.data();
-        launch.columns = columns.data();
-        int64_t used = 0;
-        for (int64_t b = 0; b < program.buffers.size; ++b) {
-            const bool in_saved =
-                save && program.buffers[b].keep >= (recompute ? vrnn::Keep::always : vrnn::Keep::stored);
-            saved_offset.push_back(in_saved ? used : -1);
-            if (in_saved) used += launch.steps * launch.batch * program.buffers[b].stride;
-        }
-        launch.saved_offset = saved_offset.data();
     }
-
-    void allocate(const vrnn::Kernels<T>& kernels, bool backward) {
-        launch.scratch_size = kernels.scratch_size(launch, deal.most_sequences(), backward);
-        scratch = torch::stable::new_empty(x, {launch.scratch_size * launch.shards.size});
-        launch.scratch = data<T>(scratch);
-        const vrnn::Program& program = decoded.program;
-        const int64_t forward_size = program.packed_size + program.bias_size;
-        packed = torch::stable::new_empty(x, {forward_size + (backward ? program.packed_size : 0)});
-        launch.packed = data<T>(packed);
-        launch.packed_backward = launch.packed + forward_size;
-        kernels.pack(launch, false);
-        if (backward) kernels.pack(launch, true);
+    template <class T>
+    T* data() const {
+        return static_cast<T*>(data_);
     }
 
   private:
-    void check_blocks() const {
-        const auto inside = [&](int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) {
-            const Tensor& t = parameters[p];
-            STD_TORCH_CHECK(row >= 0 && row + rows <= t.size(0) && column >= 0 && column + width <= columns[p],
-                            "parameter ", p, " is smaller than the program says");
-        };
-        const vrnn::Program& program = decoded.program;
+    static constexpr size_t most_kept = size_t{16} << 20, alignment = 64;
+    struct Free {
+        void operator()(void* p) const { ::operator delete(p, std::align_val_t{alignment}); }
+    };
+    using Owned = std::unique_ptr<void, Free>;
+    struct Memory {
+        Owned data;
+        size_t bytes = 0;
+    };
+    static Owned allocate(size_t bytes) { return Owned(::operator new(bytes, std::align_val_t{alignment})); }
+
+    Owned own_;
+    void* data_ = nullptr;
+};
+
+// ---- programs
+
+// A decoded program. Kept for good under a number, since a process runs few cells.
+struct Known {
+    int64_t parameters;
+    DecodedProgram decoded;
+    int64_t states;
+
+    Known(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters)
+        : parameters(parameters), decoded(code, constants, parameters), states(vrnn::state_tensors(decoded.program)) {}
+    int64_t weights() const { return decoded.program.packed_size + decoded.program.bias_size; }
+    // Behind the weights a line of the number of the build that they are packed for.
+    int64_t packed_size() const { return weights() + vrnn::line; }
+    int64_t width(int64_t buffer) const { return decoded.program.buffers[buffer].width; }
+    int64_t output() const { return decoded.program.after[decoded.program.after.size - 1].source.width; }
+};
+
+class KnownPrograms {
+  public:
+    int64_t number(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        const auto [at, unknown] = numbers_.try_emplace({parameters, code, constants}, known_.size());
+        if (unknown) try {
+                known_.emplace_back(code, constants, parameters);
+            } catch (...) {
+                numbers_.erase(at);
+                throw;
+            }
+        return at->second;
+    }
+    const Known& operator[](int64_t number) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(known_.size()), "there is no program ", number);
+        return known_[number];
+    }
+
+  private:
+    std::mutex mutex_;
+    std::map<std::tuple<int64_t, std::vector<int64_t>, std::vector<double>>, int64_t> numbers_;
+    std::deque<Known> known_;  // a deque: they stay where they are
+};
+
+KnownPrograms programs;
+
+int64_t program_number(std::vector<int64_t> program, std::vector<double> constants, int64_t parameters) {
+    return programs.number(program, constants, parameters);
+}
+int64_t packed_size(int64_t number) {
+    return programs[number].packed_size();
+}
+int64_t output_width(int64_t number) {
+    return programs[number].output();
+}
+
+// What calls take for a program: its whole code, or its number alone.
+const Known& known(const std::vector<int64_t>& program, const std::vector<double>& constants, int64_t parameters) {
+    return programs[program.size() == 1 ? program[0] : programs.number(program, constants, parameters)];
+}
+
+// ---- a call, from tensors to pointers
+
+// The parameters of a program, contiguous. Keeps alive what it points to.
+template <class T>
+struct Parameters {
+    std::vector<Tensor> tensors;
+    std::vector<const T*> data;
+    std::vector<int64_t> columns;
+
+    Parameters(const vrnn::Program& program, const std::vector<Tensor>& given, const Tensor& like) {
+        for (const Tensor& p : given) {
+            check(p, "a parameter", like, p.dim());
+            tensors.push_back(dense(p));
+            data.push_back(::data<T>(tensors.back()));
+            columns.push_back(p.dim() == 2 ? p.size(1) : 1);
+        }
         for (const vrnn::Span<vrnn::Stage>& part : {program.before, program.scan, program.after})
             for (const vrnn::Stage& s : part) {
                 for (const vrnn::Block& b : s.blocks) inside(b.parameter, b.row, b.rows, b.column, s.source.width);
                 for (const vrnn::Term& t : s.terms) inside(t.parameter, t.row, t.rows, 0, 1);
             }
     }
+
+  private:
+    void inside(int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) const {
+        STD_TORCH_CHECK(row >= 0 && row + rows <= tensors[p].size(0) && column >= 0 && column + width <= columns[p],
+                        "parameter ", p, " is smaller than the program says");
+    }
 };
+
+template <class T>
+Build& build_of(const Tensor& packed, const Known& known) {
+    const T number = data<T>(packed)[known.weights()];
+    STD_TORCH_CHECK(number >= 0 && number < std::size(builds), "the weights are not packed");
+    return builds[static_cast<size_t>(number)];
+}
+
+// What all calls have in common. Keeps alive what the launch points to.
+template <class T>
+struct Call {
+    const vrnn::Program& program;
+    Build& build;
+    const vrnn::Kernels<T>& kernels;
+    Deal deal;
+    std::vector<int64_t> saved_offset;
+    std::vector<Tensor> state;
+    Room room;
+    Launch<T> launch{};
+
+    Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths)
+        : program(known.decoded.program),
+          build(build),
+          kernels(build.isa->template kernels<T>()),
+          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, known.decoded.flops_per_row),
+          saved_offset(program.buffers.size, -1) {
+        launch.program = &program;
+        launch.steps = steps;
+        launch.batch = batch;
+        launch.shards = deal.shards();
+        launch.saved_offset = saved_offset.data();
+    }
+
+    void start_from(const std::vector<Tensor>& given, const Tensor& like, int64_t dim) {
+        for (const Tensor& s : given) {
+            check(s, "state", like, dim);
+            state.push_back(dense(s));
+            launch.state[state.size() - 1] = data<T>(state.back());
+        }
+    }
+
+    // Lays the buffers that backward needs out in `saved`.
+    void keep(T* saved, bool recompute) {
+        launch.saved = saved;
+        int64_t used = 0;
+        for (int64_t b = 0; b < program.buffers.size; ++b) {
+            if (program.buffers[b].keep < (recompute ? vrnn::Keep::always : vrnn::Keep::stored)) continue;
+            saved_offset[b] = used;
+            used += launch.steps * launch.batch * program.buffers[b].stride;
+        }
+    }
+
+    void make_room(int64_t packed, bool backward) {
+        launch.scratch_size = kernels.scratch_size(launch, deal.most_sequences(), backward);
+        const int64_t shards = launch.shards.size, scratch = launch.scratch_size * shards;
+        room.reserve((scratch + packed + (backward ? program.gradient_size * shards : 0)) * sizeof(T));
+        launch.scratch = room.data<T>();
+        launch.packed = launch.scratch + scratch;
+        launch.weight_gradients = launch.packed + packed;
+    }
+
+    void pack(const Parameters<T>& parameters, bool backward) {
+        launch.parameters = parameters.data.data();
+        launch.columns = parameters.columns.data();
+        kernels.pack(launch, backward);
+    }
+
+    template <class F>
+    void for_shards(F f) const {
+        if (launch.shards.size == 1) return f(0);
+        torch::stable::parallel_for(0, launch.shards.size, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t s = begin; s < end; ++s) f(s);
+        });
+    }
+};
+
+void check_count(const std::vector<Tensor>& parameters, const Known& known) {
+    STD_TORCH_CHECK(static_cast<int64_t>(parameters.size()) == known.parameters, "the program has ", known.parameters,
+                    " parameters, got ", parameters.size());
+}
+
+void check_packed(const Tensor& packed, const Known& known, const Tensor& like) {
+    check(packed, "packed", like, 1);
+    STD_TORCH_CHECK(packed.size(0) == known.packed_size() && packed.is_contiguous(), "packed must hold ",
+                    known.packed_size(), " elements, got ", packed.size(0));
+}
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <class T>
-Forward forward_of(const Tensor& x, const Tensor& eps, const std::optional<Tensor>& lengths,
+Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
                    const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
-                   const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t saved_size,
-                   bool recompute, bool want_prior, bool want_raw) {
-    Build& build = chosen_build();
-    const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
-    Call<T> call(x, eps, lengths, state, parameters, code, constants, saved_size > 0, recompute);
+                   const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
+                   bool want_raw) {
+    Call<T> call(known, packed ? build_of<T>(*packed, known) : chosen_build(), x_in.size(0), x_in.size(1), lengths);
     Launch<T>& launch = call.launch;
-    const vrnn::Program& program = *launch.program;
-    const int64_t latent = eps.size(2), output = program.after[program.after.size - 1].source.width;
+    call.start_from(state, x_in, 2);
+    const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
+    launch.x = steps_of<const T>(x);
+    launch.eps = steps_of<const T>(eps);
+    const int64_t latent = eps.size(2);
 
     const Tensor saved = torch::stable::new_empty(x, {saved_size});
-    launch.saved = data<T>(saved);
+    if (saved_size > 0) call.keep(data<T>(saved), recompute);
     const auto scalars = [&] { return torch::stable::new_empty(x, {x.size(0), x.size(1)}); };
     const Tensor nll = scalars(), kl = scalars();
     const Tensor z = per_step(x, latent, true), mean = per_step(x, latent, true), std = per_step(x, latent, true);
     const Tensor prior_mean = per_step(x, latent, want_prior), prior_std = per_step(x, latent, want_prior);
-    const Tensor raw = per_step(x, output, want_raw);
+    const Tensor raw = per_step(x, known.output(), want_raw);
     std::vector<Tensor> final_state;
     for (size_t i = 0; i < state.size(); ++i) {
         final_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
@@ -254,24 +411,32 @@ Forward forward_of(const Tensor& x, const Tensor& eps, const std::optional<Tenso
     }
     if (want_raw) launch.raw = steps_of<T>(raw);
 
-    call.allocate(k, false);
-    torch::stable::parallel_for(0, launch.shards.size, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t s = begin; s < end; ++s) k.forward(launch, s);
-    });
-    ++build.launches[0];
+    if (packed) {
+        call.make_room(0, false);
+        launch.packed = data<T>(*packed);
+    } else {
+        const Parameters<T> read(call.program, parameters, x);
+        call.make_room(known.weights(), false);
+        call.pack(read, false);
+    }
+    call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
+    ++call.build.launches[0];
     return {nll, kl, z, mean, std, prior_mean, prior_std, raw, final_state, saved};
 }
 
 template <class T>
-Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots, const Tensor& x,
-                     const Tensor& eps, const std::optional<Tensor>& lengths, const std::vector<Tensor>& state,
-                     const std::vector<Tensor>& parameters, const Tensor& saved, const std::vector<int64_t>& code,
-                     const std::vector<double>& constants, bool recompute, bool want_x, bool want_eps) {
-    Build& build = chosen_build();
-    const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
-    Call<T> call(x, eps, lengths, state, parameters, code, constants, true, recompute);
+Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots,
+                     const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
+                     const std::vector<Tensor>& state, const std::vector<Tensor>& parameters_in, const Tensor& saved,
+                     bool recompute, bool want_x, bool want_eps) {
+    Call<T> call(known, chosen_build(), x_in.size(0), x_in.size(1), lengths);
     Launch<T>& launch = call.launch;
-    launch.saved = data<T>(saved);
+    const Parameters<T> parameters(call.program, parameters_in, x_in);
+    call.start_from(state, x_in, 2);
+    call.keep(data<T>(saved), recompute);
+    const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
+    launch.x = steps_of<const T>(x);
+    launch.eps = steps_of<const T>(eps);
 
     Steps<const T>* const per_step_slots[] = {&launch.d_nll, &launch.d_kl,         &launch.d_z,         &launch.d_mean,
                                               &launch.d_std, &launch.d_prior_mean, &launch.d_prior_std, &launch.d_raw};
@@ -280,7 +445,7 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
         const int64_t slot = slots.at(i);
         STD_TORCH_CHECK(slot >= 0 && slot < 8 + static_cast<int64_t>(state.size()), "no output ", slot);
         check(upstream[i], "an upstream gradient", x, slot < 2 || slot >= 8 ? 2 : 3);
-        gradients.push_back(slot < 8 ? with_dense_rows(upstream[i]) : torch::stable::contiguous(upstream[i]));
+        gradients.push_back(slot < 8 ? with_dense_rows(upstream[i]) : dense(upstream[i]));
         if (slot < 8)
             *per_step_slots[slot] = steps_of<const T>(gradients.back());
         else
@@ -296,7 +461,7 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
         launch.d_state[i] = data<T>(d_state.back());
     }
     std::vector<T*> d_parameter_data;
-    for (const Tensor& p : call.parameters) {
+    for (const Tensor& p : parameters.tensors) {
         if (p.dim() == 2)
             d_parameters.push_back(torch::stable::new_empty(x, {p.size(0), p.size(1)}));
         else
@@ -304,31 +469,33 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
         d_parameter_data.push_back(data<T>(d_parameters.back()));
     }
     launch.d_parameters = d_parameter_data.data();
-    const Tensor weight_gradients = torch::stable::new_empty(x, {launch.program->gradient_size * launch.shards.size});
-    launch.weight_gradients = data<T>(weight_gradients);
 
-    call.allocate(k, true);
+    call.make_room(known.weights() + call.program.packed_size, true);
+    launch.packed_backward = launch.packed + known.weights();
+    call.pack(parameters, false);
+    call.pack(parameters, true);
     // Whoever finishes last adds up all shards, in their order: no second parallel region, and the same sum every time.
     std::atomic<int64_t> running{launch.shards.size};
-    torch::stable::parallel_for(0, launch.shards.size, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t s = begin; s < end; ++s) {
-            k.backward(launch, s);
-            if (--running == 0) k.reduce(launch);
-        }
+    call.for_shards([&](int64_t s) {
+        call.kernels.backward(launch, s);
+        if (--running == 0) call.kernels.reduce(launch);
     });
-    ++build.launches[1];
+    ++call.build.launches[1];
     return {d_x, d_eps, d_state, d_parameters};
 }
 
 // nll, kl (T, B); z, mean, std, prior_mean, prior_std (T, B, Z); raw (T, B, output); state (B, H) each; saved (opaque).
 // What is not wanted has no elements.
+// The weights come as parameters, or packed.
 Forward forward(Tensor x, Tensor eps, std::optional<Tensor> lengths, std::vector<Tensor> state,
-                std::vector<Tensor> parameters, std::vector<int64_t> program, std::vector<double> constants,
-                int64_t saved_size, bool recompute, bool want_prior, bool want_raw) {
+                std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
+                std::vector<double> constants, int64_t saved_size, bool recompute, bool want_prior, bool want_raw) {
     check(x, "x", x, 3);
     check(eps, "eps", x, 3);
+    const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
+    packed ? check_packed(*packed, known, x) : check_count(parameters, known);
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
-    return call(x, eps, lengths, state, parameters, program, constants, saved_size, recompute, want_prior, want_raw);
+    return call(known, x, eps, lengths, state, parameters, packed, saved_size, recompute, want_prior, want_raw);
 }
 
 // upstream: the gradients that there are, of the outputs numbered in `slots` in the order of forward's results.
@@ -336,17 +503,177 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
                   std::optional<Tensor> lengths, std::vector<Tensor> state, std::vector<Tensor> parameters,
                   Tensor saved, std::vector<int64_t> program, std::vector<double> constants, bool recompute,
                   bool want_x, bool want_eps) {
+    const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
+    check_count(parameters, known);
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
-    return call(upstream, slots, x, eps, lengths, state, parameters, saved, program, constants, recompute, want_x,
-                want_eps);
+    return call(known, upstream, slots, x, eps, lengths, state, parameters, saved, recompute, want_x, want_eps);
+}
+
+template <class T>
+Tensor pack_of(const Known& known, const std::vector<Tensor>& given) {
+    const vrnn::Program& program = known.decoded.program;
+    const Parameters<T> parameters(program, given, given.front());
+    const Tensor packed = empty(given.front(), {known.packed_size()});
+    Launch<T> launch{};
+    launch.program = &program;
+    launch.parameters = parameters.data.data();
+    launch.columns = parameters.columns.data();
+    launch.packed = data<T>(packed);
+    Build& build = chosen_build();
+    build.isa->template kernels<T>().pack(launch, false);
+    std::fill(launch.packed + known.weights(), launch.packed + known.packed_size(), static_cast<T>(&build - builds));
+    return packed;
+}
+
+// The weights in one tensor, as the build reads them that is chosen now.
+Tensor pack(std::vector<Tensor> parameters, int64_t number) {
+    const Known& known = programs[number];
+    check_count(parameters, known);
+    const auto of = parameters.front().scalar_type() == ScalarType::Double ? pack_of<double> : pack_of<float>;
+    return of(known, parameters);
+}
+
+// ---- a look at the contents of tensors
+
+// Remembers a few values of each tensor, spread evenly. A change of a whole tensor changes some of them, also one that
+// torch does not count: through .data, a NumPy view, or a bare pointer.
+class Watch {
+  public:
+    explicit Watch(const std::vector<Tensor>& tensors) {
+        for (const Tensor& t : tensors) {
+            STD_TORCH_CHECK(t.is_cpu(), "only CPU tensors can be watched");
+            STD_TORCH_CHECK(t.element_size() <= sizeof(Value), "an element is too large to be watched");
+            STD_TORCH_CHECK(t.numel() > 0 && t.dim() > 0, "a tensor without elements or dimensions cannot be watched");
+            alive_.push_back(torch::stable::select(t, 0, 0));
+            const int64_t elements = t.numel(), count = std::min<int64_t>(elements, values_each);
+            for (int64_t i = 0; i < count; ++i) {
+                int64_t index = count == 1 ? 0 : i * (elements - 1) / (count - 1), offset = 0;
+                for (int64_t d = t.dim(); d-- > 0; index /= t.size(d)) offset += index % t.size(d) * t.stride(d);
+                samples_.push_back({static_cast<const char*>(t.data_ptr()) + offset * t.element_size(),
+                                    static_cast<size_t>(t.element_size()), 0});
+                samples_.back().value = samples_.back().read();
+            }
+        }
+    }
+    bool unchanged() const {
+        for (const Sample& s : samples_)
+            if (s.read() != s.value) return false;
+        return true;
+    }
+
+  private:
+    using Value = uint64_t;
+    static constexpr int64_t values_each = 8;
+    struct Sample {
+        const char* at;
+        size_t bytes;
+        Value value;
+        Value read() const {
+            Value v = 0;
+            std::memcpy(&v, at, bytes);
+            return v;
+        }
+    };
+    std::vector<Tensor> alive_;  // views, which hold the memory and not the tensors
+    std::vector<Sample> samples_;
+};
+
+std::mutex watches_mutex;
+std::map<int64_t, std::shared_ptr<const Watch>> watches;
+
+int64_t watch(std::vector<Tensor> tensors) {
+    auto made = std::make_shared<const Watch>(tensors);
+    const std::lock_guard<std::mutex> guard(watches_mutex);
+    const int64_t number = watches.empty() ? 0 : watches.rbegin()->first + 1;
+    watches.emplace(number, std::move(made));
+    return number;
+}
+
+bool unchanged(int64_t number) {
+    std::shared_ptr<const Watch> found;
+    {
+        const std::lock_guard<std::mutex> guard(watches_mutex);
+        const auto at = watches.find(number);
+        STD_TORCH_CHECK(at != watches.end(), "there is no watch ", number);
+        found = at->second;
+    }
+    return found->unchanged();
+}
+
+int64_t unwatch(int64_t number) {
+    std::shared_ptr<const Watch> last;  // its tensors are freed outside the lock
+    const std::lock_guard<std::mutex> guard(watches_mutex);
+    const auto at = watches.find(number);
+    STD_TORCH_CHECK(at != watches.end(), "there is no watch ", number);
+    last = std::move(at->second);
+    watches.erase(at);
+    return static_cast<int64_t>(watches.size());
+}
+
+// ---- single steps
+
+using Step = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <class T>
+Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const Tensor& eps_in,
+             const std::vector<Tensor>& state, bool want_raw) {
+    const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(vrnn::buffer_h);
+    Call<T> call(known, build_of<T>(packed, known), 1, batch, std::nullopt);
+    Launch<T>& launch = call.launch;
+    call.start_from(state, x_in, 3);
+    const Tensor x = dense(x_in), eps = dense(eps_in);
+    const Tensor nll = empty(x, {batch}), kl = empty(x, {batch});
+    const Tensor raw = empty(x, {want_raw ? batch : 0, output}), predicted = empty(x, {batch, output});
+    std::vector<Tensor> final_state;
+    for (size_t i = 0; i < state.size(); ++i) {
+        final_state.push_back(empty(x, {1, batch, hidden}));
+        launch.final_state[i] = data<T>(final_state.back());
+    }
+    launch.x = {data<T>(x), 0, x.size(1)};
+    launch.eps = {data<T>(eps), 0, eps.size(1)};
+    launch.nll = {data<T>(nll), 0, 1};
+    launch.kl = {data<T>(kl), 0, 1};
+    if (want_raw) launch.raw = {data<T>(raw), 0, output};
+    launch.predicted = {data<T>(predicted), 0, output};
+    call.make_room(0, false);
+    launch.packed = data<T>(packed);
+    call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
+    ++call.build.launches[2];
+    return {nll, kl, raw, predicted, final_state};
+}
+
+// One time step: x (B, X), eps (B, Z), state (1, B, H) each -> nll, kl (B); raw (B, output), of z and at the prior's
+// mean; state. What is not wanted has no elements.
+Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tensor> state, bool want_raw) {
+    const Known& known = programs[number];
+    check(x, "x", x, 2);
+    check(eps, "eps", x, 2);
+    check_packed(packed, known, x);
+    const int64_t batch = x.size(0), hidden = known.width(vrnn::buffer_h);
+    const auto check_rows = [&](const Tensor& t, const char* name, int64_t width) {
+        STD_TORCH_CHECK(t.size(0) == batch && t.size(1) == width, name, " must have shape (", batch, ", ", width,
+                        "), got (", t.size(0), ", ", t.size(1), ")");
+    };
+    check_rows(x, "x", known.width(vrnn::buffer_x));
+    check_rows(eps, "eps", known.width(vrnn::buffer_eps));
+    STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == known.states, "state must be ", known.states,
+                    " tensors, got ", state.size());
+    for (const Tensor& s : state) {
+        check(s, "state", x, 3);
+        STD_TORCH_CHECK(s.size(0) == 1 && s.size(1) == batch && s.size(2) == hidden, "state must have shape (1, ",
+                        batch, ", ", hidden, ")");
+    }
+    const auto of = x.scalar_type() == ScalarType::Double ? step_of<double> : step_of<float>;
+    return of(known, packed, x, eps, state, want_raw);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def(
-        "forward(Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, Tensor[] parameters, int[] program, "
-        "float[] constants, SymInt saved_size, bool recompute, bool want_prior, bool want_raw) -> (Tensor nll, Tensor "
+        "forward(Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, Tensor[] parameters, Tensor? packed, "
+        "int[] program, float[] constants, SymInt saved_size, bool recompute, bool want_prior, bool want_raw) -> "
+        "(Tensor nll, Tensor "
         "kl, "
         "Tensor z, Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, "
         "Tensor saved)");
@@ -355,6 +682,17 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
         "Tensor[] parameters, Tensor saved, int[] program, float[] constants, bool recompute, bool want_x, bool "
         "want_eps) "
         "-> (Tensor d_x, Tensor d_eps, Tensor[] d_state, Tensor[] d_parameters)");
+    m.def("program_number(int[] program, float[] constants, int parameters) -> int");
+    m.def("packed_size(int number) -> int");
+    m.def("output_width(int number) -> int");
+    m.def("pack(Tensor[] parameters, int number) -> Tensor");
+    m.def(
+        "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, Tensor "
+        "kl, "
+        "Tensor raw, Tensor predicted, Tensor[] state)");
+    m.def("watch(Tensor[] tensors) -> int");
+    m.def("unchanged(int watch) -> bool");
+    m.def("unwatch(int watch) -> int");
     m.def("launch_counts() -> int[]");
     m.def("chosen_isa() -> str");
 }
@@ -362,9 +700,17 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
 STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CPU, m) {
     m.impl("forward", TORCH_BOX(&forward));
     m.impl("backward", TORCH_BOX(&backward));
+    m.impl("pack", TORCH_BOX(&pack));
+    m.impl("step", TORCH_BOX(&step));
+    m.impl("watch", TORCH_BOX(&watch));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CompositeExplicitAutograd, m) {
+    m.impl("program_number", TORCH_BOX(&program_number));
+    m.impl("packed_size", TORCH_BOX(&packed_size));
+    m.impl("output_width", TORCH_BOX(&output_width));
+    m.impl("unchanged", TORCH_BOX(&unchanged));
+    m.impl("unwatch", TORCH_BOX(&unwatch));
     m.impl("launch_counts", TORCH_BOX(&launch_counts));
     m.impl("chosen_isa", TORCH_BOX(&vrnn::chosen_isa));
 }

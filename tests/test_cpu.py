@@ -134,9 +134,15 @@ def test_strides_of_either_layout() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, recompute: bool) -> None:
-    """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show."""
-    problem = Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED)
+    """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show.
+
+    Scratch is what the launch before has left: one on NaN leaves NaN.
+    """
+    problem, ruined = (Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED) for _ in range(2))
     expected = problem.run(cpu, torch.float32, recompute=recompute)
+    for t in ruined.inputs.values():
+        t.fill_(float("nan"))
+    ruined.run(cpu, torch.float32, recompute=recompute)
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all(), "fresh memory is not poisoned"
@@ -231,7 +237,7 @@ def test_opcheck_forward_and_backward() -> None:
     x, eps, lengths = leaf(steps, batch, 3), torch.randn(steps, batch, 2), torch.tensor([4, 2, 3])
     state, parameters = [leaf(batch, 4), leaf(batch, 4)], [leaf(p.shape) for p in spec.parameters()]
     size = steps * batch * program.saved + ops.SLACK
-    arguments = (x, eps, lengths, state, parameters, program.code, program.constants)
+    arguments = (x, eps, lengths, state, parameters, None, program.code, program.constants)
     # the opaque buffer has elements that nobody writes: make them NaN in both runs, and NaN equal to itself
     close = functools.partial(torch.testing.assert_close, equal_nan=True)
     torch.use_deterministic_algorithms(True)
@@ -264,11 +270,12 @@ def test_a_foreign_program_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             torch.ops.vrnn_fast.forward(
-                x, eps, None, state, parameters, code, program.constants, 0, False, False, False
+                x, eps, None, state, parameters, None, code, program.constants, 0, False, False, False
             )
     with pytest.raises(RuntimeError, match="smaller than the program says"):
         torch.ops.vrnn_fast.forward(
-            *(x, eps, None, state, [p[:1] for p in parameters], program.code, program.constants, 0, False, False, False)
+            *(x, eps, None, state, [p[:1] for p in parameters], None, program.code, program.constants),
+            *(0, False, False, False),
         )
 
 
@@ -368,6 +375,7 @@ def test_right_wherever_it_is_called(place: str, limit: str | None) -> None:
 
 def test_launches_do_not_grow_with_time() -> None:
     spec = CellSpec(3, 4, 2, **DEEP)
+    Problem.draw(spec, 2, 2).run(cpu, torch.float32)  # the first run numbers the program
     grown = []
     for steps in (2, 64):
         before = sum(ops.launch_counts().values())

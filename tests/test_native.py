@@ -142,6 +142,19 @@ def test_a_stream_draws_its_own_noise_from_its_seed() -> None:
     assert a == b != c
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_stream_draws_what_numpy_draws_frame_by_frame(dtype: torch.dtype) -> None:
+    m = model(dtype=dtype)
+    drawing, given = Stream(m, 200, seed=5), Stream(m, 200)
+    noise, kind = np.random.default_rng(5), torch.zeros(1, dtype=dtype).numpy().dtype
+    x = np.ones((200, 7), kind)
+    for frame in range(20):  # 4096 numbers at a time are less than seven frames
+        expected = given.push(x, noise.standard_normal((200, 3), dtype=kind))
+        np.testing.assert_array_equal(drawing.push(x).nll, expected.nll)
+        if frame == 9:
+            drawing.refresh()
+
+
 def test_a_stream_refuses_what_it_cannot_take() -> None:
     stream = Stream(model())
     good = np.zeros((1, 7), np.float32)

@@ -55,15 +55,17 @@ def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], li
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
-    if value.dim() != len(shape):
+    sizes = value.shape
+    if len(sizes) != len(shape):
         raise ValueError(
-            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {value.dim()}: shape {tuple(value.shape)}"
+            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {len(sizes)}: shape {tuple(sizes)}"
         )
-    for i, (label, size) in enumerate(shape):
-        if size is None and value.shape[i] == 0:
-            raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(value.shape)}")
-        if size is not None and value.shape[i] != size:
-            raise ValueError(f"{name} must have shape ({_meant(shape)}), got {tuple(value.shape)}")
+    for (label, wanted), size in zip(shape, sizes, strict=True):
+        if wanted is None:
+            if size == 0:
+                raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(sizes)}")
+        elif size != wanted:
+            raise ValueError(f"{name} must have shape ({_meant(shape)}), got {tuple(sizes)}")
     if value.dtype != like.dtype:
         raise ValueError(f"{name} must have the parameters' dtype {like.dtype}, got {value.dtype}")
     if value.device != like.device:

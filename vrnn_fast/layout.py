@@ -3,19 +3,34 @@
 Names and shapes are those of the most copied PyTorch VRNN. The modules hold parameters and are never called: the
 launch computes what they describe. So whatever would act on a sub-module's call could have no effect, and
 :func:`gather` refuses it instead of ignoring it.
+
+A call reads the parameters through a :class:`Reader`, which looks closely once and from then on only whether all is as
+it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .spec import Activation, CellSpec, Network
+
+
+class Derived(Protocol):
+    """What is made of parameters once, and can tell whether it still stands."""
+
+    def stands(self) -> bool:
+        """Whether it does, as far as it can see."""
+
+
+Made = TypeVar("Made", bound=Derived)
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -127,7 +142,7 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
                 f"sub-module {name!r} was replaced by a {type(module).__name__} (it was made as {kind.__name__}): "
                 f"{_NEVER_CALLED}"
             )
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if any(_hooks(module)):
             raise RuntimeError(f"sub-module {name!r} carries a forward or backward hook: {_NEVER_CALLED}")
         if children and len(module._modules) != children:
             raise RuntimeError(
@@ -149,6 +164,94 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
                 )
             values[place] = value
     return [values[place] for place in range(len(values))]
+
+
+class Reading(tuple[Tensor, ...]):
+    """The parameters of a module in the order of executors, and what tells that they are still those.
+
+    Only of plain tensors that torch counts the changes of, outside any parametrization.
+    """
+
+    def __new__(cls, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> Self:
+        return super().__new__(cls, parameters)
+
+    def __init__(self, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> None:
+        modules = [root.get_submodule(slot.name) for slot in layout]
+        held = {h.place: (m._parameters, h.leaf) for s, m in zip(layout, modules, strict=True) for h in s.parameters}
+        self._owners, self._leaves = zip(*(held[place] for place in range(len(held))), strict=True)
+        self._hooks = tuple(chain.from_iterable(map(_hooks, modules)))
+        self._containers = (root._modules, *(m._modules for m in modules if m._modules))
+        self._children = list(chain.from_iterable(map(dict.values, self._containers)))
+        self._storages = [p.untyped_storage() for p in self]  # held, or other memory could come to lie there
+        self._addresses = list(map(Tensor.data_ptr, self))
+        self._made: tuple[object, list[int], Any] = None, [], None
+
+    def stands(self, root: nn.Module) -> bool:
+        """Whether :func:`gather` would find the same tensors at the same addresses, whatever their values."""
+        return (
+            self._containers[0] is root._modules
+            and not any(self._hooks)
+            and list(chain.from_iterable(map(dict.values, self._containers))) == self._children
+            and all(map(is_, map(dict.get, self._owners, self._leaves), self))
+            and list(map(Tensor.data_ptr, self)) == self._addresses
+        )
+
+    def once(self, make: Callable[[CellSpec, Sequence[Tensor]], Made], spec: CellSpec) -> Made:
+        """``make(spec, parameters)``, remembered until torch counts a change of a parameter or it no longer stands."""
+        versions = list(map(_version, self))
+        maker, seen, made = self._made
+        if maker is not make or seen != versions or not made.stands():
+            made = make(spec, self)
+            self._made = make, versions, made
+        return cast(Made, made)
+
+
+_version: Callable[[Tensor], int] = attrgetter("_version")
+
+
+def _readable(root: nn.Module, layout: tuple[Slot, ...], parameters: list[Tensor]) -> bool:
+    """Whether identities, addresses and versions tell all that there is to tell, and no graph would be kept alive."""
+    return all(
+        type(p) in (Tensor, nn.Parameter) and p.layout == torch.strided and p.is_leaf and not p.is_inference()
+        for p in parameters
+    ) and not any(parametrize.is_parametrized(root.get_submodule(slot.name)) for slot in layout)
+
+
+class Reader:
+    """Reads a module's parameters at every call. Its copies and pickles have read nothing yet."""
+
+    def __init__(self, layout: tuple[Slot, ...]) -> None:
+        self._layout = layout
+        self._last: Reading | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reader, (self._layout,)
+
+    def __call__(self, root: nn.Module) -> Sequence[Tensor]:
+        """The parameters of ``root`` as they are now, in the order of executors: a :class:`Reading` where possible.
+
+        Raises:
+            RuntimeError, ValueError: as :func:`gather`.
+        """
+        if torch.compiler.is_compiling():
+            return gather(root, self._layout)
+        last = self._last  # fetched once: threads may share a module
+        if last is not None and last.stands(root):
+            return last
+        self._last = None
+        parameters = gather(root, self._layout)
+        if not _readable(root, self._layout, parameters):
+            return parameters
+        last = self._last = Reading(root, self._layout, parameters)
+        return last
+
+    def forget(self) -> None:
+        """Read anew at the next call."""
+        self._last = None
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 _NEVER_CALLED = (

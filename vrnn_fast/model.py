@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -13,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import checks, executors, layout
-from .executors.reference import Cell
+from .executors.reference import Cell, full_precision
 from .likelihoods import (
     GaussianComponents,
     Likelihood,
@@ -96,6 +95,11 @@ class VRNN(nn.Module):
     or backward hook on one, or one replaced by another module, raises RuntimeError at the next call, naming it (code
     that torch.compile has already traced looks no more). Hooks on parameters and ``torch.nn.utils.parametrizations``
     work.
+
+    Calls without gradients keep the weights packed for the processor, one more copy of them, until a parameter is
+    another tensor, lies elsewhere, or was changed as far as torch counts changes. Changes that torch does not count
+    (in place through ``p.data``, a NumPy view or a bare pointer) are noticed by a few values of each parameter, so when
+    they change whole tensors; after a change of single elements that way, call :meth:`refresh`.
 
     Args:
         input_size: X, features of x_t.
@@ -181,7 +185,7 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
-        self._layout = layout.install(self, self.spec, device, dtype)
+        self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
 
     def forward(
         self,
@@ -219,13 +223,13 @@ class VRNN(nn.Module):
                 time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
-        parameters = layout.gather(self, self._layout)
+        parameters = self._reader(self)
         like = parameters[0]
         x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
         steps, batch = x.shape[0], x.shape[1]
         if lengths is not None:
             lengths = checks.lengths(lengths, steps, batch)
-        start = self._start(state, batch, like)
+        start = tuple(s[0] for s in self._start(state, batch, like))
         checks.number("beta", beta, zero=True)
         checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
@@ -244,7 +248,7 @@ class VRNN(nn.Module):
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
-        with _full_precision(like.device):
+        with full_precision(like.device):
             result = executor.run(
                 self.spec,
                 parameters,
@@ -291,7 +295,7 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
         """
-        parameters = layout.gather(self, self._layout)
+        parameters = self._reader(self)
         like = parameters[0]
         x_t = checks.tensor("x_t", x_t, (("B", None), ("input_size", self.input_size)), like)
         batch = x_t.shape[0]
@@ -300,27 +304,13 @@ class VRNN(nn.Module):
             eps = torch.randn(batch, self.latent_size, dtype=x_t.dtype, device=x_t.device)
         else:
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
-        x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
         if self.check:
             checks.finite("x_t", x_t, support=self.likelihood.support)
-        executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
+        executor = executors.choose(self.backend, self.spec, x_t, stacklevel=3)
         external = self.spec.likelihood == "external"
-        with _full_precision(like.device):
-            result = executor.run(
-                self.spec,
-                parameters,
-                x,
-                noise,
-                None,
-                start,
-                recompute=self.recompute,
-                want_prior=False,
-                want_raw=external,
-            )
-            cell = Cell(self.spec, parameters)
-            prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
-        nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x) if external else result.nll
-        return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
+        result = executor.step(self.spec, parameters, x_t, eps, start, recompute=self.recompute, want_raw=external)
+        nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
+        return VRNNStep(nll, result.kl, self.likelihood.prediction(result.predicted), _pair(result.state))
 
     @torch.no_grad()
     def generate(
@@ -350,7 +340,7 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
         """
-        parameters = layout.gather(self, self._layout)
+        parameters = self._reader(self)
         like = parameters[0]
         checks.positive_int("steps", steps)
         checks.positive_int("batch_size", batch_size)
@@ -361,16 +351,16 @@ class VRNN(nn.Module):
         if prefix is None:
             if lengths is not None:
                 raise ValueError("lengths are those of a prefix: pass prefix too")
-            state = self._start(None, batch_size, like)
+            start = self._start(None, batch_size, like)
         else:
             batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
             out = self.forward(prefix, lengths=lengths, generator=generator)
-            state = self._start(out.state, batch, like)
-        cell = Cell(self.spec, parameters)
+            start = self._start(out.state, batch, like)
+        cell, state = Cell(self.spec, parameters), tuple(s[0] for s in start)
         samples = []
-        with _full_precision(like.device):
+        with full_precision(like.device):
             for _ in range(steps):
                 prior = cell.prior(state[0])
                 noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
@@ -384,7 +374,11 @@ class VRNN(nn.Module):
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for: zeros (1, B, H), for an LSTM a pair of them."""
         checks.positive_int("batch_size", batch_size)
-        return _pack(self._start(None, batch_size, layout.gather(self, self._layout)[0]))
+        return _pair(self._start(None, batch_size, self._reader(self)[0]))
+
+    def refresh(self) -> None:
+        """Forget the packed weights: needed only after changes that torch does not count, of single elements."""
+        self._reader.forget()
 
     def explain(self, x: Tensor | None = None) -> str:
         """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
@@ -394,7 +388,7 @@ class VRNN(nn.Module):
             RuntimeError: the backend asked for by name cannot run it.
         """
         if x is None:
-            like = layout.gather(self, self._layout)[0]
+            like = self._reader(self)[0]
             x = like.new_empty((1, 1, self.input_size))
         executor, reasons = executors.select(self.backend, self.spec, x)
         lines = [f"{executor.name}: {executor.launches(self.spec)}"]
@@ -426,15 +420,20 @@ class VRNN(nn.Module):
         return value.transpose(0, 1) if self.batch_first else value
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as executors take it, (B, H) tensors; zeros for None."""
+        """The caller's state as a tuple of its (1, B, H) tensors; zeros for None."""
         if state is None:
-            return tuple(like.new_zeros((batch, self.hidden_size)) for _ in range(self.spec.state_tensors))
+            sizes = self.num_layers, batch, self.hidden_size
+            return tuple(like.new_zeros(sizes) for _ in range(self.spec.state_tensors))
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
         if self.spec.cell == "gru":
-            return (checks.tensor("state", state, shape, like)[0],)
+            return (checks.tensor("state", state, shape, like),)
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
-        return tuple(checks.tensor(f"state[{i}]", s, shape, like)[0] for i, s in enumerate(state))
+        return tuple(checks.tensor(f"state[{i}]", s, shape, like) for i, s in enumerate(state))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._reader.forget()  # parameters are about to move; nothing shall hold their old memory
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
@@ -505,17 +504,14 @@ def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]
     return tuple(heads.items())
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off: every executor computes in the parameters' dtype."""
-    if device.type == "meta":
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def _pack(state: tuple[Tensor, ...]) -> State:
     """(B, H) tensors as the caller sees them: (1, B, H), or the pair of those."""
-    packed = tuple(s.unsqueeze(0) for s in state)
-    return packed[0] if len(packed) == 1 else (packed[0], packed[1])
+    return _pair(tuple(s.unsqueeze(0) for s in state))
+
+
+def _pair(state: Sequence[Tensor]) -> State:
+    """The one tensor of a GRU's state, or the pair of an LSTM's."""
+    return state[0] if len(state) == 1 else (state[0], state[1])
 
 
 def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:

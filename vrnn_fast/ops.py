@@ -1,11 +1,13 @@
 """The torch operators of the fused executors: loading them, their fake kernels and their autograd, in one place.
 
-``vrnn_fast::forward`` runs a whole batch of sequences, ``vrnn_fast::backward`` its gradient; csrc/ops.cpp has their
-schemas. Both are one launch whatever T is.
+``vrnn_fast::forward`` runs a whole batch of sequences, ``vrnn_fast::backward`` its gradient: one launch each,
+whatever T is. ``vrnn_fast::step`` runs one time step on weights that ``vrnn_fast::pack`` has laid out beforehand.
+csrc/ops.cpp has their schemas.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -44,11 +46,11 @@ def load() -> str | None:
 def launch_counts() -> dict[str, int]:
     """How often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
 
-    Keys such as ``"cpu.avx2.forward"``; empty if the extension is not loaded.
+    Keys such as ``"cpu.avx2.forward"``, for forward, backward and step; empty if the extension is not loaded.
     """
     if not hasattr(torch.ops.vrnn_fast, "launch_counts"):
         return {}
-    names = [f"cpu.{isa}.{way}" for isa in ("baseline", "avx2", "avx512") for way in ("forward", "backward")]
+    names = [f"cpu.{isa}.{way}" for isa in ("baseline", "avx2", "avx512") for way in ("forward", "backward", "step")]
     return dict(zip(names, torch.ops.vrnn_fast.launch_counts(), strict=False))
 
 
@@ -78,33 +80,96 @@ class ForwardOutput(NamedTuple):
 
 def forward(
     program: Program,
+    number: int | None,
     x: Tensor,
     eps: Tensor,
     lengths: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    packed: Packed | None,
     *,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
 ) -> ForwardOutput:
-    """Run x (T, B, X) with noise eps (T, B, Z) from state, (B, H) each. lengths (B,) int64 on the CPU, or None."""
-    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, eps, *state, *parameters))
+    """Run x (T, B, X) with noise eps (T, B, Z) from state, (B, H) each. lengths (B,) int64 on the CPU, or None.
+
+    The program's ``number`` is not for traced code, ``packed`` weights not where gradients are wanted.
+    """
+    wants_grad = packed is None and wanted(x, eps, *state, *parameters)
     saved: int | SymInt = 0
     if wants_grad:
         saved = x.shape[0] * x.shape[1] * (program.saved_recompute if recompute else program.saved) + SLACK
-    options = (program.code, program.constants, saved, recompute, want_prior, want_raw)
+    code = (program.code, program.constants) if number is None else ([number], [])
+    options = (*code, saved, recompute, want_prior, want_raw)
     if torch.compiler.is_compiling():
-        return ForwardOutput(*torch.ops.vrnn_fast.forward(x, eps, lengths, list(state), list(parameters), *options))
+        return ForwardOutput(
+            *torch.ops.vrnn_fast.forward(x, eps, lengths, list(state), list(parameters), None, *options)
+        )
     if not wants_grad:
-        return ForwardOutput(*_below_autograd("forward", x, eps, lengths, list(state), list(parameters), *options))
+        weights = ([], packed.weights) if packed is not None else (list(parameters), None)
+        return ForwardOutput(*_below_autograd("forward", x, eps, lengths, list(state), *weights, *options))
     flat = _Eager.apply(lengths, len(state), options, x, eps, *state, *parameters)  # type: ignore[no-untyped-call]
     return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-1]), flat[-1]))
 
 
+def wanted(*tensors: Tensor) -> bool:
+    """Whether a call that reads these tensors has to keep what their gradients need."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def number_of(program: Program, parameters: int) -> int:
+    """The number that stands for a program of so many parameters in this process."""
+    return int(torch.ops.vrnn_fast.program_number(program.code, program.constants, parameters))
+
+
+class Packed:
+    """The weights of a cell in one tensor, laid out for the build of the kernels that was chosen then.
+
+    Attributes:
+        weights: for :func:`forward` and :func:`step`.
+        number: of the program they belong to.
+
+    Raises:
+        RuntimeError: as :func:`chosen_isa`.
+    """
+
+    def __init__(self, number: int, parameters: Sequence[Tensor]) -> None:
+        parameters = list(parameters)
+        self.number = number
+        self._watch = int(_below_autograd("watch", parameters))
+        weakref.finalize(self, torch.ops.vrnn_fast.unwatch.default, self._watch).atexit = False
+        self.weights: Tensor = _below_autograd("pack", parameters, number)
+
+    def stands(self) -> bool:
+        """Whether a few values of each parameter are what they were: a look below what torch counts."""
+        unchanged: bool = _overload("unchanged")(self._watch)
+        return unchanged
+
+
+def step(
+    packed: Packed, x: Tensor, eps: Tensor, state: Sequence[Tensor], want_raw: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Run one time step without gradients: x (B, X), noise eps (B, Z), state (1, B, H) each.
+
+    Returns:
+        nll (B,) and kl (B,); raw and predicted (B, output), the decoder's raw output for the posterior's sample
+        (without elements where not wanted) and at the prior's mean; the state after this step, as it came.
+    """
+    results: tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]
+    results = _below_autograd("step", packed.weights, packed.number, x, eps, state, want_raw)
+    return results
+
+
 def _below_autograd(name: str, *arguments: Any) -> Any:
+    operator = _overload(name)
     with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.vrnn_fast, name).default(*arguments)
+        return operator(*arguments)
+
+
+@cache
+def _overload(name: str) -> Any:
+    return getattr(torch.ops.vrnn_fast, name).default
 
 
 class _Eager(torch.autograd.Function):
@@ -115,7 +180,7 @@ class _Eager(torch.autograd.Function):
         ctx: Any, lengths: Tensor | None, states: int, options: tuple[Any, ...], x: Tensor, eps: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         state, parameters = list(rest[:states]), list(rest[states:])
-        out = _below_autograd("forward", x, eps, lengths, state, parameters, *options)
+        out = _below_autograd("forward", x, eps, lengths, state, parameters, None, *options)
         *per_step, final_state, saved = out
         _remember(ctx, x, eps, lengths, state, parameters, saved, options)
         return (*per_step, *final_state, saved)
@@ -136,6 +201,7 @@ def _fake_forward(
     lengths: Tensor | None,
     state: list[Tensor],
     parameters: list[Tensor],
+    packed: Tensor | None,
     program: list[int],
     constants: list[float],
     saved_size: int,
@@ -144,7 +210,8 @@ def _fake_forward(
     want_raw: bool,
 ) -> tuple[Any, ...]:
     steps, batch, latent = eps.shape
-    output = program[1]  # the code begins with the format's version and the width of the decoder's raw output
+    # the code begins with the format's version and the width of the decoder's raw output; or it is a number
+    output = program[1] if len(program) > 1 else torch.ops.vrnn_fast.output_width(program[0])
 
     def per_step(width: int, wanted: bool) -> Tensor:
         return x.new_empty((steps, batch, width) if wanted else (0, 0, width))
@@ -189,6 +256,18 @@ def _fake_backward(
     )
 
 
+def _fake_pack(parameters: list[Tensor], number: int) -> Tensor:
+    return parameters[0].new_empty(torch.ops.vrnn_fast.packed_size(number))
+
+
+def _fake_step(
+    packed: Tensor, number: int, x: Tensor, eps: Tensor, state: list[Tensor], want_raw: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    batch, output = x.shape[0], torch.ops.vrnn_fast.output_width(number)
+    nll, kl, predicted = x.new_empty(batch), x.new_empty(batch), x.new_empty(batch, output)
+    return nll, kl, x.new_empty(batch if want_raw else 0, output), predicted, [x.new_empty(s.shape) for s in state]
+
+
 def _remember(
     ctx: Any,
     x: Tensor,
@@ -230,7 +309,7 @@ def _gradients(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, eps, lengths, state, parameters, *options = inputs
+    x, eps, lengths, state, parameters, _, *options = inputs
     _remember(ctx, x, eps, lengths, state, parameters, output[-1], tuple(options))
 
 
@@ -238,7 +317,7 @@ def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     on_state = gradients[PER_STEP_OUTPUTS]
     upstream = [*gradients[:PER_STEP_OUTPUTS], *(on_state if on_state is not None else [None] * ctx.states)]
     results = _gradients(ctx, upstream, ctx.needs_input_grad[:2], _traced)
-    return (*results[:2], None, *results[2:], *(None,) * 6)
+    return (*results[:2], None, *results[2:], *(None,) * 7)
 
 
 def _traced(name: str, *arguments: Any) -> Any:
@@ -248,4 +327,6 @@ def _traced(name: str, *arguments: Any) -> Any:
 def _register() -> None:
     torch.library.register_fake("vrnn_fast::forward", _fake_forward)
     torch.library.register_fake("vrnn_fast::backward", _fake_backward)
+    torch.library.register_fake("vrnn_fast::pack", _fake_pack)
+    torch.library.register_fake("vrnn_fast::step", _fake_step)
     torch.library.register_autograd("vrnn_fast::forward", _backward, setup_context=_setup_context)

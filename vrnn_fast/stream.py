@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import layout
 from .executors import cpu
 from .model import VRNN
 
 Array = NDArray[Any]
+
+_DRAWN = 4096  # numbers of noise at a time
 
 
 class StreamStep(NamedTuple):
@@ -59,7 +62,7 @@ class Stream:
             raise RuntimeError(f"Stream needs the native module, which is not built: {error}") from error
         spec = self.model.spec
         with torch.no_grad():
-            parameters = [p.detach() for p in layout.gather(self.model, self.model._layout)]
+            parameters = [p.detach() for p in self.model._reader(self.model)]
         for p in parameters:
             if p.device.type != "cpu":
                 raise RuntimeError(f"Stream runs on the CPU, and the model is on {p.device}")
@@ -68,7 +71,9 @@ class Stream:
         program = cpu.encode(spec)
         single = parameters[0].dtype == torch.float32
         held = self.state if hasattr(self, "_engine") else None
-        self._dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64
+        dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64
+        if held is None or held[0].dtype != dtype:
+            self._draws = self._noise_frames(dtype)
         self._engine = (native.Engine32 if single else native.Engine64)(
             program.code, program.constants, [p.contiguous().numpy() for p in parameters], self.batch_size
         )
@@ -107,16 +112,10 @@ class Stream:
             TypeError: x or eps has another dtype or is not contiguous.
             ValueError: it has another number of elements.
         """
-        if eps is None:
-            shape = (self.batch_size, self.model.latent_size)
-            eps = self._noise.standard_normal(shape, dtype=self._dtype)
-        nll, kl, raw = self._engine.step(x, eps)
-        if self.model.spec.likelihood == "bernoulli":
-            return StreamStep(nll, kl, _sigmoid(raw))
-        mean, raw_std = raw[:, : self.model.input_size], raw[:, self.model.input_size :]
-        return StreamStep(nll, kl, (mean, np.logaddexp(0, raw_std) + self.model.spec.output_std_floor))
+        return StreamStep._make(self._engine.step(x, next(self._draws) if eps is None else eps))
 
-
-def _sigmoid(logits: Array) -> Array:
-    half = np.tanh(logits * 0.5)
-    return np.asarray(half * 0.5 + 0.5)
+    def _noise_frames(self, dtype: type[np.float32 | np.float64]) -> Iterator[Array]:
+        """Standard normal (B, Z), drawn for many frames at a time."""
+        frame = self.batch_size, self.model.latent_size
+        while True:
+            yield from self._noise.standard_normal((max(1, _DRAWN // math.prod(frame)), *frame), dtype=dtype)

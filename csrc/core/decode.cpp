@@ -155,4 +155,10 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     program.after = {stages_.data() + counts[0] + counts[1], counts[2]};
 }
 
+int64_t state_tensors(const Program& program) {
+    for (const Stage& s : program.scan)
+        if (s.op == Op::recur) return static_cast<Cell>(s.kind) == Cell::lstm ? 2 : 1;
+    throw std::invalid_argument("program: there is no cell update");
+}
+
 }  // namespace vrnn

@@ -1,21 +1,12 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 
 #include "features.h"
 
 namespace vrnn {
-namespace {
-
-int64_t recur_cell(const Program& program) {
-    for (const Stage& s : program.scan)
-        if (s.op == Op::recur) return s.kind;
-    throw std::invalid_argument("program: there is no cell update");
-}
-
-}  // namespace
-
 const Isa& chosen_kernels() {
     const std::string name = chosen_isa();
 #ifdef VRNN_X86
@@ -31,14 +22,17 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     : isa_(chosen_kernels()),
       decoded_(code, constants, static_cast<int64_t>(parameters.size())),
       batch_(batch),
-      state_tensors_(static_cast<Cell>(recur_cell(decoded_.program)) == Cell::lstm ? 2 : 1),
+      state_tensors_(vrnn::state_tensors(decoded_.program)),
       sequence_(batch),
       length_(batch, 1),
       saved_offset_(decoded_.program.buffers.size, -1),
       active_{batch, 0},
       offset_{0, batch},
       shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
-      state_(state_tensors_ * batch * hidden(), T(0)) {
+      state_(state_tensors_ * batch * hidden(), T(0)),
+      raw_(batch * likelihood().source.width) {
+    if (static_cast<Loss>(likelihood().kind) == Loss::external)
+        throw std::invalid_argument("program: the likelihood is computed outside");
     const Kernels<T>& k = isa_.template kernels<T>();
     const Program& program = decoded_.program;
     std::iota(sequence_.begin(), sequence_.end(), 0);
@@ -65,19 +59,22 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
 }
 
 template <class T>
-int64_t Engine<T>::output() const {
-    const Span<Stage>& after = decoded_.program.after;
-    return after[after.size - 1].source.width;
-}
-
-template <class T>
-void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* predicted) {
-    launch_.x = {x, 0, input()};
+void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* mean, T* std) {
+    const Kernels<T>& k = isa_.template kernels<T>();
+    const int64_t width = input();
+    launch_.x = {x, 0, width};
     launch_.eps = {eps, 0, latent()};
     launch_.nll = {nll, 0, 1};
     launch_.kl = {kl, 0, 1};
-    launch_.predicted = {predicted, 0, output()};
-    isa_.template kernels<T>().forward(launch_, 0);
+    launch_.predicted = {raw_.data(), 0, likelihood().source.width};
+    k.forward(launch_, 0);
+    if (!gaussian()) return k.apply(Function::sigmoid, batch_ * width, raw_.data(), mean);
+    for (int64_t i = 0; i < batch_; ++i) {
+        const T* const row = launch_.predicted.at(0, i);
+        std::copy(row, row + width, mean + i * width);
+        k.apply(Function::softplus, width, row + width, std + i * width);
+        for (int64_t j = 0; j < width; ++j) std[i * width + j] += static_cast<T>(likelihood().floor);
+    }
 }
 
 template class Engine<float>;

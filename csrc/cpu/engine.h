@@ -14,14 +14,16 @@ template <class T>
 class Engine {
   public:
     // parameters: contiguous, in the program's numbering, with their sizes in elements and columns (1 for a bias). They
-    // are copied. Throws std::invalid_argument for a bad program, std::runtime_error as chosen_isa() does.
+    // are copied. Throws std::invalid_argument for a bad program or one whose likelihood is external,
+    // std::runtime_error as chosen_isa() does.
     Engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
            const std::vector<const T*>& parameters, const std::vector<int64_t>& columns, int64_t batch);
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
-    // x (batch, input), eps (batch, latent) -> nll, kl (batch), predicted (batch, output). Moves the state on.
-    void step(const T* x, const T* eps, T* nll, T* kl, T* predicted);
+    // x (batch, input), eps (batch, latent) -> nll, kl (batch) and the prediction at the prior's mean: mean and, of a
+    // Gaussian likelihood, std (batch, input). Moves the state on.
+    void step(const T* x, const T* eps, T* nll, T* kl, T* mean, T* std);
 
     // h, or c of an LSTM: (batch, hidden), to read and to write.
     T* state(int64_t which) { return state_.data() + which * batch_ * hidden(); }
@@ -30,18 +32,20 @@ class Engine {
     int64_t input() const { return decoded_.program.buffers[buffer_x].width; }
     int64_t latent() const { return decoded_.program.buffers[buffer_eps].width; }
     int64_t hidden() const { return decoded_.program.buffers[buffer_h].width; }
-    int64_t output() const;
+    bool gaussian() const { return static_cast<Loss>(likelihood().kind) == Loss::gaussian; }
     int64_t state_tensors() const { return state_tensors_; }
     const char* isa() const { return isa_.name; }
 
   private:
+    const Stage& likelihood() const { return decoded_.program.after[decoded_.program.after.size - 1]; }
+
     const Isa& isa_;
     DecodedProgram decoded_;
     int64_t batch_, state_tensors_;
     std::vector<int64_t> sequence_, length_, saved_offset_;
     int64_t active_[2], offset_[2];
     Shard shard_;
-    std::vector<T> packed_, scratch_, state_;
+    std::vector<T> packed_, scratch_, state_, raw_;
     Launch<T> launch_{};
 };
 

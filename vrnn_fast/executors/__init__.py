@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..spec import CellSpec
 from . import cpu, reference
-from .result import SequenceResult
+from .result import SequenceResult, StepResult
 
-__all__ = ["Backend", "Executor", "SequenceResult", "backends", "choose", "executors", "names", "select"]
+__all__ = ["Backend", "Executor", "SequenceResult", "StepResult", "backends", "choose", "executors", "names", "select"]
 
 
 class Executor(Protocol):
@@ -52,6 +52,19 @@ class Executor(Protocol):
     ) -> SequenceResult:
         """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
         of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors."""
+
+    def step(
+        self,
+        spec: CellSpec,
+        parameters: Sequence[Tensor],
+        x: Tensor,
+        eps: Tensor,
+        state: tuple[Tensor, ...],
+        *,
+        recompute: bool,
+        want_raw: bool,
+    ) -> StepResult:
+        """Run one time step: x (B, X) and eps (B, Z) of any strides, state of (1, B, H) tensors."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference)

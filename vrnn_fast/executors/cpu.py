@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..layout import Reading
 from ..partition import (
     Activate,
     Bias,
@@ -25,7 +26,8 @@ from ..partition import (
     partition,
 )
 from ..spec import ACTIVATIONS, CellSpec
-from .result import SequenceResult
+from .reference import step_of_run
+from .result import SequenceResult, StepResult
 
 name = "cpu"
 verified = "float32 and float64: baseline and AVX2 builds on AMD Zen 3, all three builds on an AVX-512 Intel Xeon"
@@ -70,13 +72,20 @@ def run(
     want_raw: bool,
 ) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`."""
+    number, packed = None, None
+    if not torch.compiler.is_compiling():
+        number = _number(spec)
+        if isinstance(parameters, Reading) and not _wants_grad(x, eps, state, parameters):
+            packed = parameters.once(_pack, spec)
     out = ops.forward(
         program_of(spec),
+        number,
         x,
         eps,
         lengths,
         state,
         parameters,
+        packed,
         recompute=recompute,
         want_prior=want_prior,
         want_raw=want_raw,
@@ -88,6 +97,36 @@ def run(
         raw=out.raw if want_raw else None,
         state=tuple(out.state),
     )
+
+
+def step(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    recompute: bool,
+    want_raw: bool,
+) -> StepResult:
+    """See :class:`vrnn_fast.executors.Executor`. Without gradients it is one call, on weights that were packed once."""
+    if not isinstance(parameters, Reading) or _wants_grad(x, eps, state, parameters):
+        return step_of_run(run, spec, parameters, x, eps, state, recompute=recompute, want_raw=want_raw)
+    nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec), x, eps, state, want_raw)
+    return StepResult(nll, kl, raw if want_raw else None, predicted, after)
+
+
+def _pack(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
+    return ops.Packed(_number(spec), parameters)
+
+
+def _wants_grad(x: Tensor, eps: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and ops.wanted(x, eps, *state, *parameters)
+
+
+@lru_cache(maxsize=256)
+def _number(spec: CellSpec) -> int:
+    return ops.number_of(encode(spec), len(list(spec.parameters())))
 
 
 def stride(width: int) -> int:

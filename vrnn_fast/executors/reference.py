@@ -7,7 +7,8 @@ Gradients are torch's own; any device and any floating dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, softplus
 from ..spec import CellSpec
-from .result import SequenceResult
+from .result import SequenceResult, StepResult
 
 name = "reference"
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
@@ -43,6 +44,15 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 def launches(spec: CellSpec) -> str:
     """What one forward and one backward cost in launches."""
     return "a Python loop over time, forward and backward: the number of launches grows with T"
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: every executor computes in the parameters' dtype."""
+    if device.type == "meta":
+        return nullcontext()
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class Cell:
@@ -170,6 +180,56 @@ def run(
         prior_std if want_prior else None,
         raw if want_raw else None,
         state,
+    )
+
+
+def step(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    recompute: bool,
+    want_raw: bool,
+) -> StepResult:
+    """Run one time step: x (B, X), eps (B, Z), state of (1, B, H) tensors."""
+    return step_of_run(run, spec, parameters, x, eps, state, recompute=recompute, want_raw=want_raw)
+
+
+def step_of_run(
+    run: Callable[..., SequenceResult],
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    recompute: bool,
+    want_raw: bool,
+) -> StepResult:
+    """A step as an executor's ``run`` over a sequence of one, and the prediction in plain torch."""
+    start = tuple(s[0] for s in state)
+    with full_precision(x.device):
+        result = run(
+            spec,
+            parameters,
+            x.unsqueeze(0),
+            eps.unsqueeze(0),
+            None,
+            start,
+            recompute=recompute,
+            want_prior=False,
+            want_raw=want_raw,
+        )
+        cell = Cell(spec, parameters)
+        predicted = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
+    return StepResult(
+        result.nll[0],
+        result.kl[0],
+        None if result.raw is None else result.raw[0],
+        predicted,
+        tuple(s.unsqueeze(0) for s in result.state),
     )
 
 

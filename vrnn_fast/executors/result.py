@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,3 +32,21 @@ class SequenceResult(NamedTuple):
     prior_std: Tensor | None
     raw: Tensor | None
     state: tuple[Tensor, ...]
+
+
+class StepResult(NamedTuple):
+    """One time step.
+
+    Attributes:
+        nll: (B,) negative log-likelihood of x_t in nats; zeros where the likelihood is external.
+        kl: (B,) KL(posterior || prior) in nats.
+        raw: (B, output_size) the decoder's heads side by side before any transform, or None where not asked for.
+        predicted: (B, output_size) the same at the prior's mean of z_t, which has seen nothing of x_t.
+        state: (1, B, H) tensors, h for a GRU and (h, c) for an LSTM.
+    """
+
+    nll: Tensor
+    kl: Tensor
+    raw: Tensor | None
+    predicted: Tensor
+    state: Sequence[Tensor]
