@@ -31,21 +31,23 @@ class Timing(NamedTuple):
     threads: int
 
 
-def disagreement(results: Results, eager: Results, exact: Results, errors: float = 2.0) -> str | None:
-    """None, or what is wrong: an error may be ``errors`` times the eager loop's in the same precision, both against
+def disagreements(results: Results, eager: Results, exact: Results, errors: float = 2.0) -> dict[str, str]:
+    """What is wrong, by tensor: an error may be ``errors`` times the eager loop's in the same precision, both against
     float64.
 
     Errors are Euclidean norms over a tensor: the largest element's is a matter of luck. Where the eager loop happens to
     be exact, one rounding of every element counts as its error.
     """
+    wrong = {}
     for name, truth in exact.items():
         if name not in results:
-            return f"{name} is missing"
+            wrong[name] = f"{name} is missing"
+            continue
         error, eager_error = ((r[name].double() - truth).norm().item() for r in (results, eager))
         rounding = torch.finfo(eager[name].dtype).eps * truth.norm().item()
         if not error <= errors * max(eager_error, rounding):  # so that NaN disagrees
-            return f"{name} is off by {error:.2e}, the eager loop by {eager_error:.2e}"
-    return None
+            wrong[name] = f"{name} is off by {error:.2e}, the eager loop by {eager_error:.2e}"
+    return wrong
 
 
 def take_turns(timed: Mapping[str, Timed], seconds: float, block: float = 0.05) -> dict[str, Timing]:

@@ -16,6 +16,7 @@ class Shape:
     """A batch of ``batch`` sequences of ``steps`` steps; ``model`` holds the arguments of :class:`vrnn_fast.VRNN`.
 
     ``lacks`` names what the model that people train has and VRNN cannot express yet; such a shape is not measured.
+    ``draw`` numbers the data.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Shape:
     batch: int
     model: dict[str, Any] = field(default_factory=dict, hash=False)
     lacks: str | None = None
+    draw: int = 0
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -39,7 +41,7 @@ class Shape:
 
     def data(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """x (T, B, X), binary or real as the likelihood wants it, and the noise eps (T, B, Z), the same every time."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(self.draw)
         x = torch.randn(self.steps, self.batch, self.model["input_size"], generator=generator)
         eps = torch.randn(self.steps, self.batch, self.model["latent_size"], generator=generator)
         return ((x > 0) if self.model["likelihood"] == "bernoulli" else x).to(dtype), eps.to(dtype)

@@ -17,7 +17,7 @@ from bench import contest as contests
 from bench import experiments, figures, memory, peak, readme, record, scaling
 from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run
 from bench.contest import Contest
-from bench.measure import Timed, disagreement, take_turns
+from bench.measure import Timed, disagreements, take_turns
 from bench.peers.torch_loops import prepare_eager
 from bench.record import Record, Row
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
@@ -65,13 +65,23 @@ def test_the_real_shapes_are_as_large_as_they_are_said_to_be() -> None:
 def test_wrong_results_disagree() -> None:
     exact = {"loss": torch.tensor(1.0, dtype=torch.float64), "gradient of w": torch.ones(3, dtype=torch.float64)}
     eager = {"loss": torch.tensor(1.0), "gradient of w": torch.ones(3) + 1e-5}
-    assert disagreement(eager, eager, exact) is None
-    assert disagreement({"loss": eager["loss"]}, eager, exact) == "gradient of w is missing"
+    assert disagreements(eager, eager, exact) == {}
+    assert disagreements({"loss": eager["loss"]}, eager, exact) == {"gradient of w": "gradient of w is missing"}
     for wrong in (1 + 5e-5, float("nan"), float("inf")):
-        reason = disagreement({**eager, "gradient of w": torch.tensor([1, wrong, 1])}, eager, exact)
-        assert reason is not None
-        assert reason.startswith("gradient of w is off by")
-    assert disagreement({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, errors=8) is None
+        found = disagreements({**eager, "gradient of w": torch.tensor([1, wrong, 1])}, eager, exact)
+        assert list(found) == ["gradient of w"]
+        assert found["gradient of w"].startswith("gradient of w is off by")
+    assert disagreements({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, errors=8) == {}
+
+
+@pytest.mark.parametrize(("unlucky", "agrees"), [((0, 1, 2, 3), True), ((0, 1, 2, 3, 4), False)])
+def test_bad_luck_is_told_from_a_defect(unlucky: tuple[int, ...], agrees: bool) -> None:
+    def prepare(shape: Shape, dtype: torch.dtype) -> Run:
+        return (prepare_wrong if shape.draw in unlucky else prepare_eager)(shape, dtype)
+
+    lucky = Contender("lucky", prepare)
+    runs, problems = Contest("training", SMALL, (FORWARD,), (lucky,), EAGER)._enter()
+    assert (list(runs), list(problems)) == ((["lucky"], []) if agrees else ([], ["lucky"]))
 
 
 @pytest.mark.usefixtures("quiet")
@@ -294,13 +304,7 @@ def test_peers_compute_the_same(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the graph, but no C++ of it
     if (reason := contender.refuses(shape)) is not None:
         pytest.skip(reason)
-    runs = (
-        contender.prepare(shape, torch.float32),
-        *(oracle.prepare(shape, d) for d in (torch.float32, torch.float64)),
-    )
-    found, eager, exact = (run.results() if run.results else {} for run in runs)
-    assert exact
-    assert disagreement(found, eager, exact, contender.errors) is None
+    assert Contest("", shape, (), (contender,), oracle)._enter()[1] == {}
 
 
 @pytest.mark.parametrize("contender", [experiments.GRU_ALONE, experiments.LSTM_ALONE, EAGER, experiments.OURS])
