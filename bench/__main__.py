@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = sorted({contest.experiment for contest in experiments.full()})
     parser.add_argument("--only", choices=names, action="append", help="this experiment (may be repeated)")
     parser.add_argument("--shape", action="append", help="this shape, by name (may be repeated)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each shape and pass (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each shape and pass (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch and of every contender (default: torch's own)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the records' folder (default: bench/results)")
     options = parser.parse_args(arguments)
