@@ -1,5 +1,11 @@
 """How fast a variational recurrent network trains here, against what people use instead: ``python -m bench``.
 
-A new shape is a row of :data:`bench.shapes.SHAPES`, a new opponent one of :data:`bench.contenders.CONTENDERS`, a new
-column one of :data:`bench.table.COLUMNS`.
+::
+
+    shapes ──► experiments ──► contest ──► record ──► table · figures · readme
+    peers  ──► (contender)       │
+                                 └── measure · peak · memory
+
+A new shape is a row of :mod:`bench.shapes`, a new opponent a file of :mod:`bench.peers` and a line of
+:mod:`bench.experiments`, a new column one of :data:`bench.table.COLUMNS`.
 """

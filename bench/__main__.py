@@ -3,77 +3,62 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from vrnn_fast import VRNN
-
-from .contenders import CONTENDERS, PASSES, Run, prepare_eager
-from .measure import Timed, disagreement, take_turns
-from .record import Record, Row
-from .shapes import SHAPES, Shape, forward_flops
+from . import experiments
+from .contest import Contest
+from .record import RESULTS, Record
 from .table import problems, render
 
 
-def rows(shape: Shape, seconds: float) -> Iterator[Row]:
-    """All passes of all contenders at one shape; ``seconds`` for each pass."""
-    torch.manual_seed(0)
-    model = VRNN(**shape.model, backend="reference")
-    parameters = model.state_dict()
-    flops = forward_flops(model, shape)
-    exact = prepare_eager(shape, {name: p.double() for name, p in parameters.items()}).results()
-    eager = prepare_eager(shape, parameters).results()
-    problems: dict[str, str | None] = {}
-    runs: dict[str, Run] = {}
-    for contender in CONTENDERS:
-        problem = contender.unavailable()
-        if problem is None:
-            run = contender.prepare(shape, parameters)
-            problem = disagreement(run.results(), eager, exact)
-            if problem is None:
-                runs[contender.name] = run
-        problems[contender.name] = problem
-    threads = {contender.name: contender.threads or torch.get_num_threads() for contender in CONTENDERS}
-    for name, share in PASSES.items():
-        times = take_turns({who: Timed(run.passes[name], threads[who]) for who, run in runs.items()}, seconds)
-        yardstick = min(times[contender.name].median for contender in CONTENDERS if contender.yardstick)
-        for who, problem in problems.items():
-            common = (shape.name, shape.steps, shape.batch, name, who, threads[who])
-            if who in times:
-                lower, median, upper = times[who]
-                yield Row(
-                    *common,
-                    milliseconds=1e3 * median,
-                    quartiles=(1e3 * lower, 1e3 * upper),
-                    gflops=1e-9 * share * flops / median,
-                    speedup=yardstick / median,
-                )
-            else:
-                yield Row(*common, problem=problem)
+def left(contest: Contest, record: Record) -> tuple[str, ...]:
+    """The passes that the record does not hold yet: of every contender a time, or the reason it still has to give."""
+
+    def done(name: str) -> bool:
+        for contender in contest.contenders:
+            row = record.find(contest.blank(name, contender).key)
+            if row is None or row.problem != contest.refusal(contender):
+                return False
+        return True
+
+    return tuple(name for name in contest.passes if not done(name))
 
 
-def main() -> None:
-    """Measure, and leave the record in bench/results unless only some shapes were asked for."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and after every pass write the record."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = sorted({shape.name for shape in SHAPES})
-    parser.add_argument("--shape", choices=names, action="append", help="only this one (may be repeated)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each shape and pass (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="everything, in about an hour; continues where it stopped")
+    parser.add_argument("--again", action="store_true", help="with --all or --only: repeat what the record holds")
+    names = sorted({contest.experiment for contest in experiments.full()})
+    parser.add_argument("--only", choices=names, action="append", help="this experiment (may be repeated)")
+    parser.add_argument("--shape", action="append", help="this shape, by name (may be repeated)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each shape and pass (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch and of every contender (default: torch's own)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    record, console = Record.begin(), Console(width=max(120, Console().width), soft_wrap=True)
-    for shape in SHAPES:
-        if arguments.shape is None or shape.name in arguments.shape:
-            with console.status(f"{shape.name}, T = {shape.steps}, B = {shape.batch}"):
-                record.rows.extend(rows(shape, arguments.seconds))
-    console.print(render(record.rows, f"{record.processor}, {record.threads} threads, kernels: {record.kernel_build}"))
-    for problem in problems(record.rows):
-        console.print(f"no result for {problem}")
-    if arguments.shape is None:
-        console.print(f"recorded in {record.save()}")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the records' folder (default: bench/results)")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    everything = options.all or options.only
+    contests = experiments.full() if everything else experiments.short()
+    record, console = Record.resume(options.results), Console(width=max(130, Console().width), soft_wrap=True)
+    console.print(f"{record.processor}, {record.threads} threads, kernels: {record.kernel_build}")
+    for contest in contests:
+        if options.only and contest.experiment not in options.only:
+            continue
+        if options.shape and contest.shape.name not in options.shape:
+            continue
+        passes = left(contest, record) if everything and not options.again else contest.passes
+        for rows in contest.measure(passes, options.seconds) if passes else ():
+            record.put(rows)
+            record.save(options.results)
+            console.print(render(rows))
+            for problem in problems(rows):
+                console.print(f"no result for {problem}")
+    console.print(f"recorded in {options.results / record.file_name}")
 
 
 if __name__ == "__main__":

@@ -9,40 +9,45 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-Results = Mapping[str, Tensor]
+from .contender import Results
+
+PATIENCE = 60  # seconds, after which three rounds are enough
+
+
+class Timed(NamedTuple):
+    """What to call, and the numbers of torch's threads to choose from."""
+
+    call: Callable[[], object]
+    threads: tuple[int, ...]
 
 
 class Timing(NamedTuple):
-    """Quartiles of the seconds that one call took."""
+    """Quartiles of the seconds that one call took, on the number of threads that was fastest."""
 
     lower: float
     median: float
     upper: float
+    threads: int
 
 
-def disagreement(results: Results, eager: Results, exact: Results) -> str | None:
-    """None, or what is wrong: an error may be twice that of the eager loop in the same precision, both against float64.
+def disagreements(results: Results, eager: Results, exact: Results, errors: float = 2.0) -> dict[str, str]:
+    """What is wrong, by tensor: an error may be ``errors`` times the eager loop's in the same precision, both against
+    float64.
 
     Errors are Euclidean norms over a tensor: the largest element's is a matter of luck. Where the eager loop happens to
     be exact, one rounding of every element counts as its error.
     """
+    wrong = {}
     for name, truth in exact.items():
         if name not in results:
-            return f"{name} is missing"
+            wrong[name] = f"{name} is missing"
+            continue
         error, eager_error = ((r[name].double() - truth).norm().item() for r in (results, eager))
         rounding = torch.finfo(eager[name].dtype).eps * truth.norm().item()
-        if not error <= 2 * max(eager_error, rounding):  # so that NaN disagrees
-            return f"{name} is off by {error:.2e}, the eager loop by {eager_error:.2e}"
-    return None
-
-
-class Timed(NamedTuple):
-    """What to call, and torch's number of threads meanwhile."""
-
-    call: Callable[[], object]
-    threads: int
+        if not error <= errors * max(eager_error, rounding):  # so that NaN disagrees
+            wrong[name] = f"{name} is off by {error:.2e}, the eager loop by {eager_error:.2e}"
+    return wrong
 
 
 def take_turns(timed: Mapping[str, Timed], seconds: float, block: float = 0.05) -> dict[str, Timing]:
@@ -52,23 +57,38 @@ def take_turns(timed: Mapping[str, Timed], seconds: float, block: float = 0.05) 
     in training; its value is the mean. Slow drifts of the machine meet all contenders alike.
     """
 
-    def mean_seconds(what: Timed, repeats: int) -> float:
-        torch.set_num_threads(what.threads)
+    def mean_seconds(call: Callable[[], object], threads: int, repeats: int) -> float:
+        torch.set_num_threads(threads)
         start = perf_counter()
         for _ in range(repeats):
-            what.call()
+            call()
         return (perf_counter() - start) / repeats
 
-    threads = torch.get_num_threads()
+    def repeats(once: float) -> int:
+        return max(1, ceil(block / once))
+
+    def warm_up(call: Callable[[], object], choices: tuple[int, ...]) -> tuple[int, int]:
+        mean_seconds(call, choices[0], 1)
+        once = mean_seconds(call, choices[0], 1)
+        if len(choices) == 1:
+            return choices[0], repeats(once)
+        means = {n: mean_seconds(call, n, repeats(once)) for n in choices}
+        best = min(means, key=means.__getitem__)
+        return best, repeats(means[best])
+
+    before = torch.get_num_threads()
     try:
-        for what in timed.values():
-            mean_seconds(what, 1)
-        repeats = {name: max(1, ceil(block / mean_seconds(what, 1))) for name, what in timed.items()}
+        plan = {name: warm_up(*what) for name, what in timed.items()}
         values: dict[str, list[float]] = {name: [] for name in timed}
-        end = perf_counter() + seconds
-        while perf_counter() < end or min(map(len, values.values())) < 5:
+        start, rounds = perf_counter(), 0
+        while (spent := perf_counter() - start) < seconds or rounds < (5 if spent < PATIENCE else 3):
             for name, what in timed.items():
-                values[name].append(mean_seconds(what, repeats[name]))
+                values[name].append(mean_seconds(what.call, *plan[name]))
+            rounds += 1
     finally:
-        torch.set_num_threads(threads)
-    return {name: Timing(*quantiles(v, n=4, method="inclusive")) for name, v in values.items()}
+        torch.set_num_threads(before)
+    result = {}
+    for name, times in values.items():
+        lower, median, upper = quantiles(times, n=4, method="inclusive")
+        result[name] = Timing(lower, median, upper, plan[name][0])
+    return result

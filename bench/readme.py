@@ -1,27 +1,65 @@
-"""``python -m bench.readme``: write the committed records into README.md as tables."""
+"""``python -m bench.readme``: the records as tables and pictures, in short in README.md, in full beside each record."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from . import figures
 from .record import RESULTS, ROOT, Record
-from .table import markdown
+from .scaling import curves
+from .table import in_full, of_curve, problems, remarks, summary
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+EXPERIMENTS = {
+    "training": "Whole sequences",
+    "real": "Shapes of known models",
+    "update": "Training steps, with Adam",
+    "generation": "Sequences drawn from the model",
+    "one graph": "Few steps, so that a whole loop can be compiled",
+    "overhead": "Little to compute: frames of a stream, and training calls of one step",
+    "functions": "Elementary functions on 16384 floats, one thread; torch's with `out=`, ours allocate their output",
+}
 
 
-def section(record: Record) -> str:
-    """One machine's table below a line that says what it was."""
+def heading(record: Record) -> str:
+    """What was measured on, with what, when."""
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if name != "vrnn-fast")
     return (
         f"**{record.processor}**, {record.threads} threads, `{record.kernel_build}` kernels, float32; {versions}; "
-        f"{record.date[:10]}, commit {record.commit[:10]}\n\n{markdown(record.rows)}"
+        f"{record.date[:10]}, commit {record.commit[:10]}"
     )
 
 
+def section(record: Record, folder: str, pictures: Sequence[str]) -> str:
+    """One machine's part of README.md."""
+    name = record.file_name.removesuffix(".json")
+    images = [f"![{p}]({folder}/{name}/{p}.svg)" for p in pictures if not p.startswith("real")]
+    return "\n\n".join([heading(record), summary(record.rows), *images, f"All of it: [{name}.md]({folder}/{name}.md)"])
+
+
+def page(record: Record, pictures: Sequence[str]) -> str:
+    """Everything that was measured on one machine."""
+    name = record.file_name.removesuffix(".json")
+    parts = [f"# {record.processor}, {record.threads} threads", heading(record)]
+    for experiment, title in EXPERIMENTS.items():
+        if rows := [row for row in record.rows if row.experiment == experiment]:
+            images = [f"![{p}]({name}/{p}.svg)" for p in pictures if p.startswith(experiment)]
+            notes = [f"- {text}" for text in (*remarks(rows), *problems(rows))]
+            parts += [f"## {title}", *images, in_full(rows), *(["\n".join(notes)] if notes else [])]
+    for curve in curves(record.rows):
+        parts += [f"## Forward and backward against {curve.varied} ({curve.fixed})", of_curve(curve)]
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
-    """Replace what stands between the two markers."""
-    sections = [section(Record.load(path)) for path in sorted(RESULTS.glob("*.json"))]
+    """Draw every record, write its page, and replace what stands between README's two markers."""
+    sections = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = Record.load(path)
+        pictures = figures.draw(record, path.with_suffix(""))
+        path.with_suffix(".md").write_text(page(record, pictures))
+        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix(), pictures))
     readme = ROOT / "README.md"
     text = "\n\n".join([BEGIN, *sections, END])
     readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, readme.read_text(), flags=re.DOTALL))

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from vrnn_fast import ops
 
-RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+_MEASURING = ["contender", "contest", "measure", "memory", "peak", "shapes"]
+SOURCES = (  # what numbers depend on; neither the list of experiments nor how they are shown
+    *("setup.py", "csrc/**/*.cpp", "csrc/**/*.h", "vrnn_fast/**/*.py", "bench/peers/*.py"),
+    *(f"bench/{name}.py" for name in _MEASURING),
+)
 ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512vl", "avx512dq", "avx512bw", "avx512_bf16")
+
+Key: TypeAlias = tuple[str, str, int, int, tuple[int, ...], str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's pass at one shape. Without times where its results disagree, or where it cannot run."""
+    """One contender's pass at one shape. Without times where its results disagree, or where it cannot run.
+
+    Attributes:
+        run: the pass.
+        gflops: of the products alone, 1e9 a second.
+        speedup: over the eager loop in the same turns.
+        sizes: x, h and z.
+        peak: GFLOP/s of multiply-adds of as many cores as the contender could use, measured around its turns.
+        activation_bytes: peak of a pass beside parameters, gradients and inputs.
+        remark: what a reader must know to compare it.
+    """
 
     shape: str
     steps: int
@@ -35,7 +56,28 @@ class Row:
     milliseconds: float | None = None
     quartiles: tuple[float, float] | None = None
     gflops: float | None = None
-    speedup: float | None = None  # over the faster eager loop
+    speedup: float | None = None
+    experiment: str = "training"
+    sizes: tuple[int, int, int] = (0, 0, 0)
+    peak: float | None = None
+    activation_bytes: int | None = None
+    remark: str | None = None
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> Row:
+        """A row as JSON gives it back; columns that it did not have yet are empty."""
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return cls(**{**fields, **lists})
+
+    @property
+    def key(self) -> Key:
+        """What no two rows of a record share."""
+        return (self.experiment, self.shape, self.steps, self.batch, tuple(self.sizes), self.run, self.contender)
+
+    @property
+    def share(self) -> float | None:
+        """Of the peak."""
+        return self.gflops / self.peak if self.gflops and self.peak else None
 
 
 def _processor() -> dict[str, str]:
@@ -52,9 +94,15 @@ def _git(*arguments: str) -> str:
     return run.stdout.strip()
 
 
+def _fingerprint() -> str:
+    """Of everything that a measurement depends on in this checkout, committed or not."""
+    files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Record:
-    """The rows of one run of the benchmark, and everything needed to judge them."""
+    """The rows of one state of the sources, and everything needed to judge them."""
 
     processor: str
     isa: list[str]
@@ -66,37 +114,61 @@ class Record:
     uncommitted_changes: bool
     date: str
     rows: list[Row] = field(default_factory=list)
+    source: str = ""
 
     @classmethod
     def begin(cls) -> Record:
         """Describe this machine and this checkout; rows are added as they are measured."""
         processor = _processor()
+        packages = ["torch", "numpy", "vrnn-fast", *(["jax"] if find_spec("jax") else [])]
         return cls(
             processor=processor.get("model name", platform.machine()),
             isa=[flag for flag in ISA_FLAGS if flag in processor.get("flags", "").split()],
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             kernel_build=ops.chosen_isa() if ops.load() is None else "none",
-            versions={"python": platform.python_version(), **{n: version(n) for n in ("torch", "numpy", "vrnn-fast")}},
+            versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
             commit=_git("rev-parse", "HEAD"),
             uncommitted_changes=bool(_git("status", "--porcelain", "--untracked-files=no")),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=_fingerprint(),
         )
 
+    @classmethod
+    def resume(cls, folder: Path) -> Record:
+        """:meth:`begin`, or the record in ``folder`` if it is of the same machine, versions and sources."""
+        fresh = cls.begin()
+        path = folder / fresh.file_name
+        if path.exists():
+            last = cls.load(path)
+            if (last.source, last.versions) == (fresh.source, fresh.versions):
+                return last
+        return fresh
+
     @property
-    def path(self) -> Path:
+    def file_name(self) -> str:
         """The same for every run on one kind of machine."""
         machine = f"{self.processor} {self.kernel_build} {self.threads} threads"
-        return RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json")
+        return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json"
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Add rows, in place of earlier ones of the same key."""
+        held = {row.key: row for row in self.rows} | {row.key: row for row in rows}
+        self.rows[:] = held.values()
+
+    def find(self, key: Key) -> Row | None:
+        """The row of this key."""
+        return next((row for row in self.rows if row.key == key), None)
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """What :meth:`save` wrote."""
+        """What :meth:`save` wrote, now or before rows had all their columns."""
         fields = json.loads(path.read_text())
-        return cls(**{**fields, "rows": [Row(**row) for row in fields["rows"]]})
+        return cls(**{**fields, "rows": [Row.of_json(row) for row in fields["rows"]]})
 
-    def save(self) -> Path:
-        """Write the record to :attr:`path`, over the last one of this kind of machine."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        return self.path
+    def save(self, folder: Path) -> Path:
+        """Write the record into ``folder``, over the last one of this kind of machine."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path

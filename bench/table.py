@@ -1,56 +1,133 @@
-"""The record as a table."""
+"""Rows as tables, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.table import Table
 
+from .contender import TRAINING
 from .record import Row
+from .scaling import Curve
+
+MICROSECONDS_BELOW = 0.5  # milliseconds
+
+
+def _time(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return ""
+    return f"{milliseconds:.2f} ms" if milliseconds >= MICROSECONDS_BELOW else f"{1e3 * milliseconds:.1f} µs"
 
 
 def _quartiles(row: Row) -> str:
-    return f"{row.quartiles[0]:.2f} to {row.quartiles[1]:.2f}" if row.quartiles else ""
+    """In the unit of the median."""
+    if row.quartiles is None or row.milliseconds is None:
+        return ""
+    scale, digits = (1, 2) if row.milliseconds >= MICROSECONDS_BELOW else (1e3, 1)
+    return " to ".join(f"{scale * q:.{digits}f}" for q in row.quartiles)
 
 
-def _number(value: float | None, digits: int) -> str:
+def _number(value: float | None, digits: int = 0) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+def _mebibytes(row: Row) -> str:
+    return "" if row.activation_bytes is None else f"{row.activation_bytes / 2**20:.1f}"
+
+
+PLACE: dict[str, Callable[[Row], str]] = {
     "shape": lambda row: row.shape,
     "T x B": lambda row: f"{row.steps} x {row.batch}",
+    "x, h, z": lambda row: ", ".join(map(str, row.sizes)) if any(row.sizes) else "",
     "pass": lambda row: row.run,
+}
+COLUMNS: dict[str, Callable[[Row], str]] = {
     "contender": lambda row: row.contender,
-    "ms": lambda row: "no result" if row.problem else _number(row.milliseconds, 2),
+    "threads": lambda row: str(row.threads),
+    "time": lambda row: "no result" if row.problem else _time(row.milliseconds),
     "quartiles": _quartiles,
-    "GFLOP/s": lambda row: _number(row.gflops, 0),
+    "GFLOP/s": lambda row: _number(row.gflops),
+    "% of peak": lambda row: _number(row.share and 100 * row.share),
+    "activations, MiB": _mebibytes,
     "speed-up": lambda row: _number(row.speedup, 2),
 }
-NUMBERS = ("ms", "quartiles", "GFLOP/s", "speed-up")
+WORDS = {*PLACE, "contender"}
 
 
-def problems(rows: Sequence[Row]) -> list[str]:
+def problems(rows: Iterable[Row]) -> list[str]:
     """Why rows have no result, each reason once."""
     return list(
         dict.fromkeys(f"{r.contender} at {r.shape}, {r.steps} x {r.batch}: {r.problem}" for r in rows if r.problem)
     )
 
 
-def render(rows: Sequence[Row], title: str) -> Table:
-    """One line for each row, a rule below each shape's pass."""
+def remarks(rows: Iterable[Row]) -> list[str]:
+    """What must be known of contenders, each once."""
+    return list(dict.fromkeys(f"{r.contender} {r.remark}" for r in rows if r.remark))
+
+
+def render(rows: Sequence[Row]) -> Table:
+    """One pass at one shape, a line for each contender."""
+    title = ", ".join(text for column in PLACE.values() if (text := column(rows[0])))
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name in NUMBERS else "left", no_wrap=True)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        last = following is None or (following.shape, following.batch, following.run) != (row.shape, row.batch, row.run)
-        table.add_row(*(column(row) for column in COLUMNS.values()), end_section=last)
+        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(column(row) for column in COLUMNS.values()))
     return table
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The same table for a README."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "".join("--:|" if n in NUMBERS else "---|" for n in COLUMNS)]
-    lines += ["| " + " | ".join(column(row) for column in COLUMNS.values()) + " |" for row in rows]
-    return "\n".join(lines)
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table without the columns that are empty."""
+    lines = list(lines)
+    kept = [i for i in range(len(header)) if any(line[i] for line in lines)]
+    rules = ("---" if header[i] in WORDS else "--:" for i in kept)
+    body = [[header[i] for i in kept], list(rules), *([line[i] for i in kept] for line in lines)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
+
+
+def in_full(rows: Iterable[Row]) -> str:
+    """Every row, with where it was measured."""
+    columns = PLACE | COLUMNS
+    return markdown(list(columns), ([column(row) for column in columns.values()] for row in rows))
+
+
+def of_curve(curve: Curve) -> str:
+    """Times by size, the faster number of threads, and the exponents below."""
+    counts = list(curve.milliseconds)
+    header = [curve.varied, *(f"{n} thread{'s' * (n > 1)}" for n in counts), "faster"]
+    lines = [
+        [str(size), *(_time(curve.milliseconds[n].get(size)) for n in counts), str(curve.fastest(size))]
+        for size in curve.sizes
+    ]
+    return markdown(header, [*lines, ["exponent", *(_number(curve.exponent(n), 2) for n in counts), ""]])
+
+
+def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str, ...], dict[str, Row]]:
+    """An experiment's forward and backward passes by shape, then by contender."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row.experiment == experiment and row.run == TRAINING:
+            place = tuple(PLACE[name](row) for name in ("shape", "T x B", "x, h, z"))
+            found.setdefault(place, {})[row.contender] = row
+    return found
+
+
+def summary(rows: Iterable[Row], us: str = "vrnn_fast", eager: str = "eager loop") -> str:
+    """One line for each shape: milliseconds of forward and backward of everybody, and what ours is worth."""
+    shapes = places(rows)
+    names = list(dict.fromkeys(name for row in shapes.values() for name in row))
+
+    def line(place: tuple[str, ...], row: dict[str, Row]) -> list[str]:
+        own = row.get(us)
+        ours, theirs = (row[name].activation_bytes if name in row else None for name in (us, eager))
+        return [
+            *place,
+            *(_number(row[name].milliseconds, 2) or "no result" if name in row else "" for name in names),
+            *(COLUMNS[name](own) if own else "" for name in ("GFLOP/s", "% of peak", "speed-up")),
+            _number(ours / theirs, 2) if ours is not None and theirs else "",
+        ]
+
+    header = ["shape", "T x B", "x, h, z", *names, "GFLOP/s", "% of peak", "speed-up", "memory"]
+    return markdown(header, (line(place, row) for place, row in shapes.items()))

@@ -1,10 +1,10 @@
-"""What people run today, written as they write it."""
+"""The loop over time, written as people write it: the yardstick of every speed-up, and in float64 the oracle."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from vrnn_fast.spec import LATENT_STD_FLOOR
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 OUTPUT_STD_FLOOR = Gaussian().min_std
+
+State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 class EagerOutput(NamedTuple):
@@ -60,6 +62,7 @@ class EagerVRNN(nn.Module):
             return nn.Sequential(*layers), inputs
 
         self.hidden_size = hidden_size
+        self.lstm = cell == "lstm"
         self.gaussian = likelihood == "gaussian"
         self.phi_x, x_size = network(input_size, phi_x)
         self.phi_z, z_size = network(latent_size, phi_z)
@@ -79,38 +82,58 @@ class EagerVRNN(nn.Module):
         else:
             self.dec_mean = nn.Sequential(nn.Linear(width, input_size))
 
-        recurrent = nn.LSTM if cell == "lstm" else nn.GRU
-        self.rnn = recurrent(x_size + z_size, hidden_size, 1, bias)
+        recurrent = nn.LSTM if self.lstm else nn.GRU
+        self.rnn: nn.Module = recurrent(x_size + z_size, hidden_size, 1, bias)
+
+    def start(self, like: Tensor) -> State:
+        """Zeros (1, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
+        zeros = like.new_zeros(1, like.size(0), self.hidden_size)
+        return (zeros, zeros) if self.lstm else zeros
+
+    def recur(self, inputs: Tensor, state: State) -> State:
+        """One step of the recurrent cell on inputs (B, .)."""
+        following: State = self.rnn(inputs.unsqueeze(0), state)[1]
+        return following
+
+    def prior_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z_t given h_{t-1}."""
+        prior = self.prior(h)
+        return self.prior_mean(prior), self.prior_std(prior) + LATENT_STD_FLOOR
+
+    def decode(self, phi_z: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The decoder's mean, or logits, and the standard deviation of a Gaussian."""
+        dec = self.dec(torch.cat([phi_z, h], 1))
+        return self.dec_mean(dec), self.dec_std(dec) + OUTPUT_STD_FLOOR if self.gaussian else None
+
+    def step(self, x: Tensor, eps: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, State]:
+        """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, mean and std of z, mean (or logits) of x, state."""
+        h = (state[0] if isinstance(state, tuple) else state)[-1]
+
+        phi_x = self.phi_x(x)
+        enc = self.enc(torch.cat([phi_x, h], 1))
+        enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + LATENT_STD_FLOOR
+        prior_mean, prior_std = self.prior_of(h)
+
+        z = enc_mean + enc_std * eps
+        phi_z = self.phi_z(z)
+        dec_mean, dec_std = self.decode(phi_z, h)
+        state = self.recur(torch.cat([phi_x, phi_z], 1), state)
+
+        kl = gaussian_kl(enc_mean, enc_std, prior_mean, prior_std)
+        if dec_std is not None:
+            nll = gaussian_nll(dec_mean, dec_std, x)
+        else:
+            nll = F.binary_cross_entropy_with_logits(dec_mean, x, reduction="sum")
+        return kl, nll, enc_mean, enc_std, dec_mean, state
 
     def forward(self, x: Tensor, eps: Tensor) -> EagerOutput:
         """x (T, B, X), eps (T, B, Z)."""
-        zeros = x.new_zeros(1, x.size(1), self.hidden_size)
-        state = (zeros, zeros) if isinstance(self.rnn, nn.LSTM) else zeros
+        state = self.start(x[0])
         kl_sum, nll_sum = x.new_zeros(()), x.new_zeros(())
         posterior_means, posterior_stds, decoder_means = [], [], []
         for t in range(x.size(0)):
-            h = (state[0] if isinstance(state, tuple) else state)[-1]
-
-            phi_x = self.phi_x(x[t])
-            enc = self.enc(torch.cat([phi_x, h], 1))
-            enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + LATENT_STD_FLOOR
-
-            prior = self.prior(h)
-            prior_mean, prior_std = self.prior_mean(prior), self.prior_std(prior) + LATENT_STD_FLOOR
-
-            z = enc_mean + enc_std * eps[t]
-            phi_z = self.phi_z(z)
-
-            dec = self.dec(torch.cat([phi_z, h], 1))
-            dec_mean = self.dec_mean(dec)
-
-            _, state = self.rnn(torch.cat([phi_x, phi_z], 1).unsqueeze(0), state)
-
-            kl_sum = kl_sum + gaussian_kl(enc_mean, enc_std, prior_mean, prior_std)
-            if self.gaussian:
-                nll_sum = nll_sum + gaussian_nll(dec_mean, self.dec_std(dec) + OUTPUT_STD_FLOOR, x[t])
-            else:
-                nll_sum = nll_sum + F.binary_cross_entropy_with_logits(dec_mean, x[t], reduction="sum")
+            kl, nll, enc_mean, enc_std, dec_mean, state = self.step(x[t], eps[t], state)
+            kl_sum, nll_sum = kl_sum + kl, nll_sum + nll
             posterior_means.append(enc_mean)
             posterior_stds.append(enc_std)
             decoder_means.append(dec_mean)
@@ -120,6 +143,22 @@ class EagerVRNN(nn.Module):
         """The negative evidence lower bound in nats per time step and sequence."""
         out = self.forward(x, eps)
         return (out.nll + out.kl) / (x.size(0) * x.size(1))
+
+    def generate(self, steps: int, like: Tensor, temperature: float = 1.0, mean: bool = False) -> Tensor:
+        """Draw sequences (steps, B, X), each x_t (or its mean) fed back; ``like`` is a (B, .) tensor."""
+        state, samples = self.start(like), []
+        for _ in range(steps):
+            h = (state[0] if isinstance(state, tuple) else state)[-1]
+            prior_mean, prior_std = self.prior_of(h)
+            phi_z = self.phi_z(prior_mean + temperature * prior_std * torch.randn_like(prior_mean))
+            x, std = self.decode(phi_z, h)
+            if std is None:
+                x = torch.sigmoid(x) if mean else torch.bernoulli(torch.sigmoid(x / temperature))
+            elif not mean:
+                x = x + temperature * std * torch.randn_like(x)
+            state = self.recur(torch.cat([self.phi_x(x), phi_z], 1), state)
+            samples.append(x)
+        return torch.stack(samples)
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""What a contender is: told a shape and a precision, it offers passes to be timed and results to be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .shapes import Shape
+
+FORWARD, TRAINING, UPDATE = "forward", "forward+backward", "training step"
+TIMES_FORWARD = {FORWARD: 1, TRAINING: 3, UPDATE: 3}  # the arithmetic of a pass
+ALL = 0  # as many threads as the benchmark was given
+
+Pass: TypeAlias = Callable[[], object]
+Results: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A contender at one shape.
+
+    Attributes:
+        passes: what to time, by name. A pass leaves its gradients behind, and drops those of the last one first.
+        results: gives what must agree with the oracle, by name: the loss and every parameter's gradient. None where
+            something else is computed.
+        flops: of a forward pass; None where nobody counts them.
+    """
+
+    passes: Mapping[str, Pass]
+    results: Callable[[], Results] | None
+    flops: int | None = None
+
+
+def everywhere(shape: Shape) -> str | None:
+    """No shape is refused."""
+    return None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``prepare(shape, dtype)`` builds a run from ``shape.parameters(dtype)``; ``refuses`` says why it cannot.
+
+    ``threads`` are the numbers of torch's threads it may choose from; the fastest is kept. ``errors`` is how many times
+    the eager loop's error its own may be: two for us, more for others, whose order of summation is not ours to choose.
+    ``remark`` is printed below its rows. All functions are a module's, so that a contender can be sent to a process.
+    """
+
+    name: str
+    prepare: Callable[[Shape, torch.dtype], Run]
+    refuses: Callable[[Shape], str | None] = everywhere
+    threads: tuple[int, ...] = (ALL,)
+    errors: float = 2.0
+    remark: str | None = None
+
+
+def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
+    """The passes of a torch module whose ``loss`` is a scalar."""
+    adam = torch.optim.Adam(model.parameters(), lr=1e-7)  # so slow that every step sees the same numbers
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss()
+
+    def train() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    def update() -> None:
+        train()
+        adam.step()
+
+    def results() -> Results:
+        value = train()
+        gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {"loss": value, **gradients}
+
+    return Run({FORWARD: forward, TRAINING: train, UPDATE: update}, results, flops)

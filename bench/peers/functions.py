@@ -1,0 +1,55 @@
+"""Elementary functions on as many floats as a shape's batch: torch's with ``out=``, and the kernels' own.
+
+Ours are called through NumPy and allocate their output at each call, which torch's are spared.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..contender import Run
+from ..shapes import Shape
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "exp": torch.exp,
+    "log": torch.log,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "expm1": torch.expm1,
+}
+
+
+def _inputs(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What activations are: mostly within ±4; positive where only that has a logarithm."""
+    x = 2 * torch.randn(shape.batch, generator=torch.Generator().manual_seed(shape.draw))
+    return {name: (x.abs() if name == "log" else x).to(dtype) for name in FUNCTIONS}
+
+
+def prepare_torch(shape: Shape, dtype: torch.dtype) -> Run:
+    inputs = _inputs(shape, dtype)
+    out = torch.empty(shape.batch, dtype=dtype)
+    passes = {name: partial(call, inputs[name], out=out) for name, call in FUNCTIONS.items()}
+    return Run(passes, lambda: {name: call().clone() for name, call in passes.items()})
+
+
+def prepare_ours(shape: Shape, dtype: torch.dtype) -> Run:
+    native: Any = importlib.import_module("vrnn_fast._native")
+    inputs = {name: x.numpy() for name, x in _inputs(shape, dtype).items()}
+    passes = {name: partial(native.apply, name, x) for name, x in inputs.items()}
+    return Run(passes, lambda: {name: torch.from_numpy(call()) for name, call in passes.items()})
+
+
+def no_native_module(shape: Shape) -> str | None:
+    try:
+        importlib.import_module("vrnn_fast._native")
+    except ImportError as error:
+        return f"the native module is not built ({error})"
+    return None

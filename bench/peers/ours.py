@@ -1,0 +1,32 @@
+"""This package, as its users call it."""
+
+from __future__ import annotations
+
+import torch
+
+from vrnn_fast import VRNN
+from vrnn_fast.executors import cpu
+
+from ..contender import Run, run_of
+from ..shapes import Shape, forward_flops
+
+
+def not_built(shape: Shape) -> str | None:
+    """Why the fused executor cannot take part."""
+    return cpu.unavailable()
+
+
+def model_of(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> VRNN:
+    model = VRNN(**shape.model, backend="cpu", dtype=dtype, recompute=recompute)
+    model.load_state_dict(shape.parameters(dtype))
+    return model
+
+
+def prepare(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> Run:
+    model = model_of(shape, dtype, recompute=recompute)
+    x, eps = shape.data(dtype)
+    return run_of(model, lambda: model(x, eps=eps).loss, forward_flops(model, shape))
+
+
+def prepare_recompute(shape: Shape, dtype: torch.dtype) -> Run:
+    return prepare(shape, dtype, recompute=True)

@@ -1,0 +1,90 @@
+"""A trained model at work: sequences drawn from it, and single frames taken in as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrnn_fast import Stream
+
+from ..contender import Results, Run
+from ..shapes import Shape
+from .eager import EagerVRNN
+from .ours import model_of
+
+GENERATION, FRAME = "generation", "frame"
+COLD = 1e-30  # at this temperature z is the prior's mean, so that sequences can be compared
+
+
+def _eager(shape: Shape, dtype: torch.dtype) -> EagerVRNN:
+    model = EagerVRNN(**shape.model).to(dtype)
+    model.load_state_dict(shape.parameters(dtype))
+    return model
+
+
+def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Run:
+    model, like = _eager(shape, dtype), shape.data(dtype)[0][0]
+
+    @torch.no_grad()
+    def generate(**arguments: Any) -> Tensor:
+        return model.generate(shape.steps, like, **arguments)
+
+    return Run({GENERATION: generate}, lambda: {"means": generate(temperature=COLD, mean=True)})
+
+
+def prepare_generation(shape: Shape, dtype: torch.dtype) -> Run:
+    model = model_of(shape, dtype)
+
+    def generate(**arguments: Any) -> Tensor:
+        return model.generate(shape.steps, shape.batch, **arguments)[0]
+
+    return Run({GENERATION: generate}, lambda: {"means": generate(temperature=COLD, mean=True)})
+
+
+def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...]], shape: Shape) -> Run:
+    """``frame(t, state)`` gives NLL, KL, the prediction and the next state. The first frame is what is timed."""
+
+    @torch.no_grad()
+    def results() -> Results:
+        state, frames = begin(), []
+        for t in range(shape.steps):
+            *numbers, state = frame(t, state)
+            frames.append([torch.as_tensor(n).reshape(shape.batch, -1) for n in numbers])
+        return dict(zip(("nll", "kl", "prediction"), map(torch.stack, zip(*frames, strict=True)), strict=True))
+
+    start = begin()
+    return Run({FRAME: torch.no_grad()(lambda: frame(0, start))}, results)
+
+
+def prepare_eager_frames(shape: Shape, dtype: torch.dtype) -> Run:
+    """What a user of the eager model writes: predict from the prior, then one step of the loop."""
+    model, (x, eps) = _eager(shape, dtype), shape.data(dtype)
+
+    def frame(t: int, state: Tensor) -> tuple[Any, ...]:
+        logits, _ = model.decode(model.phi_z(model.prior_of(state[-1])[0]), state[-1])
+        kl, nll, *_, following = model.step(x[t], eps[t], state)
+        return nll, kl, torch.sigmoid(logits), following  # sums over a batch of one
+
+    return _frames(lambda: model.start(x[0]), frame, shape)
+
+
+def prepare_steps(shape: Shape, dtype: torch.dtype) -> Run:
+    model, (x, eps) = model_of(shape, dtype), shape.data(dtype)
+
+    def frame(t: int, state: Any) -> tuple[Any, ...]:
+        return tuple(model.step(x[t], state, eps[t]))
+
+    return _frames(lambda: model.init_state(shape.batch), frame, shape)
+
+
+def prepare_stream(shape: Shape, dtype: torch.dtype) -> Run:
+    stream = Stream(model_of(shape, dtype), shape.batch)
+    x, eps = (t.numpy() for t in shape.data(dtype))
+
+    def frame(t: int, state: None) -> tuple[Any, ...]:
+        return (*stream.push(x[t], eps[t]), None)
+
+    return _frames(stream.reset, frame, shape)

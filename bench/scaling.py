@@ -1,0 +1,63 @@
+"""How time grows with T, B and h, on each number of threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .record import Row
+
+EXPERIMENT = "scaling"
+VARIED: dict[str, Callable[[Row], int]] = {
+    "T": lambda row: row.steps,
+    "B": lambda row: row.batch,
+    "h": lambda row: row.sizes[1],
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Milliseconds of forward and backward by the number of threads, then by the size that was varied."""
+
+    varied: str
+    fixed: str
+    milliseconds: Mapping[int, Mapping[int, float]]
+
+    @property
+    def sizes(self) -> list[int]:
+        """What was measured, ascending."""
+        return sorted({size for times in self.milliseconds.values() for size in times})
+
+    def fastest(self, size: int) -> int:
+        """The number of threads that took the least time."""
+        return min((t[size], n) for n, t in self.milliseconds.items() if size in t)[1]
+
+    def exponent(self, threads: int) -> float:
+        """Of the power of the size that time grows with."""
+        times = self.milliseconds[threads]
+        return exponent(list(times), list(times.values()))
+
+
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """The slope of a least-squares line through the logarithms. NaN for fewer than two sizes."""
+    if len(sizes) < 2:
+        return math.nan
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def curves(rows: Sequence[Row]) -> list[Curve]:
+    """The curves that were measured, out of all rows of a record."""
+    found = []
+    for varied, size in VARIED.items():
+        mine = [r for r in rows if r.experiment == EXPERIMENT and r.shape == varied and r.milliseconds]
+        if mine:
+            others = {"T": mine[0].steps, "B": mine[0].batch, "h": mine[0].sizes[1]}
+            fixed = ", ".join(f"{name} = {value}" for name, value in others.items() if name != varied)
+            times: dict[int, dict[int, float]] = {}
+            for row in sorted(mine, key=size):
+                times.setdefault(row.threads, {})[size(row)] = row.milliseconds or math.nan
+            found.append(Curve(varied, fixed, dict(sorted(times.items()))))
+    return found
