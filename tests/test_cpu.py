@@ -57,6 +57,14 @@ def test_every_build(
     assert_obeys_the_law(spec, 7, 5, lengths, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
+def test_bfloat16(cell: str, lengths: list[int] | None, likelihood: dict[str, object]) -> None:
+    spec = CellSpec(5, 19, 3, cell=cell, **DEEP, **likelihood)
+    assert_obeys_the_law(spec, 7, 5, lengths, executor=cpu, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(isa: str, dtype: torch.dtype, activation: str) -> None:
     assert_obeys_the_law(CellSpec(3, 12, 4, activation=activation, **DEEP), 6, 4, executor=cpu, dtype=dtype)

@@ -30,7 +30,10 @@ from .reference import step_of_run
 from .result import SequenceResult, StepResult
 
 name = "cpu"
-verified = "float32 and float64: baseline and AVX2 builds on AMD Zen 3, all three builds on an AVX-512 Intel Xeon"
+verified = (
+    "float32, float64 and bfloat16 (computed in float32): baseline and AVX2 builds on AMD Zen 3, all three builds on "
+    "an AVX-512 Intel Xeon"
+)
 
 _LINE = 16  # elements; csrc/core/program.h
 _ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
@@ -49,8 +52,8 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
     """None, or why a call with this x cannot run here."""
     if x.device.type != "cpu":
         return f"it runs on CPU tensors, and x is on {x.device}"
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 or float64, and x is {x.dtype}"
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it takes float32, float64 or bfloat16, and x is {x.dtype}"
     return None
 
 
@@ -71,7 +74,20 @@ def run(
     want_prior: bool,
     want_raw: bool,
 ) -> SequenceResult:
-    """See :class:`vrnn_fast.executors.Executor`."""
+    """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened: stored in 16 bits, computed in float32."""
+    if x.dtype == torch.bfloat16:
+        wide = run(
+            spec,
+            [p.float() for p in parameters],
+            x.float(),
+            eps.float(),
+            lengths,
+            tuple(s.float() for s in state),
+            recompute=recompute,
+            want_prior=want_prior,
+            want_raw=want_raw,
+        )
+        return wide.to(x.dtype)
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec)
@@ -110,7 +126,7 @@ def step(
     want_raw: bool,
 ) -> StepResult:
     """See :class:`vrnn_fast.executors.Executor`. Without gradients it is one call, on weights that were packed once."""
-    if not isinstance(parameters, Reading) or _wants_grad(x, eps, state, parameters):
+    if not isinstance(parameters, Reading) or x.dtype == torch.bfloat16 or _wants_grad(x, eps, state, parameters):
         return step_of_run(run, spec, parameters, x, eps, state, recompute=recompute, want_raw=want_raw)
     nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec), x, eps, state, want_raw)
     return StepResult(nll, kl, raw if want_raw else None, predicted, after)

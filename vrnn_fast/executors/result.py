@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,11 @@ class SequenceResult(NamedTuple):
     prior_std: Tensor | None
     raw: Tensor | None
     state: tuple[Tensor, ...]
+
+    def to(self, dtype: torch.dtype) -> SequenceResult:
+        """The same results, rounded or widened to ``dtype``."""
+        tensors = (None if t is None else t.to(dtype) for t in self[:-1])
+        return SequenceResult._make((*tensors, tuple(s.to(dtype) for s in self.state)))
 
 
 class StepResult(NamedTuple):
