@@ -120,7 +120,7 @@ class Executor {
     }
 
     void backward() {
-        fill(weight_gradients, program.gradient_size);
+        if (shard.steps == 0) fill(weight_gradients, program.gradient_size);
         for (int s = 0; s <= lstm; ++s)
             for (int64_t i = 0; i < shard.sequences; ++i)
                 copy(work.d_final[s][i],
@@ -468,18 +468,19 @@ class Executor {
     }
 
     void add_weight_gradients() {
+        const bool first = chunk.end_step == shard.steps;
         T* biases = weight_gradients + program.gradient_size - program.bias_size;
         const Span<Stage> parts[] = {program.before, program.scan, program.after};
         for (const Span<Stage>& part : parts)
             for (const Stage& s : part) {
                 if (s.op != Op::dense && s.op != Op::bias) continue;
                 const Matrix<T> d = gradient(s.target);
-                if (!s.accumulate) add_column_sums<T>(rows, s.target.width, d, biases + s.weights);
+                if (!s.accumulate) add_column_sums<T>(rows, s.target.width, d, first, biases + s.weights);
                 if (s.op == Op::bias) continue;
                 const Matrix<T> source = value(s.source);
                 T* to = weight_gradients + s.gradient;
                 weight_gradient<T>(rows, s.target.width, s.source.width, d.data, d.stride, source.data, source.stride,
-                                   to, gradient_stride(s), work.tiles);
+                                   to, gradient_stride(s), first ? Start::zero : Start::keep, work.tiles);
             }
     }
 

@@ -215,15 +215,15 @@ constexpr int64_t weight_gradient_scratch(int64_t outputs) {
     return tiles * (tuning::gradient_rows * Tile<T>::rows + Tile<T>::columns);
 }
 
-// C (outputs, inputs) += dY^T X for dY (rows, outputs) and X (rows, inputs). Stores up to the next whole vector of C's
-// rows, and reads as far of X's and dY's. Rows of activations are pages apart: what is read once for each tile (dY) or
-// for each panel (X) is copied together first, where there are enough of them to pay for it.
+// C (outputs, inputs) (+)= dY^T X for dY (rows, outputs) and X (rows, inputs). Stores up to the next whole vector of
+// C's rows, and reads as far of X's and dY's. Rows of activations are pages apart: what is read once for each tile (dY)
+// or for each panel (X) is copied together first, where there are enough of them to pay for it.
 template <class T>
 static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const T* dy, int64_t dy_row, const T* x,
-                            int64_t x_row, T* c, int64_t c_row, T* scratch) {
+                            int64_t x_row, T* c, int64_t c_row, Start start, T* scratch) {
     constexpr int64_t NR = Tile<T>::columns, MR = Tile<T>::rows, W = lanes<T>;
     if (inputs <= tuning::gradient_panels * NR || outputs < tuning::gradient_tiles * MR) {
-        const Strip<T> whole{rows, dy, 1, dy_row, x, NR, x_row, c, c_row, Start::keep, nullptr, tuning::longest_sum};
+        const Strip<T> whole{rows, dy, 1, dy_row, x, NR, x_row, c, c_row, start, nullptr, tuning::longest_sum};
         return product<T>(outputs, inputs, whole, true);
     }
     alignas(64) T panel[tuning::gradient_rows * NR];
@@ -242,9 +242,9 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
                 for (int64_t j = 0; j < vectors * W; j += W)
                     store(panel + i * NR + j, load(x + (from + i) * x_row + input + j));
             for (int64_t output = 0; output < outputs; output += MR) {
-                const Strip<T> s{
-                    n,  scratch + output / MR * tile_size, 1,     MR,          panel,   0,
-                    NR, c + output * c_row + input,        c_row, Start::keep, nullptr, tuning::longest_sum};
+                const Start from_what = block ? Start::keep : start;
+                const Strip<T> s{n,  scratch + output / MR * tile_size, 1,     MR,        panel,   0,
+                                 NR, c + output * c_row + input,        c_row, from_what, nullptr, tuning::longest_sum};
                 const int64_t m = outputs - output < MR ? outputs - output : MR;
                 if (vectors == tuning::panel_vectors)
                     tiles_of<T, tuning::panel_vectors>(m, s, 0, 1);

@@ -96,16 +96,17 @@ static void fill_rows(int64_t rows, int64_t width, const T* bias, Matrix<T> targ
         for_vectors<T>(width, [&](int64_t j, int64_t n) { store(target[i] + j, load(bias + j, n), n); });
 }
 
-// total += the sum over rows, in four interleaved sums: less rounding, and four additions under way at a time
+// total (or zeros) + the sum over rows, in four interleaved sums: less rounding, and four additions under way at a time
 template <class T>
-static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, T* total) {
+static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, bool from_zero, T* total) {
     for_vectors<T>(width, [&](int64_t j, int64_t n) {
         Vec<T> sums[4]{};
         int64_t i = 0;
         for (; i + 4 <= rows; i += 4)
             for (int64_t k = 0; k < 4; ++k) sums[k] += load(d[i + k] + j, n);
         for (; i < rows; ++i) sums[0] += load(d[i] + j, n);
-        store(total + j, load(total + j, n) + ((sums[0] + sums[1]) + (sums[2] + sums[3])), n);
+        const Vec<T> before = from_zero ? Vec<T>{} : load(total + j, n);
+        store(total + j, before + ((sums[0] + sums[1]) + (sums[2] + sums[3])), n);
     });
 }
 
