@@ -182,7 +182,7 @@ class Room {
   public:
     void reserve(size_t bytes) {
         static thread_local Memory kept;
-        if (bytes > most_kept) {
+        if (bytes > vrnn::tuning::most_kept_bytes) {
             own_ = allocate(bytes);
             data_ = own_.get();
         } else {
@@ -196,7 +196,7 @@ class Room {
     }
 
   private:
-    static constexpr size_t most_kept = size_t{16} << 20, alignment = 64;
+    static constexpr size_t alignment = 64;
     struct Free {
         void operator()(void* p) const { ::operator delete(p, std::align_val_t{alignment}); }
     };
@@ -305,8 +305,8 @@ struct Parameters {
 };
 
 template <class T>
-Build& build_of(const Tensor& packed, const Known& known) {
-    const T number = data<T>(packed)[known.weights()];
+Build& build_of(const T* packed, const Known& known) {
+    const T number = packed[known.weights()];
     STD_TORCH_CHECK(number >= 0 && number < std::size(builds), "the weights are not packed");
     return builds[static_cast<size_t>(number)];
 }
@@ -370,6 +370,13 @@ struct Call {
         kernels.pack(launch, backward);
     }
 
+    // Where others can use them as well: (packed_size()).
+    void pack_to(T* packed, const Known& known, const Parameters<T>& parameters) {
+        launch.packed = packed;
+        pack(parameters, false);
+        std::fill(packed + known.weights(), packed + known.packed_size(), static_cast<T>(&build - builds));
+    }
+
     template <class F>
     void for_shards(F f) const {
         if (launch.shards.size == 1) return f(0);
@@ -398,7 +405,8 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
                    const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
                    const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
                    bool want_raw) {
-    Call<T> call(known, packed ? build_of<T>(*packed, known) : chosen_build(), x_in.size(0), x_in.size(1), lengths);
+    Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
+    Call<T> call(known, build, x_in.size(0), x_in.size(1), lengths);
     Launch<T>& launch = call.launch;
     call.start_from(state, x_in, 2);
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
@@ -406,8 +414,9 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     launch.eps = steps_of<const T>(eps);
     const int64_t latent = eps.size(2);
 
-    const Tensor saved = torch::stable::new_empty(x, {saved_size});
-    if (saved_size > 0) {
+    const bool save = saved_size > 0;
+    const Tensor saved = torch::stable::new_empty(x, {save ? saved_size + known.packed_size() : 0});
+    if (save) {
         in_large_pages(data<T>(saved), saved_size * sizeof(T));
         call.keep(data<T>(saved), recompute);
     }
@@ -432,13 +441,12 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     }
     if (want_raw) launch.raw = steps_of<T>(raw);
 
+    call.make_room(packed || save ? 0 : known.weights(), false);
     if (packed) {
-        call.make_room(0, false);
         launch.packed = data<T>(*packed);
     } else {
         const Parameters<T> read(call.program, parameters, x);
-        call.make_room(known.weights(), false);
-        call.pack(read, false);
+        save ? call.pack_to(data<T>(saved) + saved_size, known, read) : call.pack(read, false);
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     ++call.build.launches[0];
@@ -450,7 +458,10 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
                      const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
                      const std::vector<Tensor>& state, const std::vector<Tensor>& parameters_in, const Tensor& saved,
                      bool recompute, bool want_x, bool want_eps) {
-    Call<T> call(known, chosen_build(), x_in.size(0), x_in.size(1), lengths);
+    check(saved, "saved", x_in, 1);
+    STD_TORCH_CHECK(saved.size(0) >= known.packed_size(), "saved is not what forward saved");
+    T* const packed = data<T>(saved) + saved.size(0) - known.packed_size();
+    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), lengths);
     Launch<T>& launch = call.launch;
     const Parameters<T> parameters(call.program, parameters_in, x_in);
     call.start_from(state, x_in, 2);
@@ -491,9 +502,9 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     }
     launch.d_parameters = d_parameter_data.data();
 
-    call.make_room(known.weights() + call.program.packed_size, true);
-    launch.packed_backward = launch.packed + known.weights();
-    call.pack(parameters, false);
+    call.make_room(call.program.packed_size, true);
+    launch.packed_backward = launch.packed;
+    launch.packed = packed;
     call.pack(parameters, true);
     // Whoever finishes last adds up all shards, in their order: no second parallel region, and the same sum every time.
     std::atomic<int64_t> running{launch.shards.size};
@@ -532,17 +543,9 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
 
 template <class T>
 Tensor pack_of(const Known& known, const std::vector<Tensor>& given) {
-    const vrnn::Program& program = known.decoded.program;
-    const Parameters<T> parameters(program, given, given.front());
+    const Parameters<T> parameters(known.decoded.program, given, given.front());
     const Tensor packed = empty(given.front(), {known.packed_size()});
-    Launch<T> launch{};
-    launch.program = &program;
-    launch.parameters = parameters.data.data();
-    launch.columns = parameters.columns.data();
-    launch.packed = data<T>(packed);
-    Build& build = chosen_build();
-    build.isa->template kernels<T>().pack(launch, false);
-    std::fill(launch.packed + known.weights(), launch.packed + known.packed_size(), static_cast<T>(&build - builds));
+    Call<T>(known, chosen_build(), 1, 1, std::nullopt).pack_to(data<T>(packed), known, parameters);
     return packed;
 }
 
@@ -639,7 +642,7 @@ template <class T>
 Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const Tensor& eps_in,
              const std::vector<Tensor>& state, bool want_raw) {
     const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(vrnn::buffer_h);
-    Call<T> call(known, build_of<T>(packed, known), 1, batch, std::nullopt);
+    Call<T> call(known, build_of<T>(data<T>(packed), known), 1, batch, std::nullopt);
     Launch<T>& launch = call.launch;
     call.start_from(state, x_in, 3);
     const Tensor x = dense(x_in), eps = dense(eps_in);

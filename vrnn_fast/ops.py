@@ -210,8 +210,11 @@ def _fake_forward(
     want_raw: bool,
 ) -> tuple[Any, ...]:
     steps, batch, latent = eps.shape
-    # the code begins with the format's version and the width of the decoder's raw output; or it is a number
-    output = program[1] if len(program) > 1 else torch.ops.vrnn_fast.output_width(program[0])
+    number = (
+        program[0] if len(program) == 1 else torch.ops.vrnn_fast.program_number(program, constants, len(parameters))
+    )
+    output = torch.ops.vrnn_fast.output_width(number)
+    saved = 0 if saved_size == 0 else saved_size + torch.ops.vrnn_fast.packed_size(number)
 
     def per_step(width: int, wanted: bool) -> Tensor:
         return x.new_empty((steps, batch, width) if wanted else (0, 0, width))
@@ -226,7 +229,7 @@ def _fake_forward(
         per_step(latent, want_prior),
         per_step(output, want_raw),
         [x.new_empty(s.shape) for s in state],
-        x.new_empty((saved_size,)),
+        x.new_empty((saved,)),
     )
 
 

@@ -38,7 +38,7 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 2) throw std::invalid_argument("program: this build reads format 2");
+    if (in.next() != 3) throw std::invalid_argument("program: this build reads format 3");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
     for (int64_t i = 0; i < buffers; ++i) {

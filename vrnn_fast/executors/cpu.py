@@ -40,7 +40,7 @@ _ALIAS = 256  # elements: rows a multiple of this apart would compete for the sa
 _OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Sample, Recur, Divergence, Likelihood)
 _CELLS = ("gru", "lstm")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
-_FORMAT = 2
+_FORMAT = 3  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 def unavailable() -> str | None:
