@@ -232,15 +232,23 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
         const int64_t from = rows * block / blocks, n = rows * (block + 1) / blocks - from;
         const int64_t tile_size = n * MR + NR;                        // whole vectors are written behind the last row
         for (int64_t output = 0; output < outputs; output += 8 * MR)  // some tiles at a time: each row is another page
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t at = output; at < outputs && at < output + 8 * MR; at += MR)
+            for (int64_t i = 0; i < n; ++i) {
+                const T* row = dy + (from + i) * dy_row;
+                for (int64_t at = output; at < outputs && at < output + 8 * MR; at += MR) {
+                    __builtin_prefetch(row + tuning::rows_ahead * dy_row + at);
                     for (int64_t j = 0; j < MR; j += W)
-                        store(scratch + at / MR * tile_size + i * MR + j, load(dy + (from + i) * dy_row + at + j));
+                        store(scratch + at / MR * tile_size + i * MR + j, load(row + at + j));
+                }
+            }
         for (int64_t input = 0; input < inputs; input += NR) {
             const int64_t vectors = (inputs - input < NR ? inputs - input + W - 1 : NR) / W;
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t j = 0; j < vectors * W; j += W)
-                    store(panel + i * NR + j, load(x + (from + i) * x_row + input + j));
+            for (int64_t i = 0; i < n; ++i) {
+                const T* row = x + (from + i) * x_row + input;
+                for (int64_t j = 0; j < vectors * W; j += W) {
+                    __builtin_prefetch(row + tuning::rows_ahead * x_row + j);
+                    store(panel + i * NR + j, load(row + j));
+                }
+            }
             for (int64_t output = 0; output < outputs; output += MR) {
                 const Start from_what = block ? Start::keep : start;
                 const Strip<T> s{n,  scratch + output / MR * tile_size, 1,     MR,        panel,   0,

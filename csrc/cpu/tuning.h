@@ -23,6 +23,8 @@ inline constexpr int64_t gradient_rows = 5 * longest_sum;  // of activations tha
 inline constexpr int64_t gradient_panels = 4;              // of inputs, and
 inline constexpr int64_t gradient_tiles = 20;              // of outputs, up to which it reads them where they lie
 
+inline constexpr int64_t rows_ahead = 12;  // fetched while rows are copied: each is on another page
+
 inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
 inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
 
