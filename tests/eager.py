@@ -5,6 +5,7 @@ Shares no line with the package. Ragged batches run row by row at their own leng
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -60,22 +61,27 @@ class EagerVRNN(nn.Module):
         likelihood: str = "bernoulli",
         min_std: float = 1e-3,
         latent_floor: float = 1e-6,
+        latent_std: Callable[[Tensor], Tensor] | None = None,
+        output_std: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.cell, self.likelihood = cell, likelihood
-        self.min_std, self.latent_floor, self.h, self.z = min_std, latent_floor, h, z
+        self.h, self.z = h, z
+        softplus = nn.Softplus(threshold=100)
+        self.latent_std = latent_std or (lambda raw: softplus(raw) + latent_floor)
+        self.output_std = output_std or (lambda raw: softplus(raw) + min_std)
         self.phi_x, fx = _stack(x, phi_x, activation)
         self.phi_z, fz = _stack(z, phi_z, activation)
         self.enc, e = _stack(fx + h, encoder, activation)
-        self.enc_mean, self.enc_std = nn.Linear(e, z), nn.Sequential(nn.Linear(e, z), nn.Softplus(threshold=100))
+        self.enc_mean, self.enc_std = nn.Linear(e, z), nn.Sequential(nn.Linear(e, z))
         self.prior, p = _stack(h, prior, activation)
-        self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z), nn.Softplus(threshold=100))
+        self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z))
         self.dec, d = _stack(fz + h, decoder, activation)
         if likelihood == "bernoulli":
             self.dec_mean = nn.Sequential(nn.Linear(d, x), nn.Sigmoid())
         else:
             self.dec_mean = nn.Linear(d, x)
-            self.dec_std = nn.Sequential(nn.Linear(d, x), nn.Softplus(threshold=100))
+            self.dec_std = nn.Sequential(nn.Linear(d, x))
         kind = nn.GRU if cell == "gru" else nn.LSTM
         self.rnn = kind(fx + fz, h, 1, bias)
 
@@ -89,9 +95,9 @@ class EagerVRNN(nn.Module):
             h = state[0]
             fx = self.phi_x(x_t)
             e = self.enc(torch.cat([fx, h], 1))
-            q = Normal(self.enc_mean(e), self.enc_std(e) + self.latent_floor)
+            q = Normal(self.enc_mean(e), self.latent_std(self.enc_std(e)))
             r = self.prior(h)
-            p = Normal(self.prior_mean(r), self.prior_std(r) + self.latent_floor)
+            p = Normal(self.prior_mean(r), self.latent_std(self.prior_std(r)))
             z = q.loc + q.scale * eps_t
             fz = self.phi_z(z)
             d = self.dec(torch.cat([fz, h], 1))
@@ -99,9 +105,9 @@ class EagerVRNN(nn.Module):
                 raw = self.dec_mean[0](d)
                 log_density = Bernoulli(logits=raw).log_prob(x_t)
             else:
-                mean, raw_std = self.dec_mean(d), self.dec_std[0](d)
+                mean, raw_std = self.dec_mean(d), self.dec_std(d)
                 raw = torch.cat([mean, raw_std], 1)
-                log_density = Normal(mean, self.dec_std[1](raw_std) + self.min_std).log_prob(x_t)
+                log_density = Normal(mean, self.output_std(raw_std)).log_prob(x_t)
             kl = kl_divergence(q, p).sum(1)
             steps.append((-log_density.sum(1), kl, z, q.loc, q.scale, p.loc, p.scale, raw))
             packed = tuple(s.unsqueeze(0) for s in state)

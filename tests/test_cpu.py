@@ -15,12 +15,16 @@ from oracle import Problem, assert_obeys_the_law
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference
 from vrnn_fast.partition import Keep, partition
-from vrnn_fast.spec import ACTIVATIONS, CellSpec
+from vrnn_fast.spec import ACTIVATIONS, CellSpec, Std
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 
 DEEP = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
-GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)), "output_std_floor": 1e-3}
+GAUSSIAN = {
+    "likelihood": "gaussian",
+    "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)),
+    "output_std": Std(floor=1e-3),
+}
 RAGGED = [3, 7, 0, 7, 1]
 
 
@@ -60,6 +64,21 @@ def test_every_build(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(isa: str, dtype: torch.dtype, activation: str) -> None:
     assert_obeys_the_law(CellSpec(3, 12, 4, activation=activation, **DEEP), 6, 4, executor=cpu, dtype=dtype)
+
+
+STDS = (
+    Std("softplus", shift=0.5, beta=0.7, floor=1e-4),
+    Std("softplus", beta=2.0, floor=0.0, minimum=0.6),
+    Std("log_std", floor=0.0, low=-0.3, high=0.4),
+    Std("log_variance", shift=-0.2, minimum=0.8),
+)
+
+
+@pytest.mark.parametrize("std", STDS, ids=lambda std: std.kind)
+def test_every_standard_deviation(isa: str, dtype: torch.dtype, std: Std) -> None:
+    for recompute in (False, True):
+        spec = CellSpec(5, 19, 7, std=std, **DEEP, **(GAUSSIAN | {"output_std": std}))
+        assert_obeys_the_law(spec, 6, 4, executor=cpu, dtype=dtype, recompute=recompute)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -258,7 +277,7 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 2"),
+        ([99, *program.code[1:]], "reads format 3"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vrnn_fast
-from vrnn_fast import VRNN, executors
+from vrnn_fast import VRNN, Std, executors
 from vrnn_fast.executors import reference
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
@@ -272,7 +272,12 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
         "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",
     ),
-    "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, got 'exp'"),  # type: ignore[arg-type]
+    "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, log_std, log_variance, got 'exp'"),  # type: ignore[arg-type]
+    "std floor": (lambda: Std(floor=-1), "std's floor must be a number >= 0, got -1"),
+    "std shift": (lambda: Std(shift=NAN), "std's shift must be a finite number, got nan"),
+    "std beta": (lambda: Std(beta=0), "std's beta must be a number > 0, and 1 without a softplus, got 0"),
+    "std beta of exp": (lambda: Std("log_std", beta=2), "std's beta must be a number > 0, and 1 without a softplus"),
+    "std clamp": (lambda: Std(low=2, high=1), "std's low must be a number below high, got 2 and 1"),
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (lambda: VRNN(X, H, Z, backend="tpu"), "backend must be one of auto, cpu, reference, got 'tpu'"),

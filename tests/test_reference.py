@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.eager import EagerVRNN, Run
-from vrnn_fast import VRNN
+from vrnn_fast import VRNN, Gaussian
 from vrnn_fast.executors import reference
-from vrnn_fast.spec import ACTIVATIONS, CellSpec
+from vrnn_fast.spec import ACTIVATIONS, CellSpec, Std
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
+OURS_ALONE = object()
 NETS: dict[str, dict[str, tuple[int, ...]]] = {
     "none": {},
     "one": {"phi_x": (4,), "phi_z": (6,), "encoder": (5,), "prior": (2,), "decoder": (8,)},
@@ -23,10 +25,13 @@ NETS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-def _pair(**options: Any) -> tuple[VRNN, EagerVRNN]:
+def _pair(theirs: dict[str, Any] | None = None, **options: Any) -> tuple[VRNN, EagerVRNN]:
+    """Ours and the module loop with the same parameters; ``theirs`` is what the loop calls by another name."""
     full = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), ()) | options
     ours = VRNN(X, H, Z, backend="reference", dtype=torch.float64, **full)
-    eager = EagerVRNN(X, H, Z, **full).double()
+    eager = EagerVRNN(
+        X, H, Z, **{name: v for name, v in (full | (theirs or {})).items() if v is not OURS_ALONE}
+    ).double()
     eager.load_state_dict(ours.state_dict(), strict=True)
     return ours, eager
 
@@ -79,6 +84,25 @@ def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str)
 def test_every_depth_equals_the_module_loop(nets: str, cell: str, likelihood: str) -> None:
     ours, eager = _pair(cell=cell, likelihood=likelihood, **NETS[nets])
     _same(ours, eager, None, likelihood)
+
+
+softplus, exp = torch.nn.functional.softplus, torch.exp
+STDS: tuple[tuple[Std, Callable[[Tensor], Tensor]], ...] = (
+    (Std("softplus", shift=0.5, beta=0.7, floor=1e-4), lambda r: softplus(r + 0.5, beta=0.7, threshold=99) + 1e-4),
+    (Std("softplus", floor=0, minimum=0.6), lambda r: softplus(r, threshold=99).clamp(0.6)),
+    (Std("softplus", floor=0, shift=1, low=-0.2, high=0.1), lambda r: softplus(r.clamp(-0.2, 0.1) + 1, threshold=99)),
+    (Std("log_std", floor=0), exp),
+    (Std("log_std", floor=1e-2, low=-0.3), lambda r: exp(r.clamp(-0.3)) + 1e-2),
+    (Std("log_variance", floor=0), lambda r: exp(r).sqrt()),
+    (Std("log_variance", floor=0, shift=-0.2, minimum=0.8), lambda r: exp(r - 0.2).sqrt().clamp(0.8)),
+)
+
+
+@pytest.mark.parametrize(("std", "formula"), STDS)
+def test_every_standard_deviation_equals_its_formula(std: Std, formula: Callable[[Tensor], Tensor]) -> None:
+    own = {"likelihood": "gaussian", "std": OURS_ALONE, "latent_std": formula, "output_std": formula}
+    ours, eager = _pair(own, std=std, likelihood=Gaussian(std=std), **NETS["one"])
+    _same(ours, eager, None, "gaussian")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -135,7 +159,7 @@ def test_gradcheck(cell: str, likelihood: str) -> None:
         activation="tanh",
         likelihood=likelihood,  # type: ignore[arg-type]
         decoder_heads=(("dec_mean", 2), ("dec_std.0", 2)) if likelihood == "gaussian" else (),
-        output_std_floor=1e-3,
+        output_std=Std(floor=1e-3),
     )
     options = {"dtype": torch.float64, "requires_grad": True}
     parameters = [(0.4 * torch.randn(p.shape, dtype=torch.float64)).requires_grad_() for p in spec.parameters()]

@@ -22,7 +22,7 @@ from .likelihoods import (
     StrokeComponents,
     as_likelihood,
 )
-from .spec import Activation, CellSpec, Std
+from .spec import Activation, CellSpec, Std, StdKind
 from .spec import Cell as CellKind
 
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -108,7 +108,8 @@ class VRNN(nn.Module):
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
             two layers, one, two, one and two, each ``hidden_size`` wide.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
-        std: how a standard deviation comes from its head; ``"softplus"``.
+        std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
+            ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
             :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
@@ -141,7 +142,7 @@ class VRNN(nn.Module):
         prior: Widths = None,
         decoder: Widths = None,
         activation: Activation = "relu",
-        std: Std = "softplus",
+        std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
         batch_first: bool = False,
         backend: str = "auto",
@@ -170,10 +171,10 @@ class VRNN(nn.Module):
             prior=_widths("prior", prior, (h,)),
             decoder=_widths("decoder", decoder, (h, h)),
             activation=activation,
-            std=std,
+            std=std if isinstance(std, Std) else Std(std),
             likelihood=self.likelihood.fused,
             decoder_heads=_heads(self.likelihood, input_size),
-            output_std_floor=self.likelihood.min_std,
+            output_std=self.likelihood.output_std,
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.num_layers = num_layers

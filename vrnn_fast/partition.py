@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
-from .spec import GATES, Activation, Cell, CellSpec, Fused, Layer
+from .spec import GATES, Activation, Cell, CellSpec, Fused, Layer, Std
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Activate:
 
 @dataclass(frozen=True)
 class Sample:
-    """std = softplus(raw) + floor; z = mean + std * eps, where source holds [mean | raw] (Chung et al., eq. 9)."""
+    """std = transform(raw); z = mean + std * eps, where source holds [mean | raw] (Chung et al., eq. 9)."""
 
     source: Slice
     std: Slice
     z: Slice
-    floor: float
+    transform: Std
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ class Recur:
 
 @dataclass(frozen=True)
 class Divergence:
-    """prior std = softplus(raw) + floor, and KL(posterior || prior) of each row (eq. 5 and the KL of eq. 11)."""
+    """prior std = transform(raw), and KL(posterior || prior) of each row (eq. 5 and the KL of eq. 11)."""
 
     posterior: Slice
     posterior_std: Slice
     prior: Slice
     prior_std: Slice
-    floor: float
+    transform: Std
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Likelihood:
 
     source: Slice
     kind: Fused
-    floor: float
+    transform: Std
 
 
 Stage: TypeAlias = Bias | Dense | Activate | Sample | Recur | Divergence | Likelihood
@@ -261,7 +261,7 @@ def partition(spec: CellSpec) -> Partition:
         posterior = Slice("posterior", 0, 2 * latent)
     posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
     z = draft.buffer("z", latent, Keep.STORED)
-    scan.append(Sample(posterior, posterior_std, z, spec.latent_std_floor))
+    scan.append(Sample(posterior, posterior_std, z, spec.std))
     phi_z, phi_z_layers = z, spec.network("phi_z").hidden
     if phi_z_layers:
         phi_z = draft.buffer("phi_z.0", phi_z_layers[0].outputs)
@@ -284,6 +284,6 @@ def partition(spec: CellSpec) -> Partition:
             after.extend(draft.rest(network.hidden[1:], network.heads, target, name))
         if name == "prior":
             prior_slice, prior_std = Slice("prior", 0, 2 * latent), draft.buffer("prior_std", latent)
-            after.append(Divergence(posterior, posterior_std, prior_slice, prior_std, spec.latent_std_floor))
-    after.append(Likelihood(Slice("decoder", 0, spec.output_size), spec.likelihood, spec.output_std_floor))
+            after.append(Divergence(posterior, posterior_std, prior_slice, prior_std, spec.std))
+    after.append(Likelihood(Slice("decoder", 0, spec.output_size), spec.likelihood, spec.output_std))
     return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))

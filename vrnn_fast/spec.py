@@ -7,18 +7,19 @@ list, the kernels) is derived from it, so two equal specs always run the same pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm"]
-Std = Literal["softplus"]
+StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4}
-LATENT_STD_FLOOR = 1e-6
+STD_FLOOR = 1e-6
 
 
 class ParameterSpec(NamedTuple):
@@ -45,6 +46,57 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Std:
+    """How a standard deviation comes from the raw output of its head, each feature on its own::
+
+        u            = clamp(raw, low, high) + shift
+        softplus       s = log(1 + exp(beta u)) / beta
+        log_std        s = exp(u)
+        log_variance   s = exp(u / 2)
+        std          = max(s + floor, minimum)
+
+    ``beta`` is softplus's alone. Where a clamp or the maximum holds a value, no gradient passes. With neither floor nor
+    minimum a standard deviation may become 0, and the KL infinite.
+
+    Raises:
+        ValueError: an unknown kind or a constant out of its domain, naming it.
+    """
+
+    kind: StdKind = "softplus"
+    shift: float = 0.0
+    beta: float = 1.0
+    floor: float = STD_FLOOR
+    minimum: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(StdKind):
+            raise ValueError(f"std must be one of {', '.join(get_args(StdKind))}, got {self.kind!r}")
+        for name in ("shift", "beta", "floor", "minimum"):
+            value = getattr(self, name)
+            if not _is_number(value) or not math.isfinite(value):
+                raise ValueError(f"std's {name} must be a finite number, got {value!r}")
+        for name in ("floor", "minimum"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"std's {name} must be a number >= 0, got {getattr(self, name)!r}")
+        if self.beta <= 0 or (self.kind != "softplus" and self.beta != 1):
+            raise ValueError(f"std's beta must be a number > 0, and 1 without a softplus, got {self.beta!r}")
+        if not _is_number(self.low) or not _is_number(self.high) or not self.low < self.high:
+            raise ValueError(f"std's low must be a number below high, got {self.low!r} and {self.high!r}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is softplus(raw) + floor."""
+        constants = (self.shift, self.beta, self.minimum, self.low, self.high)
+        return self.kind == "softplus" and constants == (0, 1, 0, -math.inf, math.inf)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
 class Network:
     """Hidden layers, each followed by the activation, and linear heads that read the last of them.
 
@@ -65,7 +117,7 @@ class CellSpec:
 
     ``likelihood`` says which negative log-likelihood the launch computes itself; ``"external"`` leaves the
     decoder's raw output to an object outside. ``decoder_heads`` lists that output's heads, names and widths;
-    left out, it is one as wide as x.
+    left out, it is one as wide as x. ``std`` is that of posterior and prior, ``output_std`` the fused Gaussian's.
     """
 
     input_size: int
@@ -79,11 +131,10 @@ class CellSpec:
     prior: tuple[int, ...] = ()
     decoder: tuple[int, ...] = ()
     activation: Activation = "relu"
-    std: Std = "softplus"
-    latent_std_floor: float = LATENT_STD_FLOOR
+    std: Std = Std()
     likelihood: Fused = "bernoulli"
     decoder_heads: tuple[tuple[str, int], ...] = ()
-    output_std_floor: float = 0.0
+    output_std: Std = Std(floor=0.0)
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "latent_size"):
@@ -99,7 +150,6 @@ class CellSpec:
         for name, allowed in (
             ("cell", get_args(Cell)),
             ("activation", ACTIVATIONS),
-            ("std", get_args(Std)),
             ("likelihood", get_args(Fused)),
         ):
             value = getattr(self, name)

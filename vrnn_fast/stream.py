@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from . import layout
 from .executors import cpu
 from .model import VRNN
+from .spec import Std
 
 Array = NDArray[Any]
 
@@ -114,7 +115,16 @@ class Stream:
         if self.model.spec.likelihood == "bernoulli":
             return StreamStep(nll, kl, _sigmoid(raw))
         mean, raw_std = raw[:, : self.model.input_size], raw[:, self.model.input_size :]
-        return StreamStep(nll, kl, (mean, np.logaddexp(0, raw_std) + self.model.spec.output_std_floor))
+        return StreamStep(nll, kl, (mean, _standard_deviation(self.model.spec.output_std, raw_std)))
+
+
+def _standard_deviation(std: Std, raw: Array) -> Array:
+    u = np.clip(raw, std.low, std.high) + std.shift
+    if std.kind == "softplus":
+        s = np.logaddexp(0, std.beta * u) / std.beta
+    else:
+        s = np.exp(0.5 * u if std.kind == "log_variance" else u)
+    return np.asarray(np.maximum(s + std.floor, std.minimum))
 
 
 def _sigmoid(logits: Array) -> Array:

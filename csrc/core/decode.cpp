@@ -38,7 +38,7 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 2) throw std::invalid_argument("program: this build reads format 2");
+    if (in.next() != 3) throw std::invalid_argument("program: this build reads format 3");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
     for (int64_t i = 0; i < buffers; ++i) {
@@ -51,6 +51,13 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         Slice s{in.next_below(buffers, "a buffer"), in.next(), in.next()};
         if (s.start < 0 || s.width < 1 || s.start + s.width > buffers_[s.buffer].width)
             throw std::invalid_argument("program: a slice leaves its buffer");
+        return s;
+    };
+
+    const auto deviation = [&] {
+        Std s{static_cast<StdKind>(in.next_below(3, "a standard deviation")), in.constant(), 1, 0, 0, 0, 0};
+        if (s.kind != StdKind::plain)
+            for (double* value : {&s.scale, &s.shift, &s.minimum, &s.low, &s.high}) *value = in.constant();
         return s;
     };
 
@@ -104,7 +111,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.source = slice();
                 s.std = slice();
                 s.target = slice();
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
             case Op::recur:
                 s.kind = in.next_below(2, "a cell");
@@ -116,12 +123,12 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.posterior_std = slice();
                 s.source = slice();
                 s.std = slice();
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
             case Op::likelihood:
                 s.source = slice();
                 s.kind = in.next_below(3, "a likelihood");
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
         }
         block_count.push_back(blocks);

@@ -21,6 +21,7 @@ enum class Op : int64_t { bias, dense, activate, sample, recur, divergence, like
 enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
 enum class Cell : int64_t { gru, lstm };
 enum class Loss : int64_t { bernoulli, gaussian, external };
+enum class StdKind : int64_t { plain, softplus, exponential };
 
 // Buffers that every program has, at fixed places.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_h = 2, buffer_c = 3 };
@@ -39,6 +40,12 @@ struct Term {
     int64_t parameter, row, rows, at;
 };
 
+// Std of vrnn_fast/spec.py: max(f(clamp(raw, low, high) + shift) + floor, minimum); plain is softplus(raw) + floor.
+struct Std {
+    StdKind kind;
+    double floor, scale, shift, minimum, low, high;
+};
+
 struct Stage {
     Op op;
     Slice source;         // what is read: dense and likelihood; [mean | raw] of sample and of divergence's prior
@@ -52,10 +59,10 @@ struct Stage {
     bool accumulate = false;      // dense: add to target instead of starting from the bias
     bool first_gradient = false;  // dense: in backward order, the first to write the gradient of source
     int64_t kind = 0;             // Activation, Cell or Loss
-    double floor = 0;
-    int64_t weights = 0;   // dense and bias: offset of the stacked bias (and its gradient), in elements
-    int64_t packed = 0;    // dense: offset of the packed weights, in elements
-    int64_t gradient = 0;  // dense: offset of the weight gradient, in elements
+    Std deviation{};              // sample, divergence's prior, likelihood
+    int64_t weights = 0;          // dense and bias: offset of the stacked bias (and its gradient), in elements
+    int64_t packed = 0;           // dense: offset of the packed weights, in elements
+    int64_t gradient = 0;         // dense: offset of the weight gradient, in elements
 };
 
 // Which buffers survive from the forward to the backward launch: no others, unless told to recompute, always.

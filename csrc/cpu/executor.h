@@ -225,18 +225,24 @@ class Executor {
             case Op::activate:
                 return activate_forward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target));
             case Op::sample:
-                return sample_forward<T>(rows, s.target.width, T(s.floor), value(s.source), value(buffer_eps, begin),
-                                         value(s.std), value(s.target));
+                return with_deviation<T>(s.deviation, [&](auto deviation) {
+                    sample_forward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
+                                      value(s.std), value(s.target));
+                });
             case Op::divergence:
-                return divergence_forward<T>(rows, s.std.width, T(s.floor), value(s.posterior), value(s.posterior_std),
-                                             value(s.source), value(s.std), work.kl);
+                return with_deviation<T>(s.deviation, [&](auto deviation) {
+                    divergence_forward<T>(rows, s.std.width, deviation, value(s.posterior), value(s.posterior_std),
+                                          value(s.source), value(s.std), work.kl);
+                });
             case Op::likelihood: {
                 const Matrix<T> x = value(buffer_x, begin);
                 const int64_t width = program.buffers[buffer_x].width;
                 if (static_cast<Loss>(s.kind) == Loss::bernoulli)
                     return bernoulli_forward<T>(rows, width, value(s.source), x, work.nll);
                 if (static_cast<Loss>(s.kind) == Loss::gaussian)
-                    return gaussian_forward<T>(rows, width, T(s.floor), value(s.source), x, work.nll);
+                    return with_deviation<T>(s.deviation, [&](auto deviation) {
+                        gaussian_forward<T>(rows, width, deviation, value(s.source), x, work.nll);
+                    });
                 return fill(work.nll, rows);
             }
             case Op::recur: return;
@@ -381,10 +387,12 @@ class Executor {
 
     void prior_std_forward(const Stage& d) {
         const Matrix<T> raw = value(d.source), std = value(d.std);
-        for (int64_t i = 0; i < rows; ++i)
-            for_vectors<T>(d.std.width, [&](int64_t j, int64_t n) {
-                store(std[i] + j, softplus(load(raw[i] + d.std.width + j, n)) + T(d.floor), n);
-            });
+        with_deviation<T>(d.deviation, [&](auto deviation) {
+            for (int64_t i = 0; i < rows; ++i)
+                for_vectors<T>(d.std.width, [&](int64_t j, int64_t n) {
+                    store(std[i] + j, deviation(load(raw[i] + d.std.width + j, n)), n);
+                });
+        });
     }
 
     void run_backward(Span<Stage> stages) {
@@ -415,17 +423,21 @@ class Executor {
                         for_vectors<T>(s.target.width, [&](int64_t j, int64_t n) {
                             store(dz[i] + j, load(dz[i] + j, n) + load(work.on_z[at + i] + j, n), n);
                         });
-                return sample_backward<T>(rows, s.target.width, value(s.source), value(buffer_eps, begin), value(s.std),
-                                          dz, gradient(s.source),
-                                          launch.d_eps ? gradient(buffer_eps, begin) : Matrix<T>{});
+                return with_deviation<T>(s.deviation, [&](auto deviation) {
+                    sample_backward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
+                                       value(s.std), dz, gradient(s.source),
+                                       launch.d_eps ? gradient(buffer_eps, begin) : Matrix<T>{});
+                });
             }
             case Op::divergence:
-                return divergence_backward<T>(
-                    rows, s.std.width, work.kl + at,
-                    {part(launch.d_mean, work.on_mean), part(launch.d_std, work.on_std)},
-                    {part(launch.d_prior_mean, work.on_prior_mean), part(launch.d_prior_std, work.on_prior_std)},
-                    value(s.posterior), value(s.posterior_std), value(s.source), value(s.std), gradient(s.posterior),
-                    gradient(s.source));
+                return with_deviation<T>(s.deviation, [&](auto deviation) {
+                    divergence_backward<T>(
+                        rows, s.std.width, deviation, work.kl + at,
+                        {part(launch.d_mean, work.on_mean), part(launch.d_std, work.on_std)},
+                        {part(launch.d_prior_mean, work.on_prior_mean), part(launch.d_prior_std, work.on_prior_std)},
+                        value(s.posterior), value(s.posterior_std), value(s.source), value(s.std),
+                        gradient(s.posterior), gradient(s.source));
+                });
             case Op::likelihood: {
                 const Matrix<T> x = value(buffer_x, begin), dx = launch.d_x ? gradient(buffer_x, begin) : Matrix<T>{};
                 const int64_t width = program.buffers[buffer_x].width;
@@ -433,8 +445,10 @@ class Executor {
                     return bernoulli_backward<T>(rows, width, work.nll + at, value(s.source), x, gradient(s.source),
                                                  dx);
                 if (static_cast<Loss>(s.kind) == Loss::gaussian)
-                    return gaussian_backward<T>(rows, width, T(s.floor), work.nll + at, value(s.source), x,
-                                                gradient(s.source), dx);
+                    return with_deviation<T>(s.deviation, [&](auto deviation) {
+                        gaussian_backward<T>(rows, width, deviation, work.nll + at, value(s.source), x,
+                                             gradient(s.source), dx);
+                    });
                 return;
             }
             case Op::recur: return;

@@ -24,7 +24,7 @@ from ..partition import (
     Term,
     partition,
 )
-from ..spec import ACTIVATIONS, CellSpec
+from ..spec import ACTIVATIONS, CellSpec, Std
 from .result import SequenceResult
 
 name = "cpu"
@@ -35,7 +35,8 @@ _ALIAS = 256  # elements: rows a multiple of this apart would compete for the sa
 _OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Sample, Recur, Divergence, Likelihood)
 _CELLS = ("gru", "lstm")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
-_FORMAT = 2
+_LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
+_FORMAT = 3
 
 
 def unavailable() -> str | None:
@@ -126,6 +127,14 @@ def encode(spec: CellSpec) -> ops.Program:
         constants.append(value)
         return len(constants) - 1
 
+    def transform(std: Std) -> Iterator[int]:
+        yield 0 if std.plain else 1 if std.kind == "softplus" else 2
+        yield constant(std.floor)
+        if not std.plain:
+            scale = 0.5 if std.kind == "log_variance" else std.beta
+            for value in (scale, std.shift, std.minimum, max(std.low, -_LARGEST), min(std.high, _LARGEST)):
+                yield constant(value)
+
     def integers(stage: Stage) -> Iterator[int]:
         yield _OPS.index(type(stage))
         match stage:
@@ -137,16 +146,16 @@ def encode(spec: CellSpec) -> ops.Program:
             case Activate():
                 yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
             case Sample():
-                yield from (*slices(stage.source, stage.std, stage.z), constant(stage.floor))
+                yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
             case Recur():
                 yield from (_CELLS.index(stage.cell), *slices(stage.gates))
                 if stage.candidate is not None:
                     yield from slices(stage.candidate)
             case Divergence():
                 yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
-                yield constant(stage.floor)
+                yield from transform(stage.transform)
             case Likelihood():
-                yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), constant(stage.floor))
+                yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), *transform(stage.transform))
 
     code = [_FORMAT, spec.output_size, len(program.buffers)]
     for b in program.buffers:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, softplus
+from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..spec import CellSpec
 from .result import SequenceResult
 
@@ -77,7 +77,7 @@ class Cell:
 
     def _gaussian(self, name: str, x: Tensor) -> MeanStd:
         mean, raw = self._network(name, x)
-        return MeanStd(mean, softplus(raw) + self.spec.latent_std_floor)
+        return MeanStd(mean, standard_deviation(self.spec.std, raw))
 
     def phi_x(self, x: Tensor) -> Tensor:
         """Features of x_t."""
@@ -178,7 +178,7 @@ def _nll(spec: CellSpec, raw: Tensor, x: Tensor) -> Tensor:
     if spec.likelihood == "bernoulli":
         return -bernoulli_log_prob(raw, x)
     if spec.likelihood == "gaussian":
-        return -gaussian_log_prob(raw, x, spec.output_std_floor)
+        return -gaussian_log_prob(raw, x, spec.output_std)
     return x.new_zeros(x.shape[:-1])
 
 
