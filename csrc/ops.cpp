@@ -221,10 +221,9 @@ class Room {
 struct Known {
     int64_t parameters;
     DecodedProgram decoded;
-    int64_t states;
 
     Known(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters)
-        : parameters(parameters), decoded(code, constants, parameters), states(vrnn::state_tensors(decoded.program)) {}
+        : parameters(parameters), decoded(code, constants, parameters) {}
     int64_t weights() const { return decoded.program.packed_size + decoded.program.bias_size; }
     // Behind the weights a line of the number of the build that they are packed for.
     int64_t packed_size() const { return weights() + vrnn::line; }
@@ -311,6 +310,11 @@ Build& build_of(const T* packed, const Known& known) {
     return builds[static_cast<size_t>(number)];
 }
 
+// The inputs of a call that it may lack: lengths (B) int64; cond (T, B, C); resets (T, B) and mask (T, B, X) bool.
+struct Optionals {
+    const std::optional<Tensor>&cond, &lengths, &resets, &mask;
+};
+
 // What all calls have in common. Keeps alive what the launch points to.
 template <class T>
 struct Call {
@@ -320,6 +324,7 @@ struct Call {
     Deal deal;
     std::vector<int64_t> saved_offset;
     std::vector<Tensor> state;
+    std::optional<Tensor> cond, resets, mask;
     Room room;
     Launch<T> launch{};
 
@@ -342,6 +347,14 @@ struct Call {
             state.push_back(dense(s));
             launch.state[state.size() - 1] = data<T>(state.back());
         }
+    }
+
+    void read(const Optionals& given) {
+        if (given.cond.has_value() != (program.cond >= 0))
+            throw std::invalid_argument("cond must be given where the program has it, and nowhere else");
+        if (given.cond) launch.cond = kept<const T>(cond, *given.cond);
+        if (given.resets) launch.resets = kept<const bool>(resets, *given.resets);
+        if (given.mask) launch.mask = kept<const bool>(mask, *given.mask);
     }
 
     // Lays the buffers that backward needs out in `saved`.
@@ -384,11 +397,24 @@ struct Call {
             for (int64_t s = begin; s < end; ++s) f(s);
         });
     }
+
+  private:
+    template <class U>
+    static Steps<U> kept(std::optional<Tensor>& own, const Tensor& given) {
+        own = with_dense_rows(given);
+        return steps_of<U>(*own);
+    }
 };
 
 void check_count(const std::vector<Tensor>& parameters, const Known& known) {
     STD_TORCH_CHECK(static_cast<int64_t>(parameters.size()) == known.parameters, "the program has ", known.parameters,
                     " parameters, got ", parameters.size());
+}
+
+void check_states(const std::vector<Tensor>& state, const Known& known) {
+    const int64_t states = known.decoded.program.states;
+    STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == states, "state must be ", states, " tensors, got ",
+                    state.size());
 }
 
 void check_packed(const Tensor& packed, const Known& known, const Tensor& like) {
@@ -398,17 +424,18 @@ void check_packed(const Tensor& packed, const Known& known, const Tensor& like) 
 }
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <class T>
-Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
+Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in, const Optionals& given,
                    const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
                    const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
                    bool want_raw) {
     Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
-    Call<T> call(known, build, x_in.size(0), x_in.size(1), lengths);
+    Call<T> call(known, build, x_in.size(0), x_in.size(1), given.lengths);
     Launch<T>& launch = call.launch;
     call.start_from(state, x_in, 2);
+    call.read(given);
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
@@ -455,16 +482,17 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
 
 template <class T>
 Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots,
-                     const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
-                     const std::vector<Tensor>& state, const std::vector<Tensor>& parameters_in, const Tensor& saved,
-                     bool recompute, bool want_x, bool want_eps) {
+                     const Tensor& x_in, const Tensor& eps_in, const Optionals& given, const std::vector<Tensor>& state,
+                     const std::vector<Tensor>& parameters_in, const Tensor& saved, bool recompute, bool want_x,
+                     bool want_eps, bool want_cond) {
     check(saved, "saved", x_in, 1);
     STD_TORCH_CHECK(saved.size(0) >= known.packed_size(), "saved is not what forward saved");
     T* const packed = data<T>(saved) + saved.size(0) - known.packed_size();
-    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), lengths);
+    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), given.lengths);
     Launch<T>& launch = call.launch;
     const Parameters<T> parameters(call.program, parameters_in, x_in);
     call.start_from(state, x_in, 2);
+    call.read(given);
     call.keep(data<T>(saved), recompute);
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
@@ -487,6 +515,9 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     const Tensor d_x = per_step(x, x.size(2), want_x), d_eps = per_step(eps, eps.size(2), want_eps);
     if (want_x) launch.d_x = steps_of<T>(d_x);
     if (want_eps) launch.d_eps = steps_of<T>(d_eps);
+    const Tensor d_cond =
+        given.cond ? per_step(*given.cond, given.cond->size(2), want_cond) : torch::stable::new_empty(x, {0});
+    if (want_cond) launch.d_cond = steps_of<T>(d_cond);
     std::vector<Tensor> d_state, d_parameters;
     for (size_t i = 0; i < state.size(); ++i) {
         d_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
@@ -513,32 +544,43 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
         if (--running == 0) call.kernels.reduce(launch);
     });
     ++call.build.launches[1];
-    return {d_x, d_eps, d_state, d_parameters};
+    return {d_x, d_eps, d_cond, d_state, d_parameters};
 }
 
 // nll, kl (T, B); z, mean, std, prior_mean, prior_std (T, B, Z); raw (T, B, output); state (B, H) each; saved (opaque).
 // What is not wanted has no elements.
 // The weights come as parameters, or packed.
-Forward forward(Tensor x, Tensor eps, std::optional<Tensor> lengths, std::vector<Tensor> state,
+Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<Tensor> lengths,
+                std::optional<Tensor> resets, std::optional<Tensor> mask, std::vector<Tensor> state,
                 std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
                 std::vector<double> constants, int64_t saved_size, bool recompute, bool want_prior, bool want_raw) {
     check(x, "x", x, 3);
     check(eps, "eps", x, 3);
+    if (cond) check(*cond, "cond", x, 3);
+    for (const auto& flags : {resets, mask})
+        if (flags)
+            STD_TORCH_CHECK(flags->is_cpu() && flags->scalar_type() == ScalarType::Bool,
+                            "resets and mask must be CPU tensors of bool");
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
+    check_states(state, known);
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
-    return call(known, x, eps, lengths, state, parameters, packed, saved_size, recompute, want_prior, want_raw);
+    return call(known, x, eps, {cond, lengths, resets, mask}, state, parameters, packed, saved_size, recompute,
+                want_prior, want_raw);
 }
 
 // upstream: the gradients that there are, of the outputs numbered in `slots` in the order of forward's results.
 Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tensor x, Tensor eps,
-                  std::optional<Tensor> lengths, std::vector<Tensor> state, std::vector<Tensor> parameters,
-                  Tensor saved, std::vector<int64_t> program, std::vector<double> constants, bool recompute,
-                  bool want_x, bool want_eps) {
+                  std::optional<Tensor> cond, std::optional<Tensor> lengths, std::optional<Tensor> resets,
+                  std::optional<Tensor> mask, std::vector<Tensor> state, std::vector<Tensor> parameters, Tensor saved,
+                  std::vector<int64_t> program, std::vector<double> constants, bool recompute, bool want_x,
+                  bool want_eps, bool want_cond) {
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     check_count(parameters, known);
+    check_states(state, known);
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
-    return call(known, upstream, slots, x, eps, lengths, state, parameters, saved, recompute, want_x, want_eps);
+    return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, saved, recompute,
+                want_x, want_eps, want_cond);
 }
 
 template <class T>
@@ -641,7 +683,7 @@ using Step = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 template <class T>
 Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const Tensor& eps_in,
              const std::vector<Tensor>& state, bool want_raw) {
-    const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(vrnn::buffer_h);
+    const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(vrnn::buffer_state);
     Call<T> call(known, build_of<T>(data<T>(packed), known), 1, batch, std::nullopt);
     Launch<T>& launch = call.launch;
     call.start_from(state, x_in, 3);
@@ -673,15 +715,14 @@ Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tenso
     check(x, "x", x, 2);
     check(eps, "eps", x, 2);
     check_packed(packed, known, x);
-    const int64_t batch = x.size(0), hidden = known.width(vrnn::buffer_h);
+    const int64_t batch = x.size(0), hidden = known.width(vrnn::buffer_state);
     const auto check_rows = [&](const Tensor& t, const char* name, int64_t width) {
         STD_TORCH_CHECK(t.size(0) == batch && t.size(1) == width, name, " must have shape (", batch, ", ", width,
                         "), got (", t.size(0), ", ", t.size(1), ")");
     };
     check_rows(x, "x", known.width(vrnn::buffer_x));
     check_rows(eps, "eps", known.width(vrnn::buffer_eps));
-    STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == known.states, "state must be ", known.states,
-                    " tensors, got ", state.size());
+    check_states(state, known);
     for (const Tensor& s : state) {
         check(s, "state", x, 3);
         STD_TORCH_CHECK(s.size(0) == 1 && s.size(1) == batch && s.size(2) == hidden, "state must have shape (1, ",
@@ -695,25 +736,22 @@ Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tenso
 
 STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def(
-        "forward(Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, Tensor[] parameters, Tensor? packed, "
-        "int[] program, float[] constants, SymInt saved_size, bool recompute, bool want_prior, bool want_raw) -> "
-        "(Tensor nll, Tensor "
-        "kl, "
-        "Tensor z, Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, "
-        "Tensor saved)");
+        "forward(Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, Tensor? mask, Tensor[] state, "
+        "Tensor[] parameters, Tensor? packed, int[] program, float[] constants, SymInt saved_size, bool recompute, "
+        "bool want_prior, bool want_raw) -> (Tensor nll, Tensor kl, Tensor z, Tensor mean, Tensor std, "
+        "Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, Tensor saved)");
     m.def(
-        "backward(Tensor[] upstream, int[] slots, Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, "
-        "Tensor[] parameters, Tensor saved, int[] program, float[] constants, bool recompute, bool want_x, bool "
-        "want_eps) "
-        "-> (Tensor d_x, Tensor d_eps, Tensor[] d_state, Tensor[] d_parameters)");
+        "backward(Tensor[] upstream, int[] slots, Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, "
+        "Tensor? mask, Tensor[] state, Tensor[] parameters, Tensor saved, int[] program, float[] constants, "
+        "bool recompute, bool want_x, bool want_eps, bool want_cond) -> (Tensor d_x, Tensor d_eps, Tensor d_cond, "
+        "Tensor[] d_state, Tensor[] d_parameters)");
     m.def("program_number(int[] program, float[] constants, int parameters) -> int");
     m.def("packed_size(int number) -> int");
     m.def("output_width(int number) -> int");
     m.def("pack(Tensor[] parameters, int number) -> Tensor");
     m.def(
-        "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, Tensor "
-        "kl, "
-        "Tensor raw, Tensor predicted, Tensor[] state)");
+        "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, "
+        "Tensor kl, Tensor raw, Tensor predicted, Tensor[] state)");
     m.def("watch(Tensor[] tensors) -> int");
     m.def("unchanged(int watch) -> bool");
     m.def("unwatch(int watch) -> int");

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vrnn_fast
-from vrnn_fast import VRNN, executors
+from vrnn_fast import VRNN, Std, executors
 from vrnn_fast.executors import reference
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
@@ -265,14 +265,39 @@ def test_generate(case: str) -> None:
 BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "input_size": (lambda: VRNN(0, H, Z), "input_size must be a positive int, got 0"),
     "hidden_size": (lambda: VRNN(X, -1, Z), "hidden_size must be a positive int, got -1"),
-    "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be a positive int, got 2.0"),  # type: ignore[arg-type]
-    "num_layers": (lambda: VRNN(X, H, Z, num_layers=2), "num_layers must be 1 in this release, got 2"),
-    "cell": (lambda: VRNN(X, H, Z, cell="rnn"), "cell must be one of gru, lstm, got 'rnn'"),  # type: ignore[arg-type]
+    "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be an int >= 0, got 2.0"),  # type: ignore[arg-type]
+    "latent_size negative": (lambda: VRNN(X, H, -1), "latent_size must be an int >= 0, got -1"),
+    "no z": (
+        lambda: VRNN(X, H, 0, phi_z=(3,)),
+        "with latent_size=0 there is no z: phi_z, encoder and prior must be ()",
+    ),
+    "num_layers": (lambda: VRNN(X, H, Z, num_layers=0), "num_layers must be an int from 1 to 8, got 0"),
+    "too many layers": (lambda: VRNN(X, H, Z, num_layers=9), "num_layers must be an int from 1 to 8, got 9"),
+    "cond_size": (lambda: VRNN(X, H, Z, cond_size=-1), "cond_size must be an int >= 0, got -1"),
+    "cond_to": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
+        "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
+    ),
+    "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
+    "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
+    "nonlinearity": (
+        lambda: VRNN(X, H, Z, nonlinearity="relu"),
+        "nonlinearity is for cell='rnn', got 'relu' with cell='gru'",
+    ),
     "activation": (
         lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
         "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",
     ),
-    "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, got 'exp'"),  # type: ignore[arg-type]
+    "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, log_std, log_variance, got 'exp'"),  # type: ignore[arg-type]
+    "std floor": (lambda: Std(floor=-1), "std's floor must be a number >= 0, got -1"),
+    "std shift": (lambda: Std(shift=NAN), "std's shift must be a finite number, got nan"),
+    "std beta": (lambda: Std(beta=0), "std's beta must be a number > 0, and 1 without a softplus, got 0"),
+    "std beta of exp": (lambda: Std("log_std", beta=2), "std's beta must be a number > 0, and 1 without a softplus"),
+    "std clamp": (lambda: Std(low=2, high=1), "std's low must be a number below high, got 2 and 1"),
+    "residual": (
+        lambda: VRNN(X, H, Z, residual=True, prior="standard_normal"),
+        "residual adds the prior's mean, and that of a standard normal prior is zero",
+    ),
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (lambda: VRNN(X, H, Z, backend="tpu"), "backend must be one of auto, cpu, reference, got 'tpu'"),

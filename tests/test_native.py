@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vrnn_fast import VRNN, Stream
+from vrnn_fast import VRNN, Gaussian, Likelihood, Std, Stream
 from vrnn_fast.stream import Array
 
 native = pytest.importorskip("vrnn_fast._native", reason="the native module is optional and not built here")
@@ -92,11 +92,11 @@ def model(**changes: Any) -> VRNN:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", Gaussian(std=Std("log_variance", shift=1, low=-1))])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stream_is_the_model_step_by_step(
-    isa: str, dtype: torch.dtype, cell: str, likelihood: str, batch: int
+    isa: str, dtype: torch.dtype, cell: str, likelihood: str | Likelihood, batch: int
 ) -> None:
     m = model(dtype=dtype, cell=cell, likelihood=likelihood)
     stream = Stream(m, batch)

@@ -14,6 +14,7 @@ from .likelihoods import (
     Likelihood,
 )
 from .model import VRNN, VRNNOutput, VRNNStep
+from .spec import Std
 from .stream import Stream, StreamStep
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "Handwriting",
     "ItakuraSaito",
     "Likelihood",
+    "Std",
     "Stream",
     "StreamStep",
     "VRNNOutput",

@@ -11,7 +11,7 @@ it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .spec import Activation, CellSpec, Network
+from .spec import Activation, CellSpec, Layer
 
 
 class Derived(Protocol):
@@ -42,7 +42,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Recurrence(nn.Module):
-    """The parameters of one GRU or LSTM layer: names, shapes, order and initialisation of torch's own.
+    """The parameters of the GRU, LSTM or RNN layers: names, shapes, order and initialisation of torch's own.
 
     torch's own modules are not used because Dynamo refuses any read of their attributes.
     """
@@ -70,21 +70,21 @@ def _modules(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, device=device, dtype=dtype)
 
-    def sequential(network: Network) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for layer in network.hidden:
-            layers += [linear(layer.inputs, layer.outputs), _ACTIVATIONS[spec.activation]()]
-        return nn.Sequential(*layers)
+    def activated(layers: Iterable[Layer]) -> Iterator[nn.Module]:
+        for layer in layers:
+            yield linear(layer.inputs, layer.outputs)
+            yield _ACTIVATIONS[spec.activation]()
 
     prefixes = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}
     for name, prefix in prefixes.items():
         network = spec.network(name)
-        yield prefix, sequential(network)
-        for head in network.heads:
+        yield prefix, nn.Sequential(*activated(network.hidden))
+        for *own, head in network.heads:
             owner, _, place = head.prefix.partition(".")
             module: nn.Module = linear(head.inputs, head.outputs)
             if place:
-                module = nn.Sequential(module, nn.Softplus() if owner.endswith("_std") else nn.Sigmoid())
+                after = nn.Softplus() if owner.endswith("_std") else nn.Sigmoid() if place == "0" else nn.Identity()
+                module = nn.Sequential(*activated(own), module, after)
             yield owner, module
     yield "rnn", Recurrence(spec, device, dtype)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import checks, executors, layout
-from .executors.reference import Cell, full_precision
+from .executors.reference import Cell, full_precision, stacked
 from .likelihoods import (
     GaussianComponents,
     Likelihood,
@@ -21,7 +21,7 @@ from .likelihoods import (
     StrokeComponents,
     as_likelihood,
 )
-from .spec import Activation, CellSpec, Std
+from .spec import Activation, CellSpec, Conditioned, Std, StdKind
 from .spec import Cell as CellKind
 
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -42,7 +42,7 @@ class VRNNOutput:
         elbo: (B,) the evidence lower bound of each row, -(nll + kl) summed over time. Without beta or free nats.
         latent: (T, B, Z) z_t = mean + std * eps.
         posterior: mean and std of q(z_t | z_<t, x_<=t), (T, B, Z) each.
-        state: each row's state after its own last step, (1, B, H), for an LSTM the pair (h, c) of them.
+        state: each row's state after its own last step, (num_layers, B, H), for an LSTM the pair (h, c) of them.
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
         prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
             mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
@@ -103,16 +103,28 @@ class VRNN(nn.Module):
 
     Args:
         input_size: X, features of x_t.
-        hidden_size: H, width of the recurrent state.
-        latent_size: Z, width of z_t.
-        cell: ``"gru"`` or ``"lstm"``, as ``torch.nn.GRU`` and ``torch.nn.LSTM`` compute them.
-        num_layers: of the recurrent cell; 1 in this release.
+        hidden_size: H, width of the recurrent state. The networks' widths may differ from it: name them all.
+        latent_size: Z, width of z_t. 0 leaves z out, and phi_z, encoder and prior with it: an ordinary autoregressive
+            network h_t = cell(phi_x(x_t), h_{t-1}), x_t ~ likelihood(decoder(h_{t-1})), whose KL is zero (RNN-Gauss and
+            RNN-GMM of the paper).
+        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute them.
+        nonlinearity: of an ``"rnn"``: ``"tanh"`` or any other activation; with ``"identity"`` the cell is linear.
+        num_layers: recurrent layers, 1 to 8, chained as in ``torch.nn.GRU``; the networks read the top one's h.
         bias: whether the recurrent cell has biases. All other layers always have one.
         phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
-            two layers, one, two, one and two, each ``hidden_size`` wide.
+            two layers, one, two, one and two, each ``hidden_size`` wide. A ``prior`` may also be ``"standard_normal"``,
+            N(0, 1) whatever h is (VRNN-I of the paper): it has no parameters.
+        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself.
+        packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
+            (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
+        cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
+        cond_to: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first in
+            prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
-        std: how a standard deviation comes from its head; ``"softplus"``.
+        residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
+        std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
+            ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
             :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
@@ -139,13 +151,19 @@ class VRNN(nn.Module):
         cell: CellKind = "gru",
         num_layers: int = 1,
         bias: bool = True,
+        nonlinearity: Activation = "tanh",
         phi_x: Widths = None,
         phi_z: Widths = None,
         encoder: Widths = None,
-        prior: Widths = None,
+        prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
         activation: Activation = "relu",
-        std: Std = "softplus",
+        head_layers: Sequence[int] = (),
+        packed_heads: bool = False,
+        cond_size: int = 0,
+        cond_to: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
+        residual: bool = False,
+        std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
         batch_first: bool = False,
         backend: str = "auto",
@@ -155,11 +173,10 @@ class VRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_layers != 1:
-            raise ValueError(f"num_layers must be 1 in this release, got {num_layers!r}")
         if backend not in executors.names():
             raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
         h = hidden_size
+        of_z: tuple[int, ...] = (h,) if latent_size else ()
         self.likelihood = as_likelihood(likelihood)
         checks.positive_int("input_size", input_size)
         self.spec = CellSpec(
@@ -167,17 +184,24 @@ class VRNN(nn.Module):
             hidden_size,
             latent_size,
             cell=cell,
+            num_layers=num_layers,
             bias=bias,
+            nonlinearity=nonlinearity,
             phi_x=_widths("phi_x", phi_x, (h, h)),
-            phi_z=_widths("phi_z", phi_z, (h,)),
-            encoder=_widths("encoder", encoder, (h, h)),
-            prior=_widths("prior", prior, (h,)),
+            phi_z=_widths("phi_z", phi_z, of_z),
+            encoder=_widths("encoder", encoder, of_z * 2),
+            prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
             activation=activation,
-            std=std,
+            head_layers=_widths("head_layers", head_layers, ()),
+            packed_heads=packed_heads,
+            residual=residual,
+            std=std if isinstance(std, Std) else Std(std),
             likelihood=self.likelihood.fused,
             decoder_heads=_heads(self.likelihood, input_size),
-            output_std_floor=self.likelihood.min_std,
+            output_std=self.likelihood.output_std,
+            cond_size=cond_size,
+            cond_to=cast(tuple[Conditioned, ...], tuple(checks.names("cond_to", cond_to, get_args(Conditioned)))),
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.num_layers = num_layers
@@ -198,6 +222,10 @@ class VRNN(nn.Module):
         free_nats: float | Tensor = 0.0,
         normalizer: float | Tensor | None = None,
         outputs: Sequence[str] = (),
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_inputs: bool = False,
     ) -> VRNNOutput:
         """Infer z along a batch of sequences and measure the bound.
 
@@ -216,6 +244,12 @@ class VRNN(nn.Module):
             normalizer: what to divide the loss by, > 0; None is the number of real steps of this call. Under data
                 parallelism with averaged gradients: real steps of all ranks / number of ranks.
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+            resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
+            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll, with a Bernoulli or
+                Gaussian likelihood; the elbo is then one of what was observed.
+            mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
+                then hold anything, NaN too.
 
         Raises:
             ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
@@ -229,7 +263,7 @@ class VRNN(nn.Module):
         steps, batch = x.shape[0], x.shape[1]
         if lengths is not None:
             lengths = checks.lengths(lengths, steps, batch)
-        start = tuple(s[0] for s in self._start(state, batch, like))
+        start = _layers(self._start(state, batch, like))
         checks.number("beta", beta, zero=True)
         checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
@@ -243,6 +277,19 @@ class VRNN(nn.Module):
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
         real = None if lengths is None else _real(lengths, steps, x.device)
+        cond = self._condition(cond, steps, batch, like)
+        if resets is not None:
+            resets = self._flags("resets", resets, steps, batch, None, like)
+        if mask is not None:
+            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
+            if self.spec.likelihood == "external":
+                raise ValueError(
+                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
+                )
+        if mask_inputs:
+            if mask is None:
+                raise ValueError("mask_inputs needs a mask")
+            x = torch.where(mask, x, torch.zeros_like(x))
         if self.check:
             checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
 
@@ -256,6 +303,9 @@ class VRNN(nn.Module):
                 eps,
                 lengths,
                 start,
+                cond=cond,
+                resets=resets,
+                mask=mask,
                 recompute=self.recompute,
                 want_prior="prior" in outputs,
                 want_raw=external or "prediction" in outputs,
@@ -276,12 +326,12 @@ class VRNN(nn.Module):
             elbo=-(nll + kl).sum(0),
             latent=self._outer(result.z),
             posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
-            state=_pack(result.state),
+            state=self._packed(result.state),
             prior=prior,
             prediction=prediction,
         )
 
-    def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None) -> VRNNStep:
+    def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
 
         The prediction is the decoder at the prior's mean of z_t, so it uses nothing of x_t and may be read as a
@@ -291,6 +341,7 @@ class VRNN(nn.Module):
             x_t: (B, X).
             state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
             eps: (B, Z) noise of the posterior's sample; None draws it.
+            cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
@@ -304,11 +355,16 @@ class VRNN(nn.Module):
             eps = torch.randn(batch, self.latent_size, dtype=x_t.dtype, device=x_t.device)
         else:
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
+        self._has_condition("cond", cond)
+        if cond is not None:
+            cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
         if self.check:
             checks.finite("x_t", x_t, support=self.likelihood.support)
         executor = executors.choose(self.backend, self.spec, x_t, stacklevel=3)
         external = self.spec.likelihood == "external"
-        result = executor.step(self.spec, parameters, x_t, eps, start, recompute=self.recompute, want_raw=external)
+        result = executor.step(
+            self.spec, parameters, x_t, eps, start, cond=cond, recompute=self.recompute, want_raw=external
+        )
         nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
         return VRNNStep(nll, result.kl, self.likelihood.prediction(result.predicted), _pair(result.state))
 
@@ -322,6 +378,8 @@ class VRNN(nn.Module):
         temperature: float = 1.0,
         mean: bool = False,
         generator: torch.Generator | None = None,
+        cond: Tensor | None = None,
+        prefix_cond: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Draw sequences from the model, each x_t fed back through phi_x.
 
@@ -333,6 +391,8 @@ class VRNN(nn.Module):
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
             mean: take the output's mean instead of a sample (z is sampled still).
             generator: the source of all draws.
+            cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
+            prefix_cond: (T, B, C) that of the prefix.
 
         Returns:
             The new steps, (steps, B, X) (batch first if the module is), and the state after them.
@@ -351,28 +411,34 @@ class VRNN(nn.Module):
         if prefix is None:
             if lengths is not None:
                 raise ValueError("lengths are those of a prefix: pass prefix too")
+            if prefix_cond is not None:
+                raise ValueError("prefix_cond is that of a prefix: pass prefix too")
             start = self._start(None, batch_size, like)
         else:
             batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
-            out = self.forward(prefix, lengths=lengths, generator=generator)
+            self._has_condition("prefix_cond", prefix_cond)
+            out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
             start = self._start(out.state, batch, like)
-        cell, state = Cell(self.spec, parameters), tuple(s[0] for s in start)
+        state = _layers(start)
+        cond = self._condition(cond, steps, state[0].shape[0], like)
+        cell = Cell(self.spec, parameters)
         samples = []
         with full_precision(like.device):
-            for _ in range(steps):
-                prior = cell.prior(state[0])
+            for t in range(steps):
+                h, cond_t = cell.top(state), None if cond is None else cond[t]
+                prior = cell.prior(h, cond_t)
                 noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
                 phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
-                raw = cell.decoder(phi_z, state[0])
+                raw = cell.decoder(phi_z, h, cond_t)
                 x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-                state = cell.recur(cell.phi_x(x), phi_z, state)
+                state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
                 samples.append(x)
-        return self._outer(torch.stack(samples)), _pack(state)
+        return self._outer(torch.stack(samples)), self._packed(state)
 
     def init_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for: zeros (1, B, H), for an LSTM a pair of them."""
+        """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
         checks.positive_int("batch_size", batch_size)
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
@@ -419,13 +485,42 @@ class VRNN(nn.Module):
         value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), width), like)
         return value.transpose(0, 1) if self.batch_first else value
 
+    def _has_condition(self, name: str, cond: Tensor | None) -> None:
+        if cond is None and self.spec.cond_size:
+            raise ValueError(f"{name} must be given: this model was built with cond_size={self.spec.cond_size}")
+        if cond is not None and not self.spec.cond_size:
+            raise ValueError(f"{name} has no place in a model that was built without a cond_size")
+
+    def _condition(self, cond: Tensor | None, steps: int, batch: int, like: Tensor) -> Tensor | None:
+        """The checked conditioning input, (T, B, C)."""
+        self._has_condition("cond", cond)
+        width = ("cond_size", self.spec.cond_size)
+        return None if cond is None else self._sequence("cond", cond, steps, batch, width, like)
+
+    def _flags(
+        self, name: str, value: Tensor, steps: int, batch: int, width: tuple[str, int] | None, like: Tensor
+    ) -> Tensor:
+        """A checked bool argument in the layout of the caller, as (T, B) or (T, B, width)."""
+        sizes = ("T", steps), ("B", batch)
+        shape = (*(sizes[::-1] if self.batch_first else sizes), *([width] if width else []))
+        value = checks.tensor(name, value, shape, like, dtype=torch.bool)
+        return value.transpose(0, 1) if self.batch_first else value
+
+    @property
+    def _state_parts(self) -> int:
+        return 2 if self.spec.cell == "lstm" else 1
+
+    def _packed(self, state: Sequence[Tensor]) -> State:
+        """(B, H) tensors, h of every layer and then c, as the caller sees them."""
+        return _pair(stacked(state, self._state_parts))
+
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (1, B, H) tensors; zeros for None."""
+        """The caller's state as a tuple of its (num_layers, B, H) tensors; zeros for None."""
         if state is None:
             sizes = self.num_layers, batch, self.hidden_size
-            return tuple(like.new_zeros(sizes) for _ in range(self.spec.state_tensors))
+            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
-        if self.spec.cell == "gru":
+        if self.spec.cell != "lstm":
             return (checks.tensor("state", state, shape, like),)
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
@@ -466,10 +561,11 @@ class VRNN(nn.Module):
     ) -> None:
         """Read checkpoints of the same names that were made for another likelihood."""
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
-        for key in [k for k in state_dict if k.startswith(f"{prefix}dec_mean.")]:
+        single = not self.spec.head_layers and not self.spec.packed_heads
+        for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
-        unused = [k for k in state_dict if k.startswith(f"{prefix}dec_std.")] if "dec_std" not in heads else []
+        unused = [k for k in state_dict if single and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
         for key in unused:
             del state_dict[key]
         if unused:
@@ -504,13 +600,13 @@ def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]
     return tuple(heads.items())
 
 
-def _pack(state: tuple[Tensor, ...]) -> State:
-    """(B, H) tensors as the caller sees them: (1, B, H), or the pair of those."""
-    return _pair(tuple(s.unsqueeze(0) for s in state))
+def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(num_layers, B, H) tensors, as the caller sees them, as executors take them: h of every layer, then c, (B, H)."""
+    return tuple(layer for part in state for layer in part.unbind(0))
 
 
 def _pair(state: Sequence[Tensor]) -> State:
-    """The one tensor of a GRU's state, or the pair of an LSTM's."""
+    """The one tensor of a state, or the pair of an LSTM's."""
     return state[0] if len(state) == 1 else (state[0], state[1])
 
 

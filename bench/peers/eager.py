@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vrnn_fast.likelihoods import Gaussian
-from vrnn_fast.spec import LATENT_STD_FLOOR
+from vrnn_fast.spec import STD_FLOOR
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 OUTPUT_STD_FLOOR = Gaussian().min_std
@@ -98,7 +98,7 @@ class EagerVRNN(nn.Module):
     def prior_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z_t given h_{t-1}."""
         prior = self.prior(h)
-        return self.prior_mean(prior), self.prior_std(prior) + LATENT_STD_FLOOR
+        return self.prior_mean(prior), self.prior_std(prior) + STD_FLOOR
 
     def decode(self, phi_z: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """The decoder's mean, or logits, and the standard deviation of a Gaussian."""
@@ -111,7 +111,7 @@ class EagerVRNN(nn.Module):
 
         phi_x = self.phi_x(x)
         enc = self.enc(torch.cat([phi_x, h], 1))
-        enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + LATENT_STD_FLOOR
+        enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + STD_FLOOR
         prior_mean, prior_std = self.prior_of(h)
 
         z = enc_mean + enc_std * eps

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrnn_fast.spec import LATENT_STD_FLOOR
+from vrnn_fast.spec import STD_FLOOR
 
 from ..contender import FORWARD, TRAINING, Results, Run
 from ..shapes import Shape
@@ -80,7 +80,7 @@ def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
         of_x, gates, noise = inputs
         h, *c = state
         of_h = h @ w_h.T
-        mean, std = mean_std(after_first(encoder, of_x + of_h[:, : of_x.shape[1]]), LATENT_STD_FLOOR)
+        mean, std = mean_std(after_first(encoder, of_x + of_h[:, : of_x.shape[1]]), STD_FLOOR)
         fz = run(phi_z, mean + std * noise, False)
         gates, recurrent = gates + fz @ gates_of_z.T, of_h[:, of_x.shape[1] :] + b_hh
         if lstm:
@@ -95,7 +95,7 @@ def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
     _, (h, mean, std, fz) = jax.lax.scan(step, start, (encoder_x, gates_x, eps))
 
     # after: what nothing waits for
-    prior_mean, prior_std = mean_std(run(prior, h, True), LATENT_STD_FLOOR)
+    prior_mean, prior_std = mean_std(run(prior, h, True), STD_FLOOR)
     kl = jnp.log(prior_std) - jnp.log(std) + (std**2 + (mean - prior_mean) ** 2) / (2 * prior_std**2) - 0.5
     w_dec, b_dec = decoder[0]
     raw = after_first(decoder, fz @ w_dec[:, : fz.shape[-1]].T + h @ w_dec[:, fz.shape[-1] :].T + b_dec)

@@ -38,12 +38,17 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 3) throw std::invalid_argument("program: this build reads format 3");
+    if (in.next() != 6) throw std::invalid_argument("program: this build reads format 6");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
+    program.states = in.next_below(most_states + 1, "the number of states");
+    const int64_t end_state = buffer_state + program.states;
+    program.cond = in.next();
+    if (program.states < 1 || end_state > buffers || program.cond < -1 || program.cond >= buffers)
+        throw std::invalid_argument("program: a buffer that every program has is missing");
     for (int64_t i = 0; i < buffers; ++i) {
         const int64_t width = in.next(), stride = in.next();
-        if (width < 1 || stride < width || stride % line)
+        if (width < (i == buffer_eps ? 0 : 1) || stride < line || stride < width || stride % line)
             throw std::invalid_argument("program: a buffer's stride is bad");
         buffers_.push_back({width, stride, static_cast<Keep>(in.next_below(3, "how long a buffer is kept"))});
     }
@@ -54,12 +59,19 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         return s;
     };
 
+    const auto deviation = [&] {
+        Std s{static_cast<StdKind>(in.next_below(3, "a standard deviation")), in.constant(), 1, 0, 0, 0, 0};
+        if (s.kind != StdKind::plain)
+            for (double* value : {&s.scale, &s.shift, &s.minimum, &s.low, &s.high}) *value = in.constant();
+        return s;
+    };
+
     int64_t counts[3];
     for (int64_t& n : counts) n = in.next_below(1000, "the number of stages");
     std::vector<int64_t> block_count, term_count;
     for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
         Stage s{};
-        s.op = static_cast<Op>(in.next_below(7, "a stage's kind"));
+        s.op = static_cast<Op>(in.next_below(8, "a stage's kind"));
         int64_t blocks = 0, terms = 0;
         switch (s.op) {
             case Op::dense: s.source = slice(); [[fallthrough]];
@@ -100,28 +112,41 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.target = slice();
                 s.kind = in.next_below(5, "an activation");
                 break;
+            case Op::add:
+                s.source = slice();
+                s.target = slice();
+                if (s.source.width != s.target.width)
+                    throw std::invalid_argument("program: two widths that are added differ");
+                break;
             case Op::sample:
                 s.source = slice();
                 s.std = slice();
                 s.target = slice();
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
             case Op::recur:
-                s.kind = in.next_below(2, "a cell");
+                s.kind = in.next_below(3, "a cell");
                 s.target = slice();
-                if (static_cast<Cell>(s.kind) == Cell::gru) s.candidate = slice();
+                s.h = slice().buffer;
+                if (in.next()) s.candidate = slice();
+                if (in.next()) s.c = slice().buffer;
+                if (in.next()) s.output = slice();
+                if (s.h < buffer_state || s.h >= end_state || s.c >= end_state || (s.c >= 0 && s.c < buffer_state) ||
+                    (static_cast<Cell>(s.kind) == Cell::lstm) != (s.c >= 0) ||
+                    (static_cast<Cell>(s.kind) == Cell::gru) != (s.candidate.width > 0))
+                    throw std::invalid_argument("program: a cell update lacks its state");
                 break;
             case Op::divergence:
                 s.posterior = slice();
                 s.posterior_std = slice();
                 s.source = slice();
                 s.std = slice();
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
             case Op::likelihood:
                 s.source = slice();
                 s.kind = in.next_below(3, "a likelihood");
-                s.floor = in.constant();
+                s.deviation = deviation();
                 break;
         }
         block_count.push_back(blocks);
@@ -140,25 +165,21 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     }
     // Backward runs the stages in reverse; whoever comes first to a source's gradient overwrites what was there. That
     // of x is zeroed beforehand, since the likelihood adds to it as well.
-    std::vector<int64_t> written{buffer_x};
+    std::vector<Slice> written{{buffer_x, 0, 0}};
     for (auto s = stages_.rbegin(); s != stages_.rend(); ++s) {
-        if (s->op != Op::dense) continue;
+        const bool gru = s->op == Op::recur && static_cast<Cell>(s->kind) == Cell::gru;
+        if (s->op != Op::dense && !gru) continue;
+        const Slice read = gru ? Slice{s->h, 0, 0} : s->source;
         s->first_gradient = true;
-        for (const int64_t buffer : written)
-            if (buffer == s->source.buffer) s->first_gradient = false;
-        written.push_back(s->source.buffer);
+        for (const Slice& slice : written)  // two sources are the same or have no column in common
+            if (slice.buffer == read.buffer && slice.start == read.start) s->first_gradient = false;
+        written.push_back(read);
     }
     program.gradient_size += program.bias_size;
     program.buffers = {buffers_.data(), buffers};
     program.before = {stages_.data(), counts[0]};
     program.scan = {stages_.data() + counts[0], counts[1]};
     program.after = {stages_.data() + counts[0] + counts[1], counts[2]};
-}
-
-int64_t state_tensors(const Program& program) {
-    for (const Stage& s : program.scan)
-        if (s.op == Op::recur) return static_cast<Cell>(s.kind) == Cell::lstm ? 2 : 1;
-    throw std::invalid_argument("program: there is no cell update");
 }
 
 }  // namespace vrnn

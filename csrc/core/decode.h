@@ -25,7 +25,4 @@ class DecodedProgram {
     std::vector<Term> terms_;
 };
 
-// How many tensors the recurrent state has: h, or h and c.
-int64_t state_tensors(const Program& program);
-
 }  // namespace vrnn

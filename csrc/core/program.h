@@ -17,13 +17,15 @@ struct Span {
 };
 
 // The numbers are the encoding of vrnn_fast/executors/cpu.py.
-enum class Op : int64_t { bias, dense, activate, sample, recur, divergence, likelihood };
+enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood };
 enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
-enum class Cell : int64_t { gru, lstm };
+enum class Cell : int64_t { gru, lstm, rnn };
 enum class Loss : int64_t { bernoulli, gaussian, external };
+enum class StdKind : int64_t { plain, softplus, exponential };
 
-// Buffers that every program has, at fixed places.
-enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_h = 2, buffer_c = 3 };
+// Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
+enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
+inline constexpr int64_t most_states = 16;
 
 struct Slice {
     int64_t buffer = -1, start = 0, width = 0;
@@ -39,23 +41,32 @@ struct Term {
     int64_t parameter, row, rows, at;
 };
 
+// Std of vrnn_fast/spec.py: max(f(clamp(raw, low, high) + shift) + floor, minimum); plain is softplus(raw) + floor.
+struct Std {
+    StdKind kind;
+    double floor, scale, shift, minimum, low, high;
+};
+
 struct Stage {
     Op op;
-    Slice source;         // what is read: dense and likelihood; [mean | raw] of sample and of divergence's prior
-    Slice target;         // what is written: bias, dense, activate; z of sample; the gates of recur
+    Slice source;         // what is read: dense, add and likelihood; [mean | raw] of sample and of divergence's prior
+    Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur
     Slice std;            // of sample, and of divergence's prior
     Slice posterior;      // [mean | raw], divergence only
     Slice posterior_std;  // divergence only
     Slice candidate;      // n_h of a GRU's recur
+    Slice output;         // of recur: h_t, for the layer above; no width without one
+    int64_t h = -1;       // of recur: the buffers of its state
+    int64_t c = -1;
     Span<Block> blocks;
     Span<Term> terms;
     bool accumulate = false;      // dense: add to target instead of starting from the bias
-    bool first_gradient = false;  // dense: in backward order, the first to write the gradient of source
+    bool first_gradient = false;  // in backward order, the first to write the gradient of source (dense) or h (a GRU)
     int64_t kind = 0;             // Activation, Cell or Loss
-    double floor = 0;
-    int64_t weights = 0;   // dense and bias: offset of the stacked bias (and its gradient), in elements
-    int64_t packed = 0;    // dense: offset of the packed weights, in elements
-    int64_t gradient = 0;  // dense: offset of the weight gradient, in elements
+    Std deviation{};              // sample, divergence's prior, likelihood
+    int64_t weights = 0;          // dense and bias: offset of the stacked bias (and its gradient), in elements
+    int64_t packed = 0;           // dense: offset of the packed weights, in elements
+    int64_t gradient = 0;         // dense: offset of the weight gradient, in elements
 };
 
 // Which buffers survive from the forward to the backward launch: no others, unless told to recompute, always.
@@ -73,6 +84,8 @@ inline constexpr int64_t line = 16;
 struct Program {
     Span<Buffer> buffers;
     Span<Stage> before, scan, after;
+    int64_t states = 0;         // buffers from buffer_state on
+    int64_t cond = -1;          // the conditioning input's buffer
     int64_t packed_size = 0;    // elements of all packed weights of one direction
     int64_t bias_size = 0;      // elements of all stacked biases
     int64_t gradient_size = 0;  // elements of all weight gradients of one shard, biases behind them

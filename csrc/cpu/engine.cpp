@@ -22,25 +22,25 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     : isa_(chosen_kernels()),
       decoded_(code, constants, static_cast<int64_t>(parameters.size())),
       batch_(batch),
-      state_tensors_(vrnn::state_tensors(decoded_.program)),
       sequence_(batch),
       length_(batch, 1),
       saved_offset_(decoded_.program.buffers.size, -1),
       active_{batch, 0},
       offset_{0, batch},
       shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
-      state_(state_tensors_ * batch * hidden(), T(0)),
+      state_(state_tensors() * batch * hidden(), T(0)),
       raw_(batch * likelihood().source.width) {
     if (static_cast<Loss>(likelihood().kind) == Loss::external)
         throw std::invalid_argument("program: the likelihood is computed outside");
     const Kernels<T>& k = isa_.template kernels<T>();
     const Program& program = decoded_.program;
+    if (program.cond >= 0) throw std::invalid_argument("program: single steps take no conditioning input");
     std::iota(sequence_.begin(), sequence_.end(), 0);
     launch_.program = &program;
     launch_.steps = 1;
     launch_.batch = batch;
     launch_.shards = {&shard_, 1};
-    for (int64_t i = 0; i < state_tensors_; ++i) launch_.state[i] = launch_.final_state[i] = state(i);
+    for (int64_t i = 0; i < state_tensors(); ++i) launch_.state[i] = launch_.final_state[i] = state(i);
     launch_.saved_offset = saved_offset_.data();
     launch_.scratch_size = k.scratch_size(launch_, batch, false);
     scratch_.resize(launch_.scratch_size + line);
@@ -72,8 +72,7 @@ void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* mean, T* std) {
     for (int64_t i = 0; i < batch_; ++i) {
         const T* const row = launch_.predicted.at(0, i);
         std::copy(row, row + width, mean + i * width);
-        k.apply(Function::softplus, width, row + width, std + i * width);
-        for (int64_t j = 0; j < width; ++j) std[i * width + j] += static_cast<T>(likelihood().floor);
+        k.deviation(likelihood().deviation, width, row + width, std + i * width);
     }
 }
 

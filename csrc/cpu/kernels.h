@@ -34,8 +34,15 @@ static void apply(Function function, int64_t n, const T* x, T* y) {
 }
 
 template <class T>
+static void deviation(const Std& s, int64_t n, const T* raw, T* std) {
+    with_deviation<T>(s, [&](auto f) {
+        for_vectors<T>(n, [&](int64_t i, int64_t count) { store(std + i, f(load(raw + i, count)), count); });
+    });
+}
+
+template <class T>
 static constexpr Kernels<T> kernels() {
-    return {scratch_size<T>, pack_weights<T>, forward<T>, backward<T>, reduce<T>, apply<T>};
+    return {scratch_size<T>, pack_weights<T>, forward<T>, backward<T>, reduce<T>, apply<T>, deviation<T>};
 }
 
 }  // namespace vrnn::VRNN_ISA

@@ -15,6 +15,7 @@ struct Matrix {
     int64_t stride = 0;
     T* operator[](int64_t row) const { return data + row * stride; }
     Matrix columns(int64_t start) const { return {data + start, stride}; }
+    Matrix rows(int64_t start) const { return {data + start * stride, stride}; }
     explicit operator bool() const { return data != nullptr; }
 };
 
@@ -96,6 +97,14 @@ static void fill_rows(int64_t rows, int64_t width, const T* bias, Matrix<T> targ
         for_vectors<T>(width, [&](int64_t j, int64_t n) { store(target[i] + j, load(bias + j, n), n); });
 }
 
+template <class T>
+static void add_rows(int64_t rows, int64_t width, Matrix<T> source, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            store(target[i] + j, load(target[i] + j, n) + load(source[i] + j, n), n);
+        });
+}
+
 // total (or zeros) + the sum over rows, in four interleaved sums: less rounding, and four additions under way at a time
 template <class T>
 static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, bool from_zero, T* total) {
@@ -110,28 +119,70 @@ static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, bool from_
     });
 }
 
+// A standard deviation from its raw value, and its slope there.
+template <class T, StdKind kind>
+struct Deviation {
+    T floor, scale, shift, minimum, low, high;
+
+    explicit Deviation(const Std& s)
+        : floor(T(s.floor)),
+          scale(T(s.scale)),
+          shift(T(s.shift)),
+          minimum(T(s.minimum)),
+          low(T(s.low)),
+          high(T(s.high)) {}
+    Vec<T> operator()(Vec<T> raw) const {
+        if constexpr (kind == StdKind::plain) return softplus(raw) + floor;
+        const Vec<T> s = unbounded(argument(raw)) + floor;
+        return s < minimum ? all(minimum) : s;
+    }
+    Vec<T> slope(Vec<T> raw) const {
+        if constexpr (kind == StdKind::plain) return sigmoid(raw);
+        const Vec<T> u = argument(raw), s = kind == StdKind::softplus ? sigmoid(u) : exp(u) * scale;
+        const Vec<T> free = unbounded(u) + floor < minimum ? Vec<T>{} : s;
+        return raw < low ? Vec<T>{} : raw > high ? Vec<T>{} : free;
+    }
+
+  private:
+    Vec<T> argument(Vec<T> raw) const {
+        const Vec<T> above = raw < low ? all(low) : raw;
+        return ((above > high ? all(high) : above) + shift) * scale;
+    }
+    Vec<T> unbounded(Vec<T> u) const { return kind == StdKind::softplus ? softplus(u) / scale : exp(u); }
+};
+
+// Calls f with the deviation of a run-time kind.
+template <class T, class F>
+VRNN_INLINE void with_deviation(const Std& s, F f) {
+    switch (s.kind) {
+        case StdKind::plain: return f(Deviation<T, StdKind::plain>(s));
+        case StdKind::softplus: return f(Deviation<T, StdKind::softplus>(s));
+        case StdKind::exponential: return f(Deviation<T, StdKind::exponential>(s));
+    }
+}
+
 // q [mean | raw] (rows, 2 width); eps, std, z (rows, width)
-template <class T>
-static void sample_forward(int64_t rows, int64_t width, T floor, Matrix<T> q, Matrix<T> eps, Matrix<T> std,
+template <class T, class D>
+static void sample_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> eps, Matrix<T> std,
                            Matrix<T> z) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> s = softplus(load(q[i] + width + j, n)) + floor;
+            const Vec<T> s = deviation(load(q[i] + width + j, n));
             store(std[i] + j, s, n);
             store(z[i] + j, load(q[i] + j, n) + s * load(eps[i] + j, n), n);
         });
 }
 
 // dq [d mean | d std] -> [d mean | d raw]; dz (rows, width) is complete; deps, if given, is written
-template <class T>
-static void sample_backward(int64_t rows, int64_t width, Matrix<T> q, Matrix<T> eps, Matrix<T> std, Matrix<T> dz,
-                            Matrix<T> dq, Matrix<T> deps) {
+template <class T, class D>
+static void sample_backward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> eps, Matrix<T> std,
+                            Matrix<T> dz, Matrix<T> dq, Matrix<T> deps) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> d = load(dz[i] + j, n);
             const Vec<T> dstd = load(dq[i] + width + j, n) + d * load(eps[i] + j, n);
             store(dq[i] + j, load(dq[i] + j, n) + d, n);
-            store(dq[i] + width + j, dstd * sigmoid(load(q[i] + width + j, n)), n);
+            store(dq[i] + width + j, dstd * deviation.slope(load(q[i] + width + j, n)), n);
             if (deps) store(deps[i] + j, d * load(std[i] + j, n), n);
         });
 }
@@ -187,7 +238,7 @@ static void lstm_forward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T>
             store(g + 3 * width + j, output, n);
             if (!next_h) return;
             const Vec<T> cell = forget * load(c[k] + j, n) + input * candidate;
-            store(next_c[k] + j, cell, n);
+            if (next_c) store(next_c[k] + j, cell, n);
             store(next_h[k] + j, output * tanh(cell), n);
         });
     }
@@ -217,14 +268,22 @@ static void lstm_backward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T
     }
 }
 
-// q, p [mean | raw] (rows, 2 width); q_std, p_std (rows, width), p_std is written; kl (rows)
+// target = source; without a source, zeros
 template <class T>
-static void divergence_forward(int64_t rows, int64_t width, T floor, Matrix<T> q, Matrix<T> q_std, Matrix<T> p,
+static void copy_rows(int64_t rows, int64_t width, Matrix<T> source, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(
+            width, [&](int64_t j, int64_t n) { store(target[i] + j, source ? load(source[i] + j, n) : Vec<T>{}, n); });
+}
+
+// q, p [mean | raw] (rows, 2 width); q_std, p_std (rows, width), p_std is written; kl (rows)
+template <class T, class D>
+static void divergence_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> q_std, Matrix<T> p,
                                Matrix<T> p_std, T* kl) {
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> s = softplus(load(p[i] + width + j, n)) + floor, ratio = load(q_std[i] + j, n) / s;
+            const Vec<T> s = deviation(load(p[i] + width + j, n)), ratio = load(q_std[i] + j, n) / s;
             const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) / s;
             store(p_std[i] + j, s, n);
             Vec<T> term = T(0.5) * (ratio * ratio + distance * distance - T(1)) - log(ratio);
@@ -242,10 +301,10 @@ struct Upstream {
 };
 
 // dkl (rows), or null for zeros; dq = [d mean | d std] and dp = [d mean | d raw] (rows, 2 width) are written
-template <class T>
-static void divergence_backward(int64_t rows, int64_t width, const T* dkl, Upstream<T> on_q, Upstream<T> on_p,
-                                Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std, Matrix<T> dq,
-                                Matrix<T> dp) {
+template <class T, class D>
+static void divergence_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on_q,
+                                Upstream<T> on_p, Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std,
+                                Matrix<T> dq, Matrix<T> dp) {
     for (int64_t i = 0; i < rows; ++i) {
         const T g = dkl ? dkl[i] : T(0);
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
@@ -262,19 +321,25 @@ static void divergence_backward(int64_t rows, int64_t width, const T* dkl, Upstr
             store(dq[i] + j, q_mean, n);
             store(dq[i] + width + j, q_dev, n);
             store(dp[i] + j, p_mean, n);
-            store(dp[i] + width + j, p_dev * sigmoid(load(p[i] + width + j, n)), n);
+            store(dp[i] + width + j, p_dev * deviation.slope(load(p[i] + width + j, n)), n);
         });
     }
 }
 
-// logits, x (rows, width); nll (rows): sum softplus(logit) - x logit
+// `term` where the mask is not zero, else zero; without a mask, term
 template <class T>
-static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, T* nll) {
+VRNN_INLINE Vec<T> observed(Matrix<T> mask, int64_t row, int64_t j, int64_t n, Vec<T> term) {
+    return mask ? (load(mask[row] + j, n) == 0 ? Vec<T>{} : term) : term;
+}
+
+// logits, x (rows, width), mask as well or null; nll (rows): sum softplus(logit) - x logit
+template <class T>
+static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, Matrix<T> mask, T* nll) {
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n);
-            Vec<T> term = softplus(logit) - load(x[i] + j, n) * logit;
+            Vec<T> term = observed(mask, i, j, n, softplus(logit) - load(x[i] + j, n) * logit);
             for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
             total += term;
         });
@@ -285,25 +350,26 @@ static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Mat
 // dlogits is added to, dx (if given) as well
 template <class T>
 static void bernoulli_backward(int64_t rows, int64_t width, const T* dnll, Matrix<T> logits, Matrix<T> x,
-                               Matrix<T> dlogits, Matrix<T> dx) {
+                               Matrix<T> mask, Matrix<T> dlogits, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n), d = dnll[i] * (sigmoid(logit) - load(x[i] + j, n));
-            store(dlogits[i] + j, load(dlogits[i] + j, n) + d, n);
-            if (dx) store(dx[i] + j, load(dx[i] + j, n) - dnll[i] * logit, n);
+            store(dlogits[i] + j, load(dlogits[i] + j, n) + observed(mask, i, j, n, d), n);
+            if (dx) store(dx[i] + j, load(dx[i] + j, n) - observed<T>(mask, i, j, n, dnll[i] * logit), n);
         });
 }
 
-// raw [mean | raw std] (rows, 2 width), x (rows, width); nll (rows)
-template <class T>
-static void gaussian_forward(int64_t rows, int64_t width, T floor, Matrix<T> raw, Matrix<T> x, T* nll) {
+// raw [mean | raw std] (rows, 2 width), x (rows, width), mask as well or null; nll (rows)
+template <class T, class D>
+static void gaussian_forward(int64_t rows, int64_t width, D deviation, Matrix<T> raw, Matrix<T> x, Matrix<T> mask,
+                             T* nll) {
     const T half_log_two_pi = T(0.91893853320467274178);
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> s = softplus(load(raw[i] + width + j, n)) + floor;
+            const Vec<T> s = deviation(load(raw[i] + width + j, n));
             const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) / s;
-            Vec<T> term = T(0.5) * distance * distance + log(s) + half_log_two_pi;
+            Vec<T> term = observed<T>(mask, i, j, n, T(0.5) * distance * distance + log(s) + half_log_two_pi);
             for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
             total += term;
         });
@@ -311,17 +377,17 @@ static void gaussian_forward(int64_t rows, int64_t width, T floor, Matrix<T> raw
     }
 }
 
-template <class T>
-static void gaussian_backward(int64_t rows, int64_t width, T floor, const T* dnll, Matrix<T> raw, Matrix<T> x,
-                              Matrix<T> draw, Matrix<T> dx) {
+template <class T, class D>
+static void gaussian_backward(int64_t rows, int64_t width, D deviation, const T* dnll, Matrix<T> raw, Matrix<T> x,
+                              Matrix<T> mask, Matrix<T> draw, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> one = all<T>(1), r = load(raw[i] + width + j, n), inverse = one / (softplus(r) + floor);
+            const Vec<T> one = all<T>(1), r = load(raw[i] + width + j, n), inverse = one / deviation(r);
             const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) * inverse;
-            const Vec<T> pull = dnll[i] * distance * inverse;
-            const Vec<T> dstd = dnll[i] * inverse * (one - distance * distance);
+            const Vec<T> pull = observed<T>(mask, i, j, n, dnll[i] * distance * inverse);
+            const Vec<T> dstd = observed<T>(mask, i, j, n, dnll[i] * inverse * (one - distance * distance));
             store(draw[i] + j, load(draw[i] + j, n) - pull, n);
-            store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * sigmoid(r), n);
+            store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * deviation.slope(r), n);
             if (dx) store(dx[i] + j, load(dx[i] + j, n) + pull, n);
         });
 }

@@ -46,12 +46,16 @@ class Executor(Protocol):
         lengths: Tensor | None,
         state: tuple[Tensor, ...],
         *,
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
         recompute: bool,
         want_prior: bool,
         want_raw: bool,
     ) -> SequenceResult:
         """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
-        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors."""
+        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors, cond (T, B, C) where the spec
+        has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood."""
 
     def step(
         self,
@@ -61,10 +65,11 @@ class Executor(Protocol):
         eps: Tensor,
         state: tuple[Tensor, ...],
         *,
+        cond: Tensor | None = None,
         recompute: bool,
         want_raw: bool,
     ) -> StepResult:
-        """Run one time step: x (B, X) and eps (B, Z) of any strides, state of (1, B, H) tensors."""
+        """Run one time step: x (B, X), eps (B, Z), cond (B, C) of any strides, state of (num_layers, B, H) tensors."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference)

@@ -12,6 +12,7 @@ from .. import ops
 from ..layout import Reading
 from ..partition import (
     Activate,
+    Add,
     Bias,
     Block,
     Dense,
@@ -25,7 +26,7 @@ from ..partition import (
     Term,
     partition,
 )
-from ..spec import ACTIVATIONS, CellSpec
+from ..spec import ACTIVATIONS, CellSpec, Std
 from .reference import step_of_run
 from .result import SequenceResult, StepResult
 
@@ -37,10 +38,11 @@ verified = (
 
 _LINE = 16  # elements; csrc/core/program.h
 _ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
-_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Sample, Recur, Divergence, Likelihood)
-_CELLS = ("gru", "lstm")
+_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Add, Sample, Recur, Divergence, Likelihood)
+_CELLS = ("gru", "lstm", "rnn")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
-_FORMAT = 3  # of the code and of what forward saves: compiled graphs are cached by it
+_LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
+_FORMAT = 6  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 def unavailable() -> str | None:
@@ -70,6 +72,9 @@ def run(
     lengths: Tensor | None,
     state: tuple[Tensor, ...],
     *,
+    cond: Tensor | None = None,
+    resets: Tensor | None = None,
+    mask: Tensor | None = None,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
@@ -83,6 +88,9 @@ def run(
             eps.float(),
             lengths,
             tuple(s.float() for s in state),
+            cond=None if cond is None else cond.float(),
+            resets=resets,
+            mask=mask,
             recompute=recompute,
             want_prior=want_prior,
             want_raw=want_raw,
@@ -91,14 +99,17 @@ def run(
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec)
-        if isinstance(parameters, Reading) and not _wants_grad(x, eps, state, parameters):
+        if isinstance(parameters, Reading) and not _wants_grad(x, eps, cond, state, parameters):
             packed = parameters.once(_pack, spec)
     out = ops.forward(
         program_of(spec),
         number,
         x,
         eps,
+        cond,
         lengths,
+        resets,
+        mask,
         state,
         parameters,
         packed,
@@ -122,12 +133,15 @@ def step(
     eps: Tensor,
     state: tuple[Tensor, ...],
     *,
+    cond: Tensor | None = None,
     recompute: bool,
     want_raw: bool,
 ) -> StepResult:
-    """See :class:`vrnn_fast.executors.Executor`. Without gradients it is one call, on weights that were packed once."""
-    if not isinstance(parameters, Reading) or x.dtype == torch.bfloat16 or _wants_grad(x, eps, state, parameters):
-        return step_of_run(run, spec, parameters, x, eps, state, recompute=recompute, want_raw=want_raw)
+    """See :class:`vrnn_fast.executors.Executor`. Without gradients, a cell of one layer steps in one call, on
+    weights that were packed once."""
+    plain = spec.num_layers == 1 and spec.latent_size > 0 and cond is None and x.dtype != torch.bfloat16
+    if not plain or not isinstance(parameters, Reading) or _wants_grad(x, eps, cond, state, parameters):
+        return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
     nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec), x, eps, state, want_raw)
     return StepResult(nll, kl, raw if want_raw else None, predicted, after)
 
@@ -136,8 +150,10 @@ def _pack(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
     return ops.Packed(_number(spec), parameters)
 
 
-def _wants_grad(x: Tensor, eps: Tensor, state: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and ops.wanted(x, eps, *state, *parameters)
+def _wants_grad(
+    x: Tensor, eps: Tensor, cond: Tensor | None, state: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> bool:
+    return torch.is_grad_enabled() and ops.wanted(x, eps, cond, *state, *parameters)
 
 
 @lru_cache(maxsize=256)
@@ -181,6 +197,14 @@ def encode(spec: CellSpec) -> ops.Program:
         constants.append(value)
         return len(constants) - 1
 
+    def transform(std: Std) -> Iterator[int]:
+        yield 0 if std.plain else 1 if std.kind == "softplus" else 2
+        yield constant(std.floor)
+        if not std.plain:
+            scale = 0.5 if std.kind == "log_variance" else std.beta
+            for value in (scale, std.shift, std.minimum, max(std.low, -_LARGEST), min(std.high, _LARGEST)):
+                yield constant(value)
+
     def integers(stage: Stage) -> Iterator[int]:
         yield _OPS.index(type(stage))
         match stage:
@@ -191,19 +215,22 @@ def encode(spec: CellSpec) -> ops.Program:
                 yield from weights(stage, stage.blocks, stage.bias)
             case Activate():
                 yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
+            case Add():
+                yield from slices(stage.source, stage.target)
             case Sample():
-                yield from (*slices(stage.source, stage.std, stage.z), constant(stage.floor))
+                yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
             case Recur():
-                yield from (_CELLS.index(stage.cell), *slices(stage.gates))
-                if stage.candidate is not None:
-                    yield from slices(stage.candidate)
+                yield from (_CELLS.index(stage.cell), *slices(stage.gates, stage.h))
+                for part in (stage.candidate, stage.c, stage.output):
+                    yield part is not None
+                    yield from slices(*(() if part is None else (part,)))
             case Divergence():
                 yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
-                yield constant(stage.floor)
+                yield from transform(stage.transform)
             case Likelihood():
-                yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), constant(stage.floor))
+                yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), *transform(stage.transform))
 
-    code = [_FORMAT, spec.output_size, len(program.buffers)]
+    code = [_FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
     for b in program.buffers:
         code += [b.width, stride(b.width), int(b.keep)]
     code += [len(program.before), len(program.scan), len(program.after)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..spec import Fused
+from ..spec import Fused, Std
 
 
 class Likelihood:
@@ -26,7 +26,7 @@ class Likelihood:
     """
 
     fused: ClassVar[Fused] = "external"
-    min_std: float = 0.0  # of the fused Gaussian
+    output_std: Std = Std(floor=0.0)  # of the fused Gaussian
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,6 +70,18 @@ class Likelihood:
 def softplus(raw: Tensor) -> Tensor:
     """log(1 + exp(raw)), exact to rounding in float64 as well (torch's default turns linear at 20 already)."""
     return F.softplus(raw, threshold=40.0)
+
+
+def standard_deviation(std: Std, raw: Tensor) -> Tensor:
+    """The standard deviation that a raw output stands for, of the same shape."""
+    if not std.plain:
+        u = raw.clamp(std.low, std.high) + std.shift
+        if std.kind == "softplus":
+            s = softplus(std.beta * u) / std.beta
+        else:
+            s = torch.exp(0.5 * u if std.kind == "log_variance" else u)
+        return (s + std.floor).clamp(min=std.minimum)
+    return softplus(raw) + std.floor
 
 
 def positive(name: str, value: object, *, zero: bool = False) -> float:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Likelihood, feature_count, positive, softplus, standard_normal
+from ..spec import Std, StdKind
+from .base import Likelihood, feature_count, positive, standard_deviation, standard_normal
 
 
 class MeanStd(NamedTuple):
@@ -19,52 +20,55 @@ class MeanStd(NamedTuple):
     std: Tensor
 
 
-def gaussian_parameters(raw: Tensor, min_std: float) -> MeanStd:
-    """Split [mean | raw std] along the last dimension; std = softplus(raw std) + min_std."""
+def gaussian_parameters(raw: Tensor, std: Std) -> MeanStd:
+    """Split [mean | raw std] along the last dimension and transform the second half."""
     mean, raw_std = raw.chunk(2, dim=-1)
-    return MeanStd(mean, softplus(raw_std) + min_std)
+    return MeanStd(mean, standard_deviation(std, raw_std))
 
 
-def gaussian_log_prob(raw: Tensor, x: Tensor, min_std: float) -> Tensor:
+def gaussian_log_prob(raw: Tensor, x: Tensor, transform: Std) -> Tensor:
     """log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
-    mean, std = gaussian_parameters(raw, min_std)
+    mean, std = gaussian_parameters(raw, transform)
     return -(0.5 * ((x - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(eq=False)
 class Gaussian(Likelihood):
-    """Independent Gaussian features, std = softplus(raw std) + ``min_std``.
+    """Independent Gaussian features, std = softplus(raw std) + ``min_std``, or by another transform.
 
     The floor is in the units of x. It bounds the density of data that the model could reproduce exactly, where a
-    free standard deviation would run to zero and the bound to infinity.
+    free standard deviation would run to zero and the bound to infinity. ``std`` is ``"softplus"``, ``"log_std"`` or
+    ``"log_variance"``, each with that floor, or a :class:`~vrnn_fast.Std`, which brings its own.
 
     Raises:
-        ValueError: min_std is not a positive number.
+        ValueError: min_std is not a positive number, or std no such name.
     """
 
     fused = "gaussian"
     min_std: float = 1e-3
+    std: StdKind | Std = "softplus"
 
     def __post_init__(self) -> None:
         self.min_std = positive("min_std", self.min_std)
+        self.output_std = self.std if isinstance(self.std, Std) else Std(self.std, floor=self.min_std)
 
     def heads(self, features: int) -> dict[str, int]:
         return {"dec_mean": features, "dec_std.0": features}
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         feature_count(raw, x, each=2)
-        return gaussian_log_prob(raw, x, self.min_std)
+        return gaussian_log_prob(raw, x, self.output_std)
 
     def prediction(self, raw: Tensor) -> MeanStd:
-        return gaussian_parameters(raw, self.min_std)
+        return gaussian_parameters(raw, self.output_std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """mean + temperature * std * noise."""
-        mean, std = gaussian_parameters(raw, self.min_std)
+        mean, std = gaussian_parameters(raw, self.output_std)
         return mean + temperature * std * standard_normal(mean, generator)
 
     def mean(self, raw: Tensor) -> Tensor:
-        return gaussian_parameters(raw, self.min_std).mean
+        return gaussian_parameters(raw, self.output_std).mean
 
 
 @dataclass(eq=False)
