@@ -218,9 +218,14 @@ def test_strides_of_either_layout() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, recompute: bool) -> None:
+@pytest.mark.parametrize("member", [None, "all at once", "packed deep heads", "no z, the rest"])
+def test_every_element_is_written_and_none_is_read_before(
+    isa: str, cell: str, recompute: bool, member: str | None
+) -> None:
     """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show."""
-    problem = Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED)
+    sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": cell}
+    spec = CellSpec(**sizes, **DEEP) if member is None else CellSpec(**{**sizes, **DEEP, **FAMILY[member]})
+    problem = Problem.draw(spec, 7, 5, RAGGED, resets=member is not None, mask=member is not None)
     expected = problem.run(cpu, torch.float32, recompute=recompute)
     torch.use_deterministic_algorithms(True)
     try:
