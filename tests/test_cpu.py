@@ -102,6 +102,13 @@ def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias
 
 
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+ORDERS = (
+    ("encoder", ("h", "phi_x", "cond")),
+    ("prior", ("h", "cond")),
+    ("decoder", ("h", "phi_z", "cond")),
+    ("cell", ("cond", "phi_z", "phi_x")),
+)
+OWN = (("phi_x", "leaky_relu"), ("phi_z", "elu"), ("encoder", "tanh"), ("prior", "identity"))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 FAMILY: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2},
@@ -114,6 +121,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "conditioned encoder": {"cond_size": 2, "cond_to": ("encoder",)},
     "conditioned cell": {"cond_size": 2, "cond_to": ("cell",)},
     "conditioned residual": {"cond_size": 2, "residual": True},
+    "other columns": {"cond_size": 2, "cond_to": EVERYWHERE, "columns": ORDERS, "residual": True},
+    "activations of their own": {"activations": OWN, "head_layers": (4,)},
     "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},
