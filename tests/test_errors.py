@@ -278,6 +278,18 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
         "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
     ),
+    "columns": (
+        lambda: VRNN(X, H, Z, columns={"encoder": ("h", "x")}),
+        "columns of encoder must be h, phi_x in some order, got ('h', 'x')",
+    ),
+    "columns of a net of one": (
+        lambda: VRNN(X, H, Z, columns={"phi_x": ("x",)}),
+        "columns may order those of encoder, prior, decoder and cell, got 'phi_x'",
+    ),
+    "activations": (
+        lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
+        "identity for each of phi_x, phi_z, encoder, prior, decoder, got 'tanh' for 'cell'",
+    ),
     "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
     "nonlinearity": (

@@ -121,7 +121,10 @@ class VRNN(nn.Module):
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
         cond_to: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first in
             prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
-        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
+        columns: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
+            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
+            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``.
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
@@ -157,7 +160,8 @@ class VRNN(nn.Module):
         encoder: Widths = None,
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
-        activation: Activation = "relu",
+        columns: Mapping[str, Sequence[str]] | None = None,
+        activation: Activation | Mapping[str, Activation] = "relu",
         head_layers: Sequence[int] = (),
         packed_heads: bool = False,
         cond_size: int = 0,
@@ -192,7 +196,9 @@ class VRNN(nn.Module):
             encoder=_widths("encoder", encoder, of_z * 2),
             prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
-            activation=activation,
+            activation="relu" if isinstance(activation, Mapping) else activation,
+            activations=tuple(activation.items()) if isinstance(activation, Mapping) else (),
+            columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
             head_layers=_widths("head_layers", head_layers, ()),
             packed_heads=packed_heads,
             residual=residual,

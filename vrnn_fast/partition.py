@@ -213,18 +213,18 @@ class _Draft:
     def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
         """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
         heads side by side in ``buffer``, or its last hidden layer's."""
-        network = self.spec.network(name)
+        network, activation = self.spec.network(name), self.spec.activation_of(name)
         stages: list[Stage] = []
 
         def dense(layer: Layer, source: Slice, target: Slice) -> None:
             stages.append(Dense(source, target, _columns((layer,), 0), _biases((layer,))))
 
         if network.hidden:
-            stages.append(Activate(last, self.spec.activation))
+            stages.append(Activate(last, activation))
             for i, layer in enumerate(network.hidden[1:], start=1):
                 target = self.buffer(f"{buffer}.{i}", layer.outputs, keep)
                 dense(layer, last, target)
-                stages.append(Activate(target, self.spec.activation))
+                stages.append(Activate(target, activation))
                 last = target
             if not network.heads:
                 return stages, last
@@ -234,7 +234,7 @@ class _Draft:
             stages.append(Dense(last, target, _columns(tops, 0), _biases(tops)))
             last = target
         for i in range(1, 1 + len(self.spec.head_layers)):
-            stages.append(Activate(last, self.spec.activation))
+            stages.append(Activate(last, activation))
             layers = [head[i] for head in network.heads]
             place = f"{buffer}.heads.{i}" if i < len(self.spec.head_layers) else buffer
             target = self.buffer(place, sum(layer.outputs for layer in layers), keep)
