@@ -278,6 +278,14 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
         "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
     ),
+    "cond_to nobody": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=()),
+        "cond_to must name who reads the conditioning input, got ()",
+    ),
+    "cond_to a prior of no parameters": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("prior",), prior="standard_normal"),
+        "cond_to must name who reads the conditioning input, got ('prior',)",
+    ),
     "columns": (
         lambda: VRNN(X, H, Z, columns={"encoder": ("h", "x")}),
         "columns of encoder must be h, phi_x in some order, got ('h', 'x')",

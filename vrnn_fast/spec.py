@@ -228,6 +228,8 @@ class CellSpec:
         for name, width in self.decoder_heads:
             if not isinstance(width, int) or isinstance(width, bool) or width < 1:
                 raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
+        if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_to):
+            raise ValueError(f"cond_to must name who reads the conditioning input, got {self.cond_to!r}")
         widths = [width for _, width in self.decoder_heads]
         expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
         if expected and widths != expected:
