@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -436,6 +437,30 @@ class VRNN(nn.Module):
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
         return tuple(checks.tensor(f"state[{i}]", s, shape, like)[0] for i, s in enumerate(state))
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any] | str | PathLike[str], layout: str | Mapping[str, Any] = "auto", **arguments: Any
+    ) -> VRNN:
+        """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
+
+        Names and shapes do not tell which activation a model had, nor always what its output means: pass
+        ``activation=`` or ``likelihood=`` where they were not those of the layout.
+
+        Args:
+            state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
+                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. Prefixes
+                ``module.`` go, and a dictionary with a state dict among other things is searched for it.
+            layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
+            arguments: of the module, instead of those that follow from the checkpoint.
+
+        Raises:
+            LayoutError: it is of no known layout, or of one with parts that cannot be run; the message says what was
+                looked for and what was found.
+        """
+        from .compat.checkpoint import from_state_dict
+
+        return from_state_dict(state, layout, arguments)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.

@@ -1,0 +1,176 @@
+"""The module that stands in for a foreign one: its class, its attributes, its very parameters, and one launch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, executors
+from ..layout import Slot, gather
+from ..model import _full_precision
+from .base import Layout, Objective, Run
+from .reading import LayoutError, Structure
+from .tree import mirror, slots
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a foreign model runs: all that :class:`Accelerated` needs beside its parameters.
+
+    Attributes:
+        arguments: the names of forward's parameters; the first is x.
+        noise: the dtype in which the original draws, or None for that of the parameters.
+    """
+
+    layout: Layout
+    structure: Structure
+    objective: Objective
+    mend: frozenset[str]
+    backend: str
+    arguments: tuple[str, ...]
+    noise: torch.dtype | None = None
+
+
+class Accelerated(nn.Module):
+    """The first base of every class that :func:`build` makes; the second is the original's class."""
+
+    _plan: Plan
+    _slots: tuple[Slot, ...]
+
+    def extra_repr(self) -> str:
+        return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structure.spec}"
+
+
+def build(model: nn.Module, plan: Plan) -> nn.Module:
+    """The module that computes what ``model`` computes by ``plan``, over the same parameters."""
+    original = type(model)
+
+    @wraps(original.forward)
+    def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        return _run(self, args, kwargs)
+
+    fast = mirror(model)
+    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
+    vars(fast).update(_plan=plan, _slots=slots(fast, plan.structure.names))
+    return fast
+
+
+def argument_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of a module's forward.
+
+    Raises:
+        LayoutError: it takes none, or any.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not parameters or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise LayoutError(f"forward must take x by a name, found forward{inspect.signature(model.forward)}")
+    return tuple(p.name for p in parameters)
+
+
+def _bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """x out of a call's arguments."""
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    extra = [name for name in given if name != names[0]]
+    if len(args) > len(names) or extra or names[0] not in given:
+        came = f"{len(args)} arguments and {', '.join(kwargs) or 'no keywords'}"
+        raise TypeError(f"an accelerated forward takes {names[0]} alone, got {came}")
+    return given[names[0]]
+
+
+def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    plan = self._plan
+    spec, objective = plan.structure.spec, plan.objective
+    parameters = gather(self, self._slots)
+    like = parameters[0]
+    name = plan.arguments[0]
+    sizes = (("B", None), ("T", None)) if plan.layout.batch_first else (("T", None), ("B", None))
+    x = checks.tensor(name, _bind(plan.arguments, args, kwargs), (*sizes, ("X", spec.input_size)), like)
+    if plan.layout.batch_first:
+        x = x.transpose(0, 1)
+    steps, batch = x.shape[0], x.shape[1]
+    eps = x.new_empty((steps, batch, spec.latent_size), dtype=plan.noise)
+    for t in range(steps):
+        objective.noise(eps[t], plan.mend)
+    start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
+    doors = Doors(plan.structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    executor = executors.choose(plan.backend, spec, x, stacklevel=6)
+    with _full_precision(like.device):
+        result = executor.run(
+            spec,
+            parameters if doors is None else doors.behind(parameters),
+            x,
+            eps.to(x.dtype),
+            None,
+            start,
+            recompute=False,
+            want_prior=True,
+            want_raw=True,
+        )
+        fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
+        widths = [width for _, width in spec.decoder_heads]
+        fields |= dict(zip(plan.structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
+        if doors is not None:
+            fields = doors.through(fields)
+        heads = tuple(fields[h] for h in plan.structure.heads)
+        run = Run(x, result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"], heads, result.state)
+        return objective.output(run, plan.mend)
+
+
+class Doors:
+    """Which results of one run a gradient has come through.
+
+    A launch gives every parameter a gradient, zero where none came. An original leaves that of a network whose result
+    is not used at None, and an optimiser with weight decay knows the difference.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.opened: set[str] = set()
+        spec, heads = structure.spec, structure.heads
+        prior, decoder = spec.network("prior"), spec.network("decoder")
+        groups = {layer.prefix: {"prior_mean", "prior_std"} for layer in prior.hidden}
+        groups |= {layer.prefix: {field} for layer, field in zip(prior.heads, ("prior_mean", "prior_std"), strict=True)}
+        groups |= {layer.prefix: set(heads) for layer in decoder.hidden}
+        groups |= {layer.prefix: {head} for layer, head in zip(decoder.heads, heads, strict=True)}
+        self.groups = [groups.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
+
+    def behind(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Parameters that get a gradient only if one came through a door that leads to them."""
+        return [
+            p if fields is None else _Behind.apply(self.opened, fields, p)  # type: ignore[no-untyped-call]
+            for p, fields in zip(parameters, self.groups, strict=True)
+        ]
+
+    def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The results, each behind a door of its own."""
+        return {name: _Door.apply(self.opened, name, t) for name, t in fields.items()}  # type: ignore[no-untyped-call]
+
+
+class _Door(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, opened: set[str], name: str, tensor: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.opened, ctx.name = opened, name
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, Tensor | None]:
+        if gradient is not None:
+            ctx.opened.add(ctx.name)
+        return None, None, gradient
+
+
+class _Behind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, opened: set[str], fields: set[str], parameter: Tensor) -> Tensor:
+        ctx.opened, ctx.fields = opened, fields
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor | None]:
+        return None, None, gradient if ctx.opened & ctx.fields else None

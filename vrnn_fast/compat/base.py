@@ -1,0 +1,131 @@
+"""What a layout says of a foreign model: its names, its noise, its objective, and their faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..spec import Activation, CellSpec, Std
+from .reading import Roles, Shapes, Structure, read
+
+
+class Fault(NamedTuple):
+    """A known fault of a foreign model: what is wrong, and whether it yields no number at all. Those are always
+    mended."""
+
+    text: str
+    no_number: bool = False
+
+
+class Run(NamedTuple):
+    """One run over a batch of sequences.
+
+    Attributes:
+        x: (T, B, X) the input.
+        z: (T, B, Z) the latent sample.
+        mean, std: (T, B, Z) of the posterior.
+        prior_mean, prior_std: (T, B, Z) of the prior.
+        heads: the decoder's heads before any transform, (T, B, .) each.
+        state: (B, H) tensors after the last step: h, for an LSTM h and c.
+    """
+
+    x: Tensor
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    heads: tuple[Tensor, ...]
+    state: tuple[Tensor, ...]
+
+
+class Objective:
+    """What a foreign model makes of a run, and of chance."""
+
+    faults: ClassVar[Mapping[str, Fault]] = {}
+
+    def example(self, spec: CellSpec, steps: int, batch: int) -> Tensor:
+        """Some x (T, B, X) that the model is meant for."""
+        return torch.rand(steps, batch, spec.input_size)
+
+    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
+        """Fill (B, Z) with the noise of one time step, by the same draws as the original's."""
+        out.normal_()
+
+    def repaired(self) -> AbstractContextManager[None]:
+        """What the original needs around it to yield a number at all."""
+        return nullcontext()
+
+    def output(self, run: Run, mend: frozenset[str]) -> Any:
+        """What the original's forward returns, with the faults that ``mend`` names mended."""
+        raise NotImplementedError
+
+
+_STD = Std(floor=0.0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A foreign layout.
+
+    Attributes:
+        name: how ``layout=`` calls it.
+        title: what it is, in words.
+        roles: which sub-module plays which part.
+        optional: those of the decoder's heads that some copies lack.
+        batch_first: whether x is (B, T, X).
+        activation: after hidden layers, where the modules do not tell.
+        std: of posterior and prior.
+    """
+
+    name: str
+    title: str
+    roles: Roles
+    optional: tuple[str, ...] = ()
+    batch_first: bool = False
+    activation: Activation = "relu"
+    std: Std = _STD
+
+    def __str__(self) -> str:
+        return f"layout {self.name} ({self.title})"
+
+    def missing(self, shapes: Shapes) -> list[str]:
+        """The paths that this layout looks for and a model of these shapes does not have."""
+        return [p for p in self.roles.paths() if p not in self.optional and not _holds(shapes, p)]
+
+    def structure(self, shapes: Shapes, activation: Activation | None = None) -> Structure:
+        """Read a model of this layout by names and shapes.
+
+        Raises:
+            LayoutError: something is missing, or has another shape than its role asks for.
+        """
+        heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
+        return read(shapes, replace(self.roles, decoder_heads=heads), activation or self.activation, self.std)
+
+    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+        """What the original may compute, likeliest first; the proof takes the first that it does compute."""
+        raise NotImplementedError
+
+    def arguments(self, structure: Structure) -> dict[str, Any]:
+        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout."""
+        raise NotImplementedError
+
+
+def _holds(shapes: Shapes, path: str) -> bool:
+    return any(name.startswith(f"{path}.") for name in shapes)
+
+
+def steps_of(tensor: Tensor) -> list[Tensor]:
+    """(T, B, .) as a list of T tensors (B, .)."""
+    return list(tensor.unbind(0))
+
+
+def std_of(raw: Tensor) -> Tensor:
+    """As ``nn.Softplus`` computes it."""
+    return F.softplus(raw)
