@@ -55,9 +55,10 @@ class EagerVRNN(nn.Module):
         phi_x: tuple[int, ...] = (),
         phi_z: tuple[int, ...] = (),
         encoder: tuple[int, ...] = (),
-        prior: tuple[int, ...] = (),
+        prior: tuple[int, ...] | str = (),
         decoder: tuple[int, ...] = (),
         activation: str = "relu",
+        residual: bool = False,
         likelihood: str = "bernoulli",
         min_std: float = 1e-3,
         latent_floor: float = 1e-6,
@@ -66,7 +67,7 @@ class EagerVRNN(nn.Module):
     ) -> None:
         super().__init__()
         self.cell, self.likelihood = cell, likelihood
-        self.h, self.z = h, z
+        self.h, self.z, self.residual = h, z, residual
         softplus = nn.Softplus(threshold=100)
         self.latent_std = latent_std or (lambda raw: softplus(raw) + latent_floor)
         self.output_std = output_std or (lambda raw: softplus(raw) + min_std)
@@ -74,8 +75,10 @@ class EagerVRNN(nn.Module):
         self.phi_z, fz = _stack(z, phi_z, activation)
         self.enc, e = _stack(fx + h, encoder, activation)
         self.enc_mean, self.enc_std = nn.Linear(e, z), nn.Sequential(nn.Linear(e, z))
-        self.prior, p = _stack(h, prior, activation)
-        self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z))
+        self.learned_prior = not isinstance(prior, str)
+        self.prior, p = _stack(h, () if isinstance(prior, str) else prior, activation)
+        if self.learned_prior:
+            self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z))
         self.dec, d = _stack(fz + h, decoder, activation)
         if likelihood == "bernoulli":
             self.dec_mean = nn.Sequential(nn.Linear(d, x), nn.Sigmoid())
@@ -95,9 +98,11 @@ class EagerVRNN(nn.Module):
             h = state[0]
             fx = self.phi_x(x_t)
             e = self.enc(torch.cat([fx, h], 1))
-            q = Normal(self.enc_mean(e), self.latent_std(self.enc_std(e)))
-            r = self.prior(h)
-            p = Normal(self.prior_mean(r), self.latent_std(self.prior_std(r)))
+            p = Normal(x.new_zeros(batch, self.z), x.new_ones(batch, self.z))
+            if self.learned_prior:
+                r = self.prior(h)
+                p = Normal(self.prior_mean(r), self.latent_std(self.prior_std(r)))
+            q = Normal(self.enc_mean(e) + (p.loc if self.residual else 0), self.latent_std(self.enc_std(e)))
             z = q.loc + q.scale * eps_t
             fz = self.phi_z(z)
             d = self.dec(torch.cat([fz, h], 1))

@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from foreign import copied, own
+from foreign import copied, dynamical, own
 from replay import Record, Replay
 from vrnn_fast import LayoutError, ProofError, accelerate, backends
 from vrnn_fast.compat import Run
@@ -50,6 +50,10 @@ def real() -> Tensor:
 
 def both(output: Any) -> Tensor:
     return output[0] + output[1]
+
+
+def squares(output: Tensor) -> Tensor:
+    return output.square().sum()
 
 
 def one_layer_nets() -> nn.Module:
@@ -91,6 +95,10 @@ CASES = {
     "E with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
     "E with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
     "E with other depths": Case(one_layer_nets, binary, both),
+    "D": Case(lambda: dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9), real, squares),
+    "D without hidden layers": Case(
+        lambda: dynamical.VRNN(6, 4, "relu", (), (), (), (), (), 9, exponential=True), real, squares
+    ),
     "a mapping": Case(lambda: own.SequenceModel(6, 9, 4), binary, lambda output: output["loss"], {"layout": OWN}),
 }
 
@@ -362,6 +370,25 @@ def test_mended_losses_are_the_exact_ones(gaussian: bool) -> None:
         one, p = fast(x[:1]), model.prior(torch.zeros(5, 9))  # what the prior reads at the first step is known
         exact = kl_divergence(Normal(one[2][0][0], one[2][1][0]), Normal(model.prior_mean(p), model.prior_std(p)))
         torch.testing.assert_close(one[0], exact.sum())
+
+
+def test_the_loss_of_d_reads_what_its_forward_left() -> None:
+    model = dynamical.VRNN(6, 4, dim_RNN=9)
+    fast, x = accelerate(model), torch.rand(7, 5, 6)
+    found = []
+    for module in (model, fast):
+        torch.manual_seed(0)
+        found.append(module.loss(x, module(x)))
+    torch.testing.assert_close(*found)
+    assert "z_mean" in vars(fast)
+    accelerate(model)  # which holds the results of its last run
+
+
+def test_a_fault_outside_of_forward_is_told_and_cannot_be_mended() -> None:
+    with pytest.warns(UserWarning, match=r"kl: its KL drops the -1, .* \(outside of forward, kept\)"):
+        accelerate(dynamical.VRNN(6, 4, dim_RNN=9))
+    with pytest.raises(ValueError, match="mend may hold nothing for layout D"):
+        accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))
 
 
 # --- refusals

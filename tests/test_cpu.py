@@ -81,6 +81,17 @@ def test_every_standard_deviation(isa: str, dtype: torch.dtype, std: Std) -> Non
         assert_obeys_the_law(spec, 6, 4, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.parametrize("prior", [{"residual": True}, {"prior": None}], ids=["residual", "standard normal"])
+@pytest.mark.parametrize("nets", [{}, DEEP], ids=["flat", "deep"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_every_prior(
+    isa: str, dtype: torch.dtype, cell: str, nets: dict[str, object], prior: dict[str, object]
+) -> None:
+    for recompute in (False, True):
+        spec = CellSpec(5, 19, 3, cell=cell, **(nets | prior))
+        assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("network", ["phi_x", "phi_z", "encoder", "prior", "decoder"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -277,7 +288,7 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 3"),
+        ([99, *program.code[1:]], "reads format 4"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):

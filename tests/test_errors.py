@@ -278,6 +278,10 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "std beta": (lambda: Std(beta=0), "std's beta must be a number > 0, and 1 without a softplus, got 0"),
     "std beta of exp": (lambda: Std("log_std", beta=2), "std's beta must be a number > 0, and 1 without a softplus"),
     "std clamp": (lambda: Std(low=2, high=1), "std's low must be a number below high, got 2 and 1"),
+    "residual": (
+        lambda: VRNN(X, H, Z, residual=True, prior="standard_normal"),
+        "residual adds the prior's mean, and that of a standard normal prior is zero",
+    ),
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (lambda: VRNN(X, H, Z, backend="tpu"), "backend must be one of auto, cpu, reference, got 'tpu'"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from foreign import copied, own
+from foreign import copied, dynamical, own
 from vrnn_fast import VRNN, GaussianMixture, LayoutError, cli
 from vrnn_fast.spec import Std
 
@@ -107,6 +107,21 @@ def test_a_mapping() -> None:
     torch.manual_seed(0)
     logits = theirs(x)["logits"]
     torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, torch.sigmoid(logits))
+
+
+def test_d(tmp_path: Path) -> None:
+    theirs = dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9)
+    torch.save(theirs.state_dict(), tmp_path / "d.pt")
+    with pytest.warns(UserWarning, match="hidden layers are taken as tanh and the output as log variances"):
+        ours = VRNN.from_state_dict(tmp_path / "d.pt")
+    x, eps = torch.rand(7, 5, 6), torch.randn(7, 5, 4)
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
+    torch.manual_seed(0)
+    y = theirs(x)
+    out = ours(x, eps=eps)
+    torch.testing.assert_close(out.posterior.mean, theirs.z_mean)
+    torch.testing.assert_close((out.nll.sum() + out.kl.sum()), theirs.loss(x, y) - 7 * 5 * 4 / 2)
 
 
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_every_standard_deviation_equals_its_formula(std: Std, formula: Callable
     _same(ours, eager, None, "gaussian")
 
 
+@pytest.mark.parametrize("nets", ["none", "two"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_residual_posteriors_and_standard_normal_priors_equal_the_module_loop(nets: str, cell: str) -> None:
+    for lengths in (None, torch.tensor([6, 0, 3, 1])):
+        _same(*_pair(cell=cell, residual=True, **NETS[nets]), lengths, "bernoulli")
+        _same(*_pair(cell=cell, **(NETS[nets] | {"prior": "standard_normal"})), lengths, "bernoulli")
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_activation_equals_the_module_loop(activation: str, bias: bool) -> None:

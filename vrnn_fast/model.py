@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -107,8 +107,10 @@ class VRNN(nn.Module):
         bias: whether the recurrent cell has biases. All other layers always have one.
         phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
-            two layers, one, two, one and two, each ``hidden_size`` wide.
+            two layers, one, two, one and two, each ``hidden_size`` wide. A ``prior`` may also be ``"standard_normal"``,
+            N(0, 1) whatever h is (VRNN-I of the paper): it has no parameters.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
+        residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
@@ -140,9 +142,10 @@ class VRNN(nn.Module):
         phi_x: Widths = None,
         phi_z: Widths = None,
         encoder: Widths = None,
-        prior: Widths = None,
+        prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
         activation: Activation = "relu",
+        residual: bool = False,
         std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
         batch_first: bool = False,
@@ -169,9 +172,10 @@ class VRNN(nn.Module):
             phi_x=_widths("phi_x", phi_x, (h, h)),
             phi_z=_widths("phi_z", phi_z, (h,)),
             encoder=_widths("encoder", encoder, (h, h)),
-            prior=_widths("prior", prior, (h,)),
+            prior=None if prior == "standard_normal" else _widths("prior", prior, (h,)),
             decoder=_widths("decoder", decoder, (h, h)),
             activation=activation,
+            residual=residual,
             std=std if isinstance(std, Std) else Std(std),
             likelihood=self.likelihood.fused,
             decoder_heads=_heads(self.likelihood, input_size),

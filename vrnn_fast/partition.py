@@ -1,8 +1,9 @@
 """The one idea: cut the cell in three, so that only what is truly sequential runs step by step.
 
 ``before`` depends on x alone and ``after`` on x, z and h_{t-1} once they are known: both are dense passes over all
-T*B rows. ``scan`` is the chain h_{t-1} -> posterior -> z -> cell -> h_t. Each part is a list of stages over named
-buffers; an executor that can run a stage, and its gradient, runs every cell that can be described.
+T*B rows. ``scan`` is the chain h_{t-1} -> posterior -> z -> cell -> h_t, which the prior joins where the posterior's
+mean starts from its own. Each part is a list of stages over named buffers; an executor that can run a stage, and its
+gradient, runs every cell that can be described.
 
 The first layers of encoder and cell are split by columns. All that they add up, for one time step and one row,
 lives side by side in the buffer ``pre``, in an order in which each of the three products writes one contiguous slice::
@@ -82,6 +83,14 @@ class Activate:
 
 
 @dataclass(frozen=True)
+class Add:
+    """target = target + source, in place."""
+
+    source: Slice
+    target: Slice
+
+
+@dataclass(frozen=True)
 class Sample:
     """std = transform(raw); z = mean + std * eps, where source holds [mean | raw] (Chung et al., eq. 9)."""
 
@@ -123,7 +132,7 @@ class Likelihood:
     transform: Std
 
 
-Stage: TypeAlias = Bias | Dense | Activate | Sample | Recur | Divergence | Likelihood
+Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood
 
 
 class Keep(IntEnum):
@@ -214,6 +223,19 @@ def _biases(layers: tuple[Layer, ...]) -> tuple[Term, ...]:
     return tuple(terms)
 
 
+def _prior(draft: _Draft, h: Slice) -> list[Stage]:
+    """The stages that fill the buffer ``prior``, [mean | raw]; with zeros if it is standard normal: std = exp(raw)."""
+    network = draft.spec.network("prior")
+    layers = network.hidden[:1] or network.heads
+    if not layers:
+        return [Bias(draft.buffer("prior", 2 * draft.spec.latent_size), ())]
+    target = draft.buffer("prior.0" if network.hidden else "prior", sum(layer.outputs for layer in layers))
+    stages: list[Stage] = [draft.layer(layers, h, target)]
+    if network.hidden:
+        stages.extend(draft.rest(network.hidden[1:], network.heads, target, "prior"))
+    return stages
+
+
 def partition(spec: CellSpec) -> Partition:
     """Cut a cell into the stages before, inside and after the scan. Pure: the same spec gives the same program."""
     draft = _Draft(spec)
@@ -224,7 +246,7 @@ def partition(spec: CellSpec) -> Partition:
     if spec.cell == "lstm":
         draft.buffer("c", hidden, Keep.ALWAYS)
 
-    encoder, prior, decoder = (spec.network(n) for n in ("encoder", "prior", "decoder"))
+    encoder, decoder = spec.network("encoder"), spec.network("decoder")
     first = encoder.hidden[:1] or encoder.heads
     e = sum(layer.outputs for layer in first)
     gru, gates = spec.cell == "gru", GATES[spec.cell] * hidden
@@ -255,10 +277,15 @@ def partition(spec: CellSpec) -> Partition:
     if n_h is not None:
         h_blocks.insert(0, Block("rnn.weight_hh_l0", 2 * hidden, hidden, 0, 0))
     scan: list[Stage] = [Dense(h, Slice("pre", 0, candidate + e + gates - candidate), tuple(h_blocks), None)]
+    prior_stages = _prior(draft, h)
+    if spec.residual:
+        scan.extend(prior_stages)
     posterior = e_slice
     if encoder.hidden:
         scan.extend(draft.rest(encoder.hidden[1:], encoder.heads, e_slice, "posterior", Keep.STORED))
         posterior = Slice("posterior", 0, 2 * latent)
+    if spec.residual:
+        scan.append(Add(Slice("prior", 0, latent), Slice(posterior.buffer, posterior.start, latent)))
     posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
     z = draft.buffer("z", latent, Keep.STORED)
     scan.append(Sample(posterior, posterior_std, z, spec.std))
@@ -271,19 +298,15 @@ def partition(spec: CellSpec) -> Partition:
     scan.append(Dense(phi_z, gate_slice, (Block("rnn.weight_ih_l0", 0, gates, spec.phi_x_size, 0),), None))
     scan.append(Recur(spec.cell, gate_slice, n_h))
 
-    after: list[Stage] = []
-    for name, network in (("prior", prior), ("decoder", decoder)):
-        layers = network.hidden[:1] or network.heads
-        target = draft.buffer(f"{name}.0" if network.hidden else name, sum(layer.outputs for layer in layers))
-        if name == "prior":
-            after.append(draft.layer(layers, h, target))
-        else:
-            after.append(draft.layer(layers, phi_z, target))
-            after.append(Dense(h, target, _columns(layers, spec.phi_z_size), None))
-        if network.hidden:
-            after.extend(draft.rest(network.hidden[1:], network.heads, target, name))
-        if name == "prior":
-            prior_slice, prior_std = Slice("prior", 0, 2 * latent), draft.buffer("prior_std", latent)
-            after.append(Divergence(posterior, posterior_std, prior_slice, prior_std, spec.std))
+    after: list[Stage] = [] if spec.residual else prior_stages
+    transform = Std("log_std", floor=0) if spec.prior is None else spec.std
+    prior_std = draft.buffer("prior_std", latent)
+    after.append(Divergence(posterior, posterior_std, Slice("prior", 0, 2 * latent), prior_std, transform))
+    layers = decoder.hidden[:1] or decoder.heads
+    target = draft.buffer("decoder.0" if decoder.hidden else "decoder", sum(layer.outputs for layer in layers))
+    after.append(draft.layer(layers, phi_z, target))
+    after.append(Dense(h, target, _columns(layers, spec.phi_z_size), None))
+    if decoder.hidden:
+        after.extend(draft.rest(decoder.hidden[1:], decoder.heads, target, "decoder"))
     after.append(Likelihood(Slice("decoder", 0, spec.output_size), spec.likelihood, spec.output_std))
     return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))

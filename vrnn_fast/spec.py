@@ -118,6 +118,8 @@ class CellSpec:
     ``likelihood`` says which negative log-likelihood the launch computes itself; ``"external"`` leaves the
     decoder's raw output to an object outside. ``decoder_heads`` lists that output's heads, names and widths;
     left out, it is one as wide as x. ``std`` is that of posterior and prior, ``output_std`` the fused Gaussian's.
+    ``prior`` None is a standard normal prior. With ``residual`` the encoder gives what the posterior's mean adds to
+    the prior's (Fraccaro et al. 2016, "Sequential Neural Models with Stochastic Layers", equation 12).
     """
 
     input_size: int
@@ -128,9 +130,10 @@ class CellSpec:
     phi_x: tuple[int, ...] = ()
     phi_z: tuple[int, ...] = ()
     encoder: tuple[int, ...] = ()
-    prior: tuple[int, ...] = ()
+    prior: tuple[int, ...] | None = ()
     decoder: tuple[int, ...] = ()
     activation: Activation = "relu"
+    residual: bool = False
     std: Std = Std()
     likelihood: Fused = "bernoulli"
     decoder_heads: tuple[tuple[str, int], ...] = ()
@@ -143,6 +146,8 @@ class CellSpec:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
         for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
             widths = getattr(self, name)
+            if name == "prior" and widths is None:
+                continue
             if not isinstance(widths, tuple) or any(
                 not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths
             ):
@@ -155,6 +160,8 @@ class CellSpec:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.residual and self.prior is None:
+            raise ValueError("residual adds the prior's mean, and that of a standard normal prior is zero")
         if not self.decoder_heads:
             object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))
         for name, width in self.decoder_heads:
@@ -192,11 +199,11 @@ class CellSpec:
             "phi_x": (self.input_size, "phi_x", ()),
             "phi_z": (z, "phi_z", ()),
             "encoder": (self.phi_x_size + h, "enc", (("enc_mean", z), ("enc_std.0", z))),
-            "prior": (h, "prior", (("prior_mean", z), ("prior_std.0", z))),
+            "prior": (h, "prior", () if self.prior is None else (("prior_mean", z), ("prior_std.0", z))),
             "decoder": (self.phi_z_size + h, "dec", self.decoder_heads),
         }[name]
         hidden: list[Layer] = []
-        for i, width in enumerate(getattr(self, name)):
+        for i, width in enumerate(getattr(self, name) or ()):
             hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width))
             inputs = width
         return Network(tuple(hidden), tuple(Layer(n, inputs, width) for n, width in heads))

@@ -38,7 +38,7 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 3) throw std::invalid_argument("program: this build reads format 3");
+    if (in.next() != 4) throw std::invalid_argument("program: this build reads format 4");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
     for (int64_t i = 0; i < buffers; ++i) {
@@ -66,7 +66,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     std::vector<int64_t> block_count, term_count;
     for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
         Stage s{};
-        s.op = static_cast<Op>(in.next_below(7, "a stage's kind"));
+        s.op = static_cast<Op>(in.next_below(8, "a stage's kind"));
         int64_t blocks = 0, terms = 0;
         switch (s.op) {
             case Op::dense: s.source = slice(); [[fallthrough]];
@@ -106,6 +106,12 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
             case Op::activate:
                 s.target = slice();
                 s.kind = in.next_below(5, "an activation");
+                break;
+            case Op::add:
+                s.source = slice();
+                s.target = slice();
+                if (s.source.width != s.target.width)
+                    throw std::invalid_argument("program: two widths that are added differ");
                 break;
             case Op::sample:
                 s.source = slice();

@@ -17,7 +17,7 @@ struct Span {
 };
 
 // The numbers are the encoding of vrnn_fast/executors/cpu.py.
-enum class Op : int64_t { bias, dense, activate, sample, recur, divergence, likelihood };
+enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood };
 enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
 enum class Cell : int64_t { gru, lstm };
 enum class Loss : int64_t { bernoulli, gaussian, external };
@@ -48,8 +48,8 @@ struct Std {
 
 struct Stage {
     Op op;
-    Slice source;         // what is read: dense and likelihood; [mean | raw] of sample and of divergence's prior
-    Slice target;         // what is written: bias, dense, activate; z of sample; the gates of recur
+    Slice source;         // what is read: dense, add and likelihood; [mean | raw] of sample and of divergence's prior
+    Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur
     Slice std;            // of sample, and of divergence's prior
     Slice posterior;      // [mean | raw], divergence only
     Slice posterior_std;  // divergence only

@@ -224,6 +224,7 @@ class Executor {
             }
             case Op::activate:
                 return activate_forward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target));
+            case Op::add: return add_rows<T>(rows, s.target.width, value(s.source), value(s.target));
             case Op::sample:
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
                     sample_forward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
@@ -416,13 +417,10 @@ class Executor {
             case Op::activate:
                 return activate_backward<T>(static_cast<Activation>(s.kind), rows, s.target.width, value(s.target),
                                             gradient(s.target));
+            case Op::add: return add_rows<T>(rows, s.target.width, gradient(s.target), gradient(s.source));
             case Op::sample: {
                 const Matrix<T> dz = gradient(s.target);
-                if (launch.d_z)
-                    for (int64_t i = 0; i < rows; ++i)
-                        for_vectors<T>(s.target.width, [&](int64_t j, int64_t n) {
-                            store(dz[i] + j, load(dz[i] + j, n) + load(work.on_z[at + i] + j, n), n);
-                        });
+                if (launch.d_z) add_rows<T>(rows, s.target.width, part(launch.d_z, work.on_z), dz);
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
                     sample_backward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
                                        value(s.std), dz, gradient(s.source),

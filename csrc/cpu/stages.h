@@ -96,6 +96,14 @@ static void fill_rows(int64_t rows, int64_t width, const T* bias, Matrix<T> targ
         for_vectors<T>(width, [&](int64_t j, int64_t n) { store(target[i] + j, load(bias + j, n), n); });
 }
 
+template <class T>
+static void add_rows(int64_t rows, int64_t width, Matrix<T> source, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            store(target[i] + j, load(target[i] + j, n) + load(source[i] + j, n), n);
+        });
+}
+
 // total += the sum over rows, in four interleaved sums: less rounding, and four additions under way at a time
 template <class T>
 static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, T* total) {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import checks, executors
 from ..layout import Slot, gather
 from ..model import _full_precision
+from ..spec import Network
 from .base import Layout, Objective, Run
 from .reading import LayoutError, Structure
 from .tree import mirror, slots
@@ -119,6 +120,8 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             fields = doors.through(fields)
         heads = tuple(fields[h] for h in plan.structure.heads)
         run = Run(x, result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"], heads, result.state)
+        for attribute, value in objective.attributes(run).items():
+            setattr(self, attribute, value)
         return objective.output(run, plan.mend)
 
 
@@ -131,24 +134,29 @@ class Doors:
 
     def __init__(self, structure: Structure) -> None:
         self.opened: set[str] = set()
-        spec, heads = structure.spec, structure.heads
-        prior, decoder = spec.network("prior"), spec.network("decoder")
-        groups = {layer.prefix: {"prior_mean", "prior_std"} for layer in prior.hidden}
-        groups |= {layer.prefix: {field} for layer, field in zip(prior.heads, ("prior_mean", "prior_std"), strict=True)}
-        groups |= {layer.prefix: set(heads) for layer in decoder.hidden}
-        groups |= {layer.prefix: {head} for layer, head in zip(decoder.heads, heads, strict=True)}
-        self.groups = [groups.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
+        spec = structure.spec
+        leads: dict[str, set[str]] = {}
+        if not spec.residual:  # then the prior's mean is in the posterior's, and all of its network with it
+            leads |= _leads(spec.network("prior"), ("prior_mean", "prior_std"))
+        leads |= _leads(spec.network("decoder"), structure.heads)
+        self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
 
     def behind(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Parameters that get a gradient only if one came through a door that leads to them."""
         return [
             p if fields is None else _Behind.apply(self.opened, fields, p)  # type: ignore[no-untyped-call]
-            for p, fields in zip(parameters, self.groups, strict=True)
+            for p, fields in zip(parameters, self.leads, strict=True)
         ]
 
     def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The results, each behind a door of its own."""
         return {name: _Door.apply(self.opened, name, t) for name, t in fields.items()}  # type: ignore[no-untyped-call]
+
+
+def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
+    """Which fields, one of each head, the layers of a network lead to."""
+    hidden = {layer.prefix: set(fields) for layer in network.hidden}
+    return hidden | {layer.prefix: {field} for layer, field in zip(network.heads, fields, strict=False)}
 
 
 class _Door(torch.autograd.Function):

@@ -16,11 +16,17 @@ from .reading import Roles, Shapes, Structure, read
 
 
 class Fault(NamedTuple):
-    """A known fault of a foreign model: what is wrong, and whether it yields no number at all. Those are always
-    mended."""
+    """A known fault of a foreign model.
+
+    Attributes:
+        text: what is wrong.
+        no_number: it yields no number at all, and is always mended.
+        outside: it is not in forward, and stays whatever ``mend`` says.
+    """
 
     text: str
     no_number: bool = False
+    outside: bool = False
 
 
 class Run(NamedTuple):
@@ -66,6 +72,10 @@ class Objective:
         """What the original's forward returns, with the faults that ``mend`` names mended."""
         raise NotImplementedError
 
+    def attributes(self, run: Run) -> dict[str, Any]:
+        """What the original's forward leaves as attributes of the module."""
+        return {}
+
 
 _STD = Std(floor=0.0)
 
@@ -78,7 +88,7 @@ class Layout:
         name: how ``layout=`` calls it.
         title: what it is, in words.
         roles: which sub-module plays which part.
-        optional: those of the decoder's heads that some copies lack.
+        optional: paths that some copies lack.
         batch_first: whether x is (B, T, X).
         activation: after hidden layers, where the modules do not tell.
         std: of posterior and prior.

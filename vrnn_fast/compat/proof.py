@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Objective
 
-STEPS, BATCH = 3, 2
+SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
 ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
 _SEED = 0
 _KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
@@ -57,7 +57,7 @@ def prove(
     model: nn.Module,
     accelerate: Callable[[nn.Module, Objective, torch.dtype | None], nn.Module],
     objectives: Iterable[Objective],
-    example: Callable[[Objective], tuple[Tensor, ...]],
+    example: Callable[[Objective, int, int], tuple[Tensor, ...]],
 ) -> Proven:
     """The first objective with which the accelerated module does what the original does.
 
@@ -83,17 +83,18 @@ def _prove(
     model: nn.Module,
     accelerate: Callable[[nn.Module, Objective, torch.dtype | None], nn.Module],
     objective: Objective,
-    example: Callable[[Objective], tuple[Tensor, ...]],
+    example: Callable[[Objective, int, int], tuple[Tensor, ...]],
 ) -> torch.dtype | None:
     with _sandbox(model):
         twin = _copy(model).double()
         like = next(twin.parameters())
         torch.manual_seed(_SEED)
-        inputs = tuple(
-            t.detach().to(like.device, torch.float64 if t.is_floating_point() else t.dtype) for t in example(objective)
-        )
         noise = None
-        for weights in ("its own", "random"):
+        for weights, sizes in SIZES.items():
+            inputs = tuple(
+                t.detach().to(like.device, torch.float64 if t.is_floating_point() else t.dtype)
+                for t in example(objective, *sizes)
+            )
             if weights == "random":
                 _redraw(twin)
             try:

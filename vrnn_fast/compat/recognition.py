@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
-from . import copied
+from . import copied, dynamical
 from .accelerated import Accelerated, Plan, argument_names, build
-from .base import Layout, Objective
+from .base import Fault, Layout, Objective
 from .mapping import mapped
-from .proof import BATCH, STEPS, prove
+from .proof import prove
 from .reading import LayoutError, Shapes
 from .tree import activation_of, parameter_shapes, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, dynamical.LAYOUT)
 _ALONE = "module"  # the child of nn.DataParallel and its like
 
 
@@ -78,10 +78,10 @@ def accelerate(
     def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
         return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
 
-    def inputs(objective: Objective) -> tuple[Tensor, ...]:
+    def inputs(objective: Objective, steps: int, batch: int) -> tuple[Tensor, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        x = objective.example(structure.spec, STEPS, BATCH)
+        x = objective.example(structure.spec, steps, batch)
         return (x.transpose(0, 1) if known.batch_first else x,)
 
     proven = prove(
@@ -91,19 +91,23 @@ def accelerate(
         inputs,
     )
     faults = proven.objective.faults
-    unknown = [name for name in mend if name not in faults]
+    mendable = [name for name, fault in faults.items() if not fault.outside]
+    unknown = [name for name in mend if name not in mendable]
     if unknown:
         raise ValueError(
-            f"mend may hold {', '.join(faults) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
+            f"mend may hold {', '.join(mendable) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
         )
     left = {name: fault for name, fault in faults.items() if name not in mend}
     if left:
-        listed = "; ".join(
-            f"{name}: {f.text} ({'mended, or there were no number' if f.no_number else 'kept'})"
-            for name, f in left.items()
-        )
+        listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
         warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
     return cast(Module, build(model, planned(proven.objective, mend, proven.noise)))
+
+
+def _fate(fault: Fault) -> str:
+    if fault.no_number:
+        return "mended, or there were no number"
+    return "outside of forward, kept" if fault.outside else "kept"
 
 
 def _wrapped(model: Module, **options: Any) -> Module:

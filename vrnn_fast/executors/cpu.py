@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..partition import (
     Activate,
+    Add,
     Bias,
     Block,
     Dense,
@@ -32,11 +33,11 @@ verified = "float32 and float64: baseline and AVX2 builds on AMD Zen 3, all thre
 
 _LINE = 16  # elements; csrc/core/program.h
 _ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
-_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Sample, Recur, Divergence, Likelihood)
+_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Add, Sample, Recur, Divergence, Likelihood)
 _CELLS = ("gru", "lstm")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
 _LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-_FORMAT = 3
+_FORMAT = 4
 
 
 def unavailable() -> str | None:
@@ -145,6 +146,8 @@ def encode(spec: CellSpec) -> ops.Program:
                 yield from weights(stage, stage.blocks, stage.bias)
             case Activate():
                 yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
+            case Add():
+                yield from slices(stage.source, stage.target)
             case Sample():
                 yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
             case Recur():

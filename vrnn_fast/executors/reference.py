@@ -61,7 +61,7 @@ class Cell:
             "phi_x": (take(len(spec.phi_x)), take(0)),
             "phi_z": (take(len(spec.phi_z)), take(0)),
             "encoder": (take(len(spec.encoder)), take(2)),
-            "prior": (take(len(spec.prior)), take(2)),
+            "prior": ([], []) if spec.prior is None else (take(len(spec.prior)), take(2)),
             "decoder": (take(len(spec.decoder)), take(len(spec.decoder_heads))),
         }
         self.weight_ih, self.weight_hh = next(rest), next(rest)
@@ -88,16 +88,20 @@ class Cell:
         return self._network("phi_z", z)[0]
 
     def prior(self, h: Tensor) -> MeanStd:
-        """p(z_t | h_{t-1}), eq. 5."""
+        """p(z_t | h_{t-1}), eq. 5, or N(0, 1)."""
+        if self.spec.prior is None:
+            zeros = h.new_zeros((*h.shape[:-1], self.spec.latent_size))
+            return MeanStd(zeros, torch.ones_like(zeros))
         return self._gaussian("prior", h)
 
     def decoder(self, phi_z: Tensor, h: Tensor) -> Tensor:
         """The raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
         return torch.cat(self._network("decoder", torch.cat([phi_z, h], -1)), -1)
 
-    def posterior(self, phi_x: Tensor, h: Tensor) -> MeanStd:
-        """q(z_t | x_t, h_{t-1}), eq. 9."""
-        return self._gaussian("encoder", torch.cat([phi_x, h], -1))
+    def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd) -> MeanStd:
+        """q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior."""
+        mean, std = self._gaussian("encoder", torch.cat([phi_x, h], -1))
+        return MeanStd(prior.mean + mean if self.spec.residual else mean, std)
 
     def recur(self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, with the gates of ``torch.nn.GRU`` and ``LSTM``."""
@@ -148,7 +152,8 @@ def run(
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
         h = before[0]
         phi_x = cell.phi_x(x[t])
-        prior, posterior = cell.prior(h), cell.posterior(phi_x, h)
+        prior = cell.prior(h)
+        posterior = cell.posterior(phi_x, h, prior)
         z = posterior.mean + posterior.std * eps[t]
         phi_z = cell.phi_z(z)
         raw = cell.decoder(phi_z, h)
