@@ -41,6 +41,20 @@ def _stack(size: int, widths: tuple[int, ...], activation: str) -> tuple[nn.Sequ
     return nn.Sequential(*layers), size
 
 
+class LinearCell(nn.Module):
+    """torch.nn.RNN without its nonlinearity, for one step."""
+
+    def __init__(self, inputs: int, h: int, bias: bool) -> None:
+        super().__init__()
+        for name, p in nn.RNN(inputs, h, bias=bias).named_parameters():
+            self.register_parameter(name, p)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[None, Tensor]:
+        values = dict(self.named_parameters())
+        from_input = nn.functional.linear(x, values["weight_ih_l0"], values.get("bias_ih_l0"))
+        return None, from_input + nn.functional.linear(h, values["weight_hh_l0"], values.get("bias_hh_l0"))
+
+
 class EagerVRNN(nn.Module):
     """The same names as the package's module, so that a state dict goes from one to the other."""
 
@@ -59,6 +73,7 @@ class EagerVRNN(nn.Module):
         decoder: tuple[int, ...] = (),
         activation: str = "relu",
         residual: bool = False,
+        nonlinearity: str = "tanh",
         likelihood: str = "bernoulli",
         min_std: float = 1e-3,
         latent_floor: float = 1e-6,
@@ -85,8 +100,11 @@ class EagerVRNN(nn.Module):
         else:
             self.dec_mean = nn.Linear(d, x)
             self.dec_std = nn.Sequential(nn.Linear(d, x))
-        kind = nn.GRU if cell == "gru" else nn.LSTM
-        self.rnn = kind(fx + fz, h, 1, bias)
+        if nonlinearity == "identity":
+            self.rnn: nn.Module = LinearCell(fx + fz, h, bias)
+        else:
+            of_rnn = {"nonlinearity": nonlinearity} if cell == "rnn" else {}
+            self.rnn = getattr(nn, cell.upper())(fx + fz, h, bias=bias, **of_rnn)
 
     def forward(self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...] | None = None) -> Run:
         """x (T, B, X), eps (T, B, Z), state of (B, H) tensors: every row at the full length."""

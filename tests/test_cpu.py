@@ -50,7 +50,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
 @pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
@@ -83,7 +83,7 @@ def test_every_standard_deviation(isa: str, dtype: torch.dtype, std: Std) -> Non
 
 @pytest.mark.parametrize("prior", [{"residual": True}, {"prior": None}], ids=["residual", "standard normal"])
 @pytest.mark.parametrize("nets", [{}, DEEP], ids=["flat", "deep"])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_every_prior(
     isa: str, dtype: torch.dtype, cell: str, nets: dict[str, object], prior: dict[str, object]
 ) -> None:
@@ -92,16 +92,24 @@ def test_every_prior(
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.parametrize("nonlinearity", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias: bool) -> None:
+    for recompute in (False, True):
+        spec = CellSpec(5, 19, 3, cell="rnn", bias=bias, nonlinearity=nonlinearity, **DEEP)
+        assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("network", ["phi_x", "phi_z", "encoder", "prior", "decoder"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_every_depth(dtype: torch.dtype, network: str, depth: int, bias: bool) -> None:
     nets = DEEP | {network: (11,) * depth}
-    for cell in ("gru", "lstm"):
+    for cell in ("gru", "lstm", "rnn"):
         assert_obeys_the_law(CellSpec(4, 10, 3, cell=cell, bias=bias, **nets), 5, 3, executor=cpu, dtype=dtype)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_no_hidden_layer_at_all(isa: str, dtype: torch.dtype, cell: str) -> None:
     for recompute in (False, True):
         spec = CellSpec(3, 6, 2, cell=cell)
@@ -162,7 +170,7 @@ def test_strides_of_either_layout() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, recompute: bool) -> None:
     """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show."""
     problem = Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED)
@@ -226,7 +234,7 @@ def test_an_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Problem.draw(CellSpec(3, 4, 2), 3, 2).run(cpu, torch.float32)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_gradcheck(cell: str) -> None:
     spec = CellSpec(
         2, 3, 2, cell=cell, activation="tanh", phi_x=(3,), phi_z=(2,), encoder=(3,), prior=(2,), decoder=(3,)

@@ -267,7 +267,11 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "hidden_size": (lambda: VRNN(X, -1, Z), "hidden_size must be a positive int, got -1"),
     "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be a positive int, got 2.0"),  # type: ignore[arg-type]
     "num_layers": (lambda: VRNN(X, H, Z, num_layers=2), "num_layers must be 1 in this release, got 2"),
-    "cell": (lambda: VRNN(X, H, Z, cell="rnn"), "cell must be one of gru, lstm, got 'rnn'"),  # type: ignore[arg-type]
+    "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
+    "nonlinearity": (
+        lambda: VRNN(X, H, Z, nonlinearity="relu"),
+        "nonlinearity is for cell='rnn', got 'relu' with cell='gru'",
+    ),
     "activation": (
         lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
         "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",

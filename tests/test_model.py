@@ -43,7 +43,7 @@ def test_default_widths_are_the_originals() -> None:
     assert len(list(model.parameters())) == len(list(model.spec.parameters()))
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_results_are_those_of_the_module_loop(executor: str, cell: str, likelihood: str) -> None:
     model = build(executor, cell=cell, likelihood=likelihood)
@@ -176,7 +176,7 @@ def test_optional_results_come_when_named(executor: str) -> None:
     assert model(x, outputs={"prior"}).prior.std.shape == (T, B, Z)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_batch_first_is_the_same_transposed(executor: str, cell: str) -> None:
     model = build(executor, cell=cell)
     swapped = build(executor, cell=cell, batch_first=True)
@@ -208,7 +208,7 @@ def test_noise_is_drawn_once_by_torch(executor: str) -> None:
         assert torch.equal(model(given).latent, out.latent)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_a_prefix_and_its_continuation_equal_one_long_run(executor: str, cell: str) -> None:
     model = build(executor, cell=cell)
     x, eps = data()
@@ -220,7 +220,7 @@ def test_a_prefix_and_its_continuation_equal_one_long_run(executor: str, cell: s
     torch.testing.assert_close(tail.state, whole.state)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_steps_chained_equal_a_sequence(executor: str, cell: str) -> None:
     model = build(executor, cell=cell, likelihood="gaussian")
     x, eps = data("gaussian")

@@ -92,7 +92,7 @@ def model(**changes: Any) -> VRNN:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", Gaussian(std=Std("log_variance", shift=1, low=-1))])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stream_is_the_model_step_by_step(

@@ -79,7 +79,7 @@ def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str)
 
 
 @pytest.mark.parametrize("nets", NETS)
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_every_depth_equals_the_module_loop(nets: str, cell: str, likelihood: str) -> None:
     ours, eager = _pair(cell=cell, likelihood=likelihood, **NETS[nets])
@@ -106,11 +106,18 @@ def test_every_standard_deviation_equals_its_formula(std: Std, formula: Callable
 
 
 @pytest.mark.parametrize("nets", ["none", "two"])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_residual_posteriors_and_standard_normal_priors_equal_the_module_loop(nets: str, cell: str) -> None:
     for lengths in (None, torch.tensor([6, 0, 3, 1])):
         _same(*_pair(cell=cell, residual=True, **NETS[nets]), lengths, "bernoulli")
         _same(*_pair(cell=cell, **(NETS[nets] | {"prior": "standard_normal"})), lengths, "bernoulli")
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_simple_cell_equals_the_module_loop(nonlinearity: str, bias: bool) -> None:
+    ours, eager = _pair(cell="rnn", nonlinearity=nonlinearity, bias=bias, **NETS["one"])
+    _same(ours, eager, None, "bernoulli")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -120,14 +127,14 @@ def test_every_activation_equals_the_module_loop(activation: str, bias: bool) ->
     _same(ours, eager, None, "bernoulli")
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("lengths", [[6, 0, 3, 1], [1, 1, 0, 0], [2, 5, 4, 6]])
 def test_ragged_rows_equal_rows_run_alone(cell: str, lengths: list[int]) -> None:
     ours, eager = _pair(cell=cell, **NETS["one"])
     _same(ours, eager, torch.tensor(lengths), "bernoulli")
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_padding_may_hold_nan(cell: str) -> None:
     model, _ = _pair(cell=cell, likelihood="gaussian", **NETS["one"])
     lengths = torch.tensor([6, 0, 3, 1])
@@ -154,7 +161,7 @@ def test_padding_may_hold_nan(cell: str) -> None:
     assert (gradients[0][padding] == 0).all()
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_gradcheck(cell: str, likelihood: str) -> None:
     spec = CellSpec(

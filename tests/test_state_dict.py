@@ -101,17 +101,17 @@ def test_another_fault_is_told_as_torch_tells_it() -> None:
     assert "bias=" not in str(caught.value)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_recurrence_is_torchs_in_names_shapes_order_and_draws(cell: str, bias: bool) -> None:
     model = VRNN(5, 6, 3, cell=cell, bias=bias)
-    torch_cell = (nn.GRU if cell == "gru" else nn.LSTM)(12, 6, bias=bias)
+    torch_cell = getattr(nn, cell.upper())(12, 6, bias=bias)
     assert [(n, p.shape) for n, p in model.rnn.named_parameters()] == [
         (n, p.shape) for n, p in torch_cell.named_parameters()
     ]
     torch_cell.load_state_dict(model.rnn.state_dict())
     torch.manual_seed(4)
-    torch_cell = (nn.GRU if cell == "gru" else nn.LSTM)(12, 6, bias=bias)
+    torch_cell = getattr(nn, cell.upper())(12, 6, bias=bias)
     torch.manual_seed(4)
     fresh = type(model.rnn)(model.spec)
     assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), torch_cell.parameters(), strict=True))

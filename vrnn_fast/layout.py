@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Recurrence(nn.Module):
-    """The parameters of one GRU or LSTM layer: names, shapes, order and initialisation of torch's own.
+    """The parameters of one GRU, LSTM or RNN layer: names, shapes, order and initialisation of torch's own.
 
     torch's own modules are not used because Dynamo refuses any read of their attributes.
     """

@@ -102,7 +102,8 @@ class VRNN(nn.Module):
         input_size: X, features of x_t.
         hidden_size: H, width of the recurrent state.
         latent_size: Z, width of z_t.
-        cell: ``"gru"`` or ``"lstm"``, as ``torch.nn.GRU`` and ``torch.nn.LSTM`` compute them.
+        cell: ``"gru"``, ``"lstm"`` or ``"rnn"``, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute them.
+        nonlinearity: of an ``"rnn"``: ``"tanh"`` or any other activation; with ``"identity"`` the cell is linear.
         num_layers: of the recurrent cell; 1 in this release.
         bias: whether the recurrent cell has biases. All other layers always have one.
         phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
@@ -139,6 +140,7 @@ class VRNN(nn.Module):
         cell: CellKind = "gru",
         num_layers: int = 1,
         bias: bool = True,
+        nonlinearity: Activation = "tanh",
         phi_x: Widths = None,
         phi_z: Widths = None,
         encoder: Widths = None,
@@ -169,6 +171,7 @@ class VRNN(nn.Module):
             latent_size,
             cell=cell,
             bias=bias,
+            nonlinearity=nonlinearity,
             phi_x=_widths("phi_x", phi_x, (h, h)),
             phi_z=_widths("phi_z", phi_z, (h,)),
             encoder=_widths("encoder", encoder, (h, h)),
@@ -436,7 +439,7 @@ class VRNN(nn.Module):
         if state is None:
             return tuple(like.new_zeros((batch, self.hidden_size)) for _ in range(self.spec.state_tensors))
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
-        if self.spec.cell == "gru":
+        if self.spec.state_tensors == 1:
             return (checks.tensor("state", state, shape, like)[0],)
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")

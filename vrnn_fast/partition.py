@@ -10,6 +10,7 @@ lives side by side in the buffer ``pre``, in an order in which each of the three
 
     GRU   [ n_h | e | r | u | n_x ]      x columns -> e r u n_x     h columns -> n_h e r u     z columns -> r u n_x
     LSTM  [ e | i | f | g | o ]          x columns -> all           h columns -> all           z columns -> i f g o
+    RNN   [ e | a ]                      x columns -> all           h columns -> all           z columns -> a
 
 with e the encoder's first layer, r and u the reset and update gates, and the candidate n = tanh(n_x + r * n_h).
 
@@ -104,7 +105,8 @@ class Sample:
 class Recur:
     """The cell update (eq. 7): gates become their activations in place, h and c move one step on.
 
-    ``gates`` is [r | u | n_x] with ``candidate`` n_h for a GRU, [i | f | g | o] with ``candidate`` None for an LSTM.
+    ``gates`` is [r | u | n_x] with ``candidate`` n_h for a GRU, [i | f | g | o] for an LSTM, and h itself, activated by
+    the stage before, for an RNN.
     """
 
     cell: Cell
@@ -296,6 +298,8 @@ def partition(spec: CellSpec) -> Partition:
         scan.extend(draft.rest(phi_z_layers[1:], (), phi_z, "phi_z"))
         phi_z = Slice(f"phi_z.{len(phi_z_layers) - 1}", 0, phi_z_layers[-1].outputs)
     scan.append(Dense(phi_z, gate_slice, (Block("rnn.weight_ih_l0", 0, gates, spec.phi_x_size, 0),), None))
+    if spec.cell == "rnn":
+        scan.append(Activate(gate_slice, spec.nonlinearity))
     scan.append(Recur(spec.cell, gate_slice, n_h))
 
     after: list[Stage] = [] if spec.residual else prior_stages

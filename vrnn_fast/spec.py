@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
-Cell = Literal["gru", "lstm"]
+Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-GATES: dict[str, int] = {"gru": 3, "lstm": 4}
+GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
 STD_FLOOR = 1e-6
 
 
@@ -127,6 +127,7 @@ class CellSpec:
     latent_size: int
     cell: Cell = "gru"
     bias: bool = True
+    nonlinearity: Activation = "tanh"
     phi_x: tuple[int, ...] = ()
     phi_z: tuple[int, ...] = ()
     encoder: tuple[int, ...] = ()
@@ -155,11 +156,14 @@ class CellSpec:
         for name, allowed in (
             ("cell", get_args(Cell)),
             ("activation", ACTIVATIONS),
+            ("nonlinearity", ACTIVATIONS),
             ("likelihood", get_args(Fused)),
         ):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if self.cell != "rnn" and self.nonlinearity != "tanh":
+            raise ValueError(f"nonlinearity is for cell='rnn', got {self.nonlinearity!r} with cell={self.cell!r}")
         if self.residual and self.prior is None:
             raise ValueError("residual adds the prior's mean, and that of a standard normal prior is zero")
         if not self.decoder_heads:

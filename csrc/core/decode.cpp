@@ -120,7 +120,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.deviation = deviation();
                 break;
             case Op::recur:
-                s.kind = in.next_below(2, "a cell");
+                s.kind = in.next_below(3, "a cell");
                 s.target = slice();
                 if (static_cast<Cell>(s.kind) == Cell::gru) s.candidate = slice();
                 break;

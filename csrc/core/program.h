@@ -19,7 +19,7 @@ struct Span {
 // The numbers are the encoding of vrnn_fast/executors/cpu.py.
 enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood };
 enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
-enum class Cell : int64_t { gru, lstm };
+enum class Cell : int64_t { gru, lstm, rnn };
 enum class Loss : int64_t { bernoulli, gaussian, external };
 enum class StdKind : int64_t { plain, softplus, exponential };
 

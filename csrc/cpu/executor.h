@@ -269,11 +269,14 @@ class Executor {
     void update(const Stage& s, int64_t from, int64_t to, Matrix<T> next_h, Matrix<T> next_c) {
         const int64_t row = begin + from;
         const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start), h = value(buffer_h, row);
-        if (static_cast<Cell>(s.kind) == Cell::gru)
-            gru_forward<T>(to - from, hidden(), gates, value(s.candidate.buffer, row).columns(s.candidate.start), h,
-                           next_h);
-        else
-            lstm_forward<T>(to - from, hidden(), gates, value(buffer_c, row), next_h, next_c);
+        switch (static_cast<Cell>(s.kind)) {
+            case Cell::gru:
+                return gru_forward<T>(to - from, hidden(), gates,
+                                      value(s.candidate.buffer, row).columns(s.candidate.start), h, next_h);
+            case Cell::lstm: return lstm_forward<T>(to - from, hidden(), gates, value(buffer_c, row), next_h, next_c);
+            case Cell::rnn:
+                if (next_h) copy_rows<T>(to - from, hidden(), gates, next_h);
+        }
     }
 
     void load_state() {
@@ -316,7 +319,7 @@ class Executor {
         const Stage& recur = stage_of(program.scan, Op::recur);
         const Matrix<T> prior_mean = value(divergence.source), z = value(sample.target);
         for (int64_t i = 0; i < rows; ++i) copy(z[i], prior_mean[i], sample.target.width);
-        for (const Stage* s = &sample + 1; s < &recur - 1; ++s) run(*s);  // the last one before recur feeds its gates
+        for (const Stage* s = &sample + 1; s->target.buffer != recur.target.buffer; ++s) run(*s);
         for (const Stage* s = &divergence + 1; s->op != Op::likelihood; ++s) run(*s);
         const Slice& raw = stage_of(program.after, Op::likelihood).source;
         scatter(launch.predicted, value(raw), raw.width);
@@ -470,13 +473,17 @@ class Executor {
         const int64_t row = begin + from;
         const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start);
         const Matrix<T> d_gates = gradient(s.target.buffer, row).columns(s.target.start);
-        if (static_cast<Cell>(s.kind) == Cell::gru)
-            gru_backward<T>(to - from, hidden(), gates, value(s.candidate.buffer, row).columns(s.candidate.start),
-                            value(buffer_h, row), d_h, d_gates,
-                            gradient(s.candidate.buffer, row).columns(s.candidate.start), gradient(buffer_h, row));
-        else
-            lstm_backward<T>(to - from, hidden(), gates, value(buffer_c, row), d_h, d_c, d_gates,
-                             gradient(buffer_c, row));
+        switch (static_cast<Cell>(s.kind)) {
+            case Cell::gru:
+                return gru_backward<T>(to - from, hidden(), gates,
+                                       value(s.candidate.buffer, row).columns(s.candidate.start), value(buffer_h, row),
+                                       d_h, d_gates, gradient(s.candidate.buffer, row).columns(s.candidate.start),
+                                       gradient(buffer_h, row));
+            case Cell::lstm:
+                return lstm_backward<T>(to - from, hidden(), gates, value(buffer_c, row), d_h, d_c, d_gates,
+                                        gradient(buffer_c, row));
+            case Cell::rnn: return copy_rows<T>(to - from, hidden(), d_h, d_gates);
+        }
     }
 
     void add_weight_gradients() {

@@ -266,6 +266,14 @@ static void lstm_backward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T
     }
 }
 
+// target = source; without a source, zeros
+template <class T>
+static void copy_rows(int64_t rows, int64_t width, Matrix<T> source, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(
+            width, [&](int64_t j, int64_t n) { store(target[i] + j, source ? load(source[i] + j, n) : Vec<T>{}, n); });
+}
+
 // q, p [mean | raw] (rows, 2 width); q_std, p_std (rows, width), p_std is written; kl (rows)
 template <class T, class D>
 static void divergence_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> q_std, Matrix<T> p,

@@ -104,7 +104,7 @@ class Cell:
         return MeanStd(prior.mean + mean if self.spec.residual else mean, std)
 
     def recur(self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, with the gates of ``torch.nn.GRU`` and ``LSTM``."""
+        """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute it."""
         h = state[0]
         from_input = F.linear(torch.cat([phi_x, phi_z], -1), self.weight_ih, self.bias_ih)
         from_state = F.linear(h, self.weight_hh, self.bias_hh)
@@ -114,6 +114,8 @@ class Cell:
             u = torch.sigmoid(u_x + u_h)
             n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
             return ((1 - u) * n + u * h,)
+        if self.spec.cell == "rnn":
+            return (_ACTIVATIONS[self.spec.nonlinearity](from_input + from_state),)
         i, f, g, o = (from_input + from_state).chunk(4, -1)
         c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c
