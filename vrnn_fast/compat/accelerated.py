@@ -25,7 +25,7 @@ class Plan:
     """How a foreign model runs: all that :class:`Accelerated` needs beside its parameters.
 
     Attributes:
-        arguments: the names of forward's parameters; the first is x.
+        arguments: forward's parameters and their defaults.
         noise: the dtype in which the original draws, or None for that of the parameters.
     """
 
@@ -34,7 +34,7 @@ class Plan:
     objective: Objective
     mend: frozenset[str]
     backend: str
-    arguments: tuple[str, ...]
+    arguments: dict[str, Any]
     noise: torch.dtype | None = None
 
 
@@ -62,8 +62,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
     return fast
 
 
-def argument_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters of a module's forward.
+def arguments_of(model: nn.Module) -> dict[str, Any]:
+    """The parameters of a module's forward and their defaults.
 
     Raises:
         LayoutError: it takes none, or any.
@@ -71,17 +71,20 @@ def argument_names(model: nn.Module) -> tuple[str, ...]:
     parameters = inspect.signature(model.forward).parameters.values()
     if not parameters or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise LayoutError(f"forward must take x by a name, found forward{inspect.signature(model.forward)}")
-    return tuple(p.name for p in parameters)
+    return {p.name: p.default for p in parameters}
 
 
-def _bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """x out of a call's arguments."""
+def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, as the original would receive them."""
+    names, defaults = list(plan.arguments), plan.arguments
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    extra = [name for name in given if name != names[0]]
-    if len(args) > len(names) or extra or names[0] not in given:
+    known = names[:1] if plan.objective.alone else names
+    strange = [name for name in given if name not in known]
+    lacking = [name for name in known if name not in given and defaults[name] is inspect.Parameter.empty]
+    if len(args) > len(names) or strange or lacking or any(name in kwargs for name in names[: len(args)]):
         came = f"{len(args)} arguments and {', '.join(kwargs) or 'no keywords'}"
-        raise TypeError(f"an accelerated forward takes {names[0]} alone, got {came}")
-    return given[names[0]]
+        raise TypeError(f"an accelerated forward takes {', '.join(known)}{' alone' * (len(known) == 1)}, got {came}")
+    return {name: given[name] if name in given else defaults[name] for name in known}
 
 
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -89,16 +92,16 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     spec, objective = plan.structure.spec, plan.objective
     parameters = gather(self, self._slots)
     like = parameters[0]
-    name = plan.arguments[0]
-    sizes = (("B", None), ("T", None)) if plan.layout.batch_first else (("T", None), ("B", None))
-    x = checks.tensor(name, _bind(plan.arguments, args, kwargs), (*sizes, ("X", spec.input_size)), like)
-    if plan.layout.batch_first:
-        x = x.transpose(0, 1)
+    arguments = _bind(plan, args, kwargs)
+    x, _, lengths, start = objective.enter(arguments, plan.layout.batch_first)
+    name = next(iter(arguments))
+    x = checks.tensor(name, x, (("T", None), ("B", None), ("X", spec.input_size)), like)
     steps, batch = x.shape[0], x.shape[1]
     eps = x.new_empty((steps, batch, spec.latent_size), dtype=plan.noise)
     for t in range(steps):
         objective.noise(eps[t], plan.mend)
-    start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
+    if start is None:
+        start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
     doors = Doors(plan.structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
     executor = executors.choose(plan.backend, spec, x, stacklevel=6)
     with _full_precision(like.device):
@@ -107,7 +110,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             parameters if doors is None else doors.behind(parameters),
             x,
             eps.to(x.dtype),
-            None,
+            lengths,
             start,
             recompute=False,
             want_prior=True,
@@ -119,7 +122,17 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         if doors is not None:
             fields = doors.through(fields)
         heads = tuple(fields[h] for h in plan.structure.heads)
-        run = Run(x, result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"], heads, result.state)
+        run = Run(
+            arguments,
+            x,
+            result.z,
+            result.mean,
+            result.std,
+            fields["prior_mean"],
+            fields["prior_std"],
+            heads,
+            result.state,
+        )
         for attribute, value in objective.attributes(run).items():
             setattr(self, attribute, value)
         return objective.output(run, plan.mend)

@@ -29,10 +29,27 @@ class Fault(NamedTuple):
     outside: bool = False
 
 
+class Inputs(NamedTuple):
+    """What a launch takes of a call's arguments.
+
+    Attributes:
+        x: the sequences, (T, B, X).
+        cond: (T, B, C) the conditioning input, or None.
+        lengths: (B,) real steps of each row, or None.
+        state: (B, H) tensors to start from, or None for zeros.
+    """
+
+    x: Tensor
+    cond: Tensor | None = None
+    lengths: Tensor | None = None
+    state: tuple[Tensor, ...] | None = None
+
+
 class Run(NamedTuple):
     """One run over a batch of sequences.
 
     Attributes:
+        arguments: of the call, by name.
         x: (T, B, X) the input.
         z: (T, B, Z) the latent sample.
         mean, std: (T, B, Z) of the posterior.
@@ -41,6 +58,7 @@ class Run(NamedTuple):
         state: (B, H) tensors after the last step: h, for an LSTM h and c.
     """
 
+    arguments: Mapping[str, Any]
     x: Tensor
     z: Tensor
     mean: Tensor
@@ -54,11 +72,21 @@ class Run(NamedTuple):
 class Objective:
     """What a foreign model makes of a run, and of chance."""
 
-    faults: ClassVar[Mapping[str, Fault]] = {}
+    alone: ClassVar[bool] = True  # whether it knows of no argument but the first
 
-    def example(self, spec: CellSpec, steps: int, batch: int) -> Tensor:
-        """Some x (T, B, X) that the model is meant for."""
-        return torch.rand(steps, batch, spec.input_size)
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        """By the names under which ``mend`` takes them."""
+        return {}
+
+    def example(self, spec: CellSpec, steps: int, batch: int, batch_first: bool) -> tuple[Tensor, ...]:
+        """Arguments that the model is meant for."""
+        sizes = (batch, steps) if batch_first else (steps, batch)
+        return (torch.rand((*sizes, spec.input_size)),)
+
+    def enter(self, arguments: Mapping[str, Any], batch_first: bool) -> Inputs:
+        """What of a call's arguments goes into the launch; by default the first one, as x."""
+        return Inputs(sequence(*next(iter(arguments.items())), batch_first))
 
     def noise(self, out: Tensor, mend: frozenset[str]) -> None:
         """Fill (B, Z) with the noise of one time step, by the same draws as the original's."""
@@ -129,6 +157,20 @@ class Layout:
 
 def _holds(shapes: Shapes, path: str) -> bool:
     return any(name.startswith(f"{path}.") for name in shapes)
+
+
+def sequence(name: str, value: object, batch_first: bool) -> Tensor:
+    """A sequence (T, B, .) or (B, T, .) as (T, B, .).
+
+    Raises:
+        TypeError: it is no tensor. ValueError: it has not three dimensions.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dim() != 3:
+        sizes = "B, T, X" if batch_first else "T, B, X"
+        raise ValueError(f"{name} must have 3 dimensions ({sizes}), got shape {tuple(value.shape)}")
+    return value.transpose(0, 1) if batch_first else value
 
 
 def steps_of(tensor: Tensor) -> list[Tensor]:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..executors.reference import kl_divergence
-from ..likelihoods import MeanStd, bernoulli_log_prob
+from ..likelihoods import MeanStd
+from . import losses
 from .base import Fault, Layout, Objective, Run, std_of, steps_of
+from .losses import EPS
 from .reading import LayoutError, Roles, Structure
 from .tree import follows
-
-EPS = torch.finfo(torch.float32).eps  # inside of its logarithms; also in double precision
 
 _KL = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
 
@@ -42,11 +39,8 @@ class _Copied(Objective):
 
     def kl(self, run: Run, mend: frozenset[str]) -> Tensor:
         """Of everything, in nats."""
-        if "kl" in mend:
-            return kl_divergence(MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)).sum()
-        logs = 2 * torch.log(run.prior_std + self.eps) - 2 * torch.log(run.std + self.eps)
-        squares = (run.std.square() + (run.mean - run.prior_mean).square()) / run.prior_std.square()
-        return 0.5 * (logs + squares - 1).sum()
+        q, p = MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)
+        return losses.kl(q, p, 0.0 if "kl" in mend else self.eps).sum()
 
     def mean(self, raw: Tensor) -> Tensor:
         raise NotImplementedError
@@ -57,36 +51,34 @@ class _Copied(Objective):
 
 @dataclass(frozen=True)
 class CopiedBernoulli(_Copied):
-    faults: ClassVar[Mapping[str, Fault]] = {
-        "nan": Fault("its negative log-likelihood is NaN from logit 16 on", no_number=True),
-        "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside the logarithms, on the wrong side of one"),
-        "kl": _KL,
-    }
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {
+            "nan": Fault("its negative log-likelihood is NaN from logit 16 on", no_number=True),
+            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside the logarithms, on the wrong side of one"),
+            "kl": _KL,
+        }
 
     def mean(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(raw)
 
     def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
         if "nll" in mend:
-            return -bernoulli_log_prob(raw, x).sum()
-        rest = 1 - mean - self.eps
-        good = rest > 0  # the original has a number just there
-        log_rest = torch.where(good, torch.log(torch.where(good, rest, 1)), F.logsigmoid(-raw))
-        present = mean + self.floor > 0
-        log_mean = torch.where(present, torch.log(torch.where(present, mean + self.floor, 1)), F.logsigmoid(raw))
-        return -(x * log_mean + (1 - x) * log_rest).sum()
+            return losses.bernoulli(raw, x).sum()
+        return losses.bernoulli_with_eps(raw, mean, x, self.eps, self.floor).sum()
 
 
 @dataclass(frozen=True)
 class CopiedGaussian(_Copied):
-    faults: ClassVar[Mapping[str, Fault]] = {
-        "type": Fault("its negative log-likelihood raises a TypeError, taking torch.log of a number", no_number=True),
-        "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside a logarithm, and a density without bound"),
-        "kl": _KL,
-    }
-
-    def example(self, spec: Any, steps: int, batch: int) -> Tensor:
-        return torch.randn(steps, batch, spec.input_size)
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {
+            "type": Fault(
+                "its negative log-likelihood raises a TypeError, taking torch.log of a number", no_number=True
+            ),
+            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside its logarithm"),
+            "kl": _KL,
+        }
 
     def repaired(self) -> AbstractContextManager[None]:
         return _logarithms_of_numbers()
@@ -95,8 +87,7 @@ class CopiedGaussian(_Copied):
         return raw
 
     def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
-        floor = 0.0 if "nll" in mend else self.floor
-        return (torch.log(std + floor) + 0.5 * math.log(2 * math.pi) + (x - mean).square() / (2 * std.square())).sum()
+        return losses.gaussian(mean, std, x, 0.0 if "nll" in mend else self.floor).sum()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.utils._pytree as pytree
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Objective
+from .inference import Probe, Unknown, infer
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
 ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
 _SEED = 0
 _KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
 _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
+
+
+Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
+Example: TypeAlias = Callable[[Objective, int, int], tuple[Tensor, ...]]
 
 
 class ProofError(RuntimeError):
@@ -39,8 +44,11 @@ class Draw(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """One forward and backward: draws, what was returned or left as an attribute, and gradients, by name."""
+    """One forward and backward: what was returned, public attributes left, draws; both taken apart into fields by name,
+    and gradients by name."""
 
+    returned: Any
+    left: dict[str, Any]
     draws: list[Draw]
     fields: dict[str, Any]
     gradients: dict[str, Tensor | None]
@@ -53,13 +61,9 @@ class Proven(NamedTuple):
     noise: torch.dtype | None
 
 
-def prove(
-    model: nn.Module,
-    accelerate: Callable[[nn.Module, Objective, torch.dtype | None], nn.Module],
-    objectives: Iterable[Objective],
-    example: Callable[[Objective, int, int], tuple[Tensor, ...]],
-) -> Proven:
-    """The first objective with which the accelerated module does what the original does.
+def prove(model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objective], example: Example) -> Proven:
+    """The first objective with which the accelerated module does what the original does, or the one that
+    :mod:`.inference` finds.
 
     Both run in float64 on copies of the parameters: first as they are, then on random ones, which no symmetry or zero
     of an initialisation can hide. Every returned field, every tensor left as an attribute and every gradient is
@@ -69,59 +73,85 @@ def prove(
         ProofError: no objective does; the message tells the first difference from the likeliest one.
     """
     first: ProofError | None = None
-    for objective in objectives:
+    with _sandbox(model):
+        for objective in objectives:
+            try:
+                return Proven(objective, _prove(model, accelerate, objective, example))
+            except ProofError as error:
+                first = first or error
         try:
+            objective = _inferred(model, accelerate, example)
             return Proven(objective, _prove(model, accelerate, objective, example))
         except ProofError as error:
-            first = first or error
-    if first is None:
-        raise ProofError("there is no objective to prove")
-    raise first
+            raise first or error from None
 
 
-def _prove(
-    model: nn.Module,
-    accelerate: Callable[[nn.Module, Objective, torch.dtype | None], nn.Module],
-    objective: Objective,
-    example: Callable[[Objective, int, int], tuple[Tensor, ...]],
-) -> torch.dtype | None:
-    with _sandbox(model):
-        twin = _copy(model).double()
-        like = next(twin.parameters())
-        torch.manual_seed(_SEED)
-        noise = None
-        for weights, sizes in SIZES.items():
-            inputs = tuple(
-                t.detach().to(like.device, torch.float64 if t.is_floating_point() else t.dtype)
-                for t in example(objective, *sizes)
-            )
-            if weights == "random":
-                _redraw(twin)
-            try:
-                with objective.repaired():
-                    theirs = _observe(twin, inputs)
-            except Exception as error:
-                shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
-                raise ProofError(
-                    f"the original's own forward fails in float64 on an input of shape {shapes} (another one can be "
-                    f"given as example=): {type(error).__name__}: {error}"
-                ) from error
-            dtypes = {d.dtype for d in theirs.draws}
-            noise = dtypes.pop() if len(dtypes) == 1 else None
-            noise = None if noise == torch.float64 else noise
-            missing = {name for name, value in theirs.fields.items() if not _finite(value)}
-            if missing and not (weights == "its own" and any(f.no_number for f in objective.faults.values())):
-                raise ProofError(f"{min(missing)} of the original is not finite with {weights} parameters")
-            ours = _observe(accelerate(twin, objective, noise), inputs, missing)
-            if missing:
-                theirs = _observe_again(twin, inputs, missing, objective)
-            _compare(theirs, ours, missing, f"with {weights} parameters")
+def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, example: Example) -> torch.dtype | None:
+    twin = _copy(model).double()
+    torch.manual_seed(_SEED)
+    noise = None
+    for weights, sizes in SIZES.items():
+        inputs = _inputs(example(objective, *sizes), twin)
+        if weights == "random":
+            _redraw(twin)
+        theirs = _observe_original(twin, inputs, objective)
+        noise = _dtype(theirs.draws)
+        missing = {name for name, value in theirs.fields.items() if not _finite(value)}
+        if missing and not (weights == "its own" and any(f.no_number for f in objective.faults.values())):
+            raise ProofError(f"{min(missing)} of the original is not finite with {weights} parameters")
+        ours = _observe(accelerate(twin, objective, noise), inputs, missing)
+        if missing:
+            theirs = _observe_original(twin, inputs, objective, missing)
+        _compare(theirs, ours, missing, f"with {weights} parameters")
     return noise
 
 
-def _observe_again(twin: nn.Module, inputs: tuple[Tensor, ...], missing: set[str], objective: Objective) -> Observed:
-    with objective.repaired():
-        return _observe(twin, inputs, missing)
+def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Objective:
+    """The objective that one run of the original tells.
+
+    Raises:
+        ProofError: the original gives what is none of the quantities of a run.
+    """
+    twin = _copy(model).double()
+    torch.manual_seed(_SEED)
+    _redraw(twin)
+    inputs = _inputs(example(Probe(), *SIZES["random"]), twin)
+    theirs = _observe_original(twin, inputs, Probe())
+    probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
+    torch.manual_seed(_SEED + 1)
+    with torch.no_grad():
+        run = accelerate(twin, probe, _dtype(theirs.draws))(*inputs)
+    try:
+        return infer(theirs.returned, theirs.left, run, probe.uniform)
+    except Unknown as unknown:
+        raise ProofError(
+            f"{unknown} is none of the quantities of a run: say what forward returns with layout={{'outputs': ...}}"
+        ) from None
+
+
+def _inputs(arguments: tuple[Tensor, ...], twin: nn.Module) -> tuple[Tensor, ...]:
+    device = next(twin.parameters()).device
+    return tuple(t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype) for t in arguments)
+
+
+def _observe_original(
+    twin: nn.Module, inputs: tuple[Tensor, ...], objective: Objective, leave_out: Iterable[str] = ()
+) -> Observed:
+    try:
+        with objective.repaired():
+            return _observe(twin, inputs, leave_out)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+        raise ProofError(
+            f"the original's own forward fails in float64 on an input of shape {shapes} (another one can be given as "
+            f"example=): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _dtype(draws: Iterable[Draw]) -> torch.dtype | None:
+    """That of the noise; None is that of the parameters, float64 here."""
+    dtypes = {draw.dtype for draw in draws}
+    return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else None
 
 
 @contextmanager
@@ -175,9 +205,9 @@ def _observe(module: nn.Module, inputs: tuple[Tensor, ...], leave_out: Iterable[
     with recorder:
         returned = module(*leaves)
     fields = dict(_fields("output", returned))
-    for name, value in vars(module).items():
-        if not name.startswith("_") and id(value) != before.get(name):
-            fields |= dict(_fields(f"attribute {name}", value))
+    left = {n: v for n, v in vars(module).items() if not n.startswith("_") and id(v) != before.get(n)}
+    for name, value in left.items():
+        fields |= dict(_fields(f"attribute {name}", value))
     mixture = torch.Generator().manual_seed(_SEED + 2)
     total = torch.zeros(())
     for name, value in fields.items():
@@ -188,7 +218,7 @@ def _observe(module: nn.Module, inputs: tuple[Tensor, ...], leave_out: Iterable[
     }
     wanted |= {f"the gradient of input {i}": t for i, t in enumerate(leaves) if t.requires_grad}
     found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return Observed(recorder.draws, fields, dict(zip(wanted, found, strict=True)))
+    return Observed(returned, left, recorder.draws, fields, dict(zip(wanted, found, strict=True)))
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import executors
 from . import copied, dynamical
-from .accelerated import Accelerated, Plan, argument_names, build
+from .accelerated import Accelerated, Plan, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
 from .proof import prove
@@ -73,7 +73,7 @@ def accelerate(
     structure = known.structure(shapes)
     vet(model, structure.names, str(known))
     structure = known.structure(shapes, activation_of(model, structure.hidden, known.activation, str(known)))
-    arguments = argument_names(model)
+    arguments = arguments_of(model)
 
     def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
         return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
@@ -81,8 +81,7 @@ def accelerate(
     def inputs(objective: Objective, steps: int, batch: int) -> tuple[Tensor, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        x = objective.example(structure.spec, steps, batch)
-        return (x.transpose(0, 1) if known.batch_first else x,)
+        return objective.example(structure.spec, steps, batch, known.batch_first)
 
     proven = prove(
         model,
