@@ -138,6 +138,11 @@ class Deal {
 
 // ---- a call, from tensors to pointers
 
+// The inputs of a call that it may lack: lengths (B) int64; cond (T, B, C); resets (T, B) and mask (T, B, X) bool.
+struct Optionals {
+    const std::optional<Tensor>&cond, &lengths, &resets, &mask;
+};
+
 // What forward and backward have in common. Keeps alive what the launch points to.
 template <class T>
 struct Call {
@@ -147,13 +152,15 @@ struct Call {
     std::vector<const T*> parameter_data;
     std::vector<int64_t> columns, saved_offset;
     Tensor x, eps, scratch, packed;
+    std::optional<Tensor> cond, resets, mask;
     Launch<T> launch{};
 
-    Call(const Tensor& x_in, const Tensor& eps_in, const std::optional<Tensor>& lengths,
-         const std::vector<Tensor>& state_in, const std::vector<Tensor>& parameters_in,
-         const std::vector<int64_t>& code, const std::vector<double>& constants, bool save, bool recompute)
+    Call(const Tensor& x_in, const Tensor& eps_in, const Optionals& given, const std::vector<Tensor>& state_in,
+         const std::vector<Tensor>& parameters_in, const std::vector<int64_t>& code,
+         const std::vector<double>& constants, bool save, bool recompute)
         : decoded(code, constants, static_cast<int64_t>(parameters_in.size())),
-          deal(x_in.size(0), x_in.size(1), lengths ? data<const int64_t>(*lengths) : nullptr, decoded.flops_per_row),
+          deal(x_in.size(0), x_in.size(1), given.lengths ? data<const int64_t>(*given.lengths) : nullptr,
+               decoded.flops_per_row),
           x(with_dense_rows(x_in)),
           eps(with_dense_rows(eps_in)) {
         const vrnn::Program& program = decoded.program;
@@ -174,6 +181,13 @@ struct Call {
         launch.shards = deal.shards();
         launch.x = steps_of<const T>(x);
         launch.eps = steps_of<const T>(eps);
+        if (given.cond.has_value() != (program.cond >= 0))
+            throw std::invalid_argument("cond must be given where the program has it, and nowhere else");
+        if (given.cond) launch.cond = kept<const T>(cond, *given.cond);
+        if (given.resets) launch.resets = kept<const bool>(resets, *given.resets);
+        if (given.mask) launch.mask = kept<const bool>(mask, *given.mask);
+        STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == program.states, "state must be ", program.states,
+                        " tensors, got ", state.size());
         for (size_t i = 0; i < state.size(); ++i) launch.state[i] = data<T>(state[i]);
         launch.parameters = parameter_data.data();
         launch.columns = columns.data();
@@ -201,6 +215,11 @@ struct Call {
     }
 
   private:
+    template <class U>
+    static Steps<U> kept(std::optional<Tensor>& own, const Tensor& given) {
+        own = with_dense_rows(given);
+        return steps_of<U>(*own);
+    }
     void check_blocks() const {
         const auto inside = [&](int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) {
             const Tensor& t = parameters[p];
@@ -217,16 +236,16 @@ struct Call {
 };
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <class T>
-Forward forward_of(const Tensor& x, const Tensor& eps, const std::optional<Tensor>& lengths,
-                   const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
-                   const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t saved_size,
-                   bool recompute, bool want_prior, bool want_raw) {
+Forward forward_of(const Tensor& x, const Tensor& eps, const Optionals& given, const std::vector<Tensor>& state,
+                   const std::vector<Tensor>& parameters, const std::vector<int64_t>& code,
+                   const std::vector<double>& constants, int64_t saved_size, bool recompute, bool want_prior,
+                   bool want_raw) {
     Build& build = chosen_build();
     const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
-    Call<T> call(x, eps, lengths, state, parameters, code, constants, saved_size > 0, recompute);
+    Call<T> call(x, eps, given, state, parameters, code, constants, saved_size > 0, recompute);
     Launch<T>& launch = call.launch;
     const vrnn::Program& program = *launch.program;
     const int64_t latent = eps.size(2), output = program.after[program.after.size - 1].source.width;
@@ -264,12 +283,12 @@ Forward forward_of(const Tensor& x, const Tensor& eps, const std::optional<Tenso
 
 template <class T>
 Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots, const Tensor& x,
-                     const Tensor& eps, const std::optional<Tensor>& lengths, const std::vector<Tensor>& state,
+                     const Tensor& eps, const Optionals& given, const std::vector<Tensor>& state,
                      const std::vector<Tensor>& parameters, const Tensor& saved, const std::vector<int64_t>& code,
-                     const std::vector<double>& constants, bool recompute, bool want_x, bool want_eps) {
+                     const std::vector<double>& constants, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     Build& build = chosen_build();
     const vrnn::Kernels<T>& k = build.isa->template kernels<T>();
-    Call<T> call(x, eps, lengths, state, parameters, code, constants, true, recompute);
+    Call<T> call(x, eps, given, state, parameters, code, constants, true, recompute);
     Launch<T>& launch = call.launch;
     launch.saved = data<T>(saved);
 
@@ -290,6 +309,9 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
     const Tensor d_x = per_step(x, x.size(2), want_x), d_eps = per_step(eps, eps.size(2), want_eps);
     if (want_x) launch.d_x = steps_of<T>(d_x);
     if (want_eps) launch.d_eps = steps_of<T>(d_eps);
+    const Tensor d_cond =
+        given.cond ? per_step(*given.cond, given.cond->size(2), want_cond) : torch::stable::new_empty(x, {0});
+    if (want_cond) launch.d_cond = steps_of<T>(d_cond);
     std::vector<Tensor> d_state, d_parameters;
     for (size_t i = 0; i < state.size(); ++i) {
         d_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
@@ -317,44 +339,54 @@ Backward backward_of(const std::vector<Tensor>& upstream, const std::vector<int6
         }
     });
     ++build.launches[1];
-    return {d_x, d_eps, d_state, d_parameters};
+    return {d_x, d_eps, d_cond, d_state, d_parameters};
 }
 
 // nll, kl (T, B); z, mean, std, prior_mean, prior_std (T, B, Z); raw (T, B, output); state (B, H) each; saved (opaque).
 // What is not wanted has no elements.
-Forward forward(Tensor x, Tensor eps, std::optional<Tensor> lengths, std::vector<Tensor> state,
+Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<Tensor> lengths,
+                std::optional<Tensor> resets, std::optional<Tensor> mask, std::vector<Tensor> state,
                 std::vector<Tensor> parameters, std::vector<int64_t> program, std::vector<double> constants,
                 int64_t saved_size, bool recompute, bool want_prior, bool want_raw) {
     check(x, "x", x, 3);
     check(eps, "eps", x, 3);
+    if (cond) check(*cond, "cond", x, 3);
+    for (const auto& flags : {resets, mask})
+        if (flags)
+            STD_TORCH_CHECK(flags->is_cpu() && flags->scalar_type() == ScalarType::Bool,
+                            "resets and mask must be CPU tensors of bool");
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
-    return call(x, eps, lengths, state, parameters, program, constants, saved_size, recompute, want_prior, want_raw);
+    return call(x, eps, {cond, lengths, resets, mask}, state, parameters, program, constants, saved_size, recompute,
+                want_prior, want_raw);
 }
 
 // upstream: the gradients that there are, of the outputs numbered in `slots` in the order of forward's results.
 Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tensor x, Tensor eps,
-                  std::optional<Tensor> lengths, std::vector<Tensor> state, std::vector<Tensor> parameters,
-                  Tensor saved, std::vector<int64_t> program, std::vector<double> constants, bool recompute,
-                  bool want_x, bool want_eps) {
+                  std::optional<Tensor> cond, std::optional<Tensor> lengths, std::optional<Tensor> resets,
+                  std::optional<Tensor> mask, std::vector<Tensor> state, std::vector<Tensor> parameters, Tensor saved,
+                  std::vector<int64_t> program, std::vector<double> constants, bool recompute, bool want_x,
+                  bool want_eps, bool want_cond) {
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
-    return call(upstream, slots, x, eps, lengths, state, parameters, saved, program, constants, recompute, want_x,
-                want_eps);
+    return call(upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, saved, program, constants,
+                recompute, want_x, want_eps, want_cond);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def(
-        "forward(Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, Tensor[] parameters, int[] program, "
+        "forward(Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, Tensor? mask, Tensor[] state, "
+        "Tensor[] parameters, int[] program, "
         "float[] constants, SymInt saved_size, bool recompute, bool want_prior, bool want_raw) -> (Tensor nll, Tensor "
         "kl, "
         "Tensor z, Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, "
         "Tensor saved)");
     m.def(
-        "backward(Tensor[] upstream, int[] slots, Tensor x, Tensor eps, Tensor? lengths, Tensor[] state, "
-        "Tensor[] parameters, Tensor saved, int[] program, float[] constants, bool recompute, bool want_x, bool "
-        "want_eps) "
-        "-> (Tensor d_x, Tensor d_eps, Tensor[] d_state, Tensor[] d_parameters)");
+        "backward(Tensor[] upstream, int[] slots, Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, "
+        "Tensor? mask, Tensor[] state, Tensor[] parameters, Tensor saved, int[] program, float[] constants, bool "
+        "recompute, bool want_x, bool "
+        "want_eps, bool want_cond) "
+        "-> (Tensor d_x, Tensor d_eps, Tensor d_cond, Tensor[] d_state, Tensor[] d_parameters)");
     m.def("launch_counts() -> int[]");
     m.def("chosen_isa() -> str");
 }

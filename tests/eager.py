@@ -21,6 +21,9 @@ ACTIVATIONS = {
 }
 
 
+PLACES = ("encoder", "prior", "decoder", "cell")
+
+
 class Run(NamedTuple):
     nll: Tensor
     kl: Tensor
@@ -42,7 +45,7 @@ def _stack(size: int, widths: tuple[int, ...], activation: str) -> tuple[nn.Sequ
 
 
 class LinearCell(nn.Module):
-    """torch.nn.RNN without its nonlinearity, for one step."""
+    """One layer of torch.nn.RNN without its nonlinearity, for one step."""
 
     def __init__(self, inputs: int, h: int, bias: bool) -> None:
         super().__init__()
@@ -65,12 +68,15 @@ class EagerVRNN(nn.Module):
         z: int,
         *,
         cell: str = "gru",
+        num_layers: int = 1,
         bias: bool = True,
         phi_x: tuple[int, ...] = (),
         phi_z: tuple[int, ...] = (),
         encoder: tuple[int, ...] = (),
         prior: tuple[int, ...] | str = (),
         decoder: tuple[int, ...] = (),
+        head_layers: tuple[int, ...] = (),
+        packed_heads: bool = False,
         activation: str = "relu",
         residual: bool = False,
         nonlinearity: str = "tanh",
@@ -79,66 +85,107 @@ class EagerVRNN(nn.Module):
         latent_floor: float = 1e-6,
         latent_std: Callable[[Tensor], Tensor] | None = None,
         output_std: Callable[[Tensor], Tensor] | None = None,
+        cond_size: int = 0,
+        cond_to: tuple[str, ...] = ("encoder", "prior", "decoder"),
     ) -> None:
         super().__init__()
-        self.cell, self.likelihood = cell, likelihood
-        self.h, self.z, self.residual = h, z, residual
+        self.cell, self.likelihood, self.layers = cell, likelihood, num_layers
+        self.h, self.z, self.residual, self.packed_heads = h, z, residual, packed_heads
+        self.cond_to = cond_to if cond_size else ()
         softplus = nn.Softplus(threshold=100)
         self.latent_std = latent_std or (lambda raw: softplus(raw) + latent_floor)
         self.output_std = output_std or (lambda raw: softplus(raw) + min_std)
+
+        def conditioned(name: str, width: int) -> int:
+            return width + (cond_size if name in self.cond_to else 0)
+
+        def heads(prefix: str, inputs: int, outputs: int, pair: bool = True) -> None:
+            """Modules by the names of the package, and where they are found by what they give."""
+            if packed_heads:
+                setattr(self, f"{prefix}_params", head(inputs, outputs * (1 + pair)))
+                return
+            setattr(self, f"{prefix}_mean", head(inputs, outputs, sequence=not pair))
+            if pair:
+                setattr(self, f"{prefix}_std", head(inputs, outputs, sequence=True))
+
+        def head(inputs: int, outputs: int, sequence: bool = False) -> nn.Module:
+            own, width = _stack(inputs, head_layers, activation)
+            last = nn.Linear(width, outputs)
+            return nn.Sequential(*own, last) if sequence or head_layers else last
+
         self.phi_x, fx = _stack(x, phi_x, activation)
         self.phi_z, fz = _stack(z, phi_z, activation)
-        self.enc, e = _stack(fx + h, encoder, activation)
-        self.enc_mean, self.enc_std = nn.Linear(e, z), nn.Sequential(nn.Linear(e, z))
-        self.learned_prior = not isinstance(prior, str)
-        self.prior, p = _stack(h, () if isinstance(prior, str) else prior, activation)
+        self.enc, e = _stack(conditioned("encoder", fx + h), encoder, activation)
+        self.learned_prior = z > 0 and not isinstance(prior, str)
+        self.prior, p = _stack(conditioned("prior", h), () if isinstance(prior, str) else prior, activation)
+        if z:
+            heads("enc", e, z)
         if self.learned_prior:
-            self.prior_mean, self.prior_std = nn.Linear(p, z), nn.Sequential(nn.Linear(p, z))
-        self.dec, d = _stack(fz + h, decoder, activation)
-        if likelihood == "bernoulli":
-            self.dec_mean = nn.Sequential(nn.Linear(d, x), nn.Sigmoid())
-        else:
-            self.dec_mean = nn.Linear(d, x)
-            self.dec_std = nn.Sequential(nn.Linear(d, x))
+            heads("prior", p, z)
+        self.dec, d = _stack(conditioned("decoder", fz + h), decoder, activation)
+        heads("dec", d, x, pair=likelihood == "gaussian")
+        inputs = conditioned("cell", fx + fz)
         if nonlinearity == "identity":
-            self.rnn: nn.Module = LinearCell(fx + fz, h, bias)
+            self.rnn: nn.Module = LinearCell(inputs, h, bias)
         else:
             of_rnn = {"nonlinearity": nonlinearity} if cell == "rnn" else {}
-            self.rnn = getattr(nn, cell.upper())(fx + fz, h, bias=bias, **of_rnn)
+            self.rnn = getattr(nn, cell.upper())(inputs, h, num_layers, bias=bias, **of_rnn)
 
-    def forward(self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...] | None = None) -> Run:
+    def head(self, prefix: str, features: Tensor) -> Tensor:
+        """What the heads of a network give, side by side."""
+        names = ("params",) if self.packed_heads else ("mean", "std")
+        return torch.cat([getattr(self, f"{prefix}_{n}")(features) for n in names if hasattr(self, f"{prefix}_{n}")], 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        eps: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Run:
         """x (T, B, X), eps (T, B, Z), state of (B, H) tensors: every row at the full length."""
         batch = x.shape[1]
         if state is None:
-            state = tuple(x.new_zeros(batch, self.h) for _ in range(2 if self.cell == "lstm" else 1))
+            state = tuple(x.new_zeros(batch, self.h) for _ in range(self.layers * (2 if self.cell == "lstm" else 1)))
         steps = []
-        for x_t, eps_t in zip(x, eps, strict=True):
-            h = state[0]
+        for t, (x_t, eps_t) in enumerate(zip(x, eps, strict=True)):
+            if resets is not None:
+                state = tuple(torch.stack([row * (not r) for row, r in zip(s, resets[t], strict=True)]) for s in state)
+            with_cond = {name: [cond[t]] if cond is not None and name in self.cond_to else [] for name in PLACES}
+            h = state[self.layers - 1]
             fx = self.phi_x(x_t)
-            e = self.enc(torch.cat([fx, h], 1))
             p = Normal(x.new_zeros(batch, self.z), x.new_ones(batch, self.z))
             if self.learned_prior:
-                r = self.prior(h)
-                p = Normal(self.prior_mean(r), self.latent_std(self.prior_std(r)))
-            q = Normal(self.enc_mean(e) + (p.loc if self.residual else 0), self.latent_std(self.enc_std(e)))
+                mean, raw = self.head("prior", self.prior(torch.cat([*with_cond["prior"], h], 1))).chunk(2, 1)
+                p = Normal(mean, self.latent_std(raw))
+            q = p
+            if self.z:
+                e = self.enc(torch.cat([fx, *with_cond["encoder"], h], 1))
+                mean, raw = self.head("enc", e).chunk(2, 1)
+                q = Normal(mean + (p.loc if self.residual else 0), self.latent_std(raw))
             z = q.loc + q.scale * eps_t
             fz = self.phi_z(z)
-            d = self.dec(torch.cat([fz, h], 1))
+            out = self.head("dec", self.dec(torch.cat([*with_cond["decoder"], fz, h], 1)))
             if self.likelihood == "bernoulli":
-                raw = self.dec_mean[0](d)
-                log_density = Bernoulli(logits=raw).log_prob(x_t)
+                log_density = Bernoulli(logits=out).log_prob(x_t)
             else:
-                mean, raw_std = self.dec_mean(d), self.dec_std(d)
-                raw = torch.cat([mean, raw_std], 1)
-                log_density = Normal(mean, self.output_std(raw_std)).log_prob(x_t)
+                mean, raw = out.chunk(2, 1)
+                log_density = Normal(mean, self.output_std(raw)).log_prob(x_t)
+            if mask is not None:
+                log_density = log_density * mask[t]
             kl = kl_divergence(q, p).sum(1)
-            steps.append((-log_density.sum(1), kl, z, q.loc, q.scale, p.loc, p.scale, raw))
-            packed = tuple(s.unsqueeze(0) for s in state)
-            _, after = self.rnn(torch.cat([fx, fz], 1).unsqueeze(0), packed if self.cell == "lstm" else packed[0])
-            state = tuple(s.squeeze(0) for s in (after if self.cell == "lstm" else (after,)))
+            steps.append((-log_density.sum(1), kl, z, q.loc, q.scale, p.loc, p.scale, out))
+            packed = tuple(torch.stack(state[i : i + self.layers]) for i in range(0, len(state), self.layers))
+            entered = torch.cat([fx, fz, *with_cond["cell"]], 1).unsqueeze(0)
+            _, after = self.rnn(entered, packed if self.cell == "lstm" else packed[0])
+            state = tuple(h for part in (after if self.cell == "lstm" else (after,)) for h in part)
         return Run(*(torch.stack(tensors) for tensors in zip(*steps, strict=True)), state)
 
-    def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: tuple[Tensor, ...]) -> Run:
+    def ragged(
+        self, x: Tensor, eps: Tensor, lengths: Tensor, state: tuple[Tensor, ...], **optional: Tensor | None
+    ) -> Run:
         """Row after row, each at its own length, then zeros."""
         steps, rows = x.shape[0], []
         for b, length in enumerate(lengths.tolist()):
@@ -148,7 +195,8 @@ class EagerVRNN(nn.Module):
                 zeros = [x.new_zeros(steps, 1), x.new_zeros(steps, 1), *(x.new_zeros(steps, 1, w) for w in widths)]
                 rows.append(Run(*zeros, start))
                 continue
-            run = self(x[:length, b : b + 1], eps[:length, b : b + 1], start)
+            own = {name: None if o is None else o[:length, b : b + 1] for name, o in optional.items()}
+            run = self(x[:length, b : b + 1], eps[:length, b : b + 1], start, **own)
             padded = [torch.cat([f, f.new_zeros(steps - length, *f.shape[1:])]) for f in run[:-1]]
             rows.append(Run(*padded, run.state))
         state = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))

@@ -25,9 +25,20 @@ class Problem:
     inputs: dict[str, Tensor]
     lengths: Tensor | None
     upstream: dict[str, Tensor]
+    flags: dict[str, Tensor]
 
     @classmethod
-    def draw(cls, spec: CellSpec, steps: int, batch: int, lengths: list[int] | None = None, seed: int = 0) -> Problem:
+    def draw(
+        cls,
+        spec: CellSpec,
+        steps: int,
+        batch: int,
+        lengths: list[int] | None = None,
+        seed: int = 0,
+        *,
+        resets: bool = False,
+        mask: bool = False,
+    ) -> Problem:
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -36,6 +47,8 @@ class Problem:
         inputs = {p.name: 0.5 * normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()}
         inputs["x"] = torch.rand((steps, batch, spec.input_size), generator=generator).double()
         inputs["eps"] = normal(steps, batch, spec.latent_size)
+        if spec.cond_size:
+            inputs["cond"] = normal(steps, batch, spec.cond_size)
         for i in range(spec.state_tensors):
             inputs[f"state{i}"] = 0.5 * normal(batch, spec.hidden_size)
         inputs = {name: t.float().double() for name, t in inputs.items()}
@@ -44,7 +57,12 @@ class Problem:
             n: normal(steps, batch, w) if n not in ("nll", "kl") else normal(steps, batch) for n, w in widths.items()
         }
         upstream |= {f"final{i}": normal(batch, spec.hidden_size) for i in range(spec.state_tensors)}
-        return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream)
+        flags = {}
+        if resets:
+            flags["resets"] = torch.rand((steps, batch), generator=generator) < 0.3
+        if mask:
+            flags["mask"] = torch.rand((steps, batch, spec.input_size), generator=generator) < 0.7
+        return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream, flags)
 
     def run(self, executor: ModuleType, dtype: torch.dtype, *, recompute: bool = False) -> dict[str, Tensor]:
         """Every output and, as ``d <input>``, every gradient."""
@@ -56,6 +74,8 @@ class Problem:
             leaves["eps"],
             self.lengths,
             tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors)),
+            cond=leaves.get("cond"),
+            **self.flags,
             recompute=recompute,
             want_prior=True,
             want_raw=True,
@@ -78,6 +98,8 @@ def assert_obeys_the_law(
     dtype: torch.dtype,
     recompute: bool = False,
     draws: int = 6,
+    resets: bool = False,
+    mask: bool = False,
 ) -> None:
     """Each output's and gradient's error, root mean square over some draws, is at most twice torch's.
 
@@ -85,7 +107,7 @@ def assert_obeys_the_law(
     """
     ours, torchs, largest = defaultdict(float), defaultdict(float), defaultdict(float)
     for seed in range(draws):
-        problem = Problem.draw(spec, steps, batch, lengths, seed)
+        problem = Problem.draw(spec, steps, batch, lengths, seed, resets=resets, mask=mask)
         oracle = problem.run(reference, torch.float64)
         plain = problem.run(reference, dtype)
         found = problem.run(executor, dtype, recompute=recompute)
@@ -93,6 +115,8 @@ def assert_obeys_the_law(
         for name, right in oracle.items():
             assert found[name].dtype == dtype
             assert found[name].shape == right.shape, name
+            if not right.numel():
+                continue
             ours[name] += (found[name].double() - right).square().mean().item() / draws
             torchs[name] += (plain[name].double() - right).square().mean().item() / draws
             largest[name] = max(largest[name], right.abs().max().item())

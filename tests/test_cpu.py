@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -98,6 +99,52 @@ def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias
     for recompute in (False, True):
         spec = CellSpec(5, 19, 3, cell="rnn", bias=bias, nonlinearity=nonlinearity, **DEEP)
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
+
+
+EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
+FAMILY: dict[str, dict[str, Any]] = {
+    "two layers": {"num_layers": 2},
+    "three layers without bias": {"num_layers": 3, "bias": False},
+    "deep heads": {"head_layers": (4, 9)},
+    "packed heads": {"packed_heads": True},
+    "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
+    "conditioned": {"cond_size": 2},
+    "conditioned everywhere": {"cond_size": 33, "cond_to": EVERYWHERE},
+    "conditioned encoder": {"cond_size": 2, "cond_to": ("encoder",)},
+    "conditioned cell": {"cond_size": 2, "cond_to": ("cell",)},
+    "conditioned residual": {"cond_size": 2, "residual": True},
+    "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
+    "no z": NO_Z,
+    "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},
+}
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_the_whole_family(isa: str, member: str, cell: str) -> None:
+    options = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": cell, **DEEP, **FAMILY[member]}
+    for recompute, likelihood in ((False, GAUSSIAN), (True, {})):
+        spec = CellSpec(**options, **likelihood)
+        assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=torch.float32, recompute=recompute, draws=4)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_the_whole_family_without_a_hidden_layer(dtype: torch.dtype, member: str, cell: str) -> None:
+    spec = CellSpec(**{"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": cell, **FAMILY[member]})
+    for recompute in (False, True):
+        assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute, draws=4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
+def test_resets_and_masks(isa: str, dtype: torch.dtype, cell: str, layers: int, likelihood: dict[str, Any]) -> None:
+    spec = CellSpec(5, 19, 3, cell=cell, num_layers=layers, **DEEP, **likelihood)
+    for lengths, recompute in ((None, False), (RAGGED, True)):
+        options: dict[str, Any] = {"executor": cpu, "dtype": dtype, "recompute": recompute}
+        assert_obeys_the_law(spec, 7, 5, lengths, resets=True, mask=True, **options)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -262,14 +309,15 @@ def test_gradcheck(cell: str) -> None:
 
 
 def test_opcheck_forward_and_backward() -> None:
-    spec = CellSpec(3, 4, 2, cell="lstm", phi_x=(5,))
+    spec = CellSpec(3, 4, 2, cell="lstm", phi_x=(5,), cond_size=2)
     steps, batch = 4, 3
     program = cpu.encode(spec)
     leaf = functools.partial(torch.randn, requires_grad=True)
-    x, eps, lengths = leaf(steps, batch, 3), torch.randn(steps, batch, 2), torch.tensor([4, 2, 3])
+    x, eps, cond = leaf(steps, batch, 3), torch.randn(steps, batch, 2), leaf(steps, batch, 2)
+    optional = (torch.tensor([4, 2, 3]), torch.rand(steps, batch) < 0.5, torch.rand(steps, batch, 3) < 0.5)
     state, parameters = [leaf(batch, 4), leaf(batch, 4)], [leaf(p.shape) for p in spec.parameters()]
     size = steps * batch * program.saved + ops.SLACK
-    arguments = (x, eps, lengths, state, parameters, program.code, program.constants)
+    arguments = (x, eps, cond, *optional, state, parameters, program.code, program.constants)
     # the opaque buffer has elements that nobody writes: make them NaN in both runs, and NaN equal to itself
     close = functools.partial(torch.testing.assert_close, equal_nan=True)
     torch.use_deterministic_algorithms(True)
@@ -283,8 +331,9 @@ def test_opcheck_forward_and_backward() -> None:
             torch.library.opcheck(
                 torch.ops.vrnn_fast.backward.default,
                 (
-                    *(upstream, [0, 2, 9], x.detach(), eps, lengths, [s.detach() for s in state], detached, saved),
-                    *(program.code, program.constants, False, True, False),
+                    *(upstream, [0, 2, 9], x.detach(), eps, cond.detach(), *optional),
+                    *([s.detach() for s in state], detached, saved, program.code, program.constants),
+                    *(False, True, False, True),
                 ),
             )
     finally:
@@ -296,18 +345,24 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 4"),
+        ([99, *program.code[1:]], "reads format 5"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):
         with pytest.raises(ValueError, match=message):
             torch.ops.vrnn_fast.forward(
-                x, eps, None, state, parameters, code, program.constants, 0, False, False, False
+                *(x, eps, None, None, None, None, state, parameters, code, program.constants, 0, False, False, False)
             )
     with pytest.raises(RuntimeError, match="smaller than the program says"):
         torch.ops.vrnn_fast.forward(
-            *(x, eps, None, state, [p[:1] for p in parameters], program.code, program.constants, 0, False, False, False)
+            *(x, eps, None, None, None, None, state, [p[:1] for p in parameters]),
+            *(program.code, program.constants, 0, False, False, False),
         )
+    rest = (parameters, program.code, program.constants, 0, False, False, False)
+    with pytest.raises(RuntimeError, match="state must be 1 tensors, got 2"):
+        torch.ops.vrnn_fast.forward(x, eps, None, None, None, None, state * 2, *rest)
+    with pytest.raises(ValueError, match="cond must be given where the program has it, and nowhere else"):
+        torch.ops.vrnn_fast.forward(x, eps, x, None, None, None, state, *rest)
 
 
 def test_the_three_parts_hold_what_they_promise() -> None:
@@ -315,9 +370,9 @@ def test_the_three_parts_hold_what_they_promise() -> None:
     program = partition(CellSpec(5, 8, 3, **DEEP))
     names = {b.name for b in program.buffers}
     kept = {keep: {b.name for b in program.buffers if b.keep == keep} for keep in Keep}
-    assert kept[Keep.ALWAYS] == {"h"}
+    assert kept[Keep.ALWAYS] == {"h.0"}
     assert kept[Keep.STORED] == {"pre", "posterior.1", "posterior", "posterior_std", "z"}
-    assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h" for s in program.before)
+    assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h.0" for s in program.before)
     for stage in program.stages:
         for value in vars(stage).values():
             if hasattr(value, "buffer"):

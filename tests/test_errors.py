@@ -265,8 +265,20 @@ def test_generate(case: str) -> None:
 BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "input_size": (lambda: VRNN(0, H, Z), "input_size must be a positive int, got 0"),
     "hidden_size": (lambda: VRNN(X, -1, Z), "hidden_size must be a positive int, got -1"),
-    "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be a positive int, got 2.0"),  # type: ignore[arg-type]
-    "num_layers": (lambda: VRNN(X, H, Z, num_layers=2), "num_layers must be 1 in this release, got 2"),
+    "latent_size": (lambda: VRNN(X, H, 2.0), "latent_size must be an int >= 0, got 2.0"),  # type: ignore[arg-type]
+    "latent_size negative": (lambda: VRNN(X, H, -1), "latent_size must be an int >= 0, got -1"),
+    "no z": (
+        lambda: VRNN(X, H, 0, phi_z=(3,)),
+        "with latent_size=0 there is no z: phi_z, encoder and prior must be ()",
+    ),
+    "num_layers": (lambda: VRNN(X, H, Z, num_layers=0), "num_layers must be an int from 1 to 8, got 0"),
+    "too many layers": (lambda: VRNN(X, H, Z, num_layers=9), "num_layers must be an int from 1 to 8, got 9"),
+    "cond_size": (lambda: VRNN(X, H, Z, cond_size=-1), "cond_size must be an int >= 0, got -1"),
+    "cond_to": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
+        "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
+    ),
+    "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
     "nonlinearity": (
         lambda: VRNN(X, H, Z, nonlinearity="relu"),

@@ -28,9 +28,10 @@ NETS: dict[str, dict[str, tuple[int, ...]]] = {
 def _pair(theirs: dict[str, Any] | None = None, **options: Any) -> tuple[VRNN, EagerVRNN]:
     """Ours and the module loop with the same parameters; ``theirs`` is what the loop calls by another name."""
     full = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), ()) | options
-    ours = VRNN(X, H, Z, backend="reference", dtype=torch.float64, **full)
+    z = full.pop("latent_size", Z)
+    ours = VRNN(X, H, z, backend="reference", dtype=torch.float64, **full)
     eager = EagerVRNN(
-        X, H, Z, **{name: v for name, v in (full | (theirs or {})).items() if v is not OURS_ALONE}
+        X, H, z, **{name: v for name, v in (full | (theirs or {})).items() if v is not OURS_ALONE}
     ).double()
     eager.load_state_dict(ours.state_dict(), strict=True)
     return ours, eager
@@ -48,10 +49,17 @@ def _weighted(run: Run, seed: int = 1) -> Tensor:
     return sum(((t * torch.randn(t.shape, generator=g, dtype=t.dtype)).sum() for t in tensors), torch.zeros(()))
 
 
-def _run(model: VRNN, x: Tensor, eps: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...]) -> Run:
+def _run(
+    model: VRNN,
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: tuple[Tensor, ...],
+    **optional: Tensor | None,
+) -> Run:
     parameters = [model.get_parameter(p.name) for p in model.spec.parameters()]
     result = reference.run(
-        model.spec, parameters, x, eps, lengths, state, recompute=False, want_prior=True, want_raw=True
+        model.spec, parameters, x, eps, lengths, state, **optional, recompute=False, want_prior=True, want_raw=True
     )
     assert result.prior_mean is not None
     assert result.prior_std is not None
@@ -59,21 +67,25 @@ def _run(model: VRNN, x: Tensor, eps: Tensor, lengths: Tensor | None, state: tup
     return Run(*result)  # type: ignore[arg-type]
 
 
-def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str) -> None:
+def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str, **optional: Tensor | None) -> None:
     x, eps = _data(likelihood)
-    n = 2 if ours.spec.cell == "lstm" else 1
+    eps = eps[..., : ours.latent_size]
+    n = ours.spec.state_tensors
     state = tuple(torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in range(n))
-    a = _run(ours, x, eps, lengths, state)
-    b = eager(x, eps, state) if lengths is None else eager.ragged(x, eps, lengths, state)
+    if ours.spec.cond_size:
+        optional["cond"] = torch.randn(T, B, ours.spec.cond_size, dtype=torch.float64, requires_grad=True)
+    a = _run(ours, x, eps, lengths, state, **optional)
+    b = eager(x, eps, state, **optional) if lengths is None else eager.ragged(x, eps, lengths, state, **optional)
     for name, p, q in zip(Run._fields[:-1], a, b, strict=False):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     for p, q in zip(a.state, b.state, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
     names, values = zip(*ours.named_parameters(), strict=True)
-    inputs = [x, eps, *state]
-    ga = torch.autograd.grad(_weighted(a), [*values, *inputs])
-    gb = torch.autograd.grad(_weighted(b), [*(eager.get_parameter(n) for n in names), *inputs])
-    labels = [*names, "x", "eps", *(f"state[{i}]" for i in range(n))]
+    inputs = {"x": x, **({"eps": eps} if ours.latent_size else {}), **{f"state[{i}]": s for i, s in enumerate(state)}}
+    inputs |= {name: t for name, t in optional.items() if t is not None and t.requires_grad}
+    ga = torch.autograd.grad(_weighted(a), [*values, *inputs.values()])
+    gb = torch.autograd.grad(_weighted(b), [*(eager.get_parameter(n) for n in names), *inputs.values()])
+    labels = [*names, *inputs]
     for name, p, q in zip(labels, ga, gb, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"gradient of {n}: {m}")
 
@@ -118,6 +130,52 @@ def test_residual_posteriors_and_standard_normal_priors_equal_the_module_loop(ne
 def test_every_simple_cell_equals_the_module_loop(nonlinearity: str, bias: bool) -> None:
     ours, eager = _pair(cell="rnn", nonlinearity=nonlinearity, bias=bias, **NETS["one"])
     _same(ours, eager, None, "bernoulli")
+
+
+CONDITIONED: tuple[tuple[str, ...], ...] = (
+    ("encoder", "prior", "decoder"),
+    ("encoder", "prior", "decoder", "cell"),
+    ("encoder",),
+    ("prior", "cell"),
+)
+FAMILY: dict[str, dict[str, Any]] = {
+    "two layers": {"num_layers": 2},
+    "three layers without bias": {"num_layers": 3, "bias": False},
+    "deep heads": {"head_layers": (4, 3)},
+    "packed heads": {"packed_heads": True},
+    "packed deep heads": {"packed_heads": True, "head_layers": (4,)},
+    **{f"condition to {' '.join(to)}": {"cond_size": 2, "cond_to": to} for to in CONDITIONED},
+    "residual, conditioned": {"cond_size": 2, "residual": True},
+    "all at once": {
+        "cond_size": 2,
+        "cond_to": CONDITIONED[1],
+        "residual": True,
+        "num_layers": 2,
+        "head_layers": (4,),
+    },
+    "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": ()},
+    "no z, conditioned": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": (), "cond_size": 2, "num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("nets", ["none", "two"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_the_whole_family_equals_the_module_loop(member: str, cell: str, nets: str) -> None:
+    options: dict[str, Any] = {"cell": cell, **NETS[nets], **FAMILY[member]}
+    for likelihood in ("bernoulli", "gaussian"):
+        for lengths in (None, torch.tensor([6, 0, 3, 1])):
+            _same(*_pair(likelihood=likelihood, **options), lengths, likelihood)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_resets_and_masks_equal_the_module_loop(cell: str, layers: int) -> None:
+    resets, mask = torch.rand(T, B) < 0.4, torch.rand(T, B, X) < 0.6
+    for likelihood in ("bernoulli", "gaussian"):
+        for lengths in (None, torch.tensor([6, 0, 3, 1])):
+            ours, eager = _pair(cell=cell, num_layers=layers, likelihood=likelihood, **NETS["one"])
+            _same(ours, eager, lengths, likelihood, resets=resets, mask=mask)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

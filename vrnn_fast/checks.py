@@ -46,10 +46,17 @@ def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     return value
 
 
-def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], like: Tensor) -> Tensor:
+def tensor(
+    name: str,
+    value: object,
+    shape: Sequence[tuple[str, int | None]],
+    like: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Raise unless ``value`` is a strided tensor of this shape and of the dtype and device of the parameter ``like``.
 
-    ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do.
+    ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do. ``dtype``
+    may be one that it must have instead.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -64,7 +71,9 @@ def tensor(name: str, value: object, shape: Sequence[tuple[str, int | None]], li
             raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(value.shape)}")
         if size is not None and value.shape[i] != size:
             raise ValueError(f"{name} must have shape ({_meant(shape)}), got {tuple(value.shape)}")
-    if value.dtype != like.dtype:
+    if dtype is not None and value.dtype != dtype:
+        raise ValueError(f"{name} must have dtype {dtype}, got {value.dtype}")
+    if dtype is None and value.dtype != like.dtype:
         raise ValueError(f"{name} must have the parameters' dtype {like.dtype}, got {value.dtype}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the parameters' device {like.device}, got {value.device}")

@@ -8,14 +8,14 @@ launch computes what they describe. So whatever would act on a sub-module's call
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .spec import Activation, CellSpec, Network
+from .spec import Activation, CellSpec, Layer
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Recurrence(nn.Module):
-    """The parameters of one GRU, LSTM or RNN layer: names, shapes, order and initialisation of torch's own.
+    """The parameters of the GRU, LSTM or RNN layers: names, shapes, order and initialisation of torch's own.
 
     torch's own modules are not used because Dynamo refuses any read of their attributes.
     """
@@ -55,21 +55,21 @@ def _modules(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, device=device, dtype=dtype)
 
-    def sequential(network: Network) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for layer in network.hidden:
-            layers += [linear(layer.inputs, layer.outputs), _ACTIVATIONS[spec.activation]()]
-        return nn.Sequential(*layers)
+    def chain(layers: Iterable[Layer]) -> Iterator[nn.Module]:
+        for layer in layers:
+            yield linear(layer.inputs, layer.outputs)
+            yield _ACTIVATIONS[spec.activation]()
 
     prefixes = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}
     for name, prefix in prefixes.items():
         network = spec.network(name)
-        yield prefix, sequential(network)
-        for head in network.heads:
+        yield prefix, nn.Sequential(*chain(network.hidden))
+        for *own, head in network.heads:
             owner, _, place = head.prefix.partition(".")
             module: nn.Module = linear(head.inputs, head.outputs)
             if place:
-                module = nn.Sequential(module, nn.Softplus() if owner.endswith("_std") else nn.Sigmoid())
+                after = nn.Softplus() if owner.endswith("_std") else nn.Sigmoid() if place == "0" else nn.Identity()
+                module = nn.Sequential(*chain(own), module, after)
             yield owner, module
     yield "rnn", Recurrence(spec, device, dtype)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 import torch.utils._pytree as pytree
@@ -23,7 +23,7 @@ from .likelihoods import (
     StrokeComponents,
     as_likelihood,
 )
-from .spec import Activation, CellSpec, Std, StdKind
+from .spec import Activation, CellSpec, Conditioned, Std, StdKind
 from .spec import Cell as CellKind
 
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -44,7 +44,7 @@ class VRNNOutput:
         elbo: (B,) the evidence lower bound of each row, -(nll + kl) summed over time. Without beta or free nats.
         latent: (T, B, Z) z_t = mean + std * eps.
         posterior: mean and std of q(z_t | z_<t, x_<=t), (T, B, Z) each.
-        state: each row's state after its own last step, (1, B, H), for an LSTM the pair (h, c) of them.
+        state: each row's state after its own last step, (num_layers, B, H), for an LSTM the pair (h, c) of them.
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
         prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
             mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
@@ -100,16 +100,24 @@ class VRNN(nn.Module):
 
     Args:
         input_size: X, features of x_t.
-        hidden_size: H, width of the recurrent state.
-        latent_size: Z, width of z_t.
+        hidden_size: H, width of the recurrent state. The networks' widths may differ from it: name them all.
+        latent_size: Z, width of z_t. 0 leaves z out, and phi_z, encoder and prior with it: an ordinary autoregressive
+            network h_t = cell(phi_x(x_t), h_{t-1}), x_t ~ likelihood(decoder(h_{t-1})), whose KL is zero (RNN-Gauss and
+            RNN-GMM of the paper).
         cell: ``"gru"``, ``"lstm"`` or ``"rnn"``, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute them.
         nonlinearity: of an ``"rnn"``: ``"tanh"`` or any other activation; with ``"identity"`` the cell is linear.
-        num_layers: of the recurrent cell; 1 in this release.
+        num_layers: recurrent layers, 1 to 8, chained as in ``torch.nn.GRU``; the networks read the top one's h.
         bias: whether the recurrent cell has biases. All other layers always have one.
         phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
             two layers, one, two, one and two, each ``hidden_size`` wide. A ``prior`` may also be ``"standard_normal"``,
             N(0, 1) whatever h is (VRNN-I of the paper): it has no parameters.
+        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself.
+        packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
+            (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
+        cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
+        cond_to: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first in
+            prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
@@ -147,6 +155,10 @@ class VRNN(nn.Module):
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
         activation: Activation = "relu",
+        head_layers: Sequence[int] = (),
+        packed_heads: bool = False,
+        cond_size: int = 0,
+        cond_to: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
         residual: bool = False,
         std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
@@ -158,11 +170,10 @@ class VRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_layers != 1:
-            raise ValueError(f"num_layers must be 1 in this release, got {num_layers!r}")
         if backend not in executors.names():
             raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
         h = hidden_size
+        of_z: tuple[int, ...] = (h,) if latent_size else ()
         self.likelihood = as_likelihood(likelihood)
         checks.positive_int("input_size", input_size)
         self.spec = CellSpec(
@@ -170,19 +181,24 @@ class VRNN(nn.Module):
             hidden_size,
             latent_size,
             cell=cell,
+            num_layers=num_layers,
             bias=bias,
             nonlinearity=nonlinearity,
             phi_x=_widths("phi_x", phi_x, (h, h)),
-            phi_z=_widths("phi_z", phi_z, (h,)),
-            encoder=_widths("encoder", encoder, (h, h)),
-            prior=None if prior == "standard_normal" else _widths("prior", prior, (h,)),
+            phi_z=_widths("phi_z", phi_z, of_z),
+            encoder=_widths("encoder", encoder, of_z * 2),
+            prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
             activation=activation,
+            head_layers=_widths("head_layers", head_layers, ()),
+            packed_heads=packed_heads,
             residual=residual,
             std=std if isinstance(std, Std) else Std(std),
             likelihood=self.likelihood.fused,
             decoder_heads=_heads(self.likelihood, input_size),
             output_std=self.likelihood.output_std,
+            cond_size=cond_size,
+            cond_to=cast(tuple[Conditioned, ...], tuple(checks.names("cond_to", cond_to, get_args(Conditioned)))),
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.num_layers = num_layers
@@ -203,6 +219,10 @@ class VRNN(nn.Module):
         free_nats: float | Tensor = 0.0,
         normalizer: float | Tensor | None = None,
         outputs: Sequence[str] = (),
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_inputs: bool = False,
     ) -> VRNNOutput:
         """Infer z along a batch of sequences and measure the bound.
 
@@ -221,6 +241,12 @@ class VRNN(nn.Module):
             normalizer: what to divide the loss by, > 0; None is the number of real steps of this call. Under data
                 parallelism with averaged gradients: real steps of all ranks / number of ranks.
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+            resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
+            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll, with a Bernoulli or
+                Gaussian likelihood; the elbo is then one of what was observed.
+            mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
+                then hold anything, NaN too.
 
         Raises:
             ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
@@ -248,6 +274,19 @@ class VRNN(nn.Module):
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
         real = None if lengths is None else _real(lengths, steps, x.device)
+        cond = self._condition(cond, steps, batch, like)
+        if resets is not None:
+            resets = self._flags("resets", resets, steps, batch, None, like)
+        if mask is not None:
+            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
+            if self.spec.likelihood == "external":
+                raise ValueError(
+                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
+                )
+        if mask_inputs:
+            if mask is None:
+                raise ValueError("mask_inputs needs a mask")
+            x = torch.where(mask, x, torch.zeros_like(x))
         if self.check:
             checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
 
@@ -261,6 +300,9 @@ class VRNN(nn.Module):
                 eps,
                 lengths,
                 start,
+                cond=cond,
+                resets=resets,
+                mask=mask,
                 recompute=self.recompute,
                 want_prior="prior" in outputs,
                 want_raw=external or "prediction" in outputs,
@@ -281,12 +323,12 @@ class VRNN(nn.Module):
             elbo=-(nll + kl).sum(0),
             latent=self._outer(result.z),
             posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
-            state=_pack(result.state),
+            state=self._pack(result.state),
             prior=prior,
             prediction=prediction,
         )
 
-    def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None) -> VRNNStep:
+    def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
 
         The prediction is the decoder at the prior's mean of z_t, so it uses nothing of x_t and may be read as a
@@ -296,6 +338,7 @@ class VRNN(nn.Module):
             x_t: (B, X).
             state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
             eps: (B, Z) noise of the posterior's sample; None draws it.
+            cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
@@ -310,6 +353,9 @@ class VRNN(nn.Module):
         else:
             eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
         x, noise = x_t.unsqueeze(0), eps.unsqueeze(0)
+        self._has_condition("cond", cond)
+        if cond is not None:
+            cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
         if self.check:
             checks.finite("x_t", x_t, support=self.likelihood.support)
         executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
@@ -322,14 +368,16 @@ class VRNN(nn.Module):
                 noise,
                 None,
                 start,
+                cond=None if cond is None else cond.unsqueeze(0),
                 recompute=self.recompute,
                 want_prior=False,
                 want_raw=external,
             )
             cell = Cell(self.spec, parameters)
-            prediction = cell.decoder(cell.phi_z(cell.prior(start[0]).mean), start[0])
+            h = cell.top(start)
+            prediction = cell.decoder(cell.phi_z(cell.prior(h, cond).mean), h, cond)
         nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x) if external else result.nll
-        return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), _pack(result.state))
+        return VRNNStep(nll[0], result.kl[0], self.likelihood.prediction(prediction), self._pack(result.state))
 
     @torch.no_grad()
     def generate(
@@ -341,6 +389,8 @@ class VRNN(nn.Module):
         temperature: float = 1.0,
         mean: bool = False,
         generator: torch.Generator | None = None,
+        cond: Tensor | None = None,
+        prefix_cond: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Draw sequences from the model, each x_t fed back through phi_x.
 
@@ -352,6 +402,8 @@ class VRNN(nn.Module):
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
             mean: take the output's mean instead of a sample (z is sampled still).
             generator: the source of all draws.
+            cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
+            prefix_cond: (T, B, C) that of the prefix.
 
         Returns:
             The new steps, (steps, B, X) (batch first if the module is), and the state after them.
@@ -370,30 +422,35 @@ class VRNN(nn.Module):
         if prefix is None:
             if lengths is not None:
                 raise ValueError("lengths are those of a prefix: pass prefix too")
+            if prefix_cond is not None:
+                raise ValueError("prefix_cond is that of a prefix: pass prefix too")
             state = self._start(None, batch_size, like)
         else:
             batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
-            out = self.forward(prefix, lengths=lengths, generator=generator)
+            self._has_condition("prefix_cond", prefix_cond)
+            out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
             state = self._start(out.state, batch, like)
+        cond = self._condition(cond, steps, state[0].shape[0], like)
         cell = Cell(self.spec, parameters)
         samples = []
         with _full_precision(like.device):
-            for _ in range(steps):
-                prior = cell.prior(state[0])
+            for t in range(steps):
+                h, cond_t = cell.top(state), None if cond is None else cond[t]
+                prior = cell.prior(h, cond_t)
                 noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
                 phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
-                raw = cell.decoder(phi_z, state[0])
+                raw = cell.decoder(phi_z, h, cond_t)
                 x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-                state = cell.recur(cell.phi_x(x), phi_z, state)
+                state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
                 samples.append(x)
-        return self._outer(torch.stack(samples)), _pack(state)
+        return self._outer(torch.stack(samples)), self._pack(state)
 
     def init_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for: zeros (1, B, H), for an LSTM a pair of them."""
+        """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
         checks.positive_int("batch_size", batch_size)
-        return _pack(self._start(None, batch_size, layout.gather(self, self._layout)[0]))
+        return self._pack(self._start(None, batch_size, layout.gather(self, self._layout)[0]))
 
     def explain(self, x: Tensor | None = None) -> str:
         """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
@@ -434,16 +491,45 @@ class VRNN(nn.Module):
         value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), width), like)
         return value.transpose(0, 1) if self.batch_first else value
 
+    def _has_condition(self, name: str, cond: Tensor | None) -> None:
+        if cond is None and self.spec.cond_size:
+            raise ValueError(f"{name} must be given: this model was built with cond_size={self.spec.cond_size}")
+        if cond is not None and not self.spec.cond_size:
+            raise ValueError(f"{name} has no place in a model that was built without a cond_size")
+
+    def _condition(self, cond: Tensor | None, steps: int, batch: int, like: Tensor) -> Tensor | None:
+        """The checked conditioning input, (T, B, C)."""
+        self._has_condition("cond", cond)
+        width = ("cond_size", self.spec.cond_size)
+        return None if cond is None else self._sequence("cond", cond, steps, batch, width, like)
+
+    def _flags(
+        self, name: str, value: Tensor, steps: int, batch: int, width: tuple[str, int] | None, like: Tensor
+    ) -> Tensor:
+        """A checked bool argument in the layout of the caller, as (T, B) or (T, B, width)."""
+        sizes = ("T", steps), ("B", batch)
+        shape = (*(sizes[::-1] if self.batch_first else sizes), *([width] if width else []))
+        value = checks.tensor(name, value, shape, like, dtype=torch.bool)
+        return value.transpose(0, 1) if self.batch_first else value
+
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """The caller's state as executors take it, (B, H) tensors; zeros for None."""
         if state is None:
             return tuple(like.new_zeros((batch, self.hidden_size)) for _ in range(self.spec.state_tensors))
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
-        if self.spec.state_tensors == 1:
-            return (checks.tensor("state", state, shape, like)[0],)
+        if self.spec.cell != "lstm":
+            return tuple(checks.tensor("state", state, shape, like).unbind(0))
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
-        return tuple(checks.tensor(f"state[{i}]", s, shape, like)[0] for i, s in enumerate(state))
+        parts = (checks.tensor(f"state[{i}]", s, shape, like).unbind(0) for i, s in enumerate(state))
+        return tuple(layer for part in parts for layer in part)
+
+    def _pack(self, state: tuple[Tensor, ...]) -> State:
+        """(B, H) tensors as the caller sees them: (num_layers, B, H), or the pair of those."""
+        n = self.num_layers
+        parts = (state[i : i + n] for i in range(0, len(state), n))
+        packed = tuple(p[0].unsqueeze(0) if n == 1 else torch.stack(p) for p in parts)
+        return packed[0] if len(packed) == 1 else (packed[0], packed[1])
 
     @classmethod
     def from_state_dict(
@@ -500,10 +586,11 @@ class VRNN(nn.Module):
     ) -> None:
         """Read checkpoints of the same names that were made for another likelihood."""
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
-        for key in [k for k in state_dict if k.startswith(f"{prefix}dec_mean.")]:
+        single = not self.spec.head_layers and not self.spec.packed_heads
+        for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
-        unused = [k for k in state_dict if k.startswith(f"{prefix}dec_std.")] if "dec_std" not in heads else []
+        unused = [k for k in state_dict if single and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
         for key in unused:
             del state_dict[key]
         if unused:
@@ -543,12 +630,6 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def _pack(state: tuple[Tensor, ...]) -> State:
-    """(B, H) tensors as the caller sees them: (1, B, H), or the pair of those."""
-    packed = tuple(s.unsqueeze(0) for s in state)
-    return packed[0] if len(packed) == 1 else (packed[0], packed[1])
 
 
 def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:

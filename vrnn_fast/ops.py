@@ -80,7 +80,10 @@ def forward(
     program: Program,
     x: Tensor,
     eps: Tensor,
+    cond: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     *,
@@ -88,17 +91,21 @@ def forward(
     want_prior: bool,
     want_raw: bool,
 ) -> ForwardOutput:
-    """Run x (T, B, X) with noise eps (T, B, Z) from state, (B, H) each. lengths (B,) int64 on the CPU, or None."""
-    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, eps, *state, *parameters))
+    """Run x (T, B, X) with noise eps (T, B, Z) and cond (T, B, C) from state, (B, H) each. lengths (B,) int64 on the
+    CPU, or None; resets (T, B) and mask (T, B, X) bool, or None."""
+    differentiable = (x, eps, *state, *parameters) if cond is None else (x, eps, cond, *state, *parameters)
+    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     saved: int | SymInt = 0
     if wants_grad:
         saved = x.shape[0] * x.shape[1] * (program.saved_recompute if recompute else program.saved) + SLACK
     options = (program.code, program.constants, saved, recompute, want_prior, want_raw)
+    inputs = (x, eps, cond, lengths, resets, mask, list(state), list(parameters))
     if torch.compiler.is_compiling():
-        return ForwardOutput(*torch.ops.vrnn_fast.forward(x, eps, lengths, list(state), list(parameters), *options))
+        return ForwardOutput(*torch.ops.vrnn_fast.forward(*inputs, *options))
     if not wants_grad:
-        return ForwardOutput(*_below_autograd("forward", x, eps, lengths, list(state), list(parameters), *options))
-    flat = _Eager.apply(lengths, len(state), options, x, eps, *state, *parameters)  # type: ignore[no-untyped-call]
+        return ForwardOutput(*_below_autograd("forward", *inputs, *options))
+    fixed = (lengths, resets, mask, len(state), options)
+    flat = _Eager.apply(*fixed, x, eps, cond, *state, *parameters)  # type: ignore[no-untyped-call]
     return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-1]), flat[-1]))
 
 
@@ -112,19 +119,27 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, lengths: Tensor | None, states: int, options: tuple[Any, ...], x: Tensor, eps: Tensor, *rest: Tensor
+        ctx: Any,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        mask: Tensor | None,
+        states: int,
+        options: tuple[Any, ...],
+        x: Tensor,
+        eps: Tensor,
+        cond: Tensor | None,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        state, parameters = list(rest[:states]), list(rest[states:])
-        out = _below_autograd("forward", x, eps, lengths, state, parameters, *options)
-        *per_step, final_state, saved = out
-        _remember(ctx, x, eps, lengths, state, parameters, saved, options)
+        inputs = (x, eps, cond, lengths, resets, mask, list(rest[:states]), list(rest[states:]))
+        *per_step, final_state, saved = _below_autograd("forward", *inputs, *options)
+        _remember(ctx, inputs, saved, options)
         return (*per_step, *final_state, saved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        d_x, d_eps, d_state, d_parameters = _gradients(ctx, gradients[:-1], ctx.needs_input_grad[3:5], _below_autograd)
-        return (None, None, None, d_x, d_eps, *d_state, *d_parameters)
+        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-1], ctx.needs_input_grad[5:8], _below_autograd)
+        return (*(None,) * 5, *sequences, *d_state, *d_parameters)
 
 
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
@@ -133,7 +148,10 @@ SLACK = 64  # elements: kernels read whole vectors, so the last row needs some r
 def _fake_forward(
     x: Tensor,
     eps: Tensor,
+    cond: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
     state: list[Tensor],
     parameters: list[Tensor],
     program: list[int],
@@ -168,7 +186,10 @@ def _fake_backward(
     slots: list[int],
     x: Tensor,
     eps: Tensor,
+    cond: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
     state: list[Tensor],
     parameters: list[Tensor],
     saved: Tensor,
@@ -177,47 +198,44 @@ def _fake_backward(
     recompute: bool,
     want_x: bool,
     want_eps: bool,
+    want_cond: bool,
 ) -> tuple[Any, ...]:
-    def per_step(like: Tensor, wanted: bool) -> Tensor:
-        return x.new_empty(like.shape if wanted else (0, 0, like.shape[2]))
+    def per_step(like: Tensor | None, wanted: bool) -> Tensor:
+        return x.new_empty((0,) if like is None else like.shape if wanted else (0, 0, like.shape[2]))
 
     return (
         per_step(x, want_x),
         per_step(eps, want_eps),
+        per_step(cond, want_cond),
         [x.new_empty(s.shape) for s in state],
         [x.new_empty(p.shape) for p in parameters],
     )
 
 
-def _remember(
-    ctx: Any,
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    state: list[Tensor],
-    parameters: list[Tensor],
-    saved: Tensor,
-    options: tuple[Any, ...],
-) -> None:
+def _remember(ctx: Any, inputs: tuple[Any, ...], saved: Tensor, options: tuple[Any, ...]) -> None:
+    *tensors, state, parameters = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(x, eps, lengths, saved, *state, *parameters)
+    ctx.save_for_backward(*tensors, saved, *state, *parameters)
     ctx.states, ctx.code, ctx.constants, ctx.recompute = len(state), options[0], options[1], options[3]
 
 
 def _gradients(
     ctx: Any, upstream: Sequence[Tensor | None], wanted: Sequence[bool], call: Callable[..., Any]
-) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    """Of x, eps, state and parameters; ``upstream`` in the order of the outputs, the state's last."""
-    x, eps, lengths, saved, *rest = ctx.saved_tensors
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
+    """Of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the state's last."""
+    x, eps, cond, lengths, resets, mask, saved, *rest = ctx.saved_tensors
     slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
-    d_x, d_eps, d_state, d_parameters = call(
+    d_x, d_eps, d_cond, d_state, d_parameters = call(
         "backward",
         [upstream[i] for i in slots],
         slots,
         x,
         eps,
+        cond,
         lengths,
+        resets,
+        mask,
         rest[: ctx.states],
         rest[ctx.states :],
         saved,
@@ -226,19 +244,19 @@ def _gradients(
         ctx.recompute,
         *wanted,
     )
-    return d_x if wanted[0] else None, d_eps if wanted[1] else None, d_state, d_parameters
+    sequences = (d if want else None for d, want in zip((d_x, d_eps, d_cond), wanted, strict=True))
+    return (*sequences, d_state, d_parameters)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    x, eps, lengths, state, parameters, *options = inputs
-    _remember(ctx, x, eps, lengths, state, parameters, output[-1], tuple(options))
+    _remember(ctx, inputs[:8], output[-1], inputs[8:])
 
 
 def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     on_state = gradients[PER_STEP_OUTPUTS]
     upstream = [*gradients[:PER_STEP_OUTPUTS], *(on_state if on_state is not None else [None] * ctx.states)]
-    results = _gradients(ctx, upstream, ctx.needs_input_grad[:2], _traced)
-    return (*results[:2], None, *results[2:], *(None,) * 6)
+    *sequences, d_state, d_parameters = _gradients(ctx, upstream, ctx.needs_input_grad[:3], _traced)
+    return (*sequences, None, None, None, d_state, d_parameters, *(None,) * 6)
 
 
 def _traced(name: str, *arguments: Any) -> Any:

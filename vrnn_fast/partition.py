@@ -12,15 +12,17 @@ lives side by side in the buffer ``pre``, in an order in which each of the three
     LSTM  [ e | i | f | g | o ]          x columns -> all           h columns -> all           z columns -> i f g o
     RNN   [ e | a ]                      x columns -> all           h columns -> all           z columns -> a
 
-with e the encoder's first layer, r and u the reset and update gates, and the candidate n = tanh(n_x + r * n_h).
+with e the encoder's first layer, r and u the reset and update gates, and the candidate n = tanh(n_x + r * n_h). Of
+several recurrent layers the top one lies there, since the networks read its h; each one below has a buffer of its own.
 
-A row of the buffers ``h`` and ``c`` belongs to time step t and holds the state that step starts from, h_{t-1}.
+A row of the buffers ``h.<layer>`` and ``c.<layer>`` belongs to time step t and holds the state that step starts from,
+h_{t-1}. What a layer hands to the next one in the same step is in ``out.<layer>``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -106,12 +108,15 @@ class Recur:
     """The cell update (eq. 7): gates become their activations in place, h and c move one step on.
 
     ``gates`` is [r | u | n_x] with ``candidate`` n_h for a GRU, [i | f | g | o] for an LSTM, and h itself, activated by
-    the stage before, for an RNN.
+    the stage before, for an RNN. ``output`` receives h_t for the layer above.
     """
 
     cell: Cell
     gates: Slice
     candidate: Slice | None
+    h: Slice
+    c: Slice | None
+    output: Slice | None
 
 
 @dataclass(frozen=True)
@@ -185,27 +190,120 @@ class _Draft:
         self.buffers[name] = Buffer(name, width, keep)
         return Slice(name, 0, width)
 
-    def layer(self, layers: tuple[Layer, ...], source: Slice, target: Slice) -> Dense:
-        """The layers side by side, all reading the whole of ``source``."""
-        return Dense(source, target, _columns(layers, 0), _biases(layers))
+    def read(self, name: str, sources: dict[str, Slice], target: Slice) -> list[Stage]:
+        """The first layers of a network: a product for each of its sources, the first of which brings the biases."""
+        layers = self.spec.network(name).first
+        wanted = [source for source in sources if source in self.spec.inputs(name)]
+        return [
+            Dense(
+                sources[source],
+                target,
+                _columns(layers, self.spec.column(name, source)),
+                None if i else _biases(layers),
+            )
+            for i, source in enumerate(wanted)
+        ]
 
-    def rest(
-        self,
-        layers: tuple[Layer, ...],
-        heads: tuple[Layer, ...],
-        last: Slice,
-        name: str,
-        keep: Keep = Keep.NEVER,
-    ) -> Iterator[Stage]:
-        """Activate ``last``, run the remaining hidden ``layers``, then the ``heads``, if any, into buffer ``name``."""
-        yield Activate(last, self.spec.activation)
-        for i, layer in enumerate(layers, start=1):
-            target = self.buffer(f"{name}.{i}", layer.outputs, keep)
-            yield self.layer((layer,), last, target)
-            yield Activate(target, self.spec.activation)
+    def opened(self, name: str, buffer: str) -> Slice:
+        """A buffer for the first layers of a network whose results will be in ``buffer``."""
+        network = self.spec.network(name)
+        deep = ".0" if network.hidden else ".heads.0" if self.spec.head_layers else ""
+        return self.buffer(buffer + deep, sum(layer.outputs for layer in network.first))
+
+    def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
+        """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
+        heads side by side in ``buffer``, or its last hidden layer's."""
+        network = self.spec.network(name)
+        stages: list[Stage] = []
+
+        def dense(layer: Layer, source: Slice, target: Slice) -> None:
+            stages.append(Dense(source, target, _columns((layer,), 0), _biases((layer,))))
+
+        if network.hidden:
+            stages.append(Activate(last, self.spec.activation))
+            for i, layer in enumerate(network.hidden[1:], start=1):
+                target = self.buffer(f"{buffer}.{i}", layer.outputs, keep)
+                dense(layer, last, target)
+                stages.append(Activate(target, self.spec.activation))
+                last = target
+            if not network.heads:
+                return stages, last
+            tops = tuple(head[0] for head in network.heads)
+            place = f"{buffer}.heads.0" if self.spec.head_layers else buffer
+            target = self.buffer(place, sum(layer.outputs for layer in tops), keep)
+            stages.append(Dense(last, target, _columns(tops, 0), _biases(tops)))
             last = target
-        if heads:
-            yield self.layer(heads, last, self.buffer(name, sum(h.outputs for h in heads), keep))
+        for i in range(1, 1 + len(self.spec.head_layers)):
+            stages.append(Activate(last, self.spec.activation))
+            layers = [head[i] for head in network.heads]
+            place = f"{buffer}.heads.{i}" if i < len(self.spec.head_layers) else buffer
+            target = self.buffer(place, sum(layer.outputs for layer in layers), keep)
+            read, written = last.start, 0
+            for layer in layers:
+                dense(layer, Slice(last.buffer, read, layer.inputs), Slice(place, written, layer.outputs))
+                read, written = read + layer.inputs, written + layer.outputs
+            last = target
+        return stages, last
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of weights, and of biases, for the columns of a target that one product may share with others."""
+
+    target: Slice
+    blocks: tuple[Block, ...]
+    terms: tuple[Term, ...] = ()
+
+
+def _products(source: Slice, parts: Iterable[_Part], *, bias: bool = False) -> Iterator[Dense]:
+    """One product for all parts that lie side by side."""
+    joined: list[_Part] = []
+    for part in parts:
+        last, target = joined[-1] if joined else None, part.target
+        if last and (target.buffer, target.start) == (last.target.buffer, last.target.start + last.target.width):
+            at = last.target.width
+            joined[-1] = _Part(
+                replace(last.target, width=at + target.width),
+                (*last.blocks, *(replace(b, at=at + b.at) for b in part.blocks)),
+                (*last.terms, *(replace(t, at=at + t.at) for t in part.terms)),
+            )
+        else:
+            joined.append(part)
+    for part in joined:
+        yield Dense(source, part.target, part.blocks, part.terms if bias else None)
+
+
+class _Layer:
+    """One recurrent layer: where its sums are, and which weights add to them."""
+
+    def __init__(self, spec: CellSpec, index: int, buffer: str, start: int, gates: int) -> None:
+        hidden = spec.hidden_size
+        self.spec, self.index = spec, index
+        self.gates = Slice(buffer, gates, GATES[spec.cell] * hidden)
+        self.candidate = Slice(buffer, start, hidden) if spec.cell == "gru" else None
+
+    def from_input(self, column: int) -> _Part:
+        """What the input's columns from ``column`` on give to the gates, and all their biases but the candidate's."""
+        gates = self.gates.width
+        terms: tuple[Term, ...] = ()
+        if self.spec.bias:
+            own = gates - (self.candidate.width if self.candidate else 0)
+            terms = (Term(f"rnn.bias_ih_l{self.index}", 0, gates, 0), Term(f"rnn.bias_hh_l{self.index}", 0, own, 0))
+        return _Part(self.gates, (Block(f"rnn.weight_ih_l{self.index}", 0, gates, column, 0),), terms)
+
+    def of_candidate(self) -> _Part | None:
+        """n_h: b_hn sits inside r * (W_hn h + b_hn), every other bias adds up in one place."""
+        if self.candidate is None:
+            return None
+        hidden = self.candidate.width
+        terms = (Term(f"rnn.bias_hh_l{self.index}", 2 * hidden, hidden, 0),) if self.spec.bias else ()
+        return _Part(self.candidate, (Block(f"rnn.weight_hh_l{self.index}", 2 * hidden, hidden, 0, 0),), terms)
+
+    def from_state(self) -> _Part:
+        """What h gives to the gates; the candidate's share of a GRU apart."""
+        width = self.gates.width - (self.candidate.width if self.candidate else 0)
+        target = Slice(self.gates.buffer, self.gates.start, width)
+        return _Part(target, (Block(f"rnn.weight_hh_l{self.index}", 0, width, 0, 0),))
 
 
 def _columns(layers: tuple[Layer, ...], column: int) -> tuple[Block, ...]:
@@ -225,92 +323,100 @@ def _biases(layers: tuple[Layer, ...]) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def _prior(draft: _Draft, h: Slice) -> list[Stage]:
-    """The stages that fill the buffer ``prior``, [mean | raw]; with zeros if it is standard normal: std = exp(raw)."""
-    network = draft.spec.network("prior")
-    layers = network.hidden[:1] or network.heads
-    if not layers:
-        return [Bias(draft.buffer("prior", 2 * draft.spec.latent_size), ())]
-    target = draft.buffer("prior.0" if network.hidden else "prior", sum(layer.outputs for layer in layers))
-    stages: list[Stage] = [draft.layer(layers, h, target)]
-    if network.hidden:
-        stages.extend(draft.rest(network.hidden[1:], network.heads, target, "prior"))
-    return stages
-
-
 def partition(spec: CellSpec) -> Partition:
     """Cut a cell into the stages before, inside and after the scan. Pure: the same spec gives the same program."""
     draft = _Draft(spec)
-    hidden, latent = spec.hidden_size, spec.latent_size
-    x = draft.buffer("x", spec.input_size)
+    hidden, latent, layers = spec.hidden_size, spec.latent_size, range(spec.num_layers)
+    sources = {"x": draft.buffer("x", spec.input_size)}
     draft.buffer("eps", latent)
-    h = draft.buffer("h", hidden, Keep.ALWAYS)
-    if spec.cell == "lstm":
-        draft.buffer("c", hidden, Keep.ALWAYS)
+    h = [draft.buffer(f"h.{i}", hidden, Keep.ALWAYS) for i in layers]
+    c = [draft.buffer(f"c.{i}", hidden, Keep.ALWAYS) for i in layers] if spec.cell == "lstm" else []
+    if spec.cond_size:
+        sources["cond"] = draft.buffer("cond", spec.cond_size)
+    sources["h"] = h[-1]
 
-    encoder, decoder = spec.network("encoder"), spec.network("decoder")
-    first = encoder.hidden[:1] or encoder.heads
-    e = sum(layer.outputs for layer in first)
-    gru, gates = spec.cell == "gru", GATES[spec.cell] * hidden
-    candidate = hidden if gru else 0
-    draft.buffer("pre", candidate + e + gates, Keep.STORED)
-    e_slice = Slice("pre", candidate, e)
-    gate_slice = Slice("pre", candidate + e, gates)
-    n_h = Slice("pre", 0, hidden) if gru else None
+    # first layers of encoder and recurrent layers, [n_h | e | gates] each
+    first = spec.network("encoder").first
+    e, gates = sum(layer.outputs for layer in first), GATES[spec.cell] * hidden
+    n_h = hidden if spec.cell == "gru" else 0
+    draft.buffer("pre", n_h + e + gates, Keep.STORED)
+    for i in layers[:-1]:
+        draft.buffer(f"rnn.{i}", n_h + gates, Keep.STORED)
+    rnn = [_Layer(spec, i, f"rnn.{i}", 0, n_h) for i in layers[:-1]]
+    rnn.append(_Layer(spec, layers[-1], "pre", 0, n_h + e))
+    e_slice = Slice("pre", n_h, e)
+
+    def first_parts(source: str) -> list[_Part]:
+        """What a source gives to encoder and first recurrent layer."""
+        parts = []
+        if latent and source in spec.inputs("encoder"):
+            parts.append(_Part(e_slice, _columns(first, spec.column("encoder", source)), _biases(first)))
+        if source in spec.inputs("cell"):
+            parts.append(rnn[0].from_input(spec.column("cell", source)))
+        return parts
 
     before: list[Stage] = []
-    phi_x, phi_x_layers = x, spec.network("phi_x").hidden
-    if phi_x_layers:
-        phi_x = draft.buffer("phi_x.0", phi_x_layers[0].outputs)
-        before.append(draft.layer(phi_x_layers[:1], x, phi_x))
-        before.extend(draft.rest(phi_x_layers[1:], (), phi_x, "phi_x"))
-        phi_x = Slice(f"phi_x.{len(phi_x_layers) - 1}", 0, phi_x_layers[-1].outputs)
-    # b_hn sits inside r * (W_hn h + b_hn); every other bias adds up in one place
-    bias_ih, bias_hh = [Term("rnn.bias_ih_l0", 0, gates, e)], [Term("rnn.bias_hh_l0", 0, gates - candidate, e)]
-    x_terms = _biases(first) + (tuple(bias_ih + bias_hh) if spec.bias else ())
-    x_blocks = (*_columns(first, 0), Block("rnn.weight_ih_l0", 0, gates, 0, e))
-    if n_h is not None:
-        before.append(Bias(n_h, (Term("rnn.bias_hh_l0", 2 * hidden, hidden, 0),) if spec.bias else ()))
-    before.append(Dense(phi_x, Slice("pre", candidate, e + gates), x_blocks, x_terms))
+    sources["phi_x"] = sources["x"]
+    if spec.phi_x:
+        opened = draft.opened("phi_x", "phi_x")
+        before.extend(draft.read("phi_x", sources, opened))
+        stages, sources["phi_x"] = draft.finish("phi_x", opened, "phi_x")
+        before.extend(stages)
+    biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in rnn[1:])]
+    before.extend(Bias(part.target, part.terms) for part in biases if part)
+    before.extend(_products(sources["phi_x"], first_parts("phi_x"), bias=True))
+    if spec.cond_size:
+        before.extend(_products(sources["cond"], first_parts("cond")))
 
-    h_blocks = [Block(b.parameter, b.row, b.rows, spec.phi_x_size, b.at + candidate) for b in _columns(first, 0)] + [
-        Block("rnn.weight_hh_l0", 0, gates - candidate, 0, candidate + e)
-    ]
-    if n_h is not None:
-        h_blocks.insert(0, Block("rnn.weight_hh_l0", 2 * hidden, hidden, 0, 0))
-    scan: list[Stage] = [Dense(h, Slice("pre", 0, candidate + e + gates - candidate), tuple(h_blocks), None)]
-    prior_stages = _prior(draft, h)
-    if spec.residual:
-        scan.extend(prior_stages)
-    posterior = e_slice
-    if encoder.hidden:
-        scan.extend(draft.rest(encoder.hidden[1:], encoder.heads, e_slice, "posterior", Keep.STORED))
-        posterior = Slice("posterior", 0, 2 * latent)
-    if spec.residual:
-        scan.append(Add(Slice("prior", 0, latent), Slice(posterior.buffer, posterior.start, latent)))
-    posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
-    z = draft.buffer("z", latent, Keep.STORED)
-    scan.append(Sample(posterior, posterior_std, z, spec.std))
-    phi_z, phi_z_layers = z, spec.network("phi_z").hidden
-    if phi_z_layers:
-        phi_z = draft.buffer("phi_z.0", phi_z_layers[0].outputs)
-        scan.append(draft.layer(phi_z_layers[:1], z, phi_z))
-        scan.extend(draft.rest(phi_z_layers[1:], (), phi_z, "phi_z"))
-        phi_z = Slice(f"phi_z.{len(phi_z_layers) - 1}", 0, phi_z_layers[-1].outputs)
-    scan.append(Dense(phi_z, gate_slice, (Block("rnn.weight_ih_l0", 0, gates, spec.phi_x_size, 0),), None))
-    if spec.cell == "rnn":
-        scan.append(Activate(gate_slice, spec.nonlinearity))
-    scan.append(Recur(spec.cell, gate_slice, n_h))
+    scan: list[Stage] = []
+    after: list[Stage] = []
+    for i in reversed(layers):
+        parts = [rnn[i].of_candidate()]
+        if latent and i == layers[-1]:
+            parts.append(_Part(e_slice, _columns(first, spec.column("encoder", "h"))))
+        parts.append(rnn[i].from_state())
+        scan.extend(_products(h[i], [part for part in parts if part]))
+    if latent:
+        prior = _prior(draft, sources)
+        dense = 1 if spec.residual and "cond" in spec.inputs("prior") else 0  # what needs no h
+        before.extend(prior[:dense])
+        (scan if spec.residual else after).extend(prior[dense:])
+        stages, posterior = draft.finish("encoder", e_slice, "posterior", Keep.STORED)
+        scan.extend(stages)
+        if spec.residual:
+            scan.append(Add(Slice("prior", 0, latent), Slice(posterior.buffer, posterior.start, latent)))
+        posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
+        sources["z"] = sources["phi_z"] = draft.buffer("z", latent, Keep.STORED)
+        scan.append(Sample(posterior, posterior_std, sources["z"], spec.std))
+        if spec.phi_z:
+            opened = draft.opened("phi_z", "phi_z")
+            scan.extend(draft.read("phi_z", sources, opened))
+            stages, sources["phi_z"] = draft.finish("phi_z", opened, "phi_z")
+            scan.extend(stages)
+        scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
+        transform = Std("log_std", floor=0) if spec.prior is None else spec.std
+        prior_std = draft.buffer("prior_std", latent)
+        after.append(Divergence(posterior, posterior_std, Slice("prior", 0, 2 * latent), prior_std, transform))
+    output = None
+    for i, layer in enumerate(rnn):
+        if output is not None:
+            scan.extend(_products(output, [layer.from_input(0)]))
+        if spec.cell == "rnn":
+            scan.append(Activate(layer.gates, spec.nonlinearity))
+        output = draft.buffer(f"out.{i}", hidden, Keep.STORED) if i < layers[-1] else None
+        scan.append(Recur(spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
 
-    after: list[Stage] = [] if spec.residual else prior_stages
-    transform = Std("log_std", floor=0) if spec.prior is None else spec.std
-    prior_std = draft.buffer("prior_std", latent)
-    after.append(Divergence(posterior, posterior_std, Slice("prior", 0, 2 * latent), prior_std, transform))
-    layers = decoder.hidden[:1] or decoder.heads
-    target = draft.buffer("decoder.0" if decoder.hidden else "decoder", sum(layer.outputs for layer in layers))
-    after.append(draft.layer(layers, phi_z, target))
-    after.append(Dense(h, target, _columns(layers, spec.phi_z_size), None))
-    if decoder.hidden:
-        after.extend(draft.rest(decoder.hidden[1:], decoder.heads, target, "decoder"))
-    after.append(Likelihood(Slice("decoder", 0, spec.output_size), spec.likelihood, spec.output_std))
+    opened = draft.opened("decoder", "decoder")
+    after.extend(draft.read("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources}, opened))
+    stages, result = draft.finish("decoder", opened, "decoder")
+    after.extend([*stages, Likelihood(result, spec.likelihood, spec.output_std)])
     return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))
+
+
+def _prior(draft: _Draft, sources: dict[str, Slice]) -> list[Stage]:
+    """The stages that fill the buffer ``prior``, [mean | raw]; with zeros if it is standard normal: std = exp(raw)."""
+    if draft.spec.prior is None:
+        return [Bias(draft.buffer("prior", 2 * draft.spec.latent_size), ())]
+    opened = draft.opened("prior", "prior")
+    stages = draft.read("prior", {n: sources[n] for n in ("cond", "h") if n in sources}, opened)
+    return stages + draft.finish("prior", opened, "prior")[0]

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
+Conditioned = Literal["encoder", "prior", "decoder", "cell"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
 STD_FLOOR = 1e-6
+MOST_LAYERS = 8  # csrc/core/program.h holds twice as many states
 
 
 class ParameterSpec(NamedTuple):
@@ -98,17 +101,23 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Network:
-    """Hidden layers, each followed by the activation, and linear heads that read the last of them.
+    """Hidden layers, each followed by the activation, and heads that read the last of them.
 
-    ``hidden`` may be empty: then the heads (if any) read the network's input directly.
+    A head is a chain of layers with the activation between them, all heads equally many. ``hidden`` may be empty: then
+    the heads (if any) read the network's input directly.
     """
 
-    hidden: tuple[Layer, ...]
-    heads: tuple[Layer, ...] = ()
+    hidden: tuple[Layer, ...] = ()
+    heads: tuple[tuple[Layer, ...], ...] = ()
+
+    @property
+    def first(self) -> tuple[Layer, ...]:
+        """The layers that read the network's input."""
+        return self.hidden[:1] or tuple(head[0] for head in self.heads)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        return self.hidden + self.heads
+        return self.hidden + tuple(layer for head in self.heads for layer in head)
 
 
 @dataclass(frozen=True)
@@ -120,12 +129,19 @@ class CellSpec:
     left out, it is one as wide as x. ``std`` is that of posterior and prior, ``output_std`` the fused Gaussian's.
     ``prior`` None is a standard normal prior. With ``residual`` the encoder gives what the posterior's mean adds to
     the prior's (Fraccaro et al. 2016, "Sequential Neural Models with Stochastic Layers", equation 12).
+
+    ``num_layers`` recurrent layers are chained as in ``torch.nn.GRU``; all networks read the top one's state.
+    ``cond_size`` features of a conditioning input go to those that ``cond_to`` names. ``head_layers`` are hidden layers
+    that every head of encoder, prior and decoder has for itself; with ``packed_heads`` each of these networks has one
+    head for all its parameters. ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary
+    autoregressive network whose decoder is the output layer.
     """
 
     input_size: int
     hidden_size: int
     latent_size: int
     cell: Cell = "gru"
+    num_layers: int = 1
     bias: bool = True
     nonlinearity: Activation = "tanh"
     phi_x: tuple[int, ...] = ()
@@ -133,19 +149,27 @@ class CellSpec:
     encoder: tuple[int, ...] = ()
     prior: tuple[int, ...] | None = ()
     decoder: tuple[int, ...] = ()
+    head_layers: tuple[int, ...] = ()
+    packed_heads: bool = False
     activation: Activation = "relu"
     residual: bool = False
     std: Std = Std()
     likelihood: Fused = "bernoulli"
     decoder_heads: tuple[tuple[str, int], ...] = ()
     output_std: Std = Std(floor=0.0)
+    cond_size: int = 0
+    cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "latent_size"):
+        for name in ("input_size", "hidden_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
+        for name in ("latent_size", "cond_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name} must be an int >= 0, got {value!r}")
+        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"):
             widths = getattr(self, name)
             if name == "prior" and widths is None:
                 continue
@@ -162,6 +186,15 @@ class CellSpec:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if type(self.num_layers) is not int or not 1 <= self.num_layers <= MOST_LAYERS:
+            raise ValueError(f"num_layers must be an int from 1 to {MOST_LAYERS}, got {self.num_layers!r}")
+        for name in self.cond_to:
+            if name not in get_args(Conditioned):
+                raise ValueError(f"cond_to may hold {', '.join(get_args(Conditioned))}, got {name!r}")
+        if not self.latent_size:
+            if self.phi_z or self.encoder or self.prior:
+                raise ValueError("with latent_size=0 there is no z: phi_z, encoder and prior must be ()")
+            object.__setattr__(self, "prior", None)
         if self.cell != "rnn" and self.nonlinearity != "tanh":
             raise ValueError(f"nonlinearity is for cell='rnn', got {self.nonlinearity!r} with cell={self.cell!r}")
         if self.residual and self.prior is None:
@@ -193,24 +226,58 @@ class CellSpec:
 
     @property
     def state_tensors(self) -> int:
-        """How many tensors a recurrent state has: h, or the pair (h, c)."""
-        return 2 if self.cell == "lstm" else 1
+        """How many (B, H) tensors a recurrent state has: h of every layer, then for an LSTM c of every layer."""
+        return self.num_layers * (2 if self.cell == "lstm" else 1)
+
+    def inputs(self, name: str) -> dict[str, int]:
+        """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""
+        sources = {
+            "phi_x": ("x",),
+            "phi_z": ("z",),
+            "encoder": ("phi_x", "cond", "h"),
+            "prior": ("cond", "h"),
+            "decoder": ("cond", "phi_z", "h"),
+            "cell": ("phi_x", "phi_z", "cond"),
+        }[name]
+        widths = {
+            "x": self.input_size,
+            "z": self.latent_size,
+            "h": self.hidden_size,
+            "phi_x": self.phi_x_size,
+            "phi_z": self.phi_z_size,
+            "cond": self.cond_size if name in self.cond_to else 0,
+        }
+        return {source: widths[source] for source in sources if widths[source]}
+
+    def column(self, name: str, source: str) -> int:
+        """Where the columns of a source begin in what a network, or the ``cell``, reads."""
+        inputs = self.inputs(name)
+        return sum(inputs[before] for before in list(inputs)[: list(inputs).index(source)])
 
     def network(self, name: str) -> Network:
         """The layers of ``phi_x``, ``phi_z``, ``encoder``, ``prior`` or ``decoder``, in the order they run."""
-        h, z = self.hidden_size, self.latent_size
-        inputs, prefix, heads = {
-            "phi_x": (self.input_size, "phi_x", ()),
-            "phi_z": (z, "phi_z", ()),
-            "encoder": (self.phi_x_size + h, "enc", (("enc_mean", z), ("enc_std.0", z))),
-            "prior": (h, "prior", () if self.prior is None else (("prior_mean", z), ("prior_std.0", z))),
-            "decoder": (self.phi_z_size + h, "dec", self.decoder_heads),
-        }[name]
-        hidden: list[Layer] = []
-        for i, width in enumerate(getattr(self, name) or ()):
+        z, prefix = self.latent_size, {"encoder": "enc", "decoder": "dec"}.get(name, name)
+        if (name == "prior" and self.prior is None) or (not z and name in ("phi_z", "encoder")):
+            return Network()
+        heads = {
+            "encoder": (("enc_mean", z), ("enc_std.0", z)),
+            "prior": (("prior_mean", z), ("prior_std.0", z)),
+            "decoder": self.decoder_heads,
+        }.get(name, ())
+        if heads and self.packed_heads:
+            heads = ((f"{prefix}_params", sum(width for _, width in heads)),)
+        inputs = sum(self.inputs(name).values())
+        hidden = []
+        for i, width in enumerate(getattr(self, name)):
             hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width))
             inputs = width
-        return Network(tuple(hidden), tuple(Layer(n, inputs, width) for n, width in heads))
+        return Network(tuple(hidden), tuple(self._head(head, inputs, width) for head, width in heads))
+
+    def _head(self, name: str, inputs: int, outputs: int) -> tuple[Layer, ...]:
+        if not self.head_layers:
+            return (Layer(name, inputs, outputs),)
+        owner, widths = name.partition(".")[0], (inputs, *self.head_layers, outputs)
+        return tuple(Layer(f"{owner}.{2 * i}", *pair) for i, pair in enumerate(pairwise(widths)))
 
     def parameters(self) -> Iterator[ParameterSpec]:
         """Every parameter in the order in which executors receive them."""
@@ -218,9 +285,10 @@ class CellSpec:
             for layer in self.network(name).layers:
                 yield ParameterSpec(layer.weight, (layer.outputs, layer.inputs))
                 yield ParameterSpec(layer.bias, (layer.outputs,))
-        gates = GATES[self.cell] * self.hidden_size
-        yield ParameterSpec("rnn.weight_ih_l0", (gates, self.phi_x_size + self.phi_z_size))
-        yield ParameterSpec("rnn.weight_hh_l0", (gates, self.hidden_size))
-        if self.bias:
-            yield ParameterSpec("rnn.bias_ih_l0", (gates,))
-            yield ParameterSpec("rnn.bias_hh_l0", (gates,))
+        gates, inputs = GATES[self.cell] * self.hidden_size, sum(self.inputs("cell").values())
+        for i in range(self.num_layers):
+            yield ParameterSpec(f"rnn.weight_ih_l{i}", (gates, self.hidden_size if i else inputs))
+            yield ParameterSpec(f"rnn.weight_hh_l{i}", (gates, self.hidden_size))
+            if self.bias:
+                yield ParameterSpec(f"rnn.bias_ih_l{i}", (gates,))
+                yield ParameterSpec(f"rnn.bias_hh_l{i}", (gates,))

@@ -39,12 +39,15 @@ class Stream:
     Raises:
         RuntimeError: the native module is not built, or the model is on another device.
         TypeError: the model's dtype is neither float32 nor float64.
-        ValueError: its likelihood is computed outside the launch, or batch_size is below 1.
+        ValueError: its likelihood is computed outside the launch, it has a conditioning input, or batch_size is below
+            1.
     """
 
     def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if model.spec.cond_size:
+            raise ValueError("Stream takes no conditioning input, and this model has one: use VRNN.step")
         if model.spec.likelihood == "external":
             raise ValueError("Stream needs a Bernoulli or Gaussian likelihood; this model's is computed outside")
         self.model = model
@@ -78,7 +81,7 @@ class Stream:
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """Copies of h (B, H) and, for an LSTM, c. Assign to continue from another state."""
+        """Copies of every layer's h (B, H) and, for an LSTM, every layer's c. Assign to continue from another state."""
         return tuple(self._engine.state(i).copy() for i in range(self.model.spec.state_tensors))
 
     @state.setter

@@ -38,12 +38,17 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 4) throw std::invalid_argument("program: this build reads format 4");
+    if (in.next() != 5) throw std::invalid_argument("program: this build reads format 5");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
+    program.states = in.next_below(most_states + 1, "the number of states");
+    const int64_t end_state = buffer_state + program.states;
+    program.cond = in.next();
+    if (program.states < 1 || end_state > buffers || program.cond < -1 || program.cond >= buffers)
+        throw std::invalid_argument("program: a buffer that every program has is missing");
     for (int64_t i = 0; i < buffers; ++i) {
         const int64_t width = in.next(), stride = in.next();
-        if (width < 1 || stride < width || stride % line)
+        if (width < (i == buffer_eps ? 0 : 1) || stride < line || stride < width || stride % line)
             throw std::invalid_argument("program: a buffer's stride is bad");
         buffers_.push_back({width, stride, static_cast<Keep>(in.next_below(3, "how long a buffer is kept"))});
     }
@@ -122,7 +127,14 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
             case Op::recur:
                 s.kind = in.next_below(3, "a cell");
                 s.target = slice();
-                if (static_cast<Cell>(s.kind) == Cell::gru) s.candidate = slice();
+                s.h = slice().buffer;
+                if (in.next()) s.candidate = slice();
+                if (in.next()) s.c = slice().buffer;
+                if (in.next()) s.output = slice();
+                if (s.h < buffer_state || s.h >= end_state || s.c >= end_state || (s.c >= 0 && s.c < buffer_state) ||
+                    (static_cast<Cell>(s.kind) == Cell::lstm) != (s.c >= 0) ||
+                    (static_cast<Cell>(s.kind) == Cell::gru) != (s.candidate.width > 0))
+                    throw std::invalid_argument("program: a cell update lacks its state");
                 break;
             case Op::divergence:
                 s.posterior = slice();
@@ -153,13 +165,15 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     }
     // Backward runs the stages in reverse; whoever comes first to a source's gradient overwrites what was there. That
     // of x is zeroed beforehand, since the likelihood adds to it as well.
-    std::vector<int64_t> written{buffer_x};
+    std::vector<Slice> written{{buffer_x, 0, 0}};
     for (auto s = stages_.rbegin(); s != stages_.rend(); ++s) {
-        if (s->op != Op::dense) continue;
+        const bool gru = s->op == Op::recur && static_cast<Cell>(s->kind) == Cell::gru;
+        if (s->op != Op::dense && !gru) continue;
+        const Slice read = gru ? Slice{s->h, 0, 0} : s->source;
         s->first_gradient = true;
-        for (const int64_t buffer : written)
-            if (buffer == s->source.buffer) s->first_gradient = false;
-        written.push_back(s->source.buffer);
+        for (const Slice& slice : written)  // two sources are the same or have no column in common
+            if (slice.buffer == read.buffer && slice.start == read.start) s->first_gradient = false;
+        written.push_back(read);
     }
     program.gradient_size += program.bias_size;
     program.buffers = {buffers_.data(), buffers};

@@ -23,8 +23,9 @@ enum class Cell : int64_t { gru, lstm, rnn };
 enum class Loss : int64_t { bernoulli, gaussian, external };
 enum class StdKind : int64_t { plain, softplus, exponential };
 
-// Buffers that every program has, at fixed places.
-enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_h = 2, buffer_c = 3 };
+// Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
+enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
+inline constexpr int64_t most_states = 16;
 
 struct Slice {
     int64_t buffer = -1, start = 0, width = 0;
@@ -54,10 +55,13 @@ struct Stage {
     Slice posterior;      // [mean | raw], divergence only
     Slice posterior_std;  // divergence only
     Slice candidate;      // n_h of a GRU's recur
+    Slice output;         // of recur: h_t, for the layer above; no width without one
+    int64_t h = -1;       // of recur: the buffers of its state
+    int64_t c = -1;
     Span<Block> blocks;
     Span<Term> terms;
     bool accumulate = false;      // dense: add to target instead of starting from the bias
-    bool first_gradient = false;  // dense: in backward order, the first to write the gradient of source
+    bool first_gradient = false;  // in backward order, the first to write the gradient of source (dense) or h (a GRU)
     int64_t kind = 0;             // Activation, Cell or Loss
     Std deviation{};              // sample, divergence's prior, likelihood
     int64_t weights = 0;          // dense and bias: offset of the stacked bias (and its gradient), in elements
@@ -80,6 +84,8 @@ inline constexpr int64_t line = 16;
 struct Program {
     Span<Buffer> buffers;
     Span<Stage> before, scan, after;
+    int64_t states = 0;         // buffers from buffer_state on
+    int64_t cond = -1;          // the conditioning input's buffer
     int64_t packed_size = 0;    // elements of all packed weights of one direction
     int64_t bias_size = 0;      // elements of all stacked biases
     int64_t gradient_size = 0;  // elements of all weight gradients of one shard, biases behind them

@@ -6,16 +6,6 @@
 #include "features.h"
 
 namespace vrnn {
-namespace {
-
-int64_t recur_cell(const Program& program) {
-    for (const Stage& s : program.scan)
-        if (s.op == Op::recur) return s.kind;
-    throw std::invalid_argument("program: there is no cell update");
-}
-
-}  // namespace
-
 const Isa& chosen_kernels() {
     const std::string name = chosen_isa();
 #ifdef VRNN_X86
@@ -31,22 +21,22 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     : isa_(chosen_kernels()),
       decoded_(code, constants, static_cast<int64_t>(parameters.size())),
       batch_(batch),
-      state_tensors_(static_cast<Cell>(recur_cell(decoded_.program)) == Cell::lstm ? 2 : 1),
       sequence_(batch),
       length_(batch, 1),
       saved_offset_(decoded_.program.buffers.size, -1),
       active_{batch, 0},
       offset_{0, batch},
       shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
-      state_(state_tensors_ * batch * hidden(), T(0)) {
+      state_(state_tensors() * batch * hidden(), T(0)) {
     const Kernels<T>& k = isa_.template kernels<T>();
     const Program& program = decoded_.program;
+    if (program.cond >= 0) throw std::invalid_argument("program: single steps take no conditioning input");
     std::iota(sequence_.begin(), sequence_.end(), 0);
     launch_.program = &program;
     launch_.steps = 1;
     launch_.batch = batch;
     launch_.shards = {&shard_, 1};
-    for (int64_t i = 0; i < state_tensors_; ++i) launch_.state[i] = launch_.final_state[i] = state(i);
+    for (int64_t i = 0; i < state_tensors(); ++i) launch_.state[i] = launch_.final_state[i] = state(i);
     launch_.saved_offset = saved_offset_.data();
     launch_.scratch_size = k.scratch_size(launch_, batch, false);
     scratch_.resize(launch_.scratch_size + line);

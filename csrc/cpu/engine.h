@@ -23,21 +23,21 @@ class Engine {
     // x (batch, input), eps (batch, latent) -> nll, kl (batch), predicted (batch, output). Moves the state on.
     void step(const T* x, const T* eps, T* nll, T* kl, T* predicted);
 
-    // h, or c of an LSTM: (batch, hidden), to read and to write.
+    // h of every layer, then c of every layer of an LSTM: (batch, hidden) each, to read and to write.
     T* state(int64_t which) { return state_.data() + which * batch_ * hidden(); }
 
     int64_t batch() const { return batch_; }
     int64_t input() const { return decoded_.program.buffers[buffer_x].width; }
     int64_t latent() const { return decoded_.program.buffers[buffer_eps].width; }
-    int64_t hidden() const { return decoded_.program.buffers[buffer_h].width; }
+    int64_t hidden() const { return decoded_.program.buffers[buffer_state].width; }
     int64_t output() const;
-    int64_t state_tensors() const { return state_tensors_; }
+    int64_t state_tensors() const { return decoded_.program.states; }
     const char* isa() const { return isa_.name; }
 
   private:
     const Isa& isa_;
     DecodedProgram decoded_;
-    int64_t batch_, state_tensors_;
+    int64_t batch_;
     std::vector<int64_t> sequence_, length_, saved_offset_;
     int64_t active_[2], offset_[2];
     Shard shard_;

@@ -55,9 +55,10 @@ template <class T>
 struct Workspace {
     Matrix<T> value[most_buffers], gradient[most_buffers];
     bool chunked[most_buffers];
-    T *carry[2], *nll, *kl;
+    T *carry[most_states], *nll, *kl;
     T* tiles;  // of weight_gradient()
-    Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[2];
+    Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[most_states];
+    Matrix<T> mask;  // 1 where x was observed, else 0; null where all was
     int64_t used;
 
     Workspace(const Launch<T>& launch, T* scratch, int64_t sequences, int64_t first_row, bool backward) {
@@ -72,11 +73,13 @@ struct Workspace {
                         stride};
             gradient[b] = {backward ? arena.take(capacity * stride + slack) : nullptr, stride};
         }
-        const int64_t hidden = program.buffers[buffer_h].stride, latent = program.buffers[buffer_eps].stride;
-        for (int s = 0; s < 2; ++s) {
+        const int64_t hidden = program.buffers[buffer_state].stride, latent = program.buffers[buffer_eps].stride;
+        const int64_t input = program.buffers[buffer_x].stride;
+        for (int64_t s = 0; s < program.states; ++s) {
             carry[s] = arena.take(sequences * hidden);
             d_final[s] = {backward ? arena.take(sequences * hidden) : nullptr, hidden};
         }
+        mask = {launch.mask ? arena.take(capacity * input + slack) : nullptr, input};
         nll = arena.take(capacity);
         kl = arena.take(capacity);
         Matrix<T>* upstream[] = {&on_z, &on_mean, &on_std, &on_prior_mean, &on_prior_std};
@@ -96,19 +99,18 @@ class Executor {
           program(*launch.program),
           shard(launch.shards[index]),
           work(launch, launch.scratch + index * launch.scratch_size, shard.sequences, shard.first_row, backward),
-          weight_gradients(launch.weight_gradients + index * program.gradient_size),
-          lstm(launch.state[1] != nullptr) {}
+          weight_gradients(launch.weight_gradients + index * program.gradient_size) {}
 
     void forward() {
         load_state();
         for (int64_t step = 0; step < shard.steps; step = chunk.end_step) {
             chunk = next_chunk(shard, step);
-            gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
-            gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
+            gather_inputs();
             enter_chunk();
             run(program.before);
             for (int64_t t = chunk.step; t < chunk.end_step; ++t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
+                if (launch.resets) reset(t, [&](int64_t b) { return value(b, begin); });
                 for (const Stage& stage : program.scan) stage.op == Op::recur ? advance(stage, t) : run(stage);
             }
             set_rows(chunk.row, chunk.end_row);
@@ -121,15 +123,14 @@ class Executor {
 
     void backward() {
         fill(weight_gradients, program.gradient_size);
-        for (int s = 0; s <= lstm; ++s)
+        for (int64_t s = 0; s < program.states; ++s)
             for (int64_t i = 0; i < shard.sequences; ++i)
                 copy(work.d_final[s][i],
                      launch.d_final_state[s] ? launch.d_final_state[s] + shard.sequence[i] * hidden() : nullptr,
                      hidden());
         for (int64_t end = shard.steps; end > 0; end = chunk.step) {
             chunk = previous_chunk(shard, end);
-            gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
-            gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
+            gather_inputs();
             gather_upstream();
             set_rows(chunk.row, chunk.end_row);
             restore();
@@ -140,6 +141,7 @@ class Executor {
                     const Stage& stage = program.scan[i];
                     stage.op == Op::recur ? retreat(stage, t) : run_backward(stage);
                 }
+                if (launch.resets) reset(t, [&](int64_t b) { return gradient(b, begin); });
             }
             set_rows(chunk.row, chunk.end_row);
             run_backward(program.before);
@@ -155,11 +157,11 @@ class Executor {
     const Shard& shard;
     Workspace<T> work;
     T* weight_gradients;
-    const bool lstm;
     Chunk chunk{};
     int64_t begin = 0, rows = 0;  // the rows that stages work on
 
-    int64_t hidden() const { return program.buffers[buffer_h].width; }
+    int64_t hidden() const { return program.buffers[buffer_state].width; }
+    Matrix<T> carry(int64_t state) const { return {work.carry[state], program.buffers[buffer_state].stride}; }
 
     static void copy(T* to, const T* from, int64_t n) {
         if (from)
@@ -188,7 +190,9 @@ class Executor {
         const Buffer& b = program.buffers[s.buffer];
         return s.start + s.width == b.width && s.start + (s.width + line - 1) / line * line <= b.stride;
     }
-    bool wants_gradient(const Slice& s) const { return s.buffer != buffer_x || launch.d_x; }
+    bool wants_gradient(const Slice& s) const {
+        return s.buffer == buffer_x ? bool(launch.d_x) : s.buffer != program.cond || launch.d_cond;
+    }
 
     template <class F>
     void for_rows(F f) const {
@@ -203,6 +207,25 @@ class Executor {
     }
     void scatter(const Steps<T>& to, Matrix<T> from, int64_t width) const {
         if (to) for_rows([&](int64_t row, int64_t t, int64_t b) { copy(to.at(t, b), from[row], width); });
+    }
+
+    void gather_inputs() {
+        gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
+        gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
+        if (program.cond >= 0) gather(launch.cond, work.value[program.cond], program.buffers[program.cond].width);
+        if (launch.mask)
+            for_rows([&](int64_t row, int64_t t, int64_t b) {
+                const bool* from = launch.mask.at(t, b);
+                for (int64_t j = 0; j < program.buffers[buffer_x].width; ++j) work.mask[row][j] = from[j];
+            });
+    }
+
+    // Zeroes what `of` a state belongs to a sequence that begins anew at step t.
+    template <class F>
+    void reset(int64_t t, F of) const {
+        for (int64_t k = 0; k < program.states; ++k)
+            for (int64_t i = 0; i < shard.active[t]; ++i)
+                if (*launch.resets.at(t, shard.sequence[i])) fill(of(buffer_state + k)[i], hidden());
     }
 
     // ---- forward
@@ -239,10 +262,10 @@ class Executor {
                 const Matrix<T> x = value(buffer_x, begin);
                 const int64_t width = program.buffers[buffer_x].width;
                 if (static_cast<Loss>(s.kind) == Loss::bernoulli)
-                    return bernoulli_forward<T>(rows, width, value(s.source), x, work.nll);
+                    return bernoulli_forward<T>(rows, width, value(s.source), x, work.mask, work.nll);
                 if (static_cast<Loss>(s.kind) == Loss::gaussian)
                     return with_deviation<T>(s.deviation, [&](auto deviation) {
-                        gaussian_forward<T>(rows, width, deviation, value(s.source), x, work.nll);
+                        gaussian_forward<T>(rows, width, deviation, value(s.source), x, work.mask, work.nll);
                     });
                 return fill(work.nll, rows);
             }
@@ -253,88 +276,94 @@ class Executor {
     // h_{t-1} -> h_t: a sequence that goes on writes into its row of step t + 1, one that ends into its final state.
     void advance(const Stage& s, int64_t t) {
         const int64_t going = shard.active[t + 1], all = shard.active[t];
-        Matrix<T> next[2];
-        for (int k = 0; k <= lstm; ++k)
-            next[k] = t + 1 < chunk.end_step ? value(buffer_h + k * (buffer_c - buffer_h), shard.offset[t + 1])
-                                             : Matrix<T>{work.carry[k], work.value[buffer_h].stride};
+        const int64_t states[] = {s.h, s.c};
+        Matrix<T> next[2], end[2];  // rows that end here pass through the carry, whose rows [going, all) are free
+        for (int k = 0; k < 2 && states[k] >= 0; ++k) {
+            const Matrix<T> own = carry(states[k] - buffer_state);
+            next[k] = t + 1 < chunk.end_step ? value(states[k], shard.offset[t + 1]) : own;
+            end[k] = own.rows(going);
+        }
         update(s, 0, going, next[0], next[1]);
-        // rows that end here pass through the carry, whose rows [going, all) are free
-        const int64_t stride = work.value[buffer_h].stride;
-        update(s, going, all, {work.carry[0] + going * stride, stride}, {work.carry[1] + going * stride, stride});
-        for (int k = 0; k <= lstm; ++k)
+        update(s, going, all, end[0], end[1]);
+        if (s.output.width) {
+            copy_rows<T>(going, hidden(), next[0], value(s.output));
+            copy_rows<T>(all - going, hidden(), end[0], value(s.output).rows(going));
+        }
+        for (int k = 0; k < 2 && states[k] >= 0; ++k)
             for (int64_t i = going; i < all; ++i)
-                copy(launch.final_state[k] + shard.sequence[i] * hidden(), work.carry[k] + i * stride, hidden());
+                copy(launch.final_state[states[k] - buffer_state] + shard.sequence[i] * hidden(), end[k][i - going],
+                     hidden());
     }
 
     void update(const Stage& s, int64_t from, int64_t to, Matrix<T> next_h, Matrix<T> next_c) {
         const int64_t row = begin + from;
-        const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start), h = value(buffer_h, row);
+        const Matrix<T> gates = value(s.target.buffer, row).columns(s.target.start);
         switch (static_cast<Cell>(s.kind)) {
             case Cell::gru:
                 return gru_forward<T>(to - from, hidden(), gates,
-                                      value(s.candidate.buffer, row).columns(s.candidate.start), h, next_h);
-            case Cell::lstm: return lstm_forward<T>(to - from, hidden(), gates, value(buffer_c, row), next_h, next_c);
+                                      value(s.candidate.buffer, row).columns(s.candidate.start), value(s.h, row),
+                                      next_h);
+            case Cell::lstm: return lstm_forward<T>(to - from, hidden(), gates, value(s.c, row), next_h, next_c);
             case Cell::rnn:
                 if (next_h) copy_rows<T>(to - from, hidden(), gates, next_h);
         }
     }
 
     void load_state() {
-        for (int k = 0; k <= lstm; ++k)
+        for (int64_t k = 0; k < program.states; ++k)
             for (int64_t i = 0; i < shard.sequences; ++i)
-                copy(work.carry[k] + i * work.value[buffer_h].stride, launch.state[k] + shard.sequence[i] * hidden(),
-                     hidden());
+                copy(carry(k)[i], launch.state[k] + shard.sequence[i] * hidden(), hidden());
     }
 
     void enter_chunk() {
-        for (int k = 0; k <= lstm; ++k) {
-            const Matrix<T> first = value(buffer_h + k * (buffer_c - buffer_h), chunk.row);
-            for (int64_t i = 0; i < shard.active[chunk.step]; ++i)
-                copy(first[i], work.carry[k] + i * first.stride, hidden());
+        for (int64_t k = 0; k < program.states; ++k) {
+            const Matrix<T> first = value(buffer_state + k, chunk.row);
+            for (int64_t i = 0; i < shard.active[chunk.step]; ++i) copy(first[i], carry(k)[i], hidden());
         }
     }
 
     void scatter_results() const {
-        const Stage& sample = stage_of(program.scan, Op::sample);
-        const Stage& divergence = stage_of(program.after, Op::divergence);
-        const Stage& likelihood = stage_of(program.after, Op::likelihood);
-        const int64_t latent = sample.target.width;
+        const Stage& likelihood = *find(program.after, Op::likelihood);
+        const Stage *sample = find(program.scan, Op::sample), *divergence = find(program.after, Op::divergence);
         for_rows([&](int64_t row, int64_t t, int64_t b) {
             *launch.nll.at(t, b) = work.nll[row];
-            *launch.kl.at(t, b) = work.kl[row];
+            *launch.kl.at(t, b) = divergence ? work.kl[row] : T(0);
         });
         const auto matrix = [&](const Slice& s) { return value(s.buffer, chunk.row).columns(s.start); };
-        scatter(launch.z, matrix(sample.target), latent);
-        scatter(launch.mean, matrix(sample.source), latent);
-        scatter(launch.std, matrix(sample.std), latent);
-        scatter(launch.prior_mean, matrix(divergence.source), latent);
-        scatter(launch.prior_std, matrix(divergence.std), latent);
         scatter(launch.raw, matrix(likelihood.source), likelihood.source.width);
+        if (!sample || !divergence) return;
+        const int64_t latent = sample->target.width;
+        scatter(launch.z, matrix(sample->target), latent);
+        scatter(launch.mean, matrix(sample->source), latent);
+        scatter(launch.std, matrix(sample->std), latent);
+        scatter(launch.prior_mean, matrix(divergence->source), latent);
+        scatter(launch.prior_std, matrix(divergence->std), latent);
     }
 
     // Again through phi_z and the decoder, with the prior's mean in the place of z.
     void predict() {
-        const Stage& sample = stage_of(program.scan, Op::sample);
-        const Stage& divergence = stage_of(program.after, Op::divergence);
-        const Stage& recur = stage_of(program.scan, Op::recur);
-        const Matrix<T> prior_mean = value(divergence.source), z = value(sample.target);
-        for (int64_t i = 0; i < rows; ++i) copy(z[i], prior_mean[i], sample.target.width);
-        for (const Stage* s = &sample + 1; s->target.buffer != recur.target.buffer; ++s) run(*s);
-        for (const Stage* s = &divergence + 1; s->op != Op::likelihood; ++s) run(*s);
-        const Slice& raw = stage_of(program.after, Op::likelihood).source;
+        const Stage *sample = find(program.scan, Op::sample), *divergence = find(program.after, Op::divergence);
+        if (sample && divergence) {
+            const Matrix<T> prior_mean = value(divergence->source), z = value(sample->target);
+            for (int64_t i = 0; i < rows; ++i) copy(z[i], prior_mean[i], sample->target.width);
+            const int64_t gates = find(program.scan, Op::recur)->target.buffer;
+            for (const Stage* s = sample + 1; s->target.buffer != gates; ++s) run(*s);
+            for (const Stage* s = divergence + 1; s->op != Op::likelihood; ++s) run(*s);
+        }
+        const Slice& raw = find(program.after, Op::likelihood)->source;
         scatter(launch.predicted, value(raw), raw.width);
     }
 
-    static const Stage& stage_of(Span<Stage> stages, Op op) {
-        const Stage* s = stages.begin();
-        while (s->op != op) ++s;
-        return *s;
+    static const Stage* find(Span<Stage> stages, Op op) {
+        for (const Stage& s : stages)
+            if (s.op == op) return &s;
+        return nullptr;
     }
 
     // Padding is zero, and a sequence of length 0 keeps its state.
     void finish_idle_rows() const {
         const int64_t latent = program.buffers[buffer_eps].width;
-        const int64_t output = stage_of(program.after, Op::likelihood).source.width;
+        const int64_t output = find(program.after, Op::likelihood)->source.width;
         const Steps<T> results[] = {launch.nll, launch.kl,         launch.z,         launch.mean,
                                     launch.std, launch.prior_mean, launch.prior_std, launch.raw};
         const int64_t widths[] = {1, 1, latent, latent, latent, latent, latent, output};
@@ -344,7 +373,7 @@ class Executor {
                 if (results[r])
                     for (int64_t t = shard.length[i]; t < launch.steps; ++t) fill(results[r].at(t, b), widths[r]);
             if (shard.length[i] == 0)
-                for (int k = 0; k <= lstm; ++k)
+                for (int64_t k = 0; k < program.states; ++k)
                     copy(launch.final_state[k] + b * hidden(), launch.state[k] + b * hidden(), hidden());
         }
     }
@@ -363,7 +392,7 @@ class Executor {
         const Matrix<T> to[] = {work.on_z, work.on_mean, work.on_std, work.on_prior_mean, work.on_prior_std};
         for (int k = 0; k < 5; ++k)
             if (from[k]) gather(from[k], to[k], latent);
-        const Stage& likelihood = stage_of(program.after, Op::likelihood);
+        const Stage& likelihood = *find(program.after, Op::likelihood);
         const Matrix<T> d_raw = gradient(likelihood.source.buffer, chunk.row).columns(likelihood.source.start);
         for_rows([&](int64_t row, int64_t t, int64_t b) {
             copy(d_raw[row], launch.d_raw ? launch.d_raw.at(t, b) : nullptr, likelihood.source.width);
@@ -383,7 +412,7 @@ class Executor {
                 else if (stage.op == Op::likelihood || !work.chunked[stage.target.buffer])
                     continue;
                 else if (stage.op == Op::recur)
-                    update(stage, 0, rows, {}, {});
+                    update(stage, 0, rows, stage.output.width ? value(stage.output) : Matrix<T>{}, {});
                 else
                     run(stage);
             }
@@ -441,13 +470,14 @@ class Executor {
                 });
             case Op::likelihood: {
                 const Matrix<T> x = value(buffer_x, begin), dx = launch.d_x ? gradient(buffer_x, begin) : Matrix<T>{};
+                const Matrix<T> mask = work.mask ? work.mask.rows(at) : Matrix<T>{};
                 const int64_t width = program.buffers[buffer_x].width;
                 if (static_cast<Loss>(s.kind) == Loss::bernoulli)
-                    return bernoulli_backward<T>(rows, width, work.nll + at, value(s.source), x, gradient(s.source),
-                                                 dx);
+                    return bernoulli_backward<T>(rows, width, work.nll + at, value(s.source), x, mask,
+                                                 gradient(s.source), dx);
                 if (static_cast<Loss>(s.kind) == Loss::gaussian)
                     return with_deviation<T>(s.deviation, [&](auto deviation) {
-                        gaussian_backward<T>(rows, width, deviation, work.nll + at, value(s.source), x,
+                        gaussian_backward<T>(rows, width, deviation, work.nll + at, value(s.source), x, mask,
                                              gradient(s.source), dx);
                     });
                 return;
@@ -456,17 +486,28 @@ class Executor {
         }
     }
 
-    // The gradient of h_t comes from the sequence's row of step t + 1 or, at its end, from its final state.
+    // The gradient of h_t comes from the sequence's row of step t + 1 or, at its end, from its final state; and from
+    // the layer above.
     void retreat(const Stage& s, int64_t t) {
-        const int64_t going = shard.active[t + 1];
-        Matrix<T> later[2];
-        for (int k = 0; k <= lstm; ++k)
-            later[k] = t + 1 < chunk.end_step ? gradient(buffer_h + k * (buffer_c - buffer_h), shard.offset[t + 1])
-                                              : Matrix<T>{work.carry[k], work.value[buffer_h].stride};
+        const int64_t going = shard.active[t + 1], all = shard.active[t];
+        const int64_t states[] = {s.h, s.c};
+        Matrix<T> later[2], end[2];
+        for (int k = 0; k < 2 && states[k] >= 0; ++k) {
+            const int64_t state = states[k] - buffer_state;
+            later[k] = t + 1 < chunk.end_step ? gradient(states[k], shard.offset[t + 1]) : carry(state);
+            end[k] = work.d_final[state].rows(going);
+        }
+        if (s.first_gradient)
+            for (int64_t i = 0; i < all; ++i) fill(gradient(s.h, begin)[i], hidden());
+        if (s.output.width) {
+            const Matrix<T> above = gradient(s.output);
+            add_rows<T>(going, hidden(), later[0], above);
+            add_rows<T>(all - going, hidden(), end[0], above.rows(going));
+            later[0] = above;
+            end[0] = above.rows(going);
+        }
         update_backward(s, 0, going, later[0], later[1]);
-        const Matrix<T> end_h{work.d_final[0][going], work.d_final[0].stride};
-        const Matrix<T> end_c{work.d_final[1][going], work.d_final[1].stride};
-        update_backward(s, going, shard.active[t], end_h, end_c);
+        update_backward(s, going, all, end[0], end[1]);
     }
 
     void update_backward(const Stage& s, int64_t from, int64_t to, Matrix<T> d_h, Matrix<T> d_c) {
@@ -476,12 +517,12 @@ class Executor {
         switch (static_cast<Cell>(s.kind)) {
             case Cell::gru:
                 return gru_backward<T>(to - from, hidden(), gates,
-                                       value(s.candidate.buffer, row).columns(s.candidate.start), value(buffer_h, row),
-                                       d_h, d_gates, gradient(s.candidate.buffer, row).columns(s.candidate.start),
-                                       gradient(buffer_h, row));
+                                       value(s.candidate.buffer, row).columns(s.candidate.start), value(s.h, row), d_h,
+                                       d_gates, gradient(s.candidate.buffer, row).columns(s.candidate.start),
+                                       gradient(s.h, row));
             case Cell::lstm:
-                return lstm_backward<T>(to - from, hidden(), gates, value(buffer_c, row), d_h, d_c, d_gates,
-                                        gradient(buffer_c, row));
+                return lstm_backward<T>(to - from, hidden(), gates, value(s.c, row), d_h, d_c, d_gates,
+                                        gradient(s.c, row));
             case Cell::rnn: return copy_rows<T>(to - from, hidden(), d_h, d_gates);
         }
     }
@@ -505,26 +546,26 @@ class Executor {
     void scatter_gradients() {
         scatter(launch.d_x, work.gradient[buffer_x], program.buffers[buffer_x].width);
         scatter(launch.d_eps, work.gradient[buffer_eps], program.buffers[buffer_eps].width);
-        for (int k = 0; k <= lstm; ++k) {
-            const Matrix<T> first = gradient(buffer_h + k * (buffer_c - buffer_h), chunk.row);
-            for (int64_t i = 0; i < shard.active[chunk.step]; ++i)
-                copy(work.carry[k] + i * first.stride, first[i], hidden());
+        if (launch.d_cond) scatter(launch.d_cond, work.gradient[program.cond], program.buffers[program.cond].width);
+        for (int64_t k = 0; k < program.states; ++k) {
+            const Matrix<T> first = gradient(buffer_state + k, chunk.row);
+            for (int64_t i = 0; i < shard.active[chunk.step]; ++i) copy(carry(k)[i], first[i], hidden());
         }
     }
 
     void store_state_gradient() const {
         const int64_t started = shard.steps ? shard.active[0] : 0;
-        for (int k = 0; k <= lstm; ++k)
+        for (int64_t k = 0; k < program.states; ++k)
             for (int64_t i = 0; i < shard.sequences; ++i)
-                copy(launch.d_state[k] + shard.sequence[i] * hidden(),
-                     i < started ? work.carry[k] + i * work.value[buffer_h].stride : work.d_final[k][i], hidden());
-        const Steps<T> results[] = {launch.d_x, launch.d_eps};
-        const int64_t widths[] = {program.buffers[buffer_x].width, program.buffers[buffer_eps].width};
-        for (int r = 0; r < 2; ++r)
+                copy(launch.d_state[k] + shard.sequence[i] * hidden(), i < started ? carry(k)[i] : work.d_final[k][i],
+                     hidden());
+        const Steps<T> results[] = {launch.d_x, launch.d_eps, launch.d_cond};
+        const int64_t buffers[] = {buffer_x, buffer_eps, program.cond};
+        for (int r = 0; r < 3; ++r)
             if (results[r])
                 for (int64_t i = 0; i < shard.sequences; ++i)
                     for (int64_t t = shard.length[i]; t < launch.steps; ++t)
-                        fill(results[r].at(t, shard.sequence[i]), widths[r]);
+                        fill(results[r].at(t, shard.sequence[i]), program.buffers[buffers[r]].width);
     }
 };
 

@@ -37,11 +37,14 @@ struct Launch {
     int64_t steps, batch;
     Span<Shard> shards;
 
-    Steps<const T> x;            // (T, B, input)
-    Steps<const T> eps;          // (T, B, latent)
-    const T* state[2];           // h, c: (B, hidden) each, c only for an LSTM
-    const T* const* parameters;  // contiguous, in the program's numbering
-    const int64_t* columns;      // of each parameter; 1 for a bias
+    Steps<const T> x;             // (T, B, input)
+    Steps<const T> eps;           // (T, B, latent)
+    Steps<const T> cond;          // (T, B, conditioning), where the program has its buffer
+    Steps<const bool> resets;     // (T, B): the state is zeroed before the step; or null
+    Steps<const bool> mask;       // (T, B, input): what was observed; or null for all
+    const T* state[most_states];  // (B, hidden) each
+    const T* const* parameters;   // contiguous, in the program's numbering
+    const int64_t* columns;       // of each parameter; 1 for a bias
 
     T* saved;                     // buffer by buffer, (rows of all shards, stride)
     const int64_t* saved_offset;  // (buffers): elements, or -1 for a buffer that lives in scratch
@@ -53,14 +56,14 @@ struct Launch {
 
     // forward, each (T, B, width) and zero at padding
     Steps<T> nll, kl, z, mean, std, prior_mean, prior_std, raw;
-    T* final_state[2];   // (B, hidden)
-    Steps<T> predicted;  // (T, B, output): the decoder at the prior's mean, for p(x_t | x_<t)
+    T* final_state[most_states];  // (B, hidden)
+    Steps<T> predicted;           // (T, B, output): the decoder at the prior's mean, for p(x_t | x_<t)
 
     // backward: upstream gradients, each null for zeros; then results
     Steps<const T> d_nll, d_kl, d_z, d_mean, d_std, d_prior_mean, d_prior_std, d_raw;
-    const T* d_final_state[2];
-    Steps<T> d_x, d_eps;  // null where nobody asked
-    T* d_state[2];
+    const T* d_final_state[most_states];
+    Steps<T> d_x, d_eps, d_cond;  // null where nobody asked
+    T* d_state[most_states];
     T* const* d_parameters;  // contiguous, shaped as the parameters
 };
 

@@ -15,6 +15,7 @@ struct Matrix {
     int64_t stride = 0;
     T* operator[](int64_t row) const { return data + row * stride; }
     Matrix columns(int64_t start) const { return {data + start, stride}; }
+    Matrix rows(int64_t start) const { return {data + start * stride, stride}; }
     explicit operator bool() const { return data != nullptr; }
 };
 
@@ -236,7 +237,7 @@ static void lstm_forward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T>
             store(g + 3 * width + j, output, n);
             if (!next_h) return;
             const Vec<T> cell = forget * load(c[k] + j, n) + input * candidate;
-            store(next_c[k] + j, cell, n);
+            if (next_c) store(next_c[k] + j, cell, n);
             store(next_h[k] + j, output * tanh(cell), n);
         });
     }
@@ -324,14 +325,20 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
     }
 }
 
-// logits, x (rows, width); nll (rows): sum softplus(logit) - x logit
+// `term` where the mask is not zero, else zero; without a mask, term
 template <class T>
-static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, T* nll) {
+VRNN_INLINE Vec<T> observed(Matrix<T> mask, int64_t row, int64_t j, int64_t n, Vec<T> term) {
+    return mask ? (load(mask[row] + j, n) == 0 ? Vec<T>{} : term) : term;
+}
+
+// logits, x (rows, width), mask as well or null; nll (rows): sum softplus(logit) - x logit
+template <class T>
+static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, Matrix<T> mask, T* nll) {
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n);
-            Vec<T> term = softplus(logit) - load(x[i] + j, n) * logit;
+            Vec<T> term = observed(mask, i, j, n, softplus(logit) - load(x[i] + j, n) * logit);
             for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
             total += term;
         });
@@ -342,25 +349,26 @@ static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Mat
 // dlogits is added to, dx (if given) as well
 template <class T>
 static void bernoulli_backward(int64_t rows, int64_t width, const T* dnll, Matrix<T> logits, Matrix<T> x,
-                               Matrix<T> dlogits, Matrix<T> dx) {
+                               Matrix<T> mask, Matrix<T> dlogits, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n), d = dnll[i] * (sigmoid(logit) - load(x[i] + j, n));
-            store(dlogits[i] + j, load(dlogits[i] + j, n) + d, n);
-            if (dx) store(dx[i] + j, load(dx[i] + j, n) - dnll[i] * logit, n);
+            store(dlogits[i] + j, load(dlogits[i] + j, n) + observed(mask, i, j, n, d), n);
+            if (dx) store(dx[i] + j, load(dx[i] + j, n) - observed<T>(mask, i, j, n, dnll[i] * logit), n);
         });
 }
 
-// raw [mean | raw std] (rows, 2 width), x (rows, width); nll (rows)
+// raw [mean | raw std] (rows, 2 width), x (rows, width), mask as well or null; nll (rows)
 template <class T, class D>
-static void gaussian_forward(int64_t rows, int64_t width, D deviation, Matrix<T> raw, Matrix<T> x, T* nll) {
+static void gaussian_forward(int64_t rows, int64_t width, D deviation, Matrix<T> raw, Matrix<T> x, Matrix<T> mask,
+                             T* nll) {
     const T half_log_two_pi = T(0.91893853320467274178);
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> s = deviation(load(raw[i] + width + j, n));
             const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) / s;
-            Vec<T> term = T(0.5) * distance * distance + log(s) + half_log_two_pi;
+            Vec<T> term = observed<T>(mask, i, j, n, T(0.5) * distance * distance + log(s) + half_log_two_pi);
             for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
             total += term;
         });
@@ -370,13 +378,13 @@ static void gaussian_forward(int64_t rows, int64_t width, D deviation, Matrix<T>
 
 template <class T, class D>
 static void gaussian_backward(int64_t rows, int64_t width, D deviation, const T* dnll, Matrix<T> raw, Matrix<T> x,
-                              Matrix<T> draw, Matrix<T> dx) {
+                              Matrix<T> mask, Matrix<T> draw, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> one = all<T>(1), r = load(raw[i] + width + j, n), inverse = one / deviation(r);
             const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) * inverse;
-            const Vec<T> pull = dnll[i] * distance * inverse;
-            const Vec<T> dstd = dnll[i] * inverse * (one - distance * distance);
+            const Vec<T> pull = observed<T>(mask, i, j, n, dnll[i] * distance * inverse);
+            const Vec<T> dstd = observed<T>(mask, i, j, n, dnll[i] * inverse * (one - distance * distance));
             store(draw[i] + j, load(draw[i] + j, n) - pull, n);
             store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * deviation.slope(r), n);
             if (dx) store(dx[i] + j, load(dx[i] + j, n) + pull, n);

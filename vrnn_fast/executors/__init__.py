@@ -46,12 +46,16 @@ class Executor(Protocol):
         lengths: Tensor | None,
         state: tuple[Tensor, ...],
         *,
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
         recompute: bool,
         want_prior: bool,
         want_raw: bool,
     ) -> SequenceResult:
         """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
-        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors."""
+        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors, cond (T, B, C) where the spec
+        has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference)

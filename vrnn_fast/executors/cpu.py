@@ -37,7 +37,7 @@ _OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Add, Sample, Recur, Dive
 _CELLS = ("gru", "lstm", "rnn")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
 _LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-_FORMAT = 4
+_FORMAT = 5
 
 
 def unavailable() -> str | None:
@@ -67,6 +67,9 @@ def run(
     lengths: Tensor | None,
     state: tuple[Tensor, ...],
     *,
+    cond: Tensor | None = None,
+    resets: Tensor | None = None,
+    mask: Tensor | None = None,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
@@ -76,7 +79,10 @@ def run(
         program_of(spec),
         x,
         eps,
+        cond,
         lengths,
+        resets,
+        mask,
         state,
         parameters,
         recompute=recompute,
@@ -151,16 +157,17 @@ def encode(spec: CellSpec) -> ops.Program:
             case Sample():
                 yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
             case Recur():
-                yield from (_CELLS.index(stage.cell), *slices(stage.gates))
-                if stage.candidate is not None:
-                    yield from slices(stage.candidate)
+                yield from (_CELLS.index(stage.cell), *slices(stage.gates, stage.h))
+                for part in (stage.candidate, stage.c, stage.output):
+                    yield part is not None
+                    yield from slices(*(() if part is None else (part,)))
             case Divergence():
                 yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
                 yield from transform(stage.transform)
             case Likelihood():
                 yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), *transform(stage.transform))
 
-    code = [_FORMAT, spec.output_size, len(program.buffers)]
+    code = [_FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
     for b in program.buffers:
         code += [b.width, stride(b.width), int(b.keep)]
     code += [len(program.before), len(program.scan), len(program.after)]

@@ -57,27 +57,48 @@ class Cell:
         self.spec = spec
         self.activation = _ACTIVATIONS[spec.activation]
         # in the order of spec.parameters(): hidden layers, then heads
-        self.networks = {
-            "phi_x": (take(len(spec.phi_x)), take(0)),
-            "phi_z": (take(len(spec.phi_z)), take(0)),
-            "encoder": (take(len(spec.encoder)), take(2)),
-            "prior": ([], []) if spec.prior is None else (take(len(spec.prior)), take(2)),
-            "decoder": (take(len(spec.decoder)), take(len(spec.decoder_heads))),
-        }
-        self.weight_ih, self.weight_hh = next(rest), next(rest)
-        self.bias_ih = next(rest) if spec.bias else None
-        self.bias_hh = next(rest) if spec.bias else None
+        depth = 1 + len(spec.head_layers)
+        heads = 1 if spec.packed_heads else 2
+        decoder_heads = 1 if spec.packed_heads else len(spec.decoder_heads)
+        self.networks: dict[str, tuple[Layers, list[Layers]]] = {}
+        for name, hidden, count in (
+            ("phi_x", spec.phi_x, 0),
+            ("phi_z", spec.phi_z, 0),
+            ("encoder", spec.encoder, heads if spec.latent_size else 0),
+            ("prior", spec.prior or (), 0 if spec.prior is None else heads),
+            ("decoder", spec.decoder, decoder_heads),
+        ):
+            self.networks[name] = (take(len(hidden)), [take(depth) for _ in range(count)])
+        self.layers = [
+            (next(rest), next(rest), next(rest) if spec.bias else None, next(rest) if spec.bias else None)
+            for _ in range(spec.num_layers)
+        ]
 
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """What the heads of a network give; for one without heads, its last hidden layer."""
         hidden, heads = self.networks[name]
         for weight, bias in hidden:
             x = self.activation(F.linear(x, weight, bias))
-        return [F.linear(x, weight, bias) for weight, bias in heads] or [x]
+        results = []
+        for *own, (weight, bias) in heads:
+            y = x
+            for own_weight, own_bias in own:
+                y = self.activation(F.linear(y, own_weight, own_bias))
+            results.append(F.linear(y, weight, bias))
+        return results or [x]
 
     def _gaussian(self, name: str, x: Tensor) -> MeanStd:
-        mean, raw = self._network(name, x)
+        mean, raw = torch.cat(self._network(name, x), -1).chunk(2, -1)
         return MeanStd(mean, standard_deviation(self.spec.std, raw))
+
+    def _input(self, name: str, cond: Tensor | None, *inputs: Tensor) -> Tensor:
+        """Side by side, the conditioning input first where the network called ``name`` has it."""
+        conditioned = cond is not None and name in self.spec.cond_to
+        return torch.cat([cond, *inputs] if conditioned else inputs, -1)  # type: ignore[list-item]
+
+    def top(self, state: tuple[Tensor, ...]) -> Tensor:
+        """The h that the networks read."""
+        return state[self.spec.num_layers - 1]
 
     def phi_x(self, x: Tensor) -> Tensor:
         """Features of x_t."""
@@ -87,27 +108,39 @@ class Cell:
         """Features of z_t."""
         return self._network("phi_z", z)[0]
 
-    def prior(self, h: Tensor) -> MeanStd:
+    def prior(self, h: Tensor, cond: Tensor | None = None) -> MeanStd:
         """p(z_t | h_{t-1}), eq. 5, or N(0, 1)."""
         if self.spec.prior is None:
             zeros = h.new_zeros((*h.shape[:-1], self.spec.latent_size))
             return MeanStd(zeros, torch.ones_like(zeros))
-        return self._gaussian("prior", h)
+        return self._gaussian("prior", self._input("prior", cond, h))
 
-    def decoder(self, phi_z: Tensor, h: Tensor) -> Tensor:
+    def decoder(self, phi_z: Tensor, h: Tensor, cond: Tensor | None = None) -> Tensor:
         """The raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
-        return torch.cat(self._network("decoder", torch.cat([phi_z, h], -1)), -1)
+        return torch.cat(self._network("decoder", self._input("decoder", cond, phi_z, h)), -1)
 
-    def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd) -> MeanStd:
-        """q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior."""
-        mean, std = self._gaussian("encoder", torch.cat([phi_x, h], -1))
+    def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd, cond: Tensor | None = None) -> MeanStd:
+        """q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior. Without z the prior."""
+        if not self.spec.latent_size:
+            return prior
+        mean, std = self._gaussian("encoder", torch.cat([phi_x, self._input("encoder", cond, h)], -1))
         return MeanStd(prior.mean + mean if self.spec.residual else mean, std)
 
-    def recur(self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def recur(
+        self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute it."""
-        h = state[0]
-        from_input = F.linear(torch.cat([phi_x, phi_z], -1), self.weight_ih, self.bias_ih)
-        from_state = F.linear(h, self.weight_hh, self.bias_hh)
+        layers = self.spec.num_layers
+        x = torch.cat([phi_x, phi_z, *([cond] if cond is not None and "cell" in self.spec.cond_to else [])], -1)
+        after = []
+        for i in range(layers):
+            after.append(self._layer(i, x, *state[i::layers]))
+            x = after[-1][0]
+        return tuple(part for parts in zip(*after, strict=True) for part in parts)
+
+    def _layer(self, index: int, x: Tensor, h: Tensor, *c: Tensor) -> tuple[Tensor, ...]:
+        weight_ih, weight_hh, bias_ih, bias_hh = self.layers[index]
+        from_input, from_state = F.linear(x, weight_ih, bias_ih), F.linear(h, weight_hh, bias_hh)
         if self.spec.cell == "gru":
             r_x, u_x, n_x = from_input.chunk(3, -1)
             r_h, u_h, n_h = from_state.chunk(3, -1)
@@ -117,8 +150,8 @@ class Cell:
         if self.spec.cell == "rnn":
             return (_ACTIVATIONS[self.spec.nonlinearity](from_input + from_state),)
         i, f, g, o = (from_input + from_state).chunk(4, -1)
-        c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+        after = torch.sigmoid(f) * c[0] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(after), after
 
 
 def kl_divergence(q: MeanStd, p: MeanStd) -> Tensor:
@@ -135,11 +168,15 @@ def run(
     lengths: Tensor | None,
     state: tuple[Tensor, ...],
     *,
+    cond: Tensor | None = None,
+    resets: Tensor | None = None,
+    mask: Tensor | None = None,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
 ) -> SequenceResult:
-    """Run a batch of sequences: x (T, B, X), eps (T, B, Z), lengths (B,), state of (B, H) tensors.
+    """Run a batch of sequences: x (T, B, X), eps (T, B, Z), lengths (B,), state of (B, H) tensors, cond (T, B, C),
+    resets (T, B) and mask (T, B, X).
 
     ``recompute`` is about memory, never about numbers; autograd keeps what it keeps here.
     """
@@ -148,19 +185,23 @@ def run(
     if lengths is not None:
         real = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)).unsqueeze(-1)
         x, eps = _zero_unless(real, x), _zero_unless(real, eps)
+        cond = None if cond is None else _zero_unless(real, cond)
     steps = []
     for t in range(x.shape[0]):
         # padding may hold NaN: what a padded row would compute is cut off before it can meet a gradient
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
-        h = before[0]
+        if resets is not None:
+            before = tuple(_zero_unless(~resets[t].unsqueeze(-1), s) for s in before)
+        h, cond_t = cell.top(before), None if cond is None else cond[t]
         phi_x = cell.phi_x(x[t])
-        prior = cell.prior(h)
-        posterior = cell.posterior(phi_x, h, prior)
+        prior = cell.prior(h, cond_t)
+        posterior = cell.posterior(phi_x, h, prior, cond_t)
         z = posterior.mean + posterior.std * eps[t]
         phi_z = cell.phi_z(z)
-        raw = cell.decoder(phi_z, h)
-        steps.append((_nll(spec, raw, x[t]), kl_divergence(posterior, prior), z, *posterior, *prior, raw))
-        after = cell.recur(phi_x, phi_z, before)
+        raw = cell.decoder(phi_z, h, cond_t)
+        nll = _nll(spec, raw, x[t], None if mask is None else mask[t])
+        steps.append((nll, kl_divergence(posterior, prior), z, *posterior, *prior, raw))
+        after = cell.recur(phi_x, phi_z, before, cond_t)
         state = after if real is None else tuple(torch.where(real[t], a, s) for a, s in zip(after, state, strict=True))
     nll, kl, *features = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
     if real is not None:
@@ -180,13 +221,18 @@ def run(
     )
 
 
-def _nll(spec: CellSpec, raw: Tensor, x: Tensor) -> Tensor:
-    """-log p(x_t | z_<=t, x_<t) of each row; zero where an object outside computes it."""
+def _nll(spec: CellSpec, raw: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
+    """-log p(x_t | z_<=t, x_<t) of each row, over what was observed; zero where an object outside computes it."""
+    if spec.likelihood == "external":
+        return x.new_zeros(x.shape[:-1])
+    if observed is not None:
+        # features are independent: the density of each on its own, of a zero in the place of what is missing
+        x = _zero_unless(observed, x)
+        raw = raw.unflatten(-1, (-1, x.shape[-1])).transpose(-1, -2)
+        return _zero_unless(observed, _nll(spec, raw, x.unsqueeze(-1), None)).sum(-1)
     if spec.likelihood == "bernoulli":
         return -bernoulli_log_prob(raw, x)
-    if spec.likelihood == "gaussian":
-        return -gaussian_log_prob(raw, x, spec.output_std)
-    return x.new_zeros(x.shape[:-1])
+    return -gaussian_log_prob(raw, x, spec.output_std)
 
 
 def _zero_unless(real: Tensor, tensor: Tensor) -> Tensor:

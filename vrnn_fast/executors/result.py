@@ -19,7 +19,8 @@ class SequenceResult(NamedTuple):
         prior_mean: (T, B, Z), or None where it was not asked for.
         prior_std: (T, B, Z), or None where it was not asked for.
         raw: (T, B, output_size) the decoder's heads side by side before any transform, or None likewise.
-        state: (B, H) tensors, h for a GRU and (h, c) for an LSTM: each row's state after its own last step.
+        state: (B, H) tensors, h of every layer, then for an LSTM c of every layer: each row's state after its own last
+            step.
     """
 
     nll: Tensor
