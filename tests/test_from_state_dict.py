@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from foreign import copied, dynamical, own
+from foreign import copied, deep, dynamical, own, trajectories
 from vrnn_fast import VRNN, GaussianMixture, LayoutError, cli
 from vrnn_fast.spec import Std
 
@@ -124,6 +124,28 @@ def test_d(tmp_path: Path) -> None:
     torch.testing.assert_close((out.nll.sum() + out.kl.sum()), theirs.loss(x, y) - 7 * 5 * 4 / 2)
 
 
+def test_h() -> None:
+    theirs, x = deep.VRNN(6, 9, 4), torch.rand(5, 7, 6)
+    ours = VRNN.from_state_dict({f"module.{name}": t for name, t in theirs.state_dict().items()})
+    assert ours.batch_first
+    torch.manual_seed(0)
+    eps = torch.stack([torch.rand(5, 4) for _ in range(7)], 1)
+    torch.manual_seed(0)
+    means = torch.stack(theirs(x)[4], 1)
+    torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, means)
+
+
+def test_z() -> None:
+    theirs, states = trajectories.VRNN(6, 6, 4, 7, 9), torch.randn(8, 5, 6)
+    ours = VRNN.from_state_dict(theirs.state_dict(), std=Std(floor=0.0))
+    assert ours.num_layers == 2
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
+    torch.manual_seed(0)
+    kl = theirs(states)["kl_loss"]
+    torch.testing.assert_close(ours(states[1:], cond=states[:-1], eps=eps).kl.sum().unsqueeze(0), kl)
+
+
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:
     old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save(theirs.state_dict(), old)
@@ -176,7 +198,10 @@ def without(name: str) -> dict[str, Tensor]:
         (without("enc_mean"), r"layout E .*: looked for phi_x, .*; no enc_mean\n.*found: phi_x\.0\.weight \(9, 6\)"),
         ({}, "there is no state dict in {}"),
         ({"epoch": 3, "model": {"lr": 0.1}}, "there is no state dict in {epoch, model}"),
-        ({**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)}, "rnn needs a cell with weight_hh_l0 of shape"),
+        (
+            {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},
+            r"rnn must be a GRU, .* found weight_hh_l0",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_of_a_known_layout(state: dict[str, Any], words: str) -> None:

@@ -90,10 +90,13 @@ def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     plan = self._plan
     spec, objective = plan.structure.spec, plan.objective
-    parameters = gather(self, self._slots)
+    parameters = [
+        p if cut is None else torch.cat((p[:, cut:], p[:, :cut]), 1)
+        for p, cut in zip(gather(self, self._slots), plan.structure.columns, strict=True)
+    ]
     like = parameters[0]
     arguments = _bind(plan, args, kwargs)
-    x, _, lengths, start = objective.enter(arguments, plan.layout.batch_first)
+    x, cond, lengths, start = plan.layout.enter(arguments)
     name = next(iter(arguments))
     x = checks.tensor(name, x, (("T", None), ("B", None), ("X", spec.input_size)), like)
     steps, batch = x.shape[0], x.shape[1]
@@ -112,6 +115,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             eps.to(x.dtype),
             lengths,
             start,
+            cond=cond,
             recompute=False,
             want_prior=True,
             want_raw=True,
@@ -168,8 +172,10 @@ class Doors:
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
     """Which fields, one of each head, the layers of a network lead to."""
+    if len(network.heads) != len(fields):  # packed
+        return {layer.prefix: set(fields) for layer in network.layers}
     hidden = {layer.prefix: set(fields) for layer in network.hidden}
-    return hidden | {layer.prefix: {field} for layer, field in zip(network.heads, fields, strict=False)}
+    return hidden | {layer.prefix: {f} for head, f in zip(network.heads, fields, strict=True) for layer in head}
 
 
 class _Door(torch.autograd.Function):

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..spec import Activation, CellSpec, Std
-from .reading import Roles, Shapes, Structure, read
+from ..spec import Activation, CellSpec
+from .reading import Roles, Shapes, Structure, Traits, read
+
+_TRAITS = Traits()
 
 
 class Fault(NamedTuple):
@@ -79,15 +81,6 @@ class Objective:
         """By the names under which ``mend`` takes them."""
         return {}
 
-    def example(self, spec: CellSpec, steps: int, batch: int, batch_first: bool) -> tuple[Tensor, ...]:
-        """Arguments that the model is meant for."""
-        sizes = (batch, steps) if batch_first else (steps, batch)
-        return (torch.rand((*sizes, spec.input_size)),)
-
-    def enter(self, arguments: Mapping[str, Any], batch_first: bool) -> Inputs:
-        """What of a call's arguments goes into the launch; by default the first one, as x."""
-        return Inputs(sequence(*next(iter(arguments.items())), batch_first))
-
     def noise(self, out: Tensor, mend: frozenset[str]) -> None:
         """Fill (B, Z) with the noise of one time step, by the same draws as the original's."""
         out.normal_()
@@ -105,9 +98,6 @@ class Objective:
         return {}
 
 
-_STD = Std(floor=0.0)
-
-
 @dataclass(frozen=True)
 class Layout:
     """A foreign layout.
@@ -118,8 +108,7 @@ class Layout:
         roles: which sub-module plays which part.
         optional: paths that some copies lack.
         batch_first: whether x is (B, T, X).
-        activation: after hidden layers, where the modules do not tell.
-        std: of posterior and prior.
+        traits: what names and shapes do not tell; the activation only where the modules do not either.
     """
 
     name: str
@@ -127,8 +116,7 @@ class Layout:
     roles: Roles
     optional: tuple[str, ...] = ()
     batch_first: bool = False
-    activation: Activation = "relu"
-    std: Std = _STD
+    traits: Traits = _TRAITS
 
     def __str__(self) -> str:
         return f"layout {self.name} ({self.title})"
@@ -144,15 +132,26 @@ class Layout:
             LayoutError: something is missing, or has another shape than its role asks for.
         """
         heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
-        return read(shapes, replace(self.roles, decoder_heads=heads), activation or self.activation, self.std)
+        traits = replace(self.traits, activation=activation or self.traits.activation)
+        return read(shapes, replace(self.roles, decoder_heads=heads), traits)
 
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
-        """What the original may compute, likeliest first; the proof takes the first that it does compute."""
-        raise NotImplementedError
+        """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
+        another by running."""
+        return iter(())
+
+    def example(self, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
+        """Arguments that the model is meant for."""
+        sizes = (batch, steps) if self.batch_first else (steps, batch)
+        return (torch.rand((*sizes, spec.input_size)),)
+
+    def enter(self, arguments: Mapping[str, Any]) -> Inputs:
+        """What of a call's arguments goes into the launch; by default the first one, as x."""
+        return Inputs(sequence(*next(iter(arguments.items())), self.batch_first))
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout."""
-        raise NotImplementedError
+        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes."""
+        return {}
 
 
 def _holds(shapes: Shapes, path: str) -> bool:

@@ -22,6 +22,23 @@ from .reading import LayoutError, Shapes
 from .recognition import chosen
 
 _PREFIXES = ("module.", "_orig_mod.")
+_SHARED = (
+    "cell",
+    "num_layers",
+    "bias",
+    "nonlinearity",
+    "phi_x",
+    "phi_z",
+    "encoder",
+    "prior",
+    "decoder",
+    "head_layers",
+    "packed_heads",
+    "activation",
+    "residual",
+    "cond_size",
+    "cond_to",
+)  # arguments of VRNN that are fields of its spec
 _HEADER = "arguments"  # of the VRNN that a converted file holds
 
 
@@ -74,9 +91,7 @@ def _converted(path: Path, arguments: Mapping[str, Any]) -> VRNN:
 
 def _described(model: VRNN) -> dict[str, Any]:
     spec = model.spec
-    names = ("input_size", "hidden_size", "latent_size", "cell", "bias", "activation")
-    networks = ("phi_x", "phi_z", "encoder", "prior", "decoder")
-    about = {name: getattr(spec, name) for name in names} | {name: list(getattr(spec, name)) for name in networks}
+    about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size", *_SHARED)}
     constants = {name: getattr(model.likelihood, name) for name in inspect.signature(type(model.likelihood)).parameters}
     likelihood = type(model.likelihood).__name__, constants
     return about | {"std": asdict(spec.std), "likelihood": likelihood, "batch_first": model.batch_first}
@@ -145,23 +160,26 @@ def _translate(
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {
-        "cell": spec.cell,
-        "bias": spec.bias,
-        "activation": spec.activation,
+        **{name: getattr(spec, name) for name in _SHARED if name != "cond_to" or spec.cond_size},
         "batch_first": known.batch_first,
         "dtype": like.dtype,
-        **{name: getattr(spec, name) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")},
         **known.arguments(structure),
         **arguments,
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
-    theirs = {name: tensors[own] for (name, _), own in zip(spec.parameters(), structure.names, strict=True)}
-    heads = zip(model.spec.decoder_heads, spec.decoder_heads, strict=False)
-    for (ours, width), (placeholder, found) in heads:
-        if width != found:
-            raise LayoutError(f"{model.likelihood} needs a decoder head {ours} of width {width}, found {found}")
-        for leaf in ("weight", "bias"):
-            theirs[f"{ours}.{leaf}"] = theirs.pop(f"{placeholder}.{leaf}")
+    theirs = {
+        name: tensors[own] if cut is None else torch.cat((tensors[own][:, cut:], tensors[own][:, :cut]), 1)
+        for (name, _), own, cut in zip(spec.parameters(), structure.names, structure.columns, strict=True)
+    }
+    for ours, found in zip(model.spec.network("decoder").heads, spec.network("decoder").heads, strict=False):
+        for layer, placeholder in zip(ours, found, strict=True):
+            if layer.outputs != placeholder.outputs:
+                raise LayoutError(
+                    f"{model.likelihood} needs a decoder head {layer.prefix} of width {layer.outputs}, found "
+                    f"{placeholder.outputs}"
+                )
+            for leaf in ("weight", "bias"):
+                theirs[f"{layer.prefix}.{leaf}"] = theirs.pop(f"{placeholder.prefix}.{leaf}")
     wanted = [name for name, _ in model.spec.parameters()]
     lacking = [name for name in wanted if name not in theirs]
     if lacking:

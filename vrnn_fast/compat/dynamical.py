@@ -13,7 +13,7 @@ from torch import nn
 from ..likelihoods import ItakuraSaito
 from ..spec import Std
 from .base import Fault, Layout, Objective, Run
-from .reading import Roles, Structure
+from .reading import Roles, Structure, Traits
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Dynamical(Layout):
             "and shapes do not tell; else pass activation=, or likelihood=FixedGaussian() for coordinates",
             stacklevel=5,
         )
-        return {"likelihood": ItakuraSaito(0.0), "std": self.std}
+        return {"likelihood": ItakuraSaito(0.0), "std": self.traits.std}
 
 
 _NETWORKS = ("feature_extractor_x", "feature_extractor_z", "mlp_hx_z", "mlp_h_z", "mlp_hz_x")
@@ -70,6 +70,5 @@ LAYOUT = Dynamical(
         ("gen_out",),
     ),
     optional=_NETWORKS,
-    activation="tanh",
-    std=Std("log_variance", floor=0.0),
+    traits=Traits("tanh", Std("log_variance", floor=0.0)),
 )

@@ -169,6 +169,13 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """A number as a vector of length one."""
+
+    number: Any
+
+
+@dataclass(frozen=True)
 class Constant:
     """What is no tensor."""
 
@@ -261,6 +268,8 @@ def _make(node: Any, quantities: _Mended) -> Any:
         case Items():
             made = [_make(item, quantities) for item in node.items]
             return node.kind(made) if node.keys is None else dict(zip(node.keys, made, strict=True))
+        case Vector():
+            return _make(node.number, quantities).unsqueeze(0)
         case Constant():
             return node.value
         case _:
@@ -280,6 +289,8 @@ def _parts(node: Any) -> tuple[Any, ...]:
             return node.parts
         case Steps():
             return (node.field,)
+        case Vector():
+            return (node.number,)
         case Items():
             return node.items
         case tuple() | list():
@@ -353,6 +364,8 @@ class _Search:
         return None if found is None else Steps(type(value), found)
 
     def field(self, name: str, value: Tensor) -> Any:
+        if value.shape == (1,):
+            return Vector(self.field(name, value[0]))
         found = self.feature(value, swap=True) or next(self.reduced(value, ""), None) or self.total(value)
         if found is None:
             raise Unknown(name)

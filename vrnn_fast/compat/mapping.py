@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .base import Layout, Objective, Run
 from .copied import Copied
-from .reading import LayoutError, Roles, Structure
+from .reading import LayoutError, Roles, Structure, Traits
 
 _ROLES = tuple(f.name for f in fields(Roles))
 _OPTIONS = ("activation", "batch_first", "noise", "outputs")
@@ -78,6 +78,6 @@ def mapped(layout: Mapping[str, Any]) -> Layout:
         "the layout given",
         Roles(**roles),
         batch_first=layout.get("batch_first", False),
-        activation=layout.get("activation", "relu"),
+        traits=Traits(activation=layout.get("activation", "relu")),
         written=written,
     )

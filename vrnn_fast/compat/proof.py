@@ -25,7 +25,7 @@ _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
 
 
 Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
-Example: TypeAlias = Callable[[Objective, int, int], tuple[Tensor, ...]]
+Example: TypeAlias = Callable[[int, int], tuple[Tensor, ...]]
 
 
 class ProofError(RuntimeError):
@@ -91,7 +91,7 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
     torch.manual_seed(_SEED)
     noise = None
     for weights, sizes in SIZES.items():
-        inputs = _inputs(example(objective, *sizes), twin)
+        inputs = _inputs(example(*sizes), twin)
         if weights == "random":
             _redraw(twin)
         theirs = _observe_original(twin, inputs, objective)
@@ -115,7 +115,7 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
     twin = _copy(model).double()
     torch.manual_seed(_SEED)
     _redraw(twin)
-    inputs = _inputs(example(Probe(), *SIZES["random"]), twin)
+    inputs = _inputs(example(*SIZES["random"]), twin)
     theirs = _observe_original(twin, inputs, Probe())
     probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
     torch.manual_seed(_SEED + 1)

@@ -10,12 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..spec import Activation, CellSpec, Std
+from ..spec import Activation, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_CELLS: dict[int, CellKind] = {3: "gru", 4: "lstm"}
+_STD = Std(floor=0.0)
+_CELLS: dict[int, CellKind] = {1: "rnn", 3: "gru", 4: "lstm"}
+_NETWORKS = ("phi_x", "phi_z", "encoder", "prior", "decoder")
 
 
 class LayoutError(ValueError):
@@ -27,8 +29,9 @@ class Roles:
     """Which sub-module plays which part, by its path. A network that a model does not have is ``""``.
 
     ``phi_x``, ``phi_z``, ``encoder``, ``prior`` and ``decoder`` are hidden layers, each followed by the activation; the
-    others are one affine layer each, with or without its transform beside it. ``decoder_heads`` are in the order in
-    which the output is computed from them.
+    others are heads, an affine layer each or hidden layers and one, with or without a transform beside it. Without a
+    head for the standard deviation, that for the mean gives both, the mean first. ``decoder_heads`` are in the order
+    in which the output is computed from them.
     """
 
     phi_x: str = "phi_x"
@@ -48,6 +51,33 @@ class Roles:
         values = (value for value in vars(self).values())
         return tuple(p for v in values for p in ((v,) if isinstance(v, str) else v) if p)
 
+    def heads(self, network: str) -> tuple[str, ...]:
+        """The paths of a network's heads."""
+        if network == "decoder":
+            return self.decoder_heads
+        if network in ("encoder", "prior"):
+            return tuple(p for p in (getattr(self, f"{network}_mean"), getattr(self, f"{network}_std")) if p)
+        return ()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What names and shapes do not tell of a model, or only together with this.
+
+    Attributes:
+        activation: after hidden layers.
+        std: of posterior and prior.
+        residual: whether the encoder gives what the posterior's mean adds to the prior's.
+        cond_to: the networks that see the conditioning input.
+        state_first: the networks whose input begins with the state instead of ending with it.
+    """
+
+    activation: Activation = "relu"
+    std: Std = _STD
+    residual: bool = False
+    cond_to: tuple[Conditioned, ...] = ()
+    state_first: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -56,12 +86,14 @@ class Structure:
     Attributes:
         spec: the cell.
         names: the model's own name of each parameter, in the order of ``spec.parameters()``.
+        columns: by place there, where a weight's columns must be cut and its halves swapped.
         hidden: the prefixes of the affine layers that an activation follows.
-        heads: those of the decoder's heads, in the order in which ``raw`` holds them.
+        heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
     """
 
     spec: CellSpec
     names: tuple[str, ...]
+    columns: tuple[int | None, ...]
     hidden: tuple[str, ...]
     heads: tuple[str, ...]
 
@@ -81,97 +113,115 @@ def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
     return tuple(prefix for _, prefix in sorted(found))
 
 
-def read(shapes: Shapes, roles: Roles, activation: Activation, std: Std) -> Structure:
+def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     """The structure of a model whose sub-modules play these roles.
 
     Raises:
         LayoutError: a layer is missing, or has another shape than its role asks for.
     """
-    cell, bias, hidden_size = _cell(shapes, roles.cell)
-    networks = {name: chain(shapes, getattr(roles, name)) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")}
-    heads = {
-        name: _head(shapes, getattr(roles, name)) for name in ("encoder_mean", "encoder_std", "prior_mean", "prior_std")
-    }
-    decoder_heads = tuple(_head(shapes, path) for path in roles.decoder_heads)
-    for prefix in (*(p for layers in networks.values() for p in layers), *heads.values(), *decoder_heads):
-        if len(shapes[f"{prefix}.weight"]) != 2 or f"{prefix}.bias" not in shapes:
+    cell, layers, bias, hidden_size = _cell(shapes, roles.cell)
+    networks = {name: chain(shapes, getattr(roles, name)) for name in _NETWORKS}
+    heads = {name: tuple(_head(shapes, path) for path in roles.heads(name)) for name in _NETWORKS}
+    for prefix in (p for name in _NETWORKS for layers_ in (networks[name], *heads[name]) for p in layers_):
+        if len(shapes.get(f"{prefix}.weight", ())) != 2 or f"{prefix}.bias" not in shapes:
             raise LayoutError(f"{prefix} must be an affine layer with a bias, found {_found(shapes, prefix)}")
 
-    def widths(layers: Sequence[str]) -> tuple[int, ...]:
-        return tuple(shapes[f"{p}.weight"][0] for p in layers)
+    def widths(prefixes: Sequence[str]) -> tuple[int, ...]:
+        return tuple(shapes[f"{p}.weight"][0] for p in prefixes)
 
-    latent = shapes[f"{heads['encoder_mean']}.weight"][0]
-    first = (*networks["encoder"], heads["encoder_mean"])[0]
-    of_x = networks["phi_x"][0] if networks["phi_x"] else first
-    input_size = shapes[f"{of_x}.weight"][1] - (0 if networks["phi_x"] else hidden_size)
+    def reads(name: str) -> int:
+        return shapes[f"{(*networks[name], *heads[name][0])[0]}.weight"][1]
+
+    own = {widths(head[:-1]) for name in _NETWORKS for head in heads[name]}
+    if len(own) > 1:
+        raise LayoutError(f"all heads must have the same hidden layers of their own, found {sorted(own)}")
+    packed = not roles.encoder_std
+    latent = widths(heads["encoder"][0])[-1] // (2 if packed else 1)
+    cond = reads("prior") - hidden_size if traits.cond_to else 0
+    input_size = (
+        shapes[f"{networks['phi_x'][0]}.weight"][1] if networks["phi_x"] else reads("encoder") - hidden_size - cond
+    )
     try:
         spec = CellSpec(
             input_size,
             hidden_size,
             latent,
             cell=cell,
+            num_layers=layers,
             bias=bias,
             phi_x=widths(networks["phi_x"]),
             phi_z=widths(networks["phi_z"]),
             encoder=widths(networks["encoder"]),
             prior=widths(networks["prior"]),
             decoder=widths(networks["decoder"]),
-            activation=activation,
-            std=std,
+            head_layers=own.pop(),
+            packed_heads=packed,
+            activation=traits.activation,
+            residual=traits.residual,
+            std=traits.std,
             likelihood="external",
-            decoder_heads=tuple((f"dec_{i}", w) for i, w in enumerate(widths(decoder_heads))),
+            decoder_heads=tuple((f"dec_{i}", widths(head)[-1]) for i, head in enumerate(heads["decoder"])),
+            cond_size=cond,
+            cond_to=traits.cond_to,
         )
     except ValueError as error:
+        first = (*networks["encoder"], *heads["encoder"][0])[0]
         raise LayoutError(f"{first}.weight has shape {_shape(shapes, f'{first}.weight')}: {error}") from error
 
     theirs: dict[str, str] = {}
-    for name, layers in networks.items():
-        ours = spec.network(name)
-        mine = [layer.prefix for layer in ours.layers]
-        own = (*layers, *{"encoder": (heads["encoder_mean"], heads["encoder_std"]),
-                          "prior": (heads["prior_mean"], heads["prior_std"]),
-                          "decoder": decoder_heads}.get(name, ()))  # fmt: skip
-        theirs |= dict(zip(mine, own, strict=True))
+    turned: dict[str, int] = {}
+    for name in _NETWORKS:
+        network = spec.network(name)
+        chains = zip((network.hidden, *network.heads), (networks[name], *heads[name]), strict=True)
+        theirs |= {layer.prefix: prefix for ours, own_ in chains for layer, prefix in zip(ours, own_, strict=True)}
+        if name in traits.state_first:
+            turned |= {layer.weight: hidden_size for layer in network.first}
     names = []
-    suffix = "_l0" if f"{roles.cell}.weight_ih_l0" in shapes else ""
     for name, shape in spec.parameters():
         owner, _, leaf = name.rpartition(".")
-        own_name = f"{roles.cell}.{leaf.removesuffix('_l0')}{suffix}" if owner == "rnn" else f"{theirs[owner]}.{leaf}"
-        if shapes.get(own_name) != shape:
+        found = f"{theirs[owner]}.{leaf}" if owner != "rnn" else _recurrent(shapes, roles.cell, leaf)
+        if shapes.get(found) != shape:
             raise LayoutError(
-                f"{own_name} must have shape {shape} for x of {spec.input_size}, z of {spec.latent_size} and h of "
-                f"{spec.hidden_size} features, found {_shape(shapes, own_name)}"
+                f"{found} must have shape {shape} for x of {spec.input_size}, z of {spec.latent_size} and h of "
+                f"{spec.hidden_size} features, found {_shape(shapes, found)}"
             )
-        names.append(own_name)
-    return Structure(spec, tuple(names), tuple(p for layers in networks.values() for p in layers), decoder_heads)
+        names.append(found)
+    return Structure(
+        spec,
+        tuple(names),
+        tuple(turned.get(name) for name, _ in spec.parameters()),
+        tuple(p for name in _NETWORKS for p in (*networks[name], *(q for head in heads[name] for q in head[:-1]))),
+        tuple(head[-1] for head in heads["decoder"]),
+    )
 
 
-def _cell(shapes: Shapes, path: str) -> tuple[CellKind, bool, int]:
-    """The kind of cell at ``path``, whether it has biases, and the width of its state."""
+def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:
+    """The kind of cell at ``path``, its number of layers, whether it has biases, and the width of its state."""
     leaves = {name.removeprefix(f"{path}."): shape for name, shape in shapes.items() if name.startswith(f"{path}.")}
     suffix = "_l0" if "weight_hh_l0" in leaves else ""
     hidden = leaves.get(f"weight_hh{suffix}")
     if hidden is None or len(hidden) != 2:
-        raise LayoutError(f"{path} must be a GRU or an LSTM with weight_hh_l0 or weight_hh, found {_names(leaves)}")
+        raise LayoutError(f"{path} must be a recurrent cell with weight_hh_l0 or weight_hh, found {_names(leaves)}")
     if any(name.endswith("_reverse") for name in leaves):
         raise LayoutError(f"{path} runs in both directions, and a model of the next step must not")
-    layers = sum(name.startswith("weight_hh") for name in leaves)
-    if layers > 1:
-        raise LayoutError(f"{path} needs {_count(layers)} recurrent layers, which this release does not run")
     gates, rest = divmod(hidden[0], hidden[1])
     if rest or gates not in _CELLS:
-        what = "a tanh cell" if gates == 1 else f"a cell with weight_hh{suffix} of shape {hidden}"
-        raise LayoutError(f"{path} needs {what}, which this release does not run")
-    return _CELLS[gates], f"bias_ih{suffix}" in leaves, hidden[1]
+        raise LayoutError(f"{path} must be a GRU, an LSTM or a tanh cell, found weight_hh{suffix} {hidden}")
+    layers = sum(name.startswith("weight_hh") for name in leaves)
+    return _CELLS[gates], layers, f"bias_ih{suffix}" in leaves, hidden[1]
 
 
-def _head(shapes: Shapes, path: str) -> str:
+def _recurrent(shapes: Shapes, path: str, leaf: str) -> str:
+    """The name of a parameter of the cell, which may be one of a single step."""
+    name = f"{path}.{leaf}"
+    return name if f"{path}.weight_hh_l0" in shapes else name.removesuffix("_l0")
+
+
+def _head(shapes: Shapes, path: str) -> tuple[str, ...]:
     layers = chain(shapes, path)
     if not layers:
         raise LayoutError(f"{path} must be an affine layer, found {_found(shapes, path)}")
-    if len(layers) > 1:
-        raise LayoutError(f"{path} needs a head with hidden layers of its own, which this release does not run")
-    return layers[0]
+    return layers
 
 
 def _found(shapes: Shapes, path: str) -> str:
@@ -184,7 +234,3 @@ def _names(shapes: Shapes) -> str:
 
 def _shape(shapes: Shapes, name: str) -> str:
     return str(shapes[name]) if name in shapes else "nothing of that name"
-
-
-def _count(number: int) -> str:
-    return {2: "two", 3: "three", 4: "four"}.get(number, str(number))

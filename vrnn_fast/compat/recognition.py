@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
-from . import copied, dynamical
+from . import copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
@@ -20,7 +20,7 @@ from .tree import activation_of, parameter_shapes, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, dynamical.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT)
 _ALONE = "module"  # the child of nn.DataParallel and its like
 
 
@@ -72,16 +72,16 @@ def accelerate(
     known = chosen(layout, shapes, _children(model))
     structure = known.structure(shapes)
     vet(model, structure.names, str(known))
-    structure = known.structure(shapes, activation_of(model, structure.hidden, known.activation, str(known)))
+    structure = known.structure(shapes, activation_of(model, structure.hidden, known.traits.activation, str(known)))
     arguments = arguments_of(model)
 
     def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
         return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
 
-    def inputs(objective: Objective, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def inputs(steps: int, batch: int) -> tuple[Tensor, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        return objective.example(structure.spec, steps, batch, known.batch_first)
+        return known.example(structure.spec, steps, batch)
 
     proven = prove(
         model,
