@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from foreign import copied, deep, dynamical, own, trajectories, variants
+from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from replay import Record, Replay
 from vrnn_fast import LayoutError, ProofError, accelerate, backends
 from vrnn_fast.compat import Run
@@ -92,6 +92,27 @@ OWN = {
     "outputs": written,
 }
 
+
+def sound() -> Tensor:
+    return 2 * torch.rand(5, 7 * 6) - 1
+
+
+def speech(run: Run) -> Any:
+    """What VRNNAudio returns."""
+    x, x_sl, beta, free_nats, _ = run.arguments.values()
+    ratio = ((run.std / run.prior_std) ** 2 + ((run.mean - run.prior_mean) / run.prior_std) ** 2 - 1) / 2
+    kl = (ratio - torch.log(run.std / run.prior_std)).sum(-1)
+    frames = x.unflatten(1, (-1, run.module.frame)).transpose(0, 1)
+    log_prob = run.module.vrnn.likelihood(run.heads[0], frames)
+    if x_sl is not None:
+        real = torch.arange(kl.shape[0]).unsqueeze(1) < x_sl
+        kl, log_prob = torch.where(real, kl, 0), torch.where(real, log_prob, 0)
+    loss = (beta * kl.clamp(min=free_nats) - log_prob).sum() / x.shape[0]
+    return loss, {"kl": kl.sum(0), "log_prob": log_prob.sum(0), "h_n": run.state[0]}
+
+
+SPEECH = {"like": "B", "lengths": "x_sl", "state": "h0", "outputs": speech}
+
 CASES = {
     "E": Case(lambda: copied.VRNN(6, 9, 4), binary, both),
     "E with biases": Case(lambda: copied.VRNN(6, 9, 4, bias=True), binary, both),
@@ -110,6 +131,7 @@ CASES = {
     "D without hidden layers": Case(
         lambda: dynamical.VRNN(6, 4, "relu", (), (), (), (), (), 9, exponential=True), real, squares
     ),
+    "B": Case(lambda: audio.VRNNAudio(7, 4, 6), sound, lambda output: output[0], {"layout": SPEECH}),
     "a mapping": Case(lambda: own.SequenceModel(6, 9, 4), binary, lambda output: output["loss"], {"layout": OWN}),
 }
 
@@ -385,6 +407,25 @@ def test_mended_losses_are_the_exact_ones(gaussian: bool) -> None:
         one, p = fast(x[:1]), model.prior(torch.zeros(5, 9))  # what the prior reads at the first step is known
         exact = kl_divergence(Normal(one[2][0][0], one[2][1][0]), Normal(model.prior_mean(p), model.prior_std(p)))
         torch.testing.assert_close(one[0], exact.sum())
+
+
+def test_b_with_lengths_a_state_and_its_weights() -> None:
+    with default_dtype(torch.float64):
+        model, x = audio.VRNNAudio(7, 4, 6), sound()
+        fast = accelerate(model, layout=SPEECH)
+        lengths = torch.tensor([7, 3, 1, 0, 5])
+        state = torch.randn(5, 14, requires_grad=True)
+        found = []
+        for module in (model, fast):
+            torch.manual_seed(0)
+            loss, fields = module(x, lengths, beta=0.5, free_nats=0.1, h0=state)
+            gradients = torch.autograd.grad(loss + fields["h_n"].sum(), [state, *model.parameters()])
+            found.append((loss, fields, gradients))
+        torch.testing.assert_close(found[1], found[0])
+        with pytest.raises(ProofError, match=r"say what forward returns with layout=\{'outputs': ...\}"):
+            accelerate(model)
+        with pytest.raises(ValueError, match=r"h0 must have shape \(B = 5, H = 14\), got \(4, 14\)"):
+            fast(x, h0=torch.zeros(4, 14))
 
 
 def test_the_loss_of_d_reads_what_its_forward_left() -> None:

@@ -96,15 +96,21 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     ]
     like = parameters[0]
     arguments = _bind(plan, args, kwargs)
-    x, cond, lengths, start = plan.layout.enter(arguments)
+    x, cond = plan.layout.sequences(self, arguments)
+    lengths, start = arguments.get(plan.layout.lengths), plan.layout.start(arguments)
     name = next(iter(arguments))
     x = checks.tensor(name, x, (("T", None), ("B", None), ("X", spec.input_size)), like)
     steps, batch = x.shape[0], x.shape[1]
+    if lengths is not None:
+        lengths = checks.lengths(lengths, steps, batch)
     eps = x.new_empty((steps, batch, spec.latent_size), dtype=plan.noise)
     for t in range(steps):
         objective.noise(eps[t], plan.mend)
     if start is None:
         start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
+    else:
+        shape = ("B", batch), ("H", spec.hidden_size)
+        start = tuple(checks.tensor(plan.layout.state, s, shape, like) for s in start)
     doors = Doors(plan.structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
     executor = executors.choose(plan.backend, spec, x, stacklevel=6)
     with _full_precision(like.device):
@@ -127,6 +133,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             fields = doors.through(fields)
         heads = tuple(fields[h] for h in plan.structure.heads)
         run = Run(
+            self,
             arguments,
             x,
             result.z,

@@ -31,35 +31,21 @@ class Fault(NamedTuple):
     outside: bool = False
 
 
-class Inputs(NamedTuple):
-    """What a launch takes of a call's arguments.
-
-    Attributes:
-        x: the sequences, (T, B, X).
-        cond: (T, B, C) the conditioning input, or None.
-        lengths: (B,) real steps of each row, or None.
-        state: (B, H) tensors to start from, or None for zeros.
-    """
-
-    x: Tensor
-    cond: Tensor | None = None
-    lengths: Tensor | None = None
-    state: tuple[Tensor, ...] | None = None
-
-
 class Run(NamedTuple):
     """One run over a batch of sequences.
 
     Attributes:
+        module: the accelerated module, whose sub-modules may be called.
         arguments: of the call, by name.
         x: (T, B, X) the input.
         z: (T, B, Z) the latent sample.
         mean, std: (T, B, Z) of the posterior.
         prior_mean, prior_std: (T, B, Z) of the prior.
         heads: the decoder's heads before any transform, (T, B, .) each.
-        state: (B, H) tensors after the last step: h, for an LSTM h and c.
+        state: (B, H) tensors after the last step: h of every layer, for an LSTM then c of every layer.
     """
 
+    module: nn.Module
     arguments: Mapping[str, Any]
     x: Tensor
     z: Tensor
@@ -109,6 +95,9 @@ class Layout:
         optional: paths that some copies lack.
         batch_first: whether x is (B, T, X).
         traits: what names and shapes do not tell; the activation only where the modules do not either.
+        outside: paths of what is called outside of the launch, by the layout or by ``written``.
+        lengths, state: the names of the arguments that hold the rows' lengths and the state to start from.
+        written: the objective, where the user wrote one.
     """
 
     name: str
@@ -117,6 +106,10 @@ class Layout:
     optional: tuple[str, ...] = ()
     batch_first: bool = False
     traits: Traits = _TRAITS
+    outside: tuple[str, ...] = ()
+    lengths: str = ""
+    state: str = ""
+    written: Objective | None = None
 
     def __str__(self) -> str:
         return f"layout {self.name} ({self.title})"
@@ -138,16 +131,24 @@ class Layout:
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
         """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
         another by running."""
-        return iter(())
+        yield from ()
 
-    def example(self, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def example(self, model: nn.Module, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
         """Arguments that the model is meant for."""
         sizes = (batch, steps) if self.batch_first else (steps, batch)
         return (torch.rand((*sizes, spec.input_size)),)
 
-    def enter(self, arguments: Mapping[str, Any]) -> Inputs:
-        """What of a call's arguments goes into the launch; by default the first one, as x."""
-        return Inputs(sequence(*next(iter(arguments.items())), self.batch_first))
+    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """x (T, B, X) and a conditioning input (T, B, C) out of a call's arguments; by default the first one, as x."""
+        return sequence(*next(iter(arguments.items())), self.batch_first), None
+
+    def start(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
+        """The (B, H) tensors to start from, or None for zeros."""
+        state = arguments.get(self.state)
+        if state is None:
+            return None
+        parts = (state,) if isinstance(state, Tensor) else tuple(state)
+        return tuple(layer for part in parts for layer in (part.unbind(0) if part.dim() == 3 else (part,)))
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
         """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes."""

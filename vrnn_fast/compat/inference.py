@@ -102,15 +102,16 @@ def _nll(heads: int) -> dict[str, Quantity]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All quantities of a model with so many decoder heads."""
+    """All quantities of a model with so many decoder heads, ``like_x`` if each is as wide as x."""
 
     heads: int
+    like_x: bool
 
     def features(self) -> dict[str, Quantity]:
         return _features(self.heads)
 
     def losses(self) -> dict[str, Quantity]:
-        return _KL | _nll(self.heads)
+        return _KL | (_nll(self.heads) if self.like_x else {})
 
     def __getitem__(self, name: str) -> Quantity:
         return (self.features() | self.losses())[name]
@@ -328,7 +329,7 @@ def infer(returned: Any, left: Mapping[str, Any], run: Run, uniform: bool) -> In
     Raises:
         Unknown: a field is none of the quantities.
     """
-    vocabulary = Vocabulary(len(run.heads))
+    vocabulary = Vocabulary(len(run.heads), all(head.shape == run.x.shape for head in run.heads))
     search = _Search(vocabulary, run)
     return Inferred(
         vocabulary,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Layout, Objective, Run
-from .copied import Copied
-from .reading import LayoutError, Roles, Structure, Traits
+from .reading import LayoutError, Roles
 
 _ROLES = tuple(f.name for f in fields(Roles))
-_OPTIONS = ("activation", "batch_first", "noise", "outputs")
+_OPTIONS = ("activation", "batch_first", "lengths", "like", "noise", "outputs", "outside", "state", "std")
 
 
 @dataclass(frozen=True)
 class Written(Objective):
     """The user's own: what forward returns, and how noise is drawn."""
+
+    alone: ClassVar[bool] = False
 
     outputs: Callable[[Run], Any]
     draw: Callable[[Tensor], Any]
@@ -30,28 +31,21 @@ class Written(Objective):
         return self.outputs(run)
 
 
-@dataclass(frozen=True)
-class Mapped(Copied):
-    """Like E in all that the mapping does not say."""
-
-    written: Written | None = None
-
-    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
-        return super().objectives(model, structure) if self.written is None else iter((self.written,))
-
-
-def mapped(layout: Mapping[str, Any]) -> Layout:
+def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     """The layout that a mapping describes.
 
     Its keys are the roles of :class:`Roles`, each with the path of a sub-module (``decoder_heads`` with a tuple of
     them, ``""`` where there is no such network), and
 
-    - ``"outputs"``: a function of :class:`Run` that gives what the original's forward returns,
+    - ``"outputs"``: a function of :class:`Run` that gives what the original's forward returns; without it that is found
+      by running,
     - ``"noise"``: a function that fills (B, Z) with one step's noise in place, ``Tensor.normal_`` by default,
-    - ``"activation"``: after hidden layers, where the modules do not tell; ``"relu"`` by default,
-    - ``"batch_first"``: whether x is (B, T, X).
-
-    What is left out is as in layout E.
+    - ``"activation"``: after hidden layers, where the modules do not tell,
+    - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
+    - ``"batch_first"``: whether x is (B, T, X),
+    - ``"lengths"``, ``"state"``: the names of forward's arguments for the rows' lengths and the state to start from,
+    - ``"outside"``: a tuple of paths of sub-modules that ``outputs`` calls,
+    - ``"like"``: the name of a known layout, E by default, of which all is taken that is left out here.
 
     Raises:
         LayoutError: a key that is none of these, or a value of another kind.
@@ -59,6 +53,10 @@ def mapped(layout: Mapping[str, Any]) -> Layout:
     unknown = [key for key in layout if key not in (*_ROLES, *_OPTIONS)]
     if unknown:
         raise LayoutError(f"layout may hold {', '.join((*_ROLES, *_OPTIONS))}, got {', '.join(map(repr, unknown))}")
+    bases = {base.name: base for base in known}
+    base = bases.get(layout.get("like", "E"))
+    if base is None:
+        raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {layout['like']!r}")
     roles = {name: layout[name] for name in _ROLES if name in layout}
     for name, path in roles.items():
         if name == "decoder_heads":
@@ -73,11 +71,15 @@ def mapped(layout: Mapping[str, Any]) -> Layout:
     written = None
     if "outputs" in layout:
         written = Written(layout["outputs"], layout.get("noise", Tensor.normal_))
-    return Mapped(
-        "mapping",
-        "the layout given",
-        Roles(**roles),
-        batch_first=layout.get("batch_first", False),
-        traits=Traits(activation=layout.get("activation", "relu")),
+    return replace(
+        base,
+        name="mapping",
+        title="the layout given",
+        roles=replace(base.roles, **roles),
+        batch_first=layout.get("batch_first", base.batch_first),
+        traits=replace(base.traits, **{name: layout[name] for name in ("activation", "std") if name in layout}),
+        outside=(*base.outside, *layout.get("outside", ())),
+        lengths=layout.get("lengths", ""),
+        state=layout.get("state", ""),
         written=written,
     )

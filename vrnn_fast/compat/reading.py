@@ -120,8 +120,9 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         LayoutError: a layer is missing, or has another shape than its role asks for.
     """
     cell, layers, bias, hidden_size = _cell(shapes, roles.cell)
-    networks = {name: chain(shapes, getattr(roles, name)) for name in _NETWORKS}
     heads = {name: tuple(_head(shapes, path) for path in roles.heads(name)) for name in _NETWORKS}
+    used = {prefix for name in _NETWORKS for head in heads[name] for prefix in head}
+    networks = {name: tuple(p for p in chain(shapes, getattr(roles, name)) if p not in used) for name in _NETWORKS}
     for prefix in (p for name in _NETWORKS for layers_ in (networks[name], *heads[name]) for p in layers_):
         if len(shapes.get(f"{prefix}.weight", ())) != 2 or f"{prefix}.bias" not in shapes:
             raise LayoutError(f"{prefix} must be an affine layer with a bias, found {_found(shapes, prefix)}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
-from . import copied, deep, dynamical, trajectories
+from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
@@ -20,7 +20,7 @@ from .tree import activation_of, parameter_shapes, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
-LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT, audio.LAYOUT)
 _ALONE = "module"  # the child of nn.DataParallel and its like
 
 
@@ -71,7 +71,7 @@ def accelerate(
     shapes = parameter_shapes(model)
     known = chosen(layout, shapes, _children(model))
     structure = known.structure(shapes)
-    vet(model, structure.names, str(known))
+    vet(model, structure.names, known.outside, str(known))
     structure = known.structure(shapes, activation_of(model, structure.hidden, known.traits.activation, str(known)))
     arguments = arguments_of(model)
 
@@ -81,12 +81,12 @@ def accelerate(
     def inputs(steps: int, batch: int) -> tuple[Tensor, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        return known.example(structure.spec, steps, batch)
+        return known.example(model, structure.spec, steps, batch)
 
     proven = prove(
         model,
         lambda twin, objective, noise: build(twin, planned(objective, (), noise)),
-        known.objectives(model, structure),
+        known.objectives(model, structure) if known.written is None else iter((known.written,)),
         inputs,
     )
     faults = proven.objective.faults
@@ -125,7 +125,7 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
     """
     if isinstance(layout, Mapping):
-        return mapped(layout)
+        return mapped(layout, LAYOUTS)
     names = ", ".join(repr(known.name) for known in LAYOUTS)
     if not isinstance(layout, str):
         raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..spec import CellSpec
-from .base import Inputs, Layout, sequence
+from .base import Layout, sequence
 from .reading import Roles, Structure, Traits
 
 
@@ -18,16 +18,16 @@ from .reading import Roles, Structure, Traits
 class Trajectories(Layout):
     """Its losses are found by running it."""
 
-    def example(self, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def example(self, model: nn.Module, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
         return (torch.rand(steps + 1, batch, spec.input_size),)
 
-    def enter(self, arguments: Mapping[str, Any]) -> Inputs:
+    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """``states`` (T + 1, B, X): each but the last conditions the next one."""
         name, states = next(iter(arguments.items()))
         states = sequence(name, states, self.batch_first)
         if states.shape[0] < 2:
             raise ValueError(f"{name} must have T + 1 >= 2 states, got shape {tuple(states.shape)}")
-        return Inputs(states[1:], states[:-1])
+        return states[1:], states[:-1]
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
         return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}

@@ -122,18 +122,20 @@ def _owners(name: str) -> Iterator[str]:
         yield ".".join(parts[: i + 1])
 
 
-def vet(model: nn.Module, used: Iterable[str], layout: str) -> None:
+def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout: str) -> None:
     """Refuse what a launch cannot do: dropout, batch normalisation, and any sub-module or parameter without a role.
 
-    ``used`` are the names of the parameters that have one.
+    ``used`` are the names of the parameters that have one, ``outside`` the paths of sub-modules that are called as they
+    are: there only dropout and batch normalisation are refused.
     """
     used = set(used)
     above = {owner for name in used for owner in _owners(name)} | {""}
     for path, module in model.named_modules():
-        fault = _fault(module, path in above)
+        free = path.startswith(outside) if outside else False
+        fault = _fault(module, path in above or free)
         if fault is not None:
             raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
-        if parametrize.is_parametrized(module) or "parametrizations" in path:
+        if free or parametrize.is_parametrized(module) or "parametrizations" in path:
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
             name = f"{path}.{leaf}" if path else leaf
@@ -152,7 +154,7 @@ def _fault(module: nn.Module, holds: bool) -> str | None:
     name, expected = _CONSTANTS.get(type(module), ("", None))
     if name and getattr(module, name) != expected:
         return f"({name}={getattr(module, name):g}): only {name}={expected:g} is run here"
-    if isinstance(module, (nn.Linear, *_CONTAINERS, *_HARMLESS, *_ACTIVATIONS)) or (holds and not module._buffers):
+    if isinstance(module, (nn.Linear, *_CONTAINERS, *_HARMLESS, *_ACTIVATIONS)) or holds:
         return None
     return ", a sub-module that {layout} does not know"
 
