@@ -1,5 +1,6 @@
 """Variational recurrent networks (Chung et al. 2015) as one fused launch per batch of sequences."""
 
+from .compat import LayoutError, ProofError, accelerate
 from .executors import backends
 from .likelihoods import (
     Bernoulli,
@@ -30,12 +31,15 @@ __all__ = [
     "GaussianMixture",
     "Handwriting",
     "ItakuraSaito",
+    "LayoutError",
     "Likelihood",
+    "ProofError",
     "Std",
     "Stream",
     "StreamStep",
     "VRNNOutput",
     "VRNNStep",
     "__version__",
+    "accelerate",
     "backends",
 ]

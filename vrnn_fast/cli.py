@@ -1,4 +1,4 @@
-"""The command ``vrnn-fast``: train, eval, sample, info, demo."""
+"""The command ``vrnn-fast``: train, eval, sample, convert, info, demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from . import data
+from .compat import LayoutError
 from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
 from .spec import Activation, Cell
@@ -44,7 +45,7 @@ def main() -> None:
     """Run the command line; what a user can put right ends in one line and exit status 1."""
     try:
         app()
-    except (CheckpointError, DataError, RunError, OSError) as error:
+    except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
         Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -189,6 +190,19 @@ def sample(
             written.append(f"sample_{i + 1}.wav")
             files.write_sound(out / written[-1], samples[:, i], about["rate"])
     console.print(f"{', '.join(written)} written to {out}")
+
+
+@app.command()
+def convert(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A checkpoint of torch.save or numpy.savez.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The .safetensors file to write.")],
+    layout: Annotated[str, typer.Option(help="The layout of OLD, where it cannot be told.")] = "auto",
+) -> None:
+    """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
+    from .compat.checkpoint import convert as translate
+
+    model = translate(old, new, layout, {})
+    console.print(f"{new}: {model}", highlight=False, soft_wrap=True)
 
 
 @app.command()

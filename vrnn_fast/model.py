@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
@@ -535,6 +536,30 @@ class VRNN(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._reader.forget()  # parameters are about to move; nothing shall hold their old memory
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any] | str | PathLike[str], layout: str | Mapping[str, Any] = "auto", **arguments: Any
+    ) -> VRNN:
+        """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
+
+        Names and shapes do not tell which activation a model had, nor always what its output means: pass
+        ``activation=`` or ``likelihood=`` where they were not those of the layout.
+
+        Args:
+            state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
+                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. Prefixes
+                ``module.`` go, and a dictionary with a state dict among other things is searched for it.
+            layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
+            arguments: of the module, instead of those that follow from the checkpoint.
+
+        Raises:
+            LayoutError: it is of no known layout, or of one with parts that cannot be run; the message says what was
+                looked for and what was found.
+        """
+        from .compat.checkpoint import from_state_dict
+
+        return from_state_dict(state, layout, arguments)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.

@@ -1,0 +1,645 @@
+"""Foreign models, written afresh from their description, beside their accelerated selves."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from foreign import audio, copied, deep, dynamical, own, trajectories, variants
+from replay import Record, Replay
+from vrnn_fast import LayoutError, ProofError, accelerate, backends
+from vrnn_fast.compat import Run
+from vrnn_fast.compat.accelerated import Accelerated
+
+pytestmark = pytest.mark.filterwarnings("ignore:accelerated as layout")
+
+
+@dataclass
+class Case:
+    """A foreign model in a variant, and its input. ``loss`` is what its users call backward on."""
+
+    build: Callable[[], nn.Module]
+    data: Callable[[], Tensor]
+    loss: Callable[[Any], Tensor]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def accelerate(self, model: nn.Module) -> nn.Module:
+        return accelerate(model, **self.options)
+
+
+def binary() -> Tensor:
+    return (torch.rand(7, 5, 6) < 0.4).to(torch.get_default_dtype())
+
+
+def real() -> Tensor:
+    return torch.randn(7, 5, 6)
+
+
+def batch_first() -> Tensor:
+    return binary().transpose(0, 1)
+
+
+def both(output: Any) -> Tensor:
+    return output[0] + output[1]
+
+
+def squares(output: Tensor) -> Tensor:
+    return output.square().sum()
+
+
+def one_layer_nets() -> nn.Module:
+    """E with other depths and widths."""
+    model = copied.VRNN(6, 9, 4)
+    model.phi_x = nn.Sequential(nn.Linear(6, 7), nn.ReLU())
+    model.phi_z = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 8), nn.ReLU())
+    model.enc[0], model.dec[0] = nn.Linear(7 + 9, 9), nn.Linear(8 + 9, 9)
+    model.rnn = nn.GRU(7 + 8, 9, 1)
+    return model
+
+
+def written(run: Run) -> Any:
+    kl = kl_divergence(Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)).sum(-1)
+    nll = F.binary_cross_entropy_with_logits(run.heads[0], run.x, reduction="none").sum(-1)
+    return {"loss": (nll + kl).mean(), "logits": run.heads[0].transpose(0, 1)}
+
+
+OWN = {
+    "phi_x": "embed",
+    "phi_z": "embed_latent",
+    "encoder": "infer",
+    "encoder_mean": "infer_mu",
+    "encoder_std": "infer_sigma",
+    "prior": "expect",
+    "prior_mean": "expect_mu",
+    "prior_std": "expect_sigma",
+    "decoder": "render",
+    "decoder_heads": ("logits",),
+    "cell": "memory",
+    "batch_first": True,
+    "outputs": written,
+}
+
+
+def sound() -> Tensor:
+    return 2 * torch.rand(5, 7 * 6) - 1
+
+
+def speech(run: Run) -> Any:
+    """What VRNNAudio returns."""
+    x, x_sl, beta, free_nats, _ = run.arguments.values()
+    ratio = ((run.std / run.prior_std) ** 2 + ((run.mean - run.prior_mean) / run.prior_std) ** 2 - 1) / 2
+    kl = (ratio - torch.log(run.std / run.prior_std)).sum(-1)
+    frames = x.unflatten(1, (-1, run.module.frame)).transpose(0, 1)
+    log_prob = run.module.vrnn.likelihood(run.heads[0], frames)
+    if x_sl is not None:
+        real = torch.arange(kl.shape[0]).unsqueeze(1) < x_sl
+        kl, log_prob = torch.where(real, kl, 0), torch.where(real, log_prob, 0)
+    loss = (beta * kl.clamp(min=free_nats) - log_prob).sum() / x.shape[0]
+    return loss, {"kl": kl.sum(0), "log_prob": log_prob.sum(0), "h_n": run.state[0]}
+
+
+SPEECH = {"like": "B", "lengths": "x_sl", "state": "h0", "outputs": speech}
+
+CASES = {
+    "E": Case(lambda: copied.VRNN(6, 9, 4), binary, both),
+    "E with biases": Case(lambda: copied.VRNN(6, 9, 4, bias=True), binary, both),
+    "E Gaussian": Case(lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), real, both),
+    "E with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
+    "E with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
+    "E with other depths": Case(one_layer_nets, binary, both),
+    "E with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),
+    "E with another return": Case(lambda: variants.ReturnsMeans(6, 9, 4), binary, lambda output: output["loss"]),
+    "E with two layers": Case(lambda: copied.VRNN(6, 9, 4, n_layers=2, bias=True), binary, both),
+    "H": Case(lambda: deep.VRNN(6, 9, 4), batch_first, lambda output: sum(map(squares, map(torch.stack, output)))),
+    "H with its losses": Case(lambda: deep.WithLosses(6, 9, 4), batch_first, lambda output: output[0]),
+    "Z": Case(lambda: trajectories.VRNN(6, 6, 4, 7, 9), real, lambda output: output["kl_loss"] + output["recon_loss"]),
+    "D with two layers": Case(lambda: dynamical.VRNN(6, 4, dim_RNN=9, num_RNN=2), real, squares),
+    "D": Case(lambda: dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9), real, squares),
+    "D without hidden layers": Case(
+        lambda: dynamical.VRNN(6, 4, "relu", (), (), (), (), (), 9, exponential=True), real, squares
+    ),
+    "B": Case(lambda: audio.VRNNAudio(7, 4, 6), sound, lambda output: output[0], {"layout": SPEECH}),
+    "a mapping": Case(lambda: own.SequenceModel(6, 9, 4), binary, lambda output: output["loss"], {"layout": OWN}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def results(model: nn.Module, x: Tensor, upstream: int | None = 0) -> dict[str, Any]:
+    """What a forward returns and leaves as attributes, and the gradients of a random mixture of it all."""
+    x = x.clone().requires_grad_()
+    output = model(x)
+    found: dict[str, Any] = {
+        f"output{pytree.keystr(path)}": leaf for path, leaf in pytree.tree_flatten_with_path(output)[0]
+    }
+    found |= {name: value for name, value in vars(model).items() if isinstance(value, Tensor) and name[0] != "_"}
+    mixture = torch.Generator().manual_seed(upstream)
+    total = sum(
+        (t * torch.randn(t.shape, generator=mixture, dtype=torch.float32).to(t.dtype)).sum()
+        for t in found.values()
+        if isinstance(t, Tensor) and t.requires_grad
+    )
+    leaves = {"x": x, **dict(model.named_parameters())}
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return found | {f"d {name}": g for name, g in zip(leaves, gradients, strict=True)}
+
+
+def test_every_field_and_every_gradient_in_double_precision(case: Case) -> None:
+    with default_dtype(torch.float64):
+        model, x = case.build(), case.data()
+        original = copy.deepcopy(model)
+        fast = case.accelerate(model)
+        torch.manual_seed(3)
+        theirs = results(original, x)
+        torch.manual_seed(3)
+        ours = results(fast, x)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(ours[name], value, rtol=1e-11, atol=1e-12, msg=name)
+        else:
+            assert ours[name] == value, name
+
+
+def test_in_single_precision_by_the_law(case: Case) -> None:
+    """The error, root mean square over some seeds, is at most twice the original's own, both against float64."""
+    errors, spread, largest = defaultdict(float), defaultdict(float), defaultdict(float)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model, x = case.build(), case.data()
+        with default_dtype(torch.float64):
+            precise = copy.deepcopy(model).double()
+        fast = case.accelerate(model)
+        with Record() as record:
+            torch.manual_seed(seed)
+            theirs = results(model, x)
+        torch.manual_seed(seed)
+        ours = results(fast, x)
+        with default_dtype(torch.float64), Replay(record):
+            oracle = results(precise, x.double())
+        for name, right in oracle.items():
+            if isinstance(right, Tensor):
+                part = name.rstrip("0123456789[]")
+                if "logvar" in name and not name.startswith("d "):  # known as precisely as the deviation it comes from
+                    ours[name], theirs[name], right = (t.mul(0.5).exp() for t in (ours[name], theirs[name], right))
+                errors[part] += (ours[name] - right).square().mean().item()
+                spread[part] += (theirs[name] - right).square().mean().item()
+                largest[part] = max(largest[part], right.abs().max().item())
+                assert ours[name].dtype == theirs[name].dtype == torch.float32
+    for part, error in errors.items():
+        allowed = 2 * spread[part] ** 0.5 + 2 * torch.finfo(torch.float32).eps * largest[part]
+        assert error**0.5 <= allowed, f"{part}: error {error**0.5:.3g}, allowed {allowed:.3g}"
+
+
+def test_three_steps_of_an_optimiser_that_was_built_before(case: Case) -> None:
+    with default_dtype(torch.float64):
+        model, x = case.build(), case.data()
+        original = copy.deepcopy(model)
+        optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2, weight_decay=0.1) for m in (original, model)]
+        fast = case.accelerate(model)
+        for step in range(3):
+            for module, optimizer in zip((original, fast), optimizers, strict=True):
+                torch.manual_seed(step)
+                optimizer.zero_grad()
+                case.loss(module(x)).backward()
+                optimizer.step()
+    for (name, p), q, r in zip(original.named_parameters(), model.parameters(), fast.parameters(), strict=True):
+        assert q is r
+        torch.testing.assert_close(q, p, rtol=1e-8, atol=1e-10, msg=name)
+        assert (q.grad is None) == (p.grad is None), name
+
+
+def test_it_is_the_original_to_whoever_looks(case: Case) -> None:
+    model = case.build()
+    fast = case.accelerate(model)
+    assert isinstance(fast, type(model))
+    assert list(fast.state_dict()) == list(model.state_dict())
+    assert all(p is q for p, q in zip(model.parameters(), fast.parameters(), strict=True))
+    assert [n for n, _ in fast.named_parameters()] == [n for n, _ in model.named_parameters()]
+    for name, value in vars(model).items():
+        if not name.startswith("_"):
+            assert getattr(fast, name) == value
+    assert inspect.signature(fast.forward) == inspect.signature(model.forward)
+
+
+def test_the_original_goes_on_unchanged(case: Case) -> None:
+    model, x = case.build(), case.data()
+    modules = [(name, type(m)) for name, m in model.named_modules()]
+    attributes = {name: set(vars(m)) for name, m in model.named_modules()}
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    before, random = torch.get_default_dtype(), torch.get_rng_state()
+    torch.manual_seed(1)
+    theirs = tensors(model(x))
+    torch.set_rng_state(random)
+    fast = case.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.get_default_dtype() == before
+    fast(x)
+    fast.eval()
+    assert all(m.training for m in model.modules())
+    assert [(name, type(m)) for name, m in model.named_modules()] == modules
+    assert not isinstance(model, Accelerated)
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == attributes | {"": set(vars(model))}
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    torch.manual_seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(theirs, tensors(model(x)), strict=True))
+
+
+@pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
+def test_the_fused_executor_ran(case: Case) -> None:
+    from vrnn_fast import ops
+
+    fast, x = case.accelerate(case.build()), case.data()
+    before = sum(ops.launch_counts().values())
+    case.loss(fast(x)).backward()
+    assert sum(ops.launch_counts().values()) == before + 2
+
+
+def test_it_compiles_without_a_graph_break(case: Case) -> None:
+    torch._dynamo.reset()
+    model, x = case.build(), case.data()
+    fast = case.accelerate(model)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    found = []
+    for module in (fast, compiled):
+        fast.zero_grad()
+        torch.manual_seed(2)
+        output = module(x)
+        case.loss(output).backward()
+        found.append([*tensors(output), *(p.grad for p in fast.parameters())])
+    for ours, traced in zip(*found, strict=True):
+        if ours is None:
+            assert traced is None or not traced.any()
+        else:
+            torch.testing.assert_close(traced, ours)
+
+
+def test_a_copy_is_a_module_of_its_own(case: Case) -> None:
+    fast, x = case.accelerate(case.build()), case.data()
+    twin = copy.deepcopy(fast)
+    assert not any(p is q for p, q in zip(fast.parameters(), twin.parameters(), strict=True))
+    torch.manual_seed(0)
+    ours = tensors(fast(x))
+    torch.manual_seed(0)
+    torch.testing.assert_close(tensors(twin(x)), ours)
+
+
+def test_methods_of_the_class_run_as_they_are_written() -> None:
+    model = copied.VRNN(6, 9, 4)
+    fast = accelerate(model)
+    torch.manual_seed(4)
+    theirs = model.sample(5)
+    torch.manual_seed(4)
+    assert torch.equal(fast.sample(5), theirs)
+
+
+def test_a_wrapper_with_the_prefix_module() -> None:
+    model = copied.VRNN(6, 9, 4)
+    wrapped = nn.DataParallel(model)
+    fast = accelerate(wrapped)
+    assert isinstance(fast, nn.DataParallel)
+    assert list(fast.state_dict()) == list(wrapped.state_dict())
+    assert next(iter(fast.state_dict())).startswith("module.")
+    assert isinstance(fast.module, Accelerated)
+    assert wrapped.module is model
+    x = binary()
+    torch.manual_seed(0)
+    theirs = both(wrapped(x))
+    torch.manual_seed(0)
+    torch.testing.assert_close(both(fast(x)), theirs)
+
+
+# --- faults
+
+
+def told(**options: Any) -> str:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        accelerate(copied.VRNN(6, 9, 4, **options.pop("model", {})), **options)
+    mine = [str(w.message) for w in caught if "accelerated as" in str(w.message)]
+    assert len(mine) <= 1
+    return mine[0] if mine else ""
+
+
+def test_one_warning_lists_each_fault() -> None:
+    text = told()
+    assert "layout E (the most copied PyTorch VRNN)" in text
+    for name in ("nan:", "nll:", "kl:"):
+        assert name in text
+    assert "kl:" not in told(mend=("kl",))
+    assert told(mend=("kl", "nll", "nan")) == ""
+    assert "TypeError" in told(model={"gaussian": True})
+
+
+def test_what_yields_no_number_is_mended_and_nothing_else() -> None:
+    model, x = copied.VRNN(6, 9, 4), binary()
+    logits = torch.tensor([-40.0, -10.0, 0.0, 10.0, 20.0, 200.0])
+    with torch.no_grad():
+        model.dec_mean[0].weight.zero_()
+        model.dec_mean[0].bias.copy_(logits)
+    assert model(x)[1].isnan()
+    fast = accelerate(model)
+    kl, nll, _, _ = fast(x)
+    theta = torch.sigmoid(logits)
+    theirs = model.nll_bernoulli(theta[:4], x[..., :4]) - (x[..., 4:] * torch.log(theta[4:] + copied.EPS)).sum()
+    torch.testing.assert_close(nll, theirs + ((1 - x[..., 4:]) * logits[4:]).sum())
+    (kl + nll).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in fast.parameters())
+
+
+def test_a_gaussian_original_that_raises_gets_its_number() -> None:
+    broken, fixed = (copied.VRNN(6, 9, 4, gaussian=True, fixed=f) for f in (False, True))
+    fixed.load_state_dict(broken.state_dict())
+    x = real()
+    with pytest.raises(TypeError):
+        broken(x)
+    log = torch.log
+    fast = accelerate(broken)
+    assert torch.log is log
+    torch.manual_seed(0)
+    theirs = fixed(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(fast(x), theirs)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_mended_losses_are_the_exact_ones(gaussian: bool) -> None:
+    with default_dtype(torch.float64):
+        model = copied.VRNN(6, 9, 4, gaussian=gaussian)
+        fast = accelerate(model, mend=("kl", "nll"))
+        x = real() if gaussian else binary()
+        _, nll, _, (outputs, output_stds) = fast(x)
+        if gaussian:
+            density = Normal(torch.stack(outputs), torch.stack(output_stds))
+        else:
+            density = Bernoulli(torch.stack(outputs))
+        torch.testing.assert_close(nll, -density.log_prob(x).sum())
+        one, p = fast(x[:1]), model.prior(torch.zeros(5, 9))  # what the prior reads at the first step is known
+        exact = kl_divergence(Normal(one[2][0][0], one[2][1][0]), Normal(model.prior_mean(p), model.prior_std(p)))
+        torch.testing.assert_close(one[0], exact.sum())
+
+
+def test_b_with_lengths_a_state_and_its_weights() -> None:
+    with default_dtype(torch.float64):
+        model, x = audio.VRNNAudio(7, 4, 6), sound()
+        fast = accelerate(model, layout=SPEECH)
+        lengths = torch.tensor([7, 3, 1, 0, 5])
+        state = torch.randn(5, 14, requires_grad=True)
+        found = []
+        for module in (model, fast):
+            torch.manual_seed(0)
+            loss, fields = module(x, lengths, beta=0.5, free_nats=0.1, h0=state)
+            gradients = torch.autograd.grad(loss + fields["h_n"].sum(), [state, *model.parameters()])
+            found.append((loss, fields, gradients))
+        torch.testing.assert_close(found[1], found[0])
+        with pytest.raises(ProofError, match=r"say what forward returns with layout=\{'outputs': ...\}"):
+            accelerate(model)
+        with pytest.raises(ValueError, match=r"h0 must have shape \(B = 5, H = 14\), got \(4, 14\)"):
+            fast(x, h0=torch.zeros(4, 14))
+
+
+def test_the_loss_of_d_reads_what_its_forward_left() -> None:
+    model = dynamical.VRNN(6, 4, dim_RNN=9)
+    fast, x = accelerate(model), torch.rand(7, 5, 6)
+    found = []
+    for module in (model, fast):
+        torch.manual_seed(0)
+        found.append(module.loss(x, module(x)))
+    torch.testing.assert_close(*found)
+    assert "z_mean" in vars(fast)
+    accelerate(model)  # which holds the results of its last run
+
+
+def test_a_fault_outside_of_forward_is_told_and_cannot_be_mended() -> None:
+    with pytest.warns(UserWarning, match=r"kl: its KL drops the -1, .* \(outside of forward, kept\)"):
+        accelerate(dynamical.VRNN(6, 4, dim_RNN=9))
+    with pytest.raises(ValueError, match="mend may hold nothing for layout D"):
+        accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))
+
+
+def test_faults_of_an_objective_that_was_found_by_running() -> None:
+    with pytest.warns(UserWarning, match=r"noise: its noise is uniform on \[0, 1\) .* \(kept\)"):
+        accelerate(variants.DrawsUniform(6, 9, 4))
+    with pytest.warns(UserWarning, match=r"kl: its KL is that of the prior to the posterior.*reduction: "):
+        accelerate(variants.ReturnsMeans(6, 9, 4))
+    with default_dtype(torch.float64):
+        plain, faulty, x = copied.VRNN(6, 9, 4), variants.DrawsUniform(6, 9, 4), binary()
+        faulty.load_state_dict(plain.state_dict())
+        torch.manual_seed(0)
+        theirs = accelerate(faulty, mend=("noise",))(x)
+        torch.manual_seed(0)
+        run = [torch.randn(5, 4) for _ in x]  # uniform noise has the parameters' dtype here
+        model = copied.VRNN(6, 9, 4)
+        model.load_state_dict(plain.state_dict())
+        model.draw = lambda mean, std: mean + std * run.pop(0)
+        torch.testing.assert_close(theirs, model(x))
+
+        faulty = variants.ReturnsMeans(6, 9, 4)
+        faulty.load_state_dict(plain.state_dict())
+        mended = accelerate(faulty, mend=("kl", "nll", "reduction"))
+        exact = accelerate(plain, mend=("kl", "nll"))
+        torch.manual_seed(0)
+        kl, nll, _, _ = exact(x)
+        torch.manual_seed(0)
+        found = mended(x)
+    steps = x.shape[0] * x.shape[1]
+    torch.testing.assert_close(found["kl"], kl / steps)
+    torch.testing.assert_close(found["loss"], (kl + nll) / steps)
+
+
+# --- refusals
+
+
+def changed(change: Callable[[Any], None], **options: Any) -> nn.Module:
+    model = copied.VRNN(6, 9, 4, **options)
+    change(model)
+    return model
+
+
+class ReadsAnother(copied.VRNN):
+    """Its networks read the state that the cell has just been given, doubled."""
+
+    def read(self, h: Tensor) -> Tensor:
+        return 2 * h[-1]
+
+
+class LeaksInside(copied.VRNN):
+    """Its modules say ReLU, its forward adds a leak of its own."""
+
+    def forward(self, x: Tensor) -> Any:
+        leaking = [m for m in self.modules() if isinstance(m, nn.ReLU)]
+        hooks = [m.register_forward_hook(lambda _, i, o: o + 0.01 * i[0].clamp(max=0)) for m in leaking]
+        try:
+            return super().forward(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class ReturnsMore(copied.VRNN):
+    def forward(self, x: Tensor) -> Any:
+        return (*super().forward(x), x.cos())
+
+
+class DrawsOnce(copied.VRNN):
+    """Draws one noise for each sequence."""
+
+    def draw(self, mean: Tensor, std: Tensor) -> Tensor:
+        return mean + std * torch.randn(mean.shape[1])
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ReadsAnother(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
+        (LeaksInside(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
+        (ReturnsMore(6, 9, 4), "the original gives 'tuple of length 5', the accelerated one 'tuple of length 4'"),
+        (DrawsOnce(6, 9, 4), r"the noise differs: the original draws normal \(4,\) .* accelerated one normal \(2, 4\)"),
+    ],
+)
+def test_what_names_and_shapes_cannot_tell_is_found_by_running(model: nn.Module, words: str) -> None:
+    with pytest.raises(ProofError, match=words):
+        accelerate(model)
+
+
+def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        model.set_submodule(path, module)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and phi_x\.1 is ReLU: this release runs one activation"),
+        (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
+        (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
+        (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),
+        (put("enc.1", nn.LayerNorm(9)), r"enc\.1 is LayerNorm, a sub-module that layout E .* does not know"),
+        (put("enc.1", Swish()), r"enc\.1 is Swish, a sub-module that layout E .* does not know"),
+        (put("enc.1", nn.Identity()), r"after enc\.0, found enc\.2, Linear"),
+        (lambda m: m.add_module("norm", nn.BatchNorm1d(9)), "norm is BatchNorm1d"),
+        (lambda m: m.add_module("extra", nn.Linear(3, 3)), r"extra\.weight \(Linear\) has no role in layout E"),
+        (lambda m: m.register_parameter("h0", nn.Parameter(torch.zeros(9))), "h0 .* has no role in layout E"),
+        (put("rnn", nn.GRU(18, 9, bidirectional=True)), "rnn runs in both directions"),
+        (put("rnn", nn.Linear(18, 9)), "rnn must be a recurrent cell with weight_hh_l0 or weight_hh"),
+        (put("enc.0", nn.Linear(18, 9, bias=False)), r"enc\.0 must be an affine layer with a bias"),
+        (put("prior.0", nn.Linear(18, 9)), r"prior\.0\.weight must have shape \(9, 9\) .* found \(9, 18\)"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(change: Callable[[nn.Module], None], words: str) -> None:
+    with pytest.raises(LayoutError, match=words):
+        accelerate(changed(change))
+
+
+def test_dropout_without_effect_is_no_obstacle() -> None:
+    accelerate(changed(lambda m: m.phi_x.append(nn.Dropout(0.0))))
+
+
+def test_an_unknown_model_hears_what_was_looked_for_and_found() -> None:
+    model = copied.VRNN(6, 9, 4)
+    model.encoder = model.enc
+    del model.enc
+    with pytest.raises(LayoutError) as caught:
+        accelerate(model)
+    text = str(caught.value)
+    assert "layout E (the most copied PyTorch VRNN): looked for phi_x, phi_z, enc, enc_mean" in text
+    assert "; no enc" in text
+    assert "encoder (Sequential)" in text
+    with pytest.raises(LayoutError, match="found: 0 \\(Linear\\)"):
+        accelerate(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"mend": ("speed",)}, ValueError, "mend may hold nan, nll, kl for layout E .*, got 'speed'"),
+        ({"mend": "kl"}, TypeError, "mend must be a tuple of names"),
+        ({"layout": "Q"}, ValueError, "layout must be 'auto', 'E'.* or a mapping, got 'Q'"),
+        ({"layout": 3}, TypeError, "layout must be"),
+        ({"layout": {"encodr": "enc"}}, LayoutError, "layout may hold phi_x, .* got 'encodr'"),
+        ({"layout": {"encoder": 3}}, LayoutError, r"layout\['encoder'\] must be the path of a sub-module, got 3"),
+        ({"layout": {"outputs": 3}}, LayoutError, r"layout\['outputs'\] must be a function"),
+        ({"backend": "abacus"}, ValueError, "backend must be one of"),
+        ({"example": torch.rand(3, 2, 5)}, ProofError, r"forward fails in float64 on an input of shape \(3, 2, 5\)"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        accelerate(copied.VRNN(6, 9, 4), **arguments)
+
+
+def test_no_model_and_one_that_is_fast_already() -> None:
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
+        accelerate(3)  # type: ignore[type-var]
+    fast = accelerate(copied.VRNN(6, 9, 4))
+    with pytest.raises(ValueError, match="accelerated already, as layout E"):
+        accelerate(fast)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.rand(3, 2, 5), ValueError, r"x must have shape \(T, B, X = 6\), got \(3, 2, 5\)"),
+        (torch.rand(3, 6), ValueError, "x must have 3 dimensions"),
+        (torch.rand(3, 2, 6).double(), ValueError, "x must have the parameters' dtype"),
+        ("x", TypeError, "x must be a tensor"),
+    ],
+)
+def test_bad_input_to_the_fast_one(x: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        accelerate(copied.VRNN(6, 9, 4))(x)
+
+
+def test_a_call_binds_as_the_original_does() -> None:
+    fast, x = accelerate(copied.VRNN(6, 9, 4)), binary()
+    torch.manual_seed(0)
+    a = both(fast(x))
+    torch.manual_seed(0)
+    assert torch.equal(both(fast(x=x)), a)
+    for args, kwargs in (((), {}), ((x, x), {}), ((x,), {"y": x})):
+        with pytest.raises(TypeError, match="takes x alone"):
+            fast(*args, **kwargs)
+
+
+def test_a_changed_sub_module_is_named_at_the_next_call() -> None:
+    fast, x = accelerate(copied.VRNN(6, 9, 4)), binary()
+    fast.enc[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"sub-module 'enc\.0' carries a forward or backward hook"):
+        fast(x)

@@ -1,0 +1,215 @@
+"""Checkpoints of foreign layouts as modules of ours, from a dictionary, a file, and the command line."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from foreign import copied, deep, dynamical, own, trajectories
+from vrnn_fast import VRNN, GaussianMixture, LayoutError, cli
+from vrnn_fast.spec import Std
+
+
+def means(model: nn.Module, x: Tensor) -> Tensor:
+    """The posterior means of E, or of ours, from the same noise."""
+    torch.manual_seed(0)
+    if isinstance(model, VRNN):
+        eps = torch.stack([torch.randn(x.shape[1], model.latent_size) for _ in x])
+        return model(x, eps=eps).posterior.mean
+    return torch.stack(model(x)[2][0])
+
+
+@pytest.fixture
+def theirs() -> copied.VRNN:
+    return copied.VRNN(6, 9, 4)
+
+
+def agree(ours: VRNN, theirs: nn.Module) -> None:
+    x = (torch.rand(7, 5, 6) < 0.4).float()
+    torch.testing.assert_close(means(ours, x), means(theirs, x))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_a_state_dict(gaussian: bool, bias: bool, prefix: str) -> None:
+    theirs = copied.VRNN(6, 9, 4, bias=bias, gaussian=gaussian, fixed=True)
+    ours = VRNN.from_state_dict({prefix + name: t for name, t in theirs.state_dict().items()})
+    assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
+    assert ours.spec.bias == bias
+    agree(ours, theirs)
+
+
+def test_ours_goes_through_too() -> None:
+    model = VRNN(6, 9, 4, phi_x=(7,), decoder=(5,), dtype=torch.float64)
+    again = VRNN.from_state_dict(model.state_dict())
+    assert again.spec == model.spec
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, beside: bool) -> None:
+    path = tmp_path / "old.pth"
+    optimizer = torch.optim.Adam(theirs.parameters())
+    stored: Any = theirs.state_dict()
+    if beside:
+        stored = {"epoch": 3, "optimizer": optimizer.state_dict(), "model": stored}
+    torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
+    agree(VRNN.from_state_dict(path), theirs)
+    agree(VRNN.from_state_dict(str(path), layout="E"), theirs)
+
+
+def test_arrays(theirs: copied.VRNN, tmp_path: Path) -> None:
+    arrays = {name: t.numpy() for name, t in theirs.state_dict().items()}
+    agree(VRNN.from_state_dict(arrays), theirs)
+    np.savez(tmp_path / "old.npz", **arrays)
+    agree(VRNN.from_state_dict(tmp_path / "old.npz"), theirs)
+
+
+def test_arguments_say_what_names_and_shapes_do_not() -> None:
+    theirs = copied.VRNN(6, 9, 4, act=nn.Tanh)
+    ours = VRNN.from_state_dict(theirs.state_dict(), activation="tanh", batch_first=True, std=Std(floor=0.0))
+    assert ours.batch_first
+    ours.batch_first = False
+    agree(ours, theirs)
+
+
+def test_a_mapping() -> None:
+    layout = {
+        "phi_x": "embed",
+        "phi_z": "embed_latent",
+        "encoder": "infer",
+        "encoder_mean": "infer_mu",
+        "encoder_std": "infer_sigma",
+        "prior": "expect",
+        "prior_mean": "expect_mu",
+        "prior_std": "expect_sigma",
+        "decoder": "render",
+        "decoder_heads": "logits",
+        "cell": "memory",
+        "activation": "elu",
+        "batch_first": True,
+    }
+    theirs = own.SequenceModel(6, 9, 4)
+    ours = VRNN.from_state_dict(theirs.state_dict(), layout, likelihood="bernoulli")
+    x = torch.rand(5, 7, 6)
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4) for _ in range(7)], 1)
+    torch.manual_seed(0)
+    logits = theirs(x)["logits"]
+    torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, torch.sigmoid(logits))
+
+
+def test_d(tmp_path: Path) -> None:
+    theirs = dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9)
+    torch.save(theirs.state_dict(), tmp_path / "d.pt")
+    with pytest.warns(UserWarning, match="hidden layers are taken as tanh and the output as log variances"):
+        ours = VRNN.from_state_dict(tmp_path / "d.pt")
+    x, eps = torch.rand(7, 5, 6), torch.randn(7, 5, 4)
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
+    torch.manual_seed(0)
+    y = theirs(x)
+    out = ours(x, eps=eps)
+    torch.testing.assert_close(out.posterior.mean, theirs.z_mean)
+    torch.testing.assert_close((out.nll.sum() + out.kl.sum()), theirs.loss(x, y) - 7 * 5 * 4 / 2)
+
+
+def test_h() -> None:
+    theirs, x = deep.VRNN(6, 9, 4), torch.rand(5, 7, 6)
+    ours = VRNN.from_state_dict({f"module.{name}": t for name, t in theirs.state_dict().items()})
+    assert ours.batch_first
+    torch.manual_seed(0)
+    eps = torch.stack([torch.rand(5, 4) for _ in range(7)], 1)
+    torch.manual_seed(0)
+    means = torch.stack(theirs(x)[4], 1)
+    torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, means)
+
+
+def test_z() -> None:
+    theirs, states = trajectories.VRNN(6, 6, 4, 7, 9), torch.randn(8, 5, 6)
+    ours = VRNN.from_state_dict(theirs.state_dict(), std=Std(floor=0.0))
+    assert ours.num_layers == 2
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
+    torch.manual_seed(0)
+    kl = theirs(states)["kl_loss"]
+    torch.testing.assert_close(ours(states[1:], cond=states[:-1], eps=eps).kl.sum().unsqueeze(0), kl)
+
+
+def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save(theirs.state_dict(), old)
+    result = CliRunner().invoke(cli.app, ["convert", str(old), str(new)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "VRNN(" in result.output
+    agree(VRNN.from_state_dict(new), theirs)
+
+
+@pytest.mark.parametrize("arguments", [("missing.pth", "new.safetensors"), ("old.pth", "new.pth")])
+def test_one_line_and_status_one(
+    theirs: copied.VRNN,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, str],
+) -> None:
+    torch.save(theirs.state_dict(), tmp_path / "old.pth")
+    monkeypatch.setattr(sys, "argv", ["vrnn-fast", "convert", *(str(tmp_path / a) for a in arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return (print, ("run",))
+
+
+def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for legacy in (False, True):
+        torch.save({"x": Malicious()}, tmp_path / "bad.pth", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(LayoutError, match=r"bad\.pth holds no tensors that can be read without running code"):
+            VRNN.from_state_dict(tmp_path / "bad.pth")
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(LayoutError):
+        VRNN.from_state_dict(tmp_path / "bad.pth")
+    assert capsys.readouterr().out == ""
+
+
+def without(name: str) -> dict[str, Tensor]:
+    state = copied.VRNN(6, 9, 4).state_dict()
+    return {n: t for n, t in state.items() if not n.startswith(name)}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (without("enc_mean"), r"layout E .*: looked for phi_x, .*; no enc_mean\n.*found: phi_x\.0\.weight \(9, 6\)"),
+        ({}, "there is no state dict in {}"),
+        ({"epoch": 3, "model": {"lr": 0.1}}, "there is no state dict in {epoch, model}"),
+        (
+            {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},
+            r"rnn must be a GRU, .* found weight_hh_l0",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_of_a_known_layout(state: dict[str, Any], words: str) -> None:
+    with pytest.raises(LayoutError, match=f"(?s){words}"):
+        VRNN.from_state_dict(state)
+
+
+def test_a_likelihood_that_the_heads_do_not_fit() -> None:
+    state = copied.VRNN(6, 9, 4).state_dict()
+    with pytest.raises(LayoutError, match=r"GaussianMixture\(.*\) needs a decoder head dec_.* of width \d+, found 6"):
+        VRNN.from_state_dict(state, likelihood=GaussianMixture(20))

@@ -1,0 +1,210 @@
+"""The module that stands in for a foreign one: its class, its attributes, its very parameters, and one launch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, executors
+from ..executors.reference import full_precision
+from ..layout import Slot, gather
+from ..spec import Network
+from .base import Layout, Objective, Run
+from .reading import LayoutError, Structure
+from .tree import mirror, slots
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a foreign model runs: all that :class:`Accelerated` needs beside its parameters.
+
+    Attributes:
+        arguments: forward's parameters and their defaults.
+        noise: the dtype in which the original draws, or None for that of the parameters.
+    """
+
+    layout: Layout
+    structure: Structure
+    objective: Objective
+    mend: frozenset[str]
+    backend: str
+    arguments: dict[str, Any]
+    noise: torch.dtype | None = None
+
+
+class Accelerated(nn.Module):
+    """The first base of every class that :func:`build` makes; the second is the original's class."""
+
+    _plan: Plan
+    _slots: tuple[Slot, ...]
+
+    def extra_repr(self) -> str:
+        return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structure.spec}"
+
+
+def build(model: nn.Module, plan: Plan) -> nn.Module:
+    """The module that computes what ``model`` computes by ``plan``, over the same parameters."""
+    original = type(model)
+
+    @wraps(original.forward)
+    def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        return _run(self, args, kwargs)
+
+    fast = mirror(model)
+    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
+    vars(fast).update(_plan=plan, _slots=slots(fast, plan.structure.names))
+    return fast
+
+
+def arguments_of(model: nn.Module) -> dict[str, Any]:
+    """The parameters of a module's forward and their defaults.
+
+    Raises:
+        LayoutError: it takes none, or any.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    if not parameters or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise LayoutError(f"forward must take x by a name, found forward{inspect.signature(model.forward)}")
+    return {p.name: p.default for p in parameters}
+
+
+def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, as the original would receive them."""
+    names, defaults = list(plan.arguments), plan.arguments
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    known = names[:1] if plan.objective.alone else names
+    strange = [name for name in given if name not in known]
+    lacking = [name for name in known if name not in given and defaults[name] is inspect.Parameter.empty]
+    if len(args) > len(names) or strange or lacking or any(name in kwargs for name in names[: len(args)]):
+        came = f"{len(args)} arguments and {', '.join(kwargs) or 'no keywords'}"
+        raise TypeError(f"an accelerated forward takes {', '.join(known)}{' alone' * (len(known) == 1)}, got {came}")
+    return {name: given[name] if name in given else defaults[name] for name in known}
+
+
+def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    plan = self._plan
+    spec, objective = plan.structure.spec, plan.objective
+    parameters = [
+        p if cut is None else torch.cat((p[:, cut:], p[:, :cut]), 1)
+        for p, cut in zip(gather(self, self._slots), plan.structure.columns, strict=True)
+    ]
+    like = parameters[0]
+    arguments = _bind(plan, args, kwargs)
+    x, cond = plan.layout.sequences(self, arguments)
+    lengths, start = arguments.get(plan.layout.lengths), plan.layout.start(arguments)
+    name = next(iter(arguments))
+    x = checks.tensor(name, x, (("T", None), ("B", None), ("X", spec.input_size)), like)
+    steps, batch = x.shape[0], x.shape[1]
+    if lengths is not None:
+        lengths = checks.lengths(lengths, steps, batch)
+    eps = x.new_empty((steps, batch, spec.latent_size), dtype=plan.noise)
+    for t in range(steps):
+        objective.noise(eps[t], plan.mend)
+    if start is None:
+        start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
+    else:
+        shape = ("B", batch), ("H", spec.hidden_size)
+        start = tuple(checks.tensor(plan.layout.state, s, shape, like) for s in start)
+    doors = Doors(plan.structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    executor = executors.choose(plan.backend, spec, x, stacklevel=6)
+    with full_precision(like.device):
+        result = executor.run(
+            spec,
+            parameters if doors is None else doors.behind(parameters),
+            x,
+            eps.to(x.dtype),
+            lengths,
+            start,
+            cond=cond,
+            recompute=False,
+            want_prior=True,
+            want_raw=True,
+        )
+        fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
+        widths = [width for _, width in spec.decoder_heads]
+        fields |= dict(zip(plan.structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
+        if doors is not None:
+            fields = doors.through(fields)
+        heads = tuple(fields[h] for h in plan.structure.heads)
+        run = Run(
+            self,
+            arguments,
+            x,
+            result.z,
+            result.mean,
+            result.std,
+            fields["prior_mean"],
+            fields["prior_std"],
+            heads,
+            result.state,
+        )
+        for attribute, value in objective.attributes(run).items():
+            setattr(self, attribute, value)
+        return objective.output(run, plan.mend)
+
+
+class Doors:
+    """Which results of one run a gradient has come through.
+
+    A launch gives every parameter a gradient, zero where none came. An original leaves that of a network whose result
+    is not used at None, and an optimiser with weight decay knows the difference.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.opened: set[str] = set()
+        spec = structure.spec
+        leads: dict[str, set[str]] = {}
+        if not spec.residual:  # then the prior's mean is in the posterior's, and all of its network with it
+            leads |= _leads(spec.network("prior"), ("prior_mean", "prior_std"))
+        leads |= _leads(spec.network("decoder"), structure.heads)
+        self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
+
+    def behind(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Parameters that get a gradient only if one came through a door that leads to them."""
+        return [
+            p if fields is None else _Behind.apply(self.opened, fields, p)  # type: ignore[no-untyped-call]
+            for p, fields in zip(parameters, self.leads, strict=True)
+        ]
+
+    def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The results, each behind a door of its own."""
+        return {name: _Door.apply(self.opened, name, t) for name, t in fields.items()}  # type: ignore[no-untyped-call]
+
+
+def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
+    """Which fields, one of each head, the layers of a network lead to."""
+    if len(network.heads) != len(fields):  # packed
+        return {layer.prefix: set(fields) for layer in network.layers}
+    hidden = {layer.prefix: set(fields) for layer in network.hidden}
+    return hidden | {layer.prefix: {f} for head, f in zip(network.heads, fields, strict=True) for layer in head}
+
+
+class _Door(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, opened: set[str], name: str, tensor: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.opened, ctx.name = opened, name
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, Tensor | None]:
+        if gradient is not None:
+            ctx.opened.add(ctx.name)
+        return None, None, gradient
+
+
+class _Behind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, opened: set[str], fields: set[str], parameter: Tensor) -> Tensor:
+        ctx.opened, ctx.fields = opened, fields
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor | None]:
+        return None, None, gradient if ctx.opened & ctx.fields else None

@@ -1,0 +1,119 @@
+"""E, the most copied PyTorch VRNN: x (T, B, X), sums over everything and lists of per-step tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..likelihoods import MeanStd
+from . import losses
+from .base import Fault, Layout, Objective, Run, std_of, steps_of
+from .losses import EPS
+from .reading import LayoutError, Roles, Structure
+from .tree import follows
+
+_KL = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
+
+
+@dataclass(frozen=True)
+class _Copied(Objective):
+    """``eps`` is the constant inside its logarithms, ``floor`` that of the ones that have none in some copies."""
+
+    eps: float
+    floor: float
+
+    def output(self, run: Run, mend: frozenset[str]) -> Any:
+        raw, raw_std = run.heads
+        mean, std = self.mean(raw), std_of(raw_std)
+        return (
+            self.kl(run, mend),
+            self.nll(raw, mean, std, run.x, mend),
+            (steps_of(run.mean), steps_of(run.std)),
+            (steps_of(mean), steps_of(std)),
+        )
+
+    def kl(self, run: Run, mend: frozenset[str]) -> Tensor:
+        """Of everything, in nats."""
+        q, p = MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)
+        return losses.kl(q, p, 0.0 if "kl" in mend else self.eps).sum()
+
+    def mean(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CopiedBernoulli(_Copied):
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {
+            "nan": Fault("its negative log-likelihood is NaN from logit 16 on", no_number=True),
+            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside the logarithms, on the wrong side of one"),
+            "kl": _KL,
+        }
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return torch.sigmoid(raw)
+
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
+        if "nll" in mend:
+            return losses.bernoulli(raw, x).sum()
+        return losses.bernoulli_with_eps(raw, mean, x, self.eps, self.floor).sum()
+
+
+@dataclass(frozen=True)
+class CopiedGaussian(_Copied):
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {
+            "type": Fault(
+                "its negative log-likelihood raises a TypeError, taking torch.log of a number", no_number=True
+            ),
+            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside its logarithm"),
+            "kl": _KL,
+        }
+
+    def repaired(self) -> AbstractContextManager[None]:
+        return _logarithms_of_numbers()
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
+        return losses.gaussian(mean, std, x, 0.0 if "nll" in mend else self.floor).sum()
+
+
+@contextmanager
+def _logarithms_of_numbers() -> Iterator[None]:
+    """``torch.log`` also of a number, as the original means it."""
+    log = torch.log
+    torch.log = lambda value, **out: log(torch.as_tensor(value), **out)
+    try:
+        yield
+    finally:
+        torch.log = log
+
+
+@dataclass(frozen=True)
+class Copied(Layout):
+    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+        if len(structure.heads) != 2:
+            raise LayoutError(f"{self} returns two lists of the decoder, found the heads {', '.join(structure.heads)}")
+        bernoulli = follows(model, structure.heads[0]) is nn.Sigmoid
+        own = getattr(type(model).forward, "__globals__", {}).get("EPS")
+        for eps in dict.fromkeys((own if isinstance(own, float) else EPS, EPS, 1.19e-7)):
+            for floor in (eps, 0.0):
+                yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
+
+    def arguments(self, structure: Structure) -> dict[str, Any]:
+        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}
+
+
+LAYOUT = Copied("E", "the most copied PyTorch VRNN", Roles(), ("dec_std",))

@@ -1,0 +1,287 @@
+"""Proof by running: the original's own forward and ours, in float64, on the same input and the same noise."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .base import Objective
+from .inference import Probe, Unknown, infer
+
+SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
+ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
+_SEED = 0
+_KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
+_KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
+
+
+Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
+Example: TypeAlias = Callable[[int, int], tuple[Tensor, ...]]
+
+
+class ProofError(RuntimeError):
+    """The accelerated module does not compute what the original computes; the message names the first difference."""
+
+
+class Draw(NamedTuple):
+    """One draw of random numbers."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+class Observed(NamedTuple):
+    """One forward and backward: what was returned, public attributes left, draws; both taken apart into fields by name,
+    and gradients by name."""
+
+    returned: Any
+    left: dict[str, Any]
+    draws: list[Draw]
+    fields: dict[str, Any]
+    gradients: dict[str, Tensor | None]
+
+
+class Proven(NamedTuple):
+    """The objective that the original has, and the dtype of its noise; None is that of the parameters."""
+
+    objective: Objective
+    noise: torch.dtype | None
+
+
+def prove(model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objective], example: Example) -> Proven:
+    """The first objective with which the accelerated module does what the original does, or the one that
+    :mod:`.inference` finds.
+
+    Both run in float64 on copies of the parameters: first as they are, then on random ones, which no symmetry or zero
+    of an initialisation can hide. Every returned field, every tensor left as an attribute and every gradient is
+    compared. The random state is as before afterwards.
+
+    Raises:
+        ProofError: no objective does; the message tells the first difference from the likeliest one.
+    """
+    first: ProofError | None = None
+    with _sandbox(model):
+        for objective in objectives:
+            try:
+                return Proven(objective, _prove(model, accelerate, objective, example))
+            except ProofError as error:
+                first = first or error
+        try:
+            objective = _inferred(model, accelerate, example)
+            return Proven(objective, _prove(model, accelerate, objective, example))
+        except ProofError as error:
+            raise first or error from None
+
+
+def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, example: Example) -> torch.dtype | None:
+    twin = _copy(model).double()
+    torch.manual_seed(_SEED)
+    noise = None
+    for weights, sizes in SIZES.items():
+        inputs = _inputs(example(*sizes), twin)
+        if weights == "random":
+            _redraw(twin)
+        theirs = _observe_original(twin, inputs, objective)
+        noise = _dtype(theirs.draws)
+        missing = {name for name, value in theirs.fields.items() if not _finite(value)}
+        if missing and not (weights == "its own" and any(f.no_number for f in objective.faults.values())):
+            raise ProofError(f"{min(missing)} of the original is not finite with {weights} parameters")
+        ours = _observe(accelerate(twin, objective, noise), inputs, missing)
+        if missing:
+            theirs = _observe_original(twin, inputs, objective, missing)
+        _compare(theirs, ours, missing, f"with {weights} parameters")
+    return noise
+
+
+def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Objective:
+    """The objective that one run of the original tells.
+
+    Raises:
+        ProofError: the original gives what is none of the quantities of a run.
+    """
+    twin = _copy(model).double()
+    torch.manual_seed(_SEED)
+    _redraw(twin)
+    inputs = _inputs(example(*SIZES["random"]), twin)
+    theirs = _observe_original(twin, inputs, Probe())
+    probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
+    torch.manual_seed(_SEED + 1)
+    with torch.no_grad():
+        run = accelerate(twin, probe, _dtype(theirs.draws))(*inputs)
+    try:
+        return infer(theirs.returned, theirs.left, run, probe.uniform)
+    except Unknown as unknown:
+        raise ProofError(
+            f"{unknown} is none of the quantities of a run: say what forward returns with layout={{'outputs': ...}}"
+        ) from None
+
+
+def _inputs(arguments: tuple[Tensor, ...], twin: nn.Module) -> tuple[Tensor, ...]:
+    device = next(twin.parameters()).device
+    return tuple(t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype) for t in arguments)
+
+
+def _observe_original(
+    twin: nn.Module, inputs: tuple[Tensor, ...], objective: Objective, leave_out: Iterable[str] = ()
+) -> Observed:
+    try:
+        with objective.repaired():
+            return _observe(twin, inputs, leave_out)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+        raise ProofError(
+            f"the original's own forward fails in float64 on an input of shape {shapes} (another one can be given as "
+            f"example=): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _dtype(draws: Iterable[Draw]) -> torch.dtype | None:
+    """That of the noise; None is that of the parameters, float64 here."""
+    dtypes = {draw.dtype for draw in draws}
+    return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else None
+
+
+@contextmanager
+def _sandbox(model: nn.Module) -> Iterator[None]:
+    """Random state and default dtype of the caller's own, whatever happens inside."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        torch.set_default_dtype(torch.float64)  # for the states and buffers that a forward makes itself
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps results of its last run."""
+    kept = pytree.tree_leaves([list(vars(m).values()) for m in model.modules()])
+    memo = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(model, memo)
+
+
+def _redraw(model: nn.Module) -> None:
+    """Parameters with which every path matters and nothing saturates."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.8 / math.sqrt(p.shape[-1]) if p.dim() > 1 else 0.3)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every draw of random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.draws: list[Draw] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags and isinstance(result, Tensor):
+            name = function.overloadpacket.__name__
+            self.draws.append(Draw(_KINDS.get(name, name), tuple(result.shape), result.dtype))
+        return result
+
+
+def _observe(module: nn.Module, inputs: tuple[Tensor, ...], leave_out: Iterable[str] = ()) -> Observed:
+    """Run forward, and backward from a fixed mixture of all that it gave."""
+    torch.manual_seed(_SEED + 1)
+    leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    before = {name: id(value) for name, value in vars(module).items()}
+    recorder = _Recorder()
+    with recorder:
+        returned = module(*leaves)
+    fields = dict(_fields("output", returned))
+    left = {n: v for n, v in vars(module).items() if not n.startswith("_") and id(v) != before.get(n)}
+    for name, value in left.items():
+        fields |= dict(_fields(f"attribute {name}", value))
+    mixture = torch.Generator().manual_seed(_SEED + 2)
+    total = torch.zeros(())
+    for name, value in fields.items():
+        if isinstance(value, Tensor) and value.requires_grad and name not in leave_out:
+            total = total + (value * torch.randn(value.shape, generator=mixture).to(value.device)).sum().cpu()
+    wanted: dict[str, Tensor] = {
+        f"the gradient of {name}": p for name, p in module.named_parameters() if p.requires_grad
+    }
+    wanted |= {f"the gradient of input {i}": t for i, t in enumerate(leaves) if t.requires_grad}
+    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return Observed(returned, left, recorder.draws, fields, dict(zip(wanted, found, strict=True)))
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a result is made of, by name: tensors and other values; for a container its class and length first."""
+    if isinstance(value, Mapping):
+        yield name, f"{type(value).__name__} of {', '.join(map(repr, value))}"
+        for key, entry in value.items():
+            yield from _fields(f"{name}[{key!r}]", entry)
+    elif isinstance(value, (tuple, list)):
+        yield name, f"{type(value).__name__} of length {len(value)}"
+        for i, entry in enumerate(value):
+            yield from _fields(f"{name}[{i}]", entry)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield name, type(value).__name__
+        for field in dataclasses.fields(value):
+            yield from _fields(f"{name}.{field.name}", getattr(value, field.name))
+    else:
+        yield name, value
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
+
+
+def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str) -> None:
+    """Raise at the first difference of draws, fields or gradients."""
+    if theirs.draws != ours.draws:
+        both = [", ".join(map(str, draws)) or "nothing" for draws in (theirs.draws, ours.draws)]
+        raise ProofError(f"the noise differs: the original draws {both[0]}, the accelerated one {both[1]}")
+    for name, value in theirs.fields.items():
+        if name not in ours.fields:
+            raise ProofError(f"{name} is missing, which the original gives")
+        if name not in missing:
+            _equal(name, value, ours.fields[name], where)
+    for name in ours.fields:
+        if name not in theirs.fields:
+            raise ProofError(f"{name} is not what the original gives")
+    scale = max((g.abs().max().item() for g in theirs.gradients.values() if g is not None and g.numel()), default=0.0)
+    for name, gradient in theirs.gradients.items():
+        _equal(name, gradient, ours.gradients[name], where, scale)
+
+
+def _equal(name: str, theirs: Any, ours: Any, where: str, scale: float | None = None) -> None:
+    if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
+        same = type(theirs) is type(ours) and (isinstance(theirs, Tensor) or bool(theirs == ours))
+        if not same:
+            raise ProofError(
+                f"{name} differs {where}: the original gives {_told(theirs)}, the accelerated one {_told(ours)}"
+            )
+        return
+    if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+        raise ProofError(
+            f"{name} differs {where}: the original gives {_told(theirs)}, the accelerated one {_told(ours)}"
+        )
+    if theirs.numel() == 0:
+        return
+    size = (theirs - ours).abs().max().item()
+    largest = theirs.abs().max().item()
+    if not size <= ROUNDING * (largest if scale is None else scale):
+        raise ProofError(f"{name} differs by {size:.3g} {where}, where the original's largest value is {largest:.3g}")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return repr(value)

@@ -1,0 +1,237 @@
+"""Reading a foreign model by names and shapes: chains of affine layers, a recurrent cell, and what follows each layer.
+
+Nothing here knows any one layout. What cannot be read raises :class:`LayoutError`, naming what was looked for and what
+was found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..spec import Activation, CellSpec, Conditioned, Std
+from ..spec import Cell as CellKind
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_STD = Std(floor=0.0)
+_CELLS: dict[int, CellKind] = {1: "rnn", 3: "gru", 4: "lstm"}
+_NETWORKS = ("phi_x", "phi_z", "encoder", "prior", "decoder")
+
+
+class LayoutError(ValueError):
+    """The model or checkpoint is not of a layout that can be run; the message says what was looked for and found."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which sub-module plays which part, by its path. A network that a model does not have is ``""``.
+
+    ``phi_x``, ``phi_z``, ``encoder``, ``prior`` and ``decoder`` are hidden layers, each followed by the activation; the
+    others are heads, an affine layer each or hidden layers and one, with or without a transform beside it. Without a
+    head for the standard deviation, that for the mean gives both, the mean first. ``decoder_heads`` are in the order
+    in which the output is computed from them.
+    """
+
+    phi_x: str = "phi_x"
+    phi_z: str = "phi_z"
+    encoder: str = "enc"
+    encoder_mean: str = "enc_mean"
+    encoder_std: str = "enc_std"
+    prior: str = "prior"
+    prior_mean: str = "prior_mean"
+    prior_std: str = "prior_std"
+    decoder: str = "dec"
+    decoder_heads: tuple[str, ...] = ("dec_mean", "dec_std")
+    cell: str = "rnn"
+
+    def paths(self) -> tuple[str, ...]:
+        """Every path that is named, in the order of the fields."""
+        values = (value for value in vars(self).values())
+        return tuple(p for v in values for p in ((v,) if isinstance(v, str) else v) if p)
+
+    def heads(self, network: str) -> tuple[str, ...]:
+        """The paths of a network's heads."""
+        if network == "decoder":
+            return self.decoder_heads
+        if network in ("encoder", "prior"):
+            return tuple(p for p in (getattr(self, f"{network}_mean"), getattr(self, f"{network}_std")) if p)
+        return ()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What names and shapes do not tell of a model, or only together with this.
+
+    Attributes:
+        activation: after hidden layers.
+        std: of posterior and prior.
+        residual: whether the encoder gives what the posterior's mean adds to the prior's.
+        cond_to: the networks that see the conditioning input.
+        state_first: the networks whose input begins with the state instead of ending with it.
+    """
+
+    activation: Activation = "relu"
+    std: Std = _STD
+    residual: bool = False
+    cond_to: tuple[Conditioned, ...] = ()
+    state_first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A foreign model as an executor runs it.
+
+    Attributes:
+        spec: the cell.
+        names: the model's own name of each parameter, in the order of ``spec.parameters()``.
+        columns: by place there, where a weight's columns must be cut and its halves swapped.
+        hidden: the prefixes of the affine layers that an activation follows.
+        heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
+    """
+
+    spec: CellSpec
+    names: tuple[str, ...]
+    columns: tuple[int | None, ...]
+    hidden: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
+    """The prefixes of the affine layers at ``path``, in the order they run: the layer itself, or ``path.0``,
+    ``path.2``, ``path.linear1``, ..."""
+    if not path:
+        return ()
+    if f"{path}.weight" in shapes:
+        return (path,)
+    found = []
+    for name in shapes:
+        match = re.fullmatch(rf"({re.escape(path)}\.[A-Za-z_]*(\d+))\.weight", name)
+        if match:
+            found.append((int(match[2]), match[1]))
+    return tuple(prefix for _, prefix in sorted(found))
+
+
+def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
+    """The structure of a model whose sub-modules play these roles.
+
+    Raises:
+        LayoutError: a layer is missing, or has another shape than its role asks for.
+    """
+    cell, layers, bias, hidden_size = _cell(shapes, roles.cell)
+    heads = {name: tuple(_head(shapes, path) for path in roles.heads(name)) for name in _NETWORKS}
+    used = {prefix for name in _NETWORKS for head in heads[name] for prefix in head}
+    networks = {name: tuple(p for p in chain(shapes, getattr(roles, name)) if p not in used) for name in _NETWORKS}
+    for prefix in (p for name in _NETWORKS for layers_ in (networks[name], *heads[name]) for p in layers_):
+        if len(shapes.get(f"{prefix}.weight", ())) != 2 or f"{prefix}.bias" not in shapes:
+            raise LayoutError(f"{prefix} must be an affine layer with a bias, found {_found(shapes, prefix)}")
+
+    def widths(prefixes: Sequence[str]) -> tuple[int, ...]:
+        return tuple(shapes[f"{p}.weight"][0] for p in prefixes)
+
+    def reads(name: str) -> int:
+        return shapes[f"{(*networks[name], *heads[name][0])[0]}.weight"][1]
+
+    own = {widths(head[:-1]) for name in _NETWORKS for head in heads[name]}
+    if len(own) > 1:
+        raise LayoutError(f"all heads must have the same hidden layers of their own, found {sorted(own)}")
+    packed = not roles.encoder_std
+    latent = widths(heads["encoder"][0])[-1] // (2 if packed else 1)
+    cond = reads("prior") - hidden_size if traits.cond_to else 0
+    input_size = (
+        shapes[f"{networks['phi_x'][0]}.weight"][1] if networks["phi_x"] else reads("encoder") - hidden_size - cond
+    )
+    try:
+        spec = CellSpec(
+            input_size,
+            hidden_size,
+            latent,
+            cell=cell,
+            num_layers=layers,
+            bias=bias,
+            phi_x=widths(networks["phi_x"]),
+            phi_z=widths(networks["phi_z"]),
+            encoder=widths(networks["encoder"]),
+            prior=widths(networks["prior"]),
+            decoder=widths(networks["decoder"]),
+            head_layers=own.pop(),
+            packed_heads=packed,
+            activation=traits.activation,
+            residual=traits.residual,
+            std=traits.std,
+            likelihood="external",
+            decoder_heads=tuple((f"dec_{i}", widths(head)[-1]) for i, head in enumerate(heads["decoder"])),
+            cond_size=cond,
+            cond_to=traits.cond_to,
+        )
+    except ValueError as error:
+        first = (*networks["encoder"], *heads["encoder"][0])[0]
+        raise LayoutError(f"{first}.weight has shape {_shape(shapes, f'{first}.weight')}: {error}") from error
+
+    theirs: dict[str, str] = {}
+    turned: dict[str, int] = {}
+    for name in _NETWORKS:
+        network = spec.network(name)
+        chains = zip((network.hidden, *network.heads), (networks[name], *heads[name]), strict=True)
+        theirs |= {layer.prefix: prefix for ours, own_ in chains for layer, prefix in zip(ours, own_, strict=True)}
+        if name in traits.state_first:
+            turned |= {layer.weight: hidden_size for layer in network.first}
+    names = []
+    for name, shape in spec.parameters():
+        owner, _, leaf = name.rpartition(".")
+        found = f"{theirs[owner]}.{leaf}" if owner != "rnn" else _recurrent(shapes, roles.cell, leaf)
+        if shapes.get(found) != shape:
+            raise LayoutError(
+                f"{found} must have shape {shape} for x of {spec.input_size}, z of {spec.latent_size} and h of "
+                f"{spec.hidden_size} features, found {_shape(shapes, found)}"
+            )
+        names.append(found)
+    return Structure(
+        spec,
+        tuple(names),
+        tuple(turned.get(name) for name, _ in spec.parameters()),
+        tuple(p for name in _NETWORKS for p in (*networks[name], *(q for head in heads[name] for q in head[:-1]))),
+        tuple(head[-1] for head in heads["decoder"]),
+    )
+
+
+def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:
+    """The kind of cell at ``path``, its number of layers, whether it has biases, and the width of its state."""
+    leaves = {name.removeprefix(f"{path}."): shape for name, shape in shapes.items() if name.startswith(f"{path}.")}
+    suffix = "_l0" if "weight_hh_l0" in leaves else ""
+    hidden = leaves.get(f"weight_hh{suffix}")
+    if hidden is None or len(hidden) != 2:
+        raise LayoutError(f"{path} must be a recurrent cell with weight_hh_l0 or weight_hh, found {_names(leaves)}")
+    if any(name.endswith("_reverse") for name in leaves):
+        raise LayoutError(f"{path} runs in both directions, and a model of the next step must not")
+    gates, rest = divmod(hidden[0], hidden[1])
+    if rest or gates not in _CELLS:
+        raise LayoutError(f"{path} must be a GRU, an LSTM or a tanh cell, found weight_hh{suffix} {hidden}")
+    layers = sum(name.startswith("weight_hh") for name in leaves)
+    return _CELLS[gates], layers, f"bias_ih{suffix}" in leaves, hidden[1]
+
+
+def _recurrent(shapes: Shapes, path: str, leaf: str) -> str:
+    """The name of a parameter of the cell, which may be one of a single step."""
+    name = f"{path}.{leaf}"
+    return name if f"{path}.weight_hh_l0" in shapes else name.removesuffix("_l0")
+
+
+def _head(shapes: Shapes, path: str) -> tuple[str, ...]:
+    layers = chain(shapes, path)
+    if not layers:
+        raise LayoutError(f"{path} must be an affine layer, found {_found(shapes, path)}")
+    return layers
+
+
+def _found(shapes: Shapes, path: str) -> str:
+    return _names({n: s for n, s in shapes.items() if n == path or n.startswith(f"{path}.")})
+
+
+def _names(shapes: Shapes) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items()) or "nothing of that name"
+
+
+def _shape(shapes: Shapes, name: str) -> str:
+    return str(shapes[name]) if name in shapes else "nothing of that name"

@@ -1,0 +1,158 @@
+"""``accelerate``: somebody's own model in, the same model on our executors out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import executors
+from . import audio, copied, deep, dynamical, trajectories
+from .accelerated import Accelerated, Plan, arguments_of, build
+from .base import Fault, Layout, Objective
+from .mapping import mapped
+from .proof import prove
+from .reading import LayoutError, Shapes
+from .tree import activation_of, parameter_shapes, shallow, vet
+
+Module = TypeVar("Module", bound=nn.Module)
+
+LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT, audio.LAYOUT)
+_ALONE = "module"  # the child of nn.DataParallel and its like
+
+
+def accelerate(
+    model: Module,
+    *,
+    layout: str | Mapping[str, Any] = "auto",
+    mend: Collection[str] = (),
+    example: Tensor | tuple[Tensor, ...] | None = None,
+    backend: str = "auto",
+) -> Module:
+    """A module that computes what ``model`` computes, all time steps in one launch.
+
+    It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
+    Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
+    reductions are the model's own, faults included, of which one warning tells; only what yields no number at all is
+    mended unasked. Before it is returned it has been proven: in a forked random state the model's own forward and the
+    accelerated one ran on a small input in float64, and every returned field and every gradient was the same.
+
+    The model itself goes on working. Methods of its class but forward run as they are written.
+
+    Args:
+        model: a VRNN of a known layout, alone or in ``nn.DataParallel`` or another module with a single child named
+            ``module``. Move it to its device before.
+        layout: ``"auto"``, the name of one (see ``vrnn_fast.compat.LAYOUTS``), or a mapping of your own.
+        mend: the names of faults to mend, as the warning lists them.
+        example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
+        backend: as in :class:`vrnn_fast.VRNN`.
+
+    Raises:
+        LayoutError: the model is of no known layout, or holds what cannot be run; the message says what was looked for
+            and what was found.
+        ProofError: the accelerated module would not compute what the model computes; the message names the first
+            field that differs, and its size.
+        TypeError, ValueError: an argument out of its domain, naming it.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, Accelerated):
+        raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+    if backend not in executors.names():
+        raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
+    if isinstance(mend, str) or not isinstance(mend, Collection):
+        raise TypeError(f"mend must be a tuple of names, got {mend!r}")
+    if list(model._modules) == [_ALONE] and not model._parameters:
+        return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
+
+    shapes = parameter_shapes(model)
+    known = chosen(layout, shapes, _children(model))
+    structure = known.structure(shapes)
+    vet(model, structure.names, known.outside, str(known))
+    structure = known.structure(shapes, activation_of(model, structure.hidden, known.traits.activation, str(known)))
+    arguments = arguments_of(model)
+
+    def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
+        return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
+
+    def inputs(steps: int, batch: int) -> tuple[Tensor, ...]:
+        if example is not None:
+            return example if isinstance(example, tuple) else (example,)
+        return known.example(model, structure.spec, steps, batch)
+
+    proven = prove(
+        model,
+        lambda twin, objective, noise: build(twin, planned(objective, (), noise)),
+        known.objectives(model, structure) if known.written is None else iter((known.written,)),
+        inputs,
+    )
+    faults = proven.objective.faults
+    mendable = [name for name, fault in faults.items() if not fault.outside]
+    unknown = [name for name in mend if name not in mendable]
+    if unknown:
+        raise ValueError(
+            f"mend may hold {', '.join(mendable) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
+        )
+    left = {name: fault for name, fault in faults.items() if name not in mend}
+    if left:
+        listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
+        warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
+    return cast(Module, build(model, planned(proven.objective, mend, proven.noise)))
+
+
+def _fate(fault: Fault) -> str:
+    if fault.no_number:
+        return "mended, or there were no number"
+    return "outside of forward, kept" if fault.outside else "kept"
+
+
+def _wrapped(model: Module, **options: Any) -> Module:
+    """The wrapper around its accelerated child."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise LayoutError("accelerate a model before nn.parallel.DistributedDataParallel takes it")
+    twin = shallow(model)
+    twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
+    return cast(Module, twin)
+
+
+def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layout:
+    """The layout that was asked for, or for ``"auto"`` the one of these shapes; ``found`` describes them in words.
+
+    Raises:
+        LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
+    """
+    if isinstance(layout, Mapping):
+        return mapped(layout, LAYOUTS)
+    names = ", ".join(repr(known.name) for known in LAYOUTS)
+    if not isinstance(layout, str):
+        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+    if layout == "auto":
+        return _recognised(shapes, found)
+    for known in LAYOUTS:
+        if known.name == layout:
+            return known
+    raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+
+
+def _recognised(shapes: Shapes, found: str) -> Layout:
+    """The layout that has all of its names in ``shapes``.
+
+    Raises:
+        LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
+    """
+    lacking = sorted(((len(k.missing(shapes)) / len(k.roles.paths()), k) for k in LAYOUTS), key=lambda pair: pair[0])
+    if lacking[0][0] == 0:
+        return lacking[0][1]
+    told = [
+        f"{known}: looked for {', '.join(known.roles.paths())}; "
+        + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
+        for share, known in lacking
+    ]
+    raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
+
+
+def _children(model: nn.Module) -> str:
+    return ", ".join(f"{name} ({type(child).__name__})" for name, child in model.named_children()) or "no sub-modules"
