@@ -347,6 +347,16 @@ def test_bad_input_is_named(case: str) -> None:
         build("reference", **options)(torch.zeros(T, B, X).double(), **arguments)
 
 
+def test_check_looks_at_the_condition(executor: str) -> None:
+    model = build(executor, cond_size=C, check=True)
+    given = data(model)
+    given["cond"][2, 0, 1] = given["cond"][1, 1, 0] = float("nan")
+    with pytest.raises(ValueError, match=re.escape("cond[2, 0, 1] is nan: expected finite values")):
+        model(**given, lengths=LENGTHS)
+    with pytest.raises(ValueError, match=re.escape("cond[0, 1] is nan: expected finite values")):
+        model.step(given["x"][2], None, cond=given["cond"][2])
+
+
 def test_steps_and_generation_ask_for_their_condition() -> None:
     model = build("reference", cond_size=C)
     x, cond = torch.zeros(T, B, X).double(), torch.zeros(T, B, C).double()

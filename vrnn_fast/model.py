@@ -136,10 +136,10 @@ class VRNN(nn.Module):
             one over; a name insists on that executor. May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
-        check: look for NaN, infinity and what is outside of the likelihood's support in x at every call, at real
-            steps, and name the first. Costs one more pass over x, and where x is on a GPU a wait for it. Without it a
-            NaN reaches all results of its row from its step on, the loss and so every gradient; results of other rows
-            stay right.
+        check: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x, at
+            every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
+            it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
+            other rows stay right.
         device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
 
     Raises:
@@ -299,6 +299,8 @@ class VRNN(nn.Module):
             x = torch.where(mask, x, torch.zeros_like(x))
         if self.check:
             checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
+            if cond is not None:
+                checks.finite("cond", cond, real, swap=self.batch_first)
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
@@ -367,6 +369,8 @@ class VRNN(nn.Module):
             cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
         if self.check:
             checks.finite("x_t", x_t, support=self.likelihood.support)
+            if cond is not None:
+                checks.finite("cond", cond)
         executor = executors.choose(self.backend, self.spec, x_t, stacklevel=3)
         external = self.spec.likelihood == "external"
         result = executor.step(
