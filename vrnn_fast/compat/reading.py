@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..spec import Activation, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
@@ -50,6 +50,11 @@ class Roles:
         """Every path that is named, in the order of the fields."""
         values = (value for value in vars(self).values())
         return tuple(p for v in values for p in ((v,) if isinstance(v, str) else v) if p)
+
+    def below(self, index: int) -> Roles:
+        """The paths of the sub-modules of this index."""
+        single = {name: path and f"{path}.{index}" for name, path in vars(self).items() if isinstance(path, str)}
+        return replace(self, **single, decoder_heads=tuple(f"{path}.{index}" for path in self.decoder_heads))
 
     def heads(self, network: str) -> tuple[str, ...]:
         """The paths of a network's heads."""

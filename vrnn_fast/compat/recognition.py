@@ -29,7 +29,7 @@ def accelerate(
     *,
     layout: str | Mapping[str, Any] = "auto",
     mend: Collection[str] = (),
-    example: Tensor | tuple[Tensor, ...] | None = None,
+    example: Tensor | tuple[Any, ...] | None = None,
     backend: str = "auto",
 ) -> Module:
     """A module that computes what ``model`` computes, all time steps in one launch.
@@ -70,23 +70,25 @@ def accelerate(
 
     shapes = parameter_shapes(model)
     known = chosen(layout, shapes, _children(model))
-    structure = known.structure(shapes)
-    vet(model, structure.names, known.outside, str(known))
-    structure = known.structure(shapes, activation_of(model, structure.hidden, known.traits.activation, str(known)))
+    cells = known.structures(shapes)
+    vet(model, [name for cell in cells for name in cell.names], known.outside, str(known))
+    hidden = [prefix for cell in cells for prefix in cell.hidden]
+    cells = known.structures(shapes, activation_of(model, hidden, known.traits.activation, str(known)))
+    features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
 
     def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
-        return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
+        return Plan(known, cells, objective, frozenset(mended), backend, arguments, noise)
 
-    def inputs(steps: int, batch: int) -> tuple[Tensor, ...]:
+    def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        return known.example(model, structure.spec, steps, batch)
+        return known.example(model, features, steps, batch)
 
     proven = prove(
         model,
         lambda twin, objective, noise: build(twin, planned(objective, (), noise)),
-        known.objectives(model, structure) if known.written is None else iter((known.written,)),
+        known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
     )
     faults = proven.objective.faults
