@@ -21,6 +21,7 @@ ACTIVATIONS = {
 }
 
 
+NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 PLACES = ("encoder", "prior", "decoder", "cell")
 
 
@@ -77,7 +78,7 @@ class EagerVRNN(nn.Module):
         decoder: tuple[int, ...] = (),
         head_layers: tuple[int, ...] = (),
         packed_heads: bool = False,
-        activation: str = "relu",
+        activation: str | dict[str, str] = "relu",
         residual: bool = False,
         nonlinearity: str = "tanh",
         likelihood: str = "bernoulli",
@@ -99,30 +100,33 @@ class EagerVRNN(nn.Module):
         def conditioned(name: str, width: int) -> int:
             return width + (cond_size if name in self.cond_to else 0)
 
+        def own(name: str) -> str:
+            return activation if isinstance(activation, str) else activation.get(name, "relu")
+
         def heads(prefix: str, inputs: int, outputs: int, pair: bool = True) -> None:
             """Modules by the names of the package, and where they are found by what they give."""
             if packed_heads:
-                setattr(self, f"{prefix}_params", head(inputs, outputs * (1 + pair)))
+                setattr(self, f"{prefix}_params", head(prefix, inputs, outputs * (1 + pair)))
                 return
-            setattr(self, f"{prefix}_mean", head(inputs, outputs, sequence=not pair))
+            setattr(self, f"{prefix}_mean", head(prefix, inputs, outputs, sequence=not pair))
             if pair:
-                setattr(self, f"{prefix}_std", head(inputs, outputs, sequence=True))
+                setattr(self, f"{prefix}_std", head(prefix, inputs, outputs, sequence=True))
 
-        def head(inputs: int, outputs: int, sequence: bool = False) -> nn.Module:
-            own, width = _stack(inputs, head_layers, activation)
+        def head(prefix: str, inputs: int, outputs: int, sequence: bool = False) -> nn.Module:
+            hidden, width = _stack(inputs, head_layers, own(NETWORKS[prefix]))
             last = nn.Linear(width, outputs)
-            return nn.Sequential(*own, last) if sequence or head_layers else last
+            return nn.Sequential(*hidden, last) if sequence or head_layers else last
 
-        self.phi_x, fx = _stack(x, phi_x, activation)
-        self.phi_z, fz = _stack(z, phi_z, activation)
-        self.enc, e = _stack(conditioned("encoder", fx + h), encoder, activation)
+        self.phi_x, fx = _stack(x, phi_x, own("phi_x"))
+        self.phi_z, fz = _stack(z, phi_z, own("phi_z"))
+        self.enc, e = _stack(conditioned("encoder", fx + h), encoder, own("encoder"))
         self.learned_prior = z > 0 and not isinstance(prior, str)
-        self.prior, p = _stack(conditioned("prior", h), () if isinstance(prior, str) else prior, activation)
+        self.prior, p = _stack(conditioned("prior", h), () if isinstance(prior, str) else prior, own("prior"))
         if z:
             heads("enc", e, z)
         if self.learned_prior:
             heads("prior", p, z)
-        self.dec, d = _stack(conditioned("decoder", fz + h), decoder, activation)
+        self.dec, d = _stack(conditioned("decoder", fz + h), decoder, own("decoder"))
         heads("dec", d, x, pair=likelihood == "gaussian")
         inputs = conditioned("cell", fx + fz)
         if nonlinearity == "identity":

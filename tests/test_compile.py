@@ -57,6 +57,22 @@ def test_a_compiled_training_step_equals_eager(executor: str) -> None:
                 torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("options", [{"num_layers": 2, "cell": "lstm", "residual": True}, {"latent_size": 0}])
+def test_the_family_compiles(executor: str, options: dict[str, Any]) -> None:
+    sizes = {"input_size": X, "hidden_size": H, "latent_size": Z}
+    model = VRNN(**{**sizes, "cond_size": 2, "std": "log_std", "head_layers": (4,), "backend": executor, **options})
+
+    def step(x: Tensor, cond: Tensor, resets: Tensor, mask: Tensor, eps: Tensor) -> tuple[Tensor, VRNNOutput]:
+        out = model(x, cond=cond, resets=resets, mask=mask, mask_inputs=True, eps=eps, outputs=("prior",))
+        return out.loss, out
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager" if executor == "reference" else "aot_eager")
+    batch: Any = (torch.rand(3, 4, X).round(), torch.randn(3, 4, 2), torch.rand(3, 4) < 0.4, torch.rand(3, 4, X) < 0.6)
+    batch = (*batch, torch.randn(3, 4, model.latent_size))
+    for a, b in zip(results(model, compiled, batch), results(model, step, batch), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @needs_cpu
 def test_one_graph_serves_every_length_and_batch() -> None:
     graphs = []
@@ -74,13 +90,15 @@ def test_one_graph_serves_every_length_and_batch() -> None:
 
 @needs_cpu
 def test_an_exported_program_outlives_the_process_that_wrote_it() -> None:
-    model = VRNN(X, H, Z, backend="cpu", likelihood="gaussian")
+    model = VRNN(X, H, Z, backend="cpu", likelihood="gaussian", num_layers=2, cond_size=2, std="log_variance")
     steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
-    shapes = {"x": {0: steps, 1: batch}, "lengths": {0: batch}, "eps": {0: steps, 1: batch}}
+    per_step = {0: steps, 1: batch}
+    shapes = {"x": per_step, "lengths": {0: batch}, "eps": per_step, "cond": per_step, "resets": per_step}
 
     def arguments(steps: int, batch: int) -> dict[str, Tensor]:
         x, lengths, eps = data(steps, batch)
-        return {"x": x.transpose(0, 1), "lengths": lengths, "eps": eps.transpose(0, 1)}
+        optional = {"cond": torch.randn(steps, batch, 2), "resets": torch.rand(steps, batch) < 0.3}
+        return {"x": x.transpose(0, 1), "lengths": lengths, "eps": eps.transpose(0, 1), **optional}
 
     file = io.BytesIO()
     torch.export.save(torch.export.export(model, (), arguments(4, 6), dynamic_shapes=shapes), file)

@@ -102,6 +102,13 @@ def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias
 
 
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+ORDERS = (
+    ("encoder", ("h", "phi_x", "cond")),
+    ("prior", ("h", "cond")),
+    ("decoder", ("h", "phi_z", "cond")),
+    ("cell", ("cond", "phi_z", "phi_x")),
+)
+OWN = (("phi_x", "leaky_relu"), ("phi_z", "elu"), ("encoder", "tanh"), ("prior", "identity"))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 FAMILY: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2},
@@ -114,6 +121,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "conditioned encoder": {"cond_size": 2, "cond_to": ("encoder",)},
     "conditioned cell": {"cond_size": 2, "cond_to": ("cell",)},
     "conditioned residual": {"cond_size": 2, "residual": True},
+    "other columns": {"cond_size": 2, "cond_to": EVERYWHERE, "columns": ORDERS, "residual": True},
+    "activations of their own": {"activations": OWN, "head_layers": (4,)},
     "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},
@@ -218,9 +227,14 @@ def test_strides_of_either_layout() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, recompute: bool) -> None:
+@pytest.mark.parametrize("member", [None, "all at once", "packed deep heads", "no z, the rest"])
+def test_every_element_is_written_and_none_is_read_before(
+    isa: str, cell: str, recompute: bool, member: str | None
+) -> None:
     """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show."""
-    problem = Problem.draw(CellSpec(5, 19, 3, cell=cell, **DEEP), 7, 5, RAGGED)
+    sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": cell}
+    spec = CellSpec(**sizes, **DEEP) if member is None else CellSpec(**{**sizes, **DEEP, **FAMILY[member]})
+    problem = Problem.draw(spec, 7, 5, RAGGED, resets=member is not None, mask=member is not None)
     expected = problem.run(cpu, torch.float32, recompute=recompute)
     torch.use_deterministic_algorithms(True)
     try:

@@ -278,6 +278,26 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
         "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
     ),
+    "cond_to nobody": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=()),
+        "cond_to must name who reads the conditioning input, got ()",
+    ),
+    "cond_to a prior of no parameters": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("prior",), prior="standard_normal"),
+        "cond_to must name who reads the conditioning input, got ('prior',)",
+    ),
+    "columns": (
+        lambda: VRNN(X, H, Z, columns={"encoder": ("h", "x")}),
+        "columns of encoder must be h, phi_x in some order, got ('h', 'x')",
+    ),
+    "columns of a net of one": (
+        lambda: VRNN(X, H, Z, columns={"phi_x": ("x",)}),
+        "columns may order those of encoder, prior, decoder and cell, got 'phi_x'",
+    ),
+    "activations": (
+        lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
+        "identity for each of phi_x, phi_z, encoder, prior, decoder, got 'tanh' for 'cell'",
+    ),
     "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
     "nonlinearity": (

@@ -117,6 +117,32 @@ def test_a_stream_is_the_model_step_by_step(
     np.testing.assert_allclose(stream.state[0], h[0].numpy(), rtol=close, atol=close)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_layers": 2, "cell": "lstm"},
+        {"residual": True, "head_layers": (4,)},
+        {"prior": "standard_normal"},
+        {"packed_heads": True, "std": "log_variance"},
+        {"latent_size": 0, "phi_z": (), "encoder": (), "prior": ()},
+    ],
+)
+def test_a_stream_of_any_member_of_the_family(isa: str, options: dict[str, Any]) -> None:
+    m = VRNN(**{"input_size": 7, "hidden_size": 18, "latent_size": 3, "likelihood": "gaussian"} | options)
+    stream, state = Stream(m, 2), None
+    for _ in range(4):
+        x, eps = torch.rand(2, 7), torch.randn(2, m.latent_size)
+        with torch.no_grad():
+            expected = m.step(x, state, eps)
+        state = expected.state
+        got = stream.push(x.numpy(), eps.numpy())
+        for f, r in zip((got.nll, got.kl, *got.prediction), (*expected[:2], *expected.prediction), strict=True):
+            np.testing.assert_allclose(f, r.numpy(), rtol=1e-5, atol=1e-5)
+    layers = [h for part in (state if isinstance(state, tuple) else (state,)) for h in part]
+    for f, r in zip(stream.state, layers, strict=True):
+        np.testing.assert_allclose(f, r.numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_a_stream_holds_a_snapshot_until_it_is_refreshed() -> None:
     m = model()
     stream, x, eps = Stream(m), np.ones((1, 7), np.float32), np.zeros((1, 3), np.float32)
@@ -157,6 +183,8 @@ def test_a_stream_refuses_what_it_cannot_take() -> None:
         stream.state = (np.zeros((2, 18), np.float32),)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         Stream(model(), 0)
+    with pytest.raises(ValueError, match="Stream takes no conditioning input"):
+        Stream(model(cond_size=2))
     with pytest.raises(TypeError, match=r"float32 or float64, and the model is torch\.bfloat16"):
         Stream(model(dtype=torch.bfloat16))
 

@@ -153,6 +153,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "head_layers": (4,),
     },
+    "activations of their own": {"activation": {"phi_x": "leaky_relu", "phi_z": "elu", "prior": "tanh"}},
     "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": ()},
     "no z, conditioned": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": (), "cond_size": 2, "num_layers": 2},
 }
@@ -166,6 +167,31 @@ def test_the_whole_family_equals_the_module_loop(member: str, cell: str, nets: s
     for likelihood in ("bernoulli", "gaussian"):
         for lengths in (None, torch.tensor([6, 0, 3, 1])):
             _same(*_pair(likelihood=likelihood, **options), lengths, likelihood)
+
+
+def test_columns_in_another_order_are_the_same_columns() -> None:
+    """A weight's columns moved together with their sources change nothing."""
+    options: dict[str, Any] = {"cond_size": 2, "cond_to": CONDITIONED[1], **NETS["one"]}
+    orders = {
+        "encoder": ("h", "phi_x", "cond"),
+        "prior": ("h", "cond"),
+        "decoder": ("phi_z", "h", "cond"),
+        "cell": ("cond", "phi_z", "phi_x"),
+    }
+    plain, eager = _pair(**options)
+    moved = VRNN(X, H, Z, backend="reference", dtype=torch.float64, columns=orders, **options)
+    state = plain.state_dict()
+    readers = {"encoder": "enc.0", "prior": "prior.0", "decoder": "dec.0", "cell": "rnn"}
+    for name, order in orders.items():
+        key = f"{readers[name]}.weight" + ("_ih_l0" if name == "cell" else "")
+        widths = plain.spec.inputs(name)
+        columns = dict(zip(widths, state[key].split(list(widths.values()), 1), strict=True))
+        state[key] = torch.cat([columns[source] for source in order], 1)
+    moved.load_state_dict(state)
+    x, eps = _data()
+    cond, start = torch.randn(T, B, 2, dtype=torch.float64), (torch.randn(B, H, dtype=torch.float64),)
+    for a, b in zip(_run(moved, x, eps, None, start, cond=cond)[:-1], eager(x, eps, start, cond)[:-1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -55,21 +55,21 @@ def _modules(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, device=device, dtype=dtype)
 
-    def chain(layers: Iterable[Layer]) -> Iterator[nn.Module]:
+    def chain(name: str, layers: Iterable[Layer]) -> Iterator[nn.Module]:
         for layer in layers:
             yield linear(layer.inputs, layer.outputs)
-            yield _ACTIVATIONS[spec.activation]()
+            yield _ACTIVATIONS[spec.activation_of(name)]()
 
     prefixes = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}
     for name, prefix in prefixes.items():
         network = spec.network(name)
-        yield prefix, nn.Sequential(*chain(network.hidden))
+        yield prefix, nn.Sequential(*chain(name, network.hidden))
         for *own, head in network.heads:
             owner, _, place = head.prefix.partition(".")
             module: nn.Module = linear(head.inputs, head.outputs)
             if place:
                 after = nn.Softplus() if owner.endswith("_std") else nn.Sigmoid() if place == "0" else nn.Identity()
-                module = nn.Sequential(*chain(own), module, after)
+                module = nn.Sequential(*chain(name, own), module, after)
             yield owner, module
     yield "rnn", Recurrence(spec, device, dtype)
 

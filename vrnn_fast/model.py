@@ -118,7 +118,10 @@ class VRNN(nn.Module):
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
         cond_to: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first in
             prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
-        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``.
+        columns: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
+            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
+            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``.
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
@@ -129,10 +132,10 @@ class VRNN(nn.Module):
             one over; a name insists on that executor. May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
-        check: look for NaN, infinity and what is outside of the likelihood's support in x at every call, at real
-            steps, and name the first. Costs one more pass over x, and where x is on a GPU a wait for it. Without it a
-            NaN reaches all results of its row from its step on, the loss and so every gradient; results of other rows
-            stay right.
+        check: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x, at
+            every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
+            it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
+            other rows stay right.
         device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
 
     Raises:
@@ -154,7 +157,8 @@ class VRNN(nn.Module):
         encoder: Widths = None,
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
-        activation: Activation = "relu",
+        columns: Mapping[str, Sequence[str]] | None = None,
+        activation: Activation | Mapping[str, Activation] = "relu",
         head_layers: Sequence[int] = (),
         packed_heads: bool = False,
         cond_size: int = 0,
@@ -189,7 +193,9 @@ class VRNN(nn.Module):
             encoder=_widths("encoder", encoder, of_z * 2),
             prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
-            activation=activation,
+            activation="relu" if isinstance(activation, Mapping) else activation,
+            activations=tuple(activation.items()) if isinstance(activation, Mapping) else (),
+            columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
             head_layers=_widths("head_layers", head_layers, ()),
             packed_heads=packed_heads,
             residual=residual,
@@ -289,6 +295,8 @@ class VRNN(nn.Module):
             x = torch.where(mask, x, torch.zeros_like(x))
         if self.check:
             checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
+            if cond is not None:
+                checks.finite("cond", cond, real, swap=self.batch_first)
 
         executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
         external = self.spec.likelihood == "external"
@@ -358,6 +366,8 @@ class VRNN(nn.Module):
             cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
         if self.check:
             checks.finite("x_t", x_t, support=self.likelihood.support)
+            if cond is not None:
+                checks.finite("cond", cond)
         executor = executors.choose(self.backend, self.spec, x, stacklevel=3)
         external = self.spec.likelihood == "external"
         with _full_precision(like.device):

@@ -190,41 +190,37 @@ class _Draft:
         self.buffers[name] = Buffer(name, width, keep)
         return Slice(name, 0, width)
 
-    def read(self, name: str, sources: dict[str, Slice], target: Slice) -> list[Stage]:
-        """The first layers of a network: a product for each of its sources, the first of which brings the biases."""
-        layers = self.spec.network(name).first
-        wanted = [source for source in sources if source in self.spec.inputs(name)]
-        return [
-            Dense(
-                sources[source],
-                target,
-                _columns(layers, self.spec.column(name, source)),
-                None if i else _biases(layers),
-            )
-            for i, source in enumerate(wanted)
-        ]
+    def network(self, name: str, sources: dict[str, Slice]) -> tuple[list[Stage], Slice]:
+        """All stages of a network, which reads the sources in this order, and where its results are.
 
-    def opened(self, name: str, buffer: str) -> Slice:
-        """A buffer for the first layers of a network whose results will be in ``buffer``."""
+        There is a product for each source, the first of which brings the biases.
+        """
         network = self.spec.network(name)
-        deep = ".0" if network.hidden else ".heads.0" if self.spec.head_layers else ""
-        return self.buffer(buffer + deep, sum(layer.outputs for layer in network.first))
+        place = f"{name}.0" if network.hidden else f"{name}.heads.0" if self.spec.head_layers else name
+        sums = self.buffer(place, sum(layer.outputs for layer in network.first))
+        stages: list[Stage] = []
+        for source in sources:
+            if source in self.spec.inputs(name):
+                blocks = _columns(network.first, self.spec.column(name, source))
+                stages.append(Dense(sources[source], sums, blocks, None if stages else _biases(network.first)))
+        rest, results = self.finish(name, sums, name)
+        return stages + rest, results
 
     def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
         """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
         heads side by side in ``buffer``, or its last hidden layer's."""
-        network = self.spec.network(name)
+        network, activation = self.spec.network(name), self.spec.activation_of(name)
         stages: list[Stage] = []
 
         def dense(layer: Layer, source: Slice, target: Slice) -> None:
             stages.append(Dense(source, target, _columns((layer,), 0), _biases((layer,))))
 
         if network.hidden:
-            stages.append(Activate(last, self.spec.activation))
+            stages.append(Activate(last, activation))
             for i, layer in enumerate(network.hidden[1:], start=1):
                 target = self.buffer(f"{buffer}.{i}", layer.outputs, keep)
                 dense(layer, last, target)
-                stages.append(Activate(target, self.spec.activation))
+                stages.append(Activate(target, activation))
                 last = target
             if not network.heads:
                 return stages, last
@@ -234,7 +230,7 @@ class _Draft:
             stages.append(Dense(last, target, _columns(tops, 0), _biases(tops)))
             last = target
         for i in range(1, 1 + len(self.spec.head_layers)):
-            stages.append(Activate(last, self.spec.activation))
+            stages.append(Activate(last, activation))
             layers = [head[i] for head in network.heads]
             place = f"{buffer}.heads.{i}" if i < len(self.spec.head_layers) else buffer
             target = self.buffer(place, sum(layer.outputs for layer in layers), keep)
@@ -358,9 +354,7 @@ def partition(spec: CellSpec) -> Partition:
     before: list[Stage] = []
     sources["phi_x"] = sources["x"]
     if spec.phi_x:
-        opened = draft.opened("phi_x", "phi_x")
-        before.extend(draft.read("phi_x", sources, opened))
-        stages, sources["phi_x"] = draft.finish("phi_x", opened, "phi_x")
+        stages, sources["phi_x"] = draft.network("phi_x", sources)
         before.extend(stages)
     biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in rnn[1:])]
     before.extend(Bias(part.target, part.terms) for part in biases if part)
@@ -377,26 +371,27 @@ def partition(spec: CellSpec) -> Partition:
         parts.append(rnn[i].from_state())
         scan.extend(_products(h[i], [part for part in parts if part]))
     if latent:
-        prior = _prior(draft, sources)
-        dense = 1 if spec.residual and "cond" in spec.inputs("prior") else 0  # what needs no h
-        before.extend(prior[:dense])
-        (scan if spec.residual else after).extend(prior[dense:])
+        if spec.prior is None:  # zeros, and a std of exp(raw)
+            prior, transform = draft.buffer("prior", 2 * latent), Std("log_std", floor=0)
+            after.append(Bias(prior, ()))
+        else:
+            transform = spec.std
+            stages, prior = draft.network("prior", {n: sources[n] for n in ("cond", "h") if n in sources})
+            known = 1 if spec.residual and "cond" in spec.inputs("prior") else 0  # before h is
+            before.extend(stages[:known])
+            (scan if spec.residual else after).extend(stages[known:])
         stages, posterior = draft.finish("encoder", e_slice, "posterior", Keep.STORED)
         scan.extend(stages)
         if spec.residual:
-            scan.append(Add(Slice("prior", 0, latent), Slice(posterior.buffer, posterior.start, latent)))
+            scan.append(Add(replace(prior, width=latent), replace(posterior, width=latent)))
         posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
         sources["z"] = sources["phi_z"] = draft.buffer("z", latent, Keep.STORED)
         scan.append(Sample(posterior, posterior_std, sources["z"], spec.std))
         if spec.phi_z:
-            opened = draft.opened("phi_z", "phi_z")
-            scan.extend(draft.read("phi_z", sources, opened))
-            stages, sources["phi_z"] = draft.finish("phi_z", opened, "phi_z")
+            stages, sources["phi_z"] = draft.network("phi_z", sources)
             scan.extend(stages)
         scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
-        transform = Std("log_std", floor=0) if spec.prior is None else spec.std
-        prior_std = draft.buffer("prior_std", latent)
-        after.append(Divergence(posterior, posterior_std, Slice("prior", 0, 2 * latent), prior_std, transform))
+        after.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform))
     output = None
     for i, layer in enumerate(rnn):
         if output is not None:
@@ -406,17 +401,6 @@ def partition(spec: CellSpec) -> Partition:
         output = draft.buffer(f"out.{i}", hidden, Keep.STORED) if i < layers[-1] else None
         scan.append(Recur(spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
 
-    opened = draft.opened("decoder", "decoder")
-    after.extend(draft.read("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources}, opened))
-    stages, result = draft.finish("decoder", opened, "decoder")
-    after.extend([*stages, Likelihood(result, spec.likelihood, spec.output_std)])
+    stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources})
+    after.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
     return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))
-
-
-def _prior(draft: _Draft, sources: dict[str, Slice]) -> list[Stage]:
-    """The stages that fill the buffer ``prior``, [mean | raw]; with zeros if it is standard normal: std = exp(raw)."""
-    if draft.spec.prior is None:
-        return [Bias(draft.buffer("prior", 2 * draft.spec.latent_size), ())]
-    opened = draft.opened("prior", "prior")
-    stages = draft.read("prior", {n: sources[n] for n in ("cond", "h") if n in sources}, opened)
-    return stages + draft.finish("prior", opened, "prior")[0]

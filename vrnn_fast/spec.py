@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
@@ -22,6 +22,14 @@ Conditioned = Literal["encoder", "prior", "decoder", "cell"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
 STD_FLOOR = 1e-6
+SOURCES: dict[str, tuple[str, ...]] = {  # what each network, and the first recurrent layer, reads side by side
+    "phi_x": ("x",),
+    "phi_z": ("z",),
+    "encoder": ("phi_x", "cond", "h"),
+    "prior": ("cond", "h"),
+    "decoder": ("cond", "phi_z", "h"),
+    "cell": ("phi_x", "phi_z", "cond"),
+}
 MOST_LAYERS = 8  # csrc/core/program.h holds twice as many states
 
 
@@ -134,7 +142,8 @@ class CellSpec:
     ``cond_size`` features of a conditioning input go to those that ``cond_to`` names. ``head_layers`` are hidden layers
     that every head of encoder, prior and decoder has for itself; with ``packed_heads`` each of these networks has one
     head for all its parameters. ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary
-    autoregressive network whose decoder is the output layer.
+    autoregressive network whose decoder is the output layer. ``activations`` names networks whose activation is another
+    one, ``columns`` those whose sources stand in another order than in ``SOURCES``.
     """
 
     input_size: int
@@ -159,6 +168,8 @@ class CellSpec:
     output_std: Std = Std(floor=0.0)
     cond_size: int = 0
     cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
+    activations: tuple[tuple[str, Activation], ...] = ()
+    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size"):
@@ -191,6 +202,19 @@ class CellSpec:
         for name in self.cond_to:
             if name not in get_args(Conditioned):
                 raise ValueError(f"cond_to may hold {', '.join(get_args(Conditioned))}, got {name!r}")
+        networks = tuple(name for name in SOURCES if name != "cell")
+        for name, activation in self.activations:
+            if name not in networks or activation not in ACTIVATIONS:
+                raise ValueError(
+                    f"activation may name one of {', '.join(ACTIVATIONS)} for each of {', '.join(networks)}, got "
+                    f"{activation!r} for {name!r}"
+                )
+        for name, order in self.columns:
+            if name not in SOURCES or len(SOURCES[name]) < 2:
+                raise ValueError(f"columns may order those of encoder, prior, decoder and cell, got {name!r}")
+            sources = sorted(replace(self, columns=()).inputs(name))
+            if sorted(order) != sources:
+                raise ValueError(f"columns of {name} must be {', '.join(sources)} in some order, got {order!r}")
         if not self.latent_size:
             if self.phi_z or self.encoder or self.prior:
                 raise ValueError("with latent_size=0 there is no z: phi_z, encoder and prior must be ()")
@@ -204,6 +228,8 @@ class CellSpec:
         for name, width in self.decoder_heads:
             if not isinstance(width, int) or isinstance(width, bool) or width < 1:
                 raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
+        if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_to):
+            raise ValueError(f"cond_to must name who reads the conditioning input, got {self.cond_to!r}")
         widths = [width for _, width in self.decoder_heads]
         expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
         if expected and widths != expected:
@@ -231,14 +257,7 @@ class CellSpec:
 
     def inputs(self, name: str) -> dict[str, int]:
         """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""
-        sources = {
-            "phi_x": ("x",),
-            "phi_z": ("z",),
-            "encoder": ("phi_x", "cond", "h"),
-            "prior": ("cond", "h"),
-            "decoder": ("cond", "phi_z", "h"),
-            "cell": ("phi_x", "phi_z", "cond"),
-        }[name]
+        sources = dict(self.columns).get(name, SOURCES[name])
         widths = {
             "x": self.input_size,
             "z": self.latent_size,
@@ -248,6 +267,10 @@ class CellSpec:
             "cond": self.cond_size if name in self.cond_to else 0,
         }
         return {source: widths[source] for source in sources if widths[source]}
+
+    def activation_of(self, name: str) -> Activation:
+        """The activation behind a network's hidden layers."""
+        return dict(self.activations).get(name, self.activation)
 
     def column(self, name: str, source: str) -> int:
         """Where the columns of a source begin in what a network, or the ``cell``, reads."""

@@ -175,6 +175,14 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
             if (slice.buffer == read.buffer && slice.start == read.start) s->first_gradient = false;
         written.push_back(read);
     }
+    const auto count = [&](Op op) {
+        int64_t n = 0;
+        for (const Stage& s : stages_) n += s.op == op;
+        return n;
+    };
+    if (counts[2] < 1 || stages_.back().op != Op::likelihood || count(Op::likelihood) != 1 || count(Op::recur) < 1 ||
+        count(Op::sample) > 1 || count(Op::sample) != count(Op::divergence))
+        throw std::invalid_argument("program: a stage that every program has is missing");
     program.gradient_size += program.bias_size;
     program.buffers = {buffers_.data(), buffers};
     program.before = {stages_.data(), counts[0]};

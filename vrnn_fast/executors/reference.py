@@ -7,7 +7,7 @@ Gradients are torch's own; any device and any floating dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,6 @@ class Cell:
             return [(next(rest), next(rest)) for _ in range(layers)]
 
         self.spec = spec
-        self.activation = _ACTIVATIONS[spec.activation]
         # in the order of spec.parameters(): hidden layers, then heads
         depth = 1 + len(spec.head_layers)
         heads = 1 if spec.packed_heads else 2
@@ -77,13 +76,14 @@ class Cell:
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """What the heads of a network give; for one without heads, its last hidden layer."""
         hidden, heads = self.networks[name]
+        activation = _ACTIVATIONS[self.spec.activation_of(name)]
         for weight, bias in hidden:
-            x = self.activation(F.linear(x, weight, bias))
+            x = activation(F.linear(x, weight, bias))
         results = []
         for *own, (weight, bias) in heads:
             y = x
             for own_weight, own_bias in own:
-                y = self.activation(F.linear(y, own_weight, own_bias))
+                y = activation(F.linear(y, own_weight, own_bias))
             results.append(F.linear(y, weight, bias))
         return results or [x]
 
@@ -91,10 +91,9 @@ class Cell:
         mean, raw = torch.cat(self._network(name, x), -1).chunk(2, -1)
         return MeanStd(mean, standard_deviation(self.spec.std, raw))
 
-    def _input(self, name: str, cond: Tensor | None, *inputs: Tensor) -> Tensor:
-        """Side by side, the conditioning input first where the network called ``name`` has it."""
-        conditioned = cond is not None and name in self.spec.cond_to
-        return torch.cat([cond, *inputs] if conditioned else inputs, -1)  # type: ignore[list-item]
+    def _input(self, name: str, **sources: Tensor | None) -> Tensor:
+        """What a network, or the ``cell``, reads of the sources, side by side."""
+        return torch.cat([cast(Tensor, sources[source]) for source in self.spec.inputs(name)], -1)
 
     def top(self, state: tuple[Tensor, ...]) -> Tensor:
         """The h that the networks read."""
@@ -113,17 +112,17 @@ class Cell:
         if self.spec.prior is None:
             zeros = h.new_zeros((*h.shape[:-1], self.spec.latent_size))
             return MeanStd(zeros, torch.ones_like(zeros))
-        return self._gaussian("prior", self._input("prior", cond, h))
+        return self._gaussian("prior", self._input("prior", cond=cond, h=h))
 
     def decoder(self, phi_z: Tensor, h: Tensor, cond: Tensor | None = None) -> Tensor:
         """The raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
-        return torch.cat(self._network("decoder", self._input("decoder", cond, phi_z, h)), -1)
+        return torch.cat(self._network("decoder", self._input("decoder", cond=cond, phi_z=phi_z, h=h)), -1)
 
     def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd, cond: Tensor | None = None) -> MeanStd:
         """q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior. Without z the prior."""
         if not self.spec.latent_size:
             return prior
-        mean, std = self._gaussian("encoder", torch.cat([phi_x, self._input("encoder", cond, h)], -1))
+        mean, std = self._gaussian("encoder", self._input("encoder", phi_x=phi_x, cond=cond, h=h))
         return MeanStd(prior.mean + mean if self.spec.residual else mean, std)
 
     def recur(
@@ -131,7 +130,7 @@ class Cell:
     ) -> tuple[Tensor, ...]:
         """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute it."""
         layers = self.spec.num_layers
-        x = torch.cat([phi_x, phi_z, *([cond] if cond is not None and "cell" in self.spec.cond_to else [])], -1)
+        x = self._input("cell", phi_x=phi_x, phi_z=phi_z, cond=cond)
         after = []
         for i in range(layers):
             after.append(self._layer(i, x, *state[i::layers]))
