@@ -20,7 +20,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from replay import Record, Replay
-from vrnn_fast import LayoutError, ProofError, accelerate, backends
+from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends
 from vrnn_fast.compat import Run
 from vrnn_fast.compat.accelerated import Accelerated
 
@@ -571,6 +571,11 @@ def test_what_cannot_be_run_is_refused_by_name(change: Callable[[nn.Module], Non
         accelerate(changed(change))
 
 
+def test_dropout_of_d_is_refused_by_name() -> None:
+    with pytest.raises(LayoutError, match=r"feature_extractor_x\.dropout0 is Dropout\(p=0\.1\)"):
+        accelerate(dynamical.VRNN(6, 4, dropout_p=0.1))
+
+
 def test_dropout_without_effect_is_no_obstacle() -> None:
     accelerate(changed(lambda m: m.phi_x.append(nn.Dropout(0.0))))
 
@@ -611,6 +616,8 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words:
 def test_no_model_and_one_that_is_fast_already() -> None:
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
         accelerate(3)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these executors as it is"):
+        accelerate(VRNN(6, 9, 4))
     fast = accelerate(copied.VRNN(6, 9, 4))
     with pytest.raises(ValueError, match="accelerated already, as layout E"):
         accelerate(fast)

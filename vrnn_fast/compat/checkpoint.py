@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import likelihoods
 from ..model import VRNN
 from ..spec import Std
+from . import paper
 from .base import Layout
 from .reading import LayoutError, Shapes
 from .recognition import chosen
@@ -128,6 +129,8 @@ def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict
     if not candidates:
         raise LayoutError(f"there is no state dict in {{{', '.join(map(str, stored))}}}: names with tensors or arrays")
     for tensors in candidates:
+        if paper.recognised(tensors):
+            return tensors
         try:
             chosen(layout, shapes_of(tensors), "")
         except LayoutError:
@@ -154,6 +157,8 @@ def _translate(
     tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> tuple[VRNN, dict[str, Tensor]]:
     """The module that fits, freshly made, and its state dict."""
+    if layout == paper.NAME or (layout == "auto" and paper.recognised(tensors)):
+        return paper.module(tensors, arguments)
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
     structure = known.structure(shapes)

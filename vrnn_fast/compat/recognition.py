@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
+from ..model import VRNN
 from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, arguments_of, build
 from .base import Fault, Layout, Objective
@@ -61,6 +62,8 @@ def accelerate(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, Accelerated):
         raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+    if isinstance(model, VRNN):
+        raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
     if backend not in executors.names():
         raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
     if isinstance(mend, str) or not isinstance(mend, Collection):
