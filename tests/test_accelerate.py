@@ -326,6 +326,24 @@ def test_methods_of_the_class_run_as_they_are_written() -> None:
     assert torch.equal(fast.sample(5), theirs)
 
 
+def test_parametrized_layers_and_frozen_parameters() -> None:
+    with default_dtype(torch.float64):
+        model, x = copied.VRNN(6, 9, 4), binary()
+        nn.utils.parametrizations.weight_norm(model.enc[0])
+        model.prior[0].weight.requires_grad_(False)
+        original, fast = copy.deepcopy(model), accelerate(model)
+        assert list(fast.state_dict()) == list(model.state_dict())
+        found = []
+        for module in (original, fast):
+            torch.manual_seed(0)
+            both(module(x)).backward()
+            found.append([p.grad for p in module.parameters()])
+        for theirs, ours in zip(*found, strict=True):
+            assert (theirs is None) == (ours is None)
+            if theirs is not None:
+                torch.testing.assert_close(ours, theirs)
+
+
 def test_a_wrapper_with_the_prefix_module() -> None:
     model = copied.VRNN(6, 9, 4)
     wrapped = nn.DataParallel(model)

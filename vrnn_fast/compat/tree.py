@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils import parametrize
@@ -131,11 +131,13 @@ def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout:
     used = set(used)
     above = {owner for name in used for owner in _owners(name)} | {""}
     for path, module in model.named_modules():
+        if ".parametrizations" in path:
+            continue
         free = path.startswith(outside) if outside else False
         fault = _fault(module, path in above or free)
         if fault is not None:
             raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
-        if free or parametrize.is_parametrized(module) or "parametrizations" in path:
+        if free or parametrize.is_parametrized(module):
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
             name = f"{path}.{leaf}" if path else leaf
@@ -149,7 +151,7 @@ def _fault(module: nn.Module, holds: bool) -> str | None:
     if isinstance(module, (_DropoutNd, *_RECURRENT)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
-    if isinstance(module, _NormBase):
+    if isinstance(module, _BatchNorm):
         return ", which ties the sequences of a batch together: it is not run here"
     name, expected = _CONSTANTS.get(type(module), ("", None))
     if name and getattr(module, name) != expected:
