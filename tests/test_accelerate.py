@@ -119,6 +119,7 @@ CASES = {
     "E Gaussian": Case(lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), real, both),
     "E with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
     "E with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
+    "E with one LeakyReLU": Case(lambda: changed(put("prior.1", nn.LeakyReLU())), binary, both),
     "E with other depths": Case(one_layer_nets, binary, both),
     "E with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),
     "E with another return": Case(lambda: variants.ReturnsMeans(6, 9, 4), binary, lambda output: output["loss"]),
@@ -568,7 +569,7 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and phi_x\.1 is ReLU: this release runs one activation"),
+        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and enc\.3 is ReLU: one activation for all "),
         (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
         (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
         (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -113,10 +114,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     runs, begin, places = [], 0, iter(held)
     with _full_precision(like.device):
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
-            parameters = [
-                p if cut is None else torch.cat((p[:, cut:], p[:, :cut]), 1)
-                for cut, p in zip(structure.columns, places, strict=False)
-            ]
+            parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
             latent, heads, state = _launch(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
             runs.append(Run(self, arguments, x_, *latent, heads, state))

@@ -54,7 +54,7 @@ LAYOUT = Audio(
     traits=Traits(
         std=Std(beta=math.log(2) / (1 - 1e-6), floor=1e-6),
         residual=True,
-        state_first=("encoder",),
+        columns=(("encoder", ("h", "phi_x")),),
     ),
     outside=(_ENCODER, "vrnn.decoder.", "vrnn.likelihood"),
 )

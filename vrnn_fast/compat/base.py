@@ -119,23 +119,25 @@ class Layout:
         """The paths that this layout looks for and a model of these shapes does not have."""
         return [p for p in self.roles.paths() if p not in self.optional and not _holds(shapes, p)]
 
-    def structure(self, shapes: Shapes, activation: Activation | None = None) -> Structure:
+    def structure(self, shapes: Shapes) -> Structure:
         """Read a model of this layout by names and shapes.
 
         Raises:
             LayoutError: something is missing, or has another shape than its role asks for.
         """
-        return self.structures(shapes, activation)[0]
+        return self.structures(shapes)[0]
 
-    def structures(self, shapes: Shapes, activation: Activation | None = None) -> tuple[Structure, ...]:
-        """:meth:`structure` of each cell, where every role is played by a list of sub-modules, one for each agent.
+    def structures(self, shapes: Shapes, activations: tuple[tuple[str, Activation], ...] = ()) -> tuple[Structure, ...]:
+        """:meth:`structure` of each cell, with the activations that modules told.
+
+        There are several where every role is played by a list of sub-modules, one for each agent.
 
         Raises:
             LayoutError: as there.
         """
         heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
         roles = replace(self.roles, decoder_heads=heads)
-        traits = replace(self.traits, activation=activation or self.traits.activation)
+        traits = replace(self.traits, activations=(*self.traits.activations, *activations))
         agents = itertools.takewhile(lambda i: _holds(shapes, f"{roles.encoder_mean}.{i}"), itertools.count())
         listed = _holds(shapes, f"{roles.encoder_mean}.1")  # a Sequential has an activation there
         return tuple(read(shapes, roles.below(i), traits) for i in agents) if listed else (read(shapes, roles, traits),)

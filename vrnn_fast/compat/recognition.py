@@ -17,7 +17,7 @@ from .base import Fault, Layout, Objective
 from .mapping import mapped
 from .proof import prove
 from .reading import LayoutError, Shapes
-from .tree import activation_of, parameter_shapes, shallow, vet
+from .tree import activations, parameter_shapes, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -75,8 +75,8 @@ def accelerate(
     known = chosen(layout, shapes, _children(model))
     cells = known.structures(shapes)
     vet(model, [name for cell in cells for name in cell.names], known.outside, str(known))
-    hidden = [prefix for cell in cells for prefix in cell.hidden]
-    cells = known.structures(shapes, activation_of(model, hidden, known.traits.activation, str(known)))
+    told = activations(model, (network for cell in cells for network in cell.hidden), str(known))
+    cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
 

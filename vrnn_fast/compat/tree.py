@@ -161,38 +161,45 @@ def _fault(module: nn.Module, holds: bool) -> str | None:
     return ", a sub-module that {layout} does not know"
 
 
-def activation_of(model: nn.Module, hidden: Iterable[str], default: Activation, layout: str) -> Activation:
-    """The activation that follows every hidden layer, where ``nn.Sequential`` tells.
+def activations(
+    model: nn.Module, hidden: Iterable[tuple[str, tuple[str, ...]]], layout: str
+) -> tuple[tuple[str, Activation], ...]:
+    """The activation that follows the hidden layers of each network, where ``nn.Sequential`` tells.
 
     Raises:
         LayoutError: none follows, or they are not all the same.
     """
-    found: dict[str, Activation] = {}
-    for prefix in hidden:
-        parent, _, key = prefix.rpartition(".")
-        beside = model.get_submodule(parent)
-        if not isinstance(beside, nn.Sequential):
-            continue
-        names = list(beside._modules)
-        after = [
-            n for n in names[names.index(key) + 1 :] if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))
-        ]
-        module = beside._modules[after[0]] if after else None
-        kind = None if module is None else _ACTIVATIONS.get(type(module))
-        if kind is None:
-            what = "nothing" if module is None else f"{parent}.{after[0]}, {type(module).__name__}"
-            raise LayoutError(
-                f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} after {prefix}, found {what}"
-            )
-        found[f"{parent}.{after[0]}"] = kind
-    first = next(iter(found), None)
-    for path, kind in found.items():
-        if first is not None and kind != found[first]:
-            raise LayoutError(
-                f"{path} is {_class(kind)} and {first} is {_class(found[first])}: this release runs one activation for "
-                "all hidden layers"
-            )
-    return default if first is None else found[first]
+    found: dict[str, tuple[str, Activation]] = {}
+    for network, prefixes in hidden:
+        for prefix in prefixes:
+            told = _activation(model, prefix, layout)
+            if told is None:
+                continue
+            first = found.setdefault(network, told)
+            if told[1] != first[1]:
+                raise LayoutError(
+                    f"{first[0]} is {_class(first[1])} and {told[0]} is {_class(told[1])}: one activation for all "
+                    "hidden layers of a network is run here"
+                )
+    return tuple((network, kind) for network, (_, kind) in found.items())
+
+
+def _activation(model: nn.Module, prefix: str, layout: str) -> tuple[str, Activation] | None:
+    """The path and kind of the activation after an affine layer, or None where its owner does not tell."""
+    parent, _, key = prefix.rpartition(".")
+    beside = model.get_submodule(parent)
+    if not isinstance(beside, nn.Sequential):
+        return None
+    names = list(beside._modules)[list(beside._modules).index(key) + 1 :]
+    after = next((n for n in names if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))), None)
+    module = None if after is None else beside._modules[after]
+    kind = None if module is None else _ACTIVATIONS.get(type(module))
+    if kind is None:
+        what = "nothing" if module is None else f"{parent}.{after}, {type(module).__name__}"
+        raise LayoutError(
+            f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} after {prefix}, found {what}"
+        )
+    return f"{parent}.{after}", kind
 
 
 def _class(kind: Activation) -> str:
