@@ -20,7 +20,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from replay import Record, Replay
-from vrnn_fast import LayoutError, ProofError, accelerate, backends
+from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends
 from vrnn_fast.compat import Run
 from vrnn_fast.compat.accelerated import Accelerated
 
@@ -119,6 +119,7 @@ CASES = {
     "E Gaussian": Case(lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), real, both),
     "E with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
     "E with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
+    "E with one LeakyReLU": Case(lambda: changed(put("prior.1", nn.LeakyReLU())), binary, both),
     "E with other depths": Case(one_layer_nets, binary, both),
     "E with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),
     "E with another return": Case(lambda: variants.ReturnsMeans(6, 9, 4), binary, lambda output: output["loss"]),
@@ -130,6 +131,9 @@ CASES = {
     "D": Case(lambda: dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9), real, squares),
     "D without hidden layers": Case(
         lambda: dynamical.VRNN(6, 4, "relu", (), (), (), (), (), 9, exponential=True), real, squares
+    ),
+    "Z for three agents": Case(
+        lambda: trajectories.Agents(3, 2, 4, 7, 9), real, lambda output: output["kl_loss"] + output["recon_loss"]
     ),
     "B": Case(lambda: audio.VRNNAudio(7, 4, 6), sound, lambda output: output[0], {"layout": SPEECH}),
     "a mapping": Case(lambda: own.SequenceModel(6, 9, 4), binary, lambda output: output["loss"], {"layout": OWN}),
@@ -282,7 +286,7 @@ def test_the_fused_executor_ran(case: Case) -> None:
     fast, x = case.accelerate(case.build()), case.data()
     before = sum(ops.launch_counts().values())
     case.loss(fast(x)).backward()
-    assert sum(ops.launch_counts().values()) == before + 2
+    assert sum(ops.launch_counts().values()) == before + 2 * len(fast._plan.structures)
 
 
 def test_it_compiles_without_a_graph_break(case: Case) -> None:
@@ -321,6 +325,24 @@ def test_methods_of_the_class_run_as_they_are_written() -> None:
     theirs = model.sample(5)
     torch.manual_seed(4)
     assert torch.equal(fast.sample(5), theirs)
+
+
+def test_parametrized_layers_and_frozen_parameters() -> None:
+    with default_dtype(torch.float64):
+        model, x = copied.VRNN(6, 9, 4), binary()
+        nn.utils.parametrizations.weight_norm(model.enc[0])
+        model.prior[0].weight.requires_grad_(False)
+        original, fast = copy.deepcopy(model), accelerate(model)
+        assert list(fast.state_dict()) == list(model.state_dict())
+        found = []
+        for module in (original, fast):
+            torch.manual_seed(0)
+            both(module(x)).backward()
+            found.append([p.grad for p in module.parameters()])
+        for theirs, ours in zip(*found, strict=True):
+            assert (theirs is None) == (ours is None)
+            if theirs is not None:
+                torch.testing.assert_close(ours, theirs)
 
 
 def test_a_wrapper_with_the_prefix_module() -> None:
@@ -547,7 +569,7 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and phi_x\.1 is ReLU: this release runs one activation"),
+        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and enc\.3 is ReLU: one activation for all "),
         (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
         (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
         (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),
@@ -566,6 +588,11 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
 def test_what_cannot_be_run_is_refused_by_name(change: Callable[[nn.Module], None], words: str) -> None:
     with pytest.raises(LayoutError, match=words):
         accelerate(changed(change))
+
+
+def test_dropout_of_d_is_refused_by_name() -> None:
+    with pytest.raises(LayoutError, match=r"feature_extractor_x\.dropout0 is Dropout\(p=0\.1\)"):
+        accelerate(dynamical.VRNN(6, 4, dropout_p=0.1))
 
 
 def test_dropout_without_effect_is_no_obstacle() -> None:
@@ -608,6 +635,8 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words:
 def test_no_model_and_one_that_is_fast_already() -> None:
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
         accelerate(3)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these executors as it is"):
+        accelerate(VRNN(6, 9, 4))
     fast = accelerate(copied.VRNN(6, 9, 4))
     with pytest.raises(ValueError, match="accelerated already, as layout E"):
         accelerate(fast)

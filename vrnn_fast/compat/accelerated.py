@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, cast
@@ -25,12 +26,13 @@ class Plan:
     """How a foreign model runs: all that :class:`Accelerated` needs beside its parameters.
 
     Attributes:
+        structures: of its cells, which see one input and never one another; nearly always one.
         arguments: forward's parameters and their defaults.
         noise: the dtype in which the original draws, or None for that of the parameters.
     """
 
     layout: Layout
-    structure: Structure
+    structures: tuple[Structure, ...]
     objective: Objective
     mend: frozenset[str]
     backend: str
@@ -45,7 +47,7 @@ class Accelerated(nn.Module):
     _slots: tuple[Slot, ...]
 
     def extra_repr(self) -> str:
-        return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structure.spec}"
+        return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structures[0].spec}"
 
 
 def build(model: nn.Module, plan: Plan) -> nn.Module:
@@ -58,7 +60,9 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
 
     fast = mirror(model)
     fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
-    vars(fast).update(_plan=plan, _slots=slots(fast, plan.structure.names))
+    vars(fast).update(
+        _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
+    )
     return fast
 
 
@@ -89,64 +93,105 @@ def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
 
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     plan = self._plan
-    spec, objective = plan.structure.spec, plan.objective
-    parameters = [
-        p if cut is None else torch.cat((p[:, cut:], p[:, :cut]), 1)
-        for p, cut in zip(gather(self, self._slots), plan.structure.columns, strict=True)
-    ]
-    like = parameters[0]
+    layout, objective, cells = plan.layout, plan.objective, plan.structures
+    held = gather(self, self._slots)
+    like = held[0]
     arguments = _bind(plan, args, kwargs)
-    x, cond = plan.layout.sequences(self, arguments)
-    lengths, start = arguments.get(plan.layout.lengths), plan.layout.start(arguments)
-    name = next(iter(arguments))
-    x = checks.tensor(name, x, (("T", None), ("B", None), ("X", spec.input_size)), like)
+    x, cond = layout.sequences(self, arguments)
+    features = [structure.spec.input_size for structure in cells]
+    x = checks.tensor(next(iter(arguments)), x, (("T", None), ("B", None), ("X", sum(features))), like)
     steps, batch = x.shape[0], x.shape[1]
+    lengths = arguments.get(layout.lengths)
     if lengths is not None:
         lengths = checks.lengths(lengths, steps, batch)
-    eps = x.new_empty((steps, batch, spec.latent_size), dtype=plan.noise)
-    for t in range(steps):
-        objective.noise(eps[t], plan.mend)
+    noise = _draw(plan, x)
+    start = layout.start(arguments)
     if start is None:
-        start = tuple(x.new_zeros((batch, spec.hidden_size)) for _ in range(spec.state_tensors))
+        start = tuple(x.new_zeros((batch, s.spec.hidden_size)) for s in cells for _ in range(s.spec.state_tensors))
     else:
-        shape = ("B", batch), ("H", spec.hidden_size)
-        start = tuple(checks.tensor(plan.layout.state, s, shape, like) for s in start)
-    doors = Doors(plan.structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
-    executor = executors.choose(plan.backend, spec, x, stacklevel=6)
+        shape = ("B", batch), ("H", cells[0].spec.hidden_size)
+        start = tuple(checks.tensor(layout.state, state, shape, like) for state in start)
+    runs, begin, places = [], 0, iter(held)
     with full_precision(like.device):
-        result = executor.run(
-            spec,
-            parameters if doors is None else doors.behind(parameters),
-            x,
-            eps.to(x.dtype),
-            lengths,
-            start,
-            cond=cond,
-            recompute=False,
-            want_prior=True,
-            want_raw=True,
-        )
-        fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
-        widths = [width for _, width in spec.decoder_heads]
-        fields |= dict(zip(plan.structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
-        if doors is not None:
-            fields = doors.through(fields)
-        heads = tuple(fields[h] for h in plan.structure.heads)
-        run = Run(
-            self,
-            arguments,
-            x,
-            result.z,
-            result.mean,
-            result.std,
-            fields["prior_mean"],
-            fields["prior_std"],
-            heads,
-            result.state,
-        )
+        for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
+            parameters = list(itertools.islice(places, len(structure.names)))
+            end = begin + structure.spec.state_tensors
+            latent, heads, state = _launch(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
+            runs.append(Run(self, arguments, x_, *latent, heads, state))
+            begin = end
+        run = runs[0] if len(runs) == 1 else _side_by_side(runs)
         for attribute, value in objective.attributes(run).items():
             setattr(self, attribute, value)
         return objective.output(run, plan.mend)
+
+
+def _draw(plan: Plan, x: Tensor) -> list[Tensor]:
+    """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell.
+
+    All draws fill one buffer, since traced code may change the order of those that have nothing to do with one another.
+    """
+    steps, batch = x.shape[0], x.shape[1]
+    sizes = [structure.spec.latent_size for structure in plan.structures]
+    drawn = x.new_empty((steps, batch * sum(sizes)), dtype=plan.noise)
+    views = [part.unflatten(1, (batch, -1)) for part in drawn.split([batch * size for size in sizes], 1)]
+    for t in range(steps):
+        for view in views:
+            plan.objective.noise(view[t], plan.mend)
+    return [view.to(x.dtype) for view in views]
+
+
+def _launch(
+    plan: Plan,
+    structure: Structure,
+    parameters: list[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    start: tuple[Tensor, ...],
+    cond: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """One cell's z, mean, std, prior_mean and prior_std, its decoder's heads apart, and its state."""
+    spec = structure.spec
+    doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
+        spec,
+        parameters if doors is None else doors.behind(parameters),
+        x,
+        eps,
+        lengths,
+        start,
+        cond=cond,
+        recompute=False,
+        want_prior=True,
+        want_raw=True,
+    )
+    fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
+    widths = [width for _, width in spec.decoder_heads]
+    fields |= dict(zip(structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
+    if doors is not None:
+        fields = doors.through(fields)
+    latent = (result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"])
+    return latent, tuple(fields[head] for head in structure.heads), result.state
+
+
+def _side_by_side(runs: list[Run]) -> Run:
+    """One run of several cells: their features beside one another, their states one after another."""
+
+    def beside(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(parts), -1)
+
+    return Run(
+        runs[0].module,
+        runs[0].arguments,
+        beside(run.x for run in runs),
+        beside(run.z for run in runs),
+        beside(run.mean for run in runs),
+        beside(run.std for run in runs),
+        beside(run.prior_mean for run in runs),
+        beside(run.prior_std for run in runs),
+        tuple(beside(parts) for parts in zip(*(run.heads for run in runs), strict=True)),
+        tuple(part for run in runs for part in run.state),
+    )
 
 
 class Doors:

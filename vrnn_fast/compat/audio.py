@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..spec import CellSpec, Std
+from ..spec import Std
 from .base import Layout
 from .reading import Roles, Traits
 
@@ -24,7 +24,7 @@ class Audio(Layout):
     What its forward returns besides features and KL depends on the likelihood of a copy: ``outputs`` says it.
     """
 
-    def example(self, model: nn.Module, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
         frame = cast(nn.Linear, model.get_submodule(f"{_ENCODER}.2")).in_features
         return (2 * torch.rand(batch, steps * frame) - 1,)
 
@@ -54,7 +54,7 @@ LAYOUT = Audio(
     traits=Traits(
         std=Std(beta=math.log(2) / (1 - 1e-6), floor=1e-6),
         residual=True,
-        state_first=("encoder",),
+        columns=(("encoder", ("h", "phi_x")),),
     ),
     outside=(_ENCODER, "vrnn.decoder.", "vrnn.likelihood"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..spec import Activation, CellSpec
+from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
 
 _TRAITS = Traits()
@@ -118,25 +119,38 @@ class Layout:
         """The paths that this layout looks for and a model of these shapes does not have."""
         return [p for p in self.roles.paths() if p not in self.optional and not _holds(shapes, p)]
 
-    def structure(self, shapes: Shapes, activation: Activation | None = None) -> Structure:
+    def structure(self, shapes: Shapes) -> Structure:
         """Read a model of this layout by names and shapes.
 
         Raises:
             LayoutError: something is missing, or has another shape than its role asks for.
         """
+        return self.structures(shapes)[0]
+
+    def structures(self, shapes: Shapes, activations: tuple[tuple[str, Activation], ...] = ()) -> tuple[Structure, ...]:
+        """:meth:`structure` of each cell, with the activations that modules told.
+
+        There are several where every role is played by a list of sub-modules, one for each agent.
+
+        Raises:
+            LayoutError: as there.
+        """
         heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
-        traits = replace(self.traits, activation=activation or self.traits.activation)
-        return read(shapes, replace(self.roles, decoder_heads=heads), traits)
+        roles = replace(self.roles, decoder_heads=heads)
+        traits = replace(self.traits, activations=(*self.traits.activations, *activations))
+        agents = itertools.takewhile(lambda i: _holds(shapes, f"{roles.encoder_mean}.{i}"), itertools.count())
+        listed = _holds(shapes, f"{roles.encoder_mean}.1")  # a Sequential has an activation there
+        return tuple(read(shapes, roles.below(i), traits) for i in agents) if listed else (read(shapes, roles, traits),)
 
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
         """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
         another by running."""
         yield from ()
 
-    def example(self, model: nn.Module, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
         """Arguments that the model is meant for."""
         sizes = (batch, steps) if self.batch_first else (steps, batch)
-        return (torch.rand((*sizes, spec.input_size)),)
+        return (torch.rand((*sizes, features)),)
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """x (T, B, X) and a conditioning input (T, B, C) out of a call's arguments; by default the first one, as x."""

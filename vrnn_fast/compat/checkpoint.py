@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .. import likelihoods
 from ..model import VRNN
-from ..spec import Std
+from ..spec import CellSpec, Std
+from . import paper
 from .base import Layout
 from .reading import LayoutError, Shapes
 from .recognition import chosen
@@ -34,10 +35,7 @@ _SHARED = (
     "decoder",
     "head_layers",
     "packed_heads",
-    "activation",
     "residual",
-    "cond_size",
-    "cond_to",
 )  # arguments of VRNN that are fields of its spec
 _HEADER = "arguments"  # of the VRNN that a converted file holds
 
@@ -89,9 +87,18 @@ def _converted(path: Path, arguments: Mapping[str, Any]) -> VRNN:
     return model
 
 
+def _shared(spec: CellSpec) -> dict[str, Any]:
+    """Arguments of a VRNN with this cell, beside its sizes, its standard deviation and its likelihood."""
+    about = {name: getattr(spec, name) for name in _SHARED}
+    kinds = {name: spec.activation_of(name) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")}
+    about["activation"] = kinds if len(set(kinds.values())) > 1 else kinds["phi_x"]
+    about["columns"] = dict(spec.columns)
+    return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
+
+
 def _described(model: VRNN) -> dict[str, Any]:
     spec = model.spec
-    about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size", *_SHARED)}
+    about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | _shared(spec)
     constants = {name: getattr(model.likelihood, name) for name in inspect.signature(type(model.likelihood)).parameters}
     likelihood = type(model.likelihood).__name__, constants
     return about | {"std": asdict(spec.std), "likelihood": likelihood, "batch_first": model.batch_first}
@@ -128,6 +135,8 @@ def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict
     if not candidates:
         raise LayoutError(f"there is no state dict in {{{', '.join(map(str, stored))}}}: names with tensors or arrays")
     for tensors in candidates:
+        if paper.recognised(tensors):
+            return tensors
         try:
             chosen(layout, shapes_of(tensors), "")
         except LayoutError:
@@ -154,23 +163,22 @@ def _translate(
     tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> tuple[VRNN, dict[str, Tensor]]:
     """The module that fits, freshly made, and its state dict."""
+    if layout == paper.NAME or (layout == "auto" and paper.recognised(tensors)):
+        return paper.module(tensors, arguments)
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
     structure = known.structure(shapes)
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {
-        **{name: getattr(spec, name) for name in _SHARED if name != "cond_to" or spec.cond_size},
+        **_shared(spec),
         "batch_first": known.batch_first,
         "dtype": like.dtype,
         **known.arguments(structure),
         **arguments,
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
-    theirs = {
-        name: tensors[own] if cut is None else torch.cat((tensors[own][:, cut:], tensors[own][:, :cut]), 1)
-        for (name, _), own, cut in zip(spec.parameters(), structure.names, structure.columns, strict=True)
-    }
+    theirs = {name: tensors[own] for (name, _), own in zip(spec.parameters(), structure.names, strict=True)}
     for ours, found in zip(model.spec.network("decoder").heads, spec.network("decoder").heads, strict=False):
         for layer, placeholder in zip(ours, found, strict=True):
             if layer.outputs != placeholder.outputs:

@@ -70,5 +70,5 @@ LAYOUT = Dynamical(
         ("gen_out",),
     ),
     optional=_NETWORKS,
-    traits=Traits("tanh", Std("log_variance", floor=0.0)),
+    traits=Traits("tanh", std=Std("log_variance", floor=0.0)),
 )

@@ -12,7 +12,7 @@ from .base import Layout, Objective, Run
 from .reading import LayoutError, Roles
 
 _ROLES = tuple(f.name for f in fields(Roles))
-_OPTIONS = ("activation", "batch_first", "lengths", "like", "noise", "outputs", "outside", "state", "std")
+_OPTIONS = ("activation", "batch_first", "columns", "lengths", "like", "noise", "outputs", "outside", "state", "std")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
       by running,
     - ``"noise"``: a function that fills (B, Z) with one step's noise in place, ``Tensor.normal_`` by default,
     - ``"activation"``: after hidden layers, where the modules do not tell,
+    - ``"columns"``: a mapping of ``"encoder"``, ``"prior"``, ``"decoder"`` or ``"cell"`` to the order of what it reads,
+      of ``"phi_x"``, ``"phi_z"``, ``"h"`` and ``"cond"``,
     - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
     - ``"batch_first"``: whether x is (B, T, X),
     - ``"lengths"``, ``"state"``: the names of forward's arguments for the rows' lengths and the state to start from,
@@ -68,6 +70,9 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
             raise LayoutError(f"layout[{name!r}] must be a function, got {layout[name]!r}")
     if "noise" in layout and "outputs" not in layout:
         raise LayoutError("layout['noise'] goes with layout['outputs']")
+    traits = {name: layout[name] for name in ("activation", "std") if name in layout}
+    if "columns" in layout:
+        traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
     written = None
     if "outputs" in layout:
         written = Written(layout["outputs"], layout.get("noise", Tensor.normal_))
@@ -77,7 +82,7 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
         title="the layout given",
         roles=replace(base.roles, **roles),
         batch_first=layout.get("batch_first", base.batch_first),
-        traits=replace(base.traits, **{name: layout[name] for name in ("activation", "std") if name in layout}),
+        traits=replace(base.traits, **traits),
         outside=(*base.outside, *layout.get("outside", ())),
         lengths=layout.get("lengths", ""),
         state=layout.get("state", ""),

@@ -25,7 +25,7 @@ _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
 
 
 Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
-Example: TypeAlias = Callable[[int, int], tuple[Tensor, ...]]
+Example: TypeAlias = Callable[[int, int], tuple[Any, ...]]
 
 
 class ProofError(RuntimeError):
@@ -129,19 +129,26 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
         ) from None
 
 
-def _inputs(arguments: tuple[Tensor, ...], twin: nn.Module) -> tuple[Tensor, ...]:
+def _inputs(arguments: tuple[Any, ...], twin: nn.Module) -> tuple[Any, ...]:
+    """Tensors in float64 where the model is; whatever else as it is."""
     device = next(twin.parameters()).device
-    return tuple(t.detach().to(device, torch.float64 if t.is_floating_point() else t.dtype) for t in arguments)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to(device, torch.float64 if value.is_floating_point() else value.dtype)
+
+    return tuple(map(moved, arguments))
 
 
 def _observe_original(
-    twin: nn.Module, inputs: tuple[Tensor, ...], objective: Objective, leave_out: Iterable[str] = ()
+    twin: nn.Module, inputs: tuple[Any, ...], objective: Objective, leave_out: Iterable[str] = ()
 ) -> Observed:
     try:
         with objective.repaired():
             return _observe(twin, inputs, leave_out)
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs if isinstance(t, Tensor))
         raise ProofError(
             f"the original's own forward fails in float64 on an input of shape {shapes} (another one can be given as "
             f"example=): {type(error).__name__}: {error}"
@@ -196,10 +203,10 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _observe(module: nn.Module, inputs: tuple[Tensor, ...], leave_out: Iterable[str] = ()) -> Observed:
+def _observe(module: nn.Module, inputs: tuple[Any, ...], leave_out: Iterable[str] = ()) -> Observed:
     """Run forward, and backward from a fixed mixture of all that it gave."""
     torch.manual_seed(_SEED + 1)
-    leaves = [t.clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    leaves = [t.clone().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in inputs]
     before = {name: id(value) for name, value in vars(module).items()}
     recorder = _Recorder()
     with recorder:
@@ -213,10 +220,8 @@ def _observe(module: nn.Module, inputs: tuple[Tensor, ...], leave_out: Iterable[
     for name, value in fields.items():
         if isinstance(value, Tensor) and value.requires_grad and name not in leave_out:
             total = total + (value * torch.randn(value.shape, generator=mixture).to(value.device)).sum().cpu()
-    wanted: dict[str, Tensor] = {
-        f"the gradient of {name}": p for name, p in module.named_parameters() if p.requires_grad
-    }
-    wanted |= {f"the gradient of input {i}": t for i, t in enumerate(leaves) if t.requires_grad}
+    named = [*module.named_parameters(), *((f"input {i}", t) for i, t in enumerate(leaves) if isinstance(t, Tensor))]
+    wanted = {f"the gradient of {name}": t for name, t in named if t.requires_grad}
     found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     return Observed(returned, left, recorder.draws, fields, dict(zip(wanted, found, strict=True)))
 

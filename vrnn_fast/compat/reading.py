@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..spec import Activation, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
@@ -51,6 +51,11 @@ class Roles:
         values = (value for value in vars(self).values())
         return tuple(p for v in values for p in ((v,) if isinstance(v, str) else v) if p)
 
+    def below(self, index: int) -> Roles:
+        """The paths of the sub-modules of this index."""
+        single = {name: path and f"{path}.{index}" for name, path in vars(self).items() if isinstance(path, str)}
+        return replace(self, **single, decoder_heads=tuple(f"{path}.{index}" for path in self.decoder_heads))
+
     def heads(self, network: str) -> tuple[str, ...]:
         """The paths of a network's heads."""
         if network == "decoder":
@@ -66,17 +71,19 @@ class Traits:
 
     Attributes:
         activation: after hidden layers.
+        activations: after those of single networks, where it is another one.
         std: of posterior and prior.
         residual: whether the encoder gives what the posterior's mean adds to the prior's.
         cond_to: the networks that see the conditioning input.
-        state_first: the networks whose input begins with the state instead of ending with it.
+        columns: of networks, or the cell, that read their sources in another order than those of this package.
     """
 
     activation: Activation = "relu"
+    activations: tuple[tuple[str, Activation], ...] = ()
     std: Std = _STD
     residual: bool = False
     cond_to: tuple[Conditioned, ...] = ()
-    state_first: tuple[str, ...] = ()
+    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,15 +93,13 @@ class Structure:
     Attributes:
         spec: the cell.
         names: the model's own name of each parameter, in the order of ``spec.parameters()``.
-        columns: by place there, where a weight's columns must be cut and its halves swapped.
-        hidden: the prefixes of the affine layers that an activation follows.
+        hidden: for each network the prefixes of the affine layers that an activation follows.
         heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
     """
 
     spec: CellSpec
     names: tuple[str, ...]
-    columns: tuple[int | None, ...]
-    hidden: tuple[str, ...]
+    hidden: tuple[tuple[str, tuple[str, ...]], ...]
     heads: tuple[str, ...]
 
 
@@ -158,6 +163,8 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
             head_layers=own.pop(),
             packed_heads=packed,
             activation=traits.activation,
+            activations=traits.activations,
+            columns=traits.columns,
             residual=traits.residual,
             std=traits.std,
             likelihood="external",
@@ -170,13 +177,10 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         raise LayoutError(f"{first}.weight has shape {_shape(shapes, f'{first}.weight')}: {error}") from error
 
     theirs: dict[str, str] = {}
-    turned: dict[str, int] = {}
     for name in _NETWORKS:
         network = spec.network(name)
         chains = zip((network.hidden, *network.heads), (networks[name], *heads[name]), strict=True)
         theirs |= {layer.prefix: prefix for ours, own_ in chains for layer, prefix in zip(ours, own_, strict=True)}
-        if name in traits.state_first:
-            turned |= {layer.weight: hidden_size for layer in network.first}
     names = []
     for name, shape in spec.parameters():
         owner, _, leaf = name.rpartition(".")
@@ -190,8 +194,7 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     return Structure(
         spec,
         tuple(names),
-        tuple(turned.get(name) for name, _ in spec.parameters()),
-        tuple(p for name in _NETWORKS for p in (*networks[name], *(q for head in heads[name] for q in head[:-1]))),
+        tuple((name, (*networks[name], *(p for head in heads[name] for p in head[:-1]))) for name in _NETWORKS),
         tuple(head[-1] for head in heads["decoder"]),
     )
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
+from ..model import VRNN
 from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
 from .proof import prove
 from .reading import LayoutError, Shapes
-from .tree import activation_of, parameter_shapes, shallow, vet
+from .tree import activations, parameter_shapes, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -29,7 +30,7 @@ def accelerate(
     *,
     layout: str | Mapping[str, Any] = "auto",
     mend: Collection[str] = (),
-    example: Tensor | tuple[Tensor, ...] | None = None,
+    example: Tensor | tuple[Any, ...] | None = None,
     backend: str = "auto",
 ) -> Module:
     """A module that computes what ``model`` computes, all time steps in one launch.
@@ -61,6 +62,8 @@ def accelerate(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, Accelerated):
         raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+    if isinstance(model, VRNN):
+        raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
     if backend not in executors.names():
         raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
     if isinstance(mend, str) or not isinstance(mend, Collection):
@@ -70,23 +73,25 @@ def accelerate(
 
     shapes = parameter_shapes(model)
     known = chosen(layout, shapes, _children(model))
-    structure = known.structure(shapes)
-    vet(model, structure.names, known.outside, str(known))
-    structure = known.structure(shapes, activation_of(model, structure.hidden, known.traits.activation, str(known)))
+    cells = known.structures(shapes)
+    vet(model, [name for cell in cells for name in cell.names], known.outside, str(known))
+    told = activations(model, (network for cell in cells for network in cell.hidden), str(known))
+    cells = known.structures(shapes, told)
+    features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
 
     def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
-        return Plan(known, structure, objective, frozenset(mended), backend, arguments, noise)
+        return Plan(known, cells, objective, frozenset(mended), backend, arguments, noise)
 
-    def inputs(steps: int, batch: int) -> tuple[Tensor, ...]:
+    def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
-        return known.example(model, structure.spec, steps, batch)
+        return known.example(model, features, steps, batch)
 
     proven = prove(
         model,
         lambda twin, objective, noise: build(twin, planned(objective, (), noise)),
-        known.objectives(model, structure) if known.written is None else iter((known.written,)),
+        known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
     )
     faults = proven.objective.faults

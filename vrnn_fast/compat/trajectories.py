@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..spec import CellSpec
 from .base import Layout, sequence
 from .reading import Roles, Structure, Traits
 
@@ -18,8 +17,8 @@ from .reading import Roles, Structure, Traits
 class Trajectories(Layout):
     """Its losses are found by running it."""
 
-    def example(self, model: nn.Module, spec: CellSpec, steps: int, batch: int) -> tuple[Tensor, ...]:
-        return (torch.rand(steps + 1, batch, spec.input_size),)
+    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
+        return (torch.rand(steps + 1, batch, features),)
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """``states`` (T + 1, B, X): each but the last conditions the next one."""

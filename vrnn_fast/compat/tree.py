@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.loss import _Loss
 from torch.nn.utils import parametrize
@@ -131,11 +131,13 @@ def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout:
     used = set(used)
     above = {owner for name in used for owner in _owners(name)} | {""}
     for path, module in model.named_modules():
+        if ".parametrizations" in path:
+            continue
         free = path.startswith(outside) if outside else False
         fault = _fault(module, path in above or free)
         if fault is not None:
             raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
-        if free or parametrize.is_parametrized(module) or "parametrizations" in path:
+        if free or parametrize.is_parametrized(module):
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
             name = f"{path}.{leaf}" if path else leaf
@@ -149,7 +151,7 @@ def _fault(module: nn.Module, holds: bool) -> str | None:
     if isinstance(module, (_DropoutNd, *_RECURRENT)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
-    if isinstance(module, _NormBase):
+    if isinstance(module, _BatchNorm):
         return ", which ties the sequences of a batch together: it is not run here"
     name, expected = _CONSTANTS.get(type(module), ("", None))
     if name and getattr(module, name) != expected:
@@ -159,38 +161,45 @@ def _fault(module: nn.Module, holds: bool) -> str | None:
     return ", a sub-module that {layout} does not know"
 
 
-def activation_of(model: nn.Module, hidden: Iterable[str], default: Activation, layout: str) -> Activation:
-    """The activation that follows every hidden layer, where ``nn.Sequential`` tells.
+def activations(
+    model: nn.Module, hidden: Iterable[tuple[str, tuple[str, ...]]], layout: str
+) -> tuple[tuple[str, Activation], ...]:
+    """The activation that follows the hidden layers of each network, where ``nn.Sequential`` tells.
 
     Raises:
         LayoutError: none follows, or they are not all the same.
     """
-    found: dict[str, Activation] = {}
-    for prefix in hidden:
-        parent, _, key = prefix.rpartition(".")
-        beside = model.get_submodule(parent)
-        if not isinstance(beside, nn.Sequential):
-            continue
-        names = list(beside._modules)
-        after = [
-            n for n in names[names.index(key) + 1 :] if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))
-        ]
-        module = beside._modules[after[0]] if after else None
-        kind = None if module is None else _ACTIVATIONS.get(type(module))
-        if kind is None:
-            what = "nothing" if module is None else f"{parent}.{after[0]}, {type(module).__name__}"
-            raise LayoutError(
-                f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} after {prefix}, found {what}"
-            )
-        found[f"{parent}.{after[0]}"] = kind
-    first = next(iter(found), None)
-    for path, kind in found.items():
-        if first is not None and kind != found[first]:
-            raise LayoutError(
-                f"{path} is {_class(kind)} and {first} is {_class(found[first])}: this release runs one activation for "
-                "all hidden layers"
-            )
-    return default if first is None else found[first]
+    found: dict[str, tuple[str, Activation]] = {}
+    for network, prefixes in hidden:
+        for prefix in prefixes:
+            told = _activation(model, prefix, layout)
+            if told is None:
+                continue
+            first = found.setdefault(network, told)
+            if told[1] != first[1]:
+                raise LayoutError(
+                    f"{first[0]} is {_class(first[1])} and {told[0]} is {_class(told[1])}: one activation for all "
+                    "hidden layers of a network is run here"
+                )
+    return tuple((network, kind) for network, (_, kind) in found.items())
+
+
+def _activation(model: nn.Module, prefix: str, layout: str) -> tuple[str, Activation] | None:
+    """The path and kind of the activation after an affine layer, or None where its owner does not tell."""
+    parent, _, key = prefix.rpartition(".")
+    beside = model.get_submodule(parent)
+    if not isinstance(beside, nn.Sequential):
+        return None
+    names = list(beside._modules)[list(beside._modules).index(key) + 1 :]
+    after = next((n for n in names if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))), None)
+    module = None if after is None else beside._modules[after]
+    kind = None if module is None else _ACTIVATIONS.get(type(module))
+    if kind is None:
+        what = "nothing" if module is None else f"{parent}.{after}, {type(module).__name__}"
+        raise LayoutError(
+            f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} after {prefix}, found {what}"
+        )
+    return f"{parent}.{after}", kind
 
 
 def _class(kind: Activation) -> str:
