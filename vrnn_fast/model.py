@@ -519,7 +519,7 @@ class VRNN(nn.Module):
 
     @property
     def _state_parts(self) -> int:
-        return 2 if self.spec.cell == "lstm" else 1
+        return self.spec.state_tensors // self.num_layers
 
     def _packed(self, state: Sequence[Tensor]) -> State:
         """(B, H) tensors, h of every layer and then c, as the caller sees them."""
