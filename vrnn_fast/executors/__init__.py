@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..spec import CellSpec
-from . import cpu, reference
+from . import cpu, reference, triton
 from .result import SequenceResult, StepResult
 
 __all__ = ["Backend", "Executor", "SequenceResult", "StepResult", "backends", "choose", "executors", "names", "select"]
@@ -72,7 +72,7 @@ class Executor(Protocol):
         """Run one time step: x (B, X), eps (B, Z), cond (B, C) of any strides, state of (num_layers, B, H) tensors."""
 
 
-executors: tuple[Executor, ...] = (cpu, reference)
+executors: tuple[Executor, ...] = (cpu, reference, triton)
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
 
