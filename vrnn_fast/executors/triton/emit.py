@@ -27,19 +27,20 @@ from vrnn_fast.executors.triton import functions as on
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
 
 
-def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...]) -> str:
+def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool) -> str:
     """The source of the forward kernel.
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
         stored: the buffers that it writes.
+        ahead: whether a step reads what the next one needs from memory.
     """
-    return _Forward(plan, resident, stored).source()
+    return _Forward(plan, resident, ahead, stored).source()
 
 
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool) -> str:
+def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool) -> str:
     """The source of the reverse kernel; with a gradient that reaches z from outside, and one wanted of eps, or not."""
-    return _Backward(plan, resident, on_z, on_eps).source()
+    return _Backward(plan, resident, ahead, on_z, on_eps).source()
 
 
 def deviation(std: Std) -> str:
@@ -56,9 +57,10 @@ class _Kernel:
 
     plan: Plan
     resident: frozenset[int]
+    ahead: bool
     pointers: dict[str, None] = field(default_factory=dict)
     once: list[str] = field(default_factory=list)
-    ahead: list[tuple[str, str, Tile]] = field(default_factory=list)
+    loads: list[tuple[str, str, Tile]] = field(default_factory=list)
     step: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
@@ -75,7 +77,7 @@ class _Kernel:
         """Read a tile at the start of a step, once."""
         if variable not in self.known:
             self.known.add(variable)
-            self.ahead.append((variable, self.pointer(prefix, tile.buffer), tile))
+            self.loads.append((variable, self.pointer(prefix, tile.buffer), tile))
 
     def store(self, prefix: str, tile: Tile, variable: str) -> None:
         pointer = self.pointer(prefix, tile.buffer)
@@ -108,8 +110,9 @@ class _Kernel:
         lines += [f"    {line}" for line in self.last]
         return "\n".join(lines) + "\n"
 
-    def begin(self, first: str, t: str, following: str) -> None:
+    def begin(self, first: str, t: str, then: str) -> None:
         """The lines that find a program's rows, and the loads of the first step, with those of the next in the loop."""
+        loads = [(v, f"on.load({p}, {{row}}, {{active}}, {self.columns(tile)})") for v, p, tile in self.loads]
         self.once = [
             "b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)",
             "inside = b < batch",
@@ -119,27 +122,23 @@ class _Kernel:
             "    length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)",
             "longest = tl.max(length)",
             *self.once,
-            f"t = {first}",
-            "active = on.running(t, length)",
-            "row = tl.cast(t, tl.int64) * batch + b",
-            *(f"next_{v} = on.load({p}, row, active, {self.columns(tile)})" for v, p, tile in self.ahead),
         ]
-        self.step = [
-            f"t = {t}",
-            "active = on.running(t, length)",
-            "row = tl.cast(t, tl.int64) * batch + b",
-            *(f"{v} = next_{v}.to(tl.float32)" for v, _, _ in self.ahead),
-            f"t_next = {following}",
-            "row_next = tl.cast(t_next, tl.int64) * batch + b",
-            "active_next = on.running(t_next, length)",
-            *(f"next_{v} = on.load({p}, row_next, active_next, {self.columns(tile)})" for v, p, tile in self.ahead),
-            *self.step,
-        ]
+        this, following = {"row": "row", "active": "active"}, {"row": "row_next", "active": "active_next"}
+        step = [f"t = {t}", *_rows_of("t", "row", "active")]
+        if self.ahead:
+            self.once += [f"t = {first}", *_rows_of("t", "row", "active")]
+            self.once += [f"next_{v} = {load.format(**this)}" for v, load in loads]
+            step += [f"{v} = next_{v}.to(tl.float32)" for v, _ in loads]
+            step += _rows_of(then, "row_next", "active_next")
+            step += [f"next_{v} = {load.format(**following)}" for v, load in loads]
+        else:
+            step += [f"{v} = {load.format(**this)}.to(tl.float32)" for v, load in loads]
+        self.step = step + self.step
 
 
 class _Forward(_Kernel):
-    def __init__(self, plan: Plan, resident: frozenset[int], stored: tuple[str, ...]) -> None:
-        super().__init__(plan, resident)
+    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool, stored: tuple[str, ...]) -> None:
+        super().__init__(plan, resident, ahead)
         self.stored = stored
 
     def source(self) -> str:
@@ -227,8 +226,8 @@ class _Forward(_Kernel):
 
 
 class _Backward(_Kernel):
-    def __init__(self, plan: Plan, resident: frozenset[int], on_z: bool, on_eps: bool) -> None:
-        super().__init__(plan, resident)
+    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool, on_z: bool, on_eps: bool) -> None:
+        super().__init__(plan, resident, ahead)
         self.on_z, self.on_eps = on_z, on_eps
         self.stored: set[Tile] = set()
 
@@ -332,6 +331,11 @@ class _Backward(_Kernel):
                         self.step.append(f"{names}, d_{c.name} = on.lstm_backward({given})")
                     else:
                         self.step.append(f"{names} = {d}")
+
+
+def _rows_of(t: str, row: str, active: str) -> list[str]:
+    """The lines that find the rows of a step."""
+    return [f"{active} = on.running({t}, length)", f"{row} = tl.cast({t}, tl.int64) * batch + b"]
 
 
 def _written(stage: object) -> tuple[Slice, ...]:

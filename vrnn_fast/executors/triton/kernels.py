@@ -20,16 +20,17 @@ from .tuning import Config, cache_directory, resident_matrices
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...]) -> Any:
     """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`."""
-    cut = plan(spec, config.widest, config.tight)
-    source = emit.forward(cut, resident_matrices(cut, config, itemsize), stored)
+    cut = plan(spec, config.widest)
+    source = emit.forward(cut, resident_matrices(cut, config, itemsize), stored, ahead=config.ahead)
     return getattr(module(source), emit.FORWARD)
 
 
 @lru_cache(maxsize=256)
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Any:
     """The reverse kernel; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
-    cut = plan(spec, config.widest, config.tight)
-    source = emit.backward(cut, resident_matrices(cut, config, itemsize), on_z=on_z, on_eps=on_eps)
+    cut = plan(spec, config.widest)
+    resident = resident_matrices(cut, config, itemsize)
+    source = emit.backward(cut, resident, on_z=on_z, on_eps=on_eps, ahead=config.ahead)
     return getattr(module(source), emit.BACKWARD)
 
 

@@ -63,7 +63,7 @@ class Batch:
         x = inputs.x
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.config = tuning.choose(spec, x.dtype, x.device)
-        self.plan = plan(spec, self.config.widest, self.config.tight)
+        self.plan = plan(spec, self.config.widest)
         self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
         self.real: Tensor | None = None
         if self.lengths is not None:
@@ -169,7 +169,10 @@ def forward(
     rows.run(cut.program.after)
 
     def result(part: Slice, wanted: bool = True) -> Tensor:
-        return call.result(rows.view(rows.value, part)) if wanted else like.new_empty((0, 0, part.width))
+        if not wanted:
+            return like.new_empty((0, 0, part.width))
+        whole = rows.value[part.buffer]
+        return call.result(whole if whole.shape[1] == part.width else rows.view(rows.value, part).clone())
 
     def half(part: Slice) -> Slice:
         return Slice(part.buffer, part.start, spec.latent_size)

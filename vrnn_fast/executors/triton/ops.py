@@ -79,7 +79,7 @@ def _fake_forward(
     want_raw: bool,
 ) -> tuple[Any, ...]:
     cell, (steps, batch) = decode(spec), x.shape[:2]
-    cut = plan(cell, 128, False)
+    cut = plan(cell, 128)
 
     def per_step(width: int, wanted: bool = True) -> Tensor:
         return x.new_empty((steps, batch, width) if wanted else (0, 0, width))

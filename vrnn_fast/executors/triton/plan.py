@@ -36,18 +36,9 @@ def padded(width: int) -> int:
     return max(LEAST, 1 << (width - 1).bit_length())
 
 
-def pieces(width: int, widest: int, tight: bool) -> tuple[int, ...]:
-    """``width`` columns as the widths of tiles; ``tight`` has more of them and less padding."""
-    if width == 0:
-        return ()
-    power = 1 << (width.bit_length() - 1)
-    if padded(width) > widest:
-        power = widest
-    elif not tight or power < LEAST or power == width:
-        return (width,)
-    split = (power, *pieces(width - power, widest, tight))
-    less = sum(map(padded, split)) < padded(width)
-    return split if less or padded(width) > widest else (width,)
+def pieces(width: int, widest: int) -> tuple[int, ...]:
+    """``width`` columns as the widths of tiles."""
+    return tuple(min(widest, width - start) for start in range(0, width, widest))
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,7 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def plan(spec: CellSpec, widest: int, tight: bool) -> Plan:
+def plan(spec: CellSpec, widest: int) -> Plan:
     """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure."""
     program = partition(spec)
     cuts: dict[str, set[int]] = {}
@@ -206,7 +197,7 @@ def plan(spec: CellSpec, widest: int, tight: bool) -> Plan:
     for buffer, at in cuts.items():
         edges, cut = sorted(at), []
         for start, end in pairwise(edges):
-            for width in pieces(end - start, widest, tight):
+            for width in pieces(end - start, widest):
                 cut.append(Tile(buffer, start, width))
                 start += width
         tiles[buffer] = tuple(cut)

@@ -42,14 +42,14 @@ class Config:
         rows: of the batch in one program, a power of two from 16 on.
         warps: of one program.
         widest: columns of the widest tile, a power of two.
-        tight: whether a width is cut into more tiles where that pads less.
+        ahead: whether a step reads what the next one needs from memory, in registers that it needs for that.
         resident: bytes of weights that are loaded once; the others are read from the second-level cache in every step.
     """
 
     rows: int
     warps: int
     widest: int
-    tight: bool
+    ahead: bool
     resident: int
 
 
@@ -57,8 +57,8 @@ def candidates(chip: Chip) -> tuple[Config, ...]:
     """All configurations to choose from, the first one that fits being what runs untuned."""
     shared = chip.shared
     return tuple(
-        Config(rows, warps, widest, tight, resident)
-        for resident, rows, widest, tight, warps in product((shared, 0), (16, 32), (128, 64), (False, True), (4, 8))
+        Config(rows, warps, widest, ahead, resident)
+        for resident, rows, widest, ahead, warps in product((shared, 0), (16, 32), (128, 64), (True, False), (4, 8))
     )
 
 
