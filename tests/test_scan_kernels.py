@@ -31,9 +31,27 @@ GAUSSIAN: dict[str, Any] = {
     "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)),
     "output_std": Std(floor=1e-3),
 }
-RAGGED = [2, 3, 0]
+RAGGED = [1, 2, 0]
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+
+
+@pytest.fixture(autouse=True)
+def patched_once() -> Iterator[None]:
+    """The interpreter patches the language at every call of a function, which takes longer than the call."""
+    if not triton._INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    own = InterpretedFunction.__call__
+
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        function = own if self.fn.__module__.startswith("triton.") else lambda s, *a, **o: s.rewrite()(*a, **o)
+        return function(self, *arguments, **options)
+
+    with mock.patch.object(InterpretedFunction, "__call__", call):
+        yield
 
 
 def on_device(*tensors: Any) -> Iterator[Any]:
@@ -53,8 +71,8 @@ def run(
 here = SimpleNamespace(run=run)
 
 
-def check(spec: CellSpec, steps: int = 3, batch: int = 3, lengths: list[int] | None = None, **options: Any) -> None:
-    options = {"dtype": torch.float32, "draws": 3} | options
+def check(spec: CellSpec, steps: int = 2, batch: int = 3, lengths: list[int] | None = None, **options: Any) -> None:
+    options = {"dtype": torch.float32, "draws": 2} | options
     assert_obeys_the_law(spec, steps, batch, lengths, executor=here, **options)
 
 
@@ -93,16 +111,15 @@ def test_the_whole_family(member: str) -> None:
     check(cell(**FAMILY[member]), lengths=RAGGED, recompute=len(member) % 2 == 1)
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
-def test_resets_and_masks(kind: str, likelihood: dict[str, Any]) -> None:
-    check(cell(cell=kind, num_layers=2, encoder=(8,), **likelihood), 4, lengths=[4, 2, 3], resets=True, mask=True)
+@pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
+def test_resets_and_masks(options: dict[str, Any]) -> None:
+    check(cell(**options), 3, lengths=[3, 2, 3], resets=True, mask=True)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 17, 3, 1), (1, 33, 17, 17), (2, 3, 33, 33), (17, 1, 3, 3)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 3, 1), (1, 33, 17, 17), (2, 3, 33, 33), (17, 1, 3, 3)])
 def test_odd_sizes(sizes: tuple[int, int, int, int]) -> None:
     steps, batch, hidden, latent = sizes
-    check(CellSpec(3, hidden, latent, phi_z=(3,), encoder=(hidden,)), steps, batch, draws=6 if batch == 1 else 3)
+    check(CellSpec(3, hidden, latent, phi_z=(3,)), steps, batch, draws=1 if steps > 2 else 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -139,7 +156,7 @@ CONFIGS = {
 
 @contextmanager
 def configured(config: Config) -> Iterator[None]:
-    with mock.patch.object(tuning, "choose", lambda *_: config):
+    with mock.patch.object(tuning, "choose", return_value=config):
         yield
 
 
@@ -147,7 +164,7 @@ def configured(config: Config) -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
     with configured(CONFIGS[name]):
-        check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=2)
+        check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
 
 
 # ---- memory
@@ -174,7 +191,7 @@ def poisoned(bands: list[Tensor]) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_nothing_is_read_unwritten_nor_written_outside(kind: str, lengths: list[int] | None, recompute: bool) -> None:
     options = {"resets": lengths is not None, "mask": lengths is not None}
-    problem = Problem.draw(cell(cell=kind, num_layers=2, **DEEP), 3, 3, lengths, **options)
+    problem = Problem.draw(cell(cell=kind, num_layers=2, **DEEP), 2, 3, lengths, **options)
     expected = problem.run(here, torch.float32, recompute=recompute)
     bands: list[Tensor] = []
     allocate, own = poisoned(bands), triton.run
@@ -207,7 +224,7 @@ class _Guard(torch.autograd.Function):
 
 
 def test_padding_never_reaches_a_result() -> None:
-    problem = Problem.draw(cell(**DEEP, cond_size=2), 3, 3, RAGGED)
+    problem = Problem.draw(cell(**DEEP, cond_size=2), 2, 3, RAGGED)
     expected = problem.run(here, torch.float32)
     for b, n in enumerate(RAGGED):
         for name in ("x", "eps", "cond"):
@@ -240,7 +257,7 @@ def test_strides_of_either_layout() -> None:
 
 
 def test_repeats_are_equal_to_the_last_bit() -> None:
-    problem = Problem.draw(cell(**DEEP), 3, 17, [3, 1, 2] * 5 + [0, 3])
+    problem = Problem.draw(cell(**DEEP), 2, 17, [2, 1, 2] * 5 + [0, 1])
     first = problem.run(here, torch.float32)
     for name, t in problem.run(here, torch.float32).items():
         assert torch.equal(t, first[name]), name
@@ -251,7 +268,7 @@ def test_repeats_are_equal_to_the_last_bit() -> None:
 
 def test_launches_do_not_grow_with_time() -> None:
     """Neither ours, whose counter also proves what ran, nor torch's."""
-    spec, grown = cell(hidden_size=3, latent_size=1, **NO_Z), []
+    spec, grown = cell(hidden_size=3, **NO_Z), []
     Problem.draw(spec, 2, 2).run(here, torch.float32)
     for steps in (2, 64):
         before = launch.launches.copy()
@@ -291,12 +308,10 @@ def test_a_module_trains_steps_and_generates() -> None:
         out.loss.backward()
     for a, b in zip(own.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    state = own.init_state(4)
-    for m in (own, plain):
-        step = m.step(x[0], state, eps=eps[0])
-        torch.testing.assert_close(step.nll, found[1].nll[0], check_device=False) if m is plain else None
+    steps = [m.step(x[0], own.init_state(4), eps=eps[0]) for m in (own, plain)]
+    torch.testing.assert_close(steps[0], steps[1])
     assert own.generate(3, prefix=x, lengths=lengths)[0].shape == (3, 4, 5)
-    assert own.explain().startswith("triton: the scan is 1 Triton launch")
+    assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
 
 
 def test_it_is_asked_for_by_name() -> None:
@@ -317,17 +332,13 @@ def test_a_compiled_training_step_equals_eager() -> None:
         return out.loss
 
     compiled = torch.compile(step, fullgraph=True, backend="inductor" if DEVICE.type == "cuda" else "aot_eager")
-    gradients = []
+    given, gradients = batch(), []
     for function in (step, compiled):
         own.zero_grad()
-        function(*batch_of_zero).backward()
+        function(*given).backward()
         gradients.append([p.grad.clone() for p in own.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
-
-
-torch.manual_seed(0)
-batch_of_zero = batch()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,8 @@ from ...partition import Keep
 from ...spec import CellSpec
 from ..reference import step_of_run
 from ..result import SequenceResult, StepResult
-from . import ops
+from . import ops, tuning
+from .plan import plan
 
 name = "triton"
 verified = "in the interpreter; not yet on a GPU"
@@ -45,12 +46,29 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    return None
+    reason: str | None = _misfit(spec, x.dtype.itemsize, x.device)
+    return reason
 
 
 def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
-    return "the scan is 1 Triton launch forward and 1 backward, all else dense torch operations, whatever T is"
+    chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
+    places = ", ".join(f"{_weights(spec, size, chip)} in {bits}" for size, bits in ((2, "16 bits"), (4, "float32")))
+    return f"the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is; {places}"
+
+
+def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip) -> str:
+    """Where the weights of the scan are while it runs, in words."""
+    found = tuning.candidates(spec, itemsize, chip)
+    if not found:
+        return "no configuration fits"
+    cut = plan(spec, found[0].widest)
+    loaded = tuning.resident(cut, found[0], itemsize)
+    sizes = {m.number: tuning.weight_bytes(cut, m, itemsize) for m in cut.matrices}
+    streamed = sum(size for number, size in sizes.items() if number not in loaded)
+    if not streamed:
+        return "all weights stay on the chip"
+    return f"{streamed >> 10} of {sum(sizes.values()) >> 10} KB of weights are read from the L2 cache in every step"
 
 
 def run(
@@ -103,6 +121,11 @@ def step(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _text(spec: CellSpec) -> str:
     return ops.encode(spec)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _misfit(spec: CellSpec, itemsize: int, device: torch.device) -> str | None:
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

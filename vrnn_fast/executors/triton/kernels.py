@@ -14,14 +14,14 @@ from typing import Any
 from ...spec import CellSpec
 from . import emit
 from .plan import plan
-from .tuning import Config, cache_directory, resident_matrices
+from .tuning import Config, cache_directory, resident
 
 
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...]) -> Any:
     """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`."""
     cut = plan(spec, config.widest)
-    source = emit.forward(cut, resident_matrices(cut, config, itemsize), stored, ahead=config.ahead)
+    source = emit.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead)
     return getattr(module(source), emit.FORWARD)
 
 
@@ -29,8 +29,8 @@ def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ..
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Any:
     """The reverse kernel; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
     cut = plan(spec, config.widest)
-    resident = resident_matrices(cut, config, itemsize)
-    source = emit.backward(cut, resident, on_z=on_z, on_eps=on_eps, ahead=config.ahead)
+    loaded = resident(cut, config, itemsize)
+    source = emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=config.ahead)
     return getattr(module(source), emit.BACKWARD)
 
 

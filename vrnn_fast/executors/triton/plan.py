@@ -88,7 +88,7 @@ class Matrix:
         return -(-size // LEAST) * LEAST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What the kernels of one cell's scan hold, load and store.
 

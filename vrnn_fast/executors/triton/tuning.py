@@ -1,37 +1,42 @@
 """Every tuning decision, and the arithmetic behind it in plain functions. Nothing here imports triton.
 
-A choice belongs to a structure (cell, dtype, chip), never to T or B.
+A choice belongs to a structure (cell, dtype, chip), never to T or B. Untuned, the first candidate runs; :func:`tune`
+measures them all on a GPU and writes the fastest to disk, where the next process finds it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...spec import CellSpec
-from .plan import Plan
+from .plan import Matrix, Plan, plan
+
+MOST_REGISTERS = 255  # of a thread
+MOST_ESTIMATED = 320  # a cell that would want more is refused; up to here the compiler spills a few hundred bytes
+MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What one program may use: bytes of shared memory, and 32-bit registers of all its threads."""
+    """A GPU: bytes of shared memory that one program may use, and threads of a warp."""
 
     name: str
     shared: int
-    registers: int = 65536
+    lanes: int = 32
 
 
-CHIPS = {
-    "sm_80": Chip("sm_80", 166912),
-    "sm_90": Chip("sm_90", 232448),
-    "gfx942": Chip("gfx942", 65536, 131072),
-}
+CHIPS = {chip.name: chip for chip in (Chip("sm_80", 166912), Chip("sm_90", 232448), Chip("gfx942", 65536, 64))}
 
 
 @dataclass(frozen=True)
@@ -41,40 +46,144 @@ class Config:
     Attributes:
         rows: of the batch in one program, a power of two from 16 on.
         warps: of one program.
-        widest: columns of the widest tile, a power of two.
-        ahead: whether a step reads what the next one needs from memory, in registers that it needs for that.
-        resident: bytes of weights that are loaded once; the others are read from the second-level cache in every step.
+        widest: columns of the widest tile, a power of two from 16 on.
+        ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
+        shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
     """
 
     rows: int
     warps: int
     widest: int
     ahead: bool
-    resident: int
+    shared: int
 
 
-def candidates(chip: Chip) -> tuple[Config, ...]:
-    """All configurations to choose from, the first one that fits being what runs untuned."""
-    shared = chip.shared
-    return tuple(
-        Config(rows, warps, widest, ahead, resident)
-        for resident, rows, widest, ahead, warps in product((shared, 0), (16, 32), (128, 64), (True, False), (4, 8))
+def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
+    """Of one matrix on the chip, padded."""
+    target, source = (sum(t.padded for t in cut.tiles_of(s)) for s in (matrix.stage.target, matrix.stage.source))
+    return target * source * itemsize
+
+
+def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
+    """At most what passes through shared memory at a time: a tile of streamed weights, and one of values."""
+    tiles = [t.padded for of in cut.tiles.values() for t in of]
+    streamed = [
+        target.padded * source.padded * itemsize
+        for m in matrices
+        for target, source in product(cut.tiles_of(m.stage.target), cut.tiles_of(m.stage.source))
+    ]
+    return rows * max(tiles) * 4 + max(streamed, default=0)
+
+
+@lru_cache(maxsize=1024)
+def resident(cut: Plan, config: Config, itemsize: int) -> frozenset[int]:
+    """The numbers of the matrices that are loaded once: from the first on, as many as fit beside the staging."""
+    found: frozenset[int] = frozenset()
+    for matrix in cut.matrices:
+        more = found | {matrix.number}
+        if shared_bytes(cut, config.rows, itemsize, more) <= config.shared:
+            found = more
+    return found
+
+
+def shared_bytes(cut: Plan, rows: int, itemsize: int, loaded: frozenset[int]) -> int:
+    """At most the shared memory of a program whose ``loaded`` matrices stay there."""
+    weights = sum(weight_bytes(cut, m, itemsize) for m in cut.matrices if m.number in loaded)
+    streamed = (m for m in cut.matrices if m.number not in loaded)
+    return weights + staging_bytes(cut, streamed, rows, itemsize)
+
+
+def products(cut: Plan) -> int:
+    """Small products in a kernel's step."""
+    return sum(len(cut.tiles_of(m.stage.target)) * len(cut.tiles_of(m.stage.source)) for m in cut.matrices)
+
+
+def registers(cut: Plan, config: Config, chip: Chip) -> int:
+    """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
+
+    def columns_of(*names: str) -> int:
+        return sum(t.padded for name in names for t in cut.tiles.get(name, ()))
+
+    columns = columns_of(*cut.states) + columns_of(*cut.given, "eps") * (2 if config.ahead else 1)
+    return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
+
+
+def candidates(spec: CellSpec, itemsize: int, chip: Chip) -> tuple[Config, ...]:
+    """The configurations that a cell may be run in, the best guess first; empty where none fits."""
+    found = []
+    warps_of = (256 // chip.lanes, 128 // chip.lanes)
+    for rows, warps, widest, ahead in product((16, 32), warps_of, (64, 128), (True, False)):
+        config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest)
+        if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
+            continue
+        if registers(cut, config, chip) <= (MOST_REGISTERS if ahead else MOST_ESTIMATED):
+            found.append(config)
+    return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest), c, chip) > MOST_REGISTERS))
+
+
+def misfit(spec: CellSpec, itemsize: int, chip: Chip) -> str | None:
+    """None, or why no configuration fits this cell."""
+    if candidates(spec, itemsize, chip):
+        return None
+    cut = plan(spec, 128)
+    least = registers(cut, Config(16, 8, 128, False, chip.shared), chip)
+    return (
+        f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
+        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED} are compiled"
     )
 
 
 def choose(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> Config:
-    return candidates(CHIPS["sm_90"])[0]
+    """The tuned configuration if there is one, else the first candidate.
+
+    Raises:
+        ValueError: no configuration fits.
+    """
+    return _chosen(spec, dtype, chip_of(device))
 
 
-def resident_matrices(cut: Plan, config: Config, itemsize: int) -> frozenset[int]:
-    """The numbers of the matrices that are loaded once: as many, from the first on, as the configuration has bytes."""
-    found, used = [], 0
-    for matrix in cut.matrices:
-        target, source = (sum(t.padded for t in cut.tiles_of(s)) for s in (matrix.stage.target, matrix.stage.source))
-        used += target * source * itemsize
-        if used <= config.resident:
-            found.append(matrix.number)
-    return frozenset(found)
+@lru_cache(maxsize=256)
+def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Config:
+    found = candidates(spec, dtype.itemsize, chip)
+    if not found:
+        raise ValueError(misfit(spec, dtype.itemsize, chip))
+    tuned = _read(spec, dtype, chip)
+    return tuned if tuned in found else found[0]
+
+
+def tune(spec: CellSpec, dtype: torch.dtype, device: torch.device, seconds: Callable[[Config], float]) -> Config:
+    """Measure every candidate by ``seconds``, remember the fastest on disk, and use it from now on."""
+    chip = chip_of(device)
+    best = min(candidates(spec, dtype.itemsize, chip), key=seconds)
+    path = _record(spec, dtype, chip)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        json.dump(asdict(best), file)
+    os.replace(file.name, path)
+    _chosen.cache_clear()
+    return best
+
+
+def _record(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Path:
+    key = hashlib.sha256(f"{spec} {dtype} {chip}".encode()).hexdigest()[:16]
+    return cache_directory() / f"tuned_{key}.json"
+
+
+def _read(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Config | None:
+    try:
+        return Config(**json.loads(_record(spec, dtype, chip).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one of another version
+        return None
+
+
+@cache
+def chip_of(device: torch.device) -> Chip:
+    """The chip of a device; where there is none, in the interpreter, that of an H100."""
+    if device.type != "cuda":
+        return CHIPS["sm_90"]
+    properties: Any = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Chip(properties.gcnArchName.partition(":")[0], properties.shared_memory_per_block, properties.warp_size)
+    return Chip(f"sm_{properties.major}{properties.minor}", properties.shared_memory_per_block_optin)
 
 
 @cache
