@@ -14,7 +14,7 @@ from .likelihoods import (
     ItakuraSaito,
     Likelihood,
 )
-from .model import VRNN, VRNNOutput, VRNNStep
+from .model import VRNN, VRNNOutput, VRNNRollOut, VRNNStep
 from .spec import Std
 from .stream import Stream, StreamStep
 
@@ -38,6 +38,7 @@ __all__ = [
     "Stream",
     "StreamStep",
     "VRNNOutput",
+    "VRNNRollOut",
     "VRNNStep",
     "__version__",
     "accelerate",

@@ -81,6 +81,22 @@ class VRNNStep(NamedTuple):
     state: State
 
 
+class VRNNRollOut(NamedTuple):
+    """What the prior alone makes of a state. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``.
+
+    Attributes:
+        latent: (T, B, Z) z_t = prior mean + prior std * eps.
+        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, x_t being what the decoder expects.
+        prediction: the parameters of p(x_t | z_<=t, x_<t), in the form of ``VRNNOutput.prediction``.
+        state: the state after the last step, in the form of ``VRNNOutput.state``.
+    """
+
+    latent: Tensor
+    prior: MeanStd
+    prediction: Any
+    state: State
+
+
 class VRNN(nn.Module):
     """A variational recurrent network (Chung et al. 2015, "A Recurrent Latent Variable Model for Sequential Data").
 
@@ -278,7 +294,7 @@ class VRNN(nn.Module):
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
         checks.generator(generator, x.device)
         if eps is None:
-            eps = torch.randn(steps, batch, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+            eps = _noise((steps, batch, self.latent_size), x, generator)
         else:
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
@@ -447,6 +463,43 @@ class VRNN(nn.Module):
                 state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
                 samples.append(x)
         return self._outer(torch.stack(samples)), self._packed(state)
+
+    def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
+        """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
+
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        number of times; :meth:`generate` draws samples and has no gradients.
+
+        Args:
+            eps: (T, B, Z) standard normal noise of z.
+            state: to start from, as in :meth:`forward`.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        eps = self._sequence("eps", eps, None, None, ("Z", self.latent_size), like)
+        after = _layers(self._start(state, eps.shape[1], like))
+        cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
+        cell, steps = Cell(self.spec, parameters), []
+        with full_precision(like.device):
+            for t in range(eps.shape[0]):
+                h, cond_t = cell.top(after), None if cond is None else cond[t]
+                prior = cell.prior(h, cond_t)
+                z = prior.mean + prior.std * eps[t]
+                phi_z = cell.phi_z(z)
+                raw = cell.decoder(phi_z, h, cond_t)
+                after = cell.recur(cell.phi_x(self.likelihood.mean(raw)), phi_z, after, cond_t)
+                steps.append((z, *prior, raw))
+        z, mean, std, raw = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
+        return VRNNRollOut(
+            latent=self._outer(z),
+            prior=MeanStd(self._outer(mean), self._outer(std)),
+            prediction=_each(self._outer, self.likelihood.prediction(raw)),
+            state=self._packed(after),
+        )
 
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
@@ -643,6 +696,13 @@ def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _pair(state: Sequence[Tensor]) -> State:
     """The one tensor of a state, or the pair of an LSTM's."""
     return state[0] if len(state) == 1 else (state[0], state[1])
+
+
+def _noise(size: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of the dtype and on the device of ``like``."""
+    if generator is None:  # not named: traced with sizes that vary, torch takes no None
+        return torch.randn(size, dtype=like.dtype, device=like.device)
+    return torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
