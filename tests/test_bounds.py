@@ -284,6 +284,19 @@ def test_no_weight_at_all_is_minus_infinity() -> None:
         torch.testing.assert_close(found, torch.tensor([math.log(0.5), -torch.inf]))
 
 
+def test_compiled_without_a_break_at_any_size(executor: str) -> None:
+    model = VRNN(X, H, Z, backend=executor)
+    compiled = torch.compile(model.bound, fullgraph=True, dynamic=True, backend="eager")
+    drawn: list[Tensor] = []
+    for bound in (model.bound, compiled):
+        torch.manual_seed(1)
+        drawn.append(bound(torch.ones(2, 3, X), "iwae", 4))
+    torch.testing.assert_close(drawn[1], drawn[0])
+    eps, uniforms = (t.float() for t in noise(steps=2))
+    given = torch.ones(2, B, X), "fivo", N, LENGTHS.clamp(max=2), None, eps, uniforms
+    torch.testing.assert_close(compiled(*given), model.bound(*given))
+
+
 def test_explain_tells_how_the_filter_runs(executor: str) -> None:
     assert "fivo: step by step, " in VRNN(X, H, Z, backend=executor).explain()
 

@@ -150,7 +150,7 @@ def uniforms(
     (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.
     """
     each = 1 if resampling == "systematic" else particles
-    drawn = torch.rand(steps, batch, each, generator=generator, dtype=like.dtype, device=like.device)
+    drawn = like.new_empty((steps, batch, each)).uniform_(generator=generator)
     if resampling == "multinomial":
         return drawn
     return (torch.arange(particles, dtype=like.dtype, device=like.device) + drawn) / particles

@@ -593,8 +593,8 @@ class VRNN(nn.Module):
                 checks.finite("cond", inputs.cond, real, swap=self.batch_first)
 
     def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Standard normal noise (*rows, Z)."""
-        return torch.randn(*rows, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+        """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
+        return x.new_empty((*rows, self.latent_size)).normal_(generator=generator)
 
     def _run(
         self,
