@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
@@ -12,8 +12,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from . import checks, executors, layout
+from . import bounds, checks, executors, layout
 from .executors.reference import Cell, full_precision, stacked
+from .inputs import Inputs
 from .likelihoods import (
     GaussianComponents,
     Likelihood,
@@ -265,80 +266,129 @@ class VRNN(nn.Module):
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = self._reader(self)
-        like = parameters[0]
-        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
-        steps, batch = x.shape[0], x.shape[1]
-        if lengths is not None:
-            lengths = checks.lengths(lengths, steps, batch)
-        start = _layers(self._start(state, batch, like))
+        inputs = self._inputs(parameters[0], x, lengths, state, cond, resets, mask, mask_inputs)
+        steps, batch = inputs.x.shape[:2]
         checks.number("beta", beta, zero=True)
         checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
             checks.number("normalizer", normalizer, zero=False)
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
-        checks.generator(generator, x.device)
+        checks.generator(generator, inputs.x.device)
         if eps is None:
-            eps = torch.randn(steps, batch, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+            eps = self._noise((steps, batch), inputs.x, generator)
         else:
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
-        real = None if lengths is None else _real(lengths, steps, x.device)
-        cond = self._condition(cond, steps, batch, like)
-        if resets is not None:
-            resets = self._flags("resets", resets, steps, batch, None, like)
-        if mask is not None:
-            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
-            if self.spec.likelihood == "external":
-                raise ValueError(
-                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
-                )
-        if mask_inputs:
-            if mask is None:
-                raise ValueError("mask_inputs needs a mask")
-            x = torch.where(mask, x, torch.zeros_like(x))
-        if self.check:
-            checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
-            if cond is not None:
-                checks.finite("cond", cond, real, swap=self.batch_first)
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
+        real = inputs.real
+        self._check(inputs, real)
 
-        executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
-        external = self.spec.likelihood == "external"
-        with full_precision(like.device):
-            result = executor.run(
-                self.spec,
-                parameters,
-                x,
-                eps,
-                lengths,
-                start,
-                cond=cond,
-                resets=resets,
-                mask=mask,
-                recompute=self.recompute,
-                want_prior="prior" in outputs,
-                want_raw=external or "prediction" in outputs,
-            )
-        nll, kl, raw = result.nll, result.kl, result.raw
-        if external:
-            nll = _at_real(real, -self.likelihood.log_prob(cast(Tensor, raw), _with_frames(x, real, lengths)))
+        executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
+        result, nll = self._run(executor, parameters, inputs, eps, real, outputs)
         prediction = None
         if "prediction" in outputs:
-            prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
+            raw = self.likelihood.prediction(cast(Tensor, result.raw))
+            prediction = _each(lambda p: self._outer(_at_real(real, p)), raw)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
         return VRNNOutput(
-            loss=_loss(nll, kl, real, lengths, beta, free_nats, normalizer),
+            loss=_loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
-            kl=self._outer(kl),
-            elbo=-(nll + kl).sum(0),
+            kl=self._outer(result.kl),
+            elbo=-(nll + result.kl).sum(0),
             latent=self._outer(result.z),
             posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
             state=self._packed(result.state),
             prior=prior,
             prediction=prediction,
         )
+
+    def bound(
+        self,
+        x: Tensor,
+        kind: bounds.Kind = "elbo",
+        particles: int = 1,
+        lengths: Tensor | None = None,
+        state: State | None = None,
+        eps: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        threshold: float = 0.5,
+        resampling: bounds.Resampling = "systematic",
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_inputs: bool = False,
+    ) -> Tensor:
+        """A lower bound of log p(x) of each sequence, from N samples of z: see :mod:`vrnn_fast.bounds`.
+
+        Its mean over sequences, maximised, trains the model; at N in the hundreds it measures one. x, cond, resets and
+        mask are repeated for every particle, in memory too unless B = 1.
+
+        Args:
+            x: (T, B, X), as in :meth:`forward`.
+            kind: ``"elbo"``, the evidence lower bound by sampled log-weights (:meth:`forward` has the exact KL, which
+                is less noisy); ``"iwae"``, the importance weighted bound; ``"fivo"``, that of a particle filter.
+            particles: N, samples of z for each sequence.
+            lengths: (B,) int64, real steps of each row, as in :meth:`forward`. A row of length 0 has a bound of 0.
+            state: the state to start from, (num_layers, B, H), one for all particles of a sequence.
+            eps: (T, B, N, Z) standard normal noise; None draws it, in that order also where ``batch_first``.
+            uniforms: (T, B, N) in [0, 1], what resampling at the end of a step draws with, for ``"fivo"``; None draws
+                them after eps, once. Particle n goes on from the ancestor at that quantile of the weights.
+            generator: the source of what is not given, on the device of x.
+            threshold: 0 to 1. The filter resamples a sequence's particles where the effective sample size of their
+                weights since it last did is below this share of N; never after a row's last step. At 0 it never does,
+                and the bound is IWAE's.
+            resampling: how uniforms are drawn: ``"systematic"``, ``"stratified"`` or ``"multinomial"``.
+            cond, resets, mask, mask_inputs: as in :meth:`forward`. With a mask it is log p of what was observed.
+
+        Returns:
+            (B,), in nats.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        inputs = self._inputs(like, x, lengths, state, cond, resets, mask, mask_inputs)
+        steps, batch = inputs.x.shape[:2]
+        checks.one_of("kind", kind, get_args(bounds.Kind))
+        checks.positive_int("particles", particles)
+        checks.one_of("resampling", resampling, get_args(bounds.Resampling))
+        checks.share("threshold", threshold)
+        checks.generator(generator, inputs.x.device)
+        filters = kind == "fivo"
+        if uniforms is not None and not filters:
+            raise ValueError(f"uniforms are what kind='fivo' resamples with, and kind is {kind!r}")
+        if generator is not None and eps is not None and (uniforms is not None or not filters):
+            given = "eps and uniforms are" if filters else "eps is"
+            raise ValueError(f"generator has nothing to draw where {given} given: leave it out")
+        if eps is None:
+            eps = self._noise((steps, batch, particles), inputs.x, generator)
+        else:
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, ("particles", particles))
+        if uniforms is not None:
+            uniforms = self._sequence("uniforms", uniforms, steps, batch, ("particles", particles), like)
+            checks.within("uniforms", uniforms, 0, 1)
+        elif filters:
+            uniforms = bounds.uniforms(resampling, steps, batch, particles, inputs.x, generator)
+        self._check(inputs, inputs.real)
+
+        executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=3)
+        rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
+
+        def launch(inputs: Inputs, eps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            real = inputs.real
+            result, nll = self._run(executor, parameters, inputs, eps, real, ("prior",))
+            return -(nll + bounds.log_ratio(result, eps, real)), result.state
+
+        if uniforms is not None:
+            log_weights, ancestors = bounds.filtered(launch, rows, eps, uniforms, threshold)
+            resampled = ancestors[:, ::particles] >= 0
+            return bounds.fivo(log_weights.unflatten(1, (batch, particles)), resampled)
+        log_weights = launch(rows, eps)[0].unflatten(1, (batch, particles))
+        return bounds.elbo(log_weights) if kind == "elbo" else bounds.iwae(log_weights)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
@@ -468,7 +518,7 @@ class VRNN(nn.Module):
             like = self._reader(self)[0]
             x = like.new_empty((1, 1, self.input_size))
         executor, reasons = executors.select(self.backend, self.spec, x)
-        lines = [f"{executor.name}: {executor.launches(self.spec)}"]
+        lines = [f"{executor.name}: {executor.launches(self.spec)}", bounds.launches(self.spec)]
         for other in executors.executors:
             if other.name in reasons:
                 lines.append(f"not {other.name}: {reasons[other.name]}")
@@ -489,12 +539,93 @@ class VRNN(nn.Module):
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
     def _sequence(
-        self, name: str, value: Tensor, steps: int | None, batch: int | None, width: tuple[str, int], like: Tensor
+        self,
+        name: str,
+        value: Tensor,
+        steps: int | None,
+        batch: int | None,
+        width: tuple[str, int],
+        like: Tensor,
+        *between: tuple[str, int],
     ) -> Tensor:
-        """A checked argument in the layout of the caller, as (T, B, width)."""
+        """A checked argument in the layout of the caller, as (T, B, *between, width)."""
         sizes = ("T", steps), ("B", batch)
-        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), width), like)
+        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), *between, width), like)
         return value.transpose(0, 1) if self.batch_first else value
+
+    def _inputs(
+        self,
+        like: Tensor,
+        x: Tensor,
+        lengths: Tensor | None,
+        state: State | None,
+        cond: Tensor | None,
+        resets: Tensor | None,
+        mask: Tensor | None,
+        mask_inputs: bool,
+    ) -> Inputs:
+        """The checked arguments of a call over a batch of sequences."""
+        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
+        steps, batch = x.shape[:2]
+        if lengths is not None:
+            lengths = checks.lengths(lengths, steps, batch)
+        start = _layers(self._start(state, batch, like))
+        cond = self._condition(cond, steps, batch, like)
+        if resets is not None:
+            resets = self._flags("resets", resets, steps, batch, None, like)
+        if mask is not None:
+            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
+            if self.spec.likelihood == "external":
+                raise ValueError(
+                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
+                )
+        if mask_inputs:
+            if mask is None:
+                raise ValueError("mask_inputs needs a mask")
+            x = torch.where(mask, x, torch.zeros_like(x))
+        return Inputs(x, lengths, start, cond, resets, mask)
+
+    def _check(self, inputs: Inputs, real: Tensor | None) -> None:
+        """Look at the values, where the module was asked to."""
+        if self.check:
+            checks.finite("x", inputs.x, real, support=self.likelihood.support, swap=self.batch_first)
+            if inputs.cond is not None:
+                checks.finite("cond", inputs.cond, real, swap=self.batch_first)
+
+    def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise (*rows, Z)."""
+        return torch.randn(*rows, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+
+    def _run(
+        self,
+        executor: executors.Executor,
+        parameters: Sequence[Tensor],
+        inputs: Inputs,
+        eps: Tensor,
+        real: Tensor | None,
+        outputs: Collection[str],
+    ) -> tuple[executors.SequenceResult, Tensor]:
+        """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it."""
+        external = self.spec.likelihood == "external"
+        with full_precision(inputs.x.device):
+            result = executor.run(
+                self.spec,
+                parameters,
+                inputs.x,
+                eps,
+                inputs.lengths,
+                inputs.state,
+                cond=inputs.cond,
+                resets=inputs.resets,
+                mask=inputs.mask,
+                recompute=self.recompute,
+                want_prior="prior" in outputs,
+                want_raw=external or "prediction" in outputs,
+            )
+        if not external:
+            return result, result.nll
+        x = _with_frames(inputs.x, real, inputs.lengths)
+        return result, _at_real(real, -self.likelihood.log_prob(cast(Tensor, result.raw), x))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:
@@ -643,11 +774,6 @@ def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _pair(state: Sequence[Tensor]) -> State:
     """The one tensor of a state, or the pair of an LSTM's."""
     return state[0] if len(state) == 1 else (state[0], state[1])
-
-
-def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
-    """(T, B), true where t < lengths[b]."""
-    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)
 
 
 def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
