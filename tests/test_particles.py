@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from oracle import Problem, assert_obeys_the_law
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference

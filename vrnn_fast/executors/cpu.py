@@ -78,7 +78,10 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
-    return "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+    calls = "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+    if spec.likelihood == "external":
+        return f"{calls}; generate and fivo go step by step, for the likelihood is outside of the launch"
+    return f"{calls}; generate 1, and every bound as forward"
 
 
 def run(

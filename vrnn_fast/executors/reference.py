@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
+from ..resampling import go_on_from, resample
 from ..spec import CellSpec
 from .result import SequenceResult, StepResult
 
@@ -174,17 +175,6 @@ def log_ratio(z: Tensor, eps: Tensor, q: MeanStd, p: MeanStd) -> Tensor:
     return (0.5 * (((z - p.mean) / p.std).square() - eps.square()) - (q.std / p.std).log()).sum(-1)
 
 
-def ancestors_of(log_weight: Tensor, uniforms: Tensor, threshold: float) -> Tensor:
-    """Whose state each particle takes over, (B, particles) int64, or -1: see :class:`vrnn_fast.executors.Executor`."""
-    weight = (log_weight - log_weight.amax(-1, keepdim=True)).exp()
-    effective = weight.sum(-1).square() / weight.square().sum(-1)
-    upto = weight.cumsum(-1)
-    total = upto[:, -1:].contiguous()
-    chosen = torch.searchsorted(upto, uniforms * total, right=True)
-    chosen = chosen.minimum(torch.searchsorted(upto, total))  # rounded up to 1, a uniform would draw beyond the end
-    return torch.where((effective < threshold * weight.shape[-1]).unsqueeze(-1), chosen, -1)
-
-
 def run(
     spec: CellSpec,
     parameters: Sequence[Tensor],
@@ -234,11 +224,11 @@ def run(
         state = after if real is None else tuple(torch.where(real[t], a, s) for a, s in zip(after, state, strict=True))
         if uniforms is not None and log_weight is not None:
             log_weight = log_weight - (nll + kl).detach().view_as(log_weight)
-            chosen = ancestors_of(log_weight, uniforms[t], threshold)
-            last = t + 1 == x.shape[0]
-            goes_on = False if last else True if real is None else real[t + 1].view_as(log_weight)
-            ancestors.append(torch.where(torch.as_tensor(goes_on, device=x.device), chosen, -1))
-            state = tuple(_resampled(s, ancestors[-1]) for s in state)
+            goes_on = x.new_full(log_weight.shape[:1], t + 1 < x.shape[0], dtype=torch.bool)
+            if real is not None and t + 1 < x.shape[0]:
+                goes_on = real[t + 1].view_as(log_weight)[:, 0]
+            ancestors.append(resample(log_weight, uniforms[t], threshold, goes_on))
+            state = tuple(go_on_from(ancestors[-1], s) for s in state)
             log_weight = torch.where(ancestors[-1] < 0, log_weight, 0.0)
     nll, kl, *features = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
     if real is not None:
@@ -257,12 +247,6 @@ def run(
         state,
         torch.stack(ancestors) if ancestors else None,
     )
-
-
-def _resampled(state: Tensor, ancestors: Tensor) -> Tensor:
-    """(B, H), each row that of its ancestor in the group, its own where that is -1."""
-    own = torch.arange(state.shape[0], device=state.device).view_as(ancestors)
-    return state.index_select(0, torch.where(ancestors < 0, own, own[:, :1] + ancestors).flatten())
 
 
 def generate(
