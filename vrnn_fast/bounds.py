@@ -24,15 +24,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .executors import SequenceResult
+from . import resampling
 from .inputs import Inputs
-from .spec import CellSpec
 
 Kind = Literal["elbo", "iwae", "fivo"]
-Resampling = Literal["systematic", "stratified", "multinomial"]
 
 State: TypeAlias = tuple[Tensor, ...]
-Launch: TypeAlias = Callable[[Inputs, Tensor], tuple[Tensor, State]]
+Launch: TypeAlias = Callable[[Inputs, Tensor], tuple[Tensor, State, object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -67,95 +65,32 @@ def _log_mean_exp(value: Tensor) -> Tensor:
     return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
 
 
-def log_ratio(result: SequenceResult, eps: Tensor, real: Tensor | None) -> Tensor:
-    """log q(z_t | x_t, h_{t-1}) - log p(z_t | h_{t-1}) of the sampled z, (T, B): what the KL is the mean of."""
-    mean, std, prior_std = result.prior_mean, result.std, result.prior_std
-    assert mean is not None
-    assert prior_std is not None
-    if real is not None:  # padding is zeros
-        std, prior_std = (s.masked_fill(~real.unsqueeze(-1), 1.0) for s in (std, prior_std))
-        eps = eps.masked_fill(~real.unsqueeze(-1), 0.0)
-    return (0.5 * (((result.z - mean) / prior_std).square() - eps.square()) + (prior_std / std).log()).sum(-1)
-
-
 def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """A particle filter step by step: one launch for every time step, and the resampling between two of them.
 
     Args:
-        launch: runs a batch of sequences, given the noise, and returns log w_t of every row, (T, B * N), and the state.
+        launch: runs a batch of sequences, given the noise; returns log w_t of every row, (T, B * N), the state, and
+            whatever else.
         inputs: B * N rows.
         eps: (T, B * N, Z) the noise.
-        uniforms: (T, B, N) in [0, 1), what :func:`ancestors` draws with at the end of each step.
+        uniforms: (T, B, N) in [0, 1], what is drawn with at the end of each step.
         threshold: resample where the effective sample size is below this share of N.
 
     Returns:
-        log w_t of every row, (T, B * N), and the ancestor of every row, (T, B * N) int64: which particle of its
-        sequence it goes on from after the step, -1 where all go on from themselves.
+        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :func:`resampling.resample`.
     """
     steps, batch, particles = uniforms.shape
-    own = torch.arange(particles, device=eps.device)
-    first = torch.arange(0, batch * particles, particles, device=eps.device).unsqueeze(1)
     last = torch.full((batch,), steps - 1, device=eps.device)
     if inputs.lengths is not None:
         last = inputs.lengths[::particles].to(eps.device) - 1
     since = eps.new_zeros(batch, particles)
     state, log_weights, drawn = inputs.state, [], []
     for t in range(steps):
-        weights, state = launch(inputs.step(t, state), eps[t : t + 1])
+        weights, state, _ = launch(inputs.step(t, state), eps[t : t + 1])
         since = since + weights.detach().reshape(batch, particles)
-        # the last step is the end of what the bound sees: drawing anew there would change nothing
-        due = ((effective_sample_size(since) < threshold * particles) & (t < last)).unsqueeze(-1)
-        chosen = torch.where(due, ancestors(since, uniforms[t]), -1)
-        rows = (first + torch.where(due, chosen, own)).flatten()
-        state = tuple(s.index_select(0, rows) for s in state)
-        since = since.masked_fill(due, 0.0)
+        chosen = resampling.resample(since, uniforms[t], threshold, t < last)
+        state = tuple(resampling.go_on_from(chosen, s) for s in state)
+        since = torch.where(chosen < 0, since, 0.0)
         log_weights.append(weights)
-        drawn.append(chosen.flatten())
+        drawn.append(chosen)
     return torch.cat(log_weights), torch.stack(drawn)
-
-
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(sum of w)² / sum of w² over the last dimension, from 1 to N (Kong et al. 1994); NaN without a weight above 0."""
-    weights = _relative(log_weights)
-    return weights.sum(-1).square() / weights.square().sum(-1)
-
-
-def ancestors(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw N of N particles in proportion to their weights, by the inverse of their distribution function.
-
-    Args:
-        log_weights: (B, N), up to a constant in each row.
-        uniforms: (B, N) in [0, 1], one for each draw.
-
-    Returns:
-        (B, N) int64 from 0 to N - 1, particles whose weight is above 0.
-    """
-    upto = _relative(log_weights).cumsum(-1)
-    total = upto[:, -1:].contiguous()
-    drawn = torch.searchsorted(upto, uniforms * total, right=True)
-    return drawn.minimum(torch.searchsorted(upto, total))  # rounded up to 1, a uniform would draw beyond the end
-
-
-def _relative(log_weights: Tensor) -> Tensor:
-    """Weights whose largest is 1 in each row."""
-    return (log_weights - log_weights.amax(-1, keepdim=True)).exp()
-
-
-def uniforms(
-    resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """(T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1).
-
-    Multinomial ones are independent, stratified one in each of N equal intervals, systematic at the same place in each
-    (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.
-    """
-    each = 1 if resampling == "systematic" else particles
-    drawn = like.new_empty((steps, batch, each)).uniform_(generator=generator)
-    if resampling == "multinomial":
-        return drawn
-    return (torch.arange(particles, dtype=like.dtype, device=like.device) + drawn) / particles
-
-
-def launches(spec: CellSpec) -> str:
-    """How the bounds run, in words."""
-    return "bounds: elbo and iwae as above; fivo: step by step, one launch for each and resampling between them"

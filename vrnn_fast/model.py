@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -13,7 +13,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import bounds, checks, executors, layout
-from .executors.reference import Cell, full_precision, stacked
+from . import resampling as filtering
+from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs
 from .likelihoods import (
     GaussianComponents,
@@ -23,7 +24,7 @@ from .likelihoods import (
     StrokeComponents,
     as_likelihood,
 )
-from .spec import Activation, CellSpec, Conditioned, Std, StdKind
+from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -217,6 +218,9 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
+        objectives: tuple[Objective, ...]
+        objectives = ("log_weight",) if self.spec.likelihood == "external" else ("log_weight", "particle_filter")
+        self._objectives = {o: replace(self.spec, objective=o) for o in objectives}
         self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
 
     def forward(
@@ -284,7 +288,7 @@ class VRNN(nn.Module):
         self._check(inputs, real)
 
         executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
-        result, nll = self._run(executor, parameters, inputs, eps, real, outputs)
+        result, nll = self._run(executor, self.spec, parameters, inputs, eps, real, outputs)
         prediction = None
         if "prediction" in outputs:
             raw = self.likelihood.prediction(cast(Tensor, result.raw))
@@ -315,7 +319,7 @@ class VRNN(nn.Module):
         uniforms: Tensor | None = None,
         generator: torch.Generator | None = None,
         threshold: float = 0.5,
-        resampling: bounds.Resampling = "systematic",
+        resampling: filtering.Resampling = "systematic",
         cond: Tensor | None = None,
         resets: Tensor | None = None,
         mask: Tensor | None = None,
@@ -355,7 +359,7 @@ class VRNN(nn.Module):
         steps, batch = inputs.x.shape[:2]
         checks.one_of("kind", kind, get_args(bounds.Kind))
         checks.positive_int("particles", particles)
-        checks.one_of("resampling", resampling, get_args(bounds.Resampling))
+        checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         checks.share("threshold", threshold)
         checks.generator(generator, inputs.x.device)
         filters = kind == "fivo"
@@ -372,22 +376,28 @@ class VRNN(nn.Module):
             uniforms = self._sequence("uniforms", uniforms, steps, batch, ("particles", particles), like)
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
-            uniforms = bounds.uniforms(resampling, steps, batch, particles, inputs.x, generator)
+            uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
         self._check(inputs, inputs.real)
 
-        executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=3)
+        fused = filters and self.spec.likelihood != "external"
+        spec = self._objectives["particle_filter" if fused else "log_weight"]
+        executor = executors.choose(self.backend, spec, inputs.x, stacklevel=3)
         rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
 
-        def launch(inputs: Inputs, eps: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            real = inputs.real
-            result, nll = self._run(executor, parameters, inputs, eps, real, ("prior",))
-            return -(nll + bounds.log_ratio(result, eps, real)), result.state
+        def launch(inputs: Inputs, eps: Tensor, **filter_by: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real, (), **filter_by)
+            return -(nll + result.kl), result.state, result.ancestors
 
-        if uniforms is not None:
-            log_weights, ancestors = bounds.filtered(launch, rows, eps, uniforms, threshold)
-            resampled = ancestors[:, ::particles] >= 0
-            return bounds.fivo(log_weights.unflatten(1, (batch, particles)), resampled)
-        log_weights = launch(rows, eps)[0].unflatten(1, (batch, particles))
+        ancestors: Tensor | None = None
+        if filters and not fused:
+            log_weights, ancestors = bounds.filtered(launch, rows, eps, cast(Tensor, uniforms), threshold)
+        elif filters:
+            log_weights, _, ancestors = launch(rows, eps, uniforms=uniforms, threshold=threshold)
+        else:
+            log_weights = launch(rows, eps)[0]
+        log_weights = log_weights.unflatten(1, (batch, particles))
+        if ancestors is not None:
+            return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
         return bounds.elbo(log_weights) if kind == "elbo" else bounds.iwae(log_weights)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
@@ -441,12 +451,16 @@ class VRNN(nn.Module):
         generator: torch.Generator | None = None,
         cond: Tensor | None = None,
         prefix_cond: Tensor | None = None,
+        samples: int | None = None,
     ) -> tuple[Tensor, State]:
-        """Draw sequences from the model, each x_t fed back through phi_x.
+        """Draw sequences from the model, each x_t fed back through phi_x: forecasts, after a prefix.
+
+        One launch for all steps with a Bernoulli or Gaussian likelihood, whose noise is drawn beforehand, eps of all
+        steps and then that of the output; with another one a loop over time.
 
         Args:
             steps: how many new time steps.
-            batch_size: how many sequences; with a prefix it is the prefix's.
+            batch_size: B, how many sequences; with a prefix it is the prefix's.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
@@ -454,9 +468,11 @@ class VRNN(nn.Module):
             generator: the source of all draws.
             cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
             prefix_cond: (T, B, C) that of the prefix.
+            samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
 
         Returns:
-            The new steps, (steps, B, X) (batch first if the module is), and the state after them.
+            The new steps, (steps, B, X) (batch first if the module is), and the state after them. With ``samples`` the
+            new steps are (K, steps, B, X), and row k * B + b of the state is that of sample k of sequence b.
 
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
@@ -483,20 +499,45 @@ class VRNN(nn.Module):
             out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
             start = self._start(out.state, batch, like)
         state = _layers(start)
-        cond = self._condition(cond, steps, state[0].shape[0], like)
-        cell = Cell(self.spec, parameters)
-        samples = []
+        batch = state[0].shape[0]
+        cond = self._condition(cond, steps, batch, like)
+        if samples is not None:
+            checks.positive_int("samples", samples)
+            state = tuple(s.repeat(samples, 1) for s in state)
+            cond = None if cond is None else cond.repeat(1, samples, 1)
+        rows = batch * (samples or 1)
+        eps = temperature * self._noise((steps, rows), like, generator)
         with full_precision(like.device):
-            for t in range(steps):
-                h, cond_t = cell.top(state), None if cond is None else cond[t]
-                prior = cell.prior(h, cond_t)
-                noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
-                phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
-                raw = cell.decoder(phi_z, h, cond_t)
-                x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-                state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
-                samples.append(x)
-        return self._outer(torch.stack(samples)), self._packed(state)
+            x, state = self._play(parameters, eps, state, cond, temperature, mean, generator)
+        if samples is not None:
+            drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
+            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(state)
+        return self._outer(x), self._packed(state)
+
+    def _play(
+        self,
+        parameters: Sequence[Tensor],
+        eps: Tensor,
+        state: tuple[Tensor, ...],
+        cond: Tensor | None,
+        temperature: float,
+        mean: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x (T, B, X) that the cell makes of eps (T, B, Z), and the state after it."""
+        if self.spec.likelihood == "external":
+
+            def draw(raw: Tensor, t: int) -> Tensor:
+                return self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
+
+            return generate_by(draw, self.spec, parameters, eps, state, cond)
+        noise = eps.new_zeros((*eps.shape[:2], self.input_size))
+        if not mean and self.spec.likelihood == "bernoulli":
+            noise.uniform_(generator=generator).logit_().mul_(temperature)
+        elif not mean:
+            noise.normal_(generator=generator).mul_(temperature)
+        executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
+        return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
 
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
@@ -518,7 +559,7 @@ class VRNN(nn.Module):
             like = self._reader(self)[0]
             x = like.new_empty((1, 1, self.input_size))
         executor, reasons = executors.select(self.backend, self.spec, x)
-        lines = [f"{executor.name}: {executor.launches(self.spec)}", bounds.launches(self.spec)]
+        lines = [f"{executor.name}: {executor.launches(self.spec)}"]
         for other in executors.executors:
             if other.name in reasons:
                 lines.append(f"not {other.name}: {reasons[other.name]}")
@@ -599,17 +640,19 @@ class VRNN(nn.Module):
     def _run(
         self,
         executor: executors.Executor,
+        spec: CellSpec,
         parameters: Sequence[Tensor],
         inputs: Inputs,
         eps: Tensor,
         real: Tensor | None,
         outputs: Collection[str],
+        **filter_by: Any,
     ) -> tuple[executors.SequenceResult, Tensor]:
         """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it."""
         external = self.spec.likelihood == "external"
         with full_precision(inputs.x.device):
             result = executor.run(
-                self.spec,
+                spec,
                 parameters,
                 inputs.x,
                 eps,
@@ -621,6 +664,7 @@ class VRNN(nn.Module):
                 recompute=self.recompute,
                 want_prior="prior" in outputs,
                 want_raw=external or "prediction" in outputs,
+                **filter_by,
             )
         if not external:
             return result, result.nll
