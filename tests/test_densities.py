@@ -276,6 +276,18 @@ def test_outside_of_the_support_there_is_nothing() -> None:
     assert torch.equal(LADDER.log_prob(raw, near), LADDER.log_prob(raw, on))
 
 
+@pytest.mark.parametrize("raw_correlation", [-30.0, -9.5, 0.0, 12.0, 40.0])
+def test_a_correlation_that_rounds_to_one_keeps_its_density(raw_correlation: float) -> None:
+    likelihood = Handwriting(1, max_correlation=1.0)
+    raw = torch.tensor([0.0, 0.0, 0.4, 0.4, raw_correlation, 0.0, 0.0], requires_grad=True)
+    found = likelihood.log_prob(raw, torch.tensor([0.0, 0.0, 1.0]))
+    std = softplus(raw.detach()[2].double()) + likelihood.min_std
+    log_rest = 2 * (math.log(2) - abs(raw_correlation) - math.log1p(math.exp(-2 * abs(raw_correlation))))
+    exact = -0.5 * log_rest - 2 * std.log().item() - math.log(2 * math.pi) - math.log(2)
+    assert found.item() == pytest.approx(exact, rel=16 * torch.finfo(torch.float32).eps)
+    assert torch.autograd.grad(found, raw)[0].isfinite().all()
+
+
 # ---- samples
 
 
@@ -370,7 +382,7 @@ def test_predictions_are_the_parameters() -> None:
         (lambda: GaussianMixture(2.0), "components must be an int of at least 1, got 2.0"),  # type: ignore[arg-type]
         (lambda: GaussianMixture(2, min_std=0), "min_std must be a positive number, got 0"),
         (lambda: Handwriting(0), "components must be an int of at least 1, got 0"),
-        (lambda: Handwriting(2, max_correlation=1), "max_correlation must be below 1, got 1.0"),
+        (lambda: Handwriting(2, max_correlation=1.1), "max_correlation must be at most 1, got 1.1"),
         (lambda: Handwriting(2, max_correlation=-0.1), "max_correlation must be a positive number or 0, got -0.1"),
         (lambda: Handwriting(2).heads(2), r"Handwriting needs input_size = 3 \(offset, offset, pen\), got 2"),
         (lambda: DiscretizedLogisticMixture(0), "components must be an int of at least 1, got 0"),

@@ -102,6 +102,10 @@ class VRNN(nn.Module):
     (in place through ``p.data``, a NumPy view or a bare pointer) are noticed by a few values of each parameter, so when
     they change whole tensors; after a change of single elements that way, call :meth:`refresh`.
 
+    The buffer ``start`` is the state that ``state=None`` stands for, the same for every row: h of every layer, for an
+    LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you set
+    it; it is saved and moved with the parameters, and not trained.
+
     Args:
         input_size: X, features of x_t.
         hidden_size: H, width of the recurrent state. The networks' widths may differ from it: name them all.
@@ -216,6 +220,8 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
+        self.start: Tensor | None
+        self.register_buffer("start", None)
         self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
 
     def forward(
@@ -241,7 +247,7 @@ class VRNN(nn.Module):
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
                 of length 0 adds nothing and passes its state through. Values are wanted on the CPU: from a GPU they
                 cost a wait.
-            state: the state to start from, as ``VRNNOutput.state`` gives it; None is zeros.
+            state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`init_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
             generator: the source of that draw, on the device of x. Not with ``eps``.
@@ -287,6 +293,8 @@ class VRNN(nn.Module):
         cond = self._condition(cond, steps, batch, like)
         if resets is not None:
             resets = self._flags("resets", resets, steps, batch, None, like)
+            if self.start is not None:
+                raise ValueError("resets go back to a state of zeros, and this model has another start")
         if mask is not None:
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
             if self.spec.likelihood == "external":
@@ -348,7 +356,7 @@ class VRNN(nn.Module):
 
         Args:
             x_t: (B, X).
-            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
+            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is the latter.
             eps: (B, Z) noise of the posterior's sample; None draws it.
             cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
@@ -449,7 +457,8 @@ class VRNN(nn.Module):
         return self._outer(torch.stack(samples)), self._packed(state)
 
     def init_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
+        """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
+        the buffer ``start`` in every row."""
         checks.positive_int("batch_size", batch_size)
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
@@ -526,10 +535,14 @@ class VRNN(nn.Module):
         return _pair(stacked(state, self._state_parts))
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (num_layers, B, H) tensors; zeros for None."""
+        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`init_state`."""
         if state is None:
             sizes = self.num_layers, batch, self.hidden_size
-            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            if self.start is None:
+                return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
+            start = checks.tensor("start", self.start, parts, like)
+            return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
         if self.spec.cell != "lstm":
             return (checks.tensor("state", state, shape, like),)
@@ -594,7 +607,10 @@ class VRNN(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Read checkpoints of the same names that were made for another likelihood."""
+        """Read checkpoints of the same names that were made for another likelihood, and those with a start."""
+        start = state_dict.get(f"{prefix}start")
+        if isinstance(start, Tensor) and self.start is None:
+            self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         single = not self.spec.head_layers and not self.spec.packed_heads
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
