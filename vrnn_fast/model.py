@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import checks, executors, layout
 from .executors.reference import Cell, full_precision, stacked
 from .likelihoods import (
+    FeatureComponents,
     GaussianComponents,
     Likelihood,
     LogisticComponents,
@@ -61,7 +62,7 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, GaussianComponents, LogisticComponents, StrokeComponents):
+for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
     pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 
@@ -144,7 +145,8 @@ class VRNN(nn.Module):
             every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
             it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
             other rows stay right.
-        device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
+        device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
+            precision; autocast has no effect.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -220,6 +222,8 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
+        if isinstance(self.likelihood, nn.Module):
+            self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.start: Tensor | None
         self.register_buffer("start", None)
         self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
@@ -259,8 +263,8 @@ class VRNN(nn.Module):
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
             cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
             resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
-            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll, with a Bernoulli or
-                Gaussian likelihood; the elbo is then one of what was observed.
+            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll: it is integrated out, and
+                the elbo is one of what was observed. Not with a likelihood of your own without ``marginal_log_prob``.
             mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
                 then hold anything, NaN too.
 
@@ -297,10 +301,8 @@ class VRNN(nn.Module):
                 raise ValueError("resets go back to a state of zeros, and this model has another start")
         if mask is not None:
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
-            if self.spec.likelihood == "external":
-                raise ValueError(
-                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
-                )
+            if not self.likelihood.takes_mask:
+                raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
         if mask_inputs:
             if mask is None:
                 raise ValueError("mask_inputs needs a mask")
@@ -322,14 +324,14 @@ class VRNN(nn.Module):
                 start,
                 cond=cond,
                 resets=resets,
-                mask=mask,
+                mask=None if external else mask,
                 recompute=self.recompute,
                 want_prior="prior" in outputs,
                 want_raw=external or "prediction" in outputs,
             )
         nll, kl, raw = result.nll, result.kl, result.raw
         if external:
-            nll = _at_real(real, -self.likelihood.log_prob(cast(Tensor, raw), _with_frames(x, real, lengths)))
+            nll = _at_real(real, -self._log_prob(cast(Tensor, raw), _with_frames(x, real, lengths), real, mask))
         prediction = None
         if "prediction" in outputs:
             prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
@@ -496,6 +498,12 @@ class VRNN(nn.Module):
     def _outer(self, tensor: Tensor) -> Tensor:
         """From (T, B, ...) to the layout of the caller."""
         return tensor.transpose(0, 1) if self.batch_first else tensor
+
+    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The likelihood outside the launch, of what was observed."""
+        if mask is None:
+            return self.likelihood.log_prob(raw, x)
+        return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
 
     def _sequence(
         self, name: str, value: Tensor, steps: int | None, batch: int | None, width: tuple[str, int], like: Tensor

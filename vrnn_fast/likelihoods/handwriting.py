@@ -84,14 +84,25 @@ class Handwriting(Likelihood):
         return logits, mean.unflatten(-1, (k, 2)), std.unflatten(-1, (k, 2)), correlation, below * above, pen
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return self.marginal_log_prob(raw, x, torch.ones_like(x, dtype=torch.bool))
+
+    def marginal_log_prob(self, raw: Tensor, x: Tensor, observed: Tensor) -> Tensor:
         logits, mean, std, correlation, rest, pen = self._split(raw)
         if x.shape[-1] != 3:
             raise ValueError(f"x must have 3 features (offset, offset, pen), got shape {tuple(x.shape)}")
+        x = torch.where(observed, x, 0)
+        has_first, has_second, has_pen = observed.split(1, -1)
         first, second = ((x[..., None, :2] - mean) / std).unbind(-1)
-        # eq. 25 over 1 - correlation^2, as a sum of squares: the first given the second, and the second
-        square = (first - correlation * second).square() / rest + second.square()
-        log_density = -0.5 * (square + rest.log()) - std.log().sum(-1) - math.log(2 * math.pi)
-        return (logits.log_softmax(-1) + log_density).logsumexp(-1) + bernoulli_log_prob(pen, x[..., 2:])
+        # eq. 25 as the density of the second, and that of the first given the second
+        correlation, rest = torch.where(has_second, correlation, 0), torch.where(has_second, rest, 1)
+        squares = second.square(), (first - correlation * second).square() / rest + rest.log()
+        log_second, log_first = (
+            -0.5 * (square + math.log(2 * math.pi)) - s.log()
+            for square, s in zip(squares, std.unbind(-1)[::-1], strict=True)
+        )
+        log_offset = torch.where(has_first, log_first, 0) + torch.where(has_second, log_second, 0)
+        log_pen = torch.where(has_pen.squeeze(-1), bernoulli_log_prob(pen, x[..., 2:]), 0)
+        return (logits.log_softmax(-1) + log_offset).logsumexp(-1) + log_pen
 
     def prediction(self, raw: Tensor) -> StrokeComponents:
         logits, mean, std, correlation, _, pen = self._split(raw)
