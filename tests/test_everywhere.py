@@ -408,6 +408,15 @@ def test_flops_of_a_module_loop_of_padding_and_of_a_step() -> None:
 
 
 @needs_cpu
+def test_flops_of_generation_are_those_of_the_loop() -> None:
+    model = build("cpu", cell="lstm", likelihood="gaussian")
+    ours, _ = counted(lambda: model.generate(T, batch_size=B))
+    model.backend = "reference"
+    loop, _ = counted(lambda: model.generate(T, batch_size=B))
+    assert ours == loop > 0
+
+
+@needs_cpu
 def test_the_profiler_shows_every_phase() -> None:
     model = build("cpu", recompute=True)
     x, eps = data()
