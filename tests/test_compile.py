@@ -107,6 +107,28 @@ def test_three_graphs_at_most_serve_every_length_and_batch_unasked() -> None:
 
 
 @needs_cpu
+def test_graphs_are_shared_by_equal_cells_alone() -> None:
+    """Cells whose parameters are alike, down to the numbers, and which are still not the same."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def loss(model: VRNN, x: Tensor, eps: Tensor) -> Tensor:
+        return model(x, eps=eps).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend=count)
+    x, eps = torch.rand(4, 6, X), torch.randn(4, 6, Z)
+    first = VRNN(X, H, Z, backend="cpu")
+    for options, number in (({}, 1), ({"activation": "tanh"}, 2), ({"std": "log_std"}, 3), ({}, 3)):
+        model = VRNN(X, H, Z, backend="cpu", **options)
+        model.load_state_dict(first.state_dict())
+        torch.testing.assert_close(compiled(model, x, eps), loss(model, x, eps))
+        assert len(graphs) == number
+
+
+@needs_cpu
 def test_autocast_is_traced_through() -> None:
     model, before = VRNN(X, H, Z, backend="cpu"), torch.nn.Linear(X, X)
     eps = torch.randn(3, 4, Z)

@@ -164,7 +164,7 @@ class VRNN(nn.Module):
             it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
             other rows stay right.
         device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
-            precision; autocast has no effect.
+            precision, under autocast too: what comes in another one there is converted.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -893,7 +893,7 @@ def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
     if real is None:
         return tensor
-    return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+    return torch.where(real.reshape(*real.shape, *(1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
 
 
 def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:

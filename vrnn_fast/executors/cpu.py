@@ -233,9 +233,17 @@ def stride(width: int) -> int:
     return lines + _LINE if lines % _ALIAS == 0 else lines
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# A method: Dynamo of torch 2.10 takes no frozen dataclass as an argument of such a function. It guards what is read of
+# the object, so whoever calls it reads the key.
+torch.compiler.assume_constant_result(CellSpec.constant)
+
+
 def program_of(spec: CellSpec, way: Way = "inference") -> ops.Program:
     """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+    return spec.constant(spec.key, _encoded, way)
+
+
+def _encoded(spec: CellSpec, way: Way) -> ops.Program:
     return encode(spec, way)
 
 
