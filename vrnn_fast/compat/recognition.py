@@ -17,7 +17,7 @@ from .base import Fault, Layout, Objective
 from .mapping import mapped
 from .proof import prove
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, shallow, vet
+from .tree import activations, parameter_shapes, plain, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -71,11 +71,12 @@ def accelerate(
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
 
-    shapes = parameter_shapes(model)
-    known = chosen(layout, shapes, _children(model))
+    looked_at = plain(model)
+    shapes = parameter_shapes(looked_at)
+    known = chosen(layout, shapes, _children(model)).told(model)
     cells = known.structures(shapes)
-    vet(model, [name for cell in cells for name in cell.names], known.outside, str(known))
-    told = activations(model, (network for cell in cells for network in cell.hidden), str(known))
+    vet(looked_at, [name for cell in cells for name in cell.names], known.outside, str(known))
+    told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
