@@ -555,11 +555,34 @@ def test_the_loss_of_d_reads_what_its_forward_left() -> None:
     accelerate(model)  # which holds the results of its last run
 
 
-def test_a_fault_outside_of_forward_is_told_and_cannot_be_mended() -> None:
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_d_is_mended_where_its_kl_is_computed(beta: float) -> None:
+    with default_dtype(torch.float64):
+        model, x = dynamical.VRNN(6, 4, dim_RNN=9), torch.rand(7, 5, 6)
+        with pytest.warns(UserWarning, match=r"kl: its KL drops the -1, .* \(kept\)"):
+            accelerate(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fast = accelerate(model, mend=("kl",))
+        y = fast(x)
+        left = {name: getattr(fast, name) for name in ("z_mean", "z_logvar", "z_mean_p", "z_logvar_p")}
+        loss, parts = fast.loss(x, y), fast.parts(x, y, beta)
+        q, p = Normal(fast.z_mean, (fast.z_logvar / 2).exp()), Normal(fast.z_mean_p, (fast.z_logvar_p / 2).exp())
+        kl, divergence = kl_divergence(q, p).sum(), (x / y.exp() - torch.log(x / y.exp()) - 1).sum()
+        torch.testing.assert_close(loss, divergence + kl)
+        torch.testing.assert_close(parts, {"recon": divergence / 35, "kl": beta * kl / 35, "nats": True})
+        assert all(getattr(fast, name) is value for name, value in left.items())
+        mended, exact = (
+            torch.autograd.grad(t, list(fast.parameters()), retain_graph=True) for t in (loss, divergence + kl)
+        )
+        torch.testing.assert_close(mended, exact)
+
+
+def test_a_fault_outside_of_the_class_is_told_and_cannot_be_mended() -> None:
     with pytest.warns(UserWarning, match=r"kl: its KL drops the -1, .* \(outside of forward, kept\)"):
-        accelerate(dynamical.VRNN(6, 4, dim_RNN=9))
+        accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9))
     with pytest.raises(ValueError, match="mend may hold nothing for layout D"):
-        accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))
+        accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9), mend=("kl",))
 
 
 def test_faults_of_an_objective_that_was_found_by_running() -> None:

@@ -59,7 +59,8 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         return _run(self, args, kwargs)
 
     fast = mirror(model)
-    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
+    methods = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
     vars(fast).update(
         _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
     )

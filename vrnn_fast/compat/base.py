@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -88,6 +88,10 @@ class Objective:
 
     def attributes(self, run: Run) -> dict[str, Any]:
         """What the original's forward leaves as attributes of the module."""
+        return {}
+
+    def methods(self, original: type[nn.Module], mend: frozenset[str]) -> dict[str, Callable[..., Any]]:
+        """Further methods of the original that mending changes, as the accelerated module has them."""
         return {}
 
 
