@@ -36,6 +36,29 @@ def number(name: str, value: object, *, zero: bool) -> None:
         raise ValueError(f"{name} must be finite, got {value!r}")
 
 
+def share(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number from 0 to 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def within(name: str, value: Tensor, low: float, high: float) -> None:
+    """Raise ValueError unless ``value`` lies from low to high; torch's RuntimeError while torch.compile traces."""
+    inside = ((value >= low) & (value <= high)).all()  # also refuses NaN
+    if torch.compiler.is_compiling():
+        torch._assert_async(inside, f"{name} must lie from {low} to {high}")
+    elif not inside:
+        raise ValueError(f"{name} must lie from {low} to {high}")
+
+
 def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     """Raise unless ``value`` is a collection of some of the allowed names."""
     if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):

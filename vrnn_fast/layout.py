@@ -184,7 +184,7 @@ class Reading(tuple[Tensor, ...]):
         self._children = list(chain.from_iterable(map(dict.values, self._containers)))
         self._storages = [p.untyped_storage() for p in self]  # held, or other memory could come to lie there
         self._addresses = list(map(Tensor.data_ptr, self))
-        self._made: tuple[object, list[int], Any] = None, [], None
+        self._made: dict[object, tuple[CellSpec, list[int], Any]] = {}
 
     def stands(self, root: nn.Module) -> bool:
         """Whether :func:`gather` would find the same tensors at the same addresses, whatever their values."""
@@ -197,15 +197,17 @@ class Reading(tuple[Tensor, ...]):
         )
 
     def once(self, make: Callable[[CellSpec, Sequence[Tensor]], Made], spec: CellSpec) -> Made:
-        """``make(spec, parameters)``, remembered until torch counts a change of a parameter or it no longer stands."""
+        """``make(spec, parameters)``, remembered until torch counts a change of a parameter or it no longer stands, or
+        for another spec."""
         versions = list(map(_version, self))
-        maker, seen, made = self._made
-        if maker is not make or seen != versions or not made.stands():
+        known, seen, made = self._made.get(make, _NOTHING)
+        if known is not spec or seen != versions or not made.stands():
             made = make(spec, self)
-            self._made = make, versions, made
+            self._made[make] = spec, versions, made
         return cast(Made, made)
 
 
+_NOTHING: tuple[None, list[int], Any] = None, [], None
 _version: Callable[[Tensor], int] = attrgetter("_version")
 
 

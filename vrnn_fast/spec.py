@@ -18,6 +18,7 @@ Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
 Conditioned = Literal["encoder", "prior", "decoder", "cell"]
+Objective = Literal["kl", "log_weight", "particle_filter"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
@@ -144,6 +145,12 @@ class CellSpec:
     head for all its parameters. ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary
     autoregressive network whose decoder is the output layer. ``activations`` names networks whose activation is another
     one, ``columns`` those whose sources stand in another order than in ``SOURCES``.
+
+    ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
+    ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
+    al. 2016, "Importance Weighted Autoencoders"). ``"particle_filter"`` has the same, and rows that lie side by side
+    are the particles of one sequence, which are resampled as they run (Maddison et al. 2017, "Filtering Variational
+    Objectives", algorithm 1).
     """
 
     input_size: int
@@ -170,6 +177,7 @@ class CellSpec:
     cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
     activations: tuple[tuple[str, Activation], ...] = ()
     columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    objective: Objective = "kl"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size"):
@@ -193,6 +201,7 @@ class CellSpec:
             ("activation", ACTIVATIONS),
             ("nonlinearity", ACTIVATIONS),
             ("likelihood", get_args(Fused)),
+            ("objective", get_args(Objective)),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -223,6 +232,8 @@ class CellSpec:
             raise ValueError(f"nonlinearity is for cell='rnn', got {self.nonlinearity!r} with cell={self.cell!r}")
         if self.residual and self.prior is None:
             raise ValueError("residual adds the prior's mean, and that of a standard normal prior is zero")
+        if self.objective == "particle_filter" and self.likelihood == "external":
+            raise ValueError("a particle filter weighs its rows as it runs, by a Bernoulli or Gaussian likelihood")
         if not self.decoder_heads:
             object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))
         for name, width in self.decoder_heads:
