@@ -21,7 +21,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from replay import Record, Replay
-from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends
+from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, ops
 from vrnn_fast.compat import Run
 from vrnn_fast.compat.accelerated import Accelerated
 
@@ -316,8 +316,6 @@ def test_the_original_goes_on_unchanged(case: Case) -> None:
 
 @pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
 def test_the_fused_executor_ran(case: Case) -> None:
-    from vrnn_fast import ops
-
     fast, x = case.accelerate(case.build()), case.data()
     before = sum(ops.launch_counts().values())
     case.loss(case.run(fast, x)).backward()
@@ -357,13 +355,64 @@ def test_a_copy_is_a_module_of_its_own(case: Case) -> None:
     assert all(p.grad is None for p in fast.parameters())
 
 
+class SamplesDoubled(copied.VRNN):
+    def sample(self, seq_len: int) -> Tensor:
+        return 2 * super().sample(seq_len)
+
+
 def test_methods_of_the_class_run_as_they_are_written() -> None:
-    model = copied.VRNN(6, 9, 4)
+    """A sampling of its own, too."""
+    model = SamplesDoubled(6, 9, 4)
     fast = accelerate(model)
     torch.manual_seed(4)
     theirs = model.sample(5)
     torch.manual_seed(4)
     assert torch.equal(fast.sample(5), theirs)
+    assert torch.equal(fast.kld(*[torch.ones(2, 4)] * 4), model.kld(*[torch.ones(2, 4)] * 4))
+
+
+STATES = torch.Generator().manual_seed(0)
+SAMPLED: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], int]] = {
+    "E": (lambda: copied.VRNN(6, 9, 4), (11,), 1),
+    "E of one step": (lambda: copied.VRNN(6, 9, 4), (1,), 1),
+    "E Gaussian": (lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), (11,), 1),
+    "E with two layers and uniform noise": (lambda: variants.DrawsUniform(6, 9, 4, n_layers=2), (11,), 1),
+    "Z": (lambda: trajectories.VRNN(6, 6, 4, 7, 9), (torch.randn(8, 5, 6, generator=STATES),), 7),
+    "Z after a prefix": (lambda: trajectories.VRNN(6, 6, 4, 7, 9), (torch.randn(8, 5, 6, generator=STATES), 4), 1 + 3),
+    "Z, all of it known": (lambda: trajectories.VRNN(6, 6, 4, 7, 9), (torch.randn(8, 5, 6, generator=STATES), 9), 1),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_samples_are_the_originals(name: str) -> None:
+    build, arguments, launches = SAMPLED[name]
+    model = build()
+    fast = accelerate(model)
+    for _ in range(2):
+        torch.manual_seed(4)
+        with torch.no_grad():
+            theirs = model.sample(*arguments)
+        torch.manual_seed(4)
+        before = sum(ops.launch_counts().values())
+        with torch.no_grad():
+            ours = fast.sample(*arguments)
+        if backends()["cpu"].available:
+            assert sum(ops.launch_counts().values()) == before + launches
+        torch.testing.assert_close(ours, theirs)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.3)
+
+
+def test_samples_have_the_gradients_of_the_originals() -> None:
+    copied_, trajectory = accelerate(copied.VRNN(6, 9, 4)), accelerate(trajectories.VRNN(6, 6, 4, 7, 9))
+    assert not copied_.sample(3).requires_grad
+    assert trajectory.sample(torch.randn(4, 5, 6)).requires_grad
+    with (
+        pytest.raises(ValueError, match=r"states must have shape \(T \+ 1, B, X = 6\), got \(4, 5, 3\)"),
+        torch.no_grad(),
+    ):
+        trajectory.sample(torch.randn(4, 5, 3))
 
 
 def test_parametrized_layers_and_frozen_parameters() -> None:

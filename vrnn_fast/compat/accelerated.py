@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..layout import Slot, gather
 from ..spec import Network
 from .base import Layout, Objective, Run
 from .reading import LayoutError, Structure
+from .sampling import Sampler
 from .tree import mirror, slots
 
 
@@ -29,6 +30,7 @@ class Plan:
         structures: of its cells, which see one input and never one another; nearly always one.
         arguments: forward's parameters and their defaults.
         noise: the dtype in which the original draws, or None for that of the parameters.
+        sampling: how it samples on our executors, or None where it does as its class is written.
     """
 
     layout: Layout
@@ -38,6 +40,14 @@ class Plan:
     backend: str
     arguments: dict[str, Any]
     noise: torch.dtype | None = None
+    sampling: Sampling | None = None
+
+
+class Sampling(NamedTuple):
+    """A layout's sampler, and whether the original's samples have gradients."""
+
+    sampler: Sampler
+    gradients: bool
 
 
 class Accelerated(nn.Module):
@@ -60,11 +70,25 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
 
     fast = mirror(model)
     methods = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    if plan.sampling is not None:
+        methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
     fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
     vars(fast).update(
         _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
     )
     return fast
+
+
+def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
+    """The method that samples without gradients on our executors, and else as the original does."""
+    theirs = getattr(original, sampling.sampler.method)
+
+    @wraps(theirs)
+    def sample(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        tracked = sampling.gradients and torch.is_grad_enabled()
+        return (theirs if tracked else sampling.sampler.sample)(self, *args, **kwargs)
+
+    return sample
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:

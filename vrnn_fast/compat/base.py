@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
+from .sampling import Sampler
 
 _TRAITS = Traits()
 
@@ -110,6 +111,7 @@ class Layout:
             knows without looking.
         lengths, state: the names of the arguments that hold the rows' lengths and the state to start from.
         written: the objective, where the user wrote one.
+        sampler: how its models sample, where that runs here too.
     """
 
     name: str
@@ -122,6 +124,7 @@ class Layout:
     lengths: str = ""
     state: str = ""
     written: Objective | None = None
+    sampler: Sampler | None = None
 
     def __str__(self) -> str:
         return f"layout {self.name} ({self.title})"

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Objective
 from .inference import Probe, Unknown, infer
+from .sampling import Sampler
 from .tree import plain
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
@@ -105,6 +106,41 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
             theirs = _observe_original(twin, inputs, objective, missing)
         _compare(theirs, ours, missing, f"with {weights} parameters")
     return noise
+
+
+def samples(
+    model: nn.Module, accelerate: Callable[[nn.Module], nn.Module], sampler: Sampler, features: int
+) -> bool | None:
+    """Whether the original's samples have gradients; None if it has no such method, or one that does something else.
+
+    Both sample in float64 on random parameters, from the same seed: draws and numbers must be the same.
+    """
+    if not callable(getattr(type(model), sampler.method, None)):
+        return None
+    with _sandbox(model):
+        twin = _copy(model).double()
+        torch.manual_seed(_SEED)
+        _redraw(twin)
+        gradients = False
+        for arguments in sampler.examples(features):
+            inputs = _inputs(arguments, twin)
+            try:
+                theirs = _sampled(twin, sampler.method, inputs)
+                with torch.no_grad():
+                    ours = _sampled(accelerate(twin), sampler.method, inputs)
+                _compare(theirs, ours, set(), "in its samples")
+            except Exception:  # whatever it is, the original's own method stays
+                return None
+            gradients |= any(isinstance(f, Tensor) and f.requires_grad for f in theirs.fields.values())
+    return gradients
+
+
+def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...]) -> Observed:
+    torch.manual_seed(_SEED + 1)
+    recorder = _Recorder()
+    with recorder:
+        returned = getattr(module, method)(*inputs)
+    return Observed(returned, {}, recorder.draws, dict(_fields("sample", returned)), {})
 
 
 def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Objective:
