@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from foreign import copied, deep, dynamical, own, trajectories
+from foreign import audio, copied, deep, dynamical, own, trajectories
 from vrnn_fast import VRNN, GaussianMixture, LayoutError, cli
+from vrnn_fast.compat.checkpoint import convert
 from vrnn_fast.spec import Std
 
 
@@ -144,6 +145,39 @@ def test_z() -> None:
     torch.manual_seed(0)
     kl = theirs(states)["kl_loss"]
     torch.testing.assert_close(ours(states[1:], cond=states[:-1], eps=eps).kl.sum().unsqueeze(0), kl)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_b(residual: bool, tmp_path: Path) -> None:
+    theirs = audio.VRNNAudio(7, 4, 6, 3, residual=residual).double()
+    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "b.pt")
+    told: dict[str, Any] = {} if residual else {"residual": False}
+    with pytest.warns(UserWarning, match="the posterior is taken as residual and the mixture as one of Gaussians"):
+        ours = VRNN.from_state_dict(tmp_path / "b.pt", **told)
+    assert ours.input_size == 6
+    assert ours.batch_first
+    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+    x, lengths = 2 * torch.rand(5, 42).double() - 1, torch.tensor([42, 12, 6, 30, 36])
+    frames, state = x.unflatten(1, (7, 6)), torch.randn(5, 14).double()
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4, dtype=torch.float64) for _ in range(7)], 1)
+    torch.manual_seed(0)
+    loss, _, outputs = theirs(x, lengths, beta=0.5, h0=state)
+    out = ours(frames, lengths // 6, state[None], eps, beta=0.5, normalizer=float(lengths.sum()))
+    torch.testing.assert_close(out.elbo, outputs.elbo)
+    torch.testing.assert_close(out.kl.sum(1), outputs.kl)
+    torch.testing.assert_close(out.loss, loss)
+    with pytest.warns(UserWarning, match="the posterior is taken as residual"):
+        convert(tmp_path / "b.pt", tmp_path / "b.safetensors", "auto", told)
+    again = VRNN.from_state_dict(tmp_path / "b.safetensors")
+    torch.testing.assert_close(again(frames, eps=eps).loss, ours(frames, eps=eps).loss)
+
+
+def test_of_b_only_the_mixture_of_gaussians_is_read() -> None:
+    state = audio.VRNNAudio(7, 4, 6, 3).state_dict()
+    state |= {"vrnn.decoder.4.weight": torch.zeros(12, 7), "vrnn.decoder.4.bias": torch.zeros(12)}
+    with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give three values .* found 12"):
+        VRNN.from_state_dict(state)
 
 
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:

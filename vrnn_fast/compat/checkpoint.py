@@ -184,7 +184,8 @@ def _translate(
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
     structure = known.structure(shapes)
-    left = [name for name in tensors if name not in structure.names]
+    beside = known.beside(shapes)
+    left = [name for name in tensors if name not in (*structure.names, *beside.values())]
     if left:
         raise LayoutError(f"{known} has no place for {', '.join(left)}")
     spec = structure.spec
@@ -211,4 +212,5 @@ def _translate(
     lacking = [name for name in wanted if name not in theirs]
     if lacking:
         raise LayoutError(f"{model.likelihood} needs {', '.join(lacking)}, which the checkpoint does not have")
-    return model, {name: theirs[name] for name in wanted}
+    state = {name: theirs[name] for name in wanted}
+    return model, state | {name: tensors[own] for name, own in beside.items() if name in model.state_dict()}
