@@ -174,7 +174,7 @@ def finite(
     ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
     """
     inside = support.check(value)
-    bad = ~(torch.isfinite(value) & inside.reshape(*inside.shape, *(1,) * support.event_dim))
+    bad = ~(torch.isfinite(value) & inside[(..., *(None,) * support.event_dim)])
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if torch.compiler.is_compiling():

@@ -27,7 +27,6 @@ class Inputs(NamedTuple):
     resets: Tensor | None
     mask: Tensor | None
 
-    @property
     def real(self) -> Tensor | None:
         """(T, B) bool, true where t < lengths[b]; None without lengths."""
         if self.lengths is None:

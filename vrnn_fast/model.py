@@ -310,7 +310,7 @@ class VRNN(nn.Module):
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
-        real = inputs.real
+        real = inputs.real()
         self._check(inputs, real)
 
         executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
@@ -403,7 +403,7 @@ class VRNN(nn.Module):
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
             uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
-        self._check(inputs, inputs.real)
+        self._check(inputs, inputs.real())
 
         fused = filters and self.spec.likelihood != "external"
         spec = self._objectives["particle_filter" if fused else "log_weight"]
@@ -411,7 +411,7 @@ class VRNN(nn.Module):
         rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
 
         def launch(inputs: Inputs, eps: Tensor, **filter_by: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real, (), **filter_by)
+            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real(), (), **filter_by)
             return -(nll + result.kl), result.state, result.ancestors
 
         ancestors: Tensor | None = None
@@ -893,7 +893,7 @@ def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
     if real is None:
         return tensor
-    return torch.where(real.reshape(*real.shape, *(1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+    return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
 
 
 def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
