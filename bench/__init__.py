@@ -8,4 +8,6 @@
 
 A new shape is a row of :mod:`bench.shapes`, a new opponent a file of :mod:`bench.peers` and a line of
 :mod:`bench.experiments`, a new column one of :data:`bench.table.COLUMNS`.
+
+What a model learns, not how fast, is :mod:`bench.papers`: published experiments, run again.
 """

@@ -44,7 +44,7 @@ using vrnn::Steps;
 
 struct Build {
     const Isa* isa;
-    std::atomic<int64_t> launches[3];  // forward, backward, step
+    std::atomic<int64_t> launches[4];  // forward, backward, step, generate
 };
 
 Build builds[] = {
@@ -117,28 +117,33 @@ void check(const Tensor& t, const char* name, const Tensor& like, int64_t dim) {
 
 class Deal {
   public:
-    Deal(int64_t steps, int64_t batch, const int64_t* lengths, double flops_per_row) {
-        std::vector<int64_t> length(batch, steps), order(batch);
+    // `group` adjacent sequences are of one length and stay together.
+    Deal(int64_t steps, int64_t batch, const int64_t* lengths, double flops_per_row, int64_t group) {
+        STD_TORCH_CHECK(group > 0 && batch % group == 0, "a batch of ", batch, " has no groups of ", group);
+        std::vector<int64_t> length(batch, steps), order(batch / group);
         if (lengths)
             for (int64_t b = 0; b < batch; ++b) {
                 STD_TORCH_CHECK(lengths[b] >= 0 && lengths[b] <= steps, "lengths must be in 0 to ", steps, ", got ",
                                 lengths[b]);
+                STD_TORCH_CHECK(lengths[b] == lengths[b / group * group], "particles must be as long as each other");
                 length[b] = lengths[b];
             }
         std::iota(order.begin(), order.end(), 0);
-        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int64_t a, int64_t b) { return length[a * group] > length[b * group]; });
         const double rows = static_cast<double>(std::accumulate(length.begin(), length.end(), int64_t{0}));
         const int64_t worth = static_cast<int64_t>(flops_per_row * rows / vrnn::tuning::flops_per_thread);
         const int64_t threads = torch::stable::get_num_threads();
-        const int64_t count = std::max<int64_t>(1, std::min({threads, batch, worth}));
+        const int64_t count = std::max<int64_t>(1, std::min({threads, batch / group, worth}));
         storage_.resize(count);
         int64_t first_row = 0;
         for (int64_t s = 0; s < count; ++s) {
             Storage& own = storage_[s];
-            for (int64_t i = s; i < batch; i += count) {  // in turns: every shard gets long and short ones
-                own.sequence.push_back(order[i]);
-                own.length.push_back(length[order[i]]);
-            }
+            for (int64_t i = s; i < batch / group; i += count)  // in turns: every shard gets long and short ones
+                for (int64_t b = order[i] * group; b < (order[i] + 1) * group; ++b) {
+                    own.sequence.push_back(b);
+                    own.length.push_back(length[b]);
+                }
             const int64_t own_steps = own.length.empty() ? 0 : own.length.front();
             own.active.assign(own_steps + 1, 0);
             for (const int64_t n : own.length)
@@ -228,7 +233,12 @@ struct Known {
     // Behind the weights a line of the number of the build that they are packed for.
     int64_t packed_size() const { return weights() + vrnn::line; }
     int64_t width(int64_t buffer) const { return decoded.program.buffers[buffer].width; }
-    int64_t output() const { return decoded.program.after[decoded.program.after.size - 1].source.width; }
+    int64_t output() const { return decoded.program.output->source.width; }
+    bool draws() const { return decoded.program.output->op == vrnn::Op::draw; }
+    bool resamples() const {
+        const auto& scan = decoded.program.scan;
+        return scan[scan.size - 1].op == vrnn::Op::resample;
+    }
 };
 
 class KnownPrograms {
@@ -273,6 +283,37 @@ const Known& known(const std::vector<int64_t>& program, const std::vector<double
     return programs[program.size() == 1 ? program[0] : programs.number(program, constants, parameters)];
 }
 
+// ---- what profilers and counters are told
+
+// A range costs some 50 ns where no profiler is watching.
+const vrnn::Ranges profiled = {
+    [](const char* name) -> void* {
+        AtenRecordFunctionHandle range = nullptr;
+        aoti_record_function_start(name, nullptr, nullptr, 0, &range);
+        return range;
+    },
+    [](void* range) { aoti_record_function_end(static_cast<AtenRecordFunctionHandle>(range)); },
+};
+
+// Multiplications and additions of the dense stages, of one row and time step forward: of all, of those that read x, of
+// those that read cond, and of those that a single step runs again for its prediction.
+std::vector<int64_t> flops(int64_t number) {
+    const vrnn::Program& program = programs[number].decoded.program;
+    int64_t all = 0, of_x = 0, of_cond = 0, again = 0;
+    bool repeated = false;  // what follows on z alone
+    for (const vrnn::Stage& s : program.stages) {
+        if (s.target.buffer == program.gates) repeated = false;
+        if (&s == program.sample || &s == program.divergence) repeated = true;
+        if (s.op != vrnn::Op::dense) continue;
+        const int64_t own = 2 * s.source.width * s.target.width;
+        all += own;
+        if (s.source.buffer == vrnn::buffer_x) of_x += own;
+        if (s.source.buffer == program.cond) of_cond += own;
+        if (repeated) again += own;
+    }
+    return {all, of_x, of_cond, again};
+}
+
 // ---- a call, from tensors to pointers
 
 // The parameters of a program, contiguous. Keeps alive what it points to.
@@ -289,11 +330,10 @@ struct Parameters {
             data.push_back(::data<T>(tensors.back()));
             columns.push_back(p.dim() == 2 ? p.size(1) : 1);
         }
-        for (const vrnn::Span<vrnn::Stage>& part : {program.before, program.scan, program.after})
-            for (const vrnn::Stage& s : part) {
-                for (const vrnn::Block& b : s.blocks) inside(b.parameter, b.row, b.rows, b.column, s.source.width);
-                for (const vrnn::Term& t : s.terms) inside(t.parameter, t.row, t.rows, 0, 1);
-            }
+        for (const vrnn::Stage& s : program.stages) {
+            for (const vrnn::Block& b : s.blocks) inside(b.parameter, b.row, b.rows, b.column, s.source.width);
+            for (const vrnn::Term& t : s.terms) inside(t.parameter, t.row, t.rows, 0, 1);
+        }
     }
 
   private:
@@ -310,10 +350,20 @@ Build& build_of(const T* packed, const Known& known) {
     return builds[static_cast<size_t>(number)];
 }
 
-// The inputs of a call that it may lack: lengths (B) int64; cond (T, B, C); resets (T, B) and mask (T, B, X) bool.
+// The inputs of a call that it may lack: cond (T, B, C); lengths (B) int64; resets (T, B) and mask (T, B, X) bool.
 struct Optionals {
     const std::optional<Tensor>&cond, &lengths, &resets, &mask;
 };
+
+// Particles of one sequence, by a tensor (T, B / particles, particles).
+int64_t particles_of(const std::optional<Tensor>& t) {
+    return t ? t->size(2) : 1;
+}
+
+template <class T>
+Steps<T> particles_in(const Tensor& t) {
+    return {data<std::remove_const_t<T>>(t), t.size(1) * t.size(2), 1};
+}
 
 // What all calls have in common. Keeps alive what the launch points to.
 template <class T>
@@ -328,15 +378,17 @@ struct Call {
     Room room;
     Launch<T> launch{};
 
-    Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths)
+    Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths,
+         int64_t particles = 1)
         : program(known.decoded.program),
           build(build),
           kernels(build.isa->template kernels<T>()),
-          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, known.decoded.flops_per_row),
+          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, known.decoded.flops_per_row, particles),
           saved_offset(program.buffers.size, -1) {
         launch.program = &program;
         launch.steps = steps;
         launch.batch = batch;
+        launch.particles = particles;
         launch.shards = deal.shards();
         launch.saved_offset = saved_offset.data();
     }
@@ -380,7 +432,9 @@ struct Call {
     void pack(const Parameters<T>& parameters, bool backward) {
         launch.parameters = parameters.data.data();
         launch.columns = parameters.columns.data();
+        void* const range = profiled.open(backward ? "vrnn_fast.backward.pack" : "vrnn_fast.forward.pack");
         kernels.pack(launch, backward);
+        profiled.close(range);
     }
 
     // Where others can use them as well: (packed_size()).
@@ -423,19 +477,39 @@ void check_packed(const Tensor& packed, const Known& known, const Tensor& like) 
                     known.packed_size(), " elements, got ", packed.size(0));
 }
 
-using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor>;
+void check_particles(const std::optional<Tensor>& t, const char* name, ScalarType dtype, const Known& known,
+                     const Tensor& x) {
+    STD_TORCH_CHECK(t.has_value() == known.resamples(), name, " belong to a program that resamples, and to no other");
+    if (!t) return;
+    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && t->dim() == 3 && t->size(0) == x.size(0) &&
+                        t->size(1) * t->size(2) == x.size(1) && t->size(2) > 0,
+                    name, " must be (T, B, particles), where x is (T, B * particles, X)");
+}
+
+using Forward =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <class T>
 Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in, const Optionals& given,
                    const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
                    const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
-                   bool want_raw) {
+                   bool want_raw, const std::optional<Tensor>& uniforms_in, double threshold) {
     Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
-    Call<T> call(known, build, x_in.size(0), x_in.size(1), given.lengths);
+    Call<T> call(known, build, x_in.size(0), x_in.size(1), given.lengths, particles_of(uniforms_in));
     Launch<T>& launch = call.launch;
+    const int64_t groups = uniforms_in ? uniforms_in->size(1) : 0, steps = uniforms_in ? x_in.size(0) : 0;
+    const Tensor ancestors = torch::stable::new_empty(x_in, {steps, groups, launch.particles}, ScalarType::Long);
+    std::optional<Tensor> uniforms;
+    if (uniforms_in) {
+        uniforms = dense(*uniforms_in);
+        launch.uniforms = particles_in<const T>(*uniforms);
+        launch.ancestors = particles_in<int64_t>(ancestors);
+        launch.threshold = threshold;
+    }
     call.start_from(state, x_in, 2);
     call.read(given);
+    launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
@@ -477,23 +551,25 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     ++call.build.launches[0];
-    return {nll, kl, z, mean, std, prior_mean, prior_std, raw, final_state, saved};
+    return {nll, kl, z, mean, std, prior_mean, prior_std, raw, final_state, ancestors, saved};
 }
 
 template <class T>
 Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots,
                      const Tensor& x_in, const Tensor& eps_in, const Optionals& given, const std::vector<Tensor>& state,
-                     const std::vector<Tensor>& parameters_in, const Tensor& saved, bool recompute, bool want_x,
-                     bool want_eps, bool want_cond) {
+                     const std::vector<Tensor>& parameters_in, const std::optional<Tensor>& ancestors,
+                     const Tensor& saved, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     check(saved, "saved", x_in, 1);
     STD_TORCH_CHECK(saved.size(0) >= known.packed_size(), "saved is not what forward saved");
     T* const packed = data<T>(saved) + saved.size(0) - known.packed_size();
-    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), given.lengths);
+    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), given.lengths, particles_of(ancestors));
     Launch<T>& launch = call.launch;
+    if (ancestors) launch.ancestors = particles_in<int64_t>(*ancestors);
     const Parameters<T> parameters(call.program, parameters_in, x_in);
     call.start_from(state, x_in, 2);
     call.read(given);
     call.keep(data<T>(saved), recompute);
+    launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
@@ -547,13 +623,14 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     return {d_x, d_eps, d_cond, d_state, d_parameters};
 }
 
-// nll, kl (T, B); z, mean, std, prior_mean, prior_std (T, B, Z); raw (T, B, output); state (B, H) each; saved (opaque).
-// What is not wanted has no elements.
+// nll, kl (T, B); z, mean, std, prior_mean, prior_std (T, B, Z); raw (T, B, output); state (B, H) each; ancestors, as
+// uniforms (T, B / particles, particles); saved (opaque). What is not wanted has no elements.
 // The weights come as parameters, or packed.
 Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<Tensor> lengths,
-                std::optional<Tensor> resets, std::optional<Tensor> mask, std::vector<Tensor> state,
-                std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
-                std::vector<double> constants, int64_t saved_size, bool recompute, bool want_prior, bool want_raw) {
+                std::optional<Tensor> resets, std::optional<Tensor> mask, std::optional<Tensor> uniforms,
+                std::vector<Tensor> state, std::vector<Tensor> parameters, std::optional<Tensor> packed,
+                std::vector<int64_t> program, std::vector<double> constants, int64_t saved_size, bool recompute,
+                bool want_prior, bool want_raw, double threshold) {
     check(x, "x", x, 3);
     check(eps, "eps", x, 3);
     if (cond) check(*cond, "cond", x, 3);
@@ -564,23 +641,73 @@ Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
     check_states(state, known);
+    check_particles(uniforms, "uniforms", x.scalar_type(), known, x);
+    STD_TORCH_CHECK(!known.draws(), "the program generates: call vrnn_fast::generate");
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
     return call(known, x, eps, {cond, lengths, resets, mask}, state, parameters, packed, saved_size, recompute,
-                want_prior, want_raw);
+                want_prior, want_raw, uniforms, threshold);
 }
 
 // upstream: the gradients that there are, of the outputs numbered in `slots` in the order of forward's results.
 Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tensor x, Tensor eps,
                   std::optional<Tensor> cond, std::optional<Tensor> lengths, std::optional<Tensor> resets,
-                  std::optional<Tensor> mask, std::vector<Tensor> state, std::vector<Tensor> parameters, Tensor saved,
-                  std::vector<int64_t> program, std::vector<double> constants, bool recompute, bool want_x,
-                  bool want_eps, bool want_cond) {
+                  std::optional<Tensor> mask, std::vector<Tensor> state, std::vector<Tensor> parameters,
+                  std::optional<Tensor> ancestors, Tensor saved, std::vector<int64_t> program,
+                  std::vector<double> constants, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     check_count(parameters, known);
     check_states(state, known);
+    check_particles(ancestors, "ancestors", ScalarType::Long, known, x);
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
-    return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, saved, recompute,
-                want_x, want_eps, want_cond);
+    return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, ancestors, saved,
+                recompute, want_x, want_eps, want_cond);
+}
+
+using Generated = std::tuple<Tensor, std::vector<Tensor>>;
+
+template <class T>
+Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& noise_in,
+                      const std::optional<Tensor>& cond, const std::vector<Tensor>& state,
+                      const std::vector<Tensor>& parameters, const std::optional<Tensor>& packed) {
+    Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
+    const int64_t steps = noise_in.size(0), batch = noise_in.size(1), input = noise_in.size(2);
+    Call<T> call(known, build, steps, batch, std::nullopt);
+    Launch<T>& launch = call.launch;
+    call.start_from(state, noise_in, 2);
+    call.read({cond, std::nullopt, std::nullopt, std::nullopt});
+    const Tensor eps = with_dense_rows(eps_in), noise = with_dense_rows(noise_in);
+    launch.eps = steps_of<const T>(eps);
+    launch.noise = steps_of<const T>(noise);
+    const Tensor drawn = torch::stable::new_empty(noise, {steps, batch, input});
+    launch.drawn = steps_of<T>(drawn);
+    std::vector<Tensor> final_state;
+    for (size_t i = 0; i < state.size(); ++i) {
+        final_state.push_back(torch::stable::new_empty(noise, {batch, known.width(vrnn::buffer_state)}));
+        launch.final_state[i] = data<T>(final_state.back());
+    }
+    call.make_room(packed ? 0 : known.weights(), false);
+    if (packed)
+        launch.packed = data<T>(*packed);
+    else
+        call.pack(Parameters<T>(call.program, parameters, noise), false);
+    call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
+    ++call.build.launches[3];
+    return {drawn, final_state};
+}
+
+// A cell that runs on its own: eps (T, B, Z) and noise (T, B, X) -> x (T, B, X), state (B, H) each.
+Generated generate(Tensor eps, Tensor noise, std::optional<Tensor> cond, std::vector<Tensor> state,
+                   std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
+                   std::vector<double> constants) {
+    check(noise, "noise", noise, 3);
+    check(eps, "eps", noise, 3);
+    if (cond) check(*cond, "cond", noise, 3);
+    const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
+    STD_TORCH_CHECK(known.draws(), "the program does not generate");
+    packed ? check_packed(*packed, known, noise) : check_count(parameters, known);
+    check_states(state, known);
+    const auto call = noise.scalar_type() == ScalarType::Double ? generate_of<double> : generate_of<float>;
+    return call(known, eps, noise, cond, state, parameters, packed);
 }
 
 template <class T>
@@ -736,18 +863,23 @@ Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tenso
 
 STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def(
-        "forward(Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, Tensor? mask, Tensor[] state, "
-        "Tensor[] parameters, Tensor? packed, int[] program, float[] constants, SymInt saved_size, bool recompute, "
-        "bool want_prior, bool want_raw) -> (Tensor nll, Tensor kl, Tensor z, Tensor mean, Tensor std, "
-        "Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, Tensor saved)");
+        "forward(Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, Tensor? mask, Tensor? uniforms, "
+        "Tensor[] state, Tensor[] parameters, Tensor? packed, int[] program, float[] constants, SymInt saved_size, "
+        "bool recompute, bool want_prior, bool want_raw, float threshold) -> (Tensor nll, Tensor kl, Tensor z, "
+        "Tensor mean, Tensor std, Tensor prior_mean, Tensor prior_std, Tensor raw, Tensor[] state, Tensor ancestors, "
+        "Tensor saved)");
     m.def(
         "backward(Tensor[] upstream, int[] slots, Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, "
-        "Tensor? mask, Tensor[] state, Tensor[] parameters, Tensor saved, int[] program, float[] constants, "
-        "bool recompute, bool want_x, bool want_eps, bool want_cond) -> (Tensor d_x, Tensor d_eps, Tensor d_cond, "
-        "Tensor[] d_state, Tensor[] d_parameters)");
+        "Tensor? mask, Tensor[] state, Tensor[] parameters, Tensor? ancestors, Tensor saved, int[] program, "
+        "float[] constants, bool recompute, bool want_x, bool want_eps, bool want_cond) -> (Tensor d_x, Tensor d_eps, "
+        "Tensor d_cond, Tensor[] d_state, Tensor[] d_parameters)");
+    m.def(
+        "generate(Tensor eps, Tensor noise, Tensor? cond, Tensor[] state, Tensor[] parameters, Tensor? packed, "
+        "int[] program, float[] constants) -> (Tensor x, Tensor[] state)");
     m.def("program_number(int[] program, float[] constants, int parameters) -> int");
     m.def("packed_size(int number) -> int");
     m.def("output_width(int number) -> int");
+    m.def("flops(int number) -> int[]");
     m.def("pack(Tensor[] parameters, int number) -> Tensor");
     m.def(
         "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, "
@@ -762,6 +894,7 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
 STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CPU, m) {
     m.impl("forward", TORCH_BOX(&forward));
     m.impl("backward", TORCH_BOX(&backward));
+    m.impl("generate", TORCH_BOX(&generate));
     m.impl("pack", TORCH_BOX(&pack));
     m.impl("step", TORCH_BOX(&step));
     m.impl("watch", TORCH_BOX(&watch));
@@ -771,6 +904,7 @@ STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CompositeExplicitAutograd, m) {
     m.impl("program_number", TORCH_BOX(&program_number));
     m.impl("packed_size", TORCH_BOX(&packed_size));
     m.impl("output_width", TORCH_BOX(&output_width));
+    m.impl("flops", TORCH_BOX(&flops));
     m.impl("unchanged", TORCH_BOX(&unchanged));
     m.impl("unwatch", TORCH_BOX(&unwatch));
     m.impl("launch_counts", TORCH_BOX(&launch_counts));

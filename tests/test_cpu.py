@@ -343,7 +343,8 @@ def test_opcheck_forward_and_backward() -> None:
     program = cpu.encode(spec)
     leaf = functools.partial(torch.randn, requires_grad=True)
     x, eps, cond = leaf(steps, batch, 3), torch.randn(steps, batch, 2), leaf(steps, batch, 2)
-    optional = (torch.tensor([4, 2, 3]), torch.rand(steps, batch) < 0.5, torch.rand(steps, batch, 3) < 0.5)
+    flags = (torch.rand(steps, batch) < 0.5, torch.rand(steps, batch, 3) < 0.5)
+    optional = (torch.tensor([4, 2, 3]), *flags, None)
     state, parameters = [leaf(batch, 4), leaf(batch, 4)], [leaf(p.shape) for p in spec.parameters()]
     size = steps * batch * program.saved + ops.SLACK
     arguments = (x, eps, cond, *optional, state, parameters, None, program.code, program.constants)
@@ -352,16 +353,16 @@ def test_opcheck_forward_and_backward() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         with mock.patch("torch.testing.assert_close", close):
-            torch.library.opcheck(torch.ops.vrnn_fast.forward.default, (*arguments, size, False, True, True))
+            torch.library.opcheck(torch.ops.vrnn_fast.forward.default, (*arguments, size, False, True, True, 0.5))
             with torch.no_grad():
-                saved = torch.ops.vrnn_fast.forward(*arguments, size, False, False, False)[-1]
+                saved = torch.ops.vrnn_fast.forward(*arguments, size, False, False, False, 0.5)[-1]
             detached = [t.detach() for t in parameters]
             upstream = [torch.randn(steps, batch), torch.randn(steps, batch, 2), torch.randn(batch, 4)]
             torch.library.opcheck(
                 torch.ops.vrnn_fast.backward.default,
                 (
-                    *(upstream, [0, 2, 9], x.detach(), eps, cond.detach(), *optional),
-                    *([s.detach() for s in state], detached, saved, program.code, program.constants),
+                    *(upstream, [0, 2, 9], x.detach(), eps, cond.detach(), *optional[:-1]),
+                    *([s.detach() for s in state], detached, None, saved, program.code, program.constants),
                     *(False, True, False, True),
                 ),
             )
@@ -374,25 +375,25 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 6"),
+        ([99, *program.code[1:]], "reads format 7"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):
         with pytest.raises(ValueError, match=message):
             torch.ops.vrnn_fast.forward(
-                *(x, eps, None, None, None, None, state, parameters, None),
-                *(code, program.constants, 0, False, False, False),
+                *(x, eps, *(None,) * 5, state, parameters, None),
+                *(code, program.constants, 0, False, False, False, 0.5),
             )
     with pytest.raises(RuntimeError, match="smaller than the program says"):
         torch.ops.vrnn_fast.forward(
-            *(x, eps, None, None, None, None, state, [p[:1] for p in parameters], None),
-            *(program.code, program.constants, 0, False, False, False),
+            *(x, eps, *(None,) * 5, state, [p[:1] for p in parameters], None),
+            *(program.code, program.constants, 0, False, False, False, 0.5),
         )
-    rest = (parameters, None, program.code, program.constants, 0, False, False, False)
+    rest = (parameters, None, program.code, program.constants, 0, False, False, False, 0.5)
     with pytest.raises(RuntimeError, match="state must be 1 tensors, got 2"):
-        torch.ops.vrnn_fast.forward(x, eps, None, None, None, None, state * 2, *rest)
+        torch.ops.vrnn_fast.forward(x, eps, *(None,) * 5, state * 2, *rest)
     with pytest.raises(ValueError, match="cond must be given where the program has it, and nowhere else"):
-        torch.ops.vrnn_fast.forward(x, eps, x, None, None, None, state, *rest)
+        torch.ops.vrnn_fast.forward(x, eps, x, *(None,) * 4, state, *rest)
 
 
 def test_the_three_parts_hold_what_they_promise() -> None:

@@ -65,7 +65,8 @@ def run(
     options = dict(zip(options, on_device(*options.values()), strict=True))
     x, eps = on_device(x, eps)
     result = triton.run(spec, list(on_device(*parameters)), x, eps, lengths, tuple(on_device(*state)), **options)
-    return SequenceResult._make((*(t.cpu() for t in result[:-1]), tuple(s.cpu() for s in result.state)))
+    *per_step, state, _ = result
+    return SequenceResult(*(t.cpu() for t in per_step), tuple(s.cpu() for s in state))
 
 
 here = SimpleNamespace(run=run)
@@ -102,6 +103,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
+    "weights of the sample": {"objective": "log_weight", **DEEP},
+    "weights, residual, no network of z": {"objective": "log_weight", "residual": True, "encoder": (8,)},
     "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
 }
 
@@ -348,5 +351,5 @@ def test_operators_keep_their_promises() -> None:
     state = [torch.randn(3, 4, device=DEVICE, requires_grad=True)]
     parameters = [torch.randn(p.shape, device=DEVICE, requires_grad=True) for p in spec.parameters()]
     arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, state, parameters)
-    options = (triton._text(spec), "ieee", 1, True, True)
+    options = (triton.ops.encode(spec), "ieee", 1, True, True)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))

@@ -6,6 +6,7 @@ from .likelihoods import (
     Bernoulli,
     Categorical,
     DiscretizedLogisticMixture,
+    FeatureMixture,
     FixedGaussian,
     Gamma,
     Gaussian,
@@ -13,8 +14,9 @@ from .likelihoods import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    SharedMixture,
 )
-from .model import VRNN, VRNNOutput, VRNNStep
+from .model import VRNN, VRNNOutput, VRNNRollOut, VRNNStep
 from .spec import Std
 from .stream import Stream, StreamStep
 
@@ -25,6 +27,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiscretizedLogisticMixture",
+    "FeatureMixture",
     "FixedGaussian",
     "Gamma",
     "Gaussian",
@@ -34,10 +37,12 @@ __all__ = [
     "LayoutError",
     "Likelihood",
     "ProofError",
+    "SharedMixture",
     "Std",
     "Stream",
     "StreamStep",
     "VRNNOutput",
+    "VRNNRollOut",
     "VRNNStep",
     "__version__",
     "accelerate",

@@ -36,6 +36,29 @@ def number(name: str, value: object, *, zero: bool) -> None:
         raise ValueError(f"{name} must be finite, got {value!r}")
 
 
+def share(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number from 0 to 1."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def within(name: str, value: Tensor, low: float, high: float) -> None:
+    """Raise ValueError unless ``value`` lies from low to high; torch's RuntimeError while torch.compile traces."""
+    inside = ((value >= low) & (value <= high)).all()  # also refuses NaN
+    if torch.compiler.is_compiling():
+        torch._assert_async(inside, f"{name} must lie from {low} to {high}")
+    elif not inside:
+        raise ValueError(f"{name} must lie from {low} to {high}")
+
+
 def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     """Raise unless ``value`` is a collection of some of the allowed names."""
     if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
@@ -44,6 +67,15 @@ def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
         if entry not in allowed:
             raise ValueError(f"{name} may hold {', '.join(allowed)}, got {entry!r}")
     return value
+
+
+_PRECISIONS = torch.float16, torch.bfloat16, torch.float32  # among which autocast converts
+
+
+def local(name: str, value: Tensor, instead: str) -> None:
+    """Raise TypeError if ``value`` is a DTensor: a launch reads the memory of one process."""
+    if hasattr(value, "device_mesh"):
+        raise TypeError(f"{name} must be a tensor of one process, got a {type(value).__name__}: {instead}")
 
 
 def tensor(
@@ -56,10 +88,11 @@ def tensor(
     """Raise unless ``value`` is a strided tensor of this shape and of the dtype and device of the parameter ``like``.
 
     ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do. ``dtype``
-    may be one that it must have instead.
+    may be one that it must have instead. Under autocast another precision is converted to that of ``like``.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    local(name, value, "pass what this process shall run, such as its to_local()")
     if value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     sizes = value.shape
@@ -76,6 +109,8 @@ def tensor(
     if dtype is not None and value.dtype != dtype:
         raise ValueError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if dtype is None and value.dtype != like.dtype:
+        if value.dtype in _PRECISIONS and like.dtype in _PRECISIONS and torch.is_autocast_enabled(like.device.type):
+            return tensor(name, value.to(like.dtype), shape, like)
         raise ValueError(f"{name} must have the parameters' dtype {like.dtype}, got {value.dtype}")
     if value.device != like.device:
         raise ValueError(f"{name} must be on the parameters' device {like.device}, got {value.device}")
@@ -139,7 +174,7 @@ def finite(
     ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
     """
     inside = support.check(value)
-    bad = ~(torch.isfinite(value) & inside.reshape(inside.shape + (1,) * support.event_dim))
+    bad = ~(torch.isfinite(value) & inside[(..., *(None,) * support.event_dim)])
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if torch.compiler.is_compiling():

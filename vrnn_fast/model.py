@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -12,9 +12,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from . import checks, executors, layout
-from .executors.reference import Cell, full_precision, stacked
+from . import bounds, checks, executors, layout
+from . import resampling as filtering
+from .executors.reference import full_precision, generate_by, stacked
+from .inputs import Inputs
 from .likelihoods import (
+    FeatureComponents,
     GaussianComponents,
     Likelihood,
     LogisticComponents,
@@ -22,7 +25,7 @@ from .likelihoods import (
     StrokeComponents,
     as_likelihood,
 )
-from .spec import Activation, CellSpec, Conditioned, Std, StdKind
+from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -61,7 +64,7 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, GaussianComponents, LogisticComponents, StrokeComponents):
+for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
     pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 
@@ -77,6 +80,22 @@ class VRNNStep(NamedTuple):
 
     nll: Tensor
     kl: Tensor
+    prediction: Any
+    state: State
+
+
+class VRNNRollOut(NamedTuple):
+    """What the prior alone makes of a state. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``.
+
+    Attributes:
+        latent: (T, B, Z) z_t = prior mean + prior std * eps.
+        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, x_t being what the decoder expects.
+        prediction: the parameters of p(x_t | z_<=t, x_<t), in the form of ``VRNNOutput.prediction``.
+        state: the state after the last step, in the form of ``VRNNOutput.state``.
+    """
+
+    latent: Tensor
+    prior: MeanStd
     prediction: Any
     state: State
 
@@ -101,6 +120,10 @@ class VRNN(nn.Module):
     another tensor, lies elsewhere, or was changed as far as torch counts changes. Changes that torch does not count
     (in place through ``p.data``, a NumPy view or a bare pointer) are noticed by a few values of each parameter, so when
     they change whole tensors; after a change of single elements that way, call :meth:`refresh`.
+
+    The buffer ``start`` is the state that ``state=None`` stands for, the same for every row: h of every layer, for an
+    LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you set
+    it; it is saved and moved with the parameters, and not trained.
 
     Args:
         input_size: X, features of x_t.
@@ -140,7 +163,8 @@ class VRNN(nn.Module):
             every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
             it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
             other rows stay right.
-        device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
+        device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
+            precision, under autocast too: what comes in another one there is converted.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -216,6 +240,13 @@ class VRNN(nn.Module):
         self.backend = backend
         self.recompute = recompute
         self.check = check
+        objectives: tuple[Objective, ...]
+        objectives = ("log_weight",) if self.spec.likelihood == "external" else ("log_weight", "particle_filter")
+        self._objectives = {o: replace(self.spec, objective=o) for o in objectives}
+        if isinstance(self.likelihood, nn.Module):
+            self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
+        self.start: Tensor | None
+        self.register_buffer("start", None)
         self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
 
     def forward(
@@ -241,7 +272,7 @@ class VRNN(nn.Module):
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
                 of length 0 adds nothing and passes its state through. Values are wanted on the CPU: from a GPU they
                 cost a wait.
-            state: the state to start from, as ``VRNNOutput.state`` gives it; None is zeros.
+            state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`init_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
             generator: the source of that draw, on the device of x. Not with ``eps``.
@@ -253,8 +284,8 @@ class VRNN(nn.Module):
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
             cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
             resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
-            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll, with a Bernoulli or
-                Gaussian likelihood; the elbo is then one of what was observed.
+            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll: it is integrated out, and
+                the elbo is one of what was observed. Not with a likelihood of your own without ``marginal_log_prob``.
             mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
                 then hold anything, NaN too.
 
@@ -265,80 +296,135 @@ class VRNN(nn.Module):
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = self._reader(self)
-        like = parameters[0]
-        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
-        steps, batch = x.shape[0], x.shape[1]
-        if lengths is not None:
-            lengths = checks.lengths(lengths, steps, batch)
-        start = _layers(self._start(state, batch, like))
+        inputs = self._inputs(parameters[0], x, lengths, state, cond, resets, mask, mask_inputs)
+        steps, batch = inputs.x.shape[:2]
         checks.number("beta", beta, zero=True)
         checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
             checks.number("normalizer", normalizer, zero=False)
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
-        checks.generator(generator, x.device)
+        checks.generator(generator, inputs.x.device)
         if eps is None:
-            eps = torch.randn(steps, batch, self.latent_size, generator=generator, dtype=x.dtype, device=x.device)
+            eps = self._noise((steps, batch), inputs.x, generator)
         else:
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like)
-        real = None if lengths is None else _real(lengths, steps, x.device)
-        cond = self._condition(cond, steps, batch, like)
-        if resets is not None:
-            resets = self._flags("resets", resets, steps, batch, None, like)
-        if mask is not None:
-            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
-            if self.spec.likelihood == "external":
-                raise ValueError(
-                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
-                )
-        if mask_inputs:
-            if mask is None:
-                raise ValueError("mask_inputs needs a mask")
-            x = torch.where(mask, x, torch.zeros_like(x))
-        if self.check:
-            checks.finite("x", x, real, support=self.likelihood.support, swap=self.batch_first)
-            if cond is not None:
-                checks.finite("cond", cond, real, swap=self.batch_first)
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
+        real = inputs.real()
+        self._check(inputs, real)
 
-        executor = executors.choose(self.backend, self.spec, x, stacklevel=5)  # past torch's __call__
-        external = self.spec.likelihood == "external"
-        with full_precision(like.device):
-            result = executor.run(
-                self.spec,
-                parameters,
-                x,
-                eps,
-                lengths,
-                start,
-                cond=cond,
-                resets=resets,
-                mask=mask,
-                recompute=self.recompute,
-                want_prior="prior" in outputs,
-                want_raw=external or "prediction" in outputs,
-            )
-        nll, kl, raw = result.nll, result.kl, result.raw
-        if external:
-            nll = _at_real(real, -self.likelihood.log_prob(cast(Tensor, raw), _with_frames(x, real, lengths)))
+        executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
+        result, nll = self._run(executor, self.spec, parameters, inputs, eps, real, outputs)
         prediction = None
         if "prediction" in outputs:
-            prediction = _each(lambda p: self._outer(_at_real(real, p)), self.likelihood.prediction(cast(Tensor, raw)))
+            raw = self.likelihood.prediction(cast(Tensor, result.raw))
+            prediction = _each(lambda p: self._outer(_at_real(real, p)), raw)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
         return VRNNOutput(
-            loss=_loss(nll, kl, real, lengths, beta, free_nats, normalizer),
+            loss=_loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
-            kl=self._outer(kl),
-            elbo=-(nll + kl).sum(0),
+            kl=self._outer(result.kl),
+            elbo=-(nll + result.kl).sum(0),
             latent=self._outer(result.z),
             posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
             state=self._packed(result.state),
             prior=prior,
             prediction=prediction,
         )
+
+    def bound(
+        self,
+        x: Tensor,
+        kind: bounds.Kind = "elbo",
+        particles: int = 1,
+        lengths: Tensor | None = None,
+        state: State | None = None,
+        eps: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        threshold: float = 0.5,
+        resampling: filtering.Resampling = "systematic",
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_inputs: bool = False,
+    ) -> Tensor:
+        """A lower bound of log p(x) of each sequence, from N samples of z: see :mod:`vrnn_fast.bounds`.
+
+        Its mean over sequences, maximised, trains the model; at N in the hundreds it measures one. x, cond, resets and
+        mask are repeated for every particle, in memory too unless B = 1.
+
+        Args:
+            x: (T, B, X), as in :meth:`forward`.
+            kind: ``"elbo"``, the evidence lower bound by sampled log-weights (:meth:`forward` has the exact KL, which
+                is less noisy); ``"iwae"``, the importance weighted bound; ``"fivo"``, that of a particle filter.
+            particles: N, samples of z for each sequence.
+            lengths: (B,) int64, real steps of each row, as in :meth:`forward`. A row of length 0 has a bound of 0.
+            state: the state to start from, (num_layers, B, H), one for all particles of a sequence.
+            eps: (T, B, N, Z) standard normal noise; None draws it, in that order also where ``batch_first``.
+            uniforms: (T, B, N) in [0, 1], what resampling at the end of a step draws with, for ``"fivo"``; None draws
+                them after eps, once. Particle n goes on from the ancestor at that quantile of the weights.
+            generator: the source of what is not given, on the device of x.
+            threshold: 0 to 1. The filter resamples a sequence's particles where the effective sample size of their
+                weights since it last did is below this share of N; never after a row's last step. At 0 it never does,
+                and the bound is IWAE's.
+            resampling: how uniforms are drawn: ``"systematic"``, ``"stratified"`` or ``"multinomial"``.
+            cond, resets, mask, mask_inputs: as in :meth:`forward`. With a mask it is log p of what was observed.
+
+        Returns:
+            (B,), in nats.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        inputs = self._inputs(like, x, lengths, state, cond, resets, mask, mask_inputs)
+        steps, batch = inputs.x.shape[:2]
+        checks.one_of("kind", kind, get_args(bounds.Kind))
+        checks.positive_int("particles", particles)
+        checks.one_of("resampling", resampling, get_args(filtering.Resampling))
+        checks.share("threshold", threshold)
+        checks.generator(generator, inputs.x.device)
+        filters = kind == "fivo"
+        if uniforms is not None and not filters:
+            raise ValueError(f"uniforms are what kind='fivo' resamples with, and kind is {kind!r}")
+        if generator is not None and eps is not None and (uniforms is not None or not filters):
+            given = "eps and uniforms are" if filters else "eps is"
+            raise ValueError(f"generator has nothing to draw where {given} given: leave it out")
+        if eps is None:
+            eps = self._noise((steps, batch, particles), inputs.x, generator)
+        else:
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, ("particles", particles))
+        if uniforms is not None:
+            uniforms = self._sequence("uniforms", uniforms, steps, batch, ("particles", particles), like)
+            checks.within("uniforms", uniforms, 0, 1)
+        elif filters:
+            uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
+        self._check(inputs, inputs.real())
+
+        fused = filters and self.spec.likelihood != "external"
+        spec = self._objectives["particle_filter" if fused else "log_weight"]
+        executor = executors.choose(self.backend, spec, inputs.x, stacklevel=3)
+        rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
+
+        def launch(inputs: Inputs, eps: Tensor, **filter_by: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real(), (), **filter_by)
+            return -(nll + result.kl), result.state, result.ancestors
+
+        ancestors: Tensor | None = None
+        if filters and not fused:
+            log_weights, ancestors = bounds.filtered(launch, rows, eps, cast(Tensor, uniforms), threshold)
+        elif filters:
+            log_weights, _, ancestors = launch(rows, eps, uniforms=uniforms, threshold=threshold)
+        else:
+            log_weights = launch(rows, eps)[0]
+        log_weights = log_weights.unflatten(1, (batch, particles))
+        if ancestors is not None:
+            return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
+        return bounds.elbo(log_weights) if kind == "elbo" else bounds.iwae(log_weights)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
@@ -348,7 +434,7 @@ class VRNN(nn.Module):
 
         Args:
             x_t: (B, X).
-            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
+            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is the latter.
             eps: (B, Z) noise of the posterior's sample; None draws it.
             cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
@@ -391,12 +477,16 @@ class VRNN(nn.Module):
         generator: torch.Generator | None = None,
         cond: Tensor | None = None,
         prefix_cond: Tensor | None = None,
+        samples: int | None = None,
     ) -> tuple[Tensor, State]:
-        """Draw sequences from the model, each x_t fed back through phi_x.
+        """Draw sequences from the model, each x_t fed back through phi_x: forecasts, after a prefix.
+
+        One launch for all steps with a Bernoulli or Gaussian likelihood, whose noise is drawn beforehand, eps of all
+        steps and then that of the output; with another one a loop over time.
 
         Args:
             steps: how many new time steps.
-            batch_size: how many sequences; with a prefix it is the prefix's.
+            batch_size: B, how many sequences; with a prefix it is the prefix's.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
@@ -404,9 +494,11 @@ class VRNN(nn.Module):
             generator: the source of all draws.
             cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
             prefix_cond: (T, B, C) that of the prefix.
+            samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
 
         Returns:
-            The new steps, (steps, B, X) (batch first if the module is), and the state after them.
+            The new steps, (steps, B, X) (batch first if the module is), and the state after them. With ``samples`` the
+            new steps are (K, steps, B, X), and row k * B + b of the state is that of sample k of sequence b.
 
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
@@ -433,23 +525,78 @@ class VRNN(nn.Module):
             out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
             start = self._start(out.state, batch, like)
         state = _layers(start)
-        cond = self._condition(cond, steps, state[0].shape[0], like)
-        cell = Cell(self.spec, parameters)
-        samples = []
+        batch = state[0].shape[0]
+        cond = self._condition(cond, steps, batch, like)
+        if samples is not None:
+            checks.positive_int("samples", samples)
+            state = tuple(s.repeat(samples, 1) for s in state)
+            cond = None if cond is None else cond.repeat(1, samples, 1)
+        rows = batch * (samples or 1)
+        eps = temperature * self._noise((steps, rows), like, generator)
         with full_precision(like.device):
-            for t in range(steps):
-                h, cond_t = cell.top(state), None if cond is None else cond[t]
-                prior = cell.prior(h, cond_t)
-                noise = torch.randn(prior.mean.shape, generator=generator, dtype=like.dtype, device=like.device)
-                phi_z = cell.phi_z(prior.mean + temperature * prior.std * noise)
-                raw = cell.decoder(phi_z, h, cond_t)
-                x = self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-                state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
-                samples.append(x)
-        return self._outer(torch.stack(samples)), self._packed(state)
+            x, state = self._play(parameters, eps, state, cond, temperature, mean, generator)
+        if samples is not None:
+            drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
+            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(state)
+        return self._outer(x), self._packed(state)
+
+    def _play(
+        self,
+        parameters: Sequence[Tensor],
+        eps: Tensor,
+        state: tuple[Tensor, ...],
+        cond: Tensor | None,
+        temperature: float,
+        mean: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x (T, B, X) that the cell makes of eps (T, B, Z), and the state after it."""
+        if self.spec.likelihood == "external":
+
+            def draw(raw: Tensor, t: int) -> Tensor:
+                return self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
+
+            played = generate_by(draw, self.spec, parameters, eps, state, cond)
+            return played.x, played.state
+        noise = eps.new_zeros((*eps.shape[:2], self.input_size))
+        if not mean and self.spec.likelihood == "bernoulli":
+            noise.uniform_(generator=generator).logit_().mul_(temperature)
+        elif not mean:
+            noise.normal_(generator=generator).mul_(temperature)
+        executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
+        return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
+
+    def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
+        """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
+
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        number of times; :meth:`generate` draws samples and has no gradients.
+
+        Args:
+            eps: (T, B, Z) standard normal noise of z.
+            state: to start from, as in :meth:`forward`.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        eps = self._sequence("eps", eps, None, None, ("Z", self.latent_size), like)
+        start = _layers(self._start(state, eps.shape[1], like))
+        cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
+        with full_precision(like.device):
+            played = generate_by(lambda raw, _: self.likelihood.mean(raw), self.spec, parameters, eps, start, cond)
+        return VRNNRollOut(
+            latent=self._outer(played.z),
+            prior=MeanStd(*map(self._outer, played.prior)),
+            prediction=_each(self._outer, self.likelihood.prediction(played.raw)),
+            state=self._packed(played.state),
+        )
 
     def init_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
+        """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
+        the buffer ``start`` in every row."""
         checks.positive_int("batch_size", batch_size)
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
@@ -488,13 +635,103 @@ class VRNN(nn.Module):
         """From (T, B, ...) to the layout of the caller."""
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
+    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The likelihood outside the launch, of what was observed."""
+        if mask is None:
+            return self.likelihood.log_prob(raw, x)
+        return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
+
     def _sequence(
-        self, name: str, value: Tensor, steps: int | None, batch: int | None, width: tuple[str, int], like: Tensor
+        self,
+        name: str,
+        value: Tensor,
+        steps: int | None,
+        batch: int | None,
+        width: tuple[str, int],
+        like: Tensor,
+        *between: tuple[str, int],
     ) -> Tensor:
-        """A checked argument in the layout of the caller, as (T, B, width)."""
+        """A checked argument in the layout of the caller, as (T, B, *between, width)."""
         sizes = ("T", steps), ("B", batch)
-        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), width), like)
+        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), *between, width), like)
         return value.transpose(0, 1) if self.batch_first else value
+
+    def _inputs(
+        self,
+        like: Tensor,
+        x: Tensor,
+        lengths: Tensor | None,
+        state: State | None,
+        cond: Tensor | None,
+        resets: Tensor | None,
+        mask: Tensor | None,
+        mask_inputs: bool,
+    ) -> Inputs:
+        """The checked arguments of a call over a batch of sequences."""
+        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
+        steps, batch = x.shape[:2]
+        if lengths is not None:
+            lengths = checks.lengths(lengths, steps, batch)
+        start = _layers(self._start(state, batch, like))
+        cond = self._condition(cond, steps, batch, like)
+        if resets is not None:
+            resets = self._flags("resets", resets, steps, batch, None, like)
+            if self.start is not None:
+                raise ValueError("resets go back to a state of zeros, and this model has another start")
+        if mask is not None:
+            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
+            if not self.likelihood.takes_mask:
+                raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
+        if mask_inputs:
+            if mask is None:
+                raise ValueError("mask_inputs needs a mask")
+            x = torch.where(mask, x, torch.zeros_like(x))
+        return Inputs(x, lengths, start, cond, resets, mask)
+
+    def _check(self, inputs: Inputs, real: Tensor | None) -> None:
+        """Look at the values, where the module was asked to."""
+        if self.check:
+            checks.finite("x", inputs.x, real, support=self.likelihood.support, swap=self.batch_first)
+            if inputs.cond is not None:
+                checks.finite("cond", inputs.cond, real, swap=self.batch_first)
+
+    def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
+        return x.new_empty((*rows, self.latent_size)).normal_(generator=generator)
+
+    def _run(
+        self,
+        executor: executors.Executor,
+        spec: CellSpec,
+        parameters: Sequence[Tensor],
+        inputs: Inputs,
+        eps: Tensor,
+        real: Tensor | None,
+        outputs: Collection[str],
+        **filter_by: Any,
+    ) -> tuple[executors.SequenceResult, Tensor]:
+        """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it."""
+        external = self.spec.likelihood == "external"
+        with full_precision(inputs.x.device):
+            result = executor.run(
+                spec,
+                parameters,
+                inputs.x,
+                eps,
+                inputs.lengths,
+                inputs.state,
+                cond=inputs.cond,
+                resets=inputs.resets,
+                mask=None if external else inputs.mask,
+                recompute=self.recompute,
+                want_prior="prior" in outputs,
+                want_raw=external or "prediction" in outputs,
+                **filter_by,
+            )
+        if not external:
+            return result, result.nll
+        x = _with_frames(inputs.x, real, inputs.lengths)
+        return result, _at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:
@@ -526,10 +763,14 @@ class VRNN(nn.Module):
         return _pair(stacked(state, self._state_parts))
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (num_layers, B, H) tensors; zeros for None."""
+        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`init_state`."""
         if state is None:
             sizes = self.num_layers, batch, self.hidden_size
-            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            if self.start is None:
+                return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
+            start = checks.tensor("start", self.start, parts, like)
+            return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
         if self.spec.cell != "lstm":
             return (checks.tensor("state", state, shape, like),)
@@ -594,7 +835,10 @@ class VRNN(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Read checkpoints of the same names that were made for another likelihood."""
+        """Read checkpoints of the same names that were made for another likelihood, and those with a start."""
+        start = state_dict.get(f"{prefix}start")
+        if isinstance(start, Tensor) and self.start is None:
+            self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         single = not self.spec.head_layers and not self.spec.packed_heads
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
@@ -645,16 +889,11 @@ def _pair(state: Sequence[Tensor]) -> State:
     return state[0] if len(state) == 1 else (state[0], state[1])
 
 
-def _real(lengths: Tensor, steps: int, device: torch.device) -> Tensor:
-    """(T, B), true where t < lengths[b]."""
-    return torch.arange(steps, device=device).unsqueeze(1) < lengths.to(device)
-
-
 def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
     if real is None:
         return tensor
-    return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
+    return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
 
 
 def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, Tensor
-from torch.autograd.function import once_differentiable
+from torch._subclasses import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = Path(__file__).with_name("_ops.so")
 PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
@@ -46,11 +47,15 @@ def load() -> str | None:
 def launch_counts() -> dict[str, int]:
     """How often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
 
-    Keys such as ``"cpu.avx2.forward"``, for forward, backward and step; empty if the extension is not loaded.
+    Keys such as ``"cpu.avx2.forward"``, for forward, backward, step and generate; empty if the extension is not loaded.
     """
     if not hasattr(torch.ops.vrnn_fast, "launch_counts"):
         return {}
-    names = [f"cpu.{isa}.{way}" for isa in ("baseline", "avx2", "avx512") for way in ("forward", "backward", "step")]
+    names = [
+        f"cpu.{isa}.{way}"
+        for isa in ("baseline", "avx2", "avx512")
+        for way in ("forward", "backward", "step", "generate")
+    ]
     return dict(zip(names, torch.ops.vrnn_fast.launch_counts(), strict=False))
 
 
@@ -75,6 +80,7 @@ class ForwardOutput(NamedTuple):
     prior_std: Tensor
     raw: Tensor
     state: list[Tensor]
+    ancestors: Tensor
     saved: Tensor
 
 
@@ -87,6 +93,7 @@ def forward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     packed: Packed | None,
@@ -94,9 +101,11 @@ def forward(
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
+    threshold: float,
 ) -> ForwardOutput:
     """Run x (T, B, X) with noise eps (T, B, Z) and cond (T, B, C) from state, (B, H) each. lengths (B,) int64 on the
-    CPU, or None; resets (T, B) and mask (T, B, X) bool, or None.
+    CPU, or None; resets (T, B) and mask (T, B, X) bool, or None. Where the program resamples, uniforms in [0, 1) are
+    (T, B / particles, particles), and so are the ancestors, int64.
 
     The program's ``number`` is not for traced code, ``packed`` weights not where gradients are wanted.
     """
@@ -105,16 +114,39 @@ def forward(
     if wants_grad:
         saved = x.shape[0] * x.shape[1] * (program.saved_recompute if recompute else program.saved) + SLACK
     code = (program.code, program.constants) if number is None else ([number], [])
-    options = (*code, saved, recompute, want_prior, want_raw)
-    sequences = (x, eps, cond, lengths, resets, mask)
+    options = (*code, saved, recompute, want_prior, want_raw, threshold)
+    sequences = (x, eps, cond, lengths, resets, mask, uniforms)
     if torch.compiler.is_compiling():
         return ForwardOutput(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
         return ForwardOutput(*_below_autograd("forward", *sequences, list(state), *weights, *options))
-    fixed = (lengths, resets, mask, len(state), options)
+    fixed = (lengths, resets, mask, uniforms, len(state), options)
     flat = _Eager.apply(*fixed, x, eps, cond, *state, *parameters)  # type: ignore[no-untyped-call]
-    return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-1]), flat[-1]))
+    return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-2]), *flat[-2:]))
+
+
+def generate(
+    program: Program,
+    number: int | None,
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    packed: Packed | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Let a cell run on its own, without gradients: noise of the prior eps (T, B, Z) and of the output (T, B, X) in,
+    x (T, B, X) and the state after it out."""
+    sequences = (eps, noise, cond, list(state))
+    results: tuple[Tensor, list[Tensor]]
+    code = (program.code, program.constants) if number is None else ([number], [])
+    if torch.compiler.is_compiling():
+        results = torch.ops.vrnn_fast.generate(*sequences, list(parameters), None, *code)
+    else:
+        weights = ([], packed.weights) if packed is not None else (list(parameters), None)
+        results = _below_autograd("generate", *sequences, *weights, *code)
+    return results
 
 
 def wanted(*tensors: Tensor | None) -> bool:
@@ -185,6 +217,7 @@ class _Eager(torch.autograd.Function):
         lengths: Tensor | None,
         resets: Tensor | None,
         mask: Tensor | None,
+        uniforms: Tensor | None,
         states: int,
         options: tuple[Any, ...],
         x: Tensor,
@@ -192,16 +225,16 @@ class _Eager(torch.autograd.Function):
         cond: Tensor | None,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        inputs = (x, eps, cond, lengths, resets, mask, list(rest[:states]), list(rest[states:]))
-        *per_step, final_state, saved = _below_autograd("forward", *inputs, None, *options)
-        _remember(ctx, inputs, saved, options)
-        return (*per_step, *final_state, saved)
+        inputs = (x, eps, cond, lengths, resets, mask, uniforms, list(rest[:states]), list(rest[states:]))
+        *per_step, final_state, ancestors, saved = _below_autograd("forward", *inputs, None, *options)
+        _remember(ctx, inputs, ancestors, saved, options)
+        return (*per_step, *final_state, ancestors, saved)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-1], ctx.needs_input_grad[5:8], _below_autograd)
-        return (*(None,) * 5, *sequences, *d_state, *d_parameters)
+        call = _traced if torch.is_grad_enabled() else _below_autograd  # create_graph=True: whoever goes on is refused
+        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-2], ctx.needs_input_grad[6:9], call)
+        return (*(None,) * 6, *sequences, *d_state, *d_parameters)
 
 
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
@@ -214,6 +247,7 @@ def _fake_forward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: list[Tensor],
     parameters: list[Tensor],
     packed: Tensor | None,
@@ -223,11 +257,10 @@ def _fake_forward(
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
+    threshold: float,
 ) -> tuple[Any, ...]:
     steps, batch, latent = eps.shape
-    number = (
-        program[0] if len(program) == 1 else torch.ops.vrnn_fast.program_number(program, constants, len(parameters))
-    )
+    number = _known(program, constants, parameters)
     output = torch.ops.vrnn_fast.output_width(number)
     saved = 0 if saved_size == 0 else saved_size + torch.ops.vrnn_fast.packed_size(number)
 
@@ -244,8 +277,29 @@ def _fake_forward(
         per_step(latent, want_prior),
         per_step(output, want_raw),
         [x.new_empty(s.shape) for s in state],
+        x.new_empty((0, 0, 1) if uniforms is None else uniforms.shape, dtype=torch.int64),
         x.new_empty((saved,)),
     )
+
+
+def _known(program: list[int], constants: list[float], parameters: list[Tensor]) -> int:
+    """The number of a program, given by it or by its whole code."""
+    if len(program) == 1:
+        return program[0]
+    return int(torch.ops.vrnn_fast.program_number(program, constants, len(parameters)))
+
+
+def _fake_generate(
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    packed: Tensor | None,
+    program: list[int],
+    constants: list[float],
+) -> tuple[Any, ...]:
+    return noise.new_empty(noise.shape), [noise.new_empty(s.shape) for s in state]
 
 
 def _fake_backward(
@@ -259,6 +313,7 @@ def _fake_backward(
     mask: Tensor | None,
     state: list[Tensor],
     parameters: list[Tensor],
+    ancestors: Tensor | None,
     saved: Tensor,
     program: list[int],
     constants: list[float],
@@ -291,11 +346,11 @@ def _fake_step(
     return nll, kl, x.new_empty(batch if want_raw else 0, output), predicted, [x.new_empty(s.shape) for s in state]
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], saved: Tensor, options: tuple[Any, ...]) -> None:
-    *tensors, state, parameters = inputs
+def _remember(ctx: Any, inputs: tuple[Any, ...], ancestors: Tensor, saved: Tensor, options: tuple[Any, ...]) -> None:
+    *tensors, uniforms, state, parameters = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(*tensors, saved, *state, *parameters)
+    ctx.mark_non_differentiable(ancestors, saved)
+    ctx.save_for_backward(*tensors, None if uniforms is None else ancestors, saved, *state, *parameters)
     ctx.states, ctx.code, ctx.constants, ctx.recompute = len(state), options[0], options[1], options[3]
 
 
@@ -303,7 +358,7 @@ def _gradients(
     ctx: Any, upstream: Sequence[Tensor | None], wanted: Sequence[bool], call: Callable[..., Any]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
     """Of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the state's last."""
-    x, eps, cond, lengths, resets, mask, saved, *rest = ctx.saved_tensors
+    x, eps, cond, lengths, resets, mask, ancestors, saved, *rest = ctx.saved_tensors
     slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
     d_x, d_eps, d_cond, d_state, d_parameters = call(
         "backward",
@@ -317,6 +372,7 @@ def _gradients(
         mask,
         rest[: ctx.states],
         rest[ctx.states :],
+        ancestors,
         saved,
         ctx.code,
         ctx.constants,
@@ -328,23 +384,128 @@ def _gradients(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _remember(ctx, inputs[:8], output[-1], inputs[9:])
+    _remember(ctx, inputs[:9], output[-2], output[-1], inputs[10:])
 
 
 def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     on_state = gradients[PER_STEP_OUTPUTS]
     upstream = [*gradients[:PER_STEP_OUTPUTS], *(on_state if on_state is not None else [None] * ctx.states)]
     *sequences, d_state, d_parameters = _gradients(ctx, upstream, ctx.needs_input_grad[:3], _traced)
-    return (*sequences, None, None, None, d_state, d_parameters, *(None,) * 7)
+    return (*sequences, *(None,) * 4, d_state, d_parameters, *(None,) * 8)
+
+
+def _refuse(ctx: Any, *gradients: Any) -> Any:
+    raise RuntimeError(
+        "vrnn_fast has no second derivatives: the gradient of a launch cannot be differentiated again, as gradient "
+        "penalties do (create_graph=True). With backend='reference' torch differentiates the model any number of times"
+    )
 
 
 def _traced(name: str, *arguments: Any) -> Any:
     return getattr(torch.ops.vrnn_fast, name)(*arguments)
 
 
+def _flops(program: list[int], constants: list[float], parameters: list[Tensor]) -> list[int]:
+    """Of one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
+    counts: list[int] = torch.ops.vrnn_fast.flops(_known(program, constants, parameters))
+    return counts
+
+
+def _rows(x: Tensor, lengths: Tensor | None) -> int:
+    """The real (time step, sequence) pairs; of fake lengths, what they are at most."""
+    if lengths is None or isinstance(lengths, FakeTensor):
+        return x.shape[0] * x.shape[1]
+    return int(lengths.sum())
+
+
+def _forward_flops(
+    x: Tensor,
+    eps: Tensor,
+    cond: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
+    uniforms: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    packed: Tensor | None,
+    program: list[int],
+    constants: list[float],
+    *options: Any,
+    out_val: Any = None,
+) -> int:
+    return _rows(x, lengths) * _flops(program, constants, parameters)[0]
+
+
+def _backward_flops(
+    upstream: list[Tensor],
+    slots: list[int],
+    x: Tensor,
+    eps: Tensor,
+    cond: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    ancestors: Tensor | None,
+    saved: Tensor,
+    program: list[int],
+    constants: list[float],
+    recompute: bool,
+    want_x: bool,
+    want_eps: bool,
+    want_cond: bool,
+    out_val: Any = None,
+) -> int:
+    """Of the gradients alone: what is computed again for them is not counted."""
+    forward, of_x, of_cond, _ = _flops(program, constants, parameters)
+    unwanted = (0 if want_x else of_x) + (0 if want_cond else of_cond)
+    return _rows(x, lengths) * (2 * forward - unwanted)
+
+
+def _generate_flops(
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    packed: Tensor | None,
+    program: list[int],
+    constants: list[float],
+    out_val: Any = None,
+) -> int:
+    return _rows(eps, None) * _flops(program, constants, parameters)[0]
+
+
+def _step_flops(
+    packed: Tensor,
+    number: int,
+    x: Tensor,
+    eps: Tensor,
+    state: list[Tensor],
+    want_raw: bool,
+    out_val: Any = None,
+) -> int:
+    forward, _, _, repeated = _flops([number], [], [])
+    return x.shape[0] * (forward + repeated)
+
+
+_FLOPS: dict[str, Callable[..., int]] = {
+    "forward": _forward_flops,
+    "backward": _backward_flops,
+    "generate": _generate_flops,
+    "step": _step_flops,
+}
+
+
 def _register() -> None:
     torch.library.register_fake("vrnn_fast::forward", _fake_forward)
     torch.library.register_fake("vrnn_fast::backward", _fake_backward)
+    torch.library.register_fake("vrnn_fast::generate", _fake_generate)
     torch.library.register_fake("vrnn_fast::pack", _fake_pack)
     torch.library.register_fake("vrnn_fast::step", _fake_step)
     torch.library.register_autograd("vrnn_fast::forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("vrnn_fast::backward", _refuse)
+    for name, formula in _FLOPS.items():
+        register_flop_formula(getattr(torch.ops.vrnn_fast, name), get_raw=True)(formula)

@@ -2,8 +2,8 @@
 
 ``before`` depends on x alone and ``after`` on x, z and h_{t-1} once they are known: both are dense passes over all
 T*B rows. ``scan`` is the chain h_{t-1} -> posterior -> z -> cell -> h_t, which the prior joins where the posterior's
-mean starts from its own. Each part is a list of stages over named buffers; an executor that can run a stage, and its
-gradient, runs every cell that can be described.
+mean starts from its own, and all that weighs a particle where rows are resampled. Each part is a list of stages over
+named buffers; an executor that can run a stage, and its gradient, runs every cell that can be described.
 
 The first layers of encoder and cell are split by columns. All that they add up, for one time step and one row,
 lives side by side in the buffer ``pre``, in an order in which each of the three products writes one contiguous slice::
@@ -121,13 +121,17 @@ class Recur:
 
 @dataclass(frozen=True)
 class Divergence:
-    """prior std = transform(raw), and KL(posterior || prior) of each row (eq. 5 and the KL of eq. 11)."""
+    """prior std = transform(raw), and KL(posterior || prior) of each row (eq. 5 and the KL of eq. 11).
+
+    With ``z`` the estimate of it that the row's own sample gives, log posterior(z) - log prior(z).
+    """
 
     posterior: Slice
     posterior_std: Slice
     prior: Slice
     prior_std: Slice
     transform: Std
+    z: Slice | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,27 @@ class Likelihood:
     transform: Std
 
 
-Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood
+@dataclass(frozen=True)
+class Resample:
+    """The rows of one sequence exchange the states that they have reached, by their weights since they last did."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """x_t ~ p(x_t | z_<=t, x_<t) from the decoder's raw output and noise (eq. 6), or its mean.
+
+    A Bernoulli x is raw > noise, where noise is logistic; a Gaussian one mean + std * noise.
+    """
+
+    source: Slice
+    noise: Slice
+    x: Slice
+    kind: Fused
+    transform: Std
+    mean: bool
+
+
+Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw
 
 
 class Keep(IntEnum):
@@ -205,6 +229,38 @@ class _Draft:
                 stages.append(Dense(sources[source], sums, blocks, None if stages else _biases(network.first)))
         rest, results = self.finish(name, sums, name)
         return stages + rest, results
+
+    def state(self) -> tuple[list[Slice], list[Slice]]:
+        """h of every layer, and c of an LSTM's."""
+        layers, hidden = range(self.spec.num_layers), self.spec.hidden_size
+        h = [self.buffer(f"h.{i}", hidden, Keep.ALWAYS) for i in layers]
+        return h, [self.buffer(f"c.{i}", hidden, Keep.ALWAYS) for i in layers] if self.spec.cell == "lstm" else []
+
+    def recurrence(self, beside: int) -> tuple[list[_Layer], Slice]:
+        """The sums of the recurrent layers, [n_h | gates] each, the top one's with so many columns in between; and
+        these."""
+        layers, hidden = range(self.spec.num_layers), self.spec.hidden_size
+        gates, n_h = GATES[self.spec.cell] * hidden, hidden if self.spec.cell == "gru" else 0
+        top = self.buffer("pre", n_h + beside + gates, Keep.STORED)
+        for i in layers[:-1]:
+            self.buffer(f"rnn.{i}", n_h + gates, Keep.STORED)
+        rnn = [_Layer(self.spec, i, f"rnn.{i}", 0, n_h) for i in layers[:-1]]
+        rnn.append(_Layer(self.spec, layers[-1], "pre", 0, n_h + beside))
+        return rnn, replace(top, start=n_h, width=beside)
+
+    def advance(self, rnn: list[_Layer], h: list[Slice], c: list[Slice]) -> list[Stage]:
+        """h_{t-1} -> h_t, layer by layer, once the first one's sums are complete."""
+        stages: list[Stage] = []
+        output = None
+        for i, layer in enumerate(rnn):
+            if output is not None:
+                stages.extend(_products(output, [layer.from_input(0)]))
+            if self.spec.cell == "rnn":
+                stages.append(Activate(layer.gates, self.spec.nonlinearity))
+            last = layer is rnn[-1]
+            output = None if last else self.buffer(f"out.{i}", self.spec.hidden_size, Keep.STORED)
+            stages.append(Recur(self.spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
+        return stages
 
     def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
         """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
@@ -322,31 +378,23 @@ def _biases(layers: tuple[Layer, ...]) -> tuple[Term, ...]:
 def partition(spec: CellSpec) -> Partition:
     """Cut a cell into the stages before, inside and after the scan. Pure: the same spec gives the same program."""
     draft = _Draft(spec)
-    hidden, latent, layers = spec.hidden_size, spec.latent_size, range(spec.num_layers)
+    latent, filtered = spec.latent_size, spec.objective == "particle_filter"
     sources = {"x": draft.buffer("x", spec.input_size)}
     draft.buffer("eps", latent)
-    h = [draft.buffer(f"h.{i}", hidden, Keep.ALWAYS) for i in layers]
-    c = [draft.buffer(f"c.{i}", hidden, Keep.ALWAYS) for i in layers] if spec.cell == "lstm" else []
+    h, c = draft.state()
     if spec.cond_size:
         sources["cond"] = draft.buffer("cond", spec.cond_size)
     sources["h"] = h[-1]
 
     # first layers of encoder and recurrent layers, [n_h | e | gates] each
     first = spec.network("encoder").first
-    e, gates = sum(layer.outputs for layer in first), GATES[spec.cell] * hidden
-    n_h = hidden if spec.cell == "gru" else 0
-    draft.buffer("pre", n_h + e + gates, Keep.STORED)
-    for i in layers[:-1]:
-        draft.buffer(f"rnn.{i}", n_h + gates, Keep.STORED)
-    rnn = [_Layer(spec, i, f"rnn.{i}", 0, n_h) for i in layers[:-1]]
-    rnn.append(_Layer(spec, layers[-1], "pre", 0, n_h + e))
-    e_slice = Slice("pre", n_h, e)
+    rnn, e = draft.recurrence(sum(layer.outputs for layer in first))
 
     def first_parts(source: str) -> list[_Part]:
         """What a source gives to encoder and first recurrent layer."""
         parts = []
         if latent and source in spec.inputs("encoder"):
-            parts.append(_Part(e_slice, _columns(first, spec.column("encoder", source)), _biases(first)))
+            parts.append(_Part(e, _columns(first, spec.column("encoder", source)), _biases(first)))
         if source in spec.inputs("cell"):
             parts.append(rnn[0].from_input(spec.column("cell", source)))
         return parts
@@ -364,23 +412,23 @@ def partition(spec: CellSpec) -> Partition:
 
     scan: list[Stage] = []
     after: list[Stage] = []
-    for i in reversed(layers):
-        parts = [rnn[i].of_candidate()]
-        if latent and i == layers[-1]:
-            parts.append(_Part(e_slice, _columns(first, spec.column("encoder", "h"))))
-        parts.append(rnn[i].from_state())
-        scan.extend(_products(h[i], [part for part in parts if part]))
+    weigh = scan if filtered else after
+    for layer in reversed(rnn):
+        parts = [layer.of_candidate()]
+        if latent and layer is rnn[-1]:
+            parts.append(_Part(e, _columns(first, spec.column("encoder", "h"))))
+        parts.append(layer.from_state())
+        scan.extend(_products(h[layer.index], [part for part in parts if part]))
     if latent:
-        if spec.prior is None:  # zeros, and a std of exp(raw)
-            prior, transform = draft.buffer("prior", 2 * latent), Std("log_std", floor=0)
-            after.append(Bias(prior, ()))
+        if spec.prior is None:
+            prior, transform = _standard_normal(draft, weigh)
         else:
             transform = spec.std
             stages, prior = draft.network("prior", {n: sources[n] for n in ("cond", "h") if n in sources})
             known = 1 if spec.residual and "cond" in spec.inputs("prior") else 0  # before h is
             before.extend(stages[:known])
-            (scan if spec.residual else after).extend(stages[known:])
-        stages, posterior = draft.finish("encoder", e_slice, "posterior", Keep.STORED)
+            (scan if spec.residual else weigh).extend(stages[known:])
+        stages, posterior = draft.finish("encoder", e, "posterior", Keep.STORED)
         scan.extend(stages)
         if spec.residual:
             scan.append(Add(replace(prior, width=latent), replace(posterior, width=latent)))
@@ -391,16 +439,64 @@ def partition(spec: CellSpec) -> Partition:
             stages, sources["phi_z"] = draft.network("phi_z", sources)
             scan.extend(stages)
         scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
-        after.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform))
-    output = None
-    for i, layer in enumerate(rnn):
-        if output is not None:
-            scan.extend(_products(output, [layer.from_input(0)]))
-        if spec.cell == "rnn":
-            scan.append(Activate(layer.gates, spec.nonlinearity))
-        output = draft.buffer(f"out.{i}", hidden, Keep.STORED) if i < layers[-1] else None
-        scan.append(Recur(spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
-
+        z = None if spec.objective == "kl" else sources["z"]
+        weigh.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform, z))
+    scan.extend(draft.advance(rnn, h, c))
     stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources})
-    after.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
+    weigh.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
+    if filtered:
+        scan.append(Resample())
     return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))
+
+
+def generation(spec: CellSpec, *, mean: bool) -> Partition:
+    """The program of a cell that runs on its own: z from the prior, x (its sample or its mean) from the decoder and
+    back through phi_x. All but the noise is inside the scan; x is written."""
+    draft = _Draft(spec)
+    sources = {"x": draft.buffer("x", spec.input_size)}
+    draft.buffer("eps", spec.latent_size)
+    h, c = draft.state()
+    if spec.cond_size:
+        sources["cond"] = draft.buffer("cond", spec.cond_size)
+    sources["h"] = h[-1]
+    noise = draft.buffer("noise", spec.input_size)
+    rnn, _ = draft.recurrence(0)
+
+    def network(name: str) -> tuple[list[Stage], Slice]:
+        return draft.network(name, {n: sources[n] for n in spec.inputs(name)})
+
+    biases = [part for layer in rnn for part in (layer.of_candidate(), layer.from_input(0)) if part]
+    before: list[Stage] = [Bias(part.target, part.terms) for part in biases]
+    scan: list[Stage] = []
+    for layer in reversed(rnn):
+        scan.extend(_products(h[layer.index], [p for p in (layer.of_candidate(), layer.from_state()) if p]))
+    if spec.latent_size:
+        if spec.prior is None:
+            prior, transform = _standard_normal(draft, before)
+        else:
+            stages, prior = network("prior")
+            transform = spec.std
+            scan.extend(stages)
+        sources["z"] = sources["phi_z"] = draft.buffer("z", spec.latent_size)
+        scan.append(Sample(prior, draft.buffer("prior_std", spec.latent_size), sources["z"], transform))
+        if spec.phi_z:
+            stages, sources["phi_z"] = network("phi_z")
+            scan.extend(stages)
+    stages, raw = network("decoder")
+    scan.extend([*stages, Draw(raw, noise, sources["x"], spec.likelihood, spec.output_std, mean)])
+    sources["phi_x"] = sources["x"]
+    if spec.phi_x:
+        stages, sources["phi_x"] = network("phi_x")
+        scan.extend(stages)
+    for source in spec.inputs("cell"):
+        part = rnn[0].from_input(spec.column("cell", source))
+        (before if source == "cond" else scan).extend(_products(sources[source], [part]))
+    scan.extend(draft.advance(rnn, h, c))
+    return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), ())
+
+
+def _standard_normal(draft: _Draft, stages: list[Stage]) -> tuple[Slice, Std]:
+    """[mean | raw] of N(0, 1): zeros, and a std of exp(raw)."""
+    prior = draft.buffer("prior", 2 * draft.spec.latent_size)
+    stages.append(Bias(prior, ()))
+    return prior, Std("log_std", floor=0)

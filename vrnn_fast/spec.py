@@ -8,16 +8,19 @@ list, the kernels) is derived from it, so two equal specs always run the same pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeVar, get_args
+
+Made = TypeVar("Made")
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
 Conditioned = Literal["encoder", "prior", "decoder", "cell"]
+Objective = Literal["kl", "log_weight", "particle_filter"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
@@ -144,6 +147,12 @@ class CellSpec:
     head for all its parameters. ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary
     autoregressive network whose decoder is the output layer. ``activations`` names networks whose activation is another
     one, ``columns`` those whose sources stand in another order than in ``SOURCES``.
+
+    ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
+    ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
+    al. 2016, "Importance Weighted Autoencoders"). ``"particle_filter"`` has the same, and rows that lie side by side
+    are the particles of one sequence, which are resampled as they run (Maddison et al. 2017, "Filtering Variational
+    Objectives", algorithm 1).
     """
 
     input_size: int
@@ -170,6 +179,7 @@ class CellSpec:
     cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
     activations: tuple[tuple[str, Activation], ...] = ()
     columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    objective: Objective = "kl"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size"):
@@ -193,6 +203,7 @@ class CellSpec:
             ("activation", ACTIVATIONS),
             ("nonlinearity", ACTIVATIONS),
             ("likelihood", get_args(Fused)),
+            ("objective", get_args(Objective)),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -223,6 +234,8 @@ class CellSpec:
             raise ValueError(f"nonlinearity is for cell='rnn', got {self.nonlinearity!r} with cell={self.cell!r}")
         if self.residual and self.prior is None:
             raise ValueError("residual adds the prior's mean, and that of a standard normal prior is zero")
+        if self.objective == "particle_filter" and self.likelihood == "external":
+            raise ValueError("a particle filter weighs its rows as it runs, by a Bernoulli or Gaussian likelihood")
         if not self.decoder_heads:
             object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))
         for name, width in self.decoder_heads:
@@ -234,6 +247,13 @@ class CellSpec:
         expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
         if expected and widths != expected:
             raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
+        object.__setattr__(self, "key", repr(self))
+
+    key: ClassVar[str]  # all of the structure as text: of each spec, but none of its fields
+
+    def constant(self, key: str, make: Callable[..., Made], *arguments: object) -> Made:
+        """``make(self, *arguments)``. What traces code may take it for a constant of the cells with this ``key``."""
+        return make(self, *arguments)
 
     @property
     def phi_x_size(self) -> int:

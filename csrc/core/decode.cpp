@@ -38,7 +38,7 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 6) throw std::invalid_argument("program: this build reads format 6");
+    if (in.next() != 7) throw std::invalid_argument("program: this build reads format 7");
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(64, "the number of buffers");
     program.states = in.next_below(most_states + 1, "the number of states");
@@ -71,7 +71,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     std::vector<int64_t> block_count, term_count;
     for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
         Stage s{};
-        s.op = static_cast<Op>(in.next_below(8, "a stage's kind"));
+        s.op = static_cast<Op>(in.next_below(10, "a stage's kind"));
         int64_t blocks = 0, terms = 0;
         switch (s.op) {
             case Op::dense: s.source = slice(); [[fallthrough]];
@@ -142,10 +142,20 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.source = slice();
                 s.std = slice();
                 s.deviation = deviation();
+                if (in.next()) s.z = slice();
                 break;
             case Op::likelihood:
                 s.source = slice();
                 s.kind = in.next_below(3, "a likelihood");
+                s.deviation = deviation();
+                break;
+            case Op::resample: break;
+            case Op::draw:
+                s.source = slice();
+                s.noise = slice();
+                s.target = slice();
+                s.kind = in.next_below(2, "a likelihood to draw from");
+                s.mean = in.next() != 0;
                 s.deviation = deviation();
                 break;
         }
@@ -168,8 +178,9 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     std::vector<Slice> written{{buffer_x, 0, 0}};
     for (auto s = stages_.rbegin(); s != stages_.rend(); ++s) {
         const bool gru = s->op == Op::recur && static_cast<Cell>(s->kind) == Cell::gru;
-        if (s->op != Op::dense && !gru) continue;
-        const Slice read = gru ? Slice{s->h, 0, 0} : s->source;
+        const bool sampled = s->op == Op::divergence && s->z.width > 0;
+        if (s->op != Op::dense && !gru && !sampled) continue;
+        const Slice read = gru ? Slice{s->h, 0, 0} : sampled ? s->z : s->source;
         s->first_gradient = true;
         for (const Slice& slice : written)  // two sources are the same or have no column in common
             if (slice.buffer == read.buffer && slice.start == read.start) s->first_gradient = false;
@@ -180,14 +191,22 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         for (const Stage& s : stages_) n += s.op == op;
         return n;
     };
-    if (counts[2] < 1 || stages_.back().op != Op::likelihood || count(Op::likelihood) != 1 || count(Op::recur) < 1 ||
-        count(Op::sample) > 1 || count(Op::sample) != count(Op::divergence))
+    const int64_t drawn = count(Op::draw);
+    if (count(Op::likelihood) + drawn != 1 || count(Op::recur) < 1 || count(Op::sample) > 1 ||
+        count(Op::divergence) != (drawn ? 0 : count(Op::sample)) || count(Op::resample) > (drawn ? 0 : 1))
         throw std::invalid_argument("program: a stage that every program has is missing");
     program.gradient_size += program.bias_size;
     program.buffers = {buffers_.data(), buffers};
     program.before = {stages_.data(), counts[0]};
     program.scan = {stages_.data() + counts[0], counts[1]};
     program.after = {stages_.data() + counts[0] + counts[1], counts[2]};
+    program.stages = {stages_.data(), static_cast<int64_t>(stages_.size())};
+    for (const Stage& s : stages_) {
+        if (s.op == Op::likelihood || s.op == Op::draw) program.output = &s;
+        if (s.op == Op::sample) program.sample = &s;
+        if (s.op == Op::divergence) program.divergence = &s;
+        if (s.op == Op::recur && program.gates < 0) program.gates = s.target.buffer;
+    }
 }
 
 }  // namespace vrnn

@@ -17,7 +17,7 @@ struct Span {
 };
 
 // The numbers are the encoding of vrnn_fast/executors/cpu.py.
-enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood };
+enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw };
 enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
 enum class Cell : int64_t { gru, lstm, rnn };
 enum class Loss : int64_t { bernoulli, gaussian, external };
@@ -49,11 +49,13 @@ struct Std {
 
 struct Stage {
     Op op;
-    Slice source;         // what is read: dense, add and likelihood; [mean | raw] of sample and of divergence's prior
-    Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur
+    Slice source;         // what is read: dense, add, likelihood, draw; [mean | raw] of sample and divergence's prior
+    Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur; x of draw
     Slice std;            // of sample, and of divergence's prior
     Slice posterior;      // [mean | raw], divergence only
     Slice posterior_std;  // divergence only
+    Slice z;              // divergence: the sample that estimates it; no width for the exact one
+    Slice noise;          // draw only
     Slice candidate;      // n_h of a GRU's recur
     Slice output;         // of recur: h_t, for the layer above; no width without one
     int64_t h = -1;       // of recur: the buffers of its state
@@ -61,9 +63,10 @@ struct Stage {
     Span<Block> blocks;
     Span<Term> terms;
     bool accumulate = false;      // dense: add to target instead of starting from the bias
-    bool first_gradient = false;  // in backward order, the first to write the gradient of source (dense) or h (a GRU)
+    bool first_gradient = false;  // in backward order, the first to write that of source (dense), h (a GRU), z
+    bool mean = false;            // draw: the mean in the place of a sample
     int64_t kind = 0;             // Activation, Cell or Loss
-    Std deviation{};              // sample, divergence's prior, likelihood
+    Std deviation{};              // sample, divergence's prior, likelihood, draw
     int64_t weights = 0;          // dense and bias: offset of the stacked bias (and its gradient), in elements
     int64_t packed = 0;           // dense: offset of the packed weights, in elements
     int64_t gradient = 0;         // dense: offset of the weight gradient, in elements
@@ -83,7 +86,10 @@ inline constexpr int64_t line = 16;
 
 struct Program {
     Span<Buffer> buffers;
-    Span<Stage> before, scan, after;
+    Span<Stage> before, scan, after, stages;  // the last is all of them
+    const Stage* output = nullptr;            // the likelihood, or the draw of a cell that runs on its own
+    const Stage *sample = nullptr, *divergence = nullptr;
+    int64_t gates = -1;         // the first recurrent layer's buffer of sums
     int64_t states = 0;         // buffers from buffer_state on
     int64_t cond = -1;          // the conditioning input's buffer
     int64_t packed_size = 0;    // elements of all packed weights of one direction

@@ -37,7 +37,7 @@ class Engine {
     const char* isa() const { return isa_.name; }
 
   private:
-    const Stage& likelihood() const { return decoded_.program.after[decoded_.program.after.size - 1]; }
+    const Stage& likelihood() const { return *decoded_.program.output; }
 
     const Isa& isa_;
     DecodedProgram decoded_;

@@ -56,7 +56,9 @@ struct Workspace {
     Matrix<T> value[most_buffers], gradient[most_buffers];
     bool chunked[most_buffers];
     T *carry[most_states], *nll, *kl;
-    T* tiles;  // of weight_gradient()
+    T* tiles;                // of weight_gradient()
+    T *log_weight, *weight;  // (sequences) since a row was resampled; (particles)
+    Matrix<T> group;         // (particles, hidden) states, or their gradients, while they are resampled
     Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[most_states];
     Matrix<T> mask;  // 1 where x was observed, else 0; null where all was
     int64_t used;
@@ -87,8 +89,31 @@ struct Workspace {
         int64_t widest = 0;
         for (const Buffer& b : program.buffers) widest = largest(widest, b.width);
         tiles = backward ? arena.take(weight_gradient_scratch<T>(widest)) : nullptr;
+        const bool resamples = bool(launch.ancestors);
+        log_weight = resamples ? arena.take(sequences) : nullptr;
+        weight = resamples ? arena.take(launch.particles + slack) : nullptr;
+        group = {resamples ? arena.take(launch.particles * hidden) : nullptr, hidden};
         used = arena.used;
     }
+};
+
+// The phases of a pass, one after the other, as ranges of time.
+class Phases {
+  public:
+    explicit Phases(const Ranges* ranges) : ranges_(ranges) {}
+    Phases(const Phases&) = delete;
+    Phases& operator=(const Phases&) = delete;
+    ~Phases() { enter(nullptr); }
+
+    void enter(const char* name) {
+        if (!ranges_) return;
+        if (open_) ranges_->close(open_);
+        open_ = name ? ranges_->open(name) : nullptr;
+    }
+
+  private:
+    const Ranges* ranges_;
+    void* open_ = nullptr;
 };
 
 template <class T>
@@ -102,17 +127,28 @@ class Executor {
           weight_gradients(launch.weight_gradients + index * program.gradient_size) {}
 
     void forward() {
+        Phases phases(launch.ranges);
         load_state();
         for (int64_t step = 0; step < shard.steps; step = chunk.end_step) {
             chunk = next_chunk(shard, step);
+            phases.enter("vrnn_fast.forward.before");
             gather_inputs();
             enter_chunk();
             run(program.before);
+            phases.enter("vrnn_fast.forward.scan");
             for (int64_t t = chunk.step; t < chunk.end_step; ++t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
                 if (launch.resets) reset(t, [&](int64_t b) { return value(b, begin); });
-                for (const Stage& stage : program.scan) stage.op == Op::recur ? advance(stage, t) : run(stage);
+                for (const Stage& stage : program.scan) {
+                    if (stage.op == Op::recur)
+                        advance(stage, t);
+                    else if (stage.op == Op::resample)
+                        resample(t);
+                    else
+                        run(stage);
+                }
             }
+            phases.enter("vrnn_fast.forward.after");
             set_rows(chunk.row, chunk.end_row);
             run(program.after);
             scatter_results();
@@ -122,6 +158,7 @@ class Executor {
     }
 
     void backward() {
+        Phases phases(launch.ranges);
         if (shard.steps == 0) fill(weight_gradients, program.gradient_size);
         for (int64_t s = 0; s < program.states; ++s)
             for (int64_t i = 0; i < shard.sequences; ++i)
@@ -130,21 +167,31 @@ class Executor {
                      hidden());
         for (int64_t end = shard.steps; end > 0; end = chunk.step) {
             chunk = previous_chunk(shard, end);
+            phases.enter("vrnn_fast.backward.restore");
             gather_inputs();
             gather_upstream();
             set_rows(chunk.row, chunk.end_row);
             restore();
+            phases.enter("vrnn_fast.backward.after");
             run_backward(program.after);
+            phases.enter("vrnn_fast.backward.scan");
             for (int64_t t = chunk.end_step - 1; t >= chunk.step; --t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
                 for (int64_t i = program.scan.size - 1; i >= 0; --i) {
                     const Stage& stage = program.scan[i];
-                    stage.op == Op::recur ? retreat(stage, t) : run_backward(stage);
+                    if (stage.op == Op::recur)
+                        retreat(stage, t);
+                    else if (stage.op == Op::resample)
+                        resample_backward(t);
+                    else
+                        run_backward(stage);
                 }
                 if (launch.resets) reset(t, [&](int64_t b) { return gradient(b, begin); });
             }
+            phases.enter("vrnn_fast.backward.before");
             set_rows(chunk.row, chunk.end_row);
             run_backward(program.before);
+            phases.enter("vrnn_fast.backward.weights");
             add_weight_gradients();
             scatter_gradients();
         }
@@ -210,13 +257,15 @@ class Executor {
     }
 
     void gather_inputs() {
-        gather(launch.x, work.value[buffer_x], program.buffers[buffer_x].width);
+        const int64_t input = program.buffers[buffer_x].width;
+        if (launch.x) gather(launch.x, work.value[buffer_x], input);
+        if (launch.noise) gather(launch.noise, work.value[program.output->noise.buffer], input);
         gather(launch.eps, work.value[buffer_eps], program.buffers[buffer_eps].width);
         if (program.cond >= 0) gather(launch.cond, work.value[program.cond], program.buffers[program.cond].width);
         if (launch.mask)
             for_rows([&](int64_t row, int64_t t, int64_t b) {
                 const bool* from = launch.mask.at(t, b);
-                for (int64_t j = 0; j < program.buffers[buffer_x].width; ++j) work.mask[row][j] = from[j];
+                for (int64_t j = 0; j < input; ++j) work.mask[row][j] = from[j];
             });
     }
 
@@ -237,6 +286,7 @@ class Executor {
 
     void run(const Stage& s) {
         const T* bias = launch.packed + program.packed_size + s.weights;
+        const int64_t at = begin - chunk.row;
         switch (s.op) {
             case Op::bias: return fill_rows<T>(rows, s.target.width, bias, value(s.target));
             case Op::dense: {
@@ -255,21 +305,35 @@ class Executor {
                 });
             case Op::divergence:
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
-                    divergence_forward<T>(rows, s.std.width, deviation, value(s.posterior), value(s.posterior_std),
-                                          value(s.source), value(s.std), work.kl);
+                    if (s.z.width)
+                        log_ratio_forward<T>(rows, s.std.width, deviation, value(s.posterior_std),
+                                             value(buffer_eps, begin), value(s.source), value(s.std), value(s.z),
+                                             work.kl + at);
+                    else
+                        divergence_forward<T>(rows, s.std.width, deviation, value(s.posterior), value(s.posterior_std),
+                                              value(s.source), value(s.std), work.kl + at);
                 });
             case Op::likelihood: {
-                const Matrix<T> x = value(buffer_x, begin);
+                const Matrix<T> x = value(buffer_x, begin), mask = work.mask ? work.mask.rows(at) : Matrix<T>{};
                 const int64_t width = program.buffers[buffer_x].width;
                 if (static_cast<Loss>(s.kind) == Loss::bernoulli)
-                    return bernoulli_forward<T>(rows, width, value(s.source), x, work.mask, work.nll);
+                    return bernoulli_forward<T>(rows, width, value(s.source), x, mask, work.nll + at);
                 if (static_cast<Loss>(s.kind) == Loss::gaussian)
                     return with_deviation<T>(s.deviation, [&](auto deviation) {
-                        gaussian_forward<T>(rows, width, deviation, value(s.source), x, work.mask, work.nll);
+                        gaussian_forward<T>(rows, width, deviation, value(s.source), x, mask, work.nll + at);
                     });
-                return fill(work.nll, rows);
+                return fill(work.nll + at, rows);
             }
-            case Op::recur: return;
+            case Op::draw:
+                if (static_cast<Loss>(s.kind) == Loss::bernoulli)
+                    return bernoulli_draw<T>(rows, s.target.width, s.mean, value(s.source), value(s.noise),
+                                             value(s.target));
+                return with_deviation<T>(s.deviation, [&](auto deviation) {
+                    gaussian_draw<T>(rows, s.target.width, deviation, s.mean, value(s.source), value(s.noise),
+                                     value(s.target));
+                });
+            case Op::recur:
+            case Op::resample: return;
         }
     }
 
@@ -309,7 +373,44 @@ class Executor {
         }
     }
 
+    // Where h_t and c_t are, once they are computed: row i of those that go on.
+    Matrix<T> next_state(int64_t state, int64_t t) const {
+        return t + 1 < chunk.end_step ? value(buffer_state + state, shard.offset[t + 1]) : carry(state);
+    }
+
+    // Where the weights of a sequence's particles have become too uneven, each takes over the state of one that is
+    // drawn by them. The last step's are never drawn from: no bound depends on it.
+    void resample(int64_t t) {
+        const int64_t n = launch.particles, at = begin - chunk.row;
+        for (int64_t i = 0; i < rows; ++i)
+            work.log_weight[i] -= work.nll[at + i] + (program.divergence ? work.kl[at + i] : T(0));
+        for (int64_t first = 0; first < rows; first += n) {
+            T* const log_weight = work.log_weight + first;
+            const auto ancestor = [&](int64_t i) { return launch.ancestors.at(t, shard.sequence[first + i]); };
+            if (first >= shard.active[t + 1] ||
+                !(effective_number(n, log_weight, work.weight) < launch.threshold * double(n))) {
+                for (int64_t i = 0; i < n; ++i) *ancestor(i) = -1;
+                continue;
+            }
+            double total = 0, last = 0, reached = work.weight[0];
+            for (int64_t i = 0; i < n; ++i) total += work.weight[i];
+            for (int64_t i = 0, k = 0; i < n; ++i) {
+                const double wanted = *launch.uniforms.at(t, shard.sequence[first + i]) * total;
+                if (wanted < last) reached = work.weight[k = 0];
+                for (last = wanted; reached <= wanted && reached < total;) reached += work.weight[++k];
+                *ancestor(i) = k;
+            }
+            for (int64_t s = 0; s < program.states; ++s) {
+                const Matrix<T> own = next_state(s, t).rows(first);
+                copy_rows<T>(n, hidden(), own, work.group);
+                for (int64_t i = 0; i < n; ++i) copy(own[i], work.group[*ancestor(i)], hidden());
+            }
+            fill(log_weight, n);
+        }
+    }
+
     void load_state() {
+        if (work.log_weight) fill(work.log_weight, shard.sequences);
         for (int64_t k = 0; k < program.states; ++k)
             for (int64_t i = 0; i < shard.sequences; ++i)
                 copy(carry(k)[i], launch.state[k] + shard.sequence[i] * hidden(), hidden());
@@ -323,14 +424,15 @@ class Executor {
     }
 
     void scatter_results() const {
-        const Stage& likelihood = *find(program.after, Op::likelihood);
-        const Stage *sample = find(program.scan, Op::sample), *divergence = find(program.after, Op::divergence);
+        const Stage *sample = program.sample, *divergence = program.divergence;
+        const auto matrix = [&](const Slice& s) { return value(s.buffer, chunk.row).columns(s.start); };
+        scatter(launch.drawn, matrix({buffer_x, 0, 0}), program.buffers[buffer_x].width);
+        if (launch.drawn) return;
         for_rows([&](int64_t row, int64_t t, int64_t b) {
             *launch.nll.at(t, b) = work.nll[row];
             *launch.kl.at(t, b) = divergence ? work.kl[row] : T(0);
         });
-        const auto matrix = [&](const Slice& s) { return value(s.buffer, chunk.row).columns(s.start); };
-        scatter(launch.raw, matrix(likelihood.source), likelihood.source.width);
+        scatter(launch.raw, matrix(program.output->source), program.output->source.width);
         if (!sample || !divergence) return;
         const int64_t latent = sample->target.width;
         scatter(launch.z, matrix(sample->target), latent);
@@ -342,33 +444,28 @@ class Executor {
 
     // Again through phi_z and the decoder, with the prior's mean in the place of z.
     void predict() {
-        const Stage *sample = find(program.scan, Op::sample), *divergence = find(program.after, Op::divergence);
+        const Stage *sample = program.sample, *divergence = program.divergence;
         if (sample && divergence) {
             const Matrix<T> prior_mean = value(divergence->source), z = value(sample->target);
             for (int64_t i = 0; i < rows; ++i) copy(z[i], prior_mean[i], sample->target.width);
-            const int64_t gates = find(program.scan, Op::recur)->target.buffer;
-            for (const Stage* s = sample + 1; s->target.buffer != gates; ++s) run(*s);
-            for (const Stage* s = divergence + 1; s->op != Op::likelihood; ++s) run(*s);
+            for (const Stage* s = sample + 1; s->target.buffer != program.gates; ++s) run(*s);
+            for (const Stage* s = divergence + 1; s != program.output; ++s) run(*s);
         }
-        const Slice& raw = find(program.after, Op::likelihood)->source;
+        const Slice& raw = program.output->source;
         scatter(launch.predicted, value(raw), raw.width);
-    }
-
-    static const Stage* find(Span<Stage> stages, Op op) {
-        for (const Stage& s : stages)
-            if (s.op == op) return &s;
-        return nullptr;
     }
 
     // Padding is zero, and a sequence of length 0 keeps its state.
     void finish_idle_rows() const {
         const int64_t latent = program.buffers[buffer_eps].width;
-        const int64_t output = find(program.after, Op::likelihood)->source.width;
+        const int64_t output = program.output->source.width;
         const Steps<T> results[] = {launch.nll, launch.kl,         launch.z,         launch.mean,
                                     launch.std, launch.prior_mean, launch.prior_std, launch.raw};
         const int64_t widths[] = {1, 1, latent, latent, latent, latent, latent, output};
         for (int64_t i = 0; i < shard.sequences; ++i) {
             const int64_t b = shard.sequence[i];
+            if (launch.ancestors)
+                for (int64_t t = shard.length[i]; t < launch.steps; ++t) *launch.ancestors.at(t, b) = -1;
             for (int r = 0; r < 8; ++r)
                 if (results[r])
                     for (int64_t t = shard.length[i]; t < launch.steps; ++t) fill(results[r].at(t, b), widths[r]);
@@ -392,10 +489,10 @@ class Executor {
         const Matrix<T> to[] = {work.on_z, work.on_mean, work.on_std, work.on_prior_mean, work.on_prior_std};
         for (int k = 0; k < 5; ++k)
             if (from[k]) gather(from[k], to[k], latent);
-        const Stage& likelihood = *find(program.after, Op::likelihood);
-        const Matrix<T> d_raw = gradient(likelihood.source.buffer, chunk.row).columns(likelihood.source.start);
+        const Slice& raw = program.output->source;
+        const Matrix<T> d_raw = gradient(raw.buffer, chunk.row).columns(raw.start);
         for_rows([&](int64_t row, int64_t t, int64_t b) {
-            copy(d_raw[row], launch.d_raw ? launch.d_raw.at(t, b) : nullptr, likelihood.source.width);
+            copy(d_raw[row], launch.d_raw ? launch.d_raw.at(t, b) : nullptr, raw.width);
         });
         if (launch.d_x)
             for (int64_t row = 0; row < chunk.rows(); ++row)
@@ -404,18 +501,16 @@ class Executor {
 
     // Given h, c, z and the posterior's parameters of every step, nothing is sequential any more.
     void restore() {
-        const Span<Stage> parts[] = {program.before, program.scan, program.after};
-        for (const Span<Stage>& part : parts)
-            for (const Stage& stage : part) {
-                if (stage.op == Op::divergence)
-                    prior_std_forward(stage);
-                else if (stage.op == Op::likelihood || !work.chunked[stage.target.buffer])
-                    continue;
-                else if (stage.op == Op::recur)
-                    update(stage, 0, rows, stage.output.width ? value(stage.output) : Matrix<T>{}, {});
-                else
-                    run(stage);
-            }
+        for (const Stage& stage : program.stages) {
+            if (stage.op == Op::divergence)
+                prior_std_forward(stage);
+            else if (stage.op == Op::likelihood || stage.op == Op::resample || !work.chunked[stage.target.buffer])
+                continue;
+            else if (stage.op == Op::recur)
+                update(stage, 0, rows, stage.output.width ? value(stage.output) : Matrix<T>{}, {});
+            else
+                run(stage);
+        }
     }
 
     void prior_std_forward(const Stage& d) {
@@ -456,17 +551,24 @@ class Executor {
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
                     sample_backward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
                                        value(s.std), dz, gradient(s.source),
+                                       program.divergence->z.width ? work.kl + at : nullptr,
                                        launch.d_eps ? gradient(buffer_eps, begin) : Matrix<T>{});
                 });
             }
             case Op::divergence:
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
-                    divergence_backward<T>(
-                        rows, s.std.width, deviation, work.kl + at,
-                        {part(launch.d_mean, work.on_mean), part(launch.d_std, work.on_std)},
-                        {part(launch.d_prior_mean, work.on_prior_mean), part(launch.d_prior_std, work.on_prior_std)},
-                        value(s.posterior), value(s.posterior_std), value(s.source), value(s.std),
-                        gradient(s.posterior), gradient(s.source));
+                    const Upstream<T> on_q{part(launch.d_mean, work.on_mean), part(launch.d_std, work.on_std)};
+                    const Upstream<T> on_p{part(launch.d_prior_mean, work.on_prior_mean),
+                                           part(launch.d_prior_std, work.on_prior_std)};
+                    if (s.z.width)
+                        log_ratio_backward<T>(rows, s.std.width, deviation, work.kl + at, on_q, on_p,
+                                              value(s.posterior_std), value(s.source), value(s.std), value(s.z),
+                                              gradient(s.posterior), gradient(s.source), gradient(s.z),
+                                              !s.first_gradient);
+                    else
+                        divergence_backward<T>(rows, s.std.width, deviation, work.kl + at, on_q, on_p,
+                                               value(s.posterior), value(s.posterior_std), value(s.source),
+                                               value(s.std), gradient(s.posterior), gradient(s.source));
                 });
             case Op::likelihood: {
                 const Matrix<T> x = value(buffer_x, begin), dx = launch.d_x ? gradient(buffer_x, begin) : Matrix<T>{};
@@ -482,7 +584,25 @@ class Executor {
                     });
                 return;
             }
-            case Op::recur: return;
+            case Op::recur:
+            case Op::resample:
+            case Op::draw: return;
+        }
+    }
+
+    // What a row gave to others comes back from all of them, in their order.
+    void resample_backward(int64_t t) {
+        const int64_t n = launch.particles;
+        for (int64_t first = 0; first < shard.active[t + 1]; first += n) {
+            const auto ancestor = [&](int64_t i) { return *launch.ancestors.at(t, shard.sequence[first + i]); };
+            if (ancestor(0) < 0) continue;
+            for (int64_t s = 0; s < program.states; ++s) {
+                const Matrix<T> own =
+                    (t + 1 < chunk.end_step ? gradient(buffer_state + s, shard.offset[t + 1]) : carry(s)).rows(first);
+                copy_rows<T>(n, hidden(), own, work.group);
+                for (int64_t i = 0; i < n; ++i) fill(own[i], hidden());
+                for (int64_t i = 0; i < n; ++i) add_rows<T>(1, hidden(), work.group.rows(i), own.rows(ancestor(i)));
+            }
         }
     }
 
@@ -530,18 +650,16 @@ class Executor {
     void add_weight_gradients() {
         const bool first = chunk.end_step == shard.steps;
         T* biases = weight_gradients + program.gradient_size - program.bias_size;
-        const Span<Stage> parts[] = {program.before, program.scan, program.after};
-        for (const Span<Stage>& part : parts)
-            for (const Stage& s : part) {
-                if (s.op != Op::dense && s.op != Op::bias) continue;
-                const Matrix<T> d = gradient(s.target);
-                if (!s.accumulate) add_column_sums<T>(rows, s.target.width, d, first, biases + s.weights);
-                if (s.op == Op::bias) continue;
-                const Matrix<T> source = value(s.source);
-                T* to = weight_gradients + s.gradient;
-                weight_gradient<T>(rows, s.target.width, s.source.width, d.data, d.stride, source.data, source.stride,
-                                   to, gradient_stride(s), first ? Start::zero : Start::keep, work.tiles);
-            }
+        for (const Stage& s : program.stages) {
+            if (s.op != Op::dense && s.op != Op::bias) continue;
+            const Matrix<T> d = gradient(s.target);
+            if (!s.accumulate) add_column_sums<T>(rows, s.target.width, d, first, biases + s.weights);
+            if (s.op == Op::bias) continue;
+            const Matrix<T> source = value(s.source);
+            T* to = weight_gradients + s.gradient;
+            weight_gradient<T>(rows, s.target.width, s.source.width, d.data, d.stride, source.data, source.stride, to,
+                               gradient_stride(s), first ? Start::zero : Start::keep, work.tiles);
+        }
     }
 
     void scatter_gradients() {
@@ -576,24 +694,22 @@ static void pack_weights(const Launch<T>& launch, bool backward) {
     const Program& program = *launch.program;
     T* biases = launch.packed + program.packed_size;
     if (!backward) __builtin_memset(biases, 0, program.bias_size * sizeof(T));
-    const Span<Stage> parts[] = {program.before, program.scan, program.after};
-    for (const Span<Stage>& part : parts)
-        for (const Stage& s : part) {
-            for (const Block& b : s.blocks) {
-                const int64_t columns = launch.columns[b.parameter];
-                const T* w = launch.parameters[b.parameter] + b.row * columns + b.column;
-                if (backward)
-                    pack<T>(launch.packed_backward + s.packed, s.source.width, s.target.width,
-                            {0, s.source.width, b.at, b.rows}, w, 1, columns);
-                else
-                    pack<T>(launch.packed + s.packed, s.target.width, s.source.width, {b.at, b.rows, 0, s.source.width},
-                            w, columns, 1);
-            }
-            if (!backward)
-                for (const Term& t : s.terms)
-                    for (int64_t i = 0; i < t.rows; ++i)
-                        biases[s.weights + t.at + i] += launch.parameters[t.parameter][t.row + i];
+    for (const Stage& s : program.stages) {
+        for (const Block& b : s.blocks) {
+            const int64_t columns = launch.columns[b.parameter];
+            const T* w = launch.parameters[b.parameter] + b.row * columns + b.column;
+            if (backward)
+                pack<T>(launch.packed_backward + s.packed, s.source.width, s.target.width,
+                        {0, s.source.width, b.at, b.rows}, w, 1, columns);
+            else
+                pack<T>(launch.packed + s.packed, s.target.width, s.source.width, {b.at, b.rows, 0, s.source.width}, w,
+                        columns, 1);
         }
+        if (!backward)
+            for (const Term& t : s.terms)
+                for (int64_t i = 0; i < t.rows; ++i)
+                    biases[s.weights + t.at + i] += launch.parameters[t.parameter][t.row + i];
+    }
 }
 
 // Adds the shards' weight gradients in order and writes them where the parameters' gradients belong. Every element
@@ -611,18 +727,16 @@ static void reduce(const Launch<T>& launch) {
         });
     };
     const int64_t biases = program.gradient_size - program.bias_size;
-    const Span<Stage> parts[] = {program.before, program.scan, program.after};
-    for (const Span<Stage>& part : parts)
-        for (const Stage& s : part) {
-            for (const Block& b : s.blocks) {
-                const int64_t columns = launch.columns[b.parameter];
-                for (int64_t i = 0; i < b.rows; ++i)
-                    total(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
-                          launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
-            }
-            for (const Term& t : s.terms)
-                total(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
+    for (const Stage& s : program.stages) {
+        for (const Block& b : s.blocks) {
+            const int64_t columns = launch.columns[b.parameter];
+            for (int64_t i = 0; i < b.rows; ++i)
+                total(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
+                      launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
         }
+        for (const Term& t : s.terms)
+            total(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
+    }
 }
 
 }  // namespace vrnn::VRNN_ISA

@@ -31,9 +31,16 @@ struct Steps {
     explicit operator bool() const { return data != nullptr; }
 };
 
+// Opens and closes named ranges of time on the calling thread, for a profiler that may be watching.
+struct Ranges {
+    void* (*open)(const char* name);
+    void (*close)(void* range);
+};
+
 template <class T>
 struct Launch {
     const Program* program;
+    const Ranges* ranges;  // or null
     int64_t steps, batch;
     Span<Shard> shards;
 
@@ -42,6 +49,11 @@ struct Launch {
     Steps<const T> cond;          // (T, B, conditioning), where the program has its buffer
     Steps<const bool> resets;     // (T, B): the state is zeroed before the step; or null
     Steps<const bool> mask;       // (T, B, input): what was observed; or null for all
+    Steps<const T> noise;         // (T, B, input), of a cell that runs on its own
+    int64_t particles = 1;        // adjacent sequences that are one, where the program resamples them
+    double threshold = 0;         // when their effective number falls below this share of them
+    Steps<const T> uniforms;      // (T, B) in [0, 1)
+    Steps<int64_t> ancestors;     // (T, B): written by forward, read by backward; -1 where nothing was resampled
     const T* state[most_states];  // (B, hidden) each
     const T* const* parameters;   // contiguous, in the program's numbering
     const int64_t* columns;       // of each parameter; 1 for a bias
@@ -58,6 +70,7 @@ struct Launch {
     Steps<T> nll, kl, z, mean, std, prior_mean, prior_std, raw;
     T* final_state[most_states];  // (B, hidden)
     Steps<T> predicted;           // (T, B, output): the decoder at the prior's mean, for p(x_t | x_<t)
+    Steps<T> drawn;               // (T, B, input), of a cell that runs on its own
 
     // backward: upstream gradients, each null for zeros; then results
     Steps<const T> d_nll, d_kl, d_z, d_mean, d_std, d_prior_mean, d_prior_std, d_raw;

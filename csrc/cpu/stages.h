@@ -173,17 +173,19 @@ static void sample_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q
         });
 }
 
-// dq [d mean | d std] -> [d mean | d raw]; dz (rows, width) is complete; deps, if given, is written
+// dq [d mean | d std] -> [d mean | d raw]; dz (rows, width) is complete; deps, if given, is written, with what
+// dkl (rows), if given, of a log_ratio adds to it
 template <class T, class D>
 static void sample_backward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> eps, Matrix<T> std,
-                            Matrix<T> dz, Matrix<T> dq, Matrix<T> deps) {
+                            Matrix<T> dz, Matrix<T> dq, const T* dkl, Matrix<T> deps) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> d = load(dz[i] + j, n);
             const Vec<T> dstd = load(dq[i] + width + j, n) + d * load(eps[i] + j, n);
             store(dq[i] + j, load(dq[i] + j, n) + d, n);
             store(dq[i] + width + j, dstd * deviation.slope(load(q[i] + width + j, n)), n);
-            if (deps) store(deps[i] + j, d * load(std[i] + j, n), n);
+            const Vec<T> through_z = d * load(std[i] + j, n);
+            if (deps) store(deps[i] + j, dkl ? through_z - dkl[i] * load(eps[i] + j, n) : through_z, n);
         });
 }
 
@@ -326,6 +328,64 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
     }
 }
 
+// log q(z) - log p(z) of z = mean + q_std eps: q_std, eps, z, p_std (rows, width), p_std is written; p [mean | raw]
+// (rows, 2 width); result (rows)
+template <class T, class D>
+static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q_std, Matrix<T> eps, Matrix<T> p,
+                              Matrix<T> p_std, Matrix<T> z, T* result) {
+    for (int64_t i = 0; i < rows; ++i) {
+        Vec<T> total{};
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> s = deviation(load(p[i] + width + j, n)), e = load(eps[i] + j, n);
+            const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) / s;
+            store(p_std[i] + j, s, n);
+            Vec<T> term = T(0.5) * (distance * distance - e * e) - log(load(q_std[i] + j, n) / s);
+            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
+            total += term;
+        });
+        result[i] = sum<T>(total);
+    }
+}
+
+// As divergence_backward(); dz (rows, width) is written, or added to.
+template <class T, class D>
+static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on_q,
+                               Upstream<T> on_p, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std, Matrix<T> z,
+                               Matrix<T> dq, Matrix<T> dp, Matrix<T> dz, bool add) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> one = all<T>(1), inverse = one / load(p_std[i] + j, n);
+            const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) * inverse;
+            const Vec<T> pull = dkl[i] * distance * inverse;
+            Vec<T> q_mean{}, q_dev = -dkl[i] / load(q_std[i] + j, n), p_mean = -pull;
+            Vec<T> p_dev = dkl[i] * inverse * (one - distance * distance);
+            if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
+            if (on_q.std) q_dev += load(on_q.std[i] + j, n);
+            if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
+            if (on_p.std) p_dev += load(on_p.std[i] + j, n);
+            store(dz[i] + j, add ? load(dz[i] + j, n) + pull : pull, n);
+            store(dq[i] + j, q_mean, n);
+            store(dq[i] + width + j, q_dev, n);
+            store(dp[i] + j, p_mean, n);
+            store(dp[i] + width + j, p_dev * deviation.slope(load(p[i] + width + j, n)), n);
+        });
+}
+
+// weight (n) = exp(log_weight - its largest); returns their effective number, (sum w)^2 / sum w^2, or NaN
+template <class T>
+static double effective_number(int64_t n, const T* log_weight, T* weight) {
+    T most = log_weight[0];
+    for (int64_t i = 1; i < n; ++i) most = log_weight[i] > most ? log_weight[i] : most;
+    for_vectors<T>(
+        n, [&](int64_t j, int64_t count) { store(weight + j, exp(load(log_weight + j, count) - most), count); });
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        sum += weight[i];
+        squares += double(weight[i]) * weight[i];
+    }
+    return sum * sum / squares;
+}
+
 // `term` where the mask is not zero, else zero; without a mask, term
 template <class T>
 VRNN_INLINE Vec<T> observed(Matrix<T> mask, int64_t row, int64_t j, int64_t n, Vec<T> term) {
@@ -389,6 +449,27 @@ static void gaussian_backward(int64_t rows, int64_t width, D deviation, const T*
             store(draw[i] + j, load(draw[i] + j, n) - pull, n);
             store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * deviation.slope(r), n);
             if (dx) store(dx[i] + j, load(dx[i] + j, n) + pull, n);
+        });
+}
+
+// x (rows, width) = raw > noise, or sigmoid(raw)
+template <class T>
+static void bernoulli_draw(int64_t rows, int64_t width, bool mean, Matrix<T> raw, Matrix<T> noise, Matrix<T> x) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> logit = load(raw[i] + j, n);
+            store(x[i] + j, mean ? sigmoid(logit) : logit > load(noise[i] + j, n) ? all<T>(1) : Vec<T>{}, n);
+        });
+}
+
+// raw [mean | raw std] (rows, 2 width): x (rows, width) = mean + std noise, or mean
+template <class T, class D>
+static void gaussian_draw(int64_t rows, int64_t width, D deviation, bool mean, Matrix<T> raw, Matrix<T> noise,
+                          Matrix<T> x) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) {
+            const Vec<T> centre = load(raw[i] + j, n), s = deviation(load(raw[i] + width + j, n));
+            store(x[i] + j, mean ? centre : centre + s * load(noise[i] + j, n), n);
         });
 }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..layout import Slot, gather
 from ..spec import Network
 from .base import Layout, Objective, Run
 from .reading import LayoutError, Structure
+from .sampling import Sampler
 from .tree import mirror, slots
 
 
@@ -29,6 +30,7 @@ class Plan:
         structures: of its cells, which see one input and never one another; nearly always one.
         arguments: forward's parameters and their defaults.
         noise: the dtype in which the original draws, or None for that of the parameters.
+        sampling: how it samples on our executors, or None where it does as its class is written.
     """
 
     layout: Layout
@@ -38,6 +40,14 @@ class Plan:
     backend: str
     arguments: dict[str, Any]
     noise: torch.dtype | None = None
+    sampling: Sampling | None = None
+
+
+class Sampling(NamedTuple):
+    """A layout's sampler, and whether the original's samples have gradients."""
+
+    sampler: Sampler
+    gradients: bool
 
 
 class Accelerated(nn.Module):
@@ -59,11 +69,26 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         return _run(self, args, kwargs)
 
     fast = mirror(model)
-    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
+    methods = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    if plan.sampling is not None:
+        methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
+    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
     vars(fast).update(
         _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
     )
     return fast
+
+
+def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
+    """The method that samples without gradients on our executors, and else as the original does."""
+    theirs = getattr(original, sampling.sampler.method)
+
+    @wraps(theirs)
+    def sample(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        tracked = sampling.gradients and torch.is_grad_enabled()
+        return (theirs if tracked else sampling.sampler.sample)(self, *args, **kwargs)
+
+    return sample
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
@@ -116,8 +141,8 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
-            latent, heads, state = _launch(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
-            runs.append(Run(self, arguments, x_, *latent, heads, state))
+            latent, heads, state, before = _walk(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
+            runs.append(Run(self, arguments, x_, *latent, heads, state, before))
             begin = end
         run = runs[0] if len(runs) == 1 else _side_by_side(runs)
         for attribute, value in objective.attributes(run).items():
@@ -140,6 +165,35 @@ def _draw(plan: Plan, x: Tensor) -> list[Tensor]:
     return [view.to(x.dtype) for view in views]
 
 
+Latent: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+State: TypeAlias = tuple[Tensor, ...]
+
+
+def _walk(
+    plan: Plan,
+    structure: Structure,
+    parameters: list[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    start: State,
+    cond: Tensor | None,
+) -> tuple[Latent, tuple[Tensor, ...], State, State | None]:
+    """All time steps of one cell: its z, mean, std, prior_mean and prior_std, its decoder's heads apart, its state and,
+    if asked for, that before the last step."""
+    if not plan.objective.asks_before(plan.mend):
+        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), None
+    last_cond = None if cond is None else cond[-1:]
+    if x.shape[0] == 1:
+        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), start
+    latent, heads, before = _launch(
+        plan, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
+    )
+    last, last_heads, state = _launch(plan, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
+    joined = cast(Latent, tuple(map(torch.cat, zip(latent, last, strict=True))))
+    return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
+
+
 def _launch(
     plan: Plan,
     structure: Structure,
@@ -147,9 +201,9 @@ def _launch(
     x: Tensor,
     eps: Tensor,
     lengths: Tensor | None,
-    start: tuple[Tensor, ...],
+    start: State,
     cond: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> tuple[Latent, tuple[Tensor, ...], State]:
     """One cell's z, mean, std, prior_mean and prior_std, its decoder's heads apart, and its state."""
     spec = structure.spec
     doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None

@@ -49,13 +49,20 @@ class Executor(Protocol):
         cond: Tensor | None = None,
         resets: Tensor | None = None,
         mask: Tensor | None = None,
+        uniforms: Tensor | None = None,
+        threshold: float = 0.5,
         recompute: bool,
         want_prior: bool,
         want_raw: bool,
     ) -> SequenceResult:
         """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
         of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors, cond (T, B, C) where the spec
-        has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood."""
+        has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood.
+
+        A particle filter takes uniforms (T, B / particles, particles) in [0, 1), rows of particles that are as long as
+        each other, and resamples a sequence when the effective number of its particles is below ``threshold`` of them,
+        but never after its last step: particle i takes over the state of the first one whose cumulative weight is
+        above its uniform number."""
 
     def step(
         self,
@@ -70,6 +77,21 @@ class Executor(Protocol):
         want_raw: bool,
     ) -> StepResult:
         """Run one time step: x (B, X), eps (B, Z), cond (B, C) of any strides, state of (num_layers, B, H) tensors."""
+
+    def generate(
+        self,
+        spec: CellSpec,
+        parameters: Sequence[Tensor],
+        eps: Tensor,
+        noise: Tensor,
+        state: tuple[Tensor, ...],
+        *,
+        cond: Tensor | None = None,
+        mean: bool,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Let a cell with a Bernoulli or Gaussian likelihood run on its own, without gradients: z_t is the prior's mean
+        + std * eps_t (T, B, Z); x_t, from noise (T, B, X), is logit > noise_t (logistic) or mean + std * noise_t
+        (normal), or its ``mean``, and goes back through phi_x. Returns x (T, B, X) and the state after it."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference, triton)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import ops
 from ..layout import Reading
@@ -17,13 +19,16 @@ from ..partition import (
     Block,
     Dense,
     Divergence,
+    Draw,
     Keep,
     Likelihood,
     Recur,
+    Resample,
     Sample,
     Slice,
     Stage,
     Term,
+    generation,
     partition,
 )
 from ..spec import ACTIVATIONS, CellSpec, Std
@@ -36,13 +41,26 @@ verified = (
     "an AVX-512 Intel Xeon"
 )
 
+Way: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
+
 _LINE = 16  # elements; csrc/core/program.h
 _ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
-_OPS: tuple[type[Stage], ...] = (Bias, Dense, Activate, Add, Sample, Recur, Divergence, Likelihood)
+_OPS: tuple[type[Stage], ...] = (
+    Bias,
+    Dense,
+    Activate,
+    Add,
+    Sample,
+    Recur,
+    Divergence,
+    Likelihood,
+    Resample,
+    Draw,
+)
 _CELLS = ("gru", "lstm", "rnn")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
 _LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-_FORMAT = 6  # of the code and of what forward saves: compiled graphs are cached by it
+_FORMAT = 7  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 def unavailable() -> str | None:
@@ -56,12 +74,17 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on CPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it takes float32, float64 or bfloat16, and x is {x.dtype}"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return None
 
 
 def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
-    return "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+    calls = "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+    if spec.likelihood == "external":
+        return f"{calls}; generate and fivo go step by step, for the likelihood is outside of the launch"
+    return f"{calls}; generate 1, and every bound as forward"
 
 
 def run(
@@ -75,6 +98,8 @@ def run(
     cond: Tensor | None = None,
     resets: Tensor | None = None,
     mask: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    threshold: float = 0.5,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
@@ -91,6 +116,8 @@ def run(
             cond=None if cond is None else cond.float(),
             resets=resets,
             mask=mask,
+            uniforms=None if uniforms is None else uniforms.float(),
+            threshold=threshold,
             recompute=recompute,
             want_prior=want_prior,
             want_raw=want_raw,
@@ -110,12 +137,14 @@ def run(
         lengths,
         resets,
         mask,
+        uniforms,
         state,
         parameters,
         packed,
         recompute=recompute,
         want_prior=want_prior,
         want_raw=want_raw,
+        threshold=threshold,
     )
     return SequenceResult(
         *out[:5],
@@ -123,6 +152,7 @@ def run(
         prior_std=out.prior_std if want_prior else None,
         raw=out.raw if want_raw else None,
         state=tuple(out.state),
+        ancestors=None if uniforms is None else out.ancestors,
     )
 
 
@@ -146,8 +176,44 @@ def step(
     return StepResult(nll, kl, raw if want_raw else None, predicted, after)
 
 
+def generate(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    noise: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    mean: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened as in :func:`run`."""
+    if noise.dtype == torch.bfloat16:
+        wide = None if cond is None else cond.float()
+        start = tuple(s.float() for s in state)
+        x, after = generate(
+            spec, [p.float() for p in parameters], eps.float(), noise.float(), start, cond=wide, mean=mean
+        )
+        return x.to(noise.dtype), tuple(s.to(noise.dtype) for s in after)
+    way: Way = "means" if mean else "samples"
+    number, packed = None, None
+    if not torch.compiler.is_compiling():
+        number = _number(spec, way)
+        if isinstance(parameters, Reading):
+            packed = parameters.once(_pack_for_means if mean else _pack_for_samples, spec)
+    drawn, final = ops.generate(program_of(spec, way), number, eps, noise, cond, state, parameters, packed)
+    return drawn, tuple(final)
+
+
 def _pack(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
     return ops.Packed(_number(spec), parameters)
+
+
+def _pack_for_samples(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
+    return ops.Packed(_number(spec, "samples"), parameters)
+
+
+def _pack_for_means(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
+    return ops.Packed(_number(spec, "means"), parameters)
 
 
 def _wants_grad(
@@ -157,8 +223,8 @@ def _wants_grad(
 
 
 @lru_cache(maxsize=256)
-def _number(spec: CellSpec) -> int:
-    return ops.number_of(encode(spec), len(list(spec.parameters())))
+def _number(spec: CellSpec, way: Way = "inference") -> int:
+    return ops.number_of(encode(spec, way), len(list(spec.parameters())))
 
 
 def stride(width: int) -> int:
@@ -167,16 +233,24 @@ def stride(width: int) -> int:
     return lines + _LINE if lines % _ALIAS == 0 else lines
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def program_of(spec: CellSpec) -> ops.Program:
+# A method: Dynamo of torch 2.10 takes no frozen dataclass as an argument of such a function. It guards what is read of
+# the object, so whoever calls it reads the key.
+torch.compiler.assume_constant_result(CellSpec.constant)
+
+
+def program_of(spec: CellSpec, way: Way = "inference") -> ops.Program:
     """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
-    return encode(spec)
+    return spec.constant(spec.key, _encoded, way)
+
+
+def _encoded(spec: CellSpec, way: Way) -> ops.Program:
+    return encode(spec, way)
 
 
 @lru_cache(maxsize=256)
-def encode(spec: CellSpec) -> ops.Program:
+def encode(spec: CellSpec, way: Way = "inference") -> ops.Program:
     """The partition of a cell as the integers that csrc/core/decode.cpp reads."""
-    program = partition(spec)
+    program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
     buffers = {b.name: i for i, b in enumerate(program.buffers)}
     parameters = {p.name: i for i, p in enumerate(spec.parameters())}
     constants: list[float] = []
@@ -227,8 +301,15 @@ def encode(spec: CellSpec) -> ops.Program:
             case Divergence():
                 yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
                 yield from transform(stage.transform)
+                yield stage.z is not None
+                yield from slices(*(() if stage.z is None else (stage.z,)))
             case Likelihood():
                 yield from (*slices(stage.source), _LIKELIHOODS.index(stage.kind), *transform(stage.transform))
+            case Resample():
+                pass
+            case Draw():
+                yield from slices(stage.source, stage.noise, stage.x)
+                yield from (_LIKELIHOODS.index(stage.kind), stage.mean, *transform(stage.transform))
 
     code = [_FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
     for b in program.buffers:

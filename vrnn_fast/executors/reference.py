@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
+from ..resampling import go_on_from, resample
 from ..spec import CellSpec
 from .result import SequenceResult, StepResult
 
@@ -169,6 +170,11 @@ def kl_divergence(q: MeanStd, p: MeanStd) -> Tensor:
     return (0.5 * (ratio.square() + ((q.mean - p.mean) / p.std).square() - 1) - ratio.log()).sum(-1)
 
 
+def log_ratio(z: Tensor, eps: Tensor, q: MeanStd, p: MeanStd) -> Tensor:
+    """log q(z) - log p(z) of diagonal Gaussians in nats at z = q.mean + q.std * eps, summed over the last dimension."""
+    return (0.5 * (((z - p.mean) / p.std).square() - eps.square()) - (q.std / p.std).log()).sum(-1)
+
+
 def run(
     spec: CellSpec,
     parameters: Sequence[Tensor],
@@ -180,12 +186,14 @@ def run(
     cond: Tensor | None = None,
     resets: Tensor | None = None,
     mask: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    threshold: float = 0.5,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
 ) -> SequenceResult:
     """Run a batch of sequences: x (T, B, X), eps (T, B, Z), lengths (B,), state of (B, H) tensors, cond (T, B, C),
-    resets (T, B) and mask (T, B, X).
+    resets (T, B), mask (T, B, X) and uniforms (T, B / particles, particles).
 
     ``recompute`` is about memory, never about numbers; autograd keeps what it keeps here.
     """
@@ -195,7 +203,8 @@ def run(
         real = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)).unsqueeze(-1)
         x, eps = _zero_unless(real, x), _zero_unless(real, eps)
         cond = None if cond is None else _zero_unless(real, cond)
-    steps = []
+    steps, ancestors = [], []
+    log_weight = None if uniforms is None else x.new_zeros(uniforms.shape[1:])
     for t in range(x.shape[0]):
         # padding may hold NaN: what a padded row would compute is cut off before it can meet a gradient
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
@@ -209,9 +218,18 @@ def run(
         phi_z = cell.phi_z(z)
         raw = cell.decoder(phi_z, h, cond_t)
         nll = _nll(spec, raw, x[t], None if mask is None else mask[t])
-        steps.append((nll, kl_divergence(posterior, prior), z, *posterior, *prior, raw))
+        kl = kl_divergence(posterior, prior) if spec.objective == "kl" else log_ratio(z, eps[t], posterior, prior)
+        steps.append((nll, kl, z, *posterior, *prior, raw))
         after = cell.recur(phi_x, phi_z, before, cond_t)
         state = after if real is None else tuple(torch.where(real[t], a, s) for a, s in zip(after, state, strict=True))
+        if uniforms is not None and log_weight is not None:
+            log_weight = log_weight - (nll + kl).detach().view_as(log_weight)
+            goes_on = x.new_full(log_weight.shape[:1], t + 1 < x.shape[0], dtype=torch.bool)
+            if real is not None and t + 1 < x.shape[0]:
+                goes_on = real[t + 1].view_as(log_weight)[:, 0]
+            ancestors.append(resample(log_weight, uniforms[t], threshold, goes_on))
+            state = tuple(go_on_from(ancestors[-1], s) for s in state)
+            log_weight = torch.where(ancestors[-1] < 0, log_weight, 0.0)
     nll, kl, *features = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
     if real is not None:
         nll, kl = _zero_unless(real.squeeze(-1), nll), _zero_unless(real.squeeze(-1), kl)
@@ -227,7 +245,64 @@ def run(
         prior_std if want_prior else None,
         raw if want_raw else None,
         state,
+        torch.stack(ancestors) if ancestors else None,
     )
+
+
+def generate(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    noise: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    mean: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`."""
+
+    def draw(raw: Tensor, t: int) -> Tensor:
+        if spec.likelihood == "bernoulli":
+            return torch.sigmoid(raw) if mean else (raw > noise[t]).to(raw.dtype)
+        centre, raw_std = raw.chunk(2, -1)
+        return centre if mean else centre + standard_deviation(spec.output_std, raw_std) * noise[t]
+
+    played = generate_by(draw, spec, parameters, eps, state, cond)
+    return played.x, played.state
+
+
+class Played(NamedTuple):
+    """What a cell makes of noise: x (T, B, X), z (T, B, Z) and its prior, raw (T, B, output), the state after it."""
+
+    x: Tensor
+    z: Tensor
+    prior: MeanStd
+    raw: Tensor
+    state: tuple[Tensor, ...]
+
+
+def generate_by(
+    draw: Callable[[Tensor, int], Tensor],
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    cond: Tensor | None,
+) -> Played:
+    """Let a cell run on its own, x_t = draw(decoder's raw output, t)."""
+    cell = Cell(spec, parameters)
+    steps = []
+    for t in range(eps.shape[0]):
+        h, cond_t = cell.top(state), None if cond is None else cond[t]
+        prior = cell.prior(h, cond_t)
+        z = prior.mean + prior.std * eps[t]
+        phi_z = cell.phi_z(z)
+        raw = cell.decoder(phi_z, h, cond_t)
+        x = draw(raw, t)
+        state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
+        steps.append((x, z, *prior, raw))
+    x, z, mean, std, raw = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
+    return Played(x, z, MeanStd(mean, std), raw, state)
 
 
 def step(

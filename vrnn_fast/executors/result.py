@@ -14,7 +14,7 @@ class SequenceResult(NamedTuple):
 
     Attributes:
         nll: (T, B) negative log-likelihood of x_t in nats; zeros where the likelihood is external.
-        kl: (T, B) KL(posterior || prior) in nats.
+        kl: (T, B) KL(posterior || prior) in nats, or what the spec's objective has in its place.
         z: (T, B, Z) the latent sample.
         mean: (T, B, Z) the posterior's mean.
         std: (T, B, Z) the posterior's standard deviation.
@@ -23,6 +23,8 @@ class SequenceResult(NamedTuple):
         raw: (T, B, output_size) the decoder's heads side by side before any transform, or None likewise.
         state: (B, H) tensors, h of every layer, then for an LSTM c of every layer: each row's state after its own last
             step.
+        ancestors: (T, B / particles, particles) int64 of a particle filter: whose state each particle took over after
+            the step, -1 where its sequence did not resample.
     """
 
     nll: Tensor
@@ -34,11 +36,13 @@ class SequenceResult(NamedTuple):
     prior_std: Tensor | None
     raw: Tensor | None
     state: tuple[Tensor, ...]
+    ancestors: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> SequenceResult:
         """The same results, rounded or widened to ``dtype``."""
-        tensors = (None if t is None else t.to(dtype) for t in self[:-1])
-        return SequenceResult._make((*tensors, tuple(s.to(dtype) for s in self.state)))
+        *per_step, state, ancestors = self
+        tensors = (None if t is None else t.to(dtype) for t in per_step)
+        return SequenceResult._make((*tensors, tuple(s.to(dtype) for s in state), ancestors))
 
 
 class StepResult(NamedTuple):

@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ...partition import Keep
 from ...spec import CellSpec
+from .. import reference
 from ..reference import step_of_run
 from ..result import SequenceResult, StepResult
 from . import ops, tuning
@@ -46,8 +48,11 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    reason: str | None = _misfit(spec, x.dtype.itemsize, x.device)
-    return reason
+    if spec.objective == "particle_filter":
+        return "it does not resample: a particle filter's weights pass between the rows of a sequence in every step"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
+    return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device)
 
 
 def launches(spec: CellSpec) -> str:
@@ -82,6 +87,8 @@ def run(
     cond: Tensor | None = None,
     resets: Tensor | None = None,
     mask: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    threshold: float = 0.5,
     recompute: bool,
     want_prior: bool,
     want_raw: bool,
@@ -96,11 +103,11 @@ def run(
         keep = int(Keep.ALWAYS if recompute else Keep.STORED)
     out = torch.ops.vrnn_fast.triton_forward(
         *(x, eps, cond, lengths, resets, mask, list(state), list(parameters)),
-        *(_text(spec), _precision(), keep, want_prior, want_raw),
+        *(spec.constant(spec.key, _text), _precision(), keep, want_prior, want_raw),
     )
     wanted = (True,) * 5 + (want_prior, want_prior, want_raw)
     per_step = (tensor if want else None for tensor, want in zip(out, wanted, strict=False))
-    return SequenceResult._make((*per_step, tuple(out[8])))
+    return SequenceResult._make((*per_step, tuple(out[8]), None))
 
 
 def step(
@@ -118,12 +125,24 @@ def step(
     return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def generate(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    noise: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    mean: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
+
+
 def _text(spec: CellSpec) -> str:
     return ops.encode(spec)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _misfit(spec: CellSpec, itemsize: int, device: torch.device) -> str | None:
     return tuning.misfit(spec, itemsize, tuning.chip_of(device))
 

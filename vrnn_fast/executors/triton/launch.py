@@ -245,6 +245,8 @@ def backward(
         tensors[f"d_start_{identifier(name)}"] = d_state[-1]
     kernel = kernels.backward(spec, call.config, like.element_size(), on_z, "eps" in wanted)
     call.launch("backward", kernel, tensors)
+    if rows.d_eps is not None and "eps" in wanted:
+        rows.gradient["eps"].add_(rows.d_eps)
 
     for stage in cut.program.scan:
         if isinstance(stage, Dense):

@@ -223,7 +223,7 @@ def plan(spec: CellSpec, widest: int) -> Plan:
         if isinstance(stage, Dense) and stage.source.buffer in in_scan:
             read.append(stage.source)
         elif isinstance(stage, Divergence):
-            read += (s for s in (stage.posterior, stage.prior) if s.buffer in in_scan)
+            read += (s for s in (stage.posterior, stage.prior, stage.z) if s is not None and s.buffer in in_scan)
     dense = [s.target.buffer for s in program.scan if isinstance(s, Dense)]
     return Plan(
         program,

@@ -49,6 +49,7 @@ class Rows:
         self.value: dict[str, Tensor] = {}
         self.gradient: dict[str, Tensor] = {}
         self.d_parameters: dict[str, Tensor] = {}
+        self.d_eps: Tensor | None = None  # what reaches the noise past z
         self.nll: Tensor | None = None
         self.kl: Tensor | None = None
         self._begun: set[Slice] = set()
@@ -80,7 +81,7 @@ class Rows:
                 for made in (stage.std, stage.z):
                     if made.buffer not in there:
                         raise LookupError(f"{made.buffer} must be kept")
-            elif not isinstance(stage, Likelihood) and stage.target.buffer not in there:
+            elif isinstance(stage, Bias | Dense | Activate | Add) and stage.target.buffer not in there:
                 self.forward(stage)
 
     def forward(self, stage: Stage) -> None:
@@ -134,8 +135,13 @@ class Rows:
     def _divergence(self, stage: Divergence) -> None:
         p_std, p_mean = self._prior_std(stage), self._halves(self.value, stage.prior)[0]
         q_mean, q_std = self._halves(self.value, stage.posterior)[0], self.value[stage.posterior_std.buffer].float()
-        ratio, distance = q_std / p_std, (q_mean - p_mean) / p_std
-        self.kl = (0.5 * (ratio.square() + distance.square() - 1) - ratio.log()).sum(-1)
+        ratio = q_std / p_std
+        if stage.z is None:
+            squares = ratio.square() + ((q_mean - p_mean) / p_std).square() - 1
+        else:
+            z, eps = self.view(self.value, stage.z).float(), self.value["eps"].float()
+            squares = ((z - p_mean) / p_std).square() - eps.square()
+        self.kl = (0.5 * squares - ratio.log()).sum(-1)
 
     def _nll(self, stage: Likelihood) -> Tensor | None:
         if stage.kind == "external":
@@ -212,8 +218,10 @@ class Rows:
             case _:
                 raise TypeError(f"{type(stage).__name__} belongs to the scan")
 
-    def begin(self, part: Slice) -> None:
-        """A gradient of this slice is there: products add to it."""
+    def _add(self, part: Slice, d: Tensor) -> None:
+        """One more share of a slice's gradient; products add to it from now on."""
+        target = self.view(self.gradient, part)
+        target.add_(d) if part in self._begun else target.copy_(d)
         self._begun.add(part)
 
     def weight_gradient(self, stage: Dense) -> None:
@@ -243,10 +251,15 @@ class Rows:
         p_mean, p_raw = self._halves(self.value, stage.prior)
         p_std = self.value[stage.prior_std.buffer].float()
         g = upstream["kl"].float().unsqueeze(-1) if "kl" in upstream else q_mean.new_zeros(())
-        ratio, distance = q_std / p_std, (q_mean - p_mean) / p_std
+        at = q_mean if stage.z is None else self.view(self.value, stage.z).float()
+        ratio, distance = q_std / p_std if stage.z is None else torch.zeros_like(q_std), (at - p_mean) / p_std
         pull = g * distance / p_std
         d_q_mean, d_q_std = pull, g * (ratio / p_std - 1 / q_std)
         d_p_mean, d_p_std = -pull, g / p_std * (1 - ratio.square() - distance.square())
+        if stage.z is not None:  # which moves the sample instead, and its noise
+            self._add(stage.z, d_q_mean)
+            self.d_eps = -g * self.value["eps"].float()
+            d_q_mean = torch.zeros_like(d_q_mean)
         d_q_mean, d_q_std, d_p_mean, d_p_std = (
             d + upstream[name].float() if name in upstream else d
             for name, d in (("mean", d_q_mean), ("std", d_q_std), ("prior_mean", d_p_mean), ("prior_std", d_p_std))
@@ -273,9 +286,7 @@ class Rows:
                 d_raw = d_raw + torch.cat((-d_x, d_std * _slope(stage.transform, raw_std)), -1)
         self.view(self.gradient, stage.source).copy_(d_raw)
         if want_x:
-            part = Slice("x", 0, x.shape[1])
-            self.view(self.gradient, part).copy_(d_x)
-            self.begin(part)
+            self._add(Slice("x", 0, x.shape[1]), d_x)
 
 
 def _slope(std: Std, raw: Tensor) -> Tensor:

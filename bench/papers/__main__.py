@@ -1,0 +1,51 @@
+"""``python -m bench.papers``: train, measure, record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..record import RESULTS
+from .chorales import KINDS, Result, Setting, read, run
+from .page import page
+
+DATA = "VRNN_FAST_JSB"
+SEEDS = (0, 1, 2)
+
+
+def results_in(folder: Path) -> list[Result]:
+    """What runs left there, in the order of bounds and seeds."""
+    found = [Result.of_json(path.read_text()) for path in folder.glob("*.json")]
+    return sorted(found, key=lambda r: (KINDS.index(r.setting.kind), r.setting.seed))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what was asked for, and write the page of all that there is."""
+    parser = argparse.ArgumentParser(prog="python -m bench.papers", description=__doc__)
+    parser.add_argument("--data", type=Path, default=os.environ.get(DATA), help=f"JSB_Chorales.mat (default: ${DATA})")
+    parser.add_argument("--bound", choices=KINDS, action="append", help="train with it (may be repeated; default: all)")
+    parser.add_argument("--seed", type=int, action="append", help="(may be repeated; default: 0, 1 and 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s; the model is small)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the page (default: bench/results)")
+    options = parser.parse_args(arguments)
+    if options.data is None:
+        parser.error(f"name JSB_Chorales.mat with --data or in {DATA}")
+    torch.set_num_threads(options.threads)
+    data, console, folder = read(options.data), Console(soft_wrap=True), options.results / "papers"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in options.bound or KINDS:
+        for seed in options.seed or SEEDS:
+            result = run(Setting(kind, seed), data, console)
+            (folder / f"{result.name}.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+            (options.results / "papers.md").write_text(page(results_in(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The results as a page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from vrnn_fast.bounds import Kind
+
+from .chorales import KINDS, Result
+
+GOALS: dict[Kind, float] = {"elbo": -7.75, "iwae": -7.60, "fivo": -7.10}
+STRETCH: dict[Kind, float] = {"fivo": -6.90}  # the published one, as recalled
+
+
+def page(results: Sequence[Result]) -> str:
+    """What all runs reached, against what was aimed for."""
+    measures = results[0].setting.measures
+    parts = [
+        "# Three bounds on the Bach chorales",
+        (
+            "The model and data of Maddison et al. 2017, trained with each bound: `python -m bench.papers --data "
+            "JSB_Chorales.mat`. Nats per time step, all nats of a part over all its steps; higher is better. A run has "
+            f"reached the best of the three bounds of the test part, each measured with {measures} particles."
+        ),
+        _table(("trained with", "goal", "median", "", "seeds"), _summary(results)),
+        "## Every run",
+        _table(
+            ("trained with", "seed", *(f"{part}: {kind.upper()}" for part in ("test", "validation") for kind in KINDS)),
+            _measured(results),
+        ),
+        "## How they were trained",
+        _table(("trained with", *_COLUMNS, "epochs kept / run", "training, s", "measuring, s"), _trained(results)),
+        (
+            "The running mean of the parameters is validated and kept; validation, every "
+            f"{results[0].setting.every} epochs, is by the best of the three bounds with {results[0].setting.judges} "
+            "particles. Weight decay spares biases."
+        ),
+        *_machines(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_COLUMNS = {
+    "seed": "seed",
+    "particles": "particles",
+    "batch size": "batch_size",
+    "learning rate": "learning_rate",
+    "weight decay": "weight_decay",
+    "running mean": "average",
+}
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))
+
+
+def _summary(results: Sequence[Result]) -> Iterator[Sequence[str]]:
+    for kind in KINDS:
+        reached = [max(r.test.values()) for r in results if r.setting.kind == kind]
+        if reached:
+            median, goal = statistics.median(reached), f"{GOALS[kind]:.2f}"
+            if kind in STRETCH:
+                goal += f", stretch {STRETCH[kind]:.2f}"
+            verdict = "reached" if median >= GOALS[kind] else f"missed by {GOALS[kind] - median:.3f}"
+            yield kind.upper(), goal, f"**{median:.3f}**", verdict, ", ".join(f"{r:.3f}" for r in reached)
+
+
+def _measured(results: Sequence[Result]) -> Iterator[Sequence[str]]:
+    for r in results:
+        nats = (f"{part[kind]:.3f}" for part in (r.test, r.valid) for kind in KINDS)
+        yield r.setting.kind.upper(), str(r.setting.seed), *nats
+
+
+def _trained(results: Sequence[Result]) -> Iterator[Sequence[str]]:
+    for r in results:
+        settings = (f"{getattr(r.setting, name):g}" for name in _COLUMNS.values())
+        epochs = f"{r.best_epoch} / {r.history[-1][0]}"
+        yield r.setting.kind.upper(), *settings, epochs, *(f"{seconds:.0f}" for seconds in r.seconds)
+
+
+def _machines(results: Sequence[Result]) -> Iterator[str]:
+    """On what, with what: each once."""
+    for m in {str(r.machine): r.machine for r in results}.values():
+        versions = cast(dict[str, str], m["versions"])
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "vrnn-fast")
+        threads = f"{m['cores']} cores, threads of a run: {m['threads']}"
+        yield f"On {m['processor']}, {threads}; `{m['kernel_build']}` kernels; {packages}."

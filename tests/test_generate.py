@@ -1,0 +1,213 @@
+"""A cell that runs on its own: one launch, the numbers of the loop over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vrnn_fast import VRNN, Bernoulli, ops
+from vrnn_fast.executors import cpu, reference
+from vrnn_fast.spec import CellSpec, Std
+
+NETS: dict[str, Any] = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
+GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5))}
+EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+MEMBERS: dict[str, dict[str, Any]] = {
+    "plain": NETS,
+    "bare": {},
+    "residual": NETS | {"residual": True, "std": Std(shift=0.5, minimum=0.1)},
+    "standard normal": NETS | {"prior": None},
+    "conditioned": NETS | {"cond_size": 2, "cond_to": EVERYWHERE},
+    "other columns": NETS | {"cond_size": 2, "cond_to": EVERYWHERE, "columns": (("cell", ("cond", "phi_z", "phi_x")),)},
+    "three layers": NETS | {"num_layers": 3, "bias": False, "head_layers": (4,)},
+    "packed heads": NETS | {"packed_heads": True},
+    "no z": {"latent_size": 0, "phi_x": (9,), "decoder": (17,)},
+}
+
+
+def _draw(spec: CellSpec, steps: int, batch: int, seed: int) -> dict[str, Any]:
+    """Inputs of ``generate`` in float64, rounded to float32."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).double()
+
+    return {
+        "parameters": [normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()],
+        "eps": normal(steps, batch, spec.latent_size),
+        "noise": normal(steps, batch, spec.input_size),
+        "state": tuple(normal(batch, spec.hidden_size) for _ in range(spec.state_tensors)),
+        "cond": normal(steps, batch, spec.cond_size) if spec.cond_size else None,
+    }
+
+
+def _to(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype)
+        return value if value is None else type(value)(cast(v) for v in value)
+
+    return {name: cast(value) for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("member", MEMBERS)
+def test_one_launch_draws_what_the_loop_draws(
+    isa: str, member: str, cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VRNN_FAST_ISA", isa)
+    try:
+        ops.chosen_isa()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    for likelihood, mean in (({}, False), ({}, True), (GAUSSIAN, False), (GAUSSIAN, True)):
+        spec = CellSpec(
+            **{"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": cell, **MEMBERS[member], **likelihood}
+        )
+        for steps, batch in ((1, 1), (9, 3), (3, 200)):
+            inputs = _draw(spec, steps, batch, seed=steps)
+            right, state = reference.generate(spec, **inputs, mean=mean)
+            found, after = cpu.generate(spec, **inputs, mean=mean)
+            torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+            for ours, oracles in zip(after, state, strict=True):
+                torch.testing.assert_close(ours, oracles, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
+def test_float32_means_obey_the_law(likelihood: dict[str, Any], error_within_twice_torch: Callable[..., None]) -> None:
+    spec = CellSpec(5, 33, 3, cell="lstm", **NETS, **likelihood)
+    found, plain, right = [], [], []
+    for seed in range(6):
+        inputs = _draw(spec, 12, 17, seed)
+        for results, executor, dtype in (
+            (found, cpu, torch.float32),
+            (plain, reference, torch.float32),
+            (right, reference, torch.float64),
+        ):
+            x, state = executor.generate(spec, **_to(inputs, dtype), mean=True)
+            assert x.dtype == dtype
+            results.append(torch.cat([x.flatten(), *(s.flatten() for s in state)]))
+    error_within_twice_torch(torch.cat(found), torch.cat(plain), torch.cat(right))
+
+
+def test_one_launch_whatever_the_horizon() -> None:
+    model = VRNN(5, 9, 3)
+    for steps in (2, 64):
+        before = ops.launch_counts()
+        model.generate(steps, batch_size=3)
+        grown = {name: n - before[name] for name, n in ops.launch_counts().items() if n != before[name]}
+        assert grown == {f"cpu.{ops.chosen_isa()}.generate": 1}
+
+
+def test_a_likelihood_of_ones_own_draws_step_by_step() -> None:
+    class Own(Bernoulli):
+        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+            return super().log_prob(raw, x)
+
+    model, before = VRNN(5, 9, 3, likelihood=Own()), ops.launch_counts()
+    assert model.generate(4, batch_size=2)[0].shape == (4, 2, 5)
+    assert ops.launch_counts() == before
+    assert "step by step" in model.explain()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_many_samples_from_one_prefix(executor: str, likelihood: str, batch_first: bool) -> None:
+    model = VRNN(
+        5,
+        9,
+        3,
+        cell="lstm",
+        num_layers=2,
+        cond_size=2,
+        likelihood=likelihood,
+        backend=executor,
+        batch_first=batch_first,
+    )
+    sizes = (4, 6) if batch_first else (6, 4)
+    prefix, cond = torch.rand(*sizes, 5), torch.randn(*sizes, 2)
+    lengths = torch.tensor([6, 1, 3, 0])
+
+    def drawn(**options: Any) -> tuple[Tensor, Any]:
+        seeded = torch.Generator().manual_seed(2)
+        return model.generate(
+            6, prefix=prefix, lengths=lengths, generator=seeded, cond=cond, prefix_cond=cond, **options
+        )
+
+    x, state = drawn(samples=32)
+    assert x.shape == (32, *sizes, 5)
+    assert state[0].shape == (2, 32 * 4, 9)
+    assert not torch.equal(x[0], x[1])
+    torch.testing.assert_close(drawn(samples=1)[0][0], drawn()[0])
+    # from the same start, sample 0 of the means at no temperature is what every sample is
+    cold, _ = drawn(samples=3, mean=True, temperature=1e-9)
+    torch.testing.assert_close(cold[1], cold[0])
+    torch.testing.assert_close(cold[2], drawn(mean=True, temperature=1e-9)[0])
+
+
+def test_samples_continue_where_they_stopped() -> None:
+    model = VRNN(5, 9, 3)
+    x, state = model.generate(3, batch_size=2, samples=4)
+    out = model(x.transpose(0, 1).flatten(1, 2), state=None)
+    assert isinstance(state, Tensor)
+    assert model(torch.rand(2, 8, 5), state=state).state.shape == out.state.shape == (1, 8, 9)
+
+
+@pytest.mark.parametrize("samples", [0, 1.5, True])
+def test_samples_must_be_a_count(samples: Any) -> None:
+    with pytest.raises(ValueError, match="samples must be a positive int"):
+        VRNN(5, 9, 3).generate(2, samples=samples)
+
+
+def test_generation_is_compiled_whole(executor: str) -> None:
+    model = VRNN(5, 9, 3, backend=executor, likelihood="gaussian")
+    compiled = torch.compile(
+        lambda: model.generate(5, batch_size=2, mean=True, temperature=1e-9)[0], fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(), model.generate(5, batch_size=2, mean=True, temperature=1e-9)[0])
+
+
+def test_opcheck_generate() -> None:
+    spec = CellSpec(5, 9, 3, cond_size=2, **NETS)
+    program = cpu.encode(spec, "samples")
+    inputs = _to(_draw(spec, 3, 2, 0), torch.float32)
+    arguments = (inputs["eps"], inputs["noise"], inputs["cond"], list(inputs["state"]), inputs["parameters"], None)
+    torch.library.opcheck(
+        torch.ops.vrnn_fast.generate.default,
+        (*arguments, program.code, program.constants),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    plain = cpu.encode(spec)
+    with pytest.raises(RuntimeError, match="the program does not generate"):
+        torch.ops.vrnn_fast.generate(*arguments, plain.code, plain.constants)
+    with pytest.raises(RuntimeError, match="the program generates: call vrnn_fast::generate"):
+        torch.ops.vrnn_fast.forward(
+            *(
+                inputs["noise"],
+                inputs["eps"],
+                inputs["cond"],
+                *(None,) * 4,
+                list(inputs["state"]),
+                inputs["parameters"],
+            ),
+            *(None, program.code, program.constants, 0, False, False, False, 0.5),
+        )
+
+
+def test_changed_weights_are_seen() -> None:
+    model = VRNN(5, 9, 3)
+
+    def drawn() -> Tensor:
+        return model.generate(4, mean=True, generator=torch.Generator().manual_seed(0))[0]
+
+    first = drawn()
+    torch.testing.assert_close(drawn(), first)
+    with torch.no_grad():
+        for p in model.dec_mean.parameters():
+            p.add_(1.0)
+    assert not torch.allclose(drawn(), first)

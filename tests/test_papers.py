@@ -1,0 +1,98 @@
+"""The experiment of the paper, on a few rolls that are not the paper's."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+
+from bench.papers import __main__ as papers
+from bench.papers.chorales import PITCHES, WIDTH, Chorist, Result, Setting, read
+from bench.papers.page import page
+from vrnn_fast.bounds import Kind
+from vrnn_fast.data.dataset import DataError
+
+FEW = {"epochs": 3, "every": 1, "patience": 1, "judges": 2, "measures": 3}
+
+
+@pytest.fixture
+def rolls(tmp_path: Path) -> Path:
+    """A file like the paper's, of rolls of 2 to 5 steps."""
+    draw = np.random.default_rng(0)
+    parts = {}
+    for part, count in (("train", 6), ("valid", 3), ("test", 2)):
+        cells = np.empty((1, count), dtype=object)
+        for i in range(count):
+            cells[0, i] = (draw.random((2 + i % 4, PITCHES)) < 0.05).astype(float)
+        parts[f"{part}data"] = cells
+    savemat(tmp_path / "rolls.mat", parts)
+    return tmp_path / "rolls.mat"
+
+
+def test_reads_rolls_of_unequal_length(rolls: Path, tmp_path: Path) -> None:
+    data = read(rolls)
+    assert [[len(roll) for roll in part] for part in (data.train, data.valid, data.test)] == [
+        [2, 3, 4, 5, 2, 3],
+        [2, 3, 4],
+        [2, 3],
+    ]
+    with pytest.raises(DataError, match=r"absent.mat is not JSB_Chorales.mat"):
+        read(tmp_path / "absent.mat")
+    savemat(tmp_path / "other.mat", {"x": 1})
+    with pytest.raises(DataError, match=r"other.mat is not JSB_Chorales.mat: 'traindata'"):
+        read(tmp_path / "other.mat")
+
+
+def test_the_network_is_the_papers(rolls: Path) -> None:
+    model = Chorist(read(rolls).train)
+    spec = model.vrnn.spec
+    assert (spec.cell, spec.hidden_size, spec.latent_size, spec.residual, spec.std.shift) == ("lstm", 32, 32, True, 0.5)
+    assert {len(spec.network(name).hidden) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")} == {1}
+    model.vrnn.get_parameter("rnn.weight_ih_l0").data[:, :WIDTH] = 0  # no phi_x: the state is what biases make of zero
+    h, c = model.first_state(2)
+    lstm = torch.nn.LSTMCell(1, WIDTH)
+    for name in ("weight_hh", "bias_ih", "bias_hh"):
+        getattr(lstm, name).data = model.vrnn.get_parameter(f"rnn.{name}_l0").data
+    for mine, theirs in zip((h, c), lstm(torch.zeros(2, 1)), strict=True):
+        torch.testing.assert_close(mine[0], theirs)
+
+
+def test_runs_are_recorded_and_shown(rolls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(papers, "Setting", lambda kind, seed: Setting(kind, seed, **FEW))
+    monkeypatch.setenv(papers.DATA, str(rolls))
+    threads = torch.get_num_threads()
+    papers.main(["--results", str(tmp_path), "--seed", "3", "--threads", str(threads)])
+    found = papers.results_in(tmp_path / "papers")
+    assert [r.name for r in found] == ["elbo-3", "iwae-3", "fivo-3"]
+    for r in found:
+        assert [epoch for epoch, _ in r.history][-1] in (r.best_epoch, r.best_epoch + 1)
+        assert all(math.isfinite(v) for part in (r.valid, r.test) for v in part.values())
+        assert Result.of_json(json.dumps({**json.loads((tmp_path / "papers" / f"{r.name}.json").read_text())})) == r
+    assert (tmp_path / "papers.md").read_text() == page(found)
+
+
+def test_the_data_has_no_default_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(papers.DATA, raising=False)
+    with pytest.raises(SystemExit):
+        papers.main([])
+    assert "name JSB_Chorales.mat with --data or in VRNN_FAST_JSB" in capsys.readouterr().err
+
+
+def test_the_page_tells_what_was_missed() -> None:
+    def result(kind: Kind, seed: int, nats: float) -> Result:
+        machine = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2", "versions": {"torch": "2"}}
+        bounds: dict[Kind, float] = {"elbo": nats - 1, "iwae": nats - 0.5, "fivo": nats}
+        return Result(Setting(kind, seed), machine, [(5, bounds)], 5, bounds, bounds, (60.0, 2.0))
+
+    text = page(
+        [result("elbo", 0, -7.7), *(result("fivo", seed, nats) for seed, nats in enumerate((-7.0, -7.2, -7.3)))]
+    )
+    assert "| ELBO | -7.75 | **-7.700** | reached | -7.700 |" in text
+    assert "| FIVO | -7.10, stretch -6.90 | **-7.200** | missed by 0.100 | -7.000, -7.200, -7.300 |" in text
+    assert "| FIVO | 2 | -8.300 | -7.800 | -7.300 | -8.300 | -7.800 | -7.300 |" in text
+    assert text.count("On P, 2 cores") == 1

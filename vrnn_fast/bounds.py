@@ -1,0 +1,96 @@
+"""Lower bounds of log p(x) from weighted samples of z.
+
+With w_t = p(x_t | z_<=t, x_<t) p(z_t | h_{t-1}) / q(z_t | x_t, h_{t-1}) at samples z of q, N of them (particles) for
+each sequence::
+
+    ELBO   mean over particles of the sum over t of log w_t
+    IWAE   log mean over particles of exp of that sum               (Burda et al. 2016)
+    FIVO   log of a particle filter's estimate of p(x)              (Maddison et al. 2017)
+
+They are equal in expectation for N = 1, and IWAE and FIVO rise with N towards log p(x). The filter draws a sequence's
+particles anew, in proportion to their weights, at the end of a step where the effective sample size of the weights
+since the last time that it did has fallen below a threshold; FIVO is then the sum over the segments in between of the
+log mean weight. Gradients flow along z and along the states of the ancestors; the terms of the resampling's own
+probabilities are dropped, as Maddison et al. recommend (section 3.2: they only add variance).
+
+Particles of a sequence are adjacent rows of a launch: row b * N + n is particle n of sequence b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import resampling
+from .inputs import Inputs
+
+Kind = Literal["elbo", "iwae", "fivo"]
+
+State: TypeAlias = tuple[Tensor, ...]
+Launch: TypeAlias = Callable[[Inputs, Tensor], tuple[Tensor, State, object]]
+
+
+def elbo(log_weights: Tensor) -> Tensor:
+    """The evidence lower bound of each sequence: log w_t (T, B, N) -> (B,)."""
+    return log_weights.sum(0).mean(-1)
+
+
+def iwae(log_weights: Tensor) -> Tensor:
+    """The importance weighted bound of each sequence: log w_t (T, B, N) -> (B,)."""
+    return _log_mean_exp(log_weights.sum(0))
+
+
+def fivo(log_weights: Tensor, resampled: Tensor) -> Tensor:
+    """The filtering bound of each sequence.
+
+    Args:
+        log_weights: (T, B, N) log w_t of every particle.
+        resampled: (T, B) bool, true where the particles were drawn anew at the end of the step.
+
+    Returns:
+        (B,).
+    """
+    counted = resampled.long()
+    segment = (counted.cumsum(0) - counted).unsqueeze(-1).expand_as(log_weights)
+    sums = torch.zeros_like(log_weights).scatter_add(0, segment, log_weights)
+    return _log_mean_exp(sums).sum(0)  # of a segment that there is not: log mean exp(0) = 0
+
+
+def _log_mean_exp(value: Tensor) -> Tensor:
+    """Over the last dimension; of zeros exactly 0, of -inf alone -inf."""
+    peak = value.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).min)
+    return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
+
+
+def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """A particle filter step by step: one launch for every time step, and the resampling between two of them.
+
+    Args:
+        launch: runs a batch of sequences, given the noise; returns log w_t of every row, (T, B * N), the state, and
+            whatever else.
+        inputs: B * N rows.
+        eps: (T, B * N, Z) the noise.
+        uniforms: (T, B, N) in [0, 1], what is drawn with at the end of each step.
+        threshold: resample where the effective sample size is below this share of N.
+
+    Returns:
+        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :func:`resampling.resample`.
+    """
+    steps, batch, particles = uniforms.shape
+    last = torch.full((batch,), steps - 1, device=eps.device)
+    if inputs.lengths is not None:
+        last = inputs.lengths[::particles].to(eps.device) - 1
+    since = eps.new_zeros(batch, particles)
+    state, log_weights, drawn = inputs.state, [], []
+    for t in range(steps):
+        weights, state, _ = launch(inputs.step(t, state), eps[t : t + 1])
+        since = since + weights.detach().reshape(batch, particles)
+        chosen = resampling.resample(since, uniforms[t], threshold, t < last)
+        state = tuple(resampling.go_on_from(chosen, s) for s in state)
+        since = torch.where(chosen < 0, since, 0.0)
+        log_weights.append(weights)
+        drawn.append(chosen)
+    return torch.cat(log_weights), torch.stack(drawn)

@@ -1,0 +1,77 @@
+"""How the particles of a sequence are drawn anew when their weights have become too uneven.
+
+Particle n of sequence b is row b * N + n of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Resampling = Literal["systematic", "stratified", "multinomial"]
+
+
+def uniforms(
+    resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """(T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1).
+
+    Multinomial ones are independent, stratified one in each of N equal intervals, systematic at the same place in each
+    (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.
+    """
+    each = 1 if resampling == "systematic" else particles
+    drawn = like.new_empty((steps, batch, each)).uniform_(generator=generator)
+    if resampling == "multinomial":
+        return drawn
+    return (torch.arange(particles, dtype=like.dtype, device=like.device) + drawn) / particles
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """(sum of w)² / sum of w² over the last dimension, from 1 to N (Kong et al. 1994); NaN without a weight above 0."""
+    weights = _relative(log_weights)
+    return weights.sum(-1).square() / weights.square().sum(-1)
+
+
+def ancestors(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw N of N particles in proportion to their weights, by the inverse of their distribution function.
+
+    Args:
+        log_weights: (B, N), up to a constant in each row.
+        uniforms: (B, N) in [0, 1], one for each draw.
+
+    Returns:
+        (B, N) int64 from 0 to N - 1, particles whose weight is above 0.
+    """
+    upto = _relative(log_weights).cumsum(-1)
+    total = upto[:, -1:].contiguous()
+    drawn = torch.searchsorted(upto, uniforms * total, right=True)
+    return drawn.minimum(torch.searchsorted(upto, total))  # rounded up to 1, a uniform would draw beyond the end
+
+
+def resample(log_weights: Tensor, uniforms: Tensor, threshold: float, goes_on: Tensor) -> Tensor:
+    """Which sequences draw anew after a step, and what.
+
+    Args:
+        log_weights: (B, N) since they last did.
+        uniforms: (B, N) in [0, 1].
+        threshold: they do where the effective sample size is below this share of N.
+        goes_on: (B,) bool, false where it was the last step: to draw anew there would change nothing.
+
+    Returns:
+        (B, N) int64, which particle of its sequence each goes on from; -1 where all go on from themselves.
+    """
+    due = goes_on & (effective_sample_size(log_weights) < threshold * log_weights.shape[-1])
+    return torch.where(due.unsqueeze(-1), ancestors(log_weights, uniforms), -1)
+
+
+def go_on_from(chosen: Tensor, rows: Tensor) -> Tensor:
+    """Rows (B * N, H) of states, each replaced by that of its ancestor as :func:`resample` gives them."""
+    own = torch.arange(rows.shape[0], device=rows.device).view_as(chosen)
+    return rows.index_select(0, torch.where(chosen < 0, own, own[:, :1] + chosen).flatten())
+
+
+def _relative(log_weights: Tensor) -> Tensor:
+    """Weights whose largest is 1 in each row."""
+    return (log_weights - log_weights.amax(-1, keepdim=True)).exp()
