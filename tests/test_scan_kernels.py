@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracle import Problem, assert_obeys_the_law
+from oracle import Errors, Problem, assert_obeys_the_law
 from vrnn_fast import VRNN, Std
 from vrnn_fast.executors import SequenceResult, reference, select, triton
 from vrnn_fast.executors.triton import launch, rows, tuning
@@ -168,6 +168,37 @@ def configured(config: Config) -> Iterator[None]:
 def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
     with configured(CONFIGS[name]):
         check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["samples", "means"])
+@pytest.mark.parametrize("member", [*FAMILY, "gaussian"])
+def test_a_cell_runs_on_its_own(member: str, mean: bool) -> None:
+    spec = cell(**(FAMILY[member] if member in FAMILY else GAUSSIAN | DEEP))
+    problem = Problem.draw(spec, 3, 3)
+    noise = torch.randn((3, 3, 5), generator=torch.Generator().manual_seed(1))
+
+    def played(executor: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+        given = {name: t.to(dtype) for name, t in problem.inputs.items()}
+        state = tuple(given[f"state{i}"] for i in range(spec.state_tensors))
+        place = list(on_device(*(given[p.name] for p in spec.parameters()), given["eps"], noise.to(dtype), *state))
+        count, cond = len(place) - len(state) - 2, given.get("cond")
+        x, after = executor.generate(
+            spec,
+            place[:count],
+            *place[count : count + 2],
+            tuple(place[count + 2 :]),
+            cond=None if cond is None else cond.to(DEVICE),
+            mean=mean,
+        )
+        return {"x": x.cpu()} | {f"state{i}": s.cpu() for i, s in enumerate(after)}
+
+    before, errors = launch.launches.copy(), Errors(torch.float32)
+    errors.add(
+        *(played(e, d) for e, d in ((triton, torch.float32), (reference, torch.float32))),
+        played(reference, torch.float64),
+    )
+    errors.assert_at_most_twice_torchs()
+    assert launch.launches - before == {"generate": 1}
 
 
 # ---- memory

@@ -59,7 +59,13 @@ def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
     chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
     places = ", ".join(f"{_weights(spec, size, chip)} in {bits}" for size, bits in ((2, "16 bits"), (4, "float32")))
-    return f"the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is; {places}"
+    alone = "generate 1"
+    if spec.likelihood == "external":
+        alone = "generate goes step by step, for the likelihood is outside of the launch"
+    elif (reason := tuning.misfit(spec, 2, chip, True)) is not None:
+        alone = f"generate goes step by step: {reason}"
+    calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
+    return f"{calls}; {alone}; {places}"
 
 
 def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip) -> str:
@@ -135,16 +141,22 @@ def generate(
     cond: Tensor | None = None,
     mean: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """See :class:`vrnn_fast.executors.Executor`."""
-    return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
+    """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step, which
+    :func:`launches` tells."""
+    if spec.constant(spec.key, _misfit, noise.dtype.itemsize, noise.device, mean) is not None:
+        return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
+    x, after = torch.ops.vrnn_fast.triton_generate(
+        *(eps, noise, cond, list(state), list(parameters), spec.constant(spec.key, _text), _precision(), mean)
+    )
+    return x, tuple(after)
 
 
 def _text(spec: CellSpec) -> str:
     return ops.encode(spec)
 
 
-def _misfit(spec: CellSpec, itemsize: int, device: torch.device) -> str | None:
-    return tuning.misfit(spec, itemsize, tuning.chip_of(device))
+def _misfit(spec: CellSpec, itemsize: int, device: torch.device, mean: bool | None = None) -> str | None:
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device), mean)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

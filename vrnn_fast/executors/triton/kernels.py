@@ -18,9 +18,10 @@ from .tuning import Config, cache_directory, resident
 
 
 @lru_cache(maxsize=256)
-def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...]) -> Any:
-    """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`."""
-    cut = plan(spec, config.widest)
+def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...], mean: bool | None = None) -> Any:
+    """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`,
+    ``mean`` as in :func:`plan`."""
+    cut = plan(spec, config.widest, mean)
     source = emit.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead)
     return getattr(module(source), emit.FORWARD)
 

@@ -16,7 +16,7 @@ from . import tuning
 from .plan import Plan, identifier, plan
 from .rows import Rows, allocate
 
-launches: Counter[str] = Counter()  # of kernels of ours in this process, "forward" and "backward"
+launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
 
 
 class Inputs(NamedTuple):
@@ -56,14 +56,15 @@ def kept(cut: Plan, keep: Keep | None) -> tuple[str, ...]:
 
 
 class Batch:
-    """One call: its sizes, its rows, its configuration."""
+    """One call: its sizes, its rows, its configuration. Where the cell runs on its own (``mean`` as in :func:`plan`),
+    the noise of its outputs is in the place of x."""
 
-    def __init__(self, spec: CellSpec, inputs: Inputs, precision: str) -> None:
+    def __init__(self, spec: CellSpec, inputs: Inputs, precision: str, mean: bool | None = None) -> None:
         self.spec, self.precision, self.inputs = spec, precision, inputs
         x = inputs.x
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.config = tuning.choose(spec, x.dtype, x.device)
-        self.plan = plan(spec, self.config.widest)
+        self.config = tuning.choose(spec, x.dtype, x.device, mean)
+        self.plan = plan(spec, self.config.widest, mean)
         self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
         self.real: Tensor | None = None
         if self.lengths is not None:
@@ -73,7 +74,7 @@ class Batch:
         widths = {b.name: b.width for b in self.plan.program.buffers}
         zeroed = self.plan.tiles.keys() if self.real is not None else ()
         self.rows = Rows(spec, widths, parameters, x, self.steps * self.batch, mask, zeroed)
-        for name, given in (("x", x), ("eps", inputs.eps), ("cond", inputs.cond)):
+        for name, given in (("x" if mean is None else "noise", x), ("eps", inputs.eps), ("cond", inputs.cond)):
             if given is not None:
                 self.rows.value[name] = self.real_only(self.flat(given))
 
@@ -119,6 +120,14 @@ class Batch:
         torch._foreach_copy_(into, of)
         return space
 
+    def add_states(self, tensors: dict[str, Tensor]) -> list[Tensor]:
+        """Hand the states to a forward kernel; returns those it ends in."""
+        final = []
+        for name, start in zip(self.plan.states, self.inputs.state, strict=True):
+            final.append(allocate(self.inputs.x, tuple(start.shape)))
+            tensors |= {f"start_{identifier(name)}": start.contiguous(), f"final_{identifier(name)}": final[-1]}
+        return final
+
     def launch(self, way: str, kernel: Any, tensors: Mapping[str, Tensor]) -> None:
         """One launch over all tiles of the batch, on the current stream of the tensors' device."""
         from .versions import options
@@ -159,11 +168,7 @@ def forward(
         tensors["b_eps"] = rows.value["eps"]
         if call.real is not None:  # a density needs one, at padding too
             rows.value[cut.sample.std.buffer].fill_(1.0)
-    state = []
-    for name, start in zip(cut.states, inputs.state, strict=True):
-        tensors[f"start_{identifier(name)}"] = start.contiguous()
-        state.append(allocate(like, tuple(start.shape)))
-        tensors[f"final_{identifier(name)}"] = state[-1]
+    state = call.add_states(tensors)
     kernel = kernels.forward(spec, call.config, like.element_size(), stored)
     call.launch("forward", kernel, tensors)
     rows.run(cut.program.after)
@@ -184,6 +189,22 @@ def forward(
         latent += [result(part, want_prior) for part in (half(divergence.prior), divergence.prior_std)]
     per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want_raw))
     return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut, keep)]))
+
+
+def generate(spec: CellSpec, inputs: Inputs, precision: str, *, mean: bool) -> tuple[Tensor, list[Tensor]]:
+    """Let a cell run on its own in one launch, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
+    from . import kernels
+
+    call = Batch(spec, inputs, precision, mean)
+    cut, rows = call.plan, call.rows
+    rows.run(cut.program.before)
+    names = [*cut.given, *(name for name in ("eps", "noise", "cond") if name in cut.tiles)]
+    tensors = {f"b_{identifier(name)}": rows.value[name] for name in names}
+    tensors["b_x"] = rows.buffer(rows.value, "x")
+    state = call.add_states(tensors)
+    kernel = kernels.forward(spec, call.config, inputs.x.element_size(), ("x",), mean)
+    call.launch("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
+    return call.result(rows.value["x"]), state
 
 
 class Gradients(NamedTuple):

@@ -1,4 +1,4 @@
-"""The operators ``vrnn_fast::triton_forward`` and ``triton_backward``, their fakes and their autograd. No triton here.
+"""The operators ``vrnn_fast::triton_forward``, ``triton_backward`` and ``triton_generate``, with fakes and autograd.
 
 A cell's structure travels as text, so that a compiled or exported graph means the same in another process.
 """
@@ -153,6 +153,34 @@ def _fake_backward(
     return *sequences, [x.new_empty(s.shape) for s in state], [x.new_empty(p.shape) for p in parameters]
 
 
+def _generate(
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    spec: str,
+    precision: str,
+    mean: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """See launch.generate."""
+    inputs = launch.Inputs(noise, eps, cond, None, None, None, state, parameters)
+    return launch.generate(decode(spec), inputs, precision, mean=mean)
+
+
+def _fake_generate(
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    spec: str,
+    precision: str,
+    mean: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    return noise.new_empty(noise.shape), [noise.new_empty(s.shape) for s in state]
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *sequences, state, parameters, spec, precision, keep, _, _ = inputs
     saved = output[-1]
@@ -187,6 +215,8 @@ def _autograd(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
 
 _forward_op = torch.library.custom_op("vrnn_fast::triton_forward", _forward, mutates_args=())
 _backward_op = torch.library.custom_op("vrnn_fast::triton_backward", _backward, mutates_args=())
+_generate_op = torch.library.custom_op("vrnn_fast::triton_generate", _generate, mutates_args=())
+_generate_op.register_fake(_fake_generate)
 _forward_op.register_fake(_fake_forward)
 _backward_op.register_fake(_fake_backward)
 _forward_op.register_autograd(_autograd, setup_context=_setup_context)

@@ -8,7 +8,7 @@ power of two. A dense stage is then one small product for each pair of a source'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -18,12 +18,14 @@ from ...partition import (
     Bias,
     Dense,
     Divergence,
+    Draw,
     Keep,
     Likelihood,
     Partition,
     Recur,
     Sample,
     Slice,
+    generation,
     partition,
 )
 from ...spec import CellSpec
@@ -164,6 +166,12 @@ class Plan:
         return tuple(t for t in self.tiles.get(part.buffer, ()) if part.start <= t.start < end)
 
 
+def halves(part: Slice) -> tuple[Slice, Slice]:
+    """The mean and the raw deviation of [mean | raw]."""
+    half = part.width // 2
+    return replace(part, width=half), replace(part, start=part.start + half, width=half)
+
+
 def _parts(stage: object) -> Iterator[Slice]:
     """The slices of one stage, where stages need tiles of their own."""
     for value in vars(stage).values():
@@ -172,8 +180,10 @@ def _parts(stage: object) -> Iterator[Slice]:
     if isinstance(stage, Dense):
         yield from (Slice(stage.target.buffer, stage.target.start + b.at, b.rows) for b in stage.blocks)
     elif isinstance(stage, Sample):
-        half = stage.z.width
-        yield from (Slice(stage.source.buffer, stage.source.start + i * half, half) for i in range(2))
+        yield from halves(stage.source)
+        yield replace(stage.z, buffer="eps")
+    elif isinstance(stage, Draw) and stage.kind == "gaussian":
+        yield from halves(stage.source)
     elif isinstance(stage, Recur):
         gates, width = stage.gates, stage.h.width
         yield from (Slice(gates.buffer, gates.start + at, width) for at in range(0, gates.width, width))
@@ -184,15 +194,16 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
-def plan(spec: CellSpec, widest: int) -> Plan:
-    """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure."""
-    program = partition(spec)
+def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
+    """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure.
+
+    With ``mean`` the cell runs on its own, and feeds back its outputs' means or samples; with None it is given x.
+    """
+    program = partition(spec) if mean is None else generation(spec, mean=mean)
     cuts: dict[str, set[int]] = {}
     for stage in program.scan:
         for part in _parts(stage):
             cuts.setdefault(part.buffer, set()).update((part.start, part.start + part.width))
-    if spec.latent_size:
-        cuts["eps"] = {0, spec.latent_size}
     tiles = {}
     for buffer, at in cuts.items():
         edges, cut = sorted(at), []
@@ -214,6 +225,8 @@ def plan(spec: CellSpec, widest: int) -> Plan:
                 made.append(stage.target.buffer)
             case Sample():
                 made += (stage.std.buffer, stage.z.buffer)
+            case Draw():
+                made.append(stage.x.buffer)
             case Recur():
                 made += (s.buffer for s in (stage.gates, stage.candidate, stage.output) if s is not None)
     begun = [s.target.buffer for s in program.before if isinstance(s, Bias | Dense)]

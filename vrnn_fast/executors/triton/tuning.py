@@ -104,28 +104,31 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     def columns_of(*names: str) -> int:
         return sum(t.padded for name in names for t in cut.tiles.get(name, ()))
 
-    columns = columns_of(*cut.states) + columns_of(*cut.given, "eps") * (2 if config.ahead else 1)
+    columns = columns_of(*cut.states) + columns_of(*cut.given, "eps", "noise", "cond") * (2 if config.ahead else 1)
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
-def candidates(spec: CellSpec, itemsize: int, chip: Chip) -> tuple[Config, ...]:
-    """The configurations that a cell may be run in, the best guess first; empty where none fits."""
+def candidates(spec: CellSpec, itemsize: int, chip: Chip, mean: bool | None = None) -> tuple[Config, ...]:
+    """The configurations that a cell may be run in, the best guess first; empty where none fits.
+
+    ``mean`` as in :func:`plan`, here and below.
+    """
     found = []
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
     for rows, warps, widest, ahead in product((16, 32), warps_of, (64, 128), (True, False)):
-        config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest)
+        config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
         if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
         if registers(cut, config, chip) <= (MOST_REGISTERS if ahead else MOST_ESTIMATED):
             found.append(config)
-    return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest), c, chip) > MOST_REGISTERS))
+    return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
 
 
-def misfit(spec: CellSpec, itemsize: int, chip: Chip) -> str | None:
+def misfit(spec: CellSpec, itemsize: int, chip: Chip, mean: bool | None = None) -> str | None:
     """None, or why no configuration fits this cell."""
-    if candidates(spec, itemsize, chip):
+    if candidates(spec, itemsize, chip, mean):
         return None
-    cut = plan(spec, 128)
+    cut = plan(spec, 128, mean)
     least = registers(cut, Config(16, 8, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
@@ -133,21 +136,21 @@ def misfit(spec: CellSpec, itemsize: int, chip: Chip) -> str | None:
     )
 
 
-def choose(spec: CellSpec, dtype: torch.dtype, device: torch.device) -> Config:
-    """The tuned configuration if there is one, else the first candidate.
+def choose(spec: CellSpec, dtype: torch.dtype, device: torch.device, mean: bool | None = None) -> Config:
+    """The tuned configuration if there is one (none is for cells that run on their own), else the first candidate.
 
     Raises:
         ValueError: no configuration fits.
     """
-    return _chosen(spec, dtype, chip_of(device))
+    return _chosen(spec, dtype, chip_of(device), mean)
 
 
 @lru_cache(maxsize=256)
-def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Config:
-    found = candidates(spec, dtype.itemsize, chip)
+def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip, mean: bool | None) -> Config:
+    found = candidates(spec, dtype.itemsize, chip, mean)
     if not found:
-        raise ValueError(misfit(spec, dtype.itemsize, chip))
-    tuned = _read(spec, dtype, chip)
+        raise ValueError(misfit(spec, dtype.itemsize, chip, mean))
+    tuned = _read(spec, dtype, chip) if mean is None else None
     return tuned if tuned in found else found[0]
 
 
