@@ -106,7 +106,7 @@ def rows(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
     for name in shapes:
         spec = spec_of(SHAPES[name])
         for chip, (dtype, precision) in ((c, o) for c in chips for o in OPERANDS):
-            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip])[:1]:
+            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision)[:1]:
                 yield from _lines(name, spec, CHIPS[chip], config, dtype, precision)
 
 

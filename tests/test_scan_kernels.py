@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -384,3 +385,19 @@ def test_operators_keep_their_promises() -> None:
     arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, state, parameters)
     options = (triton.ops.encode(spec), "ieee", 1, True, True)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
+
+
+def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
+    from bench.gpu import Job, lines
+    from bench.shapes import Shape, uniform
+
+    tiny = {"phi_x": (), "encoder": (8,), "decoder": (), "bias": True}
+    job = Job(Shape("tiny", 2, 3, uniform(4, 8, 3, **tiny)), torch.float32, DEVICE)
+    assert job.problem() is None
+    rows = [line.split("|") for line in lines(job, 0.0, ())]
+    names = [row[3].strip() for row in rows]
+    assert [name for name in names if "graph" not in name] == ["vrnn_fast", "eager loop", "nn.GRU alone"]
+    assert all(float(cell) > 0 for row in rows for cell in row[4:6])
+    with mock.patch.object(tuning, "candidates", return_value=[CONFIGS["narrow tiles"]]):
+        assert job.tune(0.0) == CONFIGS["narrow tiles"]

@@ -93,6 +93,16 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_INTERPRETED", True)
     assert triton.refuses(spec, x) is None
     assert triton.refuses(spec, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
+    assert triton.refuses(CellSpec(3, 4, 2, objective="log_weight"), x) is None
+    assert str(triton.refuses(CellSpec(3, 4, 2, objective="particle_filter"), x)).startswith("it does not resample")
+    wide = CellSpec(3, 200, 16, phi_z=(200,))
+    assert "would spill kilobytes of registers" in str(triton.refuses(wide, x))
+    assert triton.refuses(wide, x.bfloat16()) is None
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert triton.refuses(wide, x) is None
+    finally:
+        torch.set_float32_matmul_precision("highest")
     reason = triton.refuses(CellSpec(3, 1024, 2), x)
     assert reason is not None
     assert "the scan of this cell has " in reason
@@ -101,12 +111,10 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_tells_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_INTERPRETED", True)
-    assert "all weights stay on the chip in 16 bits, all weights stay on the chip in float32" in triton.launches(
-        CellSpec(5, 64, 16)
-    )
-    assert " KB of weights are read from the L2 cache in every step in float32" in triton.launches(
-        CellSpec(5, 200, 16, phi_z=(200,))
-    )
+    stay = "all weights stay on the chip"
+    assert f"{stay} in 16 bits, {stay} in TF32, {stay} in float32" in triton.launches(CellSpec(5, 64, 16))
+    large = triton.launches(CellSpec(5, 200, 16, phi_z=(200,)))
+    assert " KB of weights are read from the L2 cache in every step in TF32, no configuration fits in float32" in large
     assert "no configuration fits in 16 bits" in triton.launches(CellSpec(3, 1024, 2))
 
 

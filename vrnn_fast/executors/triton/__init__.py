@@ -52,25 +52,26 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return "it does not resample: a particle filter's weights pass between the rows of a sequence in every step"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
-    return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device)
+    return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
 
 
 def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
     chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
-    places = ", ".join(f"{_weights(spec, size, chip)} in {bits}" for size, bits in ((2, "16 bits"), (4, "float32")))
+    kinds = (("16 bits", 2, "ieee"), ("TF32", 4, "tf32"), ("float32", 4, "ieee"))
+    places = ", ".join(f"{_weights(spec, size, chip, precision)} in {kind}" for kind, size, precision in kinds)
     alone = "generate 1"
     if spec.likelihood == "external":
         alone = "generate goes step by step, for the likelihood is outside of the launch"
-    elif (reason := tuning.misfit(spec, 2, chip, True)) is not None:
+    elif (reason := tuning.misfit(spec, 2, chip, mean=True)) is not None:
         alone = f"generate goes step by step: {reason}"
     calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     return f"{calls}; {alone}; {places}"
 
 
-def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip) -> str:
+def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> str:
     """Where the weights of the scan are while it runs, in words."""
-    found = tuning.candidates(spec, itemsize, chip)
+    found = tuning.candidates(spec, itemsize, chip, precision)
     if not found:
         return "no configuration fits"
     cut = plan(spec, found[0].widest)
@@ -143,7 +144,7 @@ def generate(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step, which
     :func:`launches` tells."""
-    if spec.constant(spec.key, _misfit, noise.dtype.itemsize, noise.device, mean) is not None:
+    if spec.constant(spec.key, _misfit, noise.dtype.itemsize, noise.device, _precision(), mean) is not None:
         return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
     x, after = torch.ops.vrnn_fast.triton_generate(
         *(eps, noise, cond, list(state), list(parameters), spec.constant(spec.key, _text), _precision(), mean)
@@ -155,8 +156,10 @@ def _text(spec: CellSpec) -> str:
     return ops.encode(spec)
 
 
-def _misfit(spec: CellSpec, itemsize: int, device: torch.device, mean: bool | None = None) -> str | None:
-    return tuning.misfit(spec, itemsize, tuning.chip_of(device), mean)
+def _misfit(
+    spec: CellSpec, itemsize: int, device: torch.device, precision: str, mean: bool | None = None
+) -> str | None:
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

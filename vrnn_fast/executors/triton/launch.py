@@ -63,7 +63,7 @@ class Batch:
         self.spec, self.precision, self.inputs = spec, precision, inputs
         x = inputs.x
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.config = tuning.choose(spec, x.dtype, x.device, mean)
+        self.config = tuning.choose(spec, x.dtype, x.device, precision, mean)
         self.plan = plan(spec, self.config.widest, mean)
         self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
         self.real: Tensor | None = None

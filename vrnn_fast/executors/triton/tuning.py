@@ -24,6 +24,7 @@ from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
 MOST_ESTIMATED = 320  # a cell that would want more is refused; up to here the compiler spills a few hundred bytes
+MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 
 
@@ -98,6 +99,11 @@ def products(cut: Plan) -> int:
     return sum(len(cut.tiles_of(m.stage.target)) * len(cut.tiles_of(m.stage.source)) for m in cut.matrices)
 
 
+def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
+    """Of one thread in a step, where it is threads that multiply."""
+    return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
+
+
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
     """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
 
@@ -108,10 +114,12 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
-def candidates(spec: CellSpec, itemsize: int, chip: Chip, mean: bool | None = None) -> tuple[Config, ...]:
+def candidates(
+    spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None
+) -> tuple[Config, ...]:
     """The configurations that a cell may be run in, the best guess first; empty where none fits.
 
-    ``mean`` as in :func:`plan`, here and below.
+    ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`, here and below.
     """
     found = []
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
@@ -119,46 +127,61 @@ def candidates(spec: CellSpec, itemsize: int, chip: Chip, mean: bool | None = No
         config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
         if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
+        if itemsize == 4 and precision == "ieee" and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
+            continue
         if registers(cut, config, chip) <= (MOST_REGISTERS if ahead else MOST_ESTIMATED):
             found.append(config)
     return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
 
 
-def misfit(spec: CellSpec, itemsize: int, chip: Chip, mean: bool | None = None) -> str | None:
+def misfit(spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None) -> str | None:
     """None, or why no configuration fits this cell."""
-    if candidates(spec, itemsize, chip, mean):
+    if candidates(spec, itemsize, chip, precision, mean):
         return None
+    if itemsize == 4 and precision == "ieee" and candidates(spec, itemsize, chip, "tf32", mean):
+        return (
+            "a step of this cell in full float32, without tensor cores, would spill kilobytes of registers; "
+            'torch.set_float32_matmul_precision("high") allows TF32, and bfloat16 fits as well'
+        )
     cut = plan(spec, 128, mean)
-    least = registers(cut, Config(16, 8, 128, False, chip.shared), chip)
+    least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
         f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED} are compiled"
     )
 
 
-def choose(spec: CellSpec, dtype: torch.dtype, device: torch.device, mean: bool | None = None) -> Config:
+def choose(
+    spec: CellSpec, dtype: torch.dtype, device: torch.device, precision: str = "ieee", mean: bool | None = None
+) -> Config:
     """The tuned configuration if there is one (none is for cells that run on their own), else the first candidate.
 
     Raises:
         ValueError: no configuration fits.
     """
-    return _chosen(spec, dtype, chip_of(device), mean)
+    return _chosen(spec, dtype, chip_of(device), precision, mean)
 
 
 @lru_cache(maxsize=256)
-def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip, mean: bool | None) -> Config:
-    found = candidates(spec, dtype.itemsize, chip, mean)
+def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str, mean: bool | None) -> Config:
+    found = candidates(spec, dtype.itemsize, chip, precision, mean)
     if not found:
-        raise ValueError(misfit(spec, dtype.itemsize, chip, mean))
-    tuned = _read(spec, dtype, chip) if mean is None else None
+        raise ValueError(misfit(spec, dtype.itemsize, chip, precision, mean))
+    tuned = _read(spec, dtype, chip, precision) if mean is None else None
     return tuned if tuned in found else found[0]
 
 
-def tune(spec: CellSpec, dtype: torch.dtype, device: torch.device, seconds: Callable[[Config], float]) -> Config:
+def tune(
+    spec: CellSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: Callable[[Config], float],
+    precision: str = "ieee",
+) -> Config:
     """Measure every candidate by ``seconds``, remember the fastest on disk, and use it from now on."""
     chip = chip_of(device)
-    best = min(candidates(spec, dtype.itemsize, chip), key=seconds)
-    path = _record(spec, dtype, chip)
+    best = min(candidates(spec, dtype.itemsize, chip, precision), key=seconds)
+    path = _record(spec, dtype, chip, precision)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
         json.dump(asdict(best), file)
     os.replace(file.name, path)
@@ -166,14 +189,14 @@ def tune(spec: CellSpec, dtype: torch.dtype, device: torch.device, seconds: Call
     return best
 
 
-def _record(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Path:
-    key = hashlib.sha256(f"{spec} {dtype} {chip}".encode()).hexdigest()[:16]
+def _record(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str) -> Path:
+    key = hashlib.sha256(f"{spec} {dtype} {chip} {precision}".encode()).hexdigest()[:16]
     return cache_directory() / f"tuned_{key}.json"
 
 
-def _read(spec: CellSpec, dtype: torch.dtype, chip: Chip) -> Config | None:
+def _read(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str) -> Config | None:
     try:
-        return Config(**json.loads(_record(spec, dtype, chip).read_text()))
+        return Config(**json.loads(_record(spec, dtype, chip, precision).read_text()))
     except (OSError, ValueError, TypeError):  # none, or one of another version
         return None
 
