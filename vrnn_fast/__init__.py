@@ -16,7 +16,7 @@ from .likelihoods import (
     Likelihood,
     SharedMixture,
 )
-from .model import VRNN, VRNNOutput, VRNNStep
+from .model import VRNN, VRNNOutput, VRNNRollOut, VRNNStep
 from .spec import Std
 from .stream import Stream, StreamStep
 
@@ -42,6 +42,7 @@ __all__ = [
     "Stream",
     "StreamStep",
     "VRNNOutput",
+    "VRNNRollOut",
     "VRNNStep",
     "__version__",
     "accelerate",

@@ -84,6 +84,22 @@ class VRNNStep(NamedTuple):
     state: State
 
 
+class VRNNRollOut(NamedTuple):
+    """What the prior alone makes of a state. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``.
+
+    Attributes:
+        latent: (T, B, Z) z_t = prior mean + prior std * eps.
+        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, x_t being what the decoder expects.
+        prediction: the parameters of p(x_t | z_<=t, x_<t), in the form of ``VRNNOutput.prediction``.
+        state: the state after the last step, in the form of ``VRNNOutput.state``.
+    """
+
+    latent: Tensor
+    prior: MeanStd
+    prediction: Any
+    state: State
+
+
 class VRNN(nn.Module):
     """A variational recurrent network (Chung et al. 2015, "A Recurrent Latent Variable Model for Sequential Data").
 
@@ -540,7 +556,8 @@ class VRNN(nn.Module):
             def draw(raw: Tensor, t: int) -> Tensor:
                 return self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
 
-            return generate_by(draw, self.spec, parameters, eps, state, cond)
+            played = generate_by(draw, self.spec, parameters, eps, state, cond)
+            return played.x, played.state
         noise = eps.new_zeros((*eps.shape[:2], self.input_size))
         if not mean and self.spec.likelihood == "bernoulli":
             noise.uniform_(generator=generator).logit_().mul_(temperature)
@@ -548,6 +565,34 @@ class VRNN(nn.Module):
             noise.normal_(generator=generator).mul_(temperature)
         executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
         return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
+
+    def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
+        """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
+
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        number of times; :meth:`generate` draws samples and has no gradients.
+
+        Args:
+            eps: (T, B, Z) standard normal noise of z.
+            state: to start from, as in :meth:`forward`.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        eps = self._sequence("eps", eps, None, None, ("Z", self.latent_size), like)
+        start = _layers(self._start(state, eps.shape[1], like))
+        cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
+        with full_precision(like.device):
+            played = generate_by(lambda raw, _: self.likelihood.mean(raw), self.spec, parameters, eps, start, cond)
+        return VRNNRollOut(
+            latent=self._outer(played.z),
+            prior=MeanStd(*map(self._outer, played.prior)),
+            prediction=_each(self._outer, self.likelihood.prediction(played.raw)),
+            state=self._packed(played.state),
+        )
 
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import ops
 from ..layout import Reading
@@ -73,6 +74,8 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on CPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it takes float32, float64 or bfloat16, and x is {x.dtype}"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return None
 
 
