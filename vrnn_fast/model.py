@@ -789,7 +789,9 @@ class VRNN(nn.Module):
         """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
         Names and shapes do not tell which activation a model had, nor always what its output means: pass
-        ``activation=`` or ``likelihood=`` where they were not those of the layout.
+        ``activation=`` or ``likelihood=`` where they were not those of the layout. A state dict of a VRNN tells all,
+        as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign one); only a
+        likelihood of your own must be passed.
 
         Args:
             state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
@@ -805,6 +807,15 @@ class VRNN(nn.Module):
         from .compat.checkpoint import from_state_dict
 
         return from_state_dict(state, layout, arguments)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Besides tensors, note what :meth:`from_state_dict` needs to make such a module again."""
+        from .compat.checkpoint import MARK, described
+
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        told, notes = described(self), getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if told is not None and notes is not None:
+            notes[MARK] = told
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
