@@ -142,7 +142,10 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
             latent, heads, state, before = _walk(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
-            runs.append(Run(self, arguments, x_, *latent, heads, state, before))
+            z, mean, std, prior_mean, prior_std, *raws = latent
+            runs.append(
+                Run(self, arguments, x_, z, mean, std, prior_mean, prior_std, heads, state, before, tuple(raws))
+            )
             begin = end
         run = runs[0] if len(runs) == 1 else _side_by_side(runs)
         for attribute, value in objective.attributes(run).items():
@@ -165,7 +168,7 @@ def _draw(plan: Plan, x: Tensor) -> list[Tensor]:
     return [view.to(x.dtype) for view in views]
 
 
-Latent: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, and raws of a layout that wants them
 State: TypeAlias = tuple[Tensor, ...]
 
 
@@ -179,8 +182,8 @@ def _walk(
     start: State,
     cond: Tensor | None,
 ) -> tuple[Latent, tuple[Tensor, ...], State, State | None]:
-    """All time steps of one cell: its z, mean, std, prior_mean and prior_std, its decoder's heads apart, its state and,
-    if asked for, that before the last step."""
+    """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
+    before the last step."""
     if not plan.objective.asks_before(plan.mend):
         return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), None
     last_cond = None if cond is None else cond[-1:]
@@ -190,7 +193,7 @@ def _walk(
         plan, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
     )
     last, last_heads, state = _launch(plan, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
-    joined = cast(Latent, tuple(map(torch.cat, zip(latent, last, strict=True))))
+    joined = tuple(map(torch.cat, zip(latent, last, strict=True)))
     return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
 
 
@@ -204,12 +207,18 @@ def _launch(
     start: State,
     cond: Tensor | None,
 ) -> tuple[Latent, tuple[Tensor, ...], State]:
-    """One cell's z, mean, std, prior_mean and prior_std, its decoder's heads apart, and its state."""
+    """One cell's latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
     doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    if doors is not None:
+        parameters = doors.behind(parameters)
+    latents, wider = spec.latent_size, structure.widening
+    if wider is not None:
+        parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
+        spec = wider.spec
     result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
         spec,
-        parameters if doors is None else doors.behind(parameters),
+        parameters,
         x,
         eps,
         lengths,
@@ -219,12 +228,18 @@ def _launch(
         want_prior=True,
         want_raw=True,
     )
-    fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
+    prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)
+    fields = {"prior_mean": prior_mean[..., :latents], "prior_std": prior_std[..., :latents]}
+    if wider is not None:
+        fields["prior_raw"] = prior_mean[..., latents:]
     widths = [width for _, width in spec.decoder_heads]
     fields |= dict(zip(structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
     if doors is not None:
         fields = doors.through(fields)
-    latent = (result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"])
+    posterior = tuple(t[..., :latents] for t in (result.z, result.mean, result.std))
+    latent = (*posterior, fields["prior_mean"], fields["prior_std"])
+    if wider is not None:
+        latent = (*latent, result.mean[..., latents:], fields["prior_raw"])
     return latent, tuple(fields[head] for head in structure.heads), result.state
 
 
@@ -273,7 +288,8 @@ class Doors:
 
     def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The results, each behind a door of its own."""
-        return {name: _Door.apply(self.opened, name, t) for name, t in fields.items()}  # type: ignore[no-untyped-call]
+        doors = {"prior_raw": "prior_std"}  # of which it is a part
+        return {n: _Door.apply(self.opened, doors.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
 
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:

@@ -137,7 +137,7 @@ class Audio(Layout):
             "do not tell; else pass residual=False, or likelihood=",
             stacklevel=5,
         )
-        return {"likelihood": SharedMixture(width // 3, _FLOOR, math.log(2)), "std": self.traits.std}
+        return {"likelihood": SharedMixture(width // 3, _FLOOR, math.log(2))}
 
 
 def _needed(model: nn.Module) -> list[str]:

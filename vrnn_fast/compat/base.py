@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
 from .sampling import Sampler
+from .widened import widening
 
 _TRAITS = Traits()
 
@@ -46,6 +47,7 @@ class Run(NamedTuple):
         heads: the decoder's heads before any transform, (T, B, .) each.
         state: (B, H) tensors after the last step: h of every layer, for an LSTM then c of every layer.
         before: the same before the last step, where the objective asks for it; else None.
+        raws: (T, B, Z) what posterior and prior have their standard deviations from, where the layout wants them.
     """
 
     module: nn.Module
@@ -59,6 +61,7 @@ class Run(NamedTuple):
     heads: tuple[Tensor, ...]
     state: tuple[Tensor, ...]
     before: tuple[Tensor, ...] | None = None
+    raws: tuple[Tensor, ...] = ()
 
 
 class Objective:
@@ -112,6 +115,7 @@ class Layout:
         lengths, state: the names of the arguments that hold the rows' lengths and the state to start from.
         written: the objective, where the user wrote one.
         sampler: how its models sample, where that runs here too.
+        raws: whether its objective reads ``Run.raws``, which are there where heads are separate and single layers.
     """
 
     name: str
@@ -125,6 +129,7 @@ class Layout:
     state: str = ""
     written: Objective | None = None
     sampler: Sampler | None = None
+    raws: bool = False
 
     def __str__(self) -> str:
         return f"layout {self.name} ({self.title})"
@@ -154,7 +159,9 @@ class Layout:
         traits = replace(self.traits, activations=(*self.traits.activations, *activations))
         agents = itertools.takewhile(lambda i: _holds(shapes, f"{roles.encoder_mean}.{i}"), itertools.count())
         listed = _holds(shapes, f"{roles.encoder_mean}.1")  # a Sequential has an activation there
-        return tuple(read(shapes, roles.below(i), traits) for i in agents) if listed else (read(shapes, roles, traits),)
+        found = [read(shapes, roles.below(i), traits) for i in agents] if listed else [read(shapes, roles, traits)]
+        apart = self.raws and not any(s.spec.packed_heads or s.spec.head_layers for s in found)
+        return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
 
     def told(self, model: nn.Module) -> Layout:
         """This layout, with what attributes of the model tell of it."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..likelihoods import MeanStd
+from ..likelihoods import Gaussian, MeanStd
 from . import losses
 from .base import Fault, Layout, Objective, Run, std_of, steps_of
 from .losses import EPS
@@ -114,7 +114,7 @@ class Copied(Layout):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}
+        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, seq_len: int) -> Tensor:

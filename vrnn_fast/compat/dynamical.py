@@ -36,11 +36,12 @@ class DynamicalObjective(Objective):
         return torch.exp(run.heads[0]) if self.exponential else run.heads[0]
 
     def attributes(self, run: Run) -> dict[str, Any]:
+        logvar, prior_logvar = run.raws or (2 * torch.log(run.std), 2 * torch.log(run.prior_std))
         return {
             "z_mean": run.mean,
-            "z_logvar": 2 * torch.log(run.std),
+            "z_logvar": logvar,
             "z_mean_p": run.prior_mean,
-            "z_logvar_p": 2 * torch.log(run.prior_std),
+            "z_logvar_p": prior_logvar,
             "z": run.z,
         }
 
@@ -94,7 +95,7 @@ class Dynamical(Layout):
             "and shapes do not tell; else pass activation=, or likelihood=FixedGaussian() for coordinates",
             stacklevel=5,
         )
-        return {"likelihood": ItakuraSaito(0.0), "std": self.traits.std}
+        return {"likelihood": ItakuraSaito(0.0)}
 
 
 _NETWORKS = ("feature_extractor_x", "feature_extractor_z", "mlp_hx_z", "mlp_h_z", "mlp_hz_x")
@@ -114,4 +115,5 @@ LAYOUT = Dynamical(
     ),
     optional=_NETWORKS,
     traits=Traits("tanh", std=Std("log_variance", floor=0.0)),
+    raws=True,
 )

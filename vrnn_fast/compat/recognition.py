@@ -45,8 +45,8 @@ def accelerate(
     proven to give the same samples from the same seed; other methods of the class run as they are written.
 
     Args:
-        model: a VRNN of a known layout, alone or in ``nn.DataParallel`` or another module with a single child named
-            ``module``. Move it to its device before.
+        model: a VRNN of a known layout, alone or in ``nn.DataParallel``, ``DistributedDataParallel`` or another module
+            with a single child named ``module``, which then is in such a wrapper as well. Move it to its device before.
         layout: ``"auto"``, the name of one (see ``vrnn_fast.compat.LAYOUTS``), or a mapping of your own.
         mend: the names of faults to mend, as the warning lists them.
         example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
@@ -126,9 +126,8 @@ def _fate(fault: Fault) -> str:
 
 
 def _wrapped(model: Module, **options: Any) -> Module:
-    """The wrapper around its accelerated child."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise LayoutError("accelerate a model before nn.parallel.DistributedDataParallel takes it")
+    """The wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the same
+    parameters, with all that it has set up for them."""
     twin = shallow(model)
     twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
     return cast(Module, twin)

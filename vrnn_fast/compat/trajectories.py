@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..likelihoods import Gaussian
 from .base import Layout, sequence
 from .reading import Roles, Structure, Traits
 from .sampling import Player, Sampler
@@ -31,7 +32,7 @@ class Trajectories(Layout):
         return states[1:], states[:-1]
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}
+        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
