@@ -58,13 +58,14 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 def launches(spec: CellSpec) -> str:
     """How many launches a batch of sequences takes, in words."""
     chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
-    kinds = (("16 bits", 2, "ieee"), ("TF32", 4, "tf32"), ("float32", 4, "ieee"))
-    places = ", ".join(f"{_weights(spec, size, chip, precision)} in {kind}" for kind, size, precision in kinds)
-    alone = "generate 1"
+    kinds = {"16 bits": (2, "ieee"), "TF32": (4, "tf32"), "float32": (4, "ieee")}
+    places = ", ".join(
+        f"{_weights(spec, size, chip, precision)} in {kind}" for kind, (size, precision) in kinds.items()
+    )
+    wide = [kind for kind, (size, precision) in kinds.items() if tuning.misfit(spec, size, chip, precision, mean=True)]
+    alone = f"generate 1, in {' and '.join(wide)} step by step" if wide else "generate 1"
     if spec.likelihood == "external":
         alone = "generate goes step by step, for the likelihood is outside of the launch"
-    elif (reason := tuning.misfit(spec, 2, chip, mean=True)) is not None:
-        alone = f"generate goes step by step: {reason}"
     calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     return f"{calls}; {alone}; {places}"
 
