@@ -57,18 +57,22 @@ def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def compiled(kernel: Any, chip: str, config: Config, dtype: torch.dtype, precision: str) -> Resources:
-    """Compile a kernel for a chip that need not be there."""
+def compiled(
+    kernel: Any, chip: str, config: Config, dtype: torch.dtype, precision: str, *, ragged: bool = False
+) -> Resources:
+    """Compile a kernel for a chip that need not be there; with ``ragged``, for batches with lengths and resets."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from vrnn_fast.executors.triton.versions import options
 
-    constants = {"ROWS": config.rows, "PRECISION": precision, "lengths": None, "resets": None}
-    integers = {"steps": "i32", "batch": "i32"}
+    constants: dict[str, Any] = {"ROWS": config.rows, "PRECISION": precision}
+    types = {"steps": "i32", "batch": "i32", "lengths": "*i64", "resets": "*i8"}
+    if not ragged:
+        constants |= {"lengths": None, "resets": None}
     signature = {
-        name: "constexpr" if name in constants else integers.get(name, f"*{NAMES[dtype]}") for name in kernel.arg_names
+        name: "constexpr" if name in constants else types.get(name, f"*{NAMES[dtype]}") for name in kernel.arg_names
     }
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")

@@ -26,7 +26,7 @@ MOST_REGISTERS = 255  # of a thread
 MOST_AHEAD = (
     240  # estimated, where a step reads ahead of the next one: a little less, for nothing should spill for that
 )
-MOST_ESTIMATED = 320  # a cell that would want more is refused; up to here the compiler spills a few hundred bytes
+MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 
@@ -132,7 +132,7 @@ def candidates(
             continue
         if itemsize == 4 and precision == "ieee" and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
-        if registers(cut, config, chip) <= (MOST_AHEAD if ahead else MOST_ESTIMATED):
+        if registers(cut, config, chip) <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
             found.append(config)
     return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
 
@@ -150,7 +150,7 @@ def misfit(spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", m
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
-        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED} are compiled"
+        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED[itemsize]} are compiled"
     )
 
 
