@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
@@ -16,6 +17,7 @@ from vrnn_fast import (
     Bernoulli,
     Categorical,
     DiscretizedLogisticMixture,
+    FeatureMixture,
     FixedGaussian,
     Gamma,
     Gaussian,
@@ -23,15 +25,20 @@ from vrnn_fast import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    SharedMixture,
 )
 from vrnn_fast.likelihoods import softplus
 
 F64 = torch.float64
 LADDER = DiscretizedLogisticMixture(3, bins=7, low=-2.0, high=1.0)
+torch.manual_seed(0)
+SHARED = SharedMixture(2, 0.1, math.log(2), width=5).double()
 EVERY = {
     "bernoulli": (Bernoulli(), 2),
     "gaussian": (Gaussian(), 2),
     "fixed": (FixedGaussian(0.7), 2),
+    "of features": (FeatureMixture(3, beta=0.7), 2),
+    "shared": (SHARED, 2),
     "mixture": (GaussianMixture(3), 2),
     "handwriting": (Handwriting(3), 3),
     "logistic": (LADDER, 2),
@@ -45,6 +52,11 @@ every = pytest.mark.parametrize(("likelihood", "features"), EVERY.values(), ids=
 
 def width(likelihood: Likelihood, features: int) -> int:
     return sum(likelihood.heads(features).values())
+
+
+def of(likelihood: Likelihood, dtype: torch.dtype) -> Likelihood:
+    """The same one, its parameters, if it has any, of this dtype."""
+    return copy.deepcopy(likelihood).to(dtype) if isinstance(likelihood, torch.nn.Module) else likelihood
 
 
 def raws(likelihood: Likelihood, features: int, *leading: int) -> Tensor:
@@ -123,6 +135,59 @@ def test_gradcheck(likelihood: Likelihood, features: int) -> None:
         assert torch.autograd.gradcheck(lambda x: likelihood.log_prob(raw.detach(), x), x.requires_grad_())
 
 
+def alone(likelihood: Likelihood, feature: int) -> tuple[Tensor, Tensor]:
+    """Every value of one feature, and the weights of its integral."""
+    if isinstance(likelihood, Handwriting):
+        if feature == 2:
+            return torch.tensor([0.0, 1.0], dtype=F64), torch.ones(2, dtype=F64)
+        values, step = line(-20, 20, 401)
+        return values, torch.full_like(values, step)
+    x, weight = points(likelihood, 1)
+    values, weights = x[:, 0], weight * torch.ones(len(x), dtype=F64)
+    return values, weights / values / math.e if isinstance(likelihood, ItakuraSaito) else weights
+
+
+@every
+@pytest.mark.parametrize("seen", [0, 1])
+def test_what_was_not_observed_is_integrated_out(likelihood: Likelihood, features: int, seen: int) -> None:
+    """The other features over all their values; with none observed there is nothing left to say."""
+    raw = raws(likelihood, features)
+    x = likelihood.sample(raw).detach()
+    observed = torch.arange(features) == seen
+    values, weights = zip(*(alone(likelihood, f) for f in range(features) if f != seen), strict=True)
+    others = x.expand(math.prod(map(len, values)), features).clone()
+    others[:, ~observed] = torch.cartesian_prod(*values).reshape(len(others), -1)
+    volume = torch.cartesian_prod(*weights).reshape(len(others), -1).prod(-1)
+    mass = (likelihood.log_prob(raw, others).exp() * volume).sum().item()
+    hidden = torch.where(observed, x, float("nan"))
+    assert likelihood.marginal_log_prob(raw, hidden, observed).exp().item() == pytest.approx(mass, rel=1e-11)
+    every = likelihood.marginal_log_prob(raw, x, torch.ones_like(observed))
+    torch.testing.assert_close(every, likelihood.log_prob(raw, x), rtol=1e-12, atol=1e-12)
+    raw.requires_grad_()
+    none = likelihood.marginal_log_prob(raw, torch.full_like(x, float("nan")), torch.zeros_like(observed))
+    assert none.item() == pytest.approx(0, abs=1e-14)
+    assert torch.autograd.grad(none, raw)[0].abs().max() < 1e-14
+
+
+def test_a_density_of_your_own_says_whether_it_can_be_masked() -> None:
+    class Laplace(Likelihood):
+        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+            return -((x - raw).abs() + math.log(2)).sum(-1)
+
+    class IndependentLaplace(Laplace):
+        independent = 1
+
+    raw, x = torch.randn(5, 2, dtype=F64), torch.randn(5, 2, dtype=F64)
+    observed = torch.tensor([True, False])
+    assert not Laplace().takes_mask
+    with pytest.raises(NotImplementedError, match="Laplace does not define marginal_log_prob"):
+        Laplace().marginal_log_prob(raw, x, observed)
+    assert IndependentLaplace().takes_mask
+    torch.testing.assert_close(
+        IndependentLaplace().marginal_log_prob(raw, x, observed), Laplace().log_prob(raw[:, :1], x[:, :1])
+    )
+
+
 @every
 def test_any_leading_dimensions(likelihood: Likelihood, features: int) -> None:
     raw = raws(likelihood, features, 2, 3, 4)
@@ -149,6 +214,19 @@ def by_mixture(raw: Tensor, x: Tensor) -> Tensor:
     return D.MixtureSameFamily(D.Categorical(logits=logits), D.Independent(D.Normal(mean, std), 1)).log_prob(x)
 
 
+def by_mixtures_of_features(raw: Tensor, x: Tensor) -> Tensor:
+    mean, raw_std, logits = raw.reshape(-1, 3, 2, 3).unbind(1)
+    components = D.Normal(mean, softplus(0.7 * raw_std) / 0.7 + 1e-3)
+    return D.MixtureSameFamily(D.Categorical(logits=logits), components).log_prob(x).sum(-1)
+
+
+def by_a_shared_layer(raw: Tensor, x: Tensor) -> Tensor:
+    layer = of(SHARED, raw.dtype).params  # type: ignore[attr-defined]
+    logits, mean, raw_std = layer(torch.nn.functional.leaky_relu(raw.reshape(-1, 2, 5), 0.01)).chunk(3, -1)
+    components = D.Normal(mean, softplus(math.log(2) * raw_std) / math.log(2) + 0.1)
+    return D.MixtureSameFamily(D.Categorical(logits=logits), components).log_prob(x).sum(-1)
+
+
 def by_multivariate_normals(raw: Tensor, x: Tensor) -> Tensor:
     mean, raw_std, raw_correlation, logits, pen = raw.split((6, 6, 3, 3, 1), -1)
     std, correlation = softplus(raw_std).reshape(-1, 3, 2) + 1e-3, 0.999 * raw_correlation.tanh()
@@ -173,6 +251,8 @@ THEIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gaussian": lambda raw, x: D.Normal(raw[:, :2], softplus(raw[:, 2:]) + 1e-3).log_prob(x).sum(-1),
     "fixed": lambda raw, x: D.Normal(raw, 0.7).log_prob(x).sum(-1),
     "mixture": by_mixture,
+    "of features": by_mixtures_of_features,
+    "shared": by_a_shared_layer,
     "handwriting": by_multivariate_normals,
     "logistic": by_differences_of_sigmoids,
     "categorical": lambda raw, x: D.Categorical(logits=raw.reshape(-1, 2, 4)).log_prob(x).sum(-1),
@@ -185,10 +265,10 @@ THEIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_log_prob_is_that_of_torch_distributions(name: str, error_within_twice_torch: Callable[..., None]) -> None:
     likelihood, features = EVERY[name]
     raw = (4 * raws(likelihood, features, 500)).float()
-    x = likelihood.sample(raw)
+    x = of(likelihood, raw.dtype).sample(raw)
     oracle = THEIRS[name](raw.double(), x.double())
     torch.testing.assert_close(likelihood.log_prob(raw.double(), x.double()), oracle, rtol=1e-9, atol=1e-9)
-    error_within_twice_torch(likelihood.log_prob(raw, x), THEIRS[name](raw, x), oracle, name)
+    error_within_twice_torch(of(likelihood, raw.dtype).log_prob(raw, x), THEIRS[name](raw, x), oracle, name)
 
 
 # ---- extreme parameters
@@ -197,6 +277,7 @@ def test_log_prob_is_that_of_torch_distributions(name: str, error_within_twice_t
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=["float32", "float64"])
 def test_extreme_parameters_leave_everything_finite(likelihood: Likelihood, features: int, dtype: torch.dtype) -> None:
+    precise, likelihood = likelihood, of(likelihood, dtype)
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([0.0, 1.0, 30.0, 89.0, 1e3, 1e4], dtype=dtype)
     shape = (4000, width(likelihood, features))
@@ -220,7 +301,7 @@ def test_extreme_parameters_leave_everything_finite(likelihood: Likelihood, feat
     for temperature in (1e-3, 1.0, 1e3):
         assert not likelihood.sample(raw.detach(), temperature).isnan().any()
     assert not likelihood.mean(raw.detach()).isnan().any()
-    exact = likelihood.log_prob(raw.detach().double(), x.double())  # of which half of the digits must be left
+    exact = precise.log_prob(raw.detach().double(), x.double())  # of which half of the digits must be left
     half = torch.finfo(dtype).eps ** 0.5
     torch.testing.assert_close(found.double(), exact, rtol=half, atol=half)
 
@@ -276,19 +357,31 @@ def test_outside_of_the_support_there_is_nothing() -> None:
     assert torch.equal(LADDER.log_prob(raw, near), LADDER.log_prob(raw, on))
 
 
+@pytest.mark.parametrize("raw_correlation", [-30.0, -9.5, 0.0, 12.0, 40.0])
+def test_a_correlation_that_rounds_to_one_keeps_its_density(raw_correlation: float) -> None:
+    likelihood = Handwriting(1, max_correlation=1.0)
+    raw = torch.tensor([0.0, 0.0, 0.4, 0.4, raw_correlation, 0.0, 0.0], requires_grad=True)
+    found = likelihood.log_prob(raw, torch.tensor([0.0, 0.0, 1.0]))
+    std = softplus(raw.detach()[2].double()) + likelihood.min_std
+    log_rest = 2 * (math.log(2) - abs(raw_correlation) - math.log1p(math.exp(-2 * abs(raw_correlation))))
+    exact = -0.5 * log_rest - 2 * std.log().item() - math.log(2 * math.pi) - math.log(2)
+    assert found.item() == pytest.approx(exact, rel=16 * torch.finfo(torch.float32).eps)
+    assert torch.autograd.grad(found, raw)[0].isfinite().all()
+
+
 # ---- samples
 
 
 def cooled(likelihood: Likelihood, raw: Tensor, features: int, temperature: float) -> Tensor:
     """The raw output whose distribution is the sample's: logits over the temperature, standard deviations times it."""
-    floor = getattr(likelihood, "min_std", 0.0)
+    floor, beta = getattr(likelihood, "min_std", 0.0), getattr(likelihood, "beta", 1.0)
     if isinstance(likelihood, DiscretizedLogisticMixture):
         floor = likelihood.min_scale * likelihood.step
     heads, parts = likelihood.heads(features), []
     for name, part in zip(heads, raw.split(tuple(heads.values()), -1), strict=True):
         if name in ("dec_std.0", "dec_scale"):
-            std = (softplus(part) + floor) * temperature - floor
-            part = std + (-(-std).expm1()).log()
+            std = beta * ((softplus(beta * part) / beta + floor) * temperature - floor)
+            part = (std + (-(-std).expm1()).log()) / beta
         elif name in ("dec_logits", "dec_pen.0") or isinstance(likelihood, Bernoulli):
             part = part / temperature
         parts.append(part)
@@ -301,6 +394,15 @@ def test_samples_have_the_moments_of_the_density(likelihood: Likelihood, feature
     """Within five standard errors, the error of the variance taken from the sample itself."""
     draws = 40_000
     raw = raws(likelihood, features)
+    if isinstance(likelihood, SharedMixture):  # the temperature acts behind its layer
+        mean, raw_std, logits = (part.detach().flatten(-2) for part in likelihood._raw(raw))
+        shared, own = likelihood, torch.cat([mean, raw_std, logits], -1)
+        likelihood = FeatureMixture(2, 0.1, math.log(2))
+        assert torch.equal(
+            shared.sample(raw, temperature, torch.Generator().manual_seed(1)),
+            likelihood.sample(own, temperature, torch.Generator().manual_seed(1)),
+        )
+        raw = own
     if isinstance(likelihood, FixedGaussian):
         mean, variance = raw, torch.full_like(raw, (0.7 * temperature) ** 2)
     elif isinstance(likelihood, Gamma):
@@ -370,7 +472,7 @@ def test_predictions_are_the_parameters() -> None:
         (lambda: GaussianMixture(2.0), "components must be an int of at least 1, got 2.0"),  # type: ignore[arg-type]
         (lambda: GaussianMixture(2, min_std=0), "min_std must be a positive number, got 0"),
         (lambda: Handwriting(0), "components must be an int of at least 1, got 0"),
-        (lambda: Handwriting(2, max_correlation=1), "max_correlation must be below 1, got 1.0"),
+        (lambda: Handwriting(2, max_correlation=1.1), "max_correlation must be at most 1, got 1.1"),
         (lambda: Handwriting(2, max_correlation=-0.1), "max_correlation must be a positive number or 0, got -0.1"),
         (lambda: Handwriting(2).heads(2), r"Handwriting needs input_size = 3 \(offset, offset, pen\), got 2"),
         (lambda: DiscretizedLogisticMixture(0), "components must be an int of at least 1, got 0"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.eager import EagerVRNN
-from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Std
+from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Likelihood, Std
 
 X, H, Z, C, T, B = 5, 7, 3, 2, 6, 4
 LENGTHS = torch.tensor([6, 0, 3, 1])
@@ -29,6 +29,16 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "conditioned": {"cond_size": C, "cond_to": EVERYWHERE},
     "no z": {"latent_size": 0},
 }
+
+
+class Laplace(Likelihood):
+    """It does not say whether its features are independent."""
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return -((x - raw).abs() + math.log(2)).sum(-1)
+
+    def __repr__(self) -> str:
+        return "Laplace"
 
 
 def build(executor: str, **options: Any) -> VRNN:
@@ -325,10 +335,10 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
         "mask must have shape (T = 6, B = 4, input_size = 5), got (6, 4, 2)",
     ),
     "mask of another likelihood": (
-        {"likelihood": FixedGaussian(1.0)},
+        {"likelihood": Laplace()},
         {"mask": torch.ones(T, B, X, dtype=torch.bool)},
         ValueError,
-        "mask needs a Bernoulli or Gaussian likelihood, and this model's is FixedGaussian(std=1.0)",
+        "mask needs a likelihood with marginal_log_prob, and Laplace has none",
     ),
     "mask_inputs alone": ({}, {"mask_inputs": True}, ValueError, "mask_inputs needs a mask"),
     "layers of the state": (

@@ -146,92 +146,6 @@ def test_z() -> None:
     torch.testing.assert_close(ours(states[1:], cond=states[:-1], eps=eps).kl.sum().unsqueeze(0), kl)
 
 
-def paper(prior: bool = True, latent: int = 4) -> dict[str, np.ndarray]:
-    """Arrays as the models of the paper hold them, in float64."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, outputs: int, **parents: int) -> None:
-        shapes.update({f"W_{parent}__{name}": (width, outputs) for parent, width in parents.items()})
-        shapes[f"b_{name}"] = (outputs,)
-
-    layer("x_1", 5, x_t=6)
-    layer("x_2", 7, x_1=5)
-    of_z = {"z_1": 8} if latent else {}
-    if latent:
-        layer("z_1", 8, z_t=latent)
-        layer("phi_1", 9, x_2=7, s_tm1=10)
-        layer("phi_mu", latent, phi_1=9)
-        layer("phi_sig", latent, phi_1=9)
-    if latent and prior:
-        layer("prior_mu", latent, s_tm1=10)
-        layer("prior_sig", latent, s_tm1=10)
-    layer("theta_1", 11, **of_z, s_tm1=10)
-    layer("theta_mu", 6, theta_1=11)
-    layer("theta_sig", 6, theta_1=11)
-    layer("rnn", 40, x_2=7, **of_z)
-    shapes["U_rnn__rnn"] = (10, 40)
-    generator = np.random.default_rng(0)
-    return {name: generator.normal(0, 0.3, shape) for name, shape in shapes.items()}
-
-
-def walk(a: dict[str, np.ndarray], x: np.ndarray, eps: np.ndarray) -> tuple[float, float]:
-    """The summed negative log-likelihood and KL of the paper's equations, step by step."""
-
-    def relu(v: np.ndarray) -> np.ndarray:
-        return np.maximum(v, 0)
-
-    def sig(v: np.ndarray) -> np.ndarray:
-        return np.logaddexp(0, v) + 1e-4
-
-    def logistic(v: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-v))
-
-    h = c = np.zeros((x.shape[1], 10))
-    nll = kl = 0.0
-    for x_t, eps_t in zip(x, eps, strict=True):
-        x_2 = relu(relu(x_t @ a["W_x_t__x_1"] + a["b_x_1"]) @ a["W_x_1__x_2"] + a["b_x_2"])
-        into_theta, into_rnn = h @ a["W_s_tm1__theta_1"], x_2 @ a["W_x_2__rnn"]
-        if "b_z_1" in a:
-            phi = relu(x_2 @ a["W_x_2__phi_1"] + h @ a["W_s_tm1__phi_1"] + a["b_phi_1"])
-            mean = phi @ a["W_phi_1__phi_mu"] + a["b_phi_mu"]
-            std = sig(phi @ a["W_phi_1__phi_sig"] + a["b_phi_sig"])
-            p_mean, p_std = np.zeros_like(mean), np.ones_like(std)
-            if "b_prior_mu" in a:
-                p_mean = h @ a["W_s_tm1__prior_mu"] + a["b_prior_mu"]
-                p_std = sig(h @ a["W_s_tm1__prior_sig"] + a["b_prior_sig"])
-            kl += (np.log(p_std / std) + (std**2 + (mean - p_mean) ** 2) / (2 * p_std**2) - 0.5).sum()
-            z_1 = relu((mean + std * eps_t) @ a["W_z_t__z_1"] + a["b_z_1"])
-            into_theta, into_rnn = into_theta + z_1 @ a["W_z_1__theta_1"], into_rnn + z_1 @ a["W_z_1__rnn"]
-        theta = relu(into_theta + a["b_theta_1"])
-        mean = theta @ a["W_theta_1__theta_mu"] + a["b_theta_mu"]
-        std = sig(theta @ a["W_theta_1__theta_sig"] + a["b_theta_sig"])
-        nll += (((x_t - mean) / std) ** 2 / 2 + np.log(std) + np.log(2 * np.pi) / 2).sum()
-        g, i, f, o = np.split(into_rnn + h @ a["U_rnn__rnn"] + a["b_rnn"], 4, 1)
-        c = logistic(f) * c + logistic(i) * np.tanh(g)
-        h = logistic(o) * np.tanh(c)
-    return nll, kl
-
-
-@pytest.mark.parametrize(("prior", "latent"), [(True, 4), (False, 4), (False, 0)])
-def test_the_papers_own_models(prior: bool, latent: int) -> None:
-    arrays = paper(prior, latent)
-    ours = VRNN.from_state_dict(arrays)
-    generator = np.random.default_rng(1)
-    x, eps = generator.normal(size=(7, 5, 6)), generator.normal(size=(7, 5, latent))
-    out = ours(torch.from_numpy(x), eps=torch.from_numpy(eps))
-    nll, kl = walk(arrays, x, eps)
-    assert out.nll.sum().item() == pytest.approx(nll, rel=1e-12)
-    assert out.kl.sum().item() == pytest.approx(kl, rel=1e-12, abs=1e-12)
-    assert isinstance(VRNN.from_state_dict(arrays, layout="P"), VRNN)
-
-
-def test_the_papers_arrays_are_all_needed_and_all_used() -> None:
-    with pytest.raises(LayoutError, match="layout P needs W_x_2__rnn, found"):
-        VRNN.from_state_dict({n: a for n, a in paper().items() if n != "W_x_2__rnn"})
-    with pytest.raises(LayoutError, match="layout P has no place for b_coeff"):
-        VRNN.from_state_dict({**paper(), "b_coeff": np.zeros(20)})
-
-
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:
     old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save(theirs.state_dict(), old)
@@ -284,6 +198,14 @@ def without(name: str) -> dict[str, Tensor]:
         (without("enc_mean"), r"layout E .*: looked for phi_x, .*; no enc_mean\n.*found: phi_x\.0\.weight \(9, 6\)"),
         ({}, "there is no state dict in {}"),
         ({"epoch": 3, "model": {"lr": 0.1}}, "there is no state dict in {epoch, model}"),
+        (
+            {**copied.VRNN(6, 9, 4).state_dict(), "extra.weight": torch.zeros(3, 3)},
+            r"layout E .* has no place for extra\.weight",
+        ),
+        (
+            trajectories.Agents(2, 3, 4, 7, 9).state_dict(),
+            r"layout Z .* has no place for enc\.1\.0\.weight",
+        ),
         (
             {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},
             r"rnn must be a GRU, .* found weight_hh_l0",

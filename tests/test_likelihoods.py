@@ -18,6 +18,7 @@ from vrnn_fast import (
     Bernoulli,
     Categorical,
     DiscretizedLogisticMixture,
+    FeatureMixture,
     FixedGaussian,
     Gamma,
     Gaussian,
@@ -25,7 +26,9 @@ from vrnn_fast import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    SharedMixture,
 )
+from vrnn_fast.executors import reference
 from vrnn_fast.likelihoods import as_likelihood
 
 
@@ -231,6 +234,8 @@ def test_arguments() -> None:
 FAMILY = [
     FixedGaussian(0.5),
     GaussianMixture(4),
+    FeatureMixture(4),
+    SharedMixture(4),
     Handwriting(4),
     DiscretizedLogisticMixture(2, bins=5),
     Categorical(5),
@@ -243,6 +248,9 @@ family = pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
 
 def family_data(likelihood: Likelihood, steps: int, batch: int) -> Tensor:
     """(T, B, 3), inside the support of this likelihood."""
+    likelihood = copy.deepcopy(likelihood)
+    if isinstance(likelihood, nn.Module):
+        likelihood.double().requires_grad_(False)
     width = sum(likelihood.heads(3).values())
     return likelihood.sample(torch.randn(steps, batch, width, dtype=torch.float64)).clamp(min=-9)
 
@@ -250,8 +258,11 @@ def family_data(likelihood: Likelihood, steps: int, batch: int) -> Tensor:
 @family
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_family_runs_through_every_executor(executor: str, likelihood: Likelihood, cell: str) -> None:
-    options = {"likelihood": likelihood, "cell": cell, "dtype": torch.float64, "check": True}
-    model, oracle = VRNN(3, 6, 2, backend=executor, **options), VRNN(3, 6, 2, backend="reference", **options)
+    options = {"cell": cell, "dtype": torch.float64, "check": True}
+    model, oracle = (
+        VRNN(3, 6, 2, backend=backend, likelihood=copy.deepcopy(likelihood), **options)
+        for backend in (executor, "reference")
+    )
     oracle.load_state_dict(model.state_dict())
     x, eps = family_data(likelihood, 5, 4), torch.randn(5, 4, 2, dtype=torch.float64)
     lengths = torch.tensor([0, 5, 3, 1])
@@ -277,6 +288,27 @@ def test_the_family_runs_through_every_executor(executor: str, likelihood: Likel
     for (name, p), q in zip(model.named_parameters(), oracle.parameters(), strict=True):
         assert p.grad.isfinite().all()
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@family
+def test_the_family_is_masked(executor: str, likelihood: Likelihood) -> None:
+    """Through every executor; what was not observed, and padding, may hold anything."""
+    model = VRNN(3, 6, 2, backend=executor, likelihood=likelihood, dtype=torch.float64)
+    x, eps = family_data(likelihood, 5, 4), torch.randn(5, 4, 2, dtype=torch.float64)
+    lengths, mask = torch.tensor([0, 5, 3, 1]), torch.rand(5, 4, 3) < 0.6
+    mask[1, 1] = False
+    real = torch.arange(5)[:, None] < lengths
+    nan = torch.where(mask & real[..., None], x, float("nan")).requires_grad_()
+    out = model(nan, lengths, eps=eps, mask=mask, mask_inputs=True)
+    parameters, start = list(model._reader(model)), (torch.zeros(4, 6, dtype=torch.float64),)
+    shown = reference.run(model.spec, parameters, torch.where(mask, x, 0), eps, lengths, start,
+                          recompute=False, want_prior=False, want_raw=True)  # fmt: skip
+    torch.testing.assert_close(out.kl, shown.kl)
+    expected = model.likelihood.marginal_log_prob(shown.raw, x, mask)
+    torch.testing.assert_close(out.nll, -torch.where(real, expected, 0))
+    assert out.nll[1, 1].item() == pytest.approx(0, abs=1e-14)
+    out.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in (*model.parameters(), nan))
 
 
 @family
@@ -329,7 +361,13 @@ def test_the_family_compiles_whole(executor: str, likelihood: Likelihood) -> Non
 
 
 def test_the_family_is_exported() -> None:
-    for likelihood in (GaussianMixture(2), Handwriting(2), DiscretizedLogisticMixture(2)):
+    for likelihood in (
+        GaussianMixture(2),
+        FeatureMixture(2),
+        SharedMixture(2),
+        Handwriting(2),
+        DiscretizedLogisticMixture(2),
+    ):
         model = VRNN(3, 4, 2, likelihood=likelihood)
         given = {"x": family_data(likelihood, 3, 2).float(), "eps": torch.randn(3, 2, 2), "outputs": ("prediction",)}
         file = io.BytesIO()

@@ -6,6 +6,7 @@ from .likelihoods import (
     Bernoulli,
     Categorical,
     DiscretizedLogisticMixture,
+    FeatureMixture,
     FixedGaussian,
     Gamma,
     Gaussian,
@@ -13,6 +14,7 @@ from .likelihoods import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    SharedMixture,
 )
 from .model import VRNN, VRNNOutput, VRNNStep
 from .spec import Std
@@ -25,6 +27,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiscretizedLogisticMixture",
+    "FeatureMixture",
     "FixedGaussian",
     "Gamma",
     "Gaussian",
@@ -34,6 +37,7 @@ __all__ = [
     "LayoutError",
     "Likelihood",
     "ProofError",
+    "SharedMixture",
     "Std",
     "Stream",
     "StreamStep",

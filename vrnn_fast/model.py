@@ -17,6 +17,7 @@ from . import resampling as filtering
 from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs
 from .likelihoods import (
+    FeatureComponents,
     GaussianComponents,
     Likelihood,
     LogisticComponents,
@@ -63,7 +64,7 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, GaussianComponents, LogisticComponents, StrokeComponents):
+for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
     pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 
@@ -104,6 +105,10 @@ class VRNN(nn.Module):
     (in place through ``p.data``, a NumPy view or a bare pointer) are noticed by a few values of each parameter, so when
     they change whole tensors; after a change of single elements that way, call :meth:`refresh`.
 
+    The buffer ``start`` is the state that ``state=None`` stands for, the same for every row: h of every layer, for an
+    LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you set
+    it; it is saved and moved with the parameters, and not trained.
+
     Args:
         input_size: X, features of x_t.
         hidden_size: H, width of the recurrent state. The networks' widths may differ from it: name them all.
@@ -142,7 +147,8 @@ class VRNN(nn.Module):
             every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
             it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
             other rows stay right.
-        device, dtype: of the parameters, as everywhere in torch. They decide the precision; autocast has no effect.
+        device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
+            precision; autocast has no effect.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -221,6 +227,10 @@ class VRNN(nn.Module):
         objectives: tuple[Objective, ...]
         objectives = ("log_weight",) if self.spec.likelihood == "external" else ("log_weight", "particle_filter")
         self._objectives = {o: replace(self.spec, objective=o) for o in objectives}
+        if isinstance(self.likelihood, nn.Module):
+            self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
+        self.start: Tensor | None
+        self.register_buffer("start", None)
         self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
 
     def forward(
@@ -246,7 +256,7 @@ class VRNN(nn.Module):
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
                 of length 0 adds nothing and passes its state through. Values are wanted on the CPU: from a GPU they
                 cost a wait.
-            state: the state to start from, as ``VRNNOutput.state`` gives it; None is zeros.
+            state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`init_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
             generator: the source of that draw, on the device of x. Not with ``eps``.
@@ -258,8 +268,8 @@ class VRNN(nn.Module):
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
             cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
             resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
-            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll, with a Bernoulli or
-                Gaussian likelihood; the elbo is then one of what was observed.
+            mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll: it is integrated out, and
+                the elbo is one of what was observed. Not with a likelihood of your own without ``marginal_log_prob``.
             mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
                 then hold anything, NaN too.
 
@@ -408,7 +418,7 @@ class VRNN(nn.Module):
 
         Args:
             x_t: (B, X).
-            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is zeros.
+            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is the latter.
             eps: (B, Z) noise of the posterior's sample; None draws it.
             cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
@@ -540,7 +550,8 @@ class VRNN(nn.Module):
         return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
 
     def init_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for: zeros (num_layers, B, H), for an LSTM a pair of them."""
+        """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
+        the buffer ``start`` in every row."""
         checks.positive_int("batch_size", batch_size)
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
@@ -579,6 +590,12 @@ class VRNN(nn.Module):
         """From (T, B, ...) to the layout of the caller."""
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
+    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None, mask: Tensor | None) -> Tensor:
+        """The likelihood outside the launch, of what was observed."""
+        if mask is None:
+            return self.likelihood.log_prob(raw, x)
+        return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
+
     def _sequence(
         self,
         name: str,
@@ -614,12 +631,12 @@ class VRNN(nn.Module):
         cond = self._condition(cond, steps, batch, like)
         if resets is not None:
             resets = self._flags("resets", resets, steps, batch, None, like)
+            if self.start is not None:
+                raise ValueError("resets go back to a state of zeros, and this model has another start")
         if mask is not None:
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
-            if self.spec.likelihood == "external":
-                raise ValueError(
-                    f"mask needs a Bernoulli or Gaussian likelihood, and this model's is {self.likelihood}"
-                )
+            if not self.likelihood.takes_mask:
+                raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
         if mask_inputs:
             if mask is None:
                 raise ValueError("mask_inputs needs a mask")
@@ -660,7 +677,7 @@ class VRNN(nn.Module):
                 inputs.state,
                 cond=inputs.cond,
                 resets=inputs.resets,
-                mask=inputs.mask,
+                mask=None if external else inputs.mask,
                 recompute=self.recompute,
                 want_prior="prior" in outputs,
                 want_raw=external or "prediction" in outputs,
@@ -669,7 +686,7 @@ class VRNN(nn.Module):
         if not external:
             return result, result.nll
         x = _with_frames(inputs.x, real, inputs.lengths)
-        return result, _at_real(real, -self.likelihood.log_prob(cast(Tensor, result.raw), x))
+        return result, _at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:
@@ -701,10 +718,14 @@ class VRNN(nn.Module):
         return _pair(stacked(state, self._state_parts))
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (num_layers, B, H) tensors; zeros for None."""
+        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`init_state`."""
         if state is None:
             sizes = self.num_layers, batch, self.hidden_size
-            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            if self.start is None:
+                return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+            parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
+            start = checks.tensor("start", self.start, parts, like)
+            return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
         shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
         if self.spec.cell != "lstm":
             return (checks.tensor("state", state, shape, like),)
@@ -769,7 +790,10 @@ class VRNN(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Read checkpoints of the same names that were made for another likelihood."""
+        """Read checkpoints of the same names that were made for another likelihood, and those with a start."""
+        start = state_dict.get(f"{prefix}start")
+        if isinstance(start, Tensor) and self.start is None:
+            self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         single = not self.spec.head_layers and not self.spec.packed_heads
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:

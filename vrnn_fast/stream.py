@@ -82,6 +82,8 @@ class Stream:
         )
         if held is not None:
             self.state = held
+        else:
+            self.reset()
 
     @property
     def state(self) -> tuple[Array, ...]:
@@ -100,9 +102,10 @@ class Stream:
             self._engine.state(i)[:] = part
 
     def reset(self) -> None:
-        """Begin anew from a state of zeros."""
+        """Begin anew from the state that :meth:`VRNN.init_state` gives."""
+        start = self.model.start
         for i in range(self.model.spec.state_tensors):
-            self._engine.state(i).fill(0)
+            self._engine.state(i)[:] = 0 if start is None else start.flatten(0, 1)[i].numpy()
 
     def push(self, x: Array, eps: Array | None = None) -> StreamStep:
         """Take in one frame.

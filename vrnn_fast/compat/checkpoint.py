@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import likelihoods
 from ..model import VRNN
 from ..spec import CellSpec, Std
-from . import paper
+from . import filtering, paper
 from .base import Layout
 from .reading import LayoutError, Shapes
 from .recognition import chosen
@@ -38,6 +38,20 @@ _SHARED = (
     "residual",
 )  # arguments of VRNN that are fields of its spec
 _HEADER = "arguments"  # of the VRNN that a converted file holds
+
+
+class _ArrayLayout(Protocol):
+    """A module of this package for a layout that is no state dict of torch."""
+
+    @property
+    def NAME(self) -> str: ...
+
+    def recognised(self, arrays: Mapping[str, Tensor]) -> bool: ...
+
+    def module(self, arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[VRNN, dict[str, Tensor]]: ...
+
+
+_ARRAYS: tuple[_ArrayLayout, ...] = (paper, filtering)
 
 
 def from_state_dict(
@@ -81,7 +95,7 @@ def _converted(path: Path, arguments: Mapping[str, Any]) -> VRNN:
     like = next(iter(tensors.values()))
     told = header[_HEADER]
     kind, constants = told["likelihood"]
-    likelihood = getattr(likelihoods, kind)(**constants)
+    likelihood = getattr(likelihoods, kind)(**{n: Std(**c) if isinstance(c, dict) else c for n, c in constants.items()})
     model = VRNN(**{**told, "std": Std(**told["std"]), "likelihood": likelihood, "dtype": like.dtype, **arguments})
     model.load_state_dict(tensors)
     return model
@@ -100,6 +114,7 @@ def _described(model: VRNN) -> dict[str, Any]:
     spec = model.spec
     about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | _shared(spec)
     constants = {name: getattr(model.likelihood, name) for name in inspect.signature(type(model.likelihood)).parameters}
+    constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in constants.items()}
     likelihood = type(model.likelihood).__name__, constants
     return about | {"std": asdict(spec.std), "likelihood": likelihood, "batch_first": model.batch_first}
 
@@ -135,7 +150,7 @@ def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict
     if not candidates:
         raise LayoutError(f"there is no state dict in {{{', '.join(map(str, stored))}}}: names with tensors or arrays")
     for tensors in candidates:
-        if paper.recognised(tensors):
+        if any(known.recognised(tensors) for known in _ARRAYS):
             return tensors
         try:
             chosen(layout, shapes_of(tensors), "")
@@ -146,7 +161,7 @@ def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict
 
 
 def _state_dicts(stored: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if stored and all(isinstance(v, (Tensor, np.ndarray)) for v in stored.values()):
+    if stored and all(isinstance(v, (Tensor, np.ndarray, np.number)) for v in stored.values()):
         yield stored
         return
     for value in stored.values():
@@ -163,11 +178,15 @@ def _translate(
     tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> tuple[VRNN, dict[str, Tensor]]:
     """The module that fits, freshly made, and its state dict."""
-    if layout == paper.NAME or (layout == "auto" and paper.recognised(tensors)):
-        return paper.module(tensors, arguments)
+    for arrays in _ARRAYS:
+        if layout == arrays.NAME or (layout == "auto" and arrays.recognised(tensors)):
+            return arrays.module(tensors, arguments)
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
     structure = known.structure(shapes)
+    left = [name for name in tensors if name not in structure.names]
+    if left:
+        raise LayoutError(f"{known} has no place for {', '.join(left)}")
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {

@@ -13,12 +13,14 @@ from .gamma import Gamma, ItakuraSaito
 from .gaussian import FixedGaussian, Gaussian, MeanStd, gaussian_log_prob
 from .handwriting import Handwriting, StrokeComponents
 from .logistic import DiscretizedLogisticMixture, LogisticComponents
-from .mixture import GaussianComponents, GaussianMixture
+from .mixture import FeatureComponents, FeatureMixture, GaussianComponents, GaussianMixture, SharedMixture
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "DiscretizedLogisticMixture",
+    "FeatureComponents",
+    "FeatureMixture",
     "FixedGaussian",
     "Gamma",
     "Gaussian",
@@ -29,6 +31,7 @@ __all__ = [
     "Likelihood",
     "LogisticComponents",
     "MeanStd",
+    "SharedMixture",
     "StrokeComponents",
     "as_likelihood",
     "bernoulli_log_prob",

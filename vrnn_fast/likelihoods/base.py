@@ -26,6 +26,7 @@ class Likelihood:
     """
 
     fused: ClassVar[Fused] = "external"
+    independent: ClassVar[int] = 0  # see marginal_log_prob
     output_std: Std = Std(floor=0.0)  # of the fused Gaussian
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -53,6 +54,23 @@ class Likelihood:
         Handwriting, whose formula goes on.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define log_prob(raw, x)")
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether :meth:`marginal_log_prob` is known."""
+        return self.independent > 0 or type(self).marginal_log_prob is not Likelihood.marginal_log_prob
+
+    def marginal_log_prob(self, raw: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        """:meth:`log_prob` of the features that ``observed`` (..., X) marks, bool, all others integrated out.
+
+        It is known where features are independent and the class says so: ``independent`` is the number of its heads,
+        each as many values for every feature, those of the first feature first. Otherwise the class defines it.
+        """
+        if not self.independent:
+            raise NotImplementedError(f"{type(self).__name__} does not define marginal_log_prob(raw, x, observed)")
+        each = raw.unflatten(-1, (self.independent, x.shape[-1], -1)).transpose(-3, -2).flatten(-2)
+        found = self.log_prob(each, torch.where(observed, x, 0).unsqueeze(-1))
+        return torch.where(observed, found, 0).sum(-1)
 
     def prediction(self, raw: Tensor) -> Any:
         """The distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden."""

@@ -22,6 +22,7 @@ class Bernoulli(Likelihood):
     """Independent binary features; raw holds logits. x in [0, 1] is taken as it comes (as in cross-entropy)."""
 
     fused = "bernoulli"
+    independent = 1
 
     @property
     def support(self) -> constraints.Constraint:

@@ -28,6 +28,7 @@ class Categorical(Likelihood):
         ValueError: classes is not an int of at least 2.
     """
 
+    independent = 1
     classes: int
 
     def __post_init__(self) -> None:

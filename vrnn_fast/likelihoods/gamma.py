@@ -27,6 +27,7 @@ class Gamma(Likelihood):
         ValueError: concentration is not a positive number, or min_mean neither that nor 0.
     """
 
+    independent = 1
     concentration: float = 1.0
     min_mean: float = 1e-10
 

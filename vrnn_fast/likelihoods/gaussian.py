@@ -45,6 +45,7 @@ class Gaussian(Likelihood):
     """
 
     fused = "gaussian"
+    independent = 2
     min_std: float = 1e-3
     std: StdKind | Std = "softplus"
 
@@ -82,6 +83,7 @@ class FixedGaussian(Likelihood):
         ValueError: std is not a positive number.
     """
 
+    independent = 1
     std: float = 1.0
 
     def __post_init__(self) -> None:

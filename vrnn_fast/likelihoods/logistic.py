@@ -44,6 +44,7 @@ class DiscretizedLogisticMixture(Likelihood):
             number, or low and high not finite numbers in this order.
     """
 
+    independent = 3
     components: int
     bins: int = 256
     low: float = -1.0
