@@ -16,7 +16,8 @@ from .likelihoods import (
     Likelihood,
     SharedMixture,
 )
-from .model import VRNN, VRNNOutput, VRNNRollOut, VRNNStep
+from .model import VRNN
+from .outputs import VRNNOutput, VRNNRollOut, VRNNStep
 from .spec import Std
 from .stream import Stream, StreamStep
 

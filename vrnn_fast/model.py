@@ -4,100 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import bounds, checks, executors, layout
 from . import resampling as filtering
 from .executors.reference import full_precision, generate_by, stacked
-from .inputs import Inputs
-from .likelihoods import (
-    FeatureComponents,
-    GaussianComponents,
-    Likelihood,
-    LogisticComponents,
-    MeanStd,
-    StrokeComponents,
-    as_likelihood,
-)
+from .inputs import Inputs, at_real, with_frames
+from .likelihoods import Likelihood, MeanStd, as_likelihood
+from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
 from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 Widths: TypeAlias = Sequence[int] | None
 
 _OUTPUTS = ("prior", "prediction")
-
-
-@dataclass
-class VRNNOutput:
-    """What a forward pass returns. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``, and zero at
-    padding.
-
-    Attributes:
-        loss: scalar, the sum over real steps of nll + beta * max(kl, free_nats), divided by the normalizer.
-        nll: (T, B) -log p(x_t | z_<=t, x_<t) of the sampled z.
-        kl: (T, B) KL(q(z_t) || p(z_t)), the exact one between the two Gaussians.
-        elbo: (B,) the evidence lower bound of each row, -(nll + kl) summed over time. Without beta or free nats.
-        latent: (T, B, Z) z_t = mean + std * eps.
-        posterior: mean and std of q(z_t | z_<t, x_<=t), (T, B, Z) each.
-        state: each row's state after its own last step, (num_layers, B, H), for an LSTM the pair (h, c) of them.
-        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
-        prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
-            mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
-    """
-
-    loss: Tensor
-    nll: Tensor
-    kl: Tensor
-    elbo: Tensor
-    latent: Tensor
-    posterior: MeanStd
-    state: State
-    prior: MeanStd | None = None
-    prediction: Any = None
-
-
-torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
-    pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
-
-
-class VRNNStep(NamedTuple):
-    """What a single step returns.
-
-    Attributes:
-        nll: (B,) -log p(x_t | z_<=t, x_<t) in nats.
-        kl: (B,) KL of posterior and prior in nats.
-        prediction: the parameters of p(x_t | x_<t, z_<t) at the prior's mean of z_t: it has not seen x_t.
-        state: the state after this step, in the form of ``VRNNOutput.state``.
-    """
-
-    nll: Tensor
-    kl: Tensor
-    prediction: Any
-    state: State
-
-
-class VRNNRollOut(NamedTuple):
-    """What the prior alone makes of a state. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``.
-
-    Attributes:
-        latent: (T, B, Z) z_t = prior mean + prior std * eps.
-        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, x_t being what the decoder expects.
-        prediction: the parameters of p(x_t | z_<=t, x_<t), in the form of ``VRNNOutput.prediction``.
-        state: the state after the last step, in the form of ``VRNNOutput.state``.
-    """
-
-    latent: Tensor
-    prior: MeanStd
-    prediction: Any
-    state: State
 
 
 class VRNN(nn.Module):
@@ -318,12 +243,12 @@ class VRNN(nn.Module):
         prediction = None
         if "prediction" in outputs:
             raw = self.likelihood.prediction(cast(Tensor, result.raw))
-            prediction = _each(lambda p: self._outer(_at_real(real, p)), raw)
+            prediction = each(lambda p: self._outer(at_real(real, p)), raw)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
         return VRNNOutput(
-            loss=_loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
+            loss=bounds.loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
             kl=self._outer(result.kl),
             elbo=-(nll + result.kl).sum(0),
@@ -590,7 +515,7 @@ class VRNN(nn.Module):
         return VRNNRollOut(
             latent=self._outer(played.z),
             prior=MeanStd(*map(self._outer, played.prior)),
-            prediction=_each(self._outer, self.likelihood.prediction(played.raw)),
+            prediction=each(self._outer, self.likelihood.prediction(played.raw)),
             state=self._packed(played.state),
         )
 
@@ -730,8 +655,8 @@ class VRNN(nn.Module):
             )
         if not external:
             return result, result.nll
-        x = _with_frames(inputs.x, real, inputs.lengths)
-        return result, _at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
+        x = with_frames(inputs.x, real, inputs.lengths)
+        return result, at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:
@@ -898,43 +823,3 @@ def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _pair(state: Sequence[Tensor]) -> State:
     """The one tensor of a state, or the pair of an LSTM's."""
     return state[0] if len(state) == 1 else (state[0], state[1])
-
-
-def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
-    """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
-    if real is None:
-        return tensor
-    return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
-
-
-def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
-    if real is None or lengths is None:
-        return x
-    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
-    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))
-
-
-def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to a tensor or to every tensor of a tuple, keeping the tuple's class."""
-    if isinstance(value, Tensor):
-        return function(value)
-    mapped = [_each(function, v) for v in value]
-    return type(value)(*mapped) if hasattr(value, "_fields") else tuple(mapped)
-
-
-def _loss(
-    nll: Tensor,
-    kl: Tensor,
-    real: Tensor | None,
-    lengths: Tensor | None,
-    beta: float | Tensor,
-    free_nats: float | Tensor,
-    normalizer: float | Tensor | None,
-) -> Tensor:
-    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer."""
-    if isinstance(free_nats, Tensor) or free_nats > 0:
-        kl = _at_real(real, torch.clamp(kl, min=free_nats))
-    if normalizer is None:
-        normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
-    return (nll.sum() + beta * kl.sum()) / normalizer
