@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
 
-.PHONY: demo test bench lint format build extensions clean
+.PHONY: demo test bench gpu lint format build extensions clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -20,6 +20,12 @@ test: build
 
 bench: build
 	$(BIN)/python -m bench
+
+# On a GPU: the parity tests of the Triton executor, then its benchmark. Needs torch, triton, numpy and pytest, and no
+# extension: make gpu BIN="$(dirname "$(command -v python3)")" runs in the environment that is there.
+gpu:
+	$(BIN)/python -m pytest tests/test_scan_kernels.py
+	$(BIN)/python -m bench.gpu
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

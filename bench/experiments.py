@@ -33,6 +33,7 @@ TORCH_AND_OURS = (EAGER, COMPILED_CELL, GRU_ALONE, LSTM_ALONE, OURS, RECOMPUTE)
 EVERYBODY = (EAGER, COMPILED_TWICE, JAX, GRU_ALONE, LSTM_ALONE, OURS, RECOMPUTE)
 
 FEW_STEPS = replace(REFERENCE, name="few steps", steps=torch_loops.MOST_UNROLLED)
+FEW_SAMPLES = replace(REFERENCE, name="few samples", batch=8)
 STREAM = Shape("stream", 64, 1, REFERENCE.model)
 FLOATS = Shape("floats", 1, 16384)
 
@@ -81,7 +82,7 @@ def one_graph() -> Iterator[Contest]:
 def generation() -> Iterator[Contest]:
     eager = Contender("eager loop", playing.prepare_eager_generation, threads=EITHER)
     own = Contender("vrnn_fast", playing.prepare_generation, ours.not_built, EITHER)
-    for shape in (REFERENCE, SINGLE):
+    for shape in (REFERENCE, FEW_SAMPLES, SINGLE):
         yield Contest("generation", shape, (playing.GENERATION,), (eager, own), eager)
 
 

@@ -283,6 +283,37 @@ const Known& known(const std::vector<int64_t>& program, const std::vector<double
     return programs[program.size() == 1 ? program[0] : programs.number(program, constants, parameters)];
 }
 
+// ---- what profilers and counters are told
+
+// A range costs some 50 ns where no profiler is watching.
+const vrnn::Ranges profiled = {
+    [](const char* name) -> void* {
+        AtenRecordFunctionHandle range = nullptr;
+        aoti_record_function_start(name, nullptr, nullptr, 0, &range);
+        return range;
+    },
+    [](void* range) { aoti_record_function_end(static_cast<AtenRecordFunctionHandle>(range)); },
+};
+
+// Multiplications and additions of the dense stages, of one row and time step forward: of all, of those that read x, of
+// those that read cond, and of those that a single step runs again for its prediction.
+std::vector<int64_t> flops(int64_t number) {
+    const vrnn::Program& program = programs[number].decoded.program;
+    int64_t all = 0, of_x = 0, of_cond = 0, again = 0;
+    bool repeated = false;  // what follows on z alone
+    for (const vrnn::Stage& s : program.stages) {
+        if (s.target.buffer == program.gates) repeated = false;
+        if (&s == program.sample || &s == program.divergence) repeated = true;
+        if (s.op != vrnn::Op::dense) continue;
+        const int64_t own = 2 * s.source.width * s.target.width;
+        all += own;
+        if (s.source.buffer == vrnn::buffer_x) of_x += own;
+        if (s.source.buffer == program.cond) of_cond += own;
+        if (repeated) again += own;
+    }
+    return {all, of_x, of_cond, again};
+}
+
 // ---- a call, from tensors to pointers
 
 // The parameters of a program, contiguous. Keeps alive what it points to.
@@ -401,7 +432,9 @@ struct Call {
     void pack(const Parameters<T>& parameters, bool backward) {
         launch.parameters = parameters.data.data();
         launch.columns = parameters.columns.data();
+        void* const range = profiled.open(backward ? "vrnn_fast.backward.pack" : "vrnn_fast.forward.pack");
         kernels.pack(launch, backward);
+        profiled.close(range);
     }
 
     // Where others can use them as well: (packed_size()).
@@ -476,6 +509,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     }
     call.start_from(state, x_in, 2);
     call.read(given);
+    launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
@@ -535,6 +569,7 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     call.start_from(state, x_in, 2);
     call.read(given);
     call.keep(data<T>(saved), recompute);
+    launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
@@ -844,6 +879,7 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def("program_number(int[] program, float[] constants, int parameters) -> int");
     m.def("packed_size(int number) -> int");
     m.def("output_width(int number) -> int");
+    m.def("flops(int number) -> int[]");
     m.def("pack(Tensor[] parameters, int number) -> Tensor");
     m.def(
         "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, "
@@ -868,6 +904,7 @@ STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CompositeExplicitAutograd, m) {
     m.impl("program_number", TORCH_BOX(&program_number));
     m.impl("packed_size", TORCH_BOX(&packed_size));
     m.impl("output_width", TORCH_BOX(&output_width));
+    m.impl("flops", TORCH_BOX(&flops));
     m.impl("unchanged", TORCH_BOX(&unchanged));
     m.impl("unwatch", TORCH_BOX(&unwatch));
     m.impl("launch_counts", TORCH_BOX(&launch_counts));

@@ -7,6 +7,7 @@ to float32 first, so that the same numbers can be given to every executor in eve
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -93,6 +94,38 @@ class Problem:
         return found | {f"d {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
 
 
+class Errors:
+    """Our errors beside those of plain torch in the same dtype, root mean square over some draws."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._ours: dict[str, list[Tensor]] = defaultdict(list)
+        self._torchs: dict[str, list[Tensor]] = defaultdict(list)
+        self._largest: dict[str, float] = defaultdict(float)
+
+    def add(self, ours: Mapping[str, Tensor], torchs: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+        """One draw: what we found, what torch did, and the float64 oracle."""
+        assert ours.keys() == torchs.keys() == right.keys()
+        for name, value in right.items():
+            assert value.dtype == torch.float64
+            assert ours[name].dtype == self.dtype, name
+            assert ours[name].shape == value.shape, name
+            if value.numel():
+                self._ours[name].append((ours[name].double() - value).square().mean())
+                self._torchs[name].append((torchs[name].double() - value).square().mean())
+                self._largest[name] = max(self._largest[name], value.abs().max().item())
+
+    def assert_at_most_twice_torchs(self) -> None:
+        """Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value
+        pass."""
+        assert self._ours
+        few_ulp = (32 if self.dtype == torch.float64 else 2) * torch.finfo(self.dtype).eps
+        for name, errors in self._ours.items():
+            error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
+            allowed = 2 * torchs + few_ulp * self._largest[name]
+            assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
 def assert_obeys_the_law(
     spec: CellSpec,
     steps: int,
@@ -109,34 +142,23 @@ def assert_obeys_the_law(
 ) -> None:
     """Each output's and gradient's error, root mean square over some draws, is at most twice torch's.
 
-    Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value pass.
     Where rounding made torch draw other ancestors than the oracle, that draw of the problem compares nothing; more than
     half of them must.
     """
-    ours, torchs, largest = defaultdict(float), defaultdict(float), defaultdict(float)
+    errors = Errors(dtype)
     compared = resampled = 0
     for seed in range(draws):
         problem = Problem.draw(spec, steps, batch, lengths, seed, resets=resets, mask=mask, particles=particles)
         oracle = problem.run(reference, torch.float64)
         plain = problem.run(reference, dtype)
         found = problem.run(executor, dtype, recompute=recompute)
-        assert found.keys() == oracle.keys()
         if particles:
-            if not torch.equal(plain["ancestors"], oracle["ancestors"]):
+            ancestors = oracle.pop("ancestors")
+            if not torch.equal(plain.pop("ancestors"), ancestors):
                 continue
             compared += 1
-            resampled += int((oracle["ancestors"] >= 0).sum())
-            torch.testing.assert_close(found.pop("ancestors"), oracle.pop("ancestors"))
-        for name, right in oracle.items():
-            assert found[name].dtype == dtype
-            assert found[name].shape == right.shape, name
-            if not right.numel():
-                continue
-            ours[name] += (found[name].double() - right).square().mean().item() / draws
-            torchs[name] += (plain[name].double() - right).square().mean().item() / draws
-            largest[name] = max(largest[name], right.abs().max().item())
+            resampled += int((ancestors >= 0).sum())
+            torch.testing.assert_close(found.pop("ancestors"), ancestors)
+        errors.add(found, plain, oracle)
     assert not particles or (2 * compared > draws and resampled > 0)
-    few_ulp = (32 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
-    for name in ours:
-        error, allowed = ours[name] ** 0.5, 2 * torchs[name] ** 0.5 + few_ulp * largest[name]
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+    errors.assert_at_most_twice_torchs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from vrnn_fast import VRNN, VRNNOutput, backends
+from vrnn_fast import VRNN, VRNNOutput, backends, ops
 
 X, H, Z = 5, 8, 3
 needs_cpu = pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
@@ -89,7 +90,59 @@ def test_one_graph_serves_every_length_and_batch() -> None:
 
 
 @needs_cpu
-def test_an_exported_program_outlives_the_process_that_wrote_it() -> None:
+def test_three_graphs_at_most_serve_every_length_and_batch_unasked() -> None:
+    """As torch.compile finds out by itself what varies; with noise drawn inside, forward and backward."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    model = VRNN(X, H, Z, backend="cpu", likelihood="gaussian", cell="lstm", num_layers=2)
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    for steps, batch in ((4, 6), (7, 6), (7, 2), (2, 2), (X, X), (2, 64), (64, 2), (H, 5), (3, H), (28, 128)):
+        lengths = torch.randint(1, steps + 1, (batch,))
+        compiled(torch.rand(steps, batch, X), lengths).loss.backward()
+    assert len(graphs) <= 3
+
+
+@needs_cpu
+def test_graphs_are_shared_by_equal_cells_alone() -> None:
+    """Cells whose parameters are alike, down to the numbers, and which are still not the same."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def loss(model: VRNN, x: Tensor, eps: Tensor) -> Tensor:
+        return model(x, eps=eps).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend=count)
+    x, eps = torch.rand(4, 6, X), torch.randn(4, 6, Z)
+    first = VRNN(X, H, Z, backend="cpu")
+    for options, number in (({}, 1), ({"activation": "tanh"}, 2), ({"std": "log_std"}, 3), ({}, 3)):
+        model = VRNN(X, H, Z, backend="cpu", **options)
+        model.load_state_dict(first.state_dict())
+        torch.testing.assert_close(compiled(model, x, eps), loss(model, x, eps))
+        assert len(graphs) == number
+
+
+@needs_cpu
+def test_autocast_is_traced_through() -> None:
+    model, before = VRNN(X, H, Z, backend="cpu"), torch.nn.Linear(X, X)
+    eps = torch.randn(3, 4, Z)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(torch.sigmoid(before(x)), eps=eps).loss
+
+    x = torch.rand(3, 4, X)
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(x), loss(x))
+
+
+@needs_cpu
+def test_an_exported_program_outlives_the_process_that_wrote_it(tmp_path: Path) -> None:
     model = VRNN(X, H, Z, backend="cpu", likelihood="gaussian", num_layers=2, cond_size=2, std="log_variance")
     steps, batch = torch.export.Dim("steps", min=2), torch.export.Dim("batch", min=2)
     per_step = {0: steps, 1: batch}
@@ -100,14 +153,20 @@ def test_an_exported_program_outlives_the_process_that_wrote_it() -> None:
         optional = {"cond": torch.randn(steps, batch, 2), "resets": torch.rand(steps, batch) < 0.3}
         return {"x": x.transpose(0, 1), "lengths": lengths, "eps": eps.transpose(0, 1), **optional}
 
+    exported = torch.export.export(model, (), arguments(4, 6), dynamic_shapes=shapes)
     file = io.BytesIO()
-    torch.export.save(torch.export.export(model, (), arguments(4, 6), dynamic_shapes=shapes), file)
+    torch.export.save(exported, file)
     file.seek(0)
     program = torch.export.load(file).module()
+    package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+    library = torch._inductor.aoti_load_package(package)
     given = arguments(7, 2)
-    out = program(**given)
-    assert isinstance(out, VRNNOutput)
-    torch.testing.assert_close(pytree.tree_leaves(out), pytree.tree_leaves(model(**given)))
+    before = ops.launch_counts()
+    for loaded in (program, library):
+        out = loaded(**given)
+        assert isinstance(out, VRNNOutput)
+        torch.testing.assert_close(pytree.tree_leaves(out), pytree.tree_leaves(model(**given)))
+    assert sum(ops.launch_counts().values()) == sum(before.values()) + 4
 
 
 def test_lengths_are_asserted_at_run_time(executor: str) -> None:

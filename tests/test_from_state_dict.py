@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from foreign import copied, deep, dynamical, own, trajectories
-from vrnn_fast import VRNN, GaussianMixture, LayoutError, cli
+from foreign import audio, copied, deep, dynamical, own, trajectories
+from vrnn_fast import VRNN, Categorical, Gaussian, GaussianMixture, LayoutError, Likelihood, SharedMixture, cli
+from vrnn_fast.compat.checkpoint import convert
 from vrnn_fast.spec import Std
 
 
@@ -55,6 +57,41 @@ def test_ours_goes_through_too() -> None:
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 
+OURS: dict[str, dict[str, Any]] = {
+    "of other constants": {"std": Std("log_std", low=-3.0), "likelihood": Gaussian(0.1), "activation": "tanh"},
+    "of another cell": {"cell": "rnn", "nonlinearity": "elu", "num_layers": 2, "bias": False, "residual": True},
+    "of packed heads": {"packed_heads": True, "columns": {"encoder": ("h", "phi_x")}, "likelihood": SharedMixture(2)},
+    "without a prior": {"prior": "standard_normal", "batch_first": True, "likelihood": Categorical(3)},
+    "of constants twice": {"likelihood": Gaussian(std=Std(shift=0.3)), "activation": {"phi_x": "leaky_relu"}},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("kept", ["in memory", "in a file", "among others, in a wrapper"])
+def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) -> None:
+    model = VRNN(6, 9, 4, dtype=torch.float64, **OURS[name])
+    state: Any = nn.DataParallel(model).state_dict() if kept.startswith("among") else model.state_dict()
+    if kept != "in memory":
+        torch.save({"epoch": 3, "model": state} if kept.startswith("among") else state, tmp_path / "ours.pt")
+        state = tmp_path / "ours.pt"
+    again = VRNN.from_state_dict(state)
+    assert again.spec == model.spec
+    assert repr(again.likelihood) == repr(model.likelihood)
+    assert again.batch_first == model.batch_first
+    x, eps = torch.rand(5, 7, 6).round().double(), torch.randn(5, 7, 4).double()
+    assert torch.equal(again(x, eps=eps).loss, model(x, eps=eps).loss)
+
+
+def test_a_likelihood_of_your_own_is_passed() -> None:
+    class Laplace(Likelihood):
+        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+            return -((x - raw).abs() + 1).sum(-1)
+
+    model = VRNN(6, 9, 4, likelihood=Laplace())
+    again = VRNN.from_state_dict(model.state_dict(), likelihood=Laplace(), std=model.spec.std)
+    assert again.spec == model.spec
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, beside: bool) -> None:
@@ -66,6 +103,30 @@ def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, besi
     torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
     agree(VRNN.from_state_dict(path), theirs)
     agree(VRNN.from_state_dict(str(path), layout="E"), theirs)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Models, and the states that they make themselves, in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_e_is_exact(gaussian: bool) -> None:
+    """No floor that the original does not have: its losses up to what it adds inside of logarithms itself."""
+    theirs, x = copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True), (torch.rand(7, 5, 6) < 0.4).double()
+    ours = VRNN.from_state_dict(theirs.state_dict())
+    torch.manual_seed(0)
+    kl, nll, (means, stds), _ = theirs(x)
+    torch.manual_seed(0)
+    out = ours(x, eps=torch.stack([torch.randn(5, 4, dtype=torch.float32) for _ in range(7)]).double())
+    torch.testing.assert_close(out.posterior.mean, torch.stack(means), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out.posterior.std, torch.stack(stds), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out.kl.sum(), kl, rtol=0, atol=7 * 5 * 4 * 4 * copied.EPS)
+    torch.testing.assert_close(out.nll.sum(), nll, rtol=0, atol=7 * 5 * 6 * 4 * copied.EPS)
 
 
 def test_arrays(theirs: copied.VRNN, tmp_path: Path) -> None:
@@ -133,17 +194,54 @@ def test_h() -> None:
     torch.manual_seed(0)
     means = torch.stack(theirs(x)[4], 1)
     torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, means)
+    assert ours.spec.std == Std(floor=0.0)
 
 
+@pytest.mark.usefixtures("double")
 def test_z() -> None:
     theirs, states = trajectories.VRNN(6, 6, 4, 7, 9), torch.randn(8, 5, 6)
-    ours = VRNN.from_state_dict(theirs.state_dict(), std=Std(floor=0.0))
+    ours = VRNN.from_state_dict(theirs.state_dict())
     assert ours.num_layers == 2
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
     torch.manual_seed(0)
-    kl = theirs(states)["kl_loss"]
-    torch.testing.assert_close(ours(states[1:], cond=states[:-1], eps=eps).kl.sum().unsqueeze(0), kl)
+    losses = theirs(states)
+    out = ours(states[1:], cond=states[:-1], eps=eps)
+    torch.testing.assert_close(out.kl.sum().unsqueeze(0), losses["kl_loss"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out.nll.sum().unsqueeze(0), losses["recon_loss"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_b(residual: bool, tmp_path: Path) -> None:
+    theirs = audio.VRNNAudio(7, 4, 6, 3, residual=residual).double()
+    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "b.pt")
+    told: dict[str, Any] = {} if residual else {"residual": False}
+    with pytest.warns(UserWarning, match="the posterior is taken as residual and the mixture as one of Gaussians"):
+        ours = VRNN.from_state_dict(tmp_path / "b.pt", **told)
+    assert ours.input_size == 6
+    assert ours.batch_first
+    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+    x, lengths = 2 * torch.rand(5, 42).double() - 1, torch.tensor([42, 12, 6, 30, 36])
+    frames, state = x.unflatten(1, (7, 6)), torch.randn(5, 14).double()
+    torch.manual_seed(0)
+    eps = torch.stack([torch.randn(5, 4, dtype=torch.float64) for _ in range(7)], 1)
+    torch.manual_seed(0)
+    loss, _, outputs = theirs(x, lengths, beta=0.5, h0=state)
+    out = ours(frames, lengths // 6, state[None], eps, beta=0.5, normalizer=float(lengths.sum()))
+    torch.testing.assert_close(out.elbo, outputs.elbo)
+    torch.testing.assert_close(out.kl.sum(1), outputs.kl)
+    torch.testing.assert_close(out.loss, loss)
+    with pytest.warns(UserWarning, match="the posterior is taken as residual"):
+        convert(tmp_path / "b.pt", tmp_path / "b.safetensors", "auto", told)
+    again = VRNN.from_state_dict(tmp_path / "b.safetensors")
+    torch.testing.assert_close(again(frames, eps=eps).loss, ours(frames, eps=eps).loss)
+
+
+def test_of_b_only_the_mixture_of_gaussians_is_read() -> None:
+    state = audio.VRNNAudio(7, 4, 6, 3).state_dict()
+    state |= {"vrnn.decoder.4.weight": torch.zeros(12, 7), "vrnn.decoder.4.bias": torch.zeros(12)}
+    with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give three values .* found 12"):
+        VRNN.from_state_dict(state)
 
 
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from tests.eager import EagerVRNN
 from vrnn_fast import VRNN, VRNNOutput, VRNNStep
@@ -340,63 +337,6 @@ def test_recompute_changes_no_number(executor: str) -> None:
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_copies_of_the_module_compute_the_same(executor: str) -> None:
-    x, eps = data()
-    model = build(executor, likelihood="gaussian")
-    loss = model(x, eps=eps).loss
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    for twin in (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(buffer, weights_only=False),
-    ):
-        assert torch.equal(twin(x, eps=eps).loss, loss)
-        with torch.no_grad():
-            twin.enc_mean.bias.add_(1)
-        assert not torch.equal(twin(x, eps=eps).loss, loss)
-    assert torch.equal(model(x, eps=eps).loss, loss)
-
-
-def test_functional_call_uses_the_parameters_it_is_given(executor: str) -> None:
-    x, eps = data()
-    model, other = build(executor), build(executor)
-    values = {n: p.detach().clone().requires_grad_() for n, p in other.named_parameters()}
-    out = torch.func.functional_call(model, values, (x,), {"eps": eps})
-    assert torch.equal(out.loss, other(x, eps=eps).loss)
-    out.loss.backward()
-    assert all(v.grad is not None for v in values.values())
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_parametrizations_work_as_anyone_expects(executor: str) -> None:
-    x, eps = data()
-    model = build(executor)
-    loss = model(x, eps=eps).loss
-    parametrizations.weight_norm(model.enc[0])
-    parametrizations.weight_norm(model.rnn, "weight_hh_l0")
-    torch.testing.assert_close(model(x, eps=eps).loss, loss)
-    model(x, eps=eps).loss.backward()
-    magnitude = model.enc[0].parametrizations.weight.original0
-    assert magnitude.grad is not None
-    with torch.no_grad():
-        magnitude.mul_(2)
-    assert not torch.allclose(model(x, eps=eps).loss, loss)
-    nn.utils.parametrize.remove_parametrizations(model.enc[0], "weight")
-    model(x, eps=eps)
-
-
-def test_hooks_on_parameters_run(executor: str) -> None:
-    x, eps = data()
-    model = build(executor)
-    seen = []
-    model.enc[0].weight.register_hook(lambda g: seen.append(g.shape))
-    model.prior_mean.bias.register_post_accumulate_grad_hook(lambda p: seen.append(p.shape))
-    model(x, eps=eps).loss.backward()
-    assert sorted(seen) == [(3,), (7, 14)]
-
-
 def test_hooks_on_the_module_run(executor: str) -> None:
     x, _ = data()
     model = build(executor)
@@ -481,13 +421,3 @@ def test_explain_names_the_executor_and_the_reasons(executor: str) -> None:
     if executor == "reference":
         assert "grows with T" in text
     assert f"backend={executor!r}" in repr(model)
-
-
-def test_autocast_does_not_reach_the_cell(executor: str) -> None:
-    model = VRNN(X, H, Z, backend=executor)
-    x, eps = (t.float() for t in data())
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = model(x, eps=eps)
-        step = model.step(x[0], None, eps[0])
-    assert torch.equal(inside.nll, model(x, eps=eps).nll)
-    assert step.prediction.dtype == torch.float32

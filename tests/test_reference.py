@@ -64,7 +64,7 @@ def _run(
     assert result.prior_mean is not None
     assert result.prior_std is not None
     assert result.raw is not None
-    return Run(*result)  # type: ignore[arg-type]
+    return Run(*result[:-1])  # type: ignore[arg-type]  # without particles there are no ancestors
 
 
 def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str, **optional: Tensor | None) -> None:

@@ -16,7 +16,8 @@ from .likelihoods import (
     Likelihood,
     SharedMixture,
 )
-from .model import VRNN, VRNNOutput, VRNNStep
+from .model import VRNN
+from .outputs import VRNNOutput, VRNNRollOut, VRNNStep
 from .spec import Std
 from .stream import Stream, StreamStep
 
@@ -42,6 +43,7 @@ __all__ = [
     "Stream",
     "StreamStep",
     "VRNNOutput",
+    "VRNNRollOut",
     "VRNNStep",
     "__version__",
     "accelerate",

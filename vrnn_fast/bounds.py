@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import resampling
-from .inputs import Inputs
+from .inputs import Inputs, at_real
 
 Kind = Literal["elbo", "iwae", "fivo"]
 
@@ -94,3 +94,20 @@ def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, thre
         log_weights.append(weights)
         drawn.append(chosen)
     return torch.cat(log_weights), torch.stack(drawn)
+
+
+def loss(
+    nll: Tensor,
+    kl: Tensor,
+    real: Tensor | None,
+    lengths: Tensor | None,
+    beta: float | Tensor,
+    free_nats: float | Tensor,
+    normalizer: float | Tensor | None,
+) -> Tensor:
+    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer."""
+    if isinstance(free_nats, Tensor) or free_nats > 0:
+        kl = at_real(real, torch.clamp(kl, min=free_nats))
+    if normalizer is None:
+        normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
+    return (nll.sum() + beta * kl.sum()) / normalizer

@@ -27,7 +27,6 @@ class Inputs(NamedTuple):
     resets: Tensor | None
     mask: Tensor | None
 
-    @property
     def real(self) -> Tensor | None:
         """(T, B) bool, true where t < lengths[b]; None without lengths."""
         if self.lengths is None:
@@ -65,3 +64,18 @@ class Inputs(NamedTuple):
 
         lengths = None if self.lengths is None else (self.lengths > t).long()
         return Inputs(self.x[t : t + 1], lengths, state, at(self.cond), at(self.resets), at(self.mask))
+
+
+def at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
+    """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
+    if real is None:
+        return tensor
+    return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
+
+
+def with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
+    if real is None or lengths is None:
+        return x
+    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
+    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from . import checks
 from .spec import Activation, CellSpec, Layer
 
 
@@ -129,6 +130,7 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
 
     Raises:
         RuntimeError: a sub-module was replaced or carries a hook: neither would have any effect.
+        TypeError: a parameter is a DTensor.
         ValueError: a parameter has another shape than the cell's, or another dtype or device than the first one.
     """
     found: dict[str, nn.Module] = {"": root}
@@ -138,6 +140,8 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
         if module is None:
             raise RuntimeError(f"sub-module {name!r} is missing: {_NEVER_CALLED}")
         if type(module) is not kind and not _parametrized(module, kind):
+            for leaf, parameter in module.named_parameters():
+                checks.local(f"parameter {name}.{leaf}", parameter, _ONE_UNIT)
             raise RuntimeError(
                 f"sub-module {name!r} was replaced by a {type(module).__name__} (it was made as {kind.__name__}): "
                 f"{_NEVER_CALLED}"
@@ -153,6 +157,8 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
             value = module._parameters.get(leaf)
             if value is None:
                 value = getattr(module, leaf)  # parametrized: computed from others
+            if isinstance(value, Tensor):
+                checks.local(f"parameter {name}.{leaf}", value, _ONE_UNIT)
             if value is None or value.shape != shape:
                 got = None if value is None else tuple(value.shape)
                 raise ValueError(f"parameter {name}.{leaf} must have shape {shape}, got {got}")
@@ -214,7 +220,11 @@ _version: Callable[[Tensor], int] = attrgetter("_version")
 def _readable(root: nn.Module, layout: tuple[Slot, ...], parameters: list[Tensor]) -> bool:
     """Whether identities, addresses and versions tell all that there is to tell, and no graph would be kept alive."""
     return all(
-        type(p) in (Tensor, nn.Parameter) and p.layout == torch.strided and p.is_leaf and not p.is_inference()
+        type(p) in (Tensor, nn.Parameter)
+        and p.layout == torch.strided
+        and p.is_leaf
+        and not p.is_inference()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(p)
         for p in parameters
     ) and not any(parametrize.is_parametrized(root.get_submodule(slot.name)) for slot in layout)
 
@@ -233,7 +243,7 @@ class Reader:
         """The parameters of ``root`` as they are now, in the order of executors: a :class:`Reading` where possible.
 
         Raises:
-            RuntimeError, ValueError: as :func:`gather`.
+            RuntimeError, TypeError, ValueError: as :func:`gather`.
         """
         if torch.compiler.is_compiling():
             return gather(root, self._layout)
@@ -259,6 +269,12 @@ def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
 _NEVER_CALLED = (
     "sub-modules only hold parameters and are never called, so this would have no effect. "
     "torch.nn.utils.parametrizations and hooks on parameters do work"
+)
+
+
+_ONE_UNIT = (
+    "shard the VRNN as one unit, by fully_shard on it or on a parent, and on none of its sub-modules; other methods "
+    "than forward need torch.distributed.fsdp.register_fsdp_forward_method(model, 'step')"
 )
 
 

@@ -4,84 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import bounds, checks, executors, layout
 from . import resampling as filtering
 from .executors.reference import full_precision, generate_by, stacked
-from .inputs import Inputs
-from .likelihoods import (
-    FeatureComponents,
-    GaussianComponents,
-    Likelihood,
-    LogisticComponents,
-    MeanStd,
-    StrokeComponents,
-    as_likelihood,
-)
+from .inputs import Inputs, at_real, with_frames
+from .likelihoods import Likelihood, MeanStd, as_likelihood
+from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
 from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 Widths: TypeAlias = Sequence[int] | None
 
 _OUTPUTS = ("prior", "prediction")
-
-
-@dataclass
-class VRNNOutput:
-    """What a forward pass returns. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``, and zero at
-    padding.
-
-    Attributes:
-        loss: scalar, the sum over real steps of nll + beta * max(kl, free_nats), divided by the normalizer.
-        nll: (T, B) -log p(x_t | z_<=t, x_<t) of the sampled z.
-        kl: (T, B) KL(q(z_t) || p(z_t)), the exact one between the two Gaussians.
-        elbo: (B,) the evidence lower bound of each row, -(nll + kl) summed over time. Without beta or free nats.
-        latent: (T, B, Z) z_t = mean + std * eps.
-        posterior: mean and std of q(z_t | z_<t, x_<=t), (T, B, Z) each.
-        state: each row's state after its own last step, (num_layers, B, H), for an LSTM the pair (h, c) of them.
-        prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
-        prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
-            mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
-    """
-
-    loss: Tensor
-    nll: Tensor
-    kl: Tensor
-    elbo: Tensor
-    latent: Tensor
-    posterior: MeanStd
-    state: State
-    prior: MeanStd | None = None
-    prediction: Any = None
-
-
-torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
-    pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
-
-
-class VRNNStep(NamedTuple):
-    """What a single step returns.
-
-    Attributes:
-        nll: (B,) -log p(x_t | z_<=t, x_<t) in nats.
-        kl: (B,) KL of posterior and prior in nats.
-        prediction: the parameters of p(x_t | x_<t, z_<t) at the prior's mean of z_t: it has not seen x_t.
-        state: the state after this step, in the form of ``VRNNOutput.state``.
-    """
-
-    nll: Tensor
-    kl: Tensor
-    prediction: Any
-    state: State
 
 
 class VRNN(nn.Module):
@@ -148,7 +89,7 @@ class VRNN(nn.Module):
             it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
             other rows stay right.
         device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
-            precision; autocast has no effect.
+            precision, under autocast too: what comes in another one there is converted.
 
     Raises:
         ValueError: an argument out of its domain, naming it.
@@ -294,7 +235,7 @@ class VRNN(nn.Module):
             if generator is not None:
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
-        real = inputs.real
+        real = inputs.real()
         self._check(inputs, real)
 
         executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
@@ -302,12 +243,12 @@ class VRNN(nn.Module):
         prediction = None
         if "prediction" in outputs:
             raw = self.likelihood.prediction(cast(Tensor, result.raw))
-            prediction = _each(lambda p: self._outer(_at_real(real, p)), raw)
+            prediction = each(lambda p: self._outer(at_real(real, p)), raw)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
         return VRNNOutput(
-            loss=_loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
+            loss=bounds.loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
             kl=self._outer(result.kl),
             elbo=-(nll + result.kl).sum(0),
@@ -387,7 +328,7 @@ class VRNN(nn.Module):
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
             uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
-        self._check(inputs, inputs.real)
+        self._check(inputs, inputs.real())
 
         fused = filters and self.spec.likelihood != "external"
         spec = self._objectives["particle_filter" if fused else "log_weight"]
@@ -395,7 +336,7 @@ class VRNN(nn.Module):
         rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
 
         def launch(inputs: Inputs, eps: Tensor, **filter_by: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real, (), **filter_by)
+            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real(), (), **filter_by)
             return -(nll + result.kl), result.state, result.ancestors
 
         ancestors: Tensor | None = None
@@ -540,7 +481,8 @@ class VRNN(nn.Module):
             def draw(raw: Tensor, t: int) -> Tensor:
                 return self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
 
-            return generate_by(draw, self.spec, parameters, eps, state, cond)
+            played = generate_by(draw, self.spec, parameters, eps, state, cond)
+            return played.x, played.state
         noise = eps.new_zeros((*eps.shape[:2], self.input_size))
         if not mean and self.spec.likelihood == "bernoulli":
             noise.uniform_(generator=generator).logit_().mul_(temperature)
@@ -548,6 +490,34 @@ class VRNN(nn.Module):
             noise.normal_(generator=generator).mul_(temperature)
         executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
         return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
+
+    def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
+        """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
+
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        number of times; :meth:`generate` draws samples and has no gradients.
+
+        Args:
+            eps: (T, B, Z) standard normal noise of z.
+            state: to start from, as in :meth:`forward`.
+            cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :meth:`forward`.
+        """
+        parameters = self._reader(self)
+        like = parameters[0]
+        eps = self._sequence("eps", eps, None, None, ("Z", self.latent_size), like)
+        start = _layers(self._start(state, eps.shape[1], like))
+        cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
+        with full_precision(like.device):
+            played = generate_by(lambda raw, _: self.likelihood.mean(raw), self.spec, parameters, eps, start, cond)
+        return VRNNRollOut(
+            latent=self._outer(played.z),
+            prior=MeanStd(*map(self._outer, played.prior)),
+            prediction=each(self._outer, self.likelihood.prediction(played.raw)),
+            state=self._packed(played.state),
+        )
 
     def init_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
@@ -685,8 +655,8 @@ class VRNN(nn.Module):
             )
         if not external:
             return result, result.nll
-        x = _with_frames(inputs.x, real, inputs.lengths)
-        return result, _at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
+        x = with_frames(inputs.x, real, inputs.lengths)
+        return result, at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:
@@ -744,7 +714,9 @@ class VRNN(nn.Module):
         """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
         Names and shapes do not tell which activation a model had, nor always what its output means: pass
-        ``activation=`` or ``likelihood=`` where they were not those of the layout.
+        ``activation=`` or ``likelihood=`` where they were not those of the layout. A state dict of a VRNN tells all,
+        as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign one); only a
+        likelihood of your own must be passed.
 
         Args:
             state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
@@ -760,6 +732,15 @@ class VRNN(nn.Module):
         from .compat.checkpoint import from_state_dict
 
         return from_state_dict(state, layout, arguments)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Besides tensors, note what :meth:`from_state_dict` needs to make such a module again."""
+        from .compat.checkpoint import MARK, described
+
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        told, notes = described(self), getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if told is not None and notes is not None:
+            notes[MARK] = told
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
@@ -842,43 +823,3 @@ def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _pair(state: Sequence[Tensor]) -> State:
     """The one tensor of a state, or the pair of an LSTM's."""
     return state[0] if len(state) == 1 else (state[0], state[1])
-
-
-def _at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
-    """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
-    if real is None:
-        return tensor
-    return torch.where(real.reshape(real.shape + (1,) * (tensor.dim() - 2)), tensor, torch.zeros_like(tensor))
-
-
-def _with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
-    if real is None or lengths is None:
-        return x
-    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
-    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))
-
-
-def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply ``function`` to a tensor or to every tensor of a tuple, keeping the tuple's class."""
-    if isinstance(value, Tensor):
-        return function(value)
-    mapped = [_each(function, v) for v in value]
-    return type(value)(*mapped) if hasattr(value, "_fields") else tuple(mapped)
-
-
-def _loss(
-    nll: Tensor,
-    kl: Tensor,
-    real: Tensor | None,
-    lengths: Tensor | None,
-    beta: float | Tensor,
-    free_nats: float | Tensor,
-    normalizer: float | Tensor | None,
-) -> Tensor:
-    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer."""
-    if isinstance(free_nats, Tensor) or free_nats > 0:
-        kl = _at_real(real, torch.clamp(kl, min=free_nats))
-    if normalizer is None:
-        normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
-    return (nll.sum() + beta * kl.sum()) / normalizer

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import SymInt, Tensor
-from torch.autograd.function import once_differentiable
+from torch._subclasses import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = Path(__file__).with_name("_ops.so")
 PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
@@ -230,9 +231,9 @@ class _Eager(torch.autograd.Function):
         return (*per_step, *final_state, ancestors, saved)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-2], ctx.needs_input_grad[6:9], _below_autograd)
+        call = _traced if torch.is_grad_enabled() else _below_autograd  # create_graph=True: whoever goes on is refused
+        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-2], ctx.needs_input_grad[6:9], call)
         return (*(None,) * 6, *sequences, *d_state, *d_parameters)
 
 
@@ -393,8 +394,109 @@ def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     return (*sequences, *(None,) * 4, d_state, d_parameters, *(None,) * 8)
 
 
+def _refuse(ctx: Any, *gradients: Any) -> Any:
+    raise RuntimeError(
+        "vrnn_fast has no second derivatives: the gradient of a launch cannot be differentiated again, as gradient "
+        "penalties do (create_graph=True). With backend='reference' torch differentiates the model any number of times"
+    )
+
+
 def _traced(name: str, *arguments: Any) -> Any:
     return getattr(torch.ops.vrnn_fast, name)(*arguments)
+
+
+def _flops(program: list[int], constants: list[float], parameters: list[Tensor]) -> list[int]:
+    """Of one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
+    counts: list[int] = torch.ops.vrnn_fast.flops(_known(program, constants, parameters))
+    return counts
+
+
+def _rows(x: Tensor, lengths: Tensor | None) -> int:
+    """The real (time step, sequence) pairs; of fake lengths, what they are at most."""
+    if lengths is None or isinstance(lengths, FakeTensor):
+        return x.shape[0] * x.shape[1]
+    return int(lengths.sum())
+
+
+def _forward_flops(
+    x: Tensor,
+    eps: Tensor,
+    cond: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
+    uniforms: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    packed: Tensor | None,
+    program: list[int],
+    constants: list[float],
+    *options: Any,
+    out_val: Any = None,
+) -> int:
+    return _rows(x, lengths) * _flops(program, constants, parameters)[0]
+
+
+def _backward_flops(
+    upstream: list[Tensor],
+    slots: list[int],
+    x: Tensor,
+    eps: Tensor,
+    cond: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mask: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    ancestors: Tensor | None,
+    saved: Tensor,
+    program: list[int],
+    constants: list[float],
+    recompute: bool,
+    want_x: bool,
+    want_eps: bool,
+    want_cond: bool,
+    out_val: Any = None,
+) -> int:
+    """Of the gradients alone: what is computed again for them is not counted."""
+    forward, of_x, of_cond, _ = _flops(program, constants, parameters)
+    unwanted = (0 if want_x else of_x) + (0 if want_cond else of_cond)
+    return _rows(x, lengths) * (2 * forward - unwanted)
+
+
+def _generate_flops(
+    eps: Tensor,
+    noise: Tensor,
+    cond: Tensor | None,
+    state: list[Tensor],
+    parameters: list[Tensor],
+    packed: Tensor | None,
+    program: list[int],
+    constants: list[float],
+    out_val: Any = None,
+) -> int:
+    return _rows(eps, None) * _flops(program, constants, parameters)[0]
+
+
+def _step_flops(
+    packed: Tensor,
+    number: int,
+    x: Tensor,
+    eps: Tensor,
+    state: list[Tensor],
+    want_raw: bool,
+    out_val: Any = None,
+) -> int:
+    forward, _, _, repeated = _flops([number], [], [])
+    return x.shape[0] * (forward + repeated)
+
+
+_FLOPS: dict[str, Callable[..., int]] = {
+    "forward": _forward_flops,
+    "backward": _backward_flops,
+    "generate": _generate_flops,
+    "step": _step_flops,
+}
 
 
 def _register() -> None:
@@ -404,3 +506,6 @@ def _register() -> None:
     torch.library.register_fake("vrnn_fast::pack", _fake_pack)
     torch.library.register_fake("vrnn_fast::step", _fake_step)
     torch.library.register_autograd("vrnn_fast::forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("vrnn_fast::backward", _refuse)
+    for name, formula in _FLOPS.items():
+        register_flop_formula(getattr(torch.ops.vrnn_fast, name), get_raw=True)(formula)

@@ -8,10 +8,12 @@ list, the kernels) is derived from it, so two equal specs always run the same pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeVar, get_args
+
+Made = TypeVar("Made")
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm", "rnn"]
@@ -245,6 +247,13 @@ class CellSpec:
         expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
         if expected and widths != expected:
             raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
+        object.__setattr__(self, "key", repr(self))
+
+    key: ClassVar[str]  # all of the structure as text: of each spec, but none of its fields
+
+    def constant(self, key: str, make: Callable[..., Made], *arguments: object) -> Made:
+        """``make(self, *arguments)``. What traces code may take it for a constant of the cells with this ``key``."""
+        return make(self, *arguments)
 
     @property
     def phi_x_size(self) -> int:

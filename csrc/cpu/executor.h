@@ -97,6 +97,25 @@ struct Workspace {
     }
 };
 
+// The phases of a pass, one after the other, as ranges of time.
+class Phases {
+  public:
+    explicit Phases(const Ranges* ranges) : ranges_(ranges) {}
+    Phases(const Phases&) = delete;
+    Phases& operator=(const Phases&) = delete;
+    ~Phases() { enter(nullptr); }
+
+    void enter(const char* name) {
+        if (!ranges_) return;
+        if (open_) ranges_->close(open_);
+        open_ = name ? ranges_->open(name) : nullptr;
+    }
+
+  private:
+    const Ranges* ranges_;
+    void* open_ = nullptr;
+};
+
 template <class T>
 class Executor {
   public:
@@ -108,12 +127,15 @@ class Executor {
           weight_gradients(launch.weight_gradients + index * program.gradient_size) {}
 
     void forward() {
+        Phases phases(launch.ranges);
         load_state();
         for (int64_t step = 0; step < shard.steps; step = chunk.end_step) {
             chunk = next_chunk(shard, step);
+            phases.enter("vrnn_fast.forward.before");
             gather_inputs();
             enter_chunk();
             run(program.before);
+            phases.enter("vrnn_fast.forward.scan");
             for (int64_t t = chunk.step; t < chunk.end_step; ++t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
                 if (launch.resets) reset(t, [&](int64_t b) { return value(b, begin); });
@@ -126,6 +148,7 @@ class Executor {
                         run(stage);
                 }
             }
+            phases.enter("vrnn_fast.forward.after");
             set_rows(chunk.row, chunk.end_row);
             run(program.after);
             scatter_results();
@@ -135,6 +158,7 @@ class Executor {
     }
 
     void backward() {
+        Phases phases(launch.ranges);
         if (shard.steps == 0) fill(weight_gradients, program.gradient_size);
         for (int64_t s = 0; s < program.states; ++s)
             for (int64_t i = 0; i < shard.sequences; ++i)
@@ -143,11 +167,14 @@ class Executor {
                      hidden());
         for (int64_t end = shard.steps; end > 0; end = chunk.step) {
             chunk = previous_chunk(shard, end);
+            phases.enter("vrnn_fast.backward.restore");
             gather_inputs();
             gather_upstream();
             set_rows(chunk.row, chunk.end_row);
             restore();
+            phases.enter("vrnn_fast.backward.after");
             run_backward(program.after);
+            phases.enter("vrnn_fast.backward.scan");
             for (int64_t t = chunk.end_step - 1; t >= chunk.step; --t) {
                 set_rows(shard.offset[t], shard.offset[t + 1]);
                 for (int64_t i = program.scan.size - 1; i >= 0; --i) {
@@ -161,8 +188,10 @@ class Executor {
                 }
                 if (launch.resets) reset(t, [&](int64_t b) { return gradient(b, begin); });
             }
+            phases.enter("vrnn_fast.backward.before");
             set_rows(chunk.row, chunk.end_row);
             run_backward(program.before);
+            phases.enter("vrnn_fast.backward.weights");
             add_weight_gradients();
             scatter_gradients();
         }

@@ -31,9 +31,16 @@ struct Steps {
     explicit operator bool() const { return data != nullptr; }
 };
 
+// Opens and closes named ranges of time on the calling thread, for a profiler that may be watching.
+struct Ranges {
+    void* (*open)(const char* name);
+    void (*close)(void* range);
+};
+
 template <class T>
 struct Launch {
     const Program* program;
+    const Ranges* ranges;  // or null
     int64_t steps, batch;
     Span<Shard> shards;
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class VRNN(nn.Module):
-    """x is (T, B, X). ``exponential``: forward returns exp of its output."""
+class WithoutLoss(nn.Module):
+    """The KL is its users' affair. x is (T, B, X). ``exponential``: forward returns exp of its output."""
 
     def __init__(
         self,
@@ -71,9 +72,21 @@ class VRNN(nn.Module):
         self.z_mean, self.z_logvar, self.z_mean_p, self.z_logvar_p, self.z = stacked[:5]
         return torch.exp(stacked[5]) if self.exponential else stacked[5]
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of power spectra: the Itakura-Saito divergence, and a KL without its -1."""
+
+class VRNN(WithoutLoss):
+    def divergence(self, x: Tensor, y: Tensor) -> Tensor:
+        """Itakura-Saito, of power spectra."""
         ratio = x / torch.exp(y)
-        divergence = torch.sum(ratio - torch.log(ratio) - 1)
+        return torch.sum(ratio - torch.log(ratio) - 1)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """With a KL without its -1."""
         squares = (self.z_logvar.exp() + (self.z_mean - self.z_mean_p) ** 2) / self.z_logvar_p.exp()
-        return divergence + 0.5 * torch.sum(self.z_logvar_p - self.z_logvar + squares)
+        return self.divergence(x, y) + 0.5 * torch.sum(self.z_logvar_p - self.z_logvar + squares)
+
+    def parts(self, x: Tensor, y: Tensor, beta: float = 1.0) -> dict[str, Any]:
+        """The same apart, per step."""
+        squares = (self.z_logvar.exp() + (self.z_mean - self.z_mean_p) ** 2) / self.z_logvar_p.exp()
+        kl = -0.5 * torch.sum(self.z_logvar - self.z_logvar_p - squares)
+        steps = x.shape[0] * x.shape[1]
+        return {"recon": self.divergence(x, y) / steps, "kl": beta * kl / steps, "nats": True}

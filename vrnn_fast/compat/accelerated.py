@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..layout import Slot, gather
 from ..spec import Network
 from .base import Layout, Objective, Run
 from .reading import LayoutError, Structure
+from .sampling import Sampler
 from .tree import mirror, slots
 
 
@@ -29,6 +30,7 @@ class Plan:
         structures: of its cells, which see one input and never one another; nearly always one.
         arguments: forward's parameters and their defaults.
         noise: the dtype in which the original draws, or None for that of the parameters.
+        sampling: how it samples on our executors, or None where it does as its class is written.
     """
 
     layout: Layout
@@ -38,6 +40,14 @@ class Plan:
     backend: str
     arguments: dict[str, Any]
     noise: torch.dtype | None = None
+    sampling: Sampling | None = None
+
+
+class Sampling(NamedTuple):
+    """A layout's sampler, and whether the original's samples have gradients."""
+
+    sampler: Sampler
+    gradients: bool
 
 
 class Accelerated(nn.Module):
@@ -59,11 +69,26 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         return _run(self, args, kwargs)
 
     fast = mirror(model)
-    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), {"forward": forward})
+    methods = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    if plan.sampling is not None:
+        methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
+    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
     vars(fast).update(
         _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
     )
     return fast
+
+
+def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
+    """The method that samples without gradients on our executors, and else as the original does."""
+    theirs = getattr(original, sampling.sampler.method)
+
+    @wraps(theirs)
+    def sample(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        tracked = sampling.gradients and torch.is_grad_enabled()
+        return (theirs if tracked else sampling.sampler.sample)(self, *args, **kwargs)
+
+    return sample
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
@@ -116,8 +141,11 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
-            latent, heads, state = _launch(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
-            runs.append(Run(self, arguments, x_, *latent, heads, state))
+            latent, heads, state, before = _walk(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
+            z, mean, std, prior_mean, prior_std, *raws = latent
+            runs.append(
+                Run(self, arguments, x_, z, mean, std, prior_mean, prior_std, heads, state, before, tuple(raws))
+            )
             begin = end
         run = runs[0] if len(runs) == 1 else _side_by_side(runs)
         for attribute, value in objective.attributes(run).items():
@@ -140,6 +168,35 @@ def _draw(plan: Plan, x: Tensor) -> list[Tensor]:
     return [view.to(x.dtype) for view in views]
 
 
+Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, and raws of a layout that wants them
+State: TypeAlias = tuple[Tensor, ...]
+
+
+def _walk(
+    plan: Plan,
+    structure: Structure,
+    parameters: list[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    start: State,
+    cond: Tensor | None,
+) -> tuple[Latent, tuple[Tensor, ...], State, State | None]:
+    """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
+    before the last step."""
+    if not plan.objective.asks_before(plan.mend):
+        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), None
+    last_cond = None if cond is None else cond[-1:]
+    if x.shape[0] == 1:
+        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), start
+    latent, heads, before = _launch(
+        plan, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
+    )
+    last, last_heads, state = _launch(plan, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
+    joined = tuple(map(torch.cat, zip(latent, last, strict=True)))
+    return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
+
+
 def _launch(
     plan: Plan,
     structure: Structure,
@@ -147,15 +204,21 @@ def _launch(
     x: Tensor,
     eps: Tensor,
     lengths: Tensor | None,
-    start: tuple[Tensor, ...],
+    start: State,
     cond: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One cell's z, mean, std, prior_mean and prior_std, its decoder's heads apart, and its state."""
+) -> tuple[Latent, tuple[Tensor, ...], State]:
+    """One cell's latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
     doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    if doors is not None:
+        parameters = doors.behind(parameters)
+    latents, wider = spec.latent_size, structure.widening
+    if wider is not None:
+        parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
+        spec = wider.spec
     result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
         spec,
-        parameters if doors is None else doors.behind(parameters),
+        parameters,
         x,
         eps,
         lengths,
@@ -165,12 +228,18 @@ def _launch(
         want_prior=True,
         want_raw=True,
     )
-    fields = {"prior_mean": cast(Tensor, result.prior_mean), "prior_std": cast(Tensor, result.prior_std)}
+    prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)
+    fields = {"prior_mean": prior_mean[..., :latents], "prior_std": prior_std[..., :latents]}
+    if wider is not None:
+        fields["prior_raw"] = prior_mean[..., latents:]
     widths = [width for _, width in spec.decoder_heads]
     fields |= dict(zip(structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
     if doors is not None:
         fields = doors.through(fields)
-    latent = (result.z, result.mean, result.std, fields["prior_mean"], fields["prior_std"])
+    posterior = tuple(t[..., :latents] for t in (result.z, result.mean, result.std))
+    latent = (*posterior, fields["prior_mean"], fields["prior_std"])
+    if wider is not None:
+        latent = (*latent, result.mean[..., latents:], fields["prior_raw"])
     return latent, tuple(fields[head] for head in structure.heads), result.state
 
 
@@ -219,7 +288,8 @@ class Doors:
 
     def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The results, each behind a door of its own."""
-        return {name: _Door.apply(self.opened, name, t) for name, t in fields.items()}  # type: ignore[no-untyped-call]
+        doors = {"prior_raw": "prior_std"}  # of which it is a part
+        return {n: _Door.apply(self.opened, doors.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
 
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:

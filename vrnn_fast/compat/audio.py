@@ -1,37 +1,148 @@
-"""B, the speech benchmark: frames of sound, a residual posterior, packed heads."""
+"""B, the speech benchmark: frames of sound, a residual posterior, packed heads, a mixture for every sample."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..likelihoods import MeanStd, SharedMixture
 from ..spec import Std
-from .base import Layout
-from .reading import Roles, Traits
+from . import losses
+from .base import Fault, Layout, Objective, Run
+from .reading import LayoutError, Roles, Shapes, Structure, Traits
 
+_MODEL = "vrnn"
 _ENCODER = "vrnn.encoder"
+_MIXTURE = "vrnn.likelihood.params"
+_METRICS = ("LossMetric", "LLMetric", "KLMetric", "BitsPerDimMetric", "LatestMeanMetric")
+_FLOOR = 1e-4  # of the mixture's standard deviations; a raw 0 is 1 there
+
+
+@dataclass(frozen=True)
+class AudioObjective(Objective):
+    """What its own forward returns: a loss, metrics to log, and a namespace.
+
+    Its likelihood, its bound and the classes of its metrics are called as they are, beside the launch. Numbers to log
+    are read out of tensors, so that torch.compile cannot take such a forward whole.
+    """
+
+    alone = False
+
+    metrics: Mapping[str, Callable[..., Any]]
+
+    @property
+    def faults(self) -> Mapping[str, Fault]:
+        return {"h_n": Fault("the state it returns is that before its last frame, so that chunks in a row lose one")}
+
+    def asks_before(self, mend: frozenset[str]) -> bool:
+        return "h_n" not in mend
+
+    def output(self, run: Run, mend: frozenset[str]) -> Any:
+        model: Any = run.module.get_submodule(_MODEL)
+        x, x_sl, beta, free_nats, _ = run.arguments.values()
+        x = x.unsqueeze(-1) if x.dim() == 2 else x
+        y = x.clone().detach()
+        decoded = run.heads[0].transpose(0, 1)
+        for layer in list(model.decoder)[5:]:  # those behind the last affine one
+            decoded = layer(decoded)
+        parameters = model.likelihood(decoded[:, : x_sl.max(), :])
+        sample, mode = model.likelihood.sample(parameters), model.likelihood.mode(parameters)
+        kl = losses.kl(MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)).transpose(0, 1)
+        stride = math.ceil(x.shape[1] / kl.shape[1])
+        loss, elbo, log_prob, kl, mask = model.compute_elbo(y, parameters, kl, x_sl, stride, beta, free_nats)
+        made = self.metrics
+        metrics = [
+            made["LossMetric"](loss, weight_by=elbo.numel()),
+            made["LLMetric"](elbo, name="elbo"),
+            made["LLMetric"](log_prob, name="rec"),
+            made["KLMetric"](kl),
+            made["KLMetric"](kl / math.log(2), name="kl (bpt)", reduce_by=x_sl),
+            made["BitsPerDimMetric"](elbo, reduce_by=x_sl),
+            made["LatestMeanMetric"](beta, name="beta"),
+            made["LatestMeanMetric"](free_nats, name="free_nats"),
+        ]
+        outputs = SimpleNamespace(
+            elbo=elbo,
+            log_prob=log_prob,
+            kl=kl,
+            y=y,
+            seq_mask=mask,
+            z=run.z.transpose(0, 1),
+            z_sl=(x_sl / stride).ceil().int(),
+            reconstructions=sample,
+            reconstructions_mode=mode,
+            reconstructions_parameters=parameters,
+            h_n=(run.before or run.state)[0],
+        )
+        return loss, metrics, outputs
 
 
 @dataclass(frozen=True)
 class Audio(Layout):
     """Its encoder, which stacks the samples of x (B, S) into frames and sees nothing else, is called as it is.
 
-    What its forward returns besides features and KL depends on the likelihood of a copy: ``outputs`` says it.
+    In a checkpoint it is phi_x: a module of ours sees frames. Lengths are those of frames there, of samples here.
     """
 
-    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
-        frame = cast(nn.Linear, model.get_submodule(f"{_ENCODER}.2")).in_features
-        return (2 * torch.rand(batch, steps * frame) - 1,)
+    def told(self, model: nn.Module) -> Layout:
+        residual = getattr(model.get_submodule(_MODEL), "residual_posterior", self.traits.residual)
+        return replace(self, traits=replace(self.traits, residual=bool(residual)))
+
+    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+        own = model.get_submodule(_MODEL)
+        known = getattr(type(own).forward, "__globals__", {})
+        if len(_needed(model)) == 2 and all(name in known for name in _METRICS) and hasattr(own, "compute_elbo"):
+            yield AudioObjective({name: known[name] for name in _METRICS})
+
+    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Any, ...]:
+        """x alone, or with lengths, beta, free nats and a state."""
+        parameters = dict(model.named_parameters())
+        samples = steps * parameters[f"{_ENCODER}.2.weight"].shape[1]
+        state = torch.randn(batch, parameters["vrnn.vrnn_cell.gru_cell.weight_hh"].shape[1])
+        x, lengths = 2 * torch.rand(batch, samples) - 1, samples - torch.arange(batch)
+        return (x, lengths, 0.7, 0.1, state)[: 5 if len(_needed(model)) == 2 else 1]
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The encoder's features (B, T, .) of the first argument, as (T, B, .)."""
-        features: Tensor = module.get_submodule(_ENCODER)(next(iter(arguments.values())))
+        x = next(iter(arguments.values()))
+        features: Tensor = module.get_submodule(_ENCODER)(x.unsqueeze(-1) if x.dim() == 2 else x)
         return features.transpose(0, 1), None
+
+    def structure(self, shapes: Shapes) -> Structure:
+        """With the encoder as phi_x."""
+        traits = replace(self.traits, activations=(("phi_x", "leaky_relu"), ("decoder", "leaky_relu")))
+        return replace(self, roles=replace(self.roles, phi_x=_ENCODER), traits=traits).structures(shapes)[0]
+
+    def beside(self, shapes: Shapes) -> dict[str, str]:
+        return {f"likelihood.params.{leaf}": f"{_MIXTURE}.{leaf}" for leaf in ("weight", "bias")}
+
+    def arguments(self, structure: Structure) -> dict[str, Any]:
+        spec = structure.spec
+        width, rest = divmod(spec.output_size, spec.input_size)
+        if rest or width % 3:
+            raise LayoutError(
+                f"{structure.heads[0]} must give three values of every component for each of {spec.input_size} "
+                f"samples, found {spec.output_size}: of its likelihoods only the mixture of Gaussians is read"
+            )
+        warnings.warn(
+            f"{self}: the posterior is taken as residual and the mixture as one of Gaussians, which names and shapes "
+            "do not tell; else pass residual=False, or likelihood=",
+            stacklevel=5,
+        )
+        return {"likelihood": SharedMixture(width // 3, _FLOOR, math.log(2))}
+
+
+def _needed(model: nn.Module) -> list[str]:
+    """The arguments that forward cannot do without: x, and in the original the lengths."""
+    return [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
 
 
 LAYOUT = Audio(
@@ -51,10 +162,17 @@ LAYOUT = Audio(
         cell="vrnn.vrnn_cell.gru_cell",
     ),
     batch_first=True,
+    state="h0",
     traits=Traits(
         std=Std(beta=math.log(2) / (1 - 1e-6), floor=1e-6),
         residual=True,
         columns=(("encoder", ("h", "phi_x")),),
     ),
-    outside=(_ENCODER, "vrnn.decoder.", "vrnn.likelihood"),
+    outside=(
+        _ENCODER,
+        "vrnn.decoder.",
+        "vrnn.likelihood",
+        "vrnn.vrnn_cell.posterior.6.sd_activation",
+        "vrnn.vrnn_cell.prior.6.sd_activation",
+    ),
 )

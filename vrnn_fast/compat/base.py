@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
+from .sampling import Sampler
+from .widened import widening
 
 _TRAITS = Traits()
 
@@ -44,6 +46,8 @@ class Run(NamedTuple):
         prior_mean, prior_std: (T, B, Z) of the prior.
         heads: the decoder's heads before any transform, (T, B, .) each.
         state: (B, H) tensors after the last step: h of every layer, for an LSTM then c of every layer.
+        before: the same before the last step, where the objective asks for it; else None.
+        raws: (T, B, Z) what posterior and prior have their standard deviations from, where the layout wants them.
     """
 
     module: nn.Module
@@ -56,6 +60,8 @@ class Run(NamedTuple):
     prior_std: Tensor
     heads: tuple[Tensor, ...]
     state: tuple[Tensor, ...]
+    before: tuple[Tensor, ...] | None = None
+    raws: tuple[Tensor, ...] = ()
 
 
 class Objective:
@@ -67,6 +73,10 @@ class Objective:
     def faults(self) -> Mapping[str, Fault]:
         """By the names under which ``mend`` takes them."""
         return {}
+
+    def asks_before(self, mend: frozenset[str]) -> bool:
+        """Whether it needs the state before the last step, which costs another launch."""
+        return False
 
     def noise(self, out: Tensor, mend: frozenset[str]) -> None:
         """Fill (B, Z) with the noise of one time step, by the same draws as the original's."""
@@ -84,6 +94,10 @@ class Objective:
         """What the original's forward leaves as attributes of the module."""
         return {}
 
+    def methods(self, original: type[nn.Module], mend: frozenset[str]) -> dict[str, Callable[..., Any]]:
+        """Further methods of the original that mending changes, as the accelerated module has them."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -96,9 +110,12 @@ class Layout:
         optional: paths that some copies lack.
         batch_first: whether x is (B, T, X).
         traits: what names and shapes do not tell; the activation only where the modules do not either.
-        outside: paths of what is called outside of the launch, by the layout or by ``written``.
+        outside: paths of what is called outside of the launch, by the layout or by ``written``, and of what the layout
+            knows without looking.
         lengths, state: the names of the arguments that hold the rows' lengths and the state to start from.
         written: the objective, where the user wrote one.
+        sampler: how its models sample, where that runs here too.
+        raws: whether its objective reads ``Run.raws``, which are there where heads are separate and single layers.
     """
 
     name: str
@@ -111,6 +128,8 @@ class Layout:
     lengths: str = ""
     state: str = ""
     written: Objective | None = None
+    sampler: Sampler | None = None
+    raws: bool = False
 
     def __str__(self) -> str:
         return f"layout {self.name} ({self.title})"
@@ -140,14 +159,20 @@ class Layout:
         traits = replace(self.traits, activations=(*self.traits.activations, *activations))
         agents = itertools.takewhile(lambda i: _holds(shapes, f"{roles.encoder_mean}.{i}"), itertools.count())
         listed = _holds(shapes, f"{roles.encoder_mean}.1")  # a Sequential has an activation there
-        return tuple(read(shapes, roles.below(i), traits) for i in agents) if listed else (read(shapes, roles, traits),)
+        found = [read(shapes, roles.below(i), traits) for i in agents] if listed else [read(shapes, roles, traits)]
+        apart = self.raws and not any(s.spec.packed_heads or s.spec.head_layers for s in found)
+        return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
+
+    def told(self, model: nn.Module) -> Layout:
+        """This layout, with what attributes of the model tell of it."""
+        return self
 
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
         """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
         another by running."""
         yield from ()
 
-    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
+    def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Any, ...]:
         """Arguments that the model is meant for."""
         sizes = (batch, steps) if self.batch_first else (steps, batch)
         return (torch.rand((*sizes, features)),)
@@ -163,6 +188,10 @@ class Layout:
             return None
         parts = (state,) if isinstance(state, Tensor) else tuple(state)
         return tuple(layer for part in parts for layer in (part.unbind(0) if part.dim() == 3 else (part,)))
+
+    def beside(self, shapes: Shapes) -> dict[str, str]:
+        """Our names of parameters that are no part of the cell, and theirs."""
+        return {}
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
         """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes."""

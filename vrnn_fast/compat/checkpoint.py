@@ -37,6 +37,7 @@ _SHARED = (
     "packed_heads",
     "residual",
 )  # arguments of VRNN that are fields of its spec
+MARK = "vrnn_fast"  # among what torch notes of a module in a state dict
 _HEADER = "arguments"  # of the VRNN that a converted file holds
 
 
@@ -64,6 +65,9 @@ def from_state_dict(
         return _converted(Path(source), arguments)
     else:
         stored = _read(Path(source))
+    ours = _own(stored) if layout == "auto" else None
+    if ours is not None:
+        return _made(*ours, arguments)
     model, tensors = _translate(_tensors(stored, layout), layout, arguments)
     model.load_state_dict(tensors)
     return model
@@ -82,7 +86,7 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any]) -> 
         raise LayoutError(f"the new file must end in .safetensors, got {new}")
     model, tensors = _translate(_tensors(_read(old), layout), layout, arguments)
     model.load_state_dict(tensors)
-    checkpoint.save(new, model.state_dict(), {_HEADER: _described(model)})
+    checkpoint.save(new, model.state_dict(), {_HEADER: described(model)})
     return model
 
 
@@ -92,25 +96,46 @@ def _converted(path: Path, arguments: Mapping[str, Any]) -> VRNN:
     tensors, header = checkpoint.load(path)
     if _HEADER not in header:
         raise LayoutError(f"{path} is a run's checkpoint, not a converted file: vrnn-fast eval and sample read it")
-    like = next(iter(tensors.values()))
-    told = header[_HEADER]
+    return _made(header[_HEADER], tensors, arguments)
+
+
+def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
+    """The module that was :func:`described`, with these tensors."""
     kind, constants = told["likelihood"]
     likelihood = getattr(likelihoods, kind)(**{n: Std(**c) if isinstance(c, dict) else c for n, c in constants.items()})
+    like = next(iter(tensors.values()))
     model = VRNN(**{**told, "std": Std(**told["std"]), "likelihood": likelihood, "dtype": like.dtype, **arguments})
     model.load_state_dict(tensors)
     return model
 
 
+def _own(stored: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]] | None:
+    """What a state dict of a VRNN tells of it, and its tensors; None for any other."""
+    for found in (stored, *(value for value in stored.values() if isinstance(value, Mapping))):
+        for path, about in getattr(found, "_metadata", {}).items():
+            if MARK in about and set(path.split(".")) <= {"", *(p.removesuffix(".") for p in _PREFIXES)}:
+                prefix = f"{path}." if path else ""
+                names = [name for name in found if name.startswith(prefix)]
+                return about[MARK], {name.removeprefix(prefix): found[name] for name in names}
+    return None
+
+
 def _shared(spec: CellSpec) -> dict[str, Any]:
     """Arguments of a VRNN with this cell, beside its sizes, its standard deviation and its likelihood."""
     about = {name: getattr(spec, name) for name in _SHARED}
-    kinds = {name: spec.activation_of(name) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")}
-    about["activation"] = kinds if len(set(kinds.values())) > 1 else kinds["phi_x"]
+    if spec.prior is None and spec.latent_size:
+        about["prior"] = "standard_normal"
+    every = () if spec.activation == "relu" else ("phi_x", "phi_z", "encoder", "prior", "decoder")
+    others = dict.fromkeys(every, spec.activation)
+    about["activation"] = others | dict(spec.activations) if spec.activations else spec.activation
     about["columns"] = dict(spec.columns)
     return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
 
 
-def _described(model: VRNN) -> dict[str, Any]:
+def described(model: VRNN) -> dict[str, Any] | None:
+    """The arguments that make such a module again, as plain data; None where its likelihood is of the user's own."""
+    if getattr(likelihoods, type(model.likelihood).__name__, None) is not type(model.likelihood):
+        return None
     spec = model.spec
     about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | _shared(spec)
     constants = {name: getattr(model.likelihood, name) for name in inspect.signature(type(model.likelihood)).parameters}
@@ -184,13 +209,15 @@ def _translate(
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
     structure = known.structure(shapes)
-    left = [name for name in tensors if name not in structure.names]
+    beside = known.beside(shapes)
+    left = [name for name in tensors if name not in (*structure.names, *beside.values())]
     if left:
         raise LayoutError(f"{known} has no place for {', '.join(left)}")
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {
         **_shared(spec),
+        "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
         **known.arguments(structure),
@@ -211,4 +238,5 @@ def _translate(
     lacking = [name for name in wanted if name not in theirs]
     if lacking:
         raise LayoutError(f"{model.likelihood} needs {', '.join(lacking)}, which the checkpoint does not have")
-    return model, {name: theirs[name] for name in wanted}
+    state = {name: theirs[name] for name in wanted}
+    return model, state | {name: tensors[own] for name, own in beside.items() if name in model.state_dict()}

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..likelihoods import MeanStd
+from ..likelihoods import Gaussian, MeanStd
 from . import losses
 from .base import Fault, Layout, Objective, Run, std_of, steps_of
 from .losses import EPS
 from .reading import LayoutError, Roles, Structure
+from .sampling import Player, Sampler
 from .tree import follows
 
 _KL = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
@@ -113,7 +114,23 @@ class Copied(Layout):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}
+        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
 
 
-LAYOUT = Copied("E", "the most copied PyTorch VRNN", Roles(), ("dec_std",))
+def sample(self: Any, seq_len: int) -> Tensor:
+    """One sequence (seq_len, X) of the decoder's means, each fed back."""
+    heads = self._plan.structures[0].heads
+    bernoulli = follows(self, heads[0]) is nn.Sigmoid
+    player = Player(self, "bernoulli" if bernoulli else "gaussian", 1 if bernoulli else 2)
+    eps = torch.cat([*(player.noise(1, player.spec.latent_size)[0] for _ in range(seq_len))])
+    noise = eps.new_zeros((seq_len, 1, player.spec.input_size))
+    return player.play(eps, noise, player.zeros(1), mean=True)[0].squeeze(1)
+
+
+LAYOUT = Copied(
+    "E",
+    "the most copied PyTorch VRNN",
+    Roles(),
+    ("dec_std",),
+    sampler=Sampler("sample", lambda features: ((1,), (4,)), sample),
+)

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Objective
 from .inference import Probe, Unknown, infer
+from .sampling import Sampler
+from .tree import plain
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
 ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
@@ -106,6 +108,41 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
     return noise
 
 
+def samples(
+    model: nn.Module, accelerate: Callable[[nn.Module], nn.Module], sampler: Sampler, features: int
+) -> bool | None:
+    """Whether the original's samples have gradients; None if it has no such method, or one that does something else.
+
+    Both sample in float64 on random parameters, from the same seed: draws and numbers must be the same.
+    """
+    if not callable(getattr(type(model), sampler.method, None)):
+        return None
+    with _sandbox(model):
+        twin = _copy(model).double()
+        torch.manual_seed(_SEED)
+        _redraw(twin)
+        gradients = False
+        for arguments in sampler.examples(features):
+            inputs = _inputs(arguments, twin)
+            try:
+                theirs = _sampled(twin, sampler.method, inputs)
+                with torch.no_grad():
+                    ours = _sampled(accelerate(twin), sampler.method, inputs)
+                _compare(theirs, ours, set(), "in its samples")
+            except Exception:  # whatever it is, the original's own method stays
+                return None
+            gradients |= any(isinstance(f, Tensor) and f.requires_grad for f in theirs.fields.values())
+    return gradients
+
+
+def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...]) -> Observed:
+    torch.manual_seed(_SEED + 1)
+    recorder = _Recorder()
+    with recorder:
+        returned = getattr(module, method)(*inputs)
+    return Observed(returned, {}, recorder.draws, dict(_fields("sample", returned)), {})
+
+
 def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Objective:
     """The objective that one run of the original tells.
 
@@ -116,6 +153,8 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
     torch.manual_seed(_SEED)
     _redraw(twin)
     inputs = _inputs(example(*SIZES["random"]), twin)
+    if len(inputs) > 1:
+        raise ProofError(f"forward takes {len(inputs)} arguments: say what it returns with layout={{'outputs': ...}}")
     theirs = _observe_original(twin, inputs, Probe())
     probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
     torch.manual_seed(_SEED + 1)
@@ -178,7 +217,7 @@ def _copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that keeps results of its last run."""
     kept = pytree.tree_leaves([list(vars(m).values()) for m in model.modules()])
     memo = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(plain(model), memo)
 
 
 def _redraw(model: nn.Module) -> None:
@@ -240,6 +279,10 @@ def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, type(value).__name__
         for field in dataclasses.fields(value):
             yield from _fields(f"{name}.{field.name}", getattr(value, field.name))
+    elif hasattr(value, "__dict__") and not isinstance(value, (Tensor, nn.Module, type)) and not callable(value):
+        yield name, type(value).__name__
+        for key, entry in vars(value).items():
+            yield from _fields(f"{name}.{key}", entry)
     else:
         yield name, value
 
@@ -267,6 +310,10 @@ def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str) ->
 
 
 def _equal(name: str, theirs: Any, ours: Any, where: str, scale: float | None = None) -> None:
+    if isinstance(theirs, float) and isinstance(ours, float):
+        if not math.isclose(theirs, ours, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            raise ProofError(f"{name} differs {where}: the original gives {theirs}, the accelerated one {ours}")
+        return
     if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
         same = type(theirs) is type(ours) and (isinstance(theirs, Tensor) or bool(theirs == ours))
         if not same:

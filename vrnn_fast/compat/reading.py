@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ..spec import Activation, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
+from .widened import Widening
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -95,12 +96,14 @@ class Structure:
         names: the model's own name of each parameter, in the order of ``spec.parameters()``.
         hidden: for each network the prefixes of the affine layers that an activation follows.
         heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
+        widening: how a run gives the raw outputs for standard deviations as well, or None where it does not.
     """
 
     spec: CellSpec
     names: tuple[str, ...]
     hidden: tuple[tuple[str, tuple[str, ...]], ...]
     heads: tuple[str, ...]
+    widening: Widening | None = None
 
 
 def chain(shapes: Shapes, path: str) -> tuple[str, ...]:

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from .. import executors
 from ..model import VRNN
 from . import audio, copied, deep, dynamical, trajectories
-from .accelerated import Accelerated, Plan, arguments_of, build
+from .accelerated import Accelerated, Plan, Sampling, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
-from .proof import prove
+from .proof import prove, samples
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, shallow, vet
+from .tree import activations, parameter_shapes, plain, shallow, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
 LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT, audio.LAYOUT)
+"""Those of modules; ``filtering`` and ``paper`` are layouts of arrays alone."""
 _ALONE = "module"  # the child of nn.DataParallel and its like
 
 
@@ -41,11 +42,12 @@ def accelerate(
     mended unasked. Before it is returned it has been proven: in a forked random state the model's own forward and the
     accelerated one ran on a small input in float64, and every returned field and every gradient was the same.
 
-    The model itself goes on working. Methods of its class but forward run as they are written.
+    The model itself goes on working. ``sample`` of the layouts E and Z runs on our executors as well, where it has been
+    proven to give the same samples from the same seed; other methods of the class run as they are written.
 
     Args:
-        model: a VRNN of a known layout, alone or in ``nn.DataParallel`` or another module with a single child named
-            ``module``. Move it to its device before.
+        model: a VRNN of a known layout, alone or in ``nn.DataParallel``, ``DistributedDataParallel`` or another module
+            with a single child named ``module``, which then is in such a wrapper as well. Move it to its device before.
         layout: ``"auto"``, the name of one (see ``vrnn_fast.compat.LAYOUTS``), or a mapping of your own.
         mend: the names of faults to mend, as the warning lists them.
         example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
@@ -71,17 +73,20 @@ def accelerate(
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
 
-    shapes = parameter_shapes(model)
-    known = chosen(layout, shapes, _children(model))
+    looked_at = plain(model)
+    shapes = parameter_shapes(looked_at)
+    known = chosen(layout, shapes, _children(model)).told(model)
     cells = known.structures(shapes)
-    vet(model, [name for cell in cells for name in cell.names], known.outside, str(known))
-    told = activations(model, (network for cell in cells for network in cell.hidden), str(known))
+    vet(looked_at, [name for cell in cells for name in cell.names], known.outside, str(known))
+    told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
 
-    def planned(objective: Objective, mended: Iterable[str], noise: torch.dtype | None) -> Plan:
-        return Plan(known, cells, objective, frozenset(mended), backend, arguments, noise)
+    def planned(
+        objective: Objective, mended: Iterable[str], noise: torch.dtype | None, sampling: Sampling | None = None
+    ) -> Plan:
+        return Plan(known, cells, objective, frozenset(mended), backend, arguments, noise, sampling)
 
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
@@ -105,7 +110,14 @@ def accelerate(
     if left:
         listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
         warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
-    return cast(Module, build(model, planned(proven.objective, mend, proven.noise)))
+    sampling = None
+    if known.sampler is not None and len(cells) == 1:
+        tried = Sampling(known.sampler, gradients=False)
+        gradients = samples(
+            model, lambda twin: build(twin, planned(proven.objective, (), proven.noise, tried)), known.sampler, features
+        )
+        sampling = None if gradients is None else Sampling(known.sampler, gradients)
+    return cast(Module, build(model, planned(proven.objective, mend, proven.noise, sampling)))
 
 
 def _fate(fault: Fault) -> str:
@@ -115,9 +127,8 @@ def _fate(fault: Fault) -> str:
 
 
 def _wrapped(model: Module, **options: Any) -> Module:
-    """The wrapper around its accelerated child."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise LayoutError("accelerate a model before nn.parallel.DistributedDataParallel takes it")
+    """The wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the same
+    parameters, with all that it has set up for them."""
     twin = shallow(model)
     twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
     return cast(Module, twin)

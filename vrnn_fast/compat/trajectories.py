@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checks
+from ..likelihoods import Gaussian
 from .base import Layout, sequence
 from .reading import Roles, Structure, Traits
+from .sampling import Player, Sampler
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,32 @@ class Trajectories(Layout):
         return states[1:], states[:-1]
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else "gaussian"}
+        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
+
+
+def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
+    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them.
+
+    What conditions a step is the step before, so after the prefix there is a launch for each.
+    """
+    player = Player(self, "gaussian", 2)
+    states = checks.tensor("states", states, (("T + 1", None), ("B", None), ("X", player.spec.input_size)), player.like)
+    steps, batch = states.shape[0] - 1, states.shape[1]
+    known, state = min(burn_in, steps), player.zeros(batch)
+    samples = list(states[: known + 1])
+    if known:
+        eps = torch.cat([player.noise(batch, player.spec.latent_size)[0] for _ in range(known)])
+        state = player.take_in(states[1 : known + 1], eps, state, cond=states[:known])
+    for _ in range(known, steps):
+        eps, noise = player.noise(batch, player.spec.latent_size, player.spec.input_size)
+        x, state = player.play(eps, noise, state, cond=samples[-1].unsqueeze(0))
+        samples.append(x[0])
+    return torch.stack(samples)
+
+
+def _examples(features: int) -> tuple[tuple[Any, ...], ...]:
+    states = torch.randn(5, 3, features)
+    return (states,), (states, 2), (states, 9)
 
 
 LAYOUT = Trajectories(
@@ -37,4 +65,5 @@ LAYOUT = Trajectories(
     "conditional trajectories",
     Roles(phi_x="", phi_z=""),
     traits=Traits(cond_to=("encoder", "prior", "decoder")),
+    sampler=Sampler("sample", _examples, sample),
 )

@@ -2,15 +2,17 @@
 
 The tree that :func:`mirror` builds holds the very same Parameter objects under the same names in the same order, in
 modules of its own: whatever is done to one tree's modules leaves the other alone. Recurrent cells become
-:class:`Recurrence`, since Dynamo refuses any read of an attribute of torch's own.
+:class:`Recurrence`, since Dynamo refuses any read of an attribute of torch's own, and modules of torch.jit become plain
+ones, :class:`Scripted` where their class is not torch's.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -31,6 +33,7 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ELU: "elu",
 }
 _HARMLESS = (nn.Identity, nn.Softplus, nn.Sigmoid, _Loss)
+_TORCHS = "__torch__.torch.nn.modules."  # what torch.jit calls its own classes
 _CONSTANTS = {nn.LeakyReLU: ("negative_slope", 0.01), nn.ELU: ("alpha", 1.0), nn.Softplus: ("beta", 1.0)}
 
 
@@ -52,6 +55,73 @@ class Recurrence(nn.Module):
         return functional_call(self._skeleton[0], dict(self.named_parameters(recurse=False)), args)
 
 
+class Scripted(nn.Module):
+    """The parameters of one of torch.jit's modules; called, and in all else that it has, it is that one.
+
+    ``root`` is the outermost module that was scripted, and ``path`` leads from there.
+    """
+
+    def __init__(self, root: torch.jit.ScriptModule, path: str) -> None:
+        super().__init__()
+        self._skeleton = (root, path)  # in a tuple: not a sub-module
+
+    def forward(self, *args: Any) -> Any:
+        """As it was scripted."""
+        return self._source()(*args)
+
+    def _source(self) -> nn.Module:
+        root, path = self._skeleton
+        source: nn.Module = root
+        for name in filter(None, path.split(".")):
+            source = cast(nn.Module, source._modules[name])
+        return source
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return getattr(self._source(), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scripted:
+        root, path = self._skeleton
+        if id(root) not in memo:  # it copies its parameters itself, as results of the old ones: they shall be new
+            memo[id(root)] = copy.deepcopy(root)
+            for old, new in zip(root.parameters(), memo[id(root)].parameters(), strict=True):
+                memo[id(old)] = new.detach_().requires_grad_(old.requires_grad)
+        twin = memo[id(self)] = Scripted(memo[id(root)], path)
+        twin.__dict__.update({n: copy.deepcopy(v, memo) for n, v in vars(self).items() if n != "_skeleton"})
+        return twin
+
+
+def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, path: str) -> nn.Module:
+    """A plain module with the parameters of one that was scripted, and without its children."""
+    kind = module._c._type().qualified_name()
+    twin: nn.Module
+    if not kind.startswith(_TORCHS):
+        twin = Scripted(root, path)
+    elif module.original_name == "Linear":
+        twin = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    elif module.original_name in ("GRUCell", "LSTMCell", "RNNCell"):
+        cell = getattr(nn, module.original_name)
+        twin = Recurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
+    else:
+        twin = getattr(nn, module.original_name)()
+        name, _ = _CONSTANTS.get(type(twin), ("", None))
+        if name:
+            setattr(twin, name, getattr(module, name))
+    twin._parameters = dict(module.named_parameters(recurse=False))
+    twin._buffers = dict(module.named_buffers(recurse=False))
+    twin.training = module.training
+    return twin
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The module itself, or its mirror where parts of it are torch.jit's."""
+    return mirror(model) if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else model
+
+
 def shallow(module: nn.Module) -> nn.Module:
     """A module of the same class with the same attributes, parameters, buffers and children, in dictionaries of its
     own."""
@@ -65,12 +135,20 @@ def mirror(module: nn.Module) -> nn.Module:
     return _mirror(module, {})
 
 
-def _mirror(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
+def _mirror(
+    module: nn.Module, known: dict[int, nn.Module], scripted: torch.jit.ScriptModule | None = None, path: str = ""
+) -> nn.Module:
+    """``scripted`` is the outermost module of torch.jit above this one, and ``path`` leads from there."""
     if id(module) not in known:
-        twin = Recurrence(module) if isinstance(module, _RECURRENT) else shallow(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            scripted = scripted or module
+            twin = _unscripted(module, scripted, path)
+        else:
+            twin = Recurrence(module) if isinstance(module, _RECURRENT) else shallow(module)
         known[id(module)] = twin
         for name, child in module._modules.items():
-            twin._modules[name] = child if child is None else _mirror(child, known)
+            below = f"{path}.{name}" if path else name
+            twin._modules[name] = child if child is None else _mirror(child, known, scripted, below if scripted else "")
     return known[id(module)]
 
 
@@ -134,7 +212,7 @@ def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout:
         if ".parametrizations" in path:
             continue
         free = path.startswith(outside) if outside else False
-        fault = _fault(module, path in above or free)
+        fault = _fault(module, path in above, free)
         if fault is not None:
             raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
         if free or parametrize.is_parametrized(module):
@@ -145,14 +223,17 @@ def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout:
                 raise LayoutError(f"{name} ({type(module).__name__}) has no role in {layout}")
 
 
-def _fault(module: nn.Module, holds: bool) -> str | None:
-    """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role."""
+def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
+    """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
+    ``free``: it is called as it is."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-    if isinstance(module, (_DropoutNd, *_RECURRENT)):
+    if isinstance(module, (_DropoutNd, *_RECURRENT, Recurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
     if isinstance(module, _BatchNorm):
         return ", which ties the sequences of a batch together: it is not run here"
+    if free:
+        return None
     name, expected = _CONSTANTS.get(type(module), ("", None))
     if name and getattr(module, name) != expected:
         return f"({name}={getattr(module, name):g}): only {name}={expected:g} is run here"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..spec import CellSpec
-from . import cpu, reference
+from . import cpu, reference, triton
 from .result import SequenceResult, StepResult
 
 __all__ = ["Backend", "Executor", "SequenceResult", "StepResult", "backends", "choose", "executors", "names", "select"]
@@ -94,7 +94,7 @@ class Executor(Protocol):
         (normal), or its ``mean``, and goes back through phi_x. Returns x (T, B, X) and the state after it."""
 
 
-executors: tuple[Executor, ...] = (cpu, reference)
+executors: tuple[Executor, ...] = (cpu, reference, triton)
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import ops
 from ..layout import Reading
@@ -73,6 +74,8 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on CPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it takes float32, float64 or bfloat16, and x is {x.dtype}"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return None
 
 
@@ -230,9 +233,17 @@ def stride(width: int) -> int:
     return lines + _LINE if lines % _ALIAS == 0 else lines
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# A method: Dynamo of torch 2.10 takes no frozen dataclass as an argument of such a function. It guards what is read of
+# the object, so whoever calls it reads the key.
+torch.compiler.assume_constant_result(CellSpec.constant)
+
+
 def program_of(spec: CellSpec, way: Way = "inference") -> ops.Program:
     """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+    return spec.constant(spec.key, _encoded, way)
+
+
+def _encoded(spec: CellSpec, way: Way) -> ops.Program:
     return encode(spec, way)
 
 

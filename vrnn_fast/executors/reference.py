@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -267,7 +267,18 @@ def generate(
         centre, raw_std = raw.chunk(2, -1)
         return centre if mean else centre + standard_deviation(spec.output_std, raw_std) * noise[t]
 
-    return generate_by(draw, spec, parameters, eps, state, cond)
+    played = generate_by(draw, spec, parameters, eps, state, cond)
+    return played.x, played.state
+
+
+class Played(NamedTuple):
+    """What a cell makes of noise: x (T, B, X), z (T, B, Z) and its prior, raw (T, B, output), the state after it."""
+
+    x: Tensor
+    z: Tensor
+    prior: MeanStd
+    raw: Tensor
+    state: tuple[Tensor, ...]
 
 
 def generate_by(
@@ -277,17 +288,21 @@ def generate_by(
     eps: Tensor,
     state: tuple[Tensor, ...],
     cond: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> Played:
     """Let a cell run on its own, x_t = draw(decoder's raw output, t)."""
     cell = Cell(spec, parameters)
-    drawn = []
+    steps = []
     for t in range(eps.shape[0]):
         h, cond_t = cell.top(state), None if cond is None else cond[t]
         prior = cell.prior(h, cond_t)
-        phi_z = cell.phi_z(prior.mean + prior.std * eps[t])
-        drawn.append(draw(cell.decoder(phi_z, h, cond_t), t))
-        state = cell.recur(cell.phi_x(drawn[-1]), phi_z, state, cond_t)
-    return torch.stack(drawn), state
+        z = prior.mean + prior.std * eps[t]
+        phi_z = cell.phi_z(z)
+        raw = cell.decoder(phi_z, h, cond_t)
+        x = draw(raw, t)
+        state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
+        steps.append((x, z, *prior, raw))
+    x, z, mean, std, raw = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
+    return Played(x, z, MeanStd(mean, std), raw, state)
 
 
 def step(

@@ -1,0 +1,206 @@
+"""``python -m bench.gpu``: the Triton executor on the GPU that is there. Results first, then microseconds a time step.
+
+Nobody has run it on a GPU yet. It writes bench/results/gpu-<name>.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vrnn_fast import VRNN
+from vrnn_fast.executors.triton import tuning
+from vrnn_fast.executors.triton.tuning import Config
+
+from .measure import disagreements
+from .record import RESULTS
+from .resources import SHAPES
+from .shapes import Shape
+
+Call = Callable[[], object]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shape in one dtype on one device: its models, its data."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    def model(self, backend: str, dtype: torch.dtype | None = None) -> VRNN:
+        """The model that every contender starts from."""
+        model = VRNN(**self.shape.model, backend=backend, dtype=dtype or self.dtype, device=self.device)
+        model.load_state_dict(self.shape.parameters(dtype or self.dtype))
+        return model
+
+    def data(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """x and eps."""
+        x, eps = self.shape.data(dtype or self.dtype)
+        return x.to(self.device), eps.to(self.device)
+
+    def training(self, model: nn.Module, x: Tensor, eps: Tensor) -> Call:
+        """Forward and backward; gradients are left behind."""
+
+        def train() -> Tensor:
+            model.zero_grad(set_to_none=True)
+            loss: Tensor = model(x, eps=eps).loss
+            loss.backward()
+            return loss.detach()
+
+        return train
+
+    def forward(self, model: nn.Module, x: Tensor, eps: Tensor) -> Call:
+        """Forward alone."""
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                loss: Tensor = model(x, eps=eps).loss
+                return loss
+
+        return run
+
+    def results(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The loss and every parameter's gradient, on the CPU."""
+        model = self.model(backend, dtype)
+        loss = self.training(model, *self.data(dtype))()
+        assert isinstance(loss, Tensor)
+        gradients = {f"gradient of {n}": p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+        return {"loss": loss.cpu(), **gradients}
+
+    def problem(self) -> str | None:
+        """None if our results obey the law, else what does not."""
+        eager, exact = self.results("reference"), self.results("reference", torch.float64)
+        return next(iter(disagreements(self.results("triton"), eager, exact).values()), None)
+
+    def yardstick(self) -> tuple[Call, Call]:
+        """cuDNN's recurrent layer of the same width, fed as inside the VRNN, without the other five networks."""
+        spec = self.model("reference").spec
+        inputs = spec.phi_x_size + spec.phi_z_size
+        layer: nn.Module = (nn.LSTM if spec.cell == "lstm" else nn.GRU)(
+            inputs, spec.hidden_size, device=self.device, dtype=self.dtype
+        )
+        x = torch.randn(self.shape.steps, self.shape.batch, inputs, device=self.device, dtype=self.dtype)
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                output: Tensor = layer(x)[0]
+                return output
+
+        def train() -> None:
+            layer.zero_grad(set_to_none=True)
+            layer(x)[0].sum().backward()
+
+        return run, train
+
+    def contenders(self, compiled: Sequence[str]) -> Iterator[tuple[str, Call, Call]]:
+        """Name, forward, and forward with backward."""
+        data = self.data()
+        for name, backend in (("vrnn_fast", "triton"), ("eager loop", "reference")):
+            model = self.model(backend)
+            calls = self.forward(model, *data), self.training(model, *data)
+            yield name, *calls
+            if self.device.type == "cuda":
+                yield f"{name}, CUDA graph", captured(calls[0]), captured(calls[1])
+            for mode in compiled:
+                fast: Any = torch.compile(model, mode=mode)
+                yield f"{name}, compiled ({mode})", self.forward(fast, *data), self.training(fast, *data)
+        yield f"nn.{'LSTM' if self.shape.model.get('cell') == 'lstm' else 'GRU'} alone", *self.yardstick()
+
+    def tune(self, seconds: float) -> Config:
+        """Measure every way to write the kernels, and keep the fastest."""
+        spec = self.model("triton").spec
+
+        def measured(config: Config) -> float:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                choose, tuning.choose = tuning.choose, lambda *_: config
+                try:
+                    return time(self.training(self.model("triton"), *self.data()), self.device, seconds)
+                finally:
+                    tuning.choose = choose
+
+        return tuning.tune(spec, self.dtype, self.device, measured)
+
+
+def captured(call: Call) -> Call:
+    """The call as one CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def time(call: Call, device: torch.device, seconds: float) -> float:
+    """The median seconds of a call, after a warm-up."""
+
+    def once() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return perf_counter() - start
+
+    once()
+    times, spent = [once()], 0.0
+    while spent < seconds:
+        times.append(once())
+        spent += times[-1]
+    return median(times)
+
+
+def lines(job: Job, seconds: float, compiled: Sequence[str]) -> Iterator[str]:
+    """The rows of one job, or why there are none."""
+    dtype = str(job.dtype).removeprefix("torch.")
+    problem = job.problem()
+    if problem is not None:
+        yield f"| {job.shape.name} | {dtype} | no result: {problem} | | |"
+        return
+    for name, forward, training in job.contenders(compiled):
+        per_step = (1e6 * time(call, job.device, seconds) / job.shape.steps for call in (forward, training))
+        yield f"| {job.shape.name} | {dtype} | {name} | {' | '.join(f'{t:.2f}' for t in per_step)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check, tune, measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), action="append", help="this shape (may be repeated)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), action="append", help="this dtype (may be repeated)")
+    parser.add_argument("--compiled", choices=("default", "reduce-overhead"), action="append", default=[])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU")
+    device = torch.device("cuda")
+    name = torch.cuda.get_device_name(device)
+    table = [f"# {name}", "", f"torch {torch.__version__}; microseconds a time step, medians.", ""]
+    table += ["| shape | dtype | what | forward | forward+backward |", "| --- | --- | --- | --: | --: |"]
+    for shape in options.shape or ("narrow", "motion", "reference", "speech"):
+        for dtype in options.dtype or DTYPES:
+            job = Job(SHAPES[shape], DTYPES[dtype], device)
+            print(f"{shape} {dtype}: {job.tune(options.seconds)}")
+            for line in lines(job, options.seconds, options.compiled):
+                print(line, flush=True)
+                table.append(line)
+    (RESULTS / f"gpu-{name.lower().replace(' ', '-')}.md").write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the compiler makes of the Triton kernels at the benchmark shapes: registers, spills, shared memory.
+
+``python -m bench.resources`` writes bench/results/triton-resources.md. It needs no GPU and says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vrnn_fast import VRNN
+from vrnn_fast.executors.triton import tuning
+from vrnn_fast.executors.triton.plan import plan
+from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
+from vrnn_fast.partition import Keep
+from vrnn_fast.spec import CellSpec
+
+from .record import RESULTS
+from .shapes import REAL_SHAPES, SIX_SHAPES, Shape
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+SHAPES = {shape.name: shape for shape in (*REAL_SHAPES, *SIX_SHAPES) if shape.model}
+COMPILED = ("narrow", "motion", "reference", "speech", "wide")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one compiled kernel: 32-bit registers of a thread, bytes (on AMD registers) of it spilled to memory, bytes of
+    shared memory of a program."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def spec_of(shape: Shape) -> CellSpec:
+    """The cell of a shape."""
+    return VRNN(**shape.model, backend="reference", device="meta").spec
+
+
+def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, Any]:
+    """The kernels of a training step without gradients of z and eps from outside."""
+    from vrnn_fast.executors.triton import kernels
+
+    stored = plan(spec, config.widest).stored(Keep.STORED)
+    return {
+        "forward": kernels.forward(spec, config, dtype.itemsize, stored),
+        "backward": kernels.backward(spec, config, dtype.itemsize, on_z=False, on_eps=False),
+    }
+
+
+def compiled(kernel: Any, chip: str, config: Config, dtype: torch.dtype, precision: str) -> Resources:
+    """Compile a kernel for a chip that need not be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vrnn_fast.executors.triton.versions import options
+
+    constants = {"ROWS": config.rows, "PRECISION": precision, "lengths": None, "resets": None}
+    integers = {"steps": "i32", "batch": "i32"}
+    signature = {
+        name: "constexpr" if name in constants else integers.get(name, f"*{NAMES[dtype]}") for name in kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+    }
+    amd = chip.startswith("gfx")
+    target = GPUTarget("hip", chip, 64) if amd else GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    found = triton.compile(source, target=target, options=options(config.warps))
+    if amd:
+        counts = (re.search(rf"\.{name}:\s*(\d+)", found.asm["amdgcn"]) for name in ("vgpr_count", "vgpr_spill_count"))
+        registers, spilled = (int(count[1]) if count else 0 for count in counts)
+    else:
+        registers, spilled = _of_cubin(found.asm["cubin"], Path(triton.__file__).parent)
+    return Resources(registers, spilled, found.metadata.shared)
+
+
+def _of_cubin(cubin: bytes, package: Path) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, as cuobjdump (which triton ships) reads them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = package / "backends" / "nvidia" / "bin" / "cuobjdump"
+        output = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", output)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing of registers: {output}")
+    return int(found[1]), int(found[2])
+
+
+def rows(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
+    """The lines of the table, as they are compiled."""
+    columns = ("shape", "x, h, z", "operands", "chip", "rows, warps, tile, ahead", "KB on chip")
+    yield f"| {' | '.join((*columns, 'kernel', 'registers', 'spilled', 'shared'))} |"
+    yield "| --- | --- | --- | --- | --- | --: | --- | --: | --: | --: |"
+    for name in shapes:
+        spec = spec_of(SHAPES[name])
+        for chip, (dtype, precision) in ((c, o) for c in chips for o in OPERANDS):
+            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision)[:1]:
+                yield from _lines(name, spec, CHIPS[chip], config, dtype, precision)
+
+
+OPERANDS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
+
+
+def _lines(name: str, spec: CellSpec, chip: Chip, config: Config, dtype: torch.dtype, precision: str) -> Iterator[str]:
+    cut = plan(spec, config.widest)
+    sizes = {m.number: tuning.weight_bytes(cut, m, dtype.itemsize) for m in cut.matrices}
+    loaded = sum(sizes[number] for number in tuning.resident(cut, config, dtype.itemsize))
+    sizes_of = ", ".join(map(str, SHAPES[name].sizes))
+    written = f"{config.rows}, {config.warps}, {config.widest}, {'yes' if config.ahead else 'no'}"
+    operands = "bfloat16" if dtype == torch.bfloat16 else "float32" if precision == "ieee" else "tf32"
+    for way, kernel in kernels_of(spec, config, dtype).items():
+        r = compiled(kernel, chip.name, config, dtype, precision)
+        place = f"{loaded >> 10} of {sum(sizes.values()) >> 10}"
+        yield (
+            f"| {name} | {sizes_of} | {operands} | {chip.name} | {written} | {place} | {way} | {r.registers} "
+            f"| {r.spilled} | {r.shared} |"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile, print, record."""
+    import triton
+
+    parser = argparse.ArgumentParser(prog="python -m bench.resources", description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), action="append", help="this shape (may be repeated)")
+    parser.add_argument("--chip", choices=sorted(CHIPS), action="append", help="this chip (may be repeated)")
+    options = parser.parse_args(arguments)
+    lines = [
+        "# What the compiler makes of the Triton kernels",
+        "",
+        f"triton {triton.__version__}, cross-compiled, not run. The configuration is the one that runs untuned.",
+        "Registers are those of a thread, spilled are bytes of its stack (sm) or registers (gfx). Shared memory is in",
+        "bytes, of a program. Weights beyond those on the chip are read from the second-level cache in every step.",
+        "`python -m bench.resources` writes this.",
+        "",
+    ]
+    for line in rows(options.shape or COMPILED, options.chip or tuple(CHIPS)):
+        print(line, flush=True)
+        lines.append(line)
+    (RESULTS / "triton-resources.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""The Triton executor against the oracle, on the GPU that is there, or in triton's interpreter (TRITON_INTERPRET=1).
+
+Imports torch, triton, numpy and pytest only. tests/test_triton.py runs all of it in the interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from oracle import Errors, Problem, assert_obeys_the_law
+from vrnn_fast import VRNN, Std
+from vrnn_fast.executors import SequenceResult, reference, select, triton
+from vrnn_fast.executors.triton import launch, rows, tuning
+from vrnn_fast.executors.triton.tuning import Config
+from vrnn_fast.spec import ACTIVATIONS, CellSpec
+
+pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+DEEP: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (6,)}
+GAUSSIAN: dict[str, Any] = {
+    "likelihood": "gaussian",
+    "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)),
+    "output_std": Std(floor=1e-3),
+}
+RAGGED = [1, 2, 0]
+NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
+EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+
+
+@pytest.fixture(autouse=True)
+def patched_once() -> Iterator[None]:
+    """The interpreter patches the language at every call of a function, which takes longer than the call."""
+    if not triton._INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    own = InterpretedFunction.__call__
+
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        function = own if self.fn.__module__.startswith("triton.") else lambda s, *a, **o: s.rewrite()(*a, **o)
+        return function(self, *arguments, **options)
+
+    with mock.patch.object(InterpretedFunction, "__call__", call):
+        yield
+
+
+def on_device(*tensors: Any) -> Iterator[Any]:
+    return (t.to(DEVICE) if isinstance(t, Tensor) else t for t in tensors)
+
+
+def run(
+    spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **options: Any
+) -> SequenceResult:
+    """The executor, with tensors sent to its device and results brought back."""
+    options = dict(zip(options, on_device(*options.values()), strict=True))
+    x, eps = on_device(x, eps)
+    result = triton.run(spec, list(on_device(*parameters)), x, eps, lengths, tuple(on_device(*state)), **options)
+    *per_step, state, _ = result
+    return SequenceResult(*(t.cpu() for t in per_step), tuple(s.cpu() for s in state))
+
+
+here = SimpleNamespace(run=run)
+
+
+def check(spec: CellSpec, steps: int = 2, batch: int = 3, lengths: list[int] | None = None, **options: Any) -> None:
+    options = {"dtype": torch.float32, "draws": 2} | options
+    assert_obeys_the_law(spec, steps, batch, lengths, executor=here, **options)
+
+
+def cell(**options: Any) -> CellSpec:
+    return CellSpec(**{"input_size": 5, "hidden_size": 17, "latent_size": 3, **options})
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
+def test_every_cell(kind: str, recompute: bool) -> None:
+    check(cell(cell=kind, **DEEP, **GAUSSIAN), lengths=RAGGED, recompute=recompute)
+
+
+FAMILY: dict[str, dict[str, Any]] = {
+    "no hidden layer": {},
+    "no bias": {"cell": "lstm", "bias": False, **GAUSSIAN},
+    "two layers": {"num_layers": 2, "cell": "lstm", "encoder": (8,)},
+    "three layers without bias": {"num_layers": 3, "bias": False, "phi_z": (5,)},
+    "two simple layers": {"num_layers": 2, "cell": "rnn", "nonlinearity": "elu"},
+    "deep heads": {"head_layers": (4, 9), "encoder": (8,)},
+    "packed heads": {"packed_heads": True, "encoder": (8,), "cell": "lstm"},
+    "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
+    "residual": {"residual": True, **DEEP},
+    "standard normal": {"prior": None, "encoder": (8,)},
+    "conditioned everywhere": {"cond_size": 33, "cond_to": EVERYWHERE, **DEEP},
+    "conditioned residual": {"cond_size": 2, "residual": True, "cell": "lstm", "prior": (7,)},
+    "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
+    "no z": NO_Z,
+    "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
+    "weights of the sample": {"objective": "log_weight", **DEEP},
+    "weights, residual, no network of z": {"objective": "log_weight", "residual": True, "encoder": (8,)},
+    "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
+}
+
+
+@pytest.mark.parametrize("member", FAMILY)
+def test_the_whole_family(member: str) -> None:
+    check(cell(**FAMILY[member]), lengths=RAGGED, recompute=len(member) % 2 == 1)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
+def test_resets_and_masks(options: dict[str, Any]) -> None:
+    check(cell(**options), 3, lengths=[3, 2, 3], resets=True, mask=True)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 3, 1), (1, 33, 17, 17), (2, 3, 33, 33), (17, 1, 3, 3)])
+def test_odd_sizes(sizes: tuple[int, int, int, int]) -> None:
+    steps, batch, hidden, latent = sizes
+    check(CellSpec(3, hidden, latent, phi_z=(3,)), steps, batch, draws=1 if steps > 2 else 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_half_precision(dtype: torch.dtype, kind: str) -> None:
+    check(cell(cell=kind, **DEEP), lengths=RAGGED, dtype=dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation: Any) -> None:
+    check(cell(cell="rnn", nonlinearity=activation, activation=activation, encoder=(8,)), 2)
+
+
+@pytest.mark.parametrize(
+    "std",
+    [
+        Std("softplus", shift=0.5, beta=0.7, floor=1e-4),
+        Std("softplus", beta=2.0, floor=0.0, minimum=0.6),
+        Std("log_std", floor=0.0, low=-0.3, high=0.4),
+        Std("log_variance", shift=-0.2, minimum=0.8),
+    ],
+    ids=lambda std: std.kind,
+)
+def test_every_standard_deviation(std: Std) -> None:
+    check(cell(std=std, latent_size=7, **(GAUSSIAN | {"output_std": std})), 2)
+
+
+CONFIGS = {
+    "narrow tiles": Config(16, 4, 16, True, 1 << 20),
+    "streamed weights": Config(16, 8, 128, False, 0),
+    "more rows": Config(32, 4, 32, True, 4000),
+}
+
+
+@contextmanager
+def configured(config: Config) -> Iterator[None]:
+    with mock.patch.object(tuning, "choose", return_value=config):
+        yield
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
+    with configured(CONFIGS[name]):
+        check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
+
+
+@pytest.mark.parametrize("member", [*FAMILY, "gaussian", "gaussian means"])
+def test_a_cell_runs_on_its_own(member: str) -> None:
+    spec = cell(**(FAMILY[member] if member in FAMILY else GAUSSIAN | DEEP))
+    mean = len(member) % 2 == 0 and member != "gaussian"
+    problem = Problem.draw(spec, 3, 3)
+    noise = torch.randn((3, 3, 5), generator=torch.Generator().manual_seed(1))
+
+    def played(executor: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+        given = {name: t.to(dtype) for name, t in problem.inputs.items()}
+        state = tuple(given[f"state{i}"] for i in range(spec.state_tensors))
+        place = list(on_device(*(given[p.name] for p in spec.parameters()), given["eps"], noise.to(dtype), *state))
+        count, cond = len(place) - len(state) - 2, given.get("cond")
+        x, after = executor.generate(
+            spec,
+            place[:count],
+            *place[count : count + 2],
+            tuple(place[count + 2 :]),
+            cond=None if cond is None else cond.to(DEVICE),
+            mean=mean,
+        )
+        return {"x": x.cpu()} | {f"state{i}": s.cpu() for i, s in enumerate(after)}
+
+    before, errors = launch.launches.copy(), Errors(torch.float32)
+    errors.add(
+        *(played(e, d) for e, d in ((triton, torch.float32), (reference, torch.float32))),
+        played(reference, torch.float64),
+    )
+    errors.assert_at_most_twice_torchs()
+    assert launch.launches - before == {"generate": 1}
+
+
+# ---- memory
+
+
+def guarded(tensor: Tensor, bands: list[Tensor]) -> Tensor:
+    """The same numbers between two bands of NaN, which are remembered."""
+    band, count = 1024, tensor.numel()
+    whole = tensor.new_full((count + 2 * band,), float("nan"))
+    bands += (whole[:band], whole[band + count :])
+    inner = whole[band : band + count].view(tensor.shape)
+    return inner.copy_(tensor)
+
+
+def poisoned(bands: list[Tensor]) -> Callable[..., Tensor]:
+    def allocate(like: Tensor, shape: tuple[int, ...], fill: float | None = None) -> Tensor:
+        return guarded(like.new_full(shape, float("nan") if fill is None else fill), bands)
+
+    return allocate
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_nothing_is_read_unwritten_nor_written_outside(kind: str, lengths: list[int] | None, recompute: bool) -> None:
+    options = {"resets": lengths is not None, "mask": lengths is not None}
+    problem = Problem.draw(cell(cell=kind, num_layers=2, **DEEP), 2, 3, lengths, **options)
+    expected = problem.run(here, torch.float32, recompute=recompute)
+    bands: list[Tensor] = []
+    allocate, own = poisoned(bands), triton.run
+
+    def among_bands(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
+        place = [_Guard.apply(t, bands) for t in (*parameters, x, eps, *state)]
+        count = len(parameters)
+        return own(spec, place[:count], *place[count : count + 2], lengths, tuple(place[count + 2 :]), **o)
+
+    with (
+        mock.patch.object(rows, "allocate", allocate),
+        mock.patch.object(launch, "allocate", allocate),
+        mock.patch.object(triton, "run", among_bands),
+    ):
+        found = problem.run(here, torch.float32, recompute=recompute)
+    assert len(bands) > 40
+    assert all(band.isnan().all() for band in bands)
+    for name, t in found.items():
+        assert torch.equal(t, expected[name]), name
+
+
+class _Guard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, bands: list[Tensor]) -> Tensor:
+        return guarded(tensor, bands)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def test_padding_never_reaches_a_result() -> None:
+    problem = Problem.draw(cell(**DEEP, cond_size=2), 2, 3, RAGGED)
+    expected = problem.run(here, torch.float32)
+    for b, n in enumerate(RAGGED):
+        for name in ("x", "eps", "cond"):
+            problem.inputs[name][n:, b] = float("nan")
+        for name in ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw"):
+            problem.upstream[name][n:, b] = float("nan")
+    for name, t in problem.run(here, torch.float32).items():
+        assert torch.equal(t, expected[name]), name
+
+
+def test_nan_in_x_reaches_its_row_and_no_other() -> None:
+    problem = Problem.draw(cell(**DEEP), 3, 4)
+    clean = problem.run(here, torch.float32)
+    problem.inputs["x"][1, 1, 3] = float("nan")
+    dirty = problem.run(here, torch.float32)
+    assert dirty["nll"][1:, 1].isnan().all()
+    assert dirty["final0"][1].isnan().all()
+    for row in (0, 2, 3):
+        assert torch.equal(dirty["nll"][:, row], clean["nll"][:, row])
+
+
+def test_strides_of_either_layout() -> None:
+    problem = Problem.draw(cell(**DEEP), 3, 4)
+    expected = problem.run(here, torch.float32)
+    for name in ("x", "eps"):
+        problem.inputs[name] = problem.inputs[name].transpose(0, 1).contiguous().transpose(0, 1)
+        assert not problem.inputs[name].is_contiguous()
+    for name, t in problem.run(here, torch.float32).items():
+        assert torch.equal(t, expected[name]), name
+
+
+def test_repeats_are_equal_to_the_last_bit() -> None:
+    problem = Problem.draw(cell(**DEEP), 2, 17, [2, 1, 2] * 5 + [0, 1])
+    first = problem.run(here, torch.float32)
+    for name, t in problem.run(here, torch.float32).items():
+        assert torch.equal(t, first[name]), name
+
+
+# ---- launches
+
+
+def test_launches_do_not_grow_with_time() -> None:
+    """Neither ours, whose counter also proves what ran, nor torch's."""
+    spec, grown = cell(hidden_size=3, **NO_Z), []
+    Problem.draw(spec, 2, 2).run(here, torch.float32)
+    for steps in (2, 64):
+        before = launch.launches.copy()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            Problem.draw(spec, steps, 2).run(here, torch.float32)
+        calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith(("aten::", "vrnn_fast::"))}
+        grown.append((launch.launches - before, calls))
+    assert grown[0] == grown[1]
+    assert grown[0][0] == {"forward": 1, "backward": 1}
+    assert grown[0][1]["vrnn_fast::triton_forward"] == grown[0][1]["vrnn_fast::triton_backward"] == 1
+    before = launch.launches.copy()
+    Problem.draw(spec, 2, 2).run(reference, torch.float32)
+    assert launch.launches == before
+
+
+# ---- as a module
+
+
+def model(**options: Any) -> VRNN:
+    own = VRNN(5, 8, 3, phi_x=(), encoder=(8,), decoder=(), backend="triton", **options)
+    return own.to(DEVICE)
+
+
+def batch(steps: int = 3, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    x, eps = torch.rand(steps, size, 5).round(), torch.randn(steps, size, 3)
+    return x.to(DEVICE), torch.tensor([steps, 1, 0, 2]), eps.to(DEVICE)
+
+
+def test_a_module_trains_steps_and_generates() -> None:
+    own, (x, lengths, eps) = model(cell="lstm"), batch()
+    plain = VRNN(5, 8, 3, phi_x=(), encoder=(8,), decoder=(), backend="reference", cell="lstm").to(DEVICE)
+    plain.load_state_dict(own.state_dict())
+    found = [m(x, lengths, eps=eps, outputs=("prior", "prediction")) for m in (own, plain)]
+    torch.testing.assert_close(found[0].loss, found[1].loss)
+    torch.testing.assert_close(found[0].prediction, found[1].prediction)
+    for out in found:
+        out.loss.backward()
+    for a, b in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    steps = [m.step(x[0], own.init_state(4), eps=eps[0]) for m in (own, plain)]
+    torch.testing.assert_close(steps[0], steps[1])
+    assert own.generate(3, prefix=x, lengths=lengths)[0].shape == (3, 4, 5)
+    assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
+
+
+def test_it_is_asked_for_by_name() -> None:
+    own = model()
+    own.backend = "auto"
+    executor, _ = select("auto", own.spec, batch()[0])
+    assert executor is not triton
+    assert "is preferred" in own.explain().splitlines()[-1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_training_step_equals_eager() -> None:
+    torch._dynamo.reset()
+    own = model()
+
+    def step(x: Tensor, lengths: Tensor, eps: Tensor) -> Tensor:
+        out = own(x, lengths, eps=eps, beta=0.5)
+        return out.loss
+
+    compiled = torch.compile(step, fullgraph=True, backend="inductor" if DEVICE.type == "cuda" else "aot_eager")
+    given, gradients = batch(), []
+    for function in (step, compiled):
+        own.zero_grad()
+        function(*given).backward()
+        gradients.append([p.grad.clone() for p in own.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_operators_keep_their_promises() -> None:
+    spec = cell(hidden_size=4, latent_size=2, cond_size=2)
+    x, eps, cond = (torch.randn(2, 3, w, device=DEVICE, requires_grad=w == 5) for w in (5, 2, 2))
+    state = [torch.randn(3, 4, device=DEVICE, requires_grad=True)]
+    parameters = [torch.randn(p.shape, device=DEVICE, requires_grad=True) for p in spec.parameters()]
+    arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, state, parameters)
+    options = (triton.ops.encode(spec), "ieee", 1, True, True)
+    torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
+
+
+def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
+    from bench.gpu import Job, lines
+    from bench.shapes import Shape, uniform
+
+    tiny = {"phi_x": (), "encoder": (8,), "decoder": (), "bias": True}
+    job = Job(Shape("tiny", 2, 3, uniform(4, 8, 3, **tiny)), torch.float32, DEVICE)
+    assert job.problem() is None
+    rows = [line.split("|") for line in lines(job, 0.0, ())]
+    names = [row[3].strip() for row in rows]
+    assert [name for name in names if "graph" not in name] == ["vrnn_fast", "eager loop", "nn.GRU alone"]
+    assert all(float(cell) > 0 for row in rows for cell in row[4:6])
+    with mock.patch.object(tuning, "candidates", return_value=[CONFIGS["narrow tiles"]]):
+        assert job.tune(0.0) == CONFIGS["narrow tiles"]

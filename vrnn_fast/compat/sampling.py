@@ -1,0 +1,105 @@
+"""``sample`` of an accelerated model: the original's, on our executors.
+
+Noise is drawn as the original draws it, step by step, before the launch; so the same seed gives the same samples. What
+the executors do here has no gradients: where the original's samples would have them, it samples itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import executors
+from ..executors.reference import full_precision
+from ..layout import Reading, gather
+from ..spec import CellSpec, Std
+
+if TYPE_CHECKING:
+    from .accelerated import Accelerated
+
+
+class Draw(Protocol):
+    """Fills a tensor with the noise of one step."""
+
+    def __call__(self, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a layout samples.
+
+    Attributes:
+        method: the name of the original's method.
+        examples: arguments for its proof, of the number of features.
+        sample: what stands in for it.
+    """
+
+    method: str
+    examples: Callable[[int], tuple[tuple[Any, ...], ...]]
+    sample: Callable[..., Any]
+
+
+class Player:
+    """An accelerated module of one cell, its parameters read once, to go on without being shown anything.
+
+    ``likelihood`` says what the first of the decoder's heads is the mean of, or the first two are of a Gaussian.
+    """
+
+    def __init__(self, module: Accelerated, likelihood: str, heads: int) -> None:
+        plan = module._plan
+        (structure,) = plan.structures
+        parameters = gather(module, module._slots)
+        self.like = parameters[0]
+        self.drawn_as = plan.noise
+        self.draw: Draw = lambda out: plan.objective.noise(out, plan.mend)
+        self.spec: CellSpec = replace(
+            structure.spec,
+            likelihood=likelihood,  # type: ignore[arg-type]
+            decoder_heads=structure.spec.decoder_heads[:heads],
+            output_std=Std(floor=0.0),
+        )
+        names = {name for name, _ in self.spec.parameters()}
+        kept = [p for (n, _), p in zip(structure.spec.parameters(), parameters, strict=True) if n in names]
+        every = len(kept) == len(parameters) and all(p.is_leaf for p in parameters)
+        self.parameters = Reading(module, module._slots, parameters) if every else kept
+        self.executor = executors.choose(plan.backend, self.spec, self.like, stacklevel=5)
+
+    def zeros(self, batch: int) -> tuple[Tensor, ...]:
+        """A state to start from."""
+        return tuple(self.like.new_zeros((batch, self.spec.hidden_size)) for _ in range(self.spec.state_tensors))
+
+    def noise(self, batch: int, *widths: int) -> tuple[Tensor, ...]:
+        """The noise of one step, (1, B, width) each, drawn in this order."""
+        drawn = tuple(self.like.new_empty((1, batch, width), dtype=self.drawn_as) for width in widths)
+        for out in drawn:
+            self.draw(out[0])
+        return tuple(out.to(self.like.dtype) for out in drawn)
+
+    def play(
+        self, eps: Tensor, noise: Tensor, state: tuple[Tensor, ...], *, cond: Tensor | None = None, mean: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """x (T, B, X) that the cell makes of noise eps (T, B, Z) and noise (T, B, X), and the state after it."""
+        with full_precision(self.like.device), torch.no_grad():
+            return self.executor.generate(self.spec, self.parameters, eps, noise, state, cond=cond, mean=mean)
+
+    def take_in(
+        self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The state after x (T, B, X)."""
+        with full_precision(self.like.device), torch.no_grad():
+            return self.executor.run(
+                self.spec,
+                self.parameters,
+                x,
+                eps,
+                None,
+                state,
+                cond=cond,
+                recompute=False,
+                want_prior=False,
+                want_raw=False,
+            ).state

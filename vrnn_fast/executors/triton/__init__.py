@@ -1,0 +1,168 @@
+"""The Triton executor: dense passes in torch, and the scan in one launch of a generated kernel, forward and backward.
+
+Read plan.py (tiles), emit.py (kernels), functions.py (what they call), rows.py (all that is not sequential), launch.py.
+Only kernels.py, functions.py and versions.py import triton, at the first call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ...partition import Keep
+from ...spec import CellSpec
+from .. import reference
+from ..reference import step_of_run
+from ..result import SequenceResult, StepResult
+from . import ops, tuning
+from .plan import plan
+
+name = "triton"
+verified = "in the interpreter; not yet on a GPU"
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_OLDEST = (3, 6)
+
+
+def unavailable() -> str | None:
+    """None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return 'triton is not installed (pip install "vrnn-fast[triton]")'
+    if tuple(map(int, found.split(".")[:2])) < _OLDEST:
+        return f"it needs triton 3.6 or later, and {found} is installed"
+    if not _INTERPRETED and torch.cuda.device_count() == 0:
+        return "there is no GPU (TRITON_INTERPRET=1 runs it in triton's interpreter, slowly)"
+    return None
+
+
+def refuses(spec: CellSpec, x: Tensor) -> str | None:
+    """None, or why a call with this x cannot run here."""
+    if x.device.type != "cuda" and not _INTERPRETED:
+        return f"it runs on GPU tensors, and x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
+    if spec.objective == "particle_filter":
+        return "it does not resample: a particle filter's weights pass between the rows of a sequence in every step"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
+    return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
+
+
+def launches(spec: CellSpec) -> str:
+    """How many launches a batch of sequences takes, in words."""
+    chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
+    kinds = {"16 bits": (2, "ieee"), "TF32": (4, "tf32"), "float32": (4, "ieee")}
+    places = ", ".join(
+        f"{_weights(spec, size, chip, precision)} in {kind}" for kind, (size, precision) in kinds.items()
+    )
+    wide = [kind for kind, (size, precision) in kinds.items() if tuning.misfit(spec, size, chip, precision, mean=True)]
+    alone = f"generate 1, in {' and '.join(wide)} step by step" if wide else "generate 1"
+    if spec.likelihood == "external":
+        alone = "generate goes step by step, for the likelihood is outside of the launch"
+    calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
+    return f"{calls}; {alone}; {places}"
+
+
+def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> str:
+    """Where the weights of the scan are while it runs, in words."""
+    found = tuning.candidates(spec, itemsize, chip, precision)
+    if not found:
+        return "no configuration fits"
+    cut = plan(spec, found[0].widest)
+    loaded = tuning.resident(cut, found[0], itemsize)
+    sizes = {m.number: tuning.weight_bytes(cut, m, itemsize) for m in cut.matrices}
+    streamed = sum(size for number, size in sizes.items() if number not in loaded)
+    if not streamed:
+        return "all weights stay on the chip"
+    return f"{streamed >> 10} of {sum(sizes.values()) >> 10} KB of weights are read from the L2 cache in every step"
+
+
+def run(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    resets: Tensor | None = None,
+    mask: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    threshold: float = 0.5,
+    recompute: bool,
+    want_prior: bool,
+    want_raw: bool,
+) -> SequenceResult:
+    """See :class:`vrnn_fast.executors.Executor`. States and sums are float32 in every dtype.
+
+    float32 operands are rounded to TF32 where ``torch.set_float32_matmul_precision`` allows it, and nowhere else.
+    """
+    tensors = (x, eps, cond, *state, *parameters)
+    keep = ops.NO_BACKWARD
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        keep = int(Keep.ALWAYS if recompute else Keep.STORED)
+    out = torch.ops.vrnn_fast.triton_forward(
+        *(x, eps, cond, lengths, resets, mask, list(state), list(parameters)),
+        *(spec.constant(spec.key, _text), _precision(), keep, want_prior, want_raw),
+    )
+    wanted = (True,) * 5 + (want_prior, want_prior, want_raw)
+    per_step = (tensor if want else None for tensor, want in zip(out, wanted, strict=False))
+    return SequenceResult._make((*per_step, tuple(out[8]), None))
+
+
+def step(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    recompute: bool,
+    want_raw: bool,
+) -> StepResult:
+    """See :class:`vrnn_fast.executors.Executor`: a sequence of one step."""
+    return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
+
+
+def generate(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    noise: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    mean: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step, which
+    :func:`launches` tells."""
+    if spec.constant(spec.key, _misfit, noise.dtype.itemsize, noise.device, _precision(), mean) is not None:
+        return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
+    x, after = torch.ops.vrnn_fast.triton_generate(
+        *(eps, noise, cond, list(state), list(parameters), spec.constant(spec.key, _text), _precision(), mean)
+    )
+    return x, tuple(after)
+
+
+def _text(spec: CellSpec) -> str:
+    return ops.encode(spec)
+
+
+def _misfit(
+    spec: CellSpec, itemsize: int, device: torch.device, precision: str, mean: bool | None = None
+) -> str | None:
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

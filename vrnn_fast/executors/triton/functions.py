@@ -1,0 +1,260 @@
+"""What a stage does to tiles, for the generated kernels to call. Triton's language: it runs in float32.
+
+A tile is (rows, columns) with zeros, or what elementwise stages make of zeros, where it is padded; weights have zeros
+there, so padding never meets a result. Every function lets NaN through.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .versions import INTERPRETED
+
+WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bits of bfloat16 operands
+
+
+@triton.jit
+def running(t, length):
+    """The rows that step t belongs to."""
+    t = t + 0 * length
+    return (t >= 0) & (t < length)
+
+
+@triton.jit
+def load(base, row, active, START: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, STRIDE: tl.constexpr):
+    """Columns of the rows of a buffer; zeros at rows that are not active."""
+    column = tl.arange(0, PADDED)
+    at = base + row[:, None] * STRIDE + (START + column)[None, :]
+    mask = active[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (column < WIDTH)[None, :]
+    return tl.load(at, mask=mask, other=0.0)
+
+
+@triton.jit
+def store(
+    base, row, active, tile, START: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, STRIDE: tl.constexpr
+):
+    column = tl.arange(0, PADDED)
+    at = base + row[:, None] * STRIDE + (START + column)[None, :]
+    mask = active[:, None]
+    if WIDTH != PADDED:
+        mask = mask & (column < WIDTH)[None, :]
+    tl.store(at, tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weight(
+    base,
+    OFFSET: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """A (padded rows, padded columns) tile of weights, or its transpose, with zeros in the padding."""
+    if TRANSPOSED:
+        row = tl.arange(0, PADDED_ROWS)[None, :]
+        column = tl.arange(0, PADDED_COLUMNS)[:, None]
+    else:
+        row = tl.arange(0, PADDED_ROWS)[:, None]
+        column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = base + OFFSET + row * STRIDE + column
+    if ROWS != PADDED_ROWS or COLUMNS != PADDED_COLUMNS:
+        return tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def bias(base, OFFSET: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    column = tl.arange(0, PADDED)
+    return tl.load(base + OFFSET + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def spread(row, ROWS: tl.constexpr):
+    """The same row, (columns), for every one of ROWS."""
+    return row[None, :] + tl.zeros((ROWS, 1), tl.float32)
+
+
+@triton.jit
+def product(source, weights, total, PRECISION: tl.constexpr):
+    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None."""
+    source = source.to(weights.dtype)
+    if WIDEN:
+        source = source.to(tl.float32)
+        weights = weights.to(tl.float32)
+    if total is None:
+        return tl.dot(source, weights, input_precision=PRECISION)
+    else:
+        return tl.dot(source, weights, total, input_precision=PRECISION)
+
+
+@triton.jit
+def exp(x):
+    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone."""
+    x = tl.where(x > 89.0, 89.0, x)
+    x = tl.where(x < -104.0, -104.0, x)
+    n = tl.floor(x * 1.44269504088896341 + 0.5)
+    r = (x - n * 0.693359375) + n * 2.12194440e-4
+    half = tl.floor(n * 0.5)  # in two factors: n reaches 128
+    return tl.exp2(r * 1.44269504088896341) * tl.exp2(half) * tl.exp2(n - half)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    """Coefficients of S. Moshier's Cephes library, near zero."""
+    z = x * x
+    p = z * -5.70498872745e-3 + 2.06390887954e-2
+    p = p * z - 5.37397155531e-2
+    p = p * z + 1.33314422036e-1
+    p = p * z - 3.33332819422e-1
+    large = 1.0 - 2.0 / (exp(2.0 * tl.abs(x)) + 1.0)
+    return tl.where(tl.abs(x) < 0.625, p * z * x + x, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def expm1(x):
+    p = x * (1.0 / 40320) + 1.0 / 5040
+    p = p * x + 1.0 / 720
+    p = p * x + 1.0 / 120
+    p = p * x + 1.0 / 24
+    p = p * x + 1.0 / 6
+    p = p * x + 0.5
+    return tl.where(tl.abs(x) < 0.5, p * x * x + x, exp(x) - 1.0)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), with log(1 + u) corrected to first order for the rounding of 1 + u."""
+    u = exp(-tl.abs(x))
+    w = 1.0 + u
+    return tl.where(x < 0, 0.0, x) + tl.log(w) + (u - (w - 1.0)) / w
+
+
+@triton.jit
+def activate(x, KIND: tl.constexpr):
+    if KIND == "relu":
+        return tl.where(x < 0, 0.0, x)
+    elif KIND == "leaky_relu":
+        return tl.where(x < 0, x * 0.01, x)
+    elif KIND == "tanh":
+        return tanh(x)
+    elif KIND == "elu":
+        return tl.where(x < 0, expm1(x), x)
+    else:
+        return x
+
+
+@triton.jit
+def activate_backward(y, d, KIND: tl.constexpr):
+    """d times the derivative, from the result y."""
+    if KIND == "relu":
+        return tl.where(y > 0, d, 0.0)
+    elif KIND == "leaky_relu":
+        return tl.where(y > 0, d, d * 0.01)
+    elif KIND == "tanh":
+        return d * (1.0 - y * y)
+    elif KIND == "elu":
+        return tl.where(y > 0, d, d * (y + 1.0))
+    else:
+        return d
+
+
+@triton.jit
+def _argument(raw, SHIFT: tl.constexpr, SCALE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr):
+    if LOW is not None:
+        raw = tl.where(raw < LOW, LOW, raw)
+    if HIGH is not None:
+        raw = tl.where(raw > HIGH, HIGH, raw)
+    return (raw + SHIFT) * SCALE
+
+
+@triton.jit
+def _unbounded(u, SOFTPLUS: tl.constexpr, SCALE: tl.constexpr):
+    if SOFTPLUS:
+        return softplus(u) / SCALE
+    else:
+        return exp(u)
+
+
+@triton.jit
+def deviation(
+    raw,
+    SOFTPLUS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    """A standard deviation from its raw value: vrnn_fast.spec.Std."""
+    s = _unbounded(_argument(raw, SHIFT, SCALE, LOW, HIGH), SOFTPLUS, SCALE) + FLOOR
+    return tl.where(s < MINIMUM, MINIMUM, s)
+
+
+@triton.jit
+def deviation_backward(
+    raw,
+    d,
+    SOFTPLUS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    u = _argument(raw, SHIFT, SCALE, LOW, HIGH)
+    slope = sigmoid(u) if SOFTPLUS else exp(u) * SCALE
+    d = tl.where(_unbounded(u, SOFTPLUS, SCALE) + FLOOR < MINIMUM, 0.0, d * slope)
+    if LOW is not None:
+        d = tl.where(raw < LOW, 0.0, d)
+    if HIGH is not None:
+        d = tl.where(raw > HIGH, 0.0, d)
+    return d
+
+
+@triton.jit
+def gru(r, u, n, n_h, h):
+    """Gates before their activations to gates, and h_t."""
+    r = sigmoid(r)
+    u = sigmoid(u)
+    n = tanh(n + r * n_h)
+    return r, u, n, n + u * (h - n)
+
+
+@triton.jit
+def gru_backward(r, u, n, n_h, h, d):
+    """d of h_t to those of r, u, n_x and n_h before their activations, and of h_{t-1} past them."""
+    d_n = d * (1.0 - u) * (1.0 - n * n)
+    return d_n * n_h * r * (1.0 - r), d * (h - n) * u * (1.0 - u), d_n, d_n * r, d * u
+
+
+@triton.jit
+def lstm(i, f, g, o, c):
+    i = sigmoid(i)
+    f = sigmoid(f)
+    g = tanh(g)
+    o = sigmoid(o)
+    c = f * c + i * g
+    return i, f, g, o, o * tanh(c), c
+
+
+@triton.jit
+def lstm_backward(i, f, g, o, c, d_h, d_c):
+    """d of h_t and c_t to those of the gates before their activations, and of c_{t-1}."""
+    squashed = tanh(f * c + i * g)
+    d_c += d_h * o * (1.0 - squashed * squashed)
+    d_o = d_h * squashed * o * (1.0 - o)
+    return d_c * g * i * (1.0 - i), d_c * c * f * (1.0 - f), d_c * i * (1.0 - g * g), d_o, d_c * f

@@ -1,0 +1,250 @@
+"""The scan of a partition, cut into what a GPU program holds: tiles of columns, and the weights between them. Pure.
+
+Triton's tensors have powers of two for sizes and cannot be sliced. So every buffer that the scan touches is cut, once,
+wherever some stage reads or writes a part of it, and the parts into tiles of at most ``widest`` columns, padded to a
+power of two. A dense stage is then one small product for each pair of a source's and a target's tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+from ...partition import (
+    Activate,
+    Add,
+    Bias,
+    Dense,
+    Divergence,
+    Draw,
+    Keep,
+    Likelihood,
+    Partition,
+    Recur,
+    Sample,
+    Slice,
+    generation,
+    partition,
+)
+from ...spec import CellSpec
+
+LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
+
+
+def padded(width: int) -> int:
+    """The columns of a tile that holds ``width`` of them."""
+    return max(LEAST, 1 << (width - 1).bit_length())
+
+
+def pieces(width: int, widest: int) -> tuple[int, ...]:
+    """``width`` columns as the widths of tiles."""
+    return tuple(min(widest, width - start) for start in range(0, width, widest))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The columns [start, start + width) of a buffer, in a tensor of ``padded`` columns."""
+
+    buffer: str
+    start: int
+    width: int
+
+    @property
+    def padded(self) -> int:
+        return padded(self.width)
+
+    @property
+    def name(self) -> str:
+        """In a kernel."""
+        return f"{identifier(self.buffer)}_{self.start}"
+
+
+def identifier(buffer: str) -> str:
+    return buffer.replace(".", "_")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The stacked weights of one dense stage of the scan, and where they and their bias begin in the workspace.
+
+    (target width, source width), row-major, ``stride`` from row to row; then the bias, where the stage has one.
+    """
+
+    number: int
+    stage: Dense
+    offset: int
+
+    @property
+    def stride(self) -> int:
+        return -(-self.stage.source.width // LEAST) * LEAST
+
+    @property
+    def bias(self) -> int:
+        return self.offset + self.stage.target.width * self.stride
+
+    @property
+    def end(self) -> int:
+        size = self.bias + (0 if self.stage.bias is None else self.stage.target.width)
+        return -(-size // LEAST) * LEAST
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the kernels of one cell's scan hold, load and store.
+
+    Attributes:
+        tiles: of each buffer that the scan touches, in the order of columns.
+        matrices: of each dense stage of the scan, in the order of stages.
+        states: the buffers h and c of every layer, in the order of a state's tensors.
+        given: buffers that ``before`` has begun and the scan goes on with.
+        made: buffers that the scan writes, its states apart.
+        read_after: slices of the scan's buffers that ``after`` reads, so that gradients come back on them.
+        summed: buffers whose gradients weight gradients and ``before`` are made of.
+    """
+
+    program: Partition
+    tiles: dict[str, tuple[Tile, ...]]
+    matrices: tuple[Matrix, ...]
+    states: tuple[str, ...]
+    given: tuple[str, ...]
+    made: tuple[str, ...]
+    read_after: tuple[Slice, ...]
+    summed: tuple[str, ...]
+
+    @property
+    def workspace(self) -> int:
+        """Elements of all weights and biases of the scan."""
+        return self.matrices[-1].end
+
+    @property
+    def sample(self) -> Sample | None:
+        return next((s for s in self.program.scan if isinstance(s, Sample)), None)
+
+    @property
+    def divergence(self) -> Divergence | None:
+        return next((s for s in self.program.after if isinstance(s, Divergence)), None)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return next(s for s in self.program.after if isinstance(s, Likelihood))
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The buffers, besides eps, that the reverse scan reads."""
+        found: dict[str, None] = {}
+        for stage in self.program.scan:
+            if isinstance(stage, Activate):
+                found[stage.target.buffer] = None
+            elif isinstance(stage, Sample):
+                found[stage.source.buffer] = None
+            elif isinstance(stage, Recur) and stage.cell != "rnn":
+                for part in (stage.gates, stage.candidate, stage.h if stage.cell == "gru" else stage.c):
+                    if part is not None:
+                        found[part.buffer] = None
+        return tuple(found)
+
+    def width(self, buffer: str) -> int:
+        return next(b.width for b in self.program.buffers if b.name == buffer)
+
+    def stored(self, keep: Keep | None) -> tuple[str, ...]:
+        """The buffers that forward writes to memory: results, what ``after`` reads, and what backward shall find.
+
+        ``keep`` is the least that backward asks for, or None without a backward.
+        """
+        wanted = {s.buffer for s in self.read_after}
+        if self.sample is not None:
+            wanted |= {s.buffer for s in (self.sample.source, self.sample.std, self.sample.z)}
+        if keep is not None:
+            wanted |= {b.name for b in self.program.buffers if b.keep >= keep}
+        return tuple(name for name in (*self.states, *self.made) if name in wanted)
+
+    def tiles_of(self, part: Slice) -> tuple[Tile, ...]:
+        """The tiles that make up a slice."""
+        end = part.start + part.width
+        return tuple(t for t in self.tiles.get(part.buffer, ()) if part.start <= t.start < end)
+
+
+def halves(part: Slice) -> tuple[Slice, Slice]:
+    """The mean and the raw deviation of [mean | raw]."""
+    half = part.width // 2
+    return replace(part, width=half), replace(part, start=part.start + half, width=half)
+
+
+def _parts(stage: object) -> Iterator[Slice]:
+    """The slices of one stage, where stages need tiles of their own."""
+    for value in vars(stage).values():
+        if isinstance(value, Slice):
+            yield value
+    if isinstance(stage, Dense):
+        yield from (Slice(stage.target.buffer, stage.target.start + b.at, b.rows) for b in stage.blocks)
+    elif isinstance(stage, Sample):
+        yield from halves(stage.source)
+        yield replace(stage.z, buffer="eps")
+    elif isinstance(stage, Draw) and stage.kind == "gaussian":
+        yield from halves(stage.source)
+    elif isinstance(stage, Recur):
+        gates, width = stage.gates, stage.h.width
+        yield from (Slice(gates.buffer, gates.start + at, width) for at in range(0, gates.width, width))
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+@lru_cache(maxsize=256)
+def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
+    """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure.
+
+    With ``mean`` the cell runs on its own, and feeds back its outputs' means or samples; with None it is given x.
+    """
+    program = partition(spec) if mean is None else generation(spec, mean=mean)
+    cuts: dict[str, set[int]] = {}
+    for stage in program.scan:
+        for part in _parts(stage):
+            cuts.setdefault(part.buffer, set()).update((part.start, part.start + part.width))
+    tiles = {}
+    for buffer, at in cuts.items():
+        edges, cut = sorted(at), []
+        for start, end in pairwise(edges):
+            for width in pieces(end - start, widest):
+                cut.append(Tile(buffer, start, width))
+                start += width
+        tiles[buffer] = tuple(cut)
+    matrices: list[Matrix] = []
+    for stage in program.scan:
+        if isinstance(stage, Dense):
+            matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else 0))
+    recur = [s for s in program.scan if isinstance(s, Recur)]
+    states = tuple(s.h.buffer for s in recur) + tuple(s.c.buffer for s in recur if s.c is not None)
+    made: list[str] = []
+    for stage in program.scan:
+        match stage:
+            case Dense() | Activate() | Add():
+                made.append(stage.target.buffer)
+            case Sample():
+                made += (stage.std.buffer, stage.z.buffer)
+            case Draw():
+                made.append(stage.x.buffer)
+            case Recur():
+                made += (s.buffer for s in (stage.gates, stage.candidate, stage.output) if s is not None)
+    begun = [s.target.buffer for s in program.before if isinstance(s, Bias | Dense)]
+    in_scan = {*states, *made}
+    read: list[Slice] = []
+    for stage in program.after:
+        if isinstance(stage, Dense) and stage.source.buffer in in_scan:
+            read.append(stage.source)
+        elif isinstance(stage, Divergence):
+            read += (s for s in (stage.posterior, stage.prior, stage.z) if s is not None and s.buffer in in_scan)
+    dense = [s.target.buffer for s in program.scan if isinstance(s, Dense)]
+    return Plan(
+        program,
+        tiles,
+        tuple(matrices),
+        states,
+        _unique(name for name in begun if name in tiles),
+        _unique(made),
+        tuple(dict.fromkeys(read)),
+        _unique([*dense, *(name for name in begun if name in tiles)]),
+    )

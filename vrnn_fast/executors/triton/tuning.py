@@ -1,0 +1,224 @@
+"""Every tuning decision, and the arithmetic behind it in plain functions. Nothing here imports triton.
+
+A choice belongs to a structure (cell, dtype, chip), never to T or B. Untuned, the first candidate runs; :func:`tune`
+measures them all on a GPU and writes the fastest to disk, where the next process finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...spec import CellSpec
+from .plan import Matrix, Plan, plan
+
+MOST_REGISTERS = 255  # of a thread
+MOST_ESTIMATED = 320  # a cell that would want more is refused; up to here the compiler spills a few hundred bytes
+MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
+MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU: bytes of shared memory that one program may use, and threads of a warp."""
+
+    name: str
+    shared: int
+    lanes: int = 32
+
+
+CHIPS = {chip.name: chip for chip in (Chip("sm_80", 166912), Chip("sm_90", 232448), Chip("gfx942", 65536, 64))}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is written.
+
+    Attributes:
+        rows: of the batch in one program, a power of two from 16 on.
+        warps: of one program.
+        widest: columns of the widest tile, a power of two from 16 on.
+        ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
+        shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
+    """
+
+    rows: int
+    warps: int
+    widest: int
+    ahead: bool
+    shared: int
+
+
+def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
+    """Of one matrix on the chip, padded."""
+    target, source = (sum(t.padded for t in cut.tiles_of(s)) for s in (matrix.stage.target, matrix.stage.source))
+    return target * source * itemsize
+
+
+def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
+    """At most what passes through shared memory at a time: a tile of streamed weights, and one of values."""
+    tiles = [t.padded for of in cut.tiles.values() for t in of]
+    streamed = [
+        target.padded * source.padded * itemsize
+        for m in matrices
+        for target, source in product(cut.tiles_of(m.stage.target), cut.tiles_of(m.stage.source))
+    ]
+    return rows * max(tiles) * 4 + max(streamed, default=0)
+
+
+@lru_cache(maxsize=1024)
+def resident(cut: Plan, config: Config, itemsize: int) -> frozenset[int]:
+    """The numbers of the matrices that are loaded once: from the first on, as many as fit beside the staging."""
+    found: frozenset[int] = frozenset()
+    for matrix in cut.matrices:
+        more = found | {matrix.number}
+        if shared_bytes(cut, config.rows, itemsize, more) <= config.shared:
+            found = more
+    return found
+
+
+def shared_bytes(cut: Plan, rows: int, itemsize: int, loaded: frozenset[int]) -> int:
+    """At most the shared memory of a program whose ``loaded`` matrices stay there."""
+    weights = sum(weight_bytes(cut, m, itemsize) for m in cut.matrices if m.number in loaded)
+    streamed = (m for m in cut.matrices if m.number not in loaded)
+    return weights + staging_bytes(cut, streamed, rows, itemsize)
+
+
+def products(cut: Plan) -> int:
+    """Small products in a kernel's step."""
+    return sum(len(cut.tiles_of(m.stage.target)) * len(cut.tiles_of(m.stage.source)) for m in cut.matrices)
+
+
+def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
+    """Of one thread in a step, where it is threads that multiply."""
+    return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
+
+
+def registers(cut: Plan, config: Config, chip: Chip) -> int:
+    """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
+
+    def columns_of(*names: str) -> int:
+        return sum(t.padded for name in names for t in cut.tiles.get(name, ()))
+
+    columns = columns_of(*cut.states) + columns_of(*cut.given, "eps", "noise", "cond") * (2 if config.ahead else 1)
+    return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
+
+
+def candidates(
+    spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None
+) -> tuple[Config, ...]:
+    """The configurations that a cell may be run in, the best guess first; empty where none fits.
+
+    ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`, here and below.
+    """
+    found = []
+    warps_of = (256 // chip.lanes, 128 // chip.lanes)
+    for rows, warps, widest, ahead in product((16, 32), warps_of, (64, 128), (True, False)):
+        config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
+        if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
+            continue
+        if itemsize == 4 and precision == "ieee" and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
+            continue
+        if registers(cut, config, chip) <= (MOST_REGISTERS if ahead else MOST_ESTIMATED):
+            found.append(config)
+    return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
+
+
+def misfit(spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None) -> str | None:
+    """None, or why no configuration fits this cell."""
+    if candidates(spec, itemsize, chip, precision, mean):
+        return None
+    if itemsize == 4 and precision == "ieee" and candidates(spec, itemsize, chip, "tf32", mean):
+        return (
+            "a step of this cell in full float32, without tensor cores, would spill kilobytes of registers; "
+            'torch.set_float32_matmul_precision("high") allows TF32, and bfloat16 fits as well'
+        )
+    cut = plan(spec, 128, mean)
+    least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
+    return (
+        f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
+        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED} are compiled"
+    )
+
+
+def choose(
+    spec: CellSpec, dtype: torch.dtype, device: torch.device, precision: str = "ieee", mean: bool | None = None
+) -> Config:
+    """The tuned configuration if there is one (none is for cells that run on their own), else the first candidate.
+
+    Raises:
+        ValueError: no configuration fits.
+    """
+    return _chosen(spec, dtype, chip_of(device), precision, mean)
+
+
+@lru_cache(maxsize=256)
+def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str, mean: bool | None) -> Config:
+    found = candidates(spec, dtype.itemsize, chip, precision, mean)
+    if not found:
+        raise ValueError(misfit(spec, dtype.itemsize, chip, precision, mean))
+    tuned = _read(spec, dtype, chip, precision) if mean is None else None
+    return tuned if tuned in found else found[0]
+
+
+def tune(
+    spec: CellSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: Callable[[Config], float],
+    precision: str = "ieee",
+) -> Config:
+    """Measure every candidate by ``seconds``, remember the fastest on disk, and use it from now on."""
+    chip = chip_of(device)
+    best = min(candidates(spec, dtype.itemsize, chip, precision), key=seconds)
+    path = _record(spec, dtype, chip, precision)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        json.dump(asdict(best), file)
+    os.replace(file.name, path)
+    _chosen.cache_clear()
+    return best
+
+
+def _record(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str) -> Path:
+    key = hashlib.sha256(f"{spec} {dtype} {chip} {precision}".encode()).hexdigest()[:16]
+    return cache_directory() / f"tuned_{key}.json"
+
+
+def _read(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str) -> Config | None:
+    try:
+        return Config(**json.loads(_record(spec, dtype, chip, precision).read_text()))
+    except (OSError, ValueError, TypeError):  # none, or one of another version
+        return None
+
+
+@cache
+def chip_of(device: torch.device) -> Chip:
+    """The chip of a device; where there is none, in the interpreter, that of an H100."""
+    if device.type != "cuda":
+        return CHIPS["sm_90"]
+    properties: Any = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Chip(properties.gcnArchName.partition(":")[0], properties.shared_memory_per_block, properties.warp_size)
+    return Chip(f"sm_{properties.major}{properties.minor}", properties.shared_memory_per_block_optin)
+
+
+@cache
+def cache_directory() -> Path:
+    """Where generated kernels and tuned choices lie: VRNN_FAST_CACHE, else ~/.cache/vrnn_fast."""
+    path = Path(os.environ.get("VRNN_FAST_CACHE") or Path.home() / ".cache" / "vrnn_fast")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="vrnn_fast"))
