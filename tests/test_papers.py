@@ -90,7 +90,8 @@ def test_the_data_has_no_default_place(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_page_tells_what_was_missed() -> None:
     def result(kind: Kind, seed: int, nats: float) -> Result:
-        machine = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2", "versions": {"torch": "2"}}
+        machine: dict[str, object] = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2"}
+        machine |= {"versions": {"python": "3", "torch": "2"}, "commit": "c", "date": f"day {seed}"}
         bounds: dict[Kind, float] = {"elbo": nats - 1, "iwae": nats - 0.5, "fivo": nats}
         trials = [Trial(1e-3, [(5, nats), (6, nats - 1)], 60.0), Trial(2e-3, [(5, nats - 2)], 40.0)]
         return Result(Setting(kind, seed), machine, trials, bounds, bounds, 2.0)

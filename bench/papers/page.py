@@ -77,14 +77,19 @@ def _settings(s: Setting) -> str:
         f"{s.weight_decay:g}, no schedule; at most {s.epochs} epochs, and no more than {s.patience} without a better "
         f"validation. What is validated (every {s.every} epochs, FIVO of {s.judges} particles), kept and measured is "
         f"the running mean of the parameters (factor {s.average:g} per optimiser step). The time of training is that "
-        "of all learning rates together, validations included."
+        "of all learning rates together, validations included: wall-clock, whatever else the machine had to do."
     )
 
 
 def _machines(results: Sequence[Result]) -> Iterator[str]:
     """On what, with what: each once."""
-    for m in {str(r.machine): r.machine for r in results}.values():
-        versions = cast(dict[str, str], m["versions"])
-        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "vrnn-fast")
-        threads = f"{m['cores']} cores, threads of a run: {m['threads']}"
-        yield f"On {m['processor']}, {threads}; `{m['kernel_build']}` kernels; {packages}."
+
+    def described(machine: dict[str, object]) -> str:
+        versions = cast(dict[str, str], machine["versions"])
+        packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch"))
+        return (
+            f"On {machine['processor']}, {machine['cores']} cores, threads of a run: {machine['threads']}; "
+            f"`{machine['kernel_build']}` kernels; {packages}; commit {str(machine['commit'])[:10]}."
+        )
+
+    yield from dict.fromkeys(described(r.machine) for r in results)
