@@ -23,6 +23,9 @@ from ...spec import CellSpec
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
+MOST_AHEAD = (
+    240  # estimated, where a step reads ahead of the next one: a little less, for nothing should spill for that
+)
 MOST_ESTIMATED = 320  # a cell that would want more is refused; up to here the compiler spills a few hundred bytes
 MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
@@ -66,14 +69,14 @@ def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
 
 
 def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
-    """At most what passes through shared memory at a time: a tile of streamed weights, and one of values."""
+    """At most what passes through shared memory at a time: a tile of streamed weights, and four of values."""
     tiles = [t.padded for of in cut.tiles.values() for t in of]
     streamed = [
         target.padded * source.padded * itemsize
         for m in matrices
         for target, source in product(cut.tiles_of(m.stage.target), cut.tiles_of(m.stage.source))
     ]
-    return rows * max(tiles) * 4 + max(streamed, default=0)
+    return 4 * rows * max(tiles) * 4 + max(streamed, default=0)
 
 
 @lru_cache(maxsize=1024)
@@ -129,7 +132,7 @@ def candidates(
             continue
         if itemsize == 4 and precision == "ieee" and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
-        if registers(cut, config, chip) <= (MOST_REGISTERS if ahead else MOST_ESTIMATED):
+        if registers(cut, config, chip) <= (MOST_AHEAD if ahead else MOST_ESTIMATED):
             found.append(config)
     return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
 
