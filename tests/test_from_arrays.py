@@ -336,6 +336,17 @@ def test_the_start_is_generated_from(started: VRNN) -> None:
     torch.testing.assert_close(samples[0], expected)
 
 
+@pytest.mark.parametrize("kind", ["elbo", "iwae", "fivo"])
+def test_the_start_is_bounded_from(started: VRNN, kind: Any) -> None:
+    x = torch.from_numpy(drawn(binary=True)[0])
+    bounds = [
+        started.bound(x, kind, 3, state=state, generator=torch.Generator().manual_seed(0))
+        for state in (None, started.init_state(5), tuple(map(torch.zeros_like, started.init_state(5))))
+    ]
+    torch.testing.assert_close(bounds[0], bounds[1])
+    assert not torch.allclose(bounds[0], bounds[2])
+
+
 def _cell(model: VRNN) -> Any:
     from vrnn_fast.executors.reference import Cell
 

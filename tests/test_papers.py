@@ -12,12 +12,12 @@ import torch
 from scipy.io import savemat
 
 from bench.papers import __main__ as papers
-from bench.papers.chorales import PITCHES, WIDTH, Chorist, Result, Setting, read
+from bench.papers.chorales import PITCHES, WIDTH, Chorist, Result, Setting, Trial, read
 from bench.papers.page import page
 from vrnn_fast.bounds import Kind
 from vrnn_fast.data.dataset import DataError
 
-FEW = {"epochs": 3, "every": 1, "patience": 1, "judges": 2, "measures": 3}
+FEW = {"epochs": 3, "every": 1, "patience": 1, "learning_rates": (1e-3, 1e-2), "judges": 2, "measures": 3}
 
 
 @pytest.fixture
@@ -70,7 +70,9 @@ def test_runs_are_recorded_and_shown(rolls: Path, tmp_path: Path, monkeypatch: p
     found = papers.results_in(tmp_path / "papers")
     assert [r.name for r in found] == ["elbo-3", "iwae-3", "fivo-3"]
     for r in found:
-        assert [epoch for epoch, _ in r.history][-1] in (r.best_epoch, r.best_epoch + 1)
+        assert [t.learning_rate for t in r.trials] == [1e-3, 1e-2]
+        assert all(t.history[-1][0] in (t.best[0], t.best[0] + 1) for t in r.trials)
+        assert r.kept.best[1] == max(nats for t in r.trials for _, nats in t.history)
         assert all(math.isfinite(v) for part in (r.valid, r.test) for v in part.values())
         assert Result.of_json(json.dumps({**json.loads((tmp_path / "papers" / f"{r.name}.json").read_text())})) == r
     assert (tmp_path / "papers.md").read_text() == page(found)
@@ -81,13 +83,18 @@ def test_the_data_has_no_default_place(monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(SystemExit):
         papers.main([])
     assert "name JSB_Chorales.mat with --data or in VRNN_FAST_JSB" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        papers.main(["--data", "absent.mat"])
+    assert "absent.mat is not JSB_Chorales.mat" in capsys.readouterr().err
 
 
 def test_the_page_tells_what_was_missed() -> None:
     def result(kind: Kind, seed: int, nats: float) -> Result:
-        machine = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2", "versions": {"torch": "2"}}
+        machine: dict[str, object] = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2"}
+        machine |= {"versions": {"python": "3", "torch": "2"}, "commit": "c", "date": f"day {seed}"}
         bounds: dict[Kind, float] = {"elbo": nats - 1, "iwae": nats - 0.5, "fivo": nats}
-        return Result(Setting(kind, seed), machine, [(5, bounds)], 5, bounds, bounds, (60.0, 2.0))
+        trials = [Trial(1e-3, [(5, nats), (6, nats - 1)], 60.0), Trial(2e-3, [(5, nats - 2)], 40.0)]
+        return Result(Setting(kind, seed), machine, trials, bounds, bounds, 2.0)
 
     text = page(
         [result("elbo", 0, -7.7), *(result("fivo", seed, nats) for seed, nats in enumerate((-7.0, -7.2, -7.3)))]
@@ -95,4 +102,5 @@ def test_the_page_tells_what_was_missed() -> None:
     assert "| ELBO | -7.75 | **-7.700** | reached | -7.700 |" in text
     assert "| FIVO | -7.10, stretch -6.90 | **-7.200** | missed by 0.100 | -7.000, -7.200, -7.300 |" in text
     assert "| FIVO | 2 | -8.300 | -7.800 | -7.300 | -8.300 | -7.800 | -7.300 |" in text
+    assert "| FIVO | 0 | 0.001: -7.000, 0.002: -9.000 | 0.001 | 5 / 6 | 100 | 2 |" in text
     assert text.count("On P, 2 cores") == 1

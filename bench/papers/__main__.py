@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from vrnn_fast.data.dataset import DataError
+
 from ..record import RESULTS
 from .chorales import KINDS, Result, Setting, read, run
 from .page import page
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data is None:
         parser.error(f"name JSB_Chorales.mat with --data or in {DATA}")
     torch.set_num_threads(options.threads)
-    data, console, folder = read(options.data), Console(soft_wrap=True), options.results / "papers"
+    try:
+        data = read(Path(options.data))
+    except DataError as error:
+        parser.error(str(error))
+    console, folder = Console(soft_wrap=True), options.results / "papers"
     folder.mkdir(parents=True, exist_ok=True)
     for kind in options.bound or KINDS:
         for seed in options.seed or SEEDS:

@@ -36,26 +36,45 @@ class Setting:
 
     Attributes:
         kind: the bound that training maximises.
-        learning_rate, weight_decay: Adam's, the decay decoupled from the gradient (Loshchilov and Hutter 2019).
+        particles: in training; ``judges`` of them in a validation, ``measures`` in the final measurement.
+        learning_rates: Adam's, each of which is tried.
+        weight_decay: Adam's, decoupled from the gradient (Loshchilov and Hutter 2019).
         average: of the running mean of the parameters, per optimiser step.
         every: epochs between two validations.
-        patience: validations without a better one after which training stops.
-        judges: particles of a validation.
-        measures: particles of the final measurement.
+        patience: epochs without a better one after which training stops.
     """
 
     kind: Kind
     seed: int
     particles: int = 4
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.3
-    average: float = 0.99
-    epochs: int = 300
-    every: int = 5
-    patience: int = 6
     judges: int = 16
     measures: int = 128
+    batch_size: int = 16
+    learning_rates: tuple[float, ...] = (2e-3, 4e-3)
+    weight_decay: float = 0.3
+    average: float = 0.99
+    epochs: int = 400
+    every: int = 10
+    patience: int = 50
+
+
+@dataclass
+class Trial:
+    """Training at one learning rate.
+
+    Attributes:
+        history: epoch, and FIVO of the validation part after it.
+        seconds: with the validations.
+    """
+
+    learning_rate: float
+    history: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The epoch that validated best, and what it came to."""
+        return max(self.history, key=lambda entry: entry[1])
 
 
 @dataclass
@@ -63,29 +82,34 @@ class Result:
     """What a run came to: nats per time step, of all the steps of a part together.
 
     Attributes:
-        history: epoch, and the bounds of the validation part after it.
-        valid, test: the bounds of the kept parameters.
-        seconds: of training with its validations, and of the final measurement.
+        valid, test: the bounds of the kept parameters, those of the trial that validated best.
+        seconds: of the final measurement.
     """
 
     setting: Setting
     machine: dict[str, object]
-    history: list[tuple[int, Nats]] = field(default_factory=list)
-    best_epoch: int = 0
-    valid: Nats = field(default_factory=dict)
-    test: Nats = field(default_factory=dict)
-    seconds: tuple[float, float] = (0.0, 0.0)
+    trials: list[Trial]
+    valid: Nats
+    test: Nats
+    seconds: float
 
     @property
     def name(self) -> str:
+        """That of the file that holds it."""
         return f"{self.setting.kind}-{self.setting.seed}"
+
+    @property
+    def kept(self) -> Trial:
+        """The trial that validated best."""
+        return max(self.trials, key=lambda trial: trial.best[1])
 
     @classmethod
     def of_json(cls, text: str) -> Result:
+        """What :func:`json.dumps` made of ``asdict``."""
         fields = json.loads(text)
-        history = [(epoch, nats) for epoch, nats in fields["history"]]
-        seconds = cast(tuple[float, float], tuple(fields["seconds"]))
-        return cls(**{**fields, "setting": Setting(**fields["setting"]), "history": history, "seconds": seconds})
+        setting = {**fields["setting"], "learning_rates": tuple(fields["setting"]["learning_rates"])}
+        trials = [Trial(**{**t, "history": [(epoch, nats) for epoch, nats in t["history"]]}) for t in fields["trials"]]
+        return cls(**{**fields, "setting": Setting(**setting), "trials": trials})
 
 
 def read(path: Path) -> Dataset:
@@ -132,11 +156,11 @@ class Chorist(torch.nn.Module):
         return self.vrnn.bound(x, kind, particles, lengths, state, generator=generator)
 
     @torch.no_grad()
-    def nats(self, rolls: Sequence[Tensor], particles: int, rows: int = 1280) -> Nats:
-        """All three bounds per time step, always with the same noise, so many rows in a launch."""
+    def nats(self, rolls: Sequence[Tensor], kinds: Sequence[Kind], particles: int, rows: int = 1280) -> Nats:
+        """Bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
         by_length, at_once = sorted(rolls, key=len), max(1, rows // particles)
         found: Nats = {}
-        for kind in KINDS:
+        for kind in kinds:
             noise = torch.Generator().manual_seed(1)
             batches = (by_length[i : i + at_once] for i in range(0, len(rolls), at_once))
             total = sum(float(self(batch, kind, particles, noise).sum()) for batch in batches)
@@ -145,16 +169,31 @@ class Chorist(torch.nn.Module):
 
 
 def run(setting: Setting, data: Dataset, console: Console) -> Result:
-    """Train, choose by the validation part, measure."""
-    result, start = Result(setting, _machine()), perf_counter()
+    """Train at every learning rate, choose by the validation part, measure."""
+    trials, best, kept = [], -math.inf, None
+    for learning_rate in setting.learning_rates:
+        trial, trained = train(setting, learning_rate, data, console)
+        trials.append(trial)
+        if kept is None or trial.best[1] > best:
+            best, kept = trial.best[1], trained
+    assert kept is not None
+    start = perf_counter()
+    valid, test = (kept.nats(part, KINDS, setting.measures) for part in (data.valid, data.test))
+    result = Result(setting, _machine(), trials, valid, test, round(perf_counter() - start, 1))
+    listed = ", ".join(f"{kind} {nats:.3f}" for kind, nats in test.items())
+    console.print(f"{result.name}: lr {result.kept.learning_rate:g}, epoch {result.kept.best[0]} kept, test {listed}")
+    return result
+
+
+def train(setting: Setting, learning_rate: float, data: Dataset, console: Console) -> tuple[Trial, Chorist]:
+    """One trial, and the running mean of the parameters where it validated best."""
+    trial, start = Trial(learning_rate), perf_counter()
     torch.manual_seed(setting.seed)
     model = Chorist(data.train)
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(setting.average))
     averaged = cast(Chorist, mean.module)
-    kept, best = model.state_dict(), -math.inf
-    matrices, biases = ([p for p in model.parameters() if (p.dim() > 1) == many] for many in (True, False))
-    groups = [{"params": matrices, "weight_decay": setting.weight_decay}, {"params": biases, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=setting.learning_rate, fused=True)
+    kept = averaged.state_dict()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=setting.weight_decay, fused=True)
     order, noise = (torch.Generator().manual_seed(setting.seed) for _ in range(2))
     for epoch in range(1, setting.epochs + 1):
         for indices in bucketed([len(roll) for roll in data.train], setting.batch_size, order):
@@ -167,24 +206,17 @@ def run(setting: Setting, data: Dataset, console: Console) -> Result:
             mean.update_parameters(model)
         if epoch % setting.every:
             continue
-        nats = averaged.nats(data.valid, setting.judges)
-        result.history.append((epoch, nats))
-        console.print(f"{result.name}: epoch {epoch}, {perf_counter() - start:.0f} s, validation {_listed(nats)}")
-        if max(nats.values()) > best:
-            best, result.best_epoch = max(nats.values()), epoch
+        found = averaged.nats(data.valid, ("fivo",), setting.judges)["fivo"]
+        trial.history.append((epoch, found))
+        trial.seconds = round(perf_counter() - start, 1)
+        name = f"{setting.kind}-{setting.seed}, lr {learning_rate:g}"
+        console.print(f"{name}: epoch {epoch}, {trial.seconds:.0f} s, validation {found:.3f}")
+        if trial.best[0] == epoch:
             kept = {name: t.clone() for name, t in averaged.state_dict().items()}
-        elif epoch - result.best_epoch >= setting.patience * setting.every:
+        elif epoch - trial.best[0] >= setting.patience:
             break
-    trained = perf_counter()
     model.load_state_dict(kept)
-    result.valid, result.test = (model.nats(part, setting.measures) for part in (data.valid, data.test))
-    result.seconds = round(trained - start, 1), round(perf_counter() - trained, 1)
-    console.print(f"{result.name}: epoch {result.best_epoch} kept, test {_listed(result.test)}")
-    return result
-
-
-def _listed(nats: Nats) -> str:
-    return ", ".join(f"{kind} {value:.3f}" for kind, value in nats.items())
+    return trial, model
 
 
 def _machine() -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import cast
 
 from vrnn_fast.bounds import Kind
 
-from .chorales import KINDS, Result
+from .chorales import KINDS, Result, Setting
 
 GOALS: dict[Kind, float] = {"elbo": -7.75, "iwae": -7.60, "fivo": -7.10}
 STRETCH: dict[Kind, float] = {"fivo": -6.90}  # the published one, as recalled
@@ -31,25 +31,14 @@ def page(results: Sequence[Result]) -> str:
             _measured(results),
         ),
         "## How they were trained",
-        _table(("trained with", *_COLUMNS, "epochs kept / run", "training, s", "measuring, s"), _trained(results)),
-        (
-            "The running mean of the parameters is validated and kept; validation, every "
-            f"{results[0].setting.every} epochs, is by the best of the three bounds with {results[0].setting.judges} "
-            "particles. Weight decay spares biases."
-        ),
+        _table(("trained with", "seed", *_TRIALS, "measuring, s"), _trained(results)),
+        _settings(results[0].setting),
         *_machines(results),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = {
-    "seed": "seed",
-    "particles": "particles",
-    "batch size": "batch_size",
-    "learning rate": "learning_rate",
-    "weight decay": "weight_decay",
-    "running mean": "average",
-}
+_TRIALS = ("learning rate: validation FIVO", "kept", "epochs kept / run", "training, s")
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
@@ -75,15 +64,32 @@ def _measured(results: Sequence[Result]) -> Iterator[Sequence[str]]:
 
 def _trained(results: Sequence[Result]) -> Iterator[Sequence[str]]:
     for r in results:
-        settings = (f"{getattr(r.setting, name):g}" for name in _COLUMNS.values())
-        epochs = f"{r.best_epoch} / {r.history[-1][0]}"
-        yield r.setting.kind.upper(), *settings, epochs, *(f"{seconds:.0f}" for seconds in r.seconds)
+        tried = ", ".join(f"{t.learning_rate:g}: {t.best[1]:.3f}" for t in r.trials)
+        epochs = f"{r.kept.best[0]} / {r.kept.history[-1][0]}"
+        seconds = sum(t.seconds for t in r.trials)
+        settings = r.setting.kind.upper(), str(r.setting.seed)
+        yield *settings, tried, f"{r.kept.learning_rate:g}", epochs, f"{seconds:.0f}", f"{r.seconds:.0f}"
+
+
+def _settings(s: Setting) -> str:
+    return (
+        f"{s.particles} particles, batches of {s.batch_size} of similar length, Adam with a decoupled weight decay of "
+        f"{s.weight_decay:g}, no schedule; at most {s.epochs} epochs, and no more than {s.patience} without a better "
+        f"validation. What is validated (every {s.every} epochs, FIVO of {s.judges} particles), kept and measured is "
+        f"the running mean of the parameters (factor {s.average:g} per optimiser step). The time of training is that "
+        "of all learning rates together, validations included: wall-clock, whatever else the machine had to do."
+    )
 
 
 def _machines(results: Sequence[Result]) -> Iterator[str]:
     """On what, with what: each once."""
-    for m in {str(r.machine): r.machine for r in results}.values():
-        versions = cast(dict[str, str], m["versions"])
-        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "vrnn-fast")
-        threads = f"{m['cores']} cores, threads of a run: {m['threads']}"
-        yield f"On {m['processor']}, {threads}; `{m['kernel_build']}` kernels; {packages}."
+
+    def described(machine: dict[str, object]) -> str:
+        versions = cast(dict[str, str], machine["versions"])
+        packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch"))
+        return (
+            f"On {machine['processor']}, {machine['cores']} cores, threads of a run: {machine['threads']}; "
+            f"`{machine['kernel_build']}` kernels; {packages}; commit {str(machine['commit'])[:10]}."
+        )
+
+    yield from dict.fromkeys(described(r.machine) for r in results)

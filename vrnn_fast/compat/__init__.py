@@ -5,6 +5,6 @@ from __future__ import annotations
 from .base import Run
 from .proof import ProofError
 from .reading import LayoutError
-from .recognition import accelerate
+from .recognition import LAYOUTS, accelerate
 
-__all__ = ["LayoutError", "ProofError", "Run", "accelerate"]
+__all__ = ["LAYOUTS", "LayoutError", "ProofError", "Run", "accelerate"]

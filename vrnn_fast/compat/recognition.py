@@ -22,6 +22,7 @@ from .tree import activations, parameter_shapes, plain, shallow, vet
 Module = TypeVar("Module", bound=nn.Module)
 
 LAYOUTS: tuple[Layout, ...] = (copied.LAYOUT, deep.LAYOUT, dynamical.LAYOUT, trajectories.LAYOUT, audio.LAYOUT)
+"""Those of modules; ``filtering`` and ``paper`` are layouts of arrays alone."""
 _ALONE = "module"  # the child of nn.DataParallel and its like
 
 
