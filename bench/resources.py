@@ -20,8 +20,8 @@ from vrnn_fast import VRNN
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
-from vrnn_fast.partition import Keep
 from vrnn_fast.spec import CellSpec
+from vrnn_fast.stages import Keep
 
 from .record import RESULTS
 from .shapes import REAL_SHAPES, SIX_SHAPES, Shape

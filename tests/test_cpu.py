@@ -15,8 +15,9 @@ import torch
 from oracle import Problem, assert_obeys_the_law
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference
-from vrnn_fast.partition import Keep, partition
+from vrnn_fast.partition import partition
 from vrnn_fast.spec import ACTIVATIONS, CellSpec, Std
+from vrnn_fast.stages import Keep
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 

@@ -20,8 +20,8 @@ from vrnn_fast.executors import executors, select, triton
 from vrnn_fast.executors.triton import emit, ops, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
-from vrnn_fast.partition import Dense, Keep, Recur
 from vrnn_fast.spec import CellSpec, Std
+from vrnn_fast.stages import Dense, Keep, Recur
 
 HERE = Path(__file__).parent
 pytest.importorskip("triton", reason="triton is not installed")

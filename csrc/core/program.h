@@ -1,4 +1,4 @@
-// What a cell runs, as plain data: the stages of vrnn_fast/partition.py with buffers and parameters by index.
+// What a cell runs, as plain data: the stages of vrnn_fast/stages.py with buffers and parameters by index.
 // No framework header, no owning container: kernels for several instruction sets include this file, and a
 // standard-library template instantiated in one of them could be linked into the others.
 #pragma once

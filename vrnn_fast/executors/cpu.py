@@ -12,7 +12,9 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..layout import Reading
-from ..partition import (
+from ..partition import generation, partition
+from ..spec import ACTIVATIONS, CellSpec, Std
+from ..stages import (
     Activate,
     Add,
     Bias,
@@ -28,10 +30,7 @@ from ..partition import (
     Slice,
     Stage,
     Term,
-    generation,
-    partition,
 )
-from ..spec import ACTIVATIONS, CellSpec, Std
 from .reference import step_of_run
 from .result import SequenceResult, StepResult
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ...partition import Keep
 from ...spec import CellSpec
+from ...stages import Keep
 from .. import reference
 from ..reference import step_of_run
 from ..result import SequenceResult, StepResult

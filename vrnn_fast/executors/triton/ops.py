@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...partition import Keep
 from ...spec import CellSpec, Std
+from ...stages import Keep
 from . import launch
 from .plan import plan
 

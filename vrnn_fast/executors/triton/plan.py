@@ -12,23 +12,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from ...partition import (
-    Activate,
-    Add,
-    Bias,
-    Dense,
-    Divergence,
-    Draw,
-    Keep,
-    Likelihood,
-    Partition,
-    Recur,
-    Sample,
-    Slice,
-    generation,
-    partition,
-)
+from ...partition import generation, partition
 from ...spec import CellSpec
+from ...stages import Activate, Add, Bias, Dense, Divergence, Draw, Keep, Likelihood, Partition, Recur, Sample, Slice
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 

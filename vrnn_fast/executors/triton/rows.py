@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...likelihoods import standard_deviation
 from ...likelihoods.base import softplus
-from ...partition import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
 from ...spec import CellSpec, Std
+from ...stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
 
 _HALF_LOG_TWO_PI = 0.91893853320467274178
 
