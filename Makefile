@@ -15,8 +15,9 @@ demo:
 	&& install=$$(($$(date +%s) - built + tools - start)) build=$$((built - tools)) \
 	&& VRNN_FAST_PHASES="install=$$install,build=$$build" $(BIN)/vrnn-fast demo
 
+# Two workers: no test measures time.
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: build
 	$(BIN)/python -m bench

@@ -54,7 +54,9 @@ def flat(step: VRNNStep) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", Laplace(), Doubled()], ids=repr)
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "gaussian", Laplace(), Doubled()], ids=["bernoulli", "gaussian", "Laplace", "Doubled"]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_step_without_gradients_equals_one_with(dtype: torch.dtype, cell: str, likelihood: Any, batch: int) -> None:
     model = build(dtype=dtype, cell=cell, likelihood=likelihood)
