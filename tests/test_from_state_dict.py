@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from foreign import audio, copied, deep, dynamical, own, trajectories
-from vrnn_fast import VRNN, Categorical, Gaussian, GaussianMixture, LayoutError, Likelihood, SharedMixture, cli
+from vrnn_fast import (
+    VRNN,
+    Categorical,
+    Gaussian,
+    GaussianMixture,
+    LayoutError,
+    Likelihood,
+    SharedMixture,
+    cli,
+)
 from vrnn_fast.compat.checkpoint import convert
 from vrnn_fast.spec import Std
 
@@ -211,6 +220,69 @@ def test_z() -> None:
     torch.testing.assert_close(out.nll.sum().unsqueeze(0), losses["recon_loss"], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("agent", range(3))
+def test_one_of_several_agents(agent: int, tmp_path: Path) -> None:
+    """What its networks give, and the gradients of the losses, in which all agents' are added up."""
+    theirs, states = trajectories.Agents(3, 2, 4, 7, 9), torch.randn(8, 5, 6)
+    names = "enc_mean", "enc_std", "prior_mean", "prior_std", "dec_mean", "dec_std"
+    given: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name in names:
+        theirs.get_submodule(f"{name}.{agent}").register_forward_hook(lambda *args, n=name: given[n].append(args[2]))
+    torch.manual_seed(0)
+    eps = torch.stack([torch.stack([torch.randn(5, 4) for _ in range(3)])[agent] for _ in range(7)])
+    torch.manual_seed(0)
+    sum(theirs(states).values()).backward()
+    torch.save(theirs.state_dict(), tmp_path / "z.pth")
+    arguments = ["convert", str(tmp_path / "z.pth"), str(tmp_path / "z.safetensors"), "--agent", str(agent)]
+    CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    gradients = VRNN.from_state_dict({name: p.grad for name, p in theirs.named_parameters()}, agent=agent)
+    x = states[1:, :, 2 * agent : 2 * agent + 2]
+    for ours in (VRNN.from_state_dict(theirs.state_dict(), agent=agent), VRNN.from_state_dict(arguments[2])):
+        out = ours(x, cond=states[:-1], eps=eps, outputs=("prior", "prediction"))
+        found = (*out.posterior, *out.prior, *out.prediction)
+        for name, value in zip(names, found, strict=True):
+            torch.testing.assert_close(value, torch.stack(given[name]), rtol=1e-12, atol=1e-12, msg=name)
+        (out.kl.sum() + out.nll.sum()).backward()
+        for (name, p), right in zip(ours.named_parameters(), gradients.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, right.data, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("agent", [None, 3, -1, True, "0"])
+def test_which_agent_must_be_told(agent: Any) -> None:
+    words = r"holds the networks of 3 agents, .* by agent=0 to agent=2 \(--agent on the command line\), got "
+    with pytest.raises(LayoutError, match=words + repr(agent)):
+        VRNN.from_state_dict(trajectories.Agents(3, 2, 4, 7, 9).state_dict(), agent=agent)
+
+
+@pytest.mark.parametrize("kept", ["theirs", "ours", "converted"])
+def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: copied.VRNN, tmp_path: Path) -> None:
+    source: Any = theirs.state_dict() if kept == "theirs" else VRNN(6, 9, 4).state_dict()
+    if kept == "converted":
+        torch.save(theirs.state_dict(), tmp_path / "e.pth")
+        source = tmp_path / "e.safetensors"
+        convert(tmp_path / "e.pth", source, "auto", {})
+    with pytest.raises(LayoutError, match=r"agent must be left out, .* got 0"):
+        VRNN.from_state_dict(source, agent=0)
+
+
+class Agents(nn.Module):
+    """E for two agents: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
+
+    def __init__(self, gaussian: bool) -> None:
+        super().__init__()
+        agents = [copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True) for _ in range(2)]
+        for name in dict(agents[0].named_children()):
+            self.add_module(name, nn.ModuleList([agent.get_submodule(name) for agent in agents]))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("agent", [0, 1])
+def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int) -> None:
+    ours = VRNN.from_state_dict(Agents(gaussian).state_dict(), agent=agent)
+    assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_b(residual: bool, tmp_path: Path) -> None:
     theirs = audio.VRNNAudio(7, 4, 6, 3, residual=residual).double()
@@ -301,8 +373,8 @@ def without(name: str) -> dict[str, Tensor]:
             r"layout E .* has no place for extra\.weight",
         ),
         (
-            trajectories.Agents(2, 3, 4, 7, 9).state_dict(),
-            r"layout Z .* has no place for enc\.1\.0\.weight",
+            {**trajectories.Agents(2, 3, 4, 7, 9).state_dict(), "enc.2.0.weight": torch.zeros(3, 3)},
+            r"layout Z .* has no place for enc\.2\.0\.weight$",
         ),
         (
             {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},

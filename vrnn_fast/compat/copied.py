@@ -114,7 +114,8 @@ class Copied(Layout):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
+        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
+        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, seq_len: int) -> Tensor:

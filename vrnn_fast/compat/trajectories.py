@@ -32,7 +32,8 @@ class Trajectories(Layout):
         return states[1:], states[:-1]
 
     def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
+        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
+        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
