@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..likelihoods import Likelihood
 from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
 from .sampling import Sampler
@@ -203,9 +204,18 @@ class Layout:
         """Our names of parameters that are no part of the cell, and theirs."""
         return {}
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
-        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes."""
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes and those that
+        are ``given``.
+
+        Raises:
+            LayoutError: one that is given does not fit this layout.
+        """
         return {}
+
+    def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
+        """A checkpoint's tensors as the module with this likelihood has them."""
+        return tensors
 
 
 def _holds(shapes: Shapes, path: str) -> bool:

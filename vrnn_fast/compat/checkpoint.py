@@ -253,10 +253,11 @@ def _translate(
         "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
-        **known.arguments(structure),
+        **known.arguments(structure, arguments),
         **arguments,
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
+    tensors = known.completed(tensors, model.likelihood)
     theirs = {name: tensors[own] for (name, _), own in zip(spec.parameters(), structure.names, strict=True)}
     for ours, found in zip(model.spec.network("decoder").heads, spec.network("decoder").heads, strict=False):
         for layer, placeholder in zip(ours, found, strict=True):

@@ -113,7 +113,7 @@ class Copied(Layout):
             for floor in (eps, 0.0):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
         return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 

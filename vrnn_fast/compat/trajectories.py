@@ -31,7 +31,7 @@ class Trajectories(Layout):
             raise ValueError(f"{name} must have T + 1 >= 2 states, got shape {tuple(states.shape)}")
         return states[1:], states[:-1]
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
         return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 
