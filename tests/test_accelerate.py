@@ -168,6 +168,20 @@ CASES = {
     "B without a residual": Case(
         lambda: audio.VRNNAudio(7, 4, 6, 3, residual=False, scripted=False), sound, first, rest=(SAMPLES,), launches=2
     ),
+    "B with logistic distributions": Case(
+        lambda: audio.VRNNAudio(7, 4, 6, likelihood=audio.LogisticMixtureDense(3)),
+        sound,
+        first,
+        rest=(SAMPLES, 0.5, 0.1),
+        launches=2,
+    ),
+    "B with one Gaussian": Case(
+        lambda: audio.VRNNAudio(7, 4, 6, likelihood=audio.OneGaussianDense()),
+        sound,
+        first,
+        rest=(SAMPLES, 0.5, 0.1),
+        launches=2,
+    ),
     "B with another return": Case(lambda: audio.FramesOnly(7, 4, 6, 3), sound, first, {"layout": SPEECH}),
     "a mapping": Case(lambda: own.SequenceModel(6, 9, 4), binary, lambda output: output["loss"], {"layout": OWN}),
 }

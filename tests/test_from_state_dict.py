@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from foreign import audio, copied, deep, dynamical, own, trajectories
-from vrnn_fast import VRNN, Categorical, Gaussian, GaussianMixture, LayoutError, Likelihood, SharedMixture, cli
+from vrnn_fast import (
+    VRNN,
+    Categorical,
+    DiscretizedLogisticMixture,
+    Gaussian,
+    GaussianMixture,
+    LayoutError,
+    Likelihood,
+    SharedMixture,
+    cli,
+)
 from vrnn_fast.compat.checkpoint import convert
 from vrnn_fast.spec import Std
 
@@ -211,16 +222,71 @@ def test_z() -> None:
     torch.testing.assert_close(out.nll.sum().unsqueeze(0), losses["recon_loss"], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("residual", [True, False])
-def test_b(residual: bool, tmp_path: Path) -> None:
-    theirs = audio.VRNNAudio(7, 4, 6, 3, residual=residual).double()
-    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "b.pt")
-    told: dict[str, Any] = {} if residual else {"residual": False}
-    with pytest.warns(UserWarning, match="the posterior is taken as residual and the mixture as one of Gaussians"):
-        ours = VRNN.from_state_dict(tmp_path / "b.pt", **told)
-    assert ours.input_size == 6
-    assert ours.batch_first
-    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("agent", range(3))
+def test_one_of_several_agents(agent: int, tmp_path: Path) -> None:
+    """What its networks give, and the gradients of the losses, in which all agents' are added up."""
+    theirs, states = trajectories.Agents(3, 2, 4, 7, 9), torch.randn(8, 5, 6)
+    names = "enc_mean", "enc_std", "prior_mean", "prior_std", "dec_mean", "dec_std"
+    given: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name in names:
+        theirs.get_submodule(f"{name}.{agent}").register_forward_hook(lambda *args, n=name: given[n].append(args[2]))
+    torch.manual_seed(0)
+    eps = torch.stack([torch.stack([torch.randn(5, 4) for _ in range(3)])[agent] for _ in range(7)])
+    torch.manual_seed(0)
+    sum(theirs(states).values()).backward()
+    torch.save(theirs.state_dict(), tmp_path / "z.pth")
+    arguments = ["convert", str(tmp_path / "z.pth"), str(tmp_path / "z.safetensors"), "--agent", str(agent)]
+    CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    gradients = VRNN.from_state_dict({name: p.grad for name, p in theirs.named_parameters()}, agent=agent)
+    x = states[1:, :, 2 * agent : 2 * agent + 2]
+    for ours in (VRNN.from_state_dict(theirs.state_dict(), agent=agent), VRNN.from_state_dict(arguments[2])):
+        out = ours(x, cond=states[:-1], eps=eps, outputs=("prior", "prediction"))
+        found = (*out.posterior, *out.prior, *out.prediction)
+        for name, value in zip(names, found, strict=True):
+            torch.testing.assert_close(value, torch.stack(given[name]), rtol=1e-12, atol=1e-12, msg=name)
+        (out.kl.sum() + out.nll.sum()).backward()
+        for (name, p), right in zip(ours.named_parameters(), gradients.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, right.data, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("agent", [None, 3, -1, True, "0"])
+def test_which_agent_must_be_told(agent: Any) -> None:
+    words = r"holds the networks of 3 agents, .* by agent=0 to agent=2 \(--agent on the command line\), got "
+    with pytest.raises(LayoutError, match=words + repr(agent)):
+        VRNN.from_state_dict(trajectories.Agents(3, 2, 4, 7, 9).state_dict(), agent=agent)
+
+
+@pytest.mark.parametrize("kept", ["theirs", "ours", "converted"])
+def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: copied.VRNN, tmp_path: Path) -> None:
+    source: Any = theirs.state_dict() if kept == "theirs" else VRNN(6, 9, 4).state_dict()
+    if kept == "converted":
+        torch.save(theirs.state_dict(), tmp_path / "e.pth")
+        source = tmp_path / "e.safetensors"
+        convert(tmp_path / "e.pth", source, "auto", {})
+    with pytest.raises(LayoutError, match=r"agent must be left out, .* got 0"):
+        VRNN.from_state_dict(source, agent=0)
+
+
+class Agents(nn.Module):
+    """E for two agents: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
+
+    def __init__(self, gaussian: bool) -> None:
+        super().__init__()
+        agents = [copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True) for _ in range(2)]
+        for name in dict(agents[0].named_children()):
+            self.add_module(name, nn.ModuleList([agent.get_submodule(name) for agent in agents]))
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("agent", [0, 1])
+def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int) -> None:
+    ours = VRNN.from_state_dict(Agents(gaussian).state_dict(), agent=agent)
+    assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
+
+
+def run_b(theirs: audio.VRNNAudio, ours: VRNN) -> None:
+    """Both on the same noise, lengths and state."""
     x, lengths = 2 * torch.rand(5, 42).double() - 1, torch.tensor([42, 12, 6, 30, 36])
     frames, state = x.unflatten(1, (7, 6)), torch.randn(5, 14).double()
     torch.manual_seed(0)
@@ -228,19 +294,92 @@ def test_b(residual: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     loss, _, outputs = theirs(x, lengths, beta=0.5, h0=state)
     out = ours(frames, lengths // 6, state[None], eps, beta=0.5, normalizer=float(lengths.sum()))
-    torch.testing.assert_close(out.elbo, outputs.elbo)
-    torch.testing.assert_close(out.kl.sum(1), outputs.kl)
-    torch.testing.assert_close(out.loss, loss)
-    with pytest.warns(UserWarning, match="the posterior is taken as residual"):
+    torch.testing.assert_close(-out.nll.sum(1), outputs.log_prob, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(out.elbo, outputs.elbo, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(out.kl.sum(1), outputs.kl, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(out.loss, loss, rtol=1e-11, atol=1e-11)
+
+
+GAUSSIAN = (
+    r"the posterior is taken as residual and the output is taken as Gaussian, .* pass residual=False, or for "
+    r"discretised logistic distributions a likelihood= of your own"
+)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("one", [True, False])
+def test_b(residual: bool, one: bool, tmp_path: Path) -> None:
+    likelihood = audio.OneGaussianDense() if one else audio.MixtureDense(3)
+    theirs = audio.VRNNAudio(7, 4, 6, residual=residual, likelihood=likelihood).double()
+    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "b.pt")
+    told: dict[str, Any] = {} if residual else {"residual": False}
+    words = GAUSSIAN if residual else r"\): the output is taken as Gaussian"
+    with pytest.warns(UserWarning, match=words):
+        ours = VRNN.from_state_dict(tmp_path / "b.pt", **told)
+    assert ours.input_size == 6
+    assert ours.batch_first
+    assert len(list(ours.parameters())) == len(list(theirs.parameters()))
+    run_b(theirs, ours)
+    with pytest.warns(UserWarning, match=words):
         convert(tmp_path / "b.pt", tmp_path / "b.safetensors", "auto", told)
-    again = VRNN.from_state_dict(tmp_path / "b.safetensors")
-    torch.testing.assert_close(again(frames, eps=eps).loss, ours(frames, eps=eps).loss)
+    run_b(theirs, VRNN.from_state_dict(tmp_path / "b.safetensors"))
 
 
-def test_of_b_only_the_mixture_of_gaussians_is_read() -> None:
+def test_b_with_another_floor() -> None:
+    theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.OneGaussianDense()).double()
+    theirs.vrnn.likelihood.sd_activation = audio.deviation(2.0, 0.3)
+    likelihood = SharedMixture(1, 0.3, 2.0, width=2)
+    run_b(theirs, VRNN.from_state_dict(theirs.state_dict(), likelihood=likelihood, residual=True))
+
+
+class SharedLogistic(nn.Module, Likelihood):
+    """B's discretised logistic mixture: 3 K values for each sample, a leaky ReLU and one layer for all samples."""
+
+    def __init__(self, components: int, bins: int) -> None:
+        super().__init__()
+        self.width, self.bins = 3 * components, bins
+        self.params = nn.Linear(self.width, self.width)
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_shared": features * self.width}
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        values = self.params(nn.functional.leaky_relu(raw.unflatten(-1, (-1, self.width))))
+        logits, mean, log_scale = values.chunk(3, -1)
+        distance, half = x.unsqueeze(-1) - mean, 1 / (self.bins - 1)
+        below, until = ((distance + d) / log_scale.clamp(min=-7).exp() for d in (-half, half))
+        below = torch.where(x.unsqueeze(-1) < 2 / self.bins - 1, -torch.inf, below)
+        until = torch.where(x.unsqueeze(-1) > 1 - 2 / self.bins, torch.inf, until)
+        mass = torch.sigmoid(until) - torch.sigmoid(below)
+        return (logits.softmax(-1) * mass).sum(-1).log().sum(-1)
+
+
+def test_b_with_logistic_distributions() -> None:
+    """Read as Gaussians with a warning, refused for another parametrisation, and exact with one that is theirs."""
+    theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.LogisticMixtureDense(3)).double()
+    state = theirs.state_dict()
+    with pytest.warns(UserWarning, match=GAUSSIAN):
+        assert isinstance(VRNN.from_state_dict(state).likelihood, SharedMixture)
+    with pytest.warns(UserWarning, match=r"\): the posterior is taken as residual, which .* pass residual=False$"):
+        VRNN.from_state_dict(state, likelihood=SharedLogistic(3, 256))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = VRNN.from_state_dict(state, likelihood=SharedLogistic(3, 256), residual=True)
+    run_b(theirs, ours)
+    words = (
+        r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout B .* K logits, means "
+        r"and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such layer, and scales "
+    )
+    with pytest.raises(LayoutError, match=words):
+        VRNN.from_state_dict(state, likelihood=DiscretizedLogisticMixture(3))
+    with pytest.raises(LayoutError, match="gaussian has no params"):
+        VRNN.from_state_dict(state, likelihood="gaussian")
+
+
+def test_of_b_two_or_three_values_are_read() -> None:
     state = audio.VRNNAudio(7, 4, 6, 3).state_dict()
-    state |= {"vrnn.decoder.4.weight": torch.zeros(12, 7), "vrnn.decoder.4.bias": torch.zeros(12)}
-    with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give three values .* found 12"):
+    state |= {"vrnn.decoder.4.weight": torch.zeros(24, 7), "vrnn.decoder.4.bias": torch.zeros(24)}
+    with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give two values .* found 24"):
         VRNN.from_state_dict(state)
 
 
@@ -301,8 +440,8 @@ def without(name: str) -> dict[str, Tensor]:
             r"layout E .* has no place for extra\.weight",
         ),
         (
-            trajectories.Agents(2, 3, 4, 7, 9).state_dict(),
-            r"layout Z .* has no place for enc\.1\.0\.weight",
+            {**trajectories.Agents(2, 3, 4, 7, 9).state_dict(), "enc.2.0.weight": torch.zeros(3, 3)},
+            r"layout Z .* has no place for enc\.2\.0\.weight$",
         ),
         (
             {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},

@@ -197,11 +197,12 @@ def convert(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="A checkpoint of torch.save or numpy.savez.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The .safetensors file to write.")],
     layout: Annotated[str, typer.Option(help="The layout of OLD, where it cannot be told.")] = "auto",
+    agent: Annotated[int | None, typer.Option(help="Which of its agents, counted from 0, if OLD has several.")] = None,
 ) -> None:
     """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
     from .compat.checkpoint import convert as translate
 
-    model = translate(old, new, layout, {})
+    model = translate(old, new, layout, {}, agent)
     console.print(f"{new}: {model}", highlight=False, soft_wrap=True)
 
 

@@ -709,7 +709,12 @@ class VRNN(nn.Module):
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Any] | str | PathLike[str], layout: str | Mapping[str, Any] = "auto", **arguments: Any
+        cls,
+        state: Mapping[str, Any] | str | PathLike[str],
+        layout: str | Mapping[str, Any] = "auto",
+        *,
+        agent: int | None = None,
+        **arguments: Any,
     ) -> VRNN:
         """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
@@ -723,6 +728,7 @@ class VRNN(nn.Module):
                 included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. Prefixes
                 ``module.`` go, and a dictionary with a state dict among other things is searched for it.
             layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
+            agent: which one, counted from 0, of a checkpoint with networks for each of several agents.
             arguments: of the module, instead of those that follow from the checkpoint.
 
         Raises:
@@ -731,7 +737,7 @@ class VRNN(nn.Module):
         """
         from .compat.checkpoint import from_state_dict
 
-        return from_state_dict(state, layout, arguments)
+        return from_state_dict(state, layout, arguments, agent)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Besides tensors, note what :meth:`from_state_dict` needs to make such a module again."""

@@ -129,6 +129,66 @@ class MixtureDense(nn.Module):
         return torch.logsumexp(logits.log_softmax(-1) + densities, -1)
 
 
+class LogisticMixtureDense(nn.Module):
+    """Logistic distributions for every sample, rounded to levels in [-1, 1]: logits, means and log scales."""
+
+    def __init__(self, components: int, bins: int = 2**8) -> None:
+        super().__init__()
+        self.components, self.bins = components, bins
+        self.out_features = 3 * components
+        self.params = nn.Linear(3 * components, 3 * components)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits, rest = self.params(x).split((self.components, 2 * self.components), -1)
+        mean, log_scale = rest.unflatten(-1, (1, -1)).chunk(2, -1)
+        return logits, mean, log_scale.clamp(min=-7)
+
+    @torch.no_grad()
+    def sample(self, params: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        logits, mean, log_scale = params
+        gumbel = -torch.log(-torch.log(torch.empty_like(logits).uniform_(1e-5, 1 - 1e-5)))
+        index = (logits + gumbel).argmax(-1, keepdim=True).unsqueeze(-1)
+        mean, log_scale = mean.gather(-1, index).squeeze(-1), log_scale.gather(-1, index).squeeze(-1)
+        uniform = torch.empty_like(mean).uniform_(1e-5, 1 - 1e-5)
+        return (mean + log_scale.exp() * (uniform.log() - (1 - uniform).log())).clamp(-1, 1)
+
+    def mode(self, params: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return params[1].gather(-1, params[0].argmax(-1, keepdim=True).unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, y: Tensor, params: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        logits, mean, log_scale = params
+        y, half = y.unsqueeze(-1), 1 / (self.bins - 1)
+        upper, lower = (y - mean + half) / log_scale.exp(), (y - mean - half) / log_scale.exp()
+        mass = torch.log((torch.sigmoid(upper) - torch.sigmoid(lower)).clamp(min=1e-10))
+        mass = torch.where(y < 2 / self.bins - 1, nn.functional.logsigmoid(upper), mass)
+        mass = torch.where(y > 1 - 2 / self.bins, nn.functional.logsigmoid(-lower), mass)
+        return torch.logsumexp(logits.log_softmax(-1) + mass.squeeze(-2), -1)
+
+
+class OneGaussianDense(nn.Module):
+    """A Gaussian for every sample: its mean and raw standard deviation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out_features = 2
+        self.params = nn.Linear(2, 2)
+        self.sd_activation = deviation(math.log(2) / (1 - 1e-4), 1e-4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = self.params(x).chunk(2, -1)
+        return mean, self.sd_activation(raw)
+
+    @torch.no_grad()
+    def sample(self, params: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.randn_like(params[0]) * params[1] + params[0]
+
+    def mode(self, params: tuple[Tensor, Tensor]) -> Tensor:
+        return params[0]
+
+    def log_prob(self, y: Tensor, params: tuple[Tensor, Tensor]) -> Tensor:
+        return Normal(*params, validate_args=False).log_prob(y).squeeze(-1)
+
+
 def layers(act: type[nn.Module], *widths: int) -> list[nn.Module]:
     return [m for pair in pairwise(widths) for m in (nn.Linear(*pair), act())]
 
@@ -157,11 +217,13 @@ class VRNNCell(nn.Module):
 
 
 class VRNN(nn.Module):
-    def __init__(self, hidden: int, latent: int, frame: int, components: int, residual: bool, scripted: bool) -> None:
+    def __init__(
+        self, hidden: int, latent: int, frame: int, likelihood: nn.Module, residual: bool, scripted: bool
+    ) -> None:
         super().__init__()
         self.residual_posterior = residual
         self.encoder = nn.Sequential(View(-1), StackTensor(frame), *layers(nn.LeakyReLU, frame, *[hidden] * 3))
-        self.likelihood = MixtureDense(components)
+        self.likelihood: Any = likelihood
         outputs = frame * self.likelihood.out_features
         decoder = layers(nn.LeakyReLU, 3 * hidden, hidden, hidden, outputs)
         self.decoder = nn.Sequential(*decoder, View(-1, self.likelihood.out_features))
@@ -241,10 +303,11 @@ class VRNNAudio(nn.Module):
         components: int = 10,
         residual: bool = True,
         scripted: bool = True,
+        likelihood: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.frame = frame
-        self.vrnn = VRNN(hidden, latent, frame, components, residual, scripted)
+        self.vrnn = VRNN(hidden, latent, frame, likelihood or MixtureDense(components), residual, scripted)
 
     def forward(
         self, x: Tensor, x_sl: Tensor, beta: float = 1, free_nats: float = 0, h0: Tensor | None = None

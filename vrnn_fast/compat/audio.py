@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..likelihoods import MeanStd, SharedMixture
+from ..likelihoods import Likelihood, MeanStd, SharedMixture
 from ..spec import Std
 from . import losses
 from .base import Fault, Layout, Objective, Run
@@ -21,9 +21,13 @@ from .reading import LayoutError, Roles, Shapes, Structure, Traits
 
 _MODEL = "vrnn"
 _ENCODER = "vrnn.encoder"
-_MIXTURE = "vrnn.likelihood.params"
+_OUTPUT = "vrnn.likelihood.params"
 _METRICS = ("LossMetric", "LLMetric", "KLMetric", "BitsPerDimMetric", "LatestMeanMetric")
-_FLOOR = 1e-4  # of the mixture's standard deviations; a raw 0 is 1 there
+_FLOOR = 1e-4  # of its standard deviations: beside it a raw 0 is 1 in a mixture, and with it in one Gaussian
+_LOGISTIC = (
+    "a leaky ReLU and likelihood.params make of each sample's values K logits, means and log scales, at least -7; "
+    "DiscretizedLogisticMixture has three heads instead, no such layer, and scales softplus(raw) + a floor"
+)
 
 
 @dataclass(frozen=True)
@@ -122,22 +126,45 @@ class Audio(Layout):
         return replace(self, roles=replace(self.roles, phi_x=_ENCODER), traits=traits).structures(shapes)[0]
 
     def beside(self, shapes: Shapes) -> dict[str, str]:
-        return {f"likelihood.params.{leaf}": f"{_MIXTURE}.{leaf}" for leaf in ("weight", "bias")}
+        return {f"likelihood.params.{leaf}": f"{_OUTPUT}.{leaf}" for leaf in ("weight", "bias")}
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
-        spec = structure.spec
-        width, rest = divmod(spec.output_size, spec.input_size)
-        if rest or width % 3:
-            raise LayoutError(
-                f"{structure.heads[0]} must give three values of every component for each of {spec.input_size} "
-                f"samples, found {spec.output_size}: of its likelihoods only the mixture of Gaussians is read"
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
+        guesses = {} if "residual" in given else {"the posterior is taken as residual": "residual=False"}
+        likelihood = given.get("likelihood")
+        if likelihood is None:
+            likelihood = _gaussian(structure)
+            own = f"for discretised logistic distributions a likelihood= of your own ({_LOGISTIC})"
+            guesses["the output is taken as Gaussian"] = own
+        elif not isinstance(getattr(likelihood, "params", None), nn.Module):
+            raise LayoutError(f"{likelihood} has no params for {_OUTPUT}: in {self} {_LOGISTIC}")
+        if guesses:
+            warnings.warn(
+                f"{self}: {' and '.join(guesses)}, which names and shapes do not tell; else pass "
+                f"{', or '.join(guesses.values())}",
+                stacklevel=5,
             )
-        warnings.warn(
-            f"{self}: the posterior is taken as residual and the mixture as one of Gaussians, which names and shapes "
-            "do not tell; else pass residual=False, or likelihood=",
-            stacklevel=5,
+        return {"likelihood": likelihood}
+
+    def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
+        """With the logit of a mixture of one Gaussian, which says nothing."""
+        layer = {name: tensors[name] for name in self.beside({}).values()}
+        if not isinstance(likelihood, SharedMixture) or any(len(t) != 2 for t in layer.values()):
+            return tensors
+        return {**tensors, **{name: torch.cat([torch.zeros_like(t[:1]), t]) for name, t in layer.items()}}
+
+
+def _gaussian(structure: Structure) -> SharedMixture:
+    """One Gaussian for each sample, or a mixture of them."""
+    spec = structure.spec
+    width, rest = divmod(spec.output_size, spec.input_size)
+    if rest or (width != 2 and width % 3):
+        raise LayoutError(
+            f"{structure.heads[0]} must give two values for each of {spec.input_size} samples, or three of every "
+            f"component, found {spec.output_size}"
         )
-        return {"likelihood": SharedMixture(width // 3, _FLOOR, math.log(2))}
+    if width == 2:
+        return SharedMixture(1, _FLOOR, math.log(2) / (1 - _FLOOR), width)
+    return SharedMixture(width // 3, _FLOOR, math.log(2))
 
 
 def _needed(model: nn.Module) -> list[str]:

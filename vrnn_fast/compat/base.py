@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..likelihoods import Likelihood
 from ..spec import Activation
 from .reading import Roles, Shapes, Structure, Traits, read
 from .sampling import Sampler
@@ -149,19 +150,29 @@ class Layout:
     def structures(self, shapes: Shapes, activations: tuple[tuple[str, Activation], ...] = ()) -> tuple[Structure, ...]:
         """:meth:`structure` of each cell, with the activations that modules told.
 
-        There are several where every role is played by a list of sub-modules, one for each agent.
-
         Raises:
             LayoutError: as there.
         """
-        heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
-        roles = replace(self.roles, decoder_heads=heads)
         traits = replace(self.traits, activations=(*self.traits.activations, *activations))
-        agents = itertools.takewhile(lambda i: _holds(shapes, f"{roles.encoder_mean}.{i}"), itertools.count())
-        listed = _holds(shapes, f"{roles.encoder_mean}.1")  # a Sequential has an activation there
-        found = [read(shapes, roles.below(i), traits) for i in agents] if listed else [read(shapes, roles, traits)]
+        found = [read(shapes, cell._roles(shapes), traits) for cell in self.cells(shapes)]
         apart = self.raws and not any(s.spec.packed_heads or s.spec.head_layers for s in found)
         return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
+
+    def cells(self, shapes: Shapes) -> tuple[Layout, ...]:
+        """The layout of each cell: several where every role is played by a list of sub-modules, one for each agent."""
+        mean = self.roles.encoder_mean
+        if not _holds(shapes, f"{mean}.1"):  # a Sequential has an activation there
+            return (self,)
+        agents = itertools.takewhile(lambda i: _holds(shapes, f"{mean}.{i}"), itertools.count())
+        return tuple(
+            replace(self, roles=self.roles.below(i), optional=tuple(f"{path}.{i}" for path in self.optional))
+            for i in agents
+        )
+
+    def _roles(self, shapes: Shapes) -> Roles:
+        """The roles that are played in a model of these shapes."""
+        heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
+        return replace(self.roles, decoder_heads=heads)
 
     def told(self, model: nn.Module) -> Layout:
         """This layout, with what attributes of the model tell of it."""
@@ -193,9 +204,18 @@ class Layout:
         """Our names of parameters that are no part of the cell, and theirs."""
         return {}
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
-        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes."""
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes and those that
+        are ``given``.
+
+        Raises:
+            LayoutError: one that is given does not fit this layout.
+        """
         return {}
+
+    def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
+        """A checkpoint's tensors as the module with this likelihood has them."""
+        return tensors
 
 
 def _holds(shapes: Shapes, path: str) -> bool:

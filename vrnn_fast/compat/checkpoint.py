@@ -56,24 +56,29 @@ _ARRAYS: tuple[_ArrayLayout, ...] = (paper, filtering)
 
 
 def from_state_dict(
-    source: Mapping[str, Any] | str | PathLike[str], layout: str | Mapping[str, Any], arguments: Mapping[str, Any]
+    source: Mapping[str, Any] | str | PathLike[str],
+    layout: str | Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    agent: int | None = None,
 ) -> VRNN:
     """See :meth:`vrnn_fast.VRNN.from_state_dict`."""
     if isinstance(source, Mapping):
         stored: Mapping[str, Any] = source
     elif Path(source).suffix == ".safetensors":
+        _alone(agent)
         return _converted(Path(source), arguments)
     else:
         stored = _read(Path(source))
     ours = _own(stored) if layout == "auto" else None
     if ours is not None:
+        _alone(agent)
         return _made(*ours, arguments)
-    model, tensors = _translate(_tensors(stored, layout), layout, arguments)
+    model, tensors = _translate(_tensors(stored, layout), layout, arguments, agent)
     model.load_state_dict(tensors)
     return model
 
 
-def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any]) -> VRNN:
+def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], agent: int | None = None) -> VRNN:
     """Write a foreign checkpoint as a file that :meth:`vrnn_fast.VRNN.from_state_dict` reads without being told more.
 
     Raises:
@@ -84,7 +89,7 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any]) -> 
 
     if new.suffix != ".safetensors":
         raise LayoutError(f"the new file must end in .safetensors, got {new}")
-    model, tensors = _translate(_tensors(_read(old), layout), layout, arguments)
+    model, tensors = _translate(_tensors(_read(old), layout), layout, arguments, agent)
     model.load_state_dict(tensors)
     checkpoint.save(new, model.state_dict(), {_HEADER: described(model)})
     return model
@@ -199,20 +204,48 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(t.shape) for name, t in tensors.items()}
 
 
+def _alone(agent: int | None) -> None:
+    """Raise LayoutError if one of several agents was asked for, where there is no list of them."""
+    if agent is not None:
+        raise LayoutError(f"agent must be left out, since the checkpoint has no list of agents, got {agent!r}")
+
+
+def _index(agent: int | None, count: int) -> int:
+    """Which of a checkpoint's cells, one for each agent, is asked for.
+
+    Raises:
+        LayoutError: it is not told, there is no such one, or there is nothing to choose from.
+    """
+    if count == 1:
+        _alone(agent)
+        return 0
+    if isinstance(agent, int) and not isinstance(agent, bool) and agent in range(count):
+        return agent
+    raise LayoutError(
+        f"the checkpoint holds the networks of {count} agents, and a VRNN those of one: choose it by agent=0 to "
+        f"agent={count - 1} (--agent on the command line), got {agent!r}"
+    )
+
+
 def _translate(
-    tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any], agent: int | None
 ) -> tuple[VRNN, dict[str, Tensor]]:
     """The module that fits, freshly made, and its state dict."""
     for arrays in _ARRAYS:
         if layout == arrays.NAME or (layout == "auto" and arrays.recognised(tensors)):
+            _alone(agent)
             return arrays.module(tensors, arguments)
     shapes = shapes_of(tensors)
     known: Layout = chosen(layout, shapes, ", ".join(f"{n} {s}" for n, s in shapes.items()))
-    structure = known.structure(shapes)
+    cells = known.cells(shapes)
+    structures = [cell.structure(shapes) for cell in cells]
     beside = known.beside(shapes)
-    left = [name for name in tensors if name not in (*structure.names, *beside.values())]
+    read = {*beside.values(), *(name for structure in structures for name in structure.names)}
+    left = [name for name in tensors if name not in read]
     if left:
         raise LayoutError(f"{known} has no place for {', '.join(left)}")
+    index = _index(agent, len(cells))
+    known, structure = cells[index], structures[index]
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {
@@ -220,10 +253,11 @@ def _translate(
         "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
-        **known.arguments(structure),
+        **known.arguments(structure, arguments),
         **arguments,
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
+    tensors = known.completed(tensors, model.likelihood)
     theirs = {name: tensors[own] for (name, _), own in zip(spec.parameters(), structure.names, strict=True)}
     for ours, found in zip(model.spec.network("decoder").heads, spec.network("decoder").heads, strict=False):
         for layer, placeholder in zip(ours, found, strict=True):

@@ -113,8 +113,9 @@ class Copied(Layout):
             for floor in (eps, 0.0):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
+        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
+        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, seq_len: int) -> Tensor:

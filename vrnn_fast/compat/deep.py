@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from .reading import Roles, Structure
 class Deep(Layout):
     """Its "var" is a standard deviation. What it draws and returns is found by running it."""
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"likelihood": "bernoulli"}  # its decoder's mean has a sigmoid
 
 

@@ -89,7 +89,7 @@ class Dynamical(Layout):
         yield DynamicalObjective(False, losses)
         yield DynamicalObjective(True, losses)
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         warnings.warn(
             f"{self}: hidden layers are taken as tanh and the output as log variances of power spectra, which names "
             "and shapes do not tell; else pass activation=, or likelihood=FixedGaussian() for coordinates",

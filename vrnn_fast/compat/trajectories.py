@@ -31,8 +31,9 @@ class Trajectories(Layout):
             raise ValueError(f"{name} must have T + 1 >= 2 states, got shape {tuple(states.shape)}")
         return states[1:], states[:-1]
 
-    def arguments(self, structure: Structure) -> dict[str, Any]:
-        return {"likelihood": "bernoulli" if structure.heads[0].endswith(".0") else Gaussian(std=self.traits.std)}
+    def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
+        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
+        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
 
 
 def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
