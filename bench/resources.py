@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .shapes import REAL_SHAPES, SIX_SHAPES, Shape
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SHAPES = {shape.name: shape for shape in (*REAL_SHAPES, *SIX_SHAPES) if shape.model}
 COMPILED = ("narrow", "motion", "reference", "speech", "wide")
+FILTERED, PARTICLES = "narrow", 4  # the shape that is compiled as a particle filter too
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Resources:
     shared: int
 
 
-def spec_of(shape: Shape) -> CellSpec:
-    """The cell of a shape."""
-    return VRNN(**shape.model, backend="reference", device="meta").spec
+def spec_of(shape: Shape, particles: int = 1) -> CellSpec:
+    """The cell of a shape; with more than one particle it resamples them."""
+    spec = VRNN(**shape.model, backend="reference", device="meta").spec
+    return spec if particles == 1 else replace(spec, objective="particle_filter")
 
 
 def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, Any]:
@@ -58,19 +60,27 @@ def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, 
 
 
 def compiled(
-    kernel: Any, chip: str, config: Config, dtype: torch.dtype, precision: str, *, ragged: bool = False
+    kernel: Any,
+    chip: str,
+    config: Config,
+    dtype: torch.dtype,
+    precision: str,
+    *,
+    particles: int = 1,
+    ragged: bool = False,
 ) -> Resources:
-    """Compile a kernel for a chip that need not be there; with ``ragged``, for batches with lengths and resets."""
+    """Compile a kernel for a chip that need not be there; ``ragged``, for batches with lengths, resets and masks."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from vrnn_fast.executors.triton.versions import options
 
-    constants: dict[str, Any] = {"ROWS": config.rows, "PRECISION": precision}
-    types = {"steps": "i32", "batch": "i32", "lengths": "*i64", "resets": "*i8"}
+    constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision}
+    types = {"steps": "i32", "batch": "i32", "lengths": "*i64", "resets": "*i8", "mask": "*i8", "enough": "fp32"}
+    types["b_ancestors"] = "*i64"
     if not ragged:
-        constants |= {"lengths": None, "resets": None}
+        constants |= {name: None for name in ("lengths", "resets", "mask") if name in kernel.arg_names}
     signature = {
         name: "constexpr" if name in constants else types.get(name, f"*{NAMES[dtype]}") for name in kernel.arg_names
     }
@@ -107,25 +117,29 @@ def rows(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
     columns = ("shape", "x, h, z", "operands", "chip", "rows, warps, tile, ahead", "KB on chip")
     yield f"| {' | '.join((*columns, 'kernel', 'registers', 'spilled', 'shared'))} |"
     yield "| --- | --- | --- | --- | --- | --: | --- | --: | --: | --: |"
-    for name in shapes:
-        spec = spec_of(SHAPES[name])
+    cells = [(name, 1) for name in shapes] + [(name, PARTICLES) for name in shapes if name == FILTERED]
+    for name, particles in cells:
+        spec = spec_of(SHAPES[name], particles)
         for chip, (dtype, precision) in ((c, o) for c in chips for o in OPERANDS):
-            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision)[:1]:
-                yield from _lines(name, spec, CHIPS[chip], config, dtype, precision)
+            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision, particles=particles)[:1]:
+                yield from _lines(name, spec, CHIPS[chip], config, dtype, precision, particles)
 
 
 OPERANDS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
 
 
-def _lines(name: str, spec: CellSpec, chip: Chip, config: Config, dtype: torch.dtype, precision: str) -> Iterator[str]:
+def _lines(
+    name: str, spec: CellSpec, chip: Chip, config: Config, dtype: torch.dtype, precision: str, particles: int
+) -> Iterator[str]:
     cut = plan(spec, config.widest)
     sizes = {m.number: tuning.weight_bytes(cut, m, dtype.itemsize) for m in cut.matrices}
     loaded = sum(sizes[number] for number in tuning.resident(cut, config, dtype.itemsize))
     sizes_of = ", ".join(map(str, SHAPES[name].sizes))
+    name = name if particles == 1 else f"{name}, filter of {particles}"
     written = f"{config.rows}, {config.warps}, {config.widest}, {'yes' if config.ahead else 'no'}"
     operands = "bfloat16" if dtype == torch.bfloat16 else "float32" if precision == "ieee" else "tf32"
     for way, kernel in kernels_of(spec, config, dtype).items():
-        r = compiled(kernel, chip.name, config, dtype, precision)
+        r = compiled(kernel, chip.name, config, dtype, precision, particles=particles)
         place = f"{loaded >> 10} of {sum(sizes.values()) >> 10}"
         yield (
             f"| {name} | {sizes_of} | {operands} | {chip.name} | {written} | {place} | {way} | {r.registers} "

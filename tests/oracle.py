@@ -160,5 +160,5 @@ def assert_obeys_the_law(
             resampled += int((ancestors >= 0).sum())
             torch.testing.assert_close(found.pop("ancestors"), ancestors)
         errors.add(found, plain, oracle)
-    assert not particles or (2 * compared > draws and resampled > 0)
+    assert not particles or (2 * compared > draws and (resampled > 0) == (particles > 1))
     errors.assert_at_most_twice_torchs()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,8 +67,9 @@ def run(
     options = dict(zip(options, on_device(*options.values()), strict=True))
     x, eps = on_device(x, eps)
     result = triton.run(spec, list(on_device(*parameters)), x, eps, lengths, tuple(on_device(*state)), **options)
-    *per_step, state, _ = result
-    return SequenceResult(*(t.cpu() for t in per_step), tuple(s.cpu() for s in state))
+    *per_step, state, ancestors = result
+    rest = tuple(s.cpu() for s in state), None if ancestors is None else ancestors.cpu()
+    return SequenceResult(*(t.cpu() for t in per_step), *rest)
 
 
 here = SimpleNamespace(run=run)
@@ -202,31 +204,146 @@ def test_a_cell_runs_on_its_own(member: str) -> None:
     assert launch.launches - before == {"generate": 1}
 
 
+# ---- particles
+
+
+def filtered(**options: Any) -> CellSpec:
+    return cell(objective="particle_filter", **options)
+
+
+def grouped(lengths: list[int], particles: int) -> list[int]:
+    return [n for n in lengths for _ in range(particles)]
+
+
+@pytest.mark.parametrize("particles", [1, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
+def test_particles_are_resampled(kind: str, particles: int) -> None:
+    """Seven sequences are more than a tile holds, and 3 and 5 particles fill no tile."""
+    lengths, gaussian = grouped([4, 0, 2, 4, 3, 4, 1], particles), GAUSSIAN if particles % 2 else {}
+    spec = filtered(cell=kind, **DEEP, **gaussian)
+    check(spec, 4, 7 * particles, lengths, particles=particles, recompute=kind == "lstm")
+
+
+@pytest.mark.parametrize("member", [m for m in FAMILY if "weights" not in m])
+def test_particles_of_the_whole_family(member: str) -> None:
+    spec = filtered(**(FAMILY[member] | GAUSSIAN))
+    check(spec, 4, 12, grouped([4, 0, 2], 4), particles=4, recompute=len(member) % 2 == 1)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
+def test_particles_with_resets_and_masks(options: dict[str, Any]) -> None:
+    check(filtered(**options), 4, 8, particles=4, resets=True, mask=True)
+
+
+@pytest.mark.parametrize("name", ["narrow tiles", "streamed weights"])
+def test_particles_in_every_way_to_write_a_kernel(name: str) -> None:
+    wide = GAUSSIAN | {"input_size": 19, "decoder_heads": (("dec_mean", 19), ("dec_std.0", 19)), "latent_size": 18}
+    with configured(CONFIGS[name]):
+        check(filtered(hidden_size=37, encoder=(35,), residual=True, **wide), 3, 6, particles=3)
+
+
+def test_particles_that_fill_more_than_the_smallest_tile() -> None:
+    check(filtered(cell="lstm"), 3, 40, grouped([3, 2], 20), particles=20)
+
+
+def test_more_particles_than_a_tile_holds_are_refused() -> None:
+    problem = Problem.draw(filtered(), 1, 129, particles=129)
+    with pytest.raises(ValueError, match="a tile holds all particles of a sequence, at most 128, and there are 129"):
+        problem.run(here, torch.float32)
+
+
+def test_uniforms_that_do_not_fit_are_refused() -> None:
+    problem, plain = Problem.draw(filtered(), 2, 4, particles=2), Problem.draw(cell(), 2, 4)
+    own = problem.flags["uniforms"]
+    plain.flags["uniforms"] = own
+    with pytest.raises(ValueError, match="uniforms belong to a cell that resamples, and to no other"):
+        plain.run(here, torch.float32)
+    for wrong in (own[:1], own[:, :1], torch.rand(2, 1, 3)):
+        problem.flags["uniforms"] = wrong
+        with pytest.raises(ValueError, match=r"uniforms must be \(T, B / particles, particles\)"):
+            problem.run(here, torch.float32)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24, 1.0])
+def test_uniforms_at_their_ends_draw_particles_with_weight(uniform: float) -> None:
+    """The first and the last particle are impossible: nobody may go on from them."""
+    problem = Problem.draw(filtered(**GAUSSIAN), 2, 4, particles=4)
+    problem.inputs["x"][:, (0, 3)] = 1e4
+    problem.flags["uniforms"] = torch.full((2, 1, 4), uniform)
+    ancestors = problem.run(here, torch.float32)["ancestors"]
+    assert (ancestors[0] == (1 if uniform == 0.0 else 2)).all()
+    assert (ancestors[1] == -1).all()
+
+
+def test_nan_in_a_sequence_reaches_no_other() -> None:
+    problem = Problem.draw(filtered(**DEEP), 4, 12, particles=3)
+    clean = problem.run(here, torch.float32)
+    problem.inputs["x"][1, 4, 3] = float("nan")
+    dirty = problem.run(here, torch.float32)
+    assert dirty["nll"][1:, 4].isnan().all()
+    assert (dirty["ancestors"][1:, 1] == -1).all()
+    for name in ("nll", "z", "final0", "d x", "d eps"):
+        rows = dirty[name].unflatten(-2 if dirty[name].dim() > 2 or name == "final0" else -1, (4, 3)), clean[name]
+        assert rows[0].isnan().any()
+    others = [0, 1, 2, *range(6, 12)]
+    for name in ("nll", "z", "d x", "d eps"):
+        assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
+    assert (clean["ancestors"] >= 0).any()
+
+
+def test_a_module_is_trained_by_a_filter() -> None:
+    own, (x, lengths, _) = model(cell="lstm"), batch(5)
+    plain = VRNN(5, 8, 3, phi_x=(), encoder=(8,), decoder=(), backend="reference", cell="lstm").to(DEVICE)
+    plain.load_state_dict(own.state_dict())
+    eps, uniforms = torch.randn(5, 4, 6, 3), torch.rand(5, 4, 6)
+    given = {"eps": eps.to(DEVICE), "uniforms": uniforms.to(DEVICE), "lengths": lengths, "threshold": 0.9}
+    before = launch.launches.copy()
+    found = [m.bound(x, "fivo", particles=6, **given) for m in (own, plain)]
+    torch.testing.assert_close(*found)
+    for bound in found:
+        bound.mean().backward()
+    assert launch.launches - before == {"forward": 1, "backward": 1}
+    for a, b in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 # ---- memory
 
 
+def poison(dtype: torch.dtype) -> float:
+    """What nobody writes: NaN, or a number that is no row."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
 def guarded(tensor: Tensor, bands: list[Tensor]) -> Tensor:
-    """The same numbers between two bands of NaN, which are remembered."""
+    """The same numbers between two bands of poison, which are remembered."""
     band, count = 1024, tensor.numel()
-    whole = tensor.new_full((count + 2 * band,), float("nan"))
+    whole = tensor.new_full((count + 2 * band,), poison(tensor.dtype))
     bands += (whole[:band], whole[band + count :])
     inner = whole[band : band + count].view(tensor.shape)
     return inner.copy_(tensor)
 
 
 def poisoned(bands: list[Tensor]) -> Callable[..., Tensor]:
-    def allocate(like: Tensor, shape: tuple[int, ...], fill: float | None = None) -> Tensor:
-        return guarded(like.new_full(shape, float("nan") if fill is None else fill), bands)
+    def allocate(like: Tensor, shape: Any, fill: float | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        fill = poison(dtype or like.dtype) if fill is None else fill
+        return guarded(like.new_full(shape, fill, dtype=dtype), bands)
 
     return allocate
 
 
+@pytest.mark.parametrize("particles", [0, 3])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_nothing_is_read_unwritten_nor_written_outside(kind: str, lengths: list[int] | None, recompute: bool) -> None:
-    options = {"resets": lengths is not None, "mask": lengths is not None}
-    problem = Problem.draw(cell(cell=kind, num_layers=2, **DEEP), 2, 3, lengths, **options)
+def test_nothing_is_read_unwritten_nor_written_outside(
+    kind: str, lengths: list[int] | None, recompute: bool, particles: int
+) -> None:
+    options: dict[str, Any] = {"resets": lengths is not None, "mask": lengths is not None, "particles": particles}
+    spec, group = cell(cell=kind, num_layers=2, **DEEP), max(1, particles)
+    if particles:
+        spec, lengths = replace(spec, objective="particle_filter"), lengths and grouped(lengths, particles)
+    problem = Problem.draw(spec, 2, 3 * group, lengths, **options)
     expected = problem.run(here, torch.float32, recompute=recompute)
     bands: list[Tensor] = []
     allocate, own = poisoned(bands), triton.run
@@ -234,6 +351,8 @@ def test_nothing_is_read_unwritten_nor_written_outside(kind: str, lengths: list[
     def among_bands(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
         place = [_Guard.apply(t, bands) for t in (*parameters, x, eps, *state)]
         count = len(parameters)
+        if particles:
+            o["uniforms"] = guarded(o["uniforms"], bands)
         return own(spec, place[:count], *place[count : count + 2], lengths, tuple(place[count + 2 :]), **o)
 
     with (
@@ -243,7 +362,7 @@ def test_nothing_is_read_unwritten_nor_written_outside(kind: str, lengths: list[
     ):
         found = problem.run(here, torch.float32, recompute=recompute)
     assert len(bands) > 40
-    assert all(band.isnan().all() for band in bands)
+    assert all((band.isnan() if band.is_floating_point() else band == poison(band.dtype)).all() for band in bands)
     for name, t in found.items():
         assert torch.equal(t, expected[name]), name
 
@@ -291,8 +410,12 @@ def test_strides_of_either_layout() -> None:
         assert torch.equal(t, expected[name]), name
 
 
-def test_repeats_are_equal_to_the_last_bit() -> None:
-    problem = Problem.draw(cell(**DEEP), 2, 17, [2, 1, 2] * 5 + [0, 1])
+@pytest.mark.parametrize("particles", [0, 3])
+def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
+    spec, lengths = cell(**DEEP), [2, 1, 2] * 5 + [0, 1]
+    if particles:
+        spec, lengths = replace(spec, objective="particle_filter"), grouped([3, 2, 3, 0, 1, 3], particles)
+    problem = Problem.draw(spec, max(lengths), len(lengths), lengths, particles=particles)
     first = problem.run(here, torch.float32)
     for name, t in problem.run(here, torch.float32).items():
         assert torch.equal(t, first[name]), name
@@ -382,9 +505,12 @@ def test_operators_keep_their_promises() -> None:
     x, eps, cond = (torch.randn(2, 3, w, device=DEVICE, requires_grad=w == 5) for w in (5, 2, 2))
     state = [torch.randn(3, 4, device=DEVICE, requires_grad=True)]
     parameters = [torch.randn(p.shape, device=DEVICE, requires_grad=True) for p in spec.parameters()]
-    arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, state, parameters)
-    options = (triton.ops.encode(spec), "ieee", 1, True, True)
+    arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, None, state, parameters)
+    options = (triton.ops.encode(spec), "ieee", 1, True, True, 0.5)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
+    resampling = triton.ops.encode(replace(spec, objective="particle_filter"))
+    arguments = (x, eps, cond, None, None, None, torch.rand(2, 1, 3, device=DEVICE), state, parameters)
+    torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, resampling, *options[1:]))
 
 
 def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.refuses(spec, x) is None
     assert triton.refuses(spec, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
     assert triton.refuses(CellSpec(3, 4, 2, objective="log_weight"), x) is None
-    assert str(triton.refuses(CellSpec(3, 4, 2, objective="particle_filter"), x)).startswith("it does not resample")
+    assert triton.refuses(CellSpec(3, 4, 2, objective="particle_filter"), x) is None
     wide = CellSpec(3, 200, 16, phi_z=(200,))
     assert "would spill kilobytes of registers" in str(triton.refuses(wide, x))
     assert triton.refuses(wide, x.bfloat16()) is None
@@ -154,20 +155,36 @@ def test_tiles_make_up_every_slice(member: str, kind: str, widest: int) -> None:
     assert len(cut.states) == cut_states(cut)
 
 
+@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize("member", FAMILY)
+def test_a_filter_goes_back_without_what_weighs_its_particles(member: str, kind: str) -> None:
+    spec = replace(spec_of(member, kind), objective="particle_filter")
+    there, back = plan(spec, 16), plan(spec, 16, reverse=True)
+    assert there.resamples
+    assert back.resamples
+    assert there.program.buffers == back.program.buffers
+    assert {m.stage for m in there.matrices} >= {m.stage for m in back.matrices}
+    assert there.likelihood in there.program.scan
+    assert back.likelihood in back.program.after
+    assert there.tiles_of(there.likelihood.source)
+
+
 def cut_states(cut: Plan) -> int:
     return sum(1 + (s.c is not None) for s in cut.program.scan if isinstance(s, Recur))
 
 
+@pytest.mark.parametrize("objective", ["kl", "particle_filter"])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", FAMILY)
-def test_source_is_pure_and_defines_every_name(member: str, kind: str) -> None:
-    cut, none, everything = cut_of(member, kind, 16), frozenset[int](), frozenset(range(99))
+def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective: Any) -> None:
+    spec = replace(spec_of(member, kind), objective=objective)
+    there, back, none, everything = plan(spec, 16), plan(spec, 16, reverse=True), frozenset[int](), frozenset(range(99))
 
     def sources() -> list[str]:
-        stored, found = cut.stored(Keep.STORED), []
+        stored, found = there.stored(Keep.STORED, want_prior=True, want_raw=True), []
         for loaded, ahead in ((none, False), (everything, True)):
-            found.append(emit.forward(cut, loaded, stored, ahead=ahead))
-            found.append(emit.backward(cut, loaded, on_z=True, on_eps=True, ahead=ahead))
+            found.append(emit.forward(there, loaded, stored, ahead=ahead))
+            found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead))
         return found
 
     assert sources() == sources()
@@ -206,6 +223,22 @@ def test_candidates_fit_the_chip(chip: tuning.Chip) -> None:
         assert (tuning.misfit(spec, 2, chip) is None) == bool(found)
 
 
+def test_a_tile_holds_all_particles_of_a_sequence() -> None:
+    spec, chip = CellSpec(28, 16, 16, objective="particle_filter"), CHIPS["sm_90"]
+    for particles, sizes in ((1, {16, 32}), (16, {16, 32}), (17, {32, 64}), (100, {128})):
+        found = tuning.candidates(spec, 2, chip, particles=particles)
+        assert {c.rows for c in found} == sizes
+        assert tuning.misfit(spec, 2, chip, particles=particles) is None
+    assert tuning.candidates(spec, 2, chip, particles=129) == ()
+    reason = "a tile holds all particles of a sequence, at most 128, and there are 129"
+    assert tuning.misfit(spec, 2, chip, particles=129) == reason
+    wide = replace(spec, hidden_size=128)
+    assert tuning.misfit(wide, 2, chip) is None
+    assert "a tile that holds 128 particles of this cell would spill" in str(
+        tuning.misfit(wide, 2, chip, particles=128)
+    )
+
+
 def test_the_fastest_configuration_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
     spec, device, measured = CellSpec(28, 40, 16), torch.device("cpu"), list[Config]()
@@ -232,28 +265,31 @@ def test_the_fastest_configuration_is_remembered(tmp_path: Path, monkeypatch: py
 # ---- compilers
 
 
-SPILLED: dict[tuple[str, str, torch.dtype], tuple[int, int]] = {  # at most, forward and backward
-    ("sm_80", "narrow", torch.bfloat16): (0, 0),
-    ("sm_90", "narrow", torch.bfloat16): (0, 0),
-    ("sm_90", "motion", torch.bfloat16): (0, 0),
-    ("sm_90", "reference", torch.bfloat16): (0, 0),
-    ("gfx942", "narrow", torch.bfloat16): (0, 0),
+SPILLED: dict[tuple[str, str, torch.dtype, int], tuple[int, int]] = {  # at most, forward and backward; N particles
+    ("sm_80", "narrow", torch.bfloat16, 1): (0, 0),
+    ("sm_90", "narrow", torch.bfloat16, 1): (0, 0),
+    ("sm_90", "motion", torch.bfloat16, 1): (0, 0),
+    ("sm_90", "reference", torch.bfloat16, 1): (0, 0),
+    ("gfx942", "narrow", torch.bfloat16, 1): (0, 0),
+    ("sm_80", "narrow", torch.bfloat16, 4): (0, 0),
+    ("sm_90", "narrow", torch.bfloat16, 4): (88, 0),
+    ("gfx942", "narrow", torch.bfloat16, 4): (143, 2),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", SPILLED, ids=str)
-def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, torch.dtype]) -> None:
+def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, torch.dtype, int]) -> None:
     from bench import resources
 
-    chip, shape, dtype = case
-    spec = resources.spec_of(resources.SHAPES[shape])
-    config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip])[0]
+    chip, shape, dtype, particles = case
+    spec = resources.spec_of(resources.SHAPES[shape], particles)
+    config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip], particles=particles)[0]
     cut = plan(spec, config.widest)
     bound = tuning.shared_bytes(cut, config.rows, dtype.itemsize, tuning.resident(cut, config, dtype.itemsize))
     kernels: dict[str, Any] = resources.kernels_of(spec, config, dtype)
     for (way, kernel), spilled in zip(kernels.items(), SPILLED[case], strict=True):
-        found = resources.compiled(kernel, chip, config, dtype, "ieee")
+        found = resources.compiled(kernel, chip, config, dtype, "ieee", particles=particles)
         assert found.spilled <= spilled, (way, found)
         assert found.shared <= min(bound, CHIPS[chip].shared), (way, found)
 
@@ -261,7 +297,7 @@ def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, torch
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_all_that_kernels_do_compiles(kind: str) -> None:
-    """Ragged batches, resets, gradients of z and eps, cells that run on their own."""
+    """Ragged batches, resets, gradients of z and eps, cells that run on their own, particles."""
     from bench import resources
     from vrnn_fast.executors.triton import kernels
 
@@ -275,3 +311,9 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
         kernels.backward(spec, config, 2, on_z=True, on_eps=True),
     ):
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", ragged=True).registers > 0
+    filtered = replace(spec, objective="particle_filter")
+    for kernel in (
+        kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, want_prior=True, want_raw=True)),
+        kernels.backward(filtered, config, 2, on_z=True, on_eps=True),
+    ):
+        assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", particles=5, ragged=True).registers > 0

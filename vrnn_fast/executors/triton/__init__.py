@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -48,8 +49,6 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    if spec.objective == "particle_filter":
-        return "it does not resample: a particle filter's weights pass between the rows of a sequence in every step"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
@@ -62,10 +61,17 @@ def launches(spec: CellSpec) -> str:
     places = ", ".join(
         f"{_weights(spec, size, chip, precision)} in {kind}" for kind, (size, precision) in kinds.items()
     )
-    wide = [kind for kind, (size, precision) in kinds.items() if tuning.misfit(spec, size, chip, precision, mean=True)]
-    alone = f"generate 1, in {' and '.join(wide)} step by step" if wide else "generate 1"
+
+    def wide(cell: CellSpec, mean: bool | None = None) -> str:
+        found = (kind for kind, (size, precision) in kinds.items() if tuning.misfit(cell, size, chip, precision, mean))
+        return " and ".join(found)
+
     if spec.likelihood == "external":
-        alone = "generate goes step by step, for the likelihood is outside of the launch"
+        alone = "generate and fivo go step by step, for the likelihood is outside of the launch"
+    else:
+        played, filtered = wide(spec, True), wide(replace(spec, objective="particle_filter"))
+        alone = f"generate 1, in {played} step by step" if played else "generate 1"
+        alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
     calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     return f"{calls}; {alone}; {places}"
 
@@ -110,12 +116,12 @@ def run(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         keep = int(Keep.ALWAYS if recompute else Keep.STORED)
     out = torch.ops.vrnn_fast.triton_forward(
-        *(x, eps, cond, lengths, resets, mask, list(state), list(parameters)),
-        *(spec.constant(spec.key, _text), _precision(), keep, want_prior, want_raw),
+        *(x, eps, cond, lengths, resets, mask, uniforms, list(state), list(parameters)),
+        *(spec.constant(spec.key, _text), _precision(), keep, want_prior, want_raw, threshold),
     )
     wanted = (True,) * 5 + (want_prior, want_prior, want_raw)
     per_step = (tensor if want else None for tensor, want in zip(out, wanted, strict=False))
-    return SequenceResult._make((*per_step, tuple(out[8]), None))
+    return SequenceResult._make((*per_step, tuple(out[8]), None if uniforms is None else out[10]))
 
 
 def step(

@@ -15,6 +15,15 @@ WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bit
 
 
 @triton.jit
+def rows(batch, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """The rows of the batch in this program, whole groups of PARTICLES, and which of them there are."""
+    WHOLE: tl.constexpr = ROWS // PARTICLES * PARTICLES
+    lane = tl.arange(0, ROWS)
+    b = tl.program_id(0) * WHOLE + lane
+    return b, (lane < WHOLE) & (b < batch)
+
+
+@triton.jit
 def running(t, length):
     """The rows that step t belongs to."""
     t = t + 0 * length
@@ -168,6 +177,88 @@ def activate_backward(y, d, KIND: tl.constexpr):
         return tl.where(y > 0, d, d * (y + 1.0))
     else:
         return d
+
+
+@triton.jit
+def total(terms, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """The sum over columns, (rows)."""
+    if WIDTH != PADDED:
+        terms = tl.where((tl.arange(0, PADDED) < WIDTH)[None, :], terms, 0.0)
+    return tl.sum(terms, 1)
+
+
+@triton.jit
+def log_ratio(z, eps, q_std, p_mean, p_std):
+    """log q(z) - log p(z) of each column."""
+    distance = (z - p_mean) / p_std
+    return 0.5 * (distance * distance - eps * eps) - tl.log(q_std / p_std)
+
+
+@triton.jit
+def bernoulli(x, logit):
+    """-log p(x) of each column, here and below."""
+    return softplus(logit) - x * logit
+
+
+@triton.jit
+def gaussian(
+    x,
+    mean,
+    raw,
+    SOFTPLUS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    std = deviation(raw, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
+    distance = (x - mean) / std
+    return 0.5 * distance * distance + tl.log(std) + 0.91893853320467274178
+
+
+@triton.jit
+def resample(log_weight, uniform, enough, goes_on, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """vrnn_fast.resampling.resample: which particle of its sequence each row goes on from, -1 where from itself."""
+    lane = tl.arange(0, ROWS)
+    same = lane[:, None] // PARTICLES == lane[None, :] // PARTICLES
+    behind = log_weight - tl.max(tl.where(same, log_weight[None, :], float("-inf")), 1)
+    weight = tl.where(behind < -103.0, 0.0, exp(behind))
+    weights = tl.where(same, weight[None, :], 0.0)
+    squares = tl.sum(weights * weights, 1)
+    upto = tl.sum(tl.where(lane[None, :] <= lane[:, None], weights, 0.0), 1)
+    whole = tl.sum(weights, 1)
+    wanted = uniform * whole
+    drawn = tl.sum((same & (upto[None, :] <= wanted[:, None])).to(tl.int32), 1)
+    last = tl.sum((same & (upto[None, :] < whole[:, None])).to(tl.int32), 1)
+    return tl.where(goes_on & (whole * whole / squares < enough), tl.minimum(drawn, last), -1)
+
+
+@triton.jit
+def chosen(ancestor, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """The rows of a tile that its rows go on from."""
+    lane = tl.arange(0, ROWS)
+    return tl.where(ancestor < 0, lane, lane - lane % PARTICLES + ancestor)
+
+
+@triton.jit
+def take(tile, row):
+    """Rows of a tile, in this order."""
+    return tl.gather(tile, tl.broadcast_to(row[:, None], tile.shape), 0)
+
+
+@triton.jit
+def give_back(d, ancestor, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """The gradients of a tile's rows from those of the rows that took them over, added up in the order of these."""
+    lane = tl.arange(0, ROWS)
+    place = lane % PARTICLES
+    origin = tl.where(ancestor < 0, place, ancestor)
+    total = tl.zeros_like(d)
+    for particle in range(PARTICLES):
+        heir = tl.minimum(lane - place + particle, ROWS - 1)
+        total += tl.where((tl.gather(origin, heir, 0) == place)[:, None], take(d, heir), 0.0)
+    return total
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ..
 @lru_cache(maxsize=256)
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Any:
     """The reverse kernel; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
-    cut = plan(spec, config.widest)
+    cut = plan(spec, config.widest, reverse=True)
     loaded = resident(cut, config, itemsize)
     source = emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=config.ahead)
     return getattr(module(source), emit.BACKWARD)

@@ -28,6 +28,7 @@ class Inputs(NamedTuple):
     lengths: Tensor | None
     resets: Tensor | None
     mask: Tensor | None
+    uniforms: Tensor | None
     state: Sequence[Tensor]
     parameters: Sequence[Tensor]
 
@@ -45,6 +46,7 @@ class Outputs(NamedTuple):
     raw: Tensor
     state: list[Tensor]
     saved: list[Tensor]
+    ancestors: Tensor
 
 
 def kept(cut: Plan, keep: Keep | None) -> tuple[str, ...]:
@@ -59,12 +61,26 @@ class Batch:
     """One call: its sizes, its rows, its configuration. Where the cell runs on its own (``mean`` as in :func:`plan`),
     the noise of its outputs is in the place of x."""
 
-    def __init__(self, spec: CellSpec, inputs: Inputs, precision: str, mean: bool | None = None) -> None:
+    def __init__(
+        self,
+        spec: CellSpec,
+        inputs: Inputs,
+        precision: str,
+        mean: bool | None = None,
+        *,
+        reverse: bool = False,
+    ) -> None:
         self.spec, self.precision, self.inputs = spec, precision, inputs
-        x = inputs.x
+        x, drawn = inputs.x, inputs.uniforms
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.config = tuning.choose(spec, x.dtype, x.device, precision, mean)
-        self.plan = plan(spec, self.config.widest, mean)
+        self.particles = 1 if drawn is None else drawn.shape[2]
+        self.config = tuning.choose(spec, x.dtype, x.device, precision, mean, self.particles)
+        self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
+        if self.plan.resamples != (drawn is not None):
+            raise ValueError("uniforms belong to a cell that resamples, and to no other")
+        groups = self.batch // self.particles
+        if drawn is not None and (drawn.shape[:2] != (self.steps, groups) or groups * self.particles != self.batch):
+            raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
         self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
         self.real: Tensor | None = None
         if self.lengths is not None:
@@ -81,6 +97,10 @@ class Batch:
     def flat(self, tensor: Tensor) -> Tensor:
         """(T, B, ...) as (rows, ...)."""
         return tensor.reshape(self.steps * self.batch, *tensor.shape[2:]).contiguous()
+
+    def flags(self, tensor: Tensor | None) -> Tensor | None:
+        """Of bool, as the kernels read it."""
+        return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     def real_only(self, tensor: Tensor) -> Tensor:
         """(rows, width) with zeros at padding, whatever was there."""
@@ -120,7 +140,7 @@ class Batch:
         torch._foreach_copy_(into, of)
         return space
 
-    def add_states(self, tensors: dict[str, Tensor]) -> list[Tensor]:
+    def add_states(self, tensors: dict[str, Any]) -> list[Tensor]:
         """Hand the states to a forward kernel; returns those it ends in."""
         final = []
         for name, start in zip(self.plan.states, self.inputs.state, strict=True):
@@ -128,22 +148,22 @@ class Batch:
             tensors |= {f"start_{identifier(name)}": start.contiguous(), f"final_{identifier(name)}": final[-1]}
         return final
 
-    def launch(self, way: str, kernel: Any, tensors: Mapping[str, Tensor]) -> None:
+    def launch(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
         """One launch over all tiles of the batch, on the current stream of the tensors' device."""
         from .versions import options
 
         launches[way] += 1
-        programs = -(-self.batch // self.config.rows)
-        resets = self.inputs.resets
+        whole = self.config.rows // self.particles * self.particles
         with on(self.inputs.x.device):
-            kernel[(programs,)](
-                **tensors,
+            kernel[(-(-self.batch // whole),)](
+                **arguments,
                 weights=self.workspace(),
                 steps=self.steps,
                 batch=self.batch,
                 lengths=self.lengths,
-                resets=None if resets is None else self.flat(resets).view(torch.int8),
+                resets=self.flags(self.inputs.resets),
                 ROWS=self.config.rows,
+                PARTICLES=self.particles,
                 PRECISION=self.precision,
                 **options(self.config.warps),
             )
@@ -154,7 +174,14 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def forward(
-    spec: CellSpec, inputs: Inputs, precision: str, keep: Keep | None, *, want_prior: bool, want_raw: bool
+    spec: CellSpec,
+    inputs: Inputs,
+    precision: str,
+    keep: Keep | None,
+    *,
+    want_prior: bool,
+    want_raw: bool,
+    threshold: float,
 ) -> Outputs:
     """Run a batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
     from . import kernels
@@ -162,16 +189,23 @@ def forward(
     call = Batch(spec, inputs, precision)
     cut, rows, like = call.plan, call.rows, inputs.x
     rows.run(cut.program.before)
-    stored = cut.stored(keep)
-    tensors = {f"b_{identifier(name)}": rows.buffer(rows.value, name) for name in (*cut.given, *stored)}
-    if cut.sample is not None:
-        tensors["b_eps"] = rows.value["eps"]
-        if call.real is not None:  # a density needs one, at padding too
-            rows.value[cut.sample.std.buffer].fill_(1.0)
-    state = call.add_states(tensors)
+    stored = cut.stored(keep, want_prior=want_prior, want_raw=want_raw)
+    tensors: dict[str, Any] = {f"b_{identifier(name)}": rows.buffer(rows.value, name) for name in (*cut.given, *stored)}
+    if cut.sample is not None and call.real is not None:  # a density needs one, at padding too
+        rows.value[cut.sample.std.buffer].fill_(1.0)
+    state, ancestors = call.add_states(tensors), like.new_empty((0, 0, 0), dtype=torch.int64)
+    if inputs.uniforms is not None:
+        ancestors = allocate(like, tuple(inputs.uniforms.shape), -1, torch.int64)
+        tensors |= {"b_uniforms": inputs.uniforms.contiguous(), "b_ancestors": ancestors}
+        tensors |= {"enough": threshold * call.particles, "mask": call.flags(inputs.mask)}
+        rows.nll = tensors["b_nll"] = allocate(like, (rows.count,), 0.0)
+        if cut.divergence is not None:
+            rows.kl = tensors["b_kl"] = allocate(like, (rows.count,), 0.0)
     kernel = kernels.forward(spec, call.config, like.element_size(), stored)
     call.launch("forward", kernel, tensors)
     rows.run(cut.program.after)
+    if want_prior and cut.divergence is not None and cut.resamples:
+        rows.prior_std(cut.divergence)
 
     def result(part: Slice, wanted: bool = True) -> Tensor:
         if not wanted:
@@ -188,7 +222,7 @@ def forward(
         latent = [result(part) for part in (sample.z, half(sample.source), sample.std)]
         latent += [result(part, want_prior) for part in (half(divergence.prior), divergence.prior_std)]
     per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want_raw))
-    return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut, keep)]))
+    return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut, keep)], ancestors))
 
 
 def generate(spec: CellSpec, inputs: Inputs, precision: str, *, mean: bool) -> tuple[Tensor, list[Tensor]]:
@@ -198,8 +232,7 @@ def generate(spec: CellSpec, inputs: Inputs, precision: str, *, mean: bool) -> t
     call = Batch(spec, inputs, precision, mean)
     cut, rows = call.plan, call.rows
     rows.run(cut.program.before)
-    names = [*cut.given, *(name for name in ("eps", "noise", "cond") if name in cut.tiles)]
-    tensors = {f"b_{identifier(name)}": rows.value[name] for name in names}
+    tensors: dict[str, Any] = {f"b_{identifier(name)}": rows.value[name] for name in cut.given}
     tensors["b_x"] = rows.buffer(rows.value, "x")
     state = call.add_states(tensors)
     kernel = kernels.forward(spec, call.config, inputs.x.element_size(), ("x",), mean)
@@ -223,6 +256,7 @@ def backward(
     upstream: Mapping[str, Tensor],
     z: Tensor,
     std: Tensor,
+    ancestors: Tensor,
     saved: Sequence[Tensor],
     precision: str,
     keep: Keep,
@@ -232,12 +266,12 @@ def backward(
 
     Args:
         upstream: gradients by the names of results, the states' as ``state0`` and so on.
-        z, std, saved: of :func:`forward`, whose ``keep`` this is.
+        z, std, ancestors, saved: of :func:`forward`, whose ``keep`` this is.
         wanted: those of the inputs x, eps and cond whose gradients somebody wants.
     """
     from . import kernels
 
-    call = Batch(spec, inputs, precision)
+    call = Batch(spec, inputs, precision, reverse=True)
     cut, rows, like = call.plan, call.rows, inputs.x
     rows.value.update(zip(kept(cut, keep), saved, strict=True))
     if cut.sample is not None:
@@ -264,6 +298,8 @@ def backward(
         tensors[f"d_final_{identifier(name)}"] = torch.zeros_like(start) if d_final is None else d_final.contiguous()
         d_state.append(allocate(like, tuple(start.shape)))
         tensors[f"d_start_{identifier(name)}"] = d_state[-1]
+    if cut.resamples:
+        tensors["b_ancestors"] = ancestors
     kernel = kernels.backward(spec, call.config, like.element_size(), on_z, "eps" in wanted)
     call.launch("backward", kernel, tensors)
     if rows.d_eps is not None and "eps" in wanted:

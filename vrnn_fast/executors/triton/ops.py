@@ -49,6 +49,7 @@ def _forward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     spec: str,
@@ -56,11 +57,13 @@ def _forward(
     keep: int,
     want_prior: bool,
     want_raw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
+    threshold: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
     """Run x (T, B, X); ``keep`` is the least Keep that backward wants, or NO_BACKWARD. See launch.Outputs."""
-    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, state, parameters)
+    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, uniforms, state, parameters)
     least = None if keep == NO_BACKWARD else Keep(keep)
-    return tuple(launch.forward(decode(spec), inputs, precision, least, want_prior=want_prior, want_raw=want_raw))  # type: ignore[return-value]
+    wanted = {"want_prior": want_prior, "want_raw": want_raw}
+    return tuple(launch.forward(decode(spec), inputs, precision, least, **wanted, threshold=threshold))  # type: ignore[return-value]
 
 
 def _fake_forward(
@@ -70,6 +73,7 @@ def _fake_forward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     spec: str,
@@ -77,6 +81,7 @@ def _fake_forward(
     keep: int,
     want_prior: bool,
     want_raw: bool,
+    threshold: float,
 ) -> tuple[Any, ...]:
     cell, (steps, batch) = decode(spec), x.shape[:2]
     cut = plan(cell, 128)
@@ -89,7 +94,8 @@ def _fake_forward(
     names = launch.kept(cut, None if keep == NO_BACKWARD else Keep(keep))
     saved = [x.new_empty((steps * batch, cut.width(name))) for name in names]
     nll, kl = x.new_empty((steps, batch)), x.new_empty((steps, batch))
-    return nll, kl, *latent, raw, [x.new_empty(s.shape) for s in state], saved
+    ancestors = x.new_empty((0, 0, 0) if uniforms is None else uniforms.shape, dtype=torch.int64)
+    return nll, kl, *latent, raw, [x.new_empty(s.shape) for s in state], saved, ancestors
 
 
 def _backward(
@@ -101,10 +107,12 @@ def _backward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     z: Tensor,
     std: Tensor,
+    ancestors: Tensor,
     saved: Sequence[Tensor],
     spec: str,
     precision: str,
@@ -119,10 +127,10 @@ def _backward(
     """
     names = [*PER_STEP, *(f"state{i}" for i in range(len(state)))]
     given = {names[slot]: gradient for slot, gradient in zip(slots, upstream, strict=True)}
-    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, state, parameters)
+    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, uniforms, state, parameters)
     flags = {"x": want_x, "eps": want_eps, "cond": want_cond}
     wanted = {name for name, flag in flags.items() if flag}
-    found = launch.backward(decode(spec), inputs, given, z, std, saved, precision, Keep(keep), wanted)
+    found = launch.backward(decode(spec), inputs, given, z, std, ancestors, saved, precision, Keep(keep), wanted)
     sequences = (x.new_empty((0,)) if d is None else d for d in found[:3])
     return (*sequences, found.state, found.parameters)  # type: ignore[return-value]
 
@@ -136,10 +144,12 @@ def _fake_backward(
     lengths: Tensor | None,
     resets: Tensor | None,
     mask: Tensor | None,
+    uniforms: Tensor | None,
     state: Sequence[Tensor],
     parameters: Sequence[Tensor],
     z: Tensor,
     std: Tensor,
+    ancestors: Tensor,
     saved: Sequence[Tensor],
     spec: str,
     precision: str,
@@ -164,7 +174,7 @@ def _generate(
     mean: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """See launch.generate."""
-    inputs = launch.Inputs(noise, eps, cond, None, None, None, state, parameters)
+    inputs = launch.Inputs(noise, eps, cond, None, None, None, None, state, parameters)
     return launch.generate(decode(spec), inputs, precision, mean=mean)
 
 
@@ -182,10 +192,10 @@ def _fake_generate(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    *sequences, state, parameters, spec, precision, keep, _, _ = inputs
-    saved = output[-1]
+    *sequences, state, parameters, spec, precision, keep, _, _, _ = inputs
+    *_, saved, ancestors = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*sequences, output[2], output[4], *state, *parameters, *saved)
+    ctx.save_for_backward(*sequences, output[2], output[4], ancestors, *state, *parameters, *saved)
     ctx.states, ctx.parameters, ctx.options = len(state), len(parameters), (spec, precision, keep)
 
 
@@ -193,8 +203,8 @@ def _autograd(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     on_state = gradients[len(PER_STEP)] or [None] * ctx.states
     upstream = [*gradients[: len(PER_STEP)], *on_state]
     slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
-    *sequences, z, std = ctx.saved_tensors[:8]
-    rest = ctx.saved_tensors[8:]
+    *sequences, z, std, ancestors = ctx.saved_tensors[:10]
+    rest = ctx.saved_tensors[10:]
     state, parameters = rest[: ctx.states], rest[ctx.states : ctx.states + ctx.parameters]
     wanted = ctx.needs_input_grad[:3]
     d_x, d_eps, d_cond, d_state, d_parameters = torch.ops.vrnn_fast.triton_backward(
@@ -205,12 +215,13 @@ def _autograd(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         list(parameters),
         z,
         std,
+        ancestors,
         list(rest[ctx.states + ctx.parameters :]),
         *ctx.options,
         *wanted,
     )
     given = (d if want else None for d, want in zip((d_x, d_eps, d_cond), wanted, strict=True))
-    return (*given, None, None, None, d_state, d_parameters, None, None, None, None, None)
+    return (*given, *(None,) * 4, d_state, d_parameters, *(None,) * 6)
 
 
 _forward_op = torch.library.custom_op("vrnn_fast::triton_forward", _forward, mutates_args=())

@@ -14,7 +14,21 @@ from itertools import pairwise
 
 from ...partition import generation, partition
 from ...spec import CellSpec
-from ...stages import Activate, Add, Bias, Dense, Divergence, Draw, Keep, Likelihood, Partition, Recur, Sample, Slice
+from ...stages import (
+    Activate,
+    Add,
+    Bias,
+    Dense,
+    Divergence,
+    Draw,
+    Keep,
+    Likelihood,
+    Partition,
+    Recur,
+    Resample,
+    Sample,
+    Slice,
+)
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 
@@ -84,7 +98,7 @@ class Plan:
         tiles: of each buffer that the scan touches, in the order of columns.
         matrices: of each dense stage of the scan, in the order of stages.
         states: the buffers h and c of every layer, in the order of a state's tensors.
-        given: buffers that ``before`` has begun and the scan goes on with.
+        given: buffers that the scan finds in memory: inputs, and those that ``before`` has begun.
         made: buffers that the scan writes, its states apart.
         read_after: slices of the scan's buffers that ``after`` reads, so that gradients come back on them.
         summed: buffers whose gradients weight gradients and ``before`` are made of.
@@ -110,11 +124,16 @@ class Plan:
 
     @property
     def divergence(self) -> Divergence | None:
-        return next((s for s in self.program.after if isinstance(s, Divergence)), None)
+        return next((s for s in self.program.stages if isinstance(s, Divergence)), None)
 
     @property
     def likelihood(self) -> Likelihood:
-        return next(s for s in self.program.after if isinstance(s, Likelihood))
+        return next(s for s in self.program.stages if isinstance(s, Likelihood))
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the rows of a sequence exchange their states."""
+        return Resample() in self.program.scan
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -134,12 +153,16 @@ class Plan:
     def width(self, buffer: str) -> int:
         return next(b.width for b in self.program.buffers if b.name == buffer)
 
-    def stored(self, keep: Keep | None) -> tuple[str, ...]:
+    def stored(self, keep: Keep | None, *, want_prior: bool = False, want_raw: bool = False) -> tuple[str, ...]:
         """The buffers that forward writes to memory: results, what ``after`` reads, and what backward shall find.
 
         ``keep`` is the least that backward asks for, or None without a backward.
         """
         wanted = {s.buffer for s in self.read_after}
+        if want_raw:
+            wanted.add(self.likelihood.source.buffer)
+        if want_prior and self.divergence is not None:
+            wanted.add(self.divergence.prior.buffer)
         if self.sample is not None:
             wanted |= {s.buffer for s in (self.sample.source, self.sample.std, self.sample.z)}
         if keep is not None:
@@ -158,6 +181,11 @@ def halves(part: Slice) -> tuple[Slice, Slice]:
     return replace(part, width=half), replace(part, start=part.start + half, width=half)
 
 
+def observed(stage: Likelihood) -> Slice:
+    """What a likelihood looks at."""
+    return Slice("x", 0, stage.source.width // (2 if stage.kind == "gaussian" else 1))
+
+
 def _parts(stage: object) -> Iterator[Slice]:
     """The slices of one stage, where stages need tiles of their own."""
     for value in vars(stage).values():
@@ -168,8 +196,13 @@ def _parts(stage: object) -> Iterator[Slice]:
     elif isinstance(stage, Sample):
         yield from halves(stage.source)
         yield replace(stage.z, buffer="eps")
-    elif isinstance(stage, Draw) and stage.kind == "gaussian":
-        yield from halves(stage.source)
+    elif isinstance(stage, Divergence):
+        yield from (*halves(stage.posterior), *halves(stage.prior))
+    elif isinstance(stage, Draw | Likelihood):
+        if stage.kind == "gaussian":
+            yield from halves(stage.source)
+        if isinstance(stage, Likelihood):
+            yield observed(stage)
     elif isinstance(stage, Recur):
         gates, width = stage.gates, stage.h.width
         yield from (Slice(gates.buffer, gates.start + at, width) for at in range(0, gates.width, width))
@@ -179,13 +212,24 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
+    if mean is not None:
+        return generation(spec, mean=mean)
+    if not reverse or spec.objective != "particle_filter":
+        return partition(spec)
+    weighed = partition(replace(spec, objective="log_weight"))
+    return replace(weighed, scan=(*weighed.scan, Resample()))
+
+
 @lru_cache(maxsize=256)
-def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
+def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool = False) -> Plan:
     """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure.
 
-    With ``mean`` the cell runs on its own, and feeds back its outputs' means or samples; with None it is given x.
+    With ``mean`` the cell runs on its own, and feeds back its outputs' means or samples; with None it is given x. The
+    ``reverse`` scan of a particle filter has what weighs a particle behind it, in ``after``: no gradient passes from a
+    weight to a state.
     """
-    program = partition(spec) if mean is None else generation(spec, mean=mean)
+    program = _program(spec, mean, reverse)
     cuts: dict[str, set[int]] = {}
     for stage in program.scan:
         for part in _parts(stage):
@@ -207,7 +251,7 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
     made: list[str] = []
     for stage in program.scan:
         match stage:
-            case Dense() | Activate() | Add():
+            case Bias() | Dense() | Activate() | Add():
                 made.append(stage.target.buffer)
             case Sample():
                 made += (stage.std.buffer, stage.z.buffer)
@@ -217,6 +261,8 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
                 made += (s.buffer for s in (stage.gates, stage.candidate, stage.output) if s is not None)
     begun = [s.target.buffer for s in program.before if isinstance(s, Bias | Dense)]
     in_scan = {*states, *made}
+    inputs = [name for name in ("x", "eps", "noise", "cond") if name in tiles and name not in in_scan]
+    begun = [name for name in begun if name in tiles]
     read: list[Slice] = []
     for stage in program.after:
         if isinstance(stage, Dense) and stage.source.buffer in in_scan:
@@ -229,8 +275,8 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None) -> Plan:
         tiles,
         tuple(matrices),
         states,
-        _unique(name for name in begun if name in tiles),
+        _unique((*begun, *inputs)),
         _unique(made),
         tuple(dict.fromkeys(read)),
-        _unique([*dense, *(name for name in begun if name in tiles)]),
+        _unique((*dense, *begun)),
     )

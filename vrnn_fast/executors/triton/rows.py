@@ -19,9 +19,11 @@ from ...stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood,
 _HALF_LOG_TWO_PI = 0.91893853320467274178
 
 
-def allocate(like: Tensor, shape: tuple[int, ...], fill: float | None = None) -> Tensor:
-    """Memory for the kernels, of the dtype and device of ``like``: all of it comes from here."""
-    return like.new_empty(shape) if fill is None else like.new_full(shape, fill)
+def allocate(
+    like: Tensor, shape: tuple[int, ...], fill: float | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Memory for the kernels, of the device of ``like`` and its dtype or another: all of it comes from here."""
+    return like.new_empty(shape, dtype=dtype) if fill is None else like.new_full(shape, fill, dtype=dtype)
 
 
 class Rows:
@@ -74,7 +76,7 @@ class Rows:
         there = set(self.value)
         for stage in stages:
             if isinstance(stage, Divergence):
-                self._prior_std(stage)
+                self.prior_std(stage)
             elif isinstance(stage, Recur):
                 self._update(stage, there)
             elif isinstance(stage, Sample):
@@ -127,13 +129,14 @@ class Rows:
         mean, raw = self.view(of, part).float().chunk(2, -1)
         return mean, raw
 
-    def _prior_std(self, stage: Divergence) -> Tensor:
+    def prior_std(self, stage: Divergence) -> Tensor:
+        """Compute the buffer; in full precision."""
         std = standard_deviation(stage.transform, self._halves(self.value, stage.prior)[1])
         self.buffer(self.value, stage.prior_std.buffer).copy_(std)
         return std
 
     def _divergence(self, stage: Divergence) -> None:
-        p_std, p_mean = self._prior_std(stage), self._halves(self.value, stage.prior)[0]
+        p_std, p_mean = self.prior_std(stage), self._halves(self.value, stage.prior)[0]
         q_mean, q_std = self._halves(self.value, stage.posterior)[0], self.value[stage.posterior_std.buffer].float()
         ratio = q_std / p_std
         if stage.z is None:

@@ -29,6 +29,7 @@ MOST_AHEAD = (
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
+ROWS = (16, 32, 64, 128)  # of a tile
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,27 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     def columns_of(*names: str) -> int:
         return sum(t.padded for name in names for t in cut.tiles.get(name, ()))
 
-    columns = columns_of(*cut.states) + columns_of(*cut.given, "eps", "noise", "cond") * (2 if config.ahead else 1)
+    columns = columns_of(*cut.states) + columns_of(*cut.given) * (2 if config.ahead else 1)
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
 def candidates(
-    spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None
+    spec: CellSpec,
+    itemsize: int,
+    chip: Chip,
+    precision: str = "ieee",
+    mean: bool | None = None,
+    particles: int = 1,
 ) -> tuple[Config, ...]:
     """The configurations that a cell may be run in, the best guess first; empty where none fits.
 
-    ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`, here and below.
+    ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
+    sequence are in one tile. Here and below.
     """
     found = []
+    rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
-    for rows, warps, widest, ahead in product((16, 32), warps_of, (64, 128), (True, False)):
+    for rows, warps, widest, ahead in product(rows_of, warps_of, (64, 128), (True, False)):
         config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
         if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
@@ -137,10 +145,21 @@ def candidates(
     return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
 
 
-def misfit(spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", mean: bool | None = None) -> str | None:
+def misfit(
+    spec: CellSpec,
+    itemsize: int,
+    chip: Chip,
+    precision: str = "ieee",
+    mean: bool | None = None,
+    particles: int = 1,
+) -> str | None:
     """None, or why no configuration fits this cell."""
-    if candidates(spec, itemsize, chip, precision, mean):
+    if particles > ROWS[-1]:
+        return f"a tile holds all particles of a sequence, at most {ROWS[-1]}, and there are {particles}"
+    if candidates(spec, itemsize, chip, precision, mean, particles):
         return None
+    if candidates(spec, itemsize, chip, precision, mean):
+        return f"a tile that holds {particles} particles of this cell would spill kilobytes of registers"
     if itemsize == 4 and precision == "ieee" and candidates(spec, itemsize, chip, "tf32", mean):
         return (
             "a step of this cell in full float32, without tensor cores, would spill kilobytes of registers; "
@@ -155,21 +174,28 @@ def misfit(spec: CellSpec, itemsize: int, chip: Chip, precision: str = "ieee", m
 
 
 def choose(
-    spec: CellSpec, dtype: torch.dtype, device: torch.device, precision: str = "ieee", mean: bool | None = None
+    spec: CellSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str = "ieee",
+    mean: bool | None = None,
+    particles: int = 1,
 ) -> Config:
     """The tuned configuration if there is one (none is for cells that run on their own), else the first candidate.
 
     Raises:
         ValueError: no configuration fits.
     """
-    return _chosen(spec, dtype, chip_of(device), precision, mean)
+    return _chosen(spec, dtype, chip_of(device), precision, mean, particles)
 
 
 @lru_cache(maxsize=256)
-def _chosen(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str, mean: bool | None) -> Config:
-    found = candidates(spec, dtype.itemsize, chip, precision, mean)
+def _chosen(
+    spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str, mean: bool | None, particles: int
+) -> Config:
+    found = candidates(spec, dtype.itemsize, chip, precision, mean, particles)
     if not found:
-        raise ValueError(misfit(spec, dtype.itemsize, chip, precision, mean))
+        raise ValueError(misfit(spec, dtype.itemsize, chip, precision, mean, particles))
     tuned = _read(spec, dtype, chip, precision) if mean is None else None
     return tuned if tuned in found else found[0]
 
