@@ -186,11 +186,14 @@ def observed(stage: Likelihood) -> Slice:
     return Slice("x", 0, stage.source.width // (2 if stage.kind == "gaussian" else 1))
 
 
+def slices(stage: object) -> Iterator[Slice]:
+    """All that a stage reads or writes by name."""
+    return (value for value in vars(stage).values() if isinstance(value, Slice))
+
+
 def _parts(stage: object) -> Iterator[Slice]:
     """The slices of one stage, where stages need tiles of their own."""
-    for value in vars(stage).values():
-        if isinstance(value, Slice):
-            yield value
+    yield from slices(stage)
     if isinstance(stage, Dense):
         yield from (Slice(stage.target.buffer, stage.target.start + b.at, b.rows) for b in stage.blocks)
     elif isinstance(stage, Sample):
