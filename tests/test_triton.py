@@ -223,6 +223,22 @@ def test_candidates_fit_the_chip(chip: tuning.Chip) -> None:
         assert (tuning.misfit(spec, 2, chip) is None) == bool(found)
 
 
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_what_would_spill_comes_last_and_of_it_what_reads_ahead(chip: tuning.Chip) -> None:
+    found = {hidden: tuning.candidates(CellSpec(28, hidden, 16, phi_z=(hidden,)), 4, chip) for hidden in (40, 64)}
+    for hidden, configs in found.items():
+        spills = []
+        for config in configs:
+            cut = plan(CellSpec(28, hidden, 16, phi_z=(hidden,)), config.widest)
+            by_threads = tuning.multiply_adds(cut, config, chip)
+            wanted = tuning.registers(cut, config, chip)
+            spills.append(by_threads > tuning.FEW_MULTIPLY_ADDS or wanted > tuning.MOST_REGISTERS)
+        assert spills == sorted(spills)
+        ahead = [config.ahead for config, spilled in zip(configs, spills, strict=True) if spilled]
+        assert ahead == sorted(ahead)
+    assert found[40][0].ahead
+
+
 def test_a_tile_holds_all_particles_of_a_sequence() -> None:
     spec, chip = CellSpec(28, 16, 16, objective="particle_filter"), CHIPS["sm_90"]
     for particles, sizes in ((1, {16, 32}), (16, {16, 32}), (17, {32, 64}), (100, {128})):

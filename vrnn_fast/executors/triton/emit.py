@@ -202,7 +202,8 @@ class _Forward(_Kernel):
         for matrix, source in self.pending.pop(tile, ()):
             if source is None:
                 bias, at = f"bias{matrix.number}_{tile.start}", tile.start - matrix.stage.target.start
-                self.once.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
+                place = self.once if matrix.number in self.resident else self.step
+                place.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
                 self.put(tile, f"on.spread({bias}, ROWS)")
             else:
                 self.load("b", tile, tile.name)

@@ -28,6 +28,7 @@ MOST_AHEAD = (
 )
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
+FEW_MULTIPLY_ADDS = 2000  # so many without a spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 ROWS = (16, 32, 64, 128)  # of a tile
 
@@ -138,11 +139,12 @@ def candidates(
         config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
         if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
-        if itemsize == 4 and precision == "ieee" and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
-            continue
-        if registers(cut, config, chip) <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
-            found.append(config)
-    return tuple(sorted(found, key=lambda c: registers(plan(spec, c.widest, mean), c, chip) > MOST_REGISTERS))
+        by_threads = multiply_adds(cut, config, chip) if itemsize == 4 and precision == "ieee" else 0
+        wanted = registers(cut, config, chip)
+        if by_threads <= MOST_MULTIPLY_ADDS and wanted <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
+            spills = by_threads > FEW_MULTIPLY_ADDS or wanted > MOST_REGISTERS
+            found.append((spills, spills and ahead, config))
+    return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:2]))
 
 
 def misfit(
