@@ -77,10 +77,10 @@ def compiled(
     from vrnn_fast.executors.triton.versions import options
 
     constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision}
-    types = {"steps": "i32", "batch": "i32", "lengths": "*i64", "resets": "*i8", "mask": "*i8", "enough": "fp32"}
-    types["b_ancestors"] = "*i64"
+    types = {"steps": "i32", "batch": "i32", "resets": "*i8", "mask": "*i8", "enough": "fp32"}
+    types |= dict.fromkeys(("lengths", "order", "b_ancestors"), "*i64")
     if not ragged:
-        constants |= {name: None for name in ("lengths", "resets", "mask") if name in kernel.arg_names}
+        constants |= {name: None for name in ("lengths", "order", "resets", "mask") if name in kernel.arg_names}
     signature = {
         name: "constexpr" if name in constants else types.get(name, f"*{NAMES[dtype]}") for name in kernel.arg_names
     }

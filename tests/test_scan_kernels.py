@@ -204,6 +204,40 @@ def test_a_cell_runs_on_its_own(member: str) -> None:
     assert launch.launches - before == {"generate": 1}
 
 
+# ---- ragged batches
+
+
+def test_tiles_take_rows_by_their_length() -> None:
+    lengths = torch.randint(0, 9, (37,), generator=torch.Generator().manual_seed(0))
+    order = launch.by_length(lengths, 1)
+    assert sorted(order.tolist()) == list(range(37))
+    assert (lengths[order].diff() <= 0).all()
+    particles = launch.by_length(lengths.repeat_interleave(3), 3).view(37, 3)
+    assert torch.equal(particles, 3 * order.unsqueeze(1) + torch.arange(3))
+
+
+@pytest.mark.parametrize("particles", [0, 3])
+def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
+    """Rows know nothing of each other, whichever tile holds them."""
+    spec = replace(cell(cell="lstm", **DEEP), objective="particle_filter" if particles else "kl")
+    lengths = grouped([3, 0, 1, 3, 2, 0, 1, 1, 3, 2, 0, 1] * (1 if particles else 3), max(1, particles))
+    options = {"resets": True, "mask": True, "particles": particles}
+    problem = Problem.draw(spec, 3, len(lengths), lengths, **options)
+    found = problem.run(here, torch.float32)
+    with mock.patch.object(launch, "by_length", lambda lengths, _: torch.arange(len(lengths), device=DEVICE)):
+        unsorted = problem.run(here, torch.float32)
+    for name, t in found.items():
+        assert torch.equal(t, unsorted[name]), name
+    with mock.patch.object(launch, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
+        of_the_first = problem.run(here, torch.float32)
+    assert not torch.equal(found["final0"], of_the_first["final0"])
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_ragged_batches_of_many_tiles(kind: str) -> None:
+    check(cell(cell=kind, encoder=(8,)), 3, 37, [3, 0, 1, 2, 3, 1] * 6 + [2])
+
+
 # ---- particles
 
 
@@ -262,6 +296,13 @@ def test_uniforms_that_do_not_fit_are_refused() -> None:
         problem.flags["uniforms"] = wrong
         with pytest.raises(ValueError, match=r"uniforms must be \(T, B / particles, particles\)"):
             problem.run(here, torch.float32)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU the assertion ends the process")
+def test_particles_of_several_lengths_are_refused() -> None:
+    problem = Problem.draw(filtered(), 2, 4, [2, 2, 2, 1], particles=2)
+    with pytest.raises(RuntimeError, match="particles of a sequence must be as long as each other"):
+        problem.run(here, torch.float32)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24, 1.0])

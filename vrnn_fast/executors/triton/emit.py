@@ -121,7 +121,7 @@ class _Kernel:
         runtime = ", ".join(f'"{a}"' for a in ("steps", "batch"))
         lines.append(f"@triton.jit(do_not_specialize=[{runtime}])")
         lines.append(f"def {name}(")
-        lines += [f"    {a}," for a in ("weights", "steps", "batch", "lengths", "resets", *arguments)]
+        lines += [f"    {a}," for a in ("weights", "steps", "batch", "lengths", "order", "resets", *arguments)]
         lines += [f"    {c}: tl.constexpr," for c in ("ROWS", "PARTICLES", "PRECISION")]
         lines.append("):")
         lines += [f"    {line}" for line in self.once]
@@ -133,7 +133,7 @@ class _Kernel:
     def begin(self, first: str, t: str, then: str) -> None:
         """The lines that find a program's rows, and the loads of the first step, with those of the next in the loop."""
         self.once = [
-            "b, inside = on.rows(batch, ROWS, PARTICLES)",
+            "b, inside = on.rows(batch, order, ROWS, PARTICLES)",
             "if lengths is None:",
             "    length = tl.where(inside, steps, 0)",
             "else:",

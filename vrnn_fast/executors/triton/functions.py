@@ -15,12 +15,15 @@ WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bit
 
 
 @triton.jit
-def rows(batch, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
     """The rows of the batch in this program, whole groups of PARTICLES, and which of them there are."""
     WHOLE: tl.constexpr = ROWS // PARTICLES * PARTICLES
     lane = tl.arange(0, ROWS)
     b = tl.program_id(0) * WHOLE + lane
-    return b, (lane < WHOLE) & (b < batch)
+    inside = (lane < WHOLE) & (b < batch)
+    if order is not None:
+        b = tl.load(order + b, mask=inside, other=0).to(tl.int32)
+    return b, inside
 
 
 @triton.jit

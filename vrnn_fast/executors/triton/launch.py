@@ -49,6 +49,15 @@ class Outputs(NamedTuple):
     ancestors: Tensor
 
 
+def by_length(lengths: Tensor, particles: int) -> Tensor:
+    """(B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end together.
+
+    The ``particles`` of a sequence stay side by side.
+    """
+    groups = torch.argsort(lengths[::particles], descending=True, stable=True)
+    return (groups.unsqueeze(1) * particles + torch.arange(particles, device=lengths.device)).flatten()
+
+
 def kept(cut: Plan, keep: Keep | None) -> tuple[str, ...]:
     """The buffers that forward hands to backward, besides z and its std."""
     if keep is None:
@@ -82,8 +91,12 @@ class Batch:
         if drawn is not None and (drawn.shape[:2] != (self.steps, groups) or groups * self.particles != self.batch):
             raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
         self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
+        self.order: Tensor | None = None
         self.real: Tensor | None = None
         if self.lengths is not None:
+            alike = self.lengths.view(-1, self.particles) == self.lengths[:: self.particles, None]
+            torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
+            self.order = by_length(self.lengths, self.particles)
             self.real = (torch.arange(self.steps, device=x.device)[:, None] < self.lengths).reshape(-1, 1)
         parameters = dict(zip((p.name for p in spec.parameters()), inputs.parameters, strict=True))
         mask = None if inputs.mask is None else self.flat(inputs.mask)
@@ -161,6 +174,7 @@ class Batch:
                 steps=self.steps,
                 batch=self.batch,
                 lengths=self.lengths,
+                order=self.order,
                 resets=self.flags(self.inputs.resets),
                 ROWS=self.config.rows,
                 PARTICLES=self.particles,
