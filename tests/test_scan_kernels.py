@@ -16,9 +16,10 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracle import Errors, Problem, assert_obeys_the_law
-from vrnn_fast import VRNN, Std
+from vrnn_fast import VRNN, Std, checks
 from vrnn_fast.executors import SequenceResult, reference, select, triton
 from vrnn_fast.executors.triton import launch, rows, tuning
 from vrnn_fast.executors.triton.tuning import Config
@@ -538,6 +539,77 @@ def test_a_compiled_training_step_equals_eager() -> None:
         gradients.append([p.grad.clone() for p in own.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+class _Calls(TorchDispatchMode):
+    """The names of all operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["loss", "fivo"])
+def test_a_captured_call_reads_no_value(kind: str) -> None:
+    """What a CUDA graph forbids: nothing but assertions looks at lengths, uniforms and x."""
+    own, (x, lengths, _) = model(), batch()
+    own.check, lengths = True, lengths.to(DEVICE)
+
+    def train() -> list[str]:
+        with _Calls() as calls:
+            (own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()).backward()
+        return calls.names
+
+    reads = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+    with mock.patch.object(launch.Batch, "launch"):
+        assert reads & set(train())
+        with mock.patch.object(checks, "_captured", return_value=True):
+            names = train()
+    assert not reads & set(names)
+    assert "aten::_assert_async.msg" in names
+
+
+def test_what_a_captured_call_asserts() -> None:
+    own, (x, _, _) = model(), batch()
+    with mock.patch.object(checks, "_captured", return_value=True):
+        if DEVICE.type == "cpu":
+            with pytest.raises(RuntimeError, match="lengths must be from 0 to T, and not all 0"):
+                own(x, torch.tensor([3, 1, 4, 2]))
+        with pytest.raises(ValueError, match=r"lengths must be on cpu where a CUDA graph is captured, got meta"):
+            checks.lengths(torch.ones(4, dtype=torch.int64, device="meta"), 3, 4)
+
+
+if DEVICE.type == "cuda":
+
+    def test_ragged_batches_inside_a_cuda_graph() -> None:
+        own, (x, lengths, eps) = model(), batch()
+        lengths, other = lengths.to(DEVICE), torch.tensor([0, 2, 3, 1], device=DEVICE)
+
+        def train() -> Tensor:
+            own.zero_grad(set_to_none=False)
+            loss = own(x, lengths, eps=eps, normalizer=1.0).loss
+            loss.backward()
+            return loss.detach()
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                train()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = train()
+        for values in (lengths.clone(), other):
+            lengths.copy_(values)
+            graph.replay()
+            found = [loss.clone(), *(p.grad.clone() for p in own.parameters())]
+            for a, b in zip(found, [train(), *(p.grad for p in own.parameters())], strict=True):
+                assert torch.equal(a, b)
 
 
 @pytest.mark.filterwarnings("ignore")

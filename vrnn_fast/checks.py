@@ -1,4 +1,8 @@
-"""Every argument of a call, looked at before anything runs: errors name it, what came and what was expected."""
+"""Every argument of a call, looked at before anything runs: errors name it, what came and what was expected.
+
+What depends on values cannot be looked at while torch.compile traces or a CUDA graph is captured: torch asserts it
+then, at run time and at every replay (RuntimeError; a GPU ends the process).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,15 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+
+
+def _captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _unread(device: torch.device) -> bool:
+    """Whether values on a device cannot be looked at now."""
+    return torch.compiler.is_compiling() or _captured(device)
 
 
 def positive_int(name: str, value: object) -> None:
@@ -51,9 +64,9 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def within(name: str, value: Tensor, low: float, high: float) -> None:
-    """Raise ValueError unless ``value`` lies from low to high; torch's RuntimeError while torch.compile traces."""
+    """Raise ValueError unless ``value`` lies from low to high."""
     inside = ((value >= low) & (value <= high)).all()  # also refuses NaN
-    if torch.compiler.is_compiling():
+    if _unread(value.device):
         torch._assert_async(inside, f"{name} must lie from {low} to {high}")
     elif not inside:
         raise ValueError(f"{name} must lie from {low} to {high}")
@@ -122,10 +135,10 @@ def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
-def lengths(value: object, steps: int, batch: int) -> Tensor:
-    """The lengths on the CPU, contiguous: (B,) int64, each from 0 to T, at least one above 0.
+def lengths(value: object, steps: int, batch: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008
+    """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
 
-    The values are looked at by torch itself while torch.compile traces: RuntimeError at run time, then.
+    Into a CUDA graph nothing is copied: there they must be on ``device`` already.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"lengths must be a tensor (B,) of int64, got {type(value).__name__}")
@@ -135,11 +148,14 @@ def lengths(value: object, steps: int, batch: int) -> Tensor:
         raise ValueError(f"lengths must have dtype torch.int64, got {value.dtype}")
     if value.dim() != 1 or value.shape[0] != batch:
         raise ValueError(f"lengths must have shape (B = {batch},), got {tuple(value.shape)}")
-    value = value.to("cpu").contiguous()
-    if torch.compiler.is_compiling():
+    if _captured(device) and value.device != device:
+        raise ValueError(f"lengths must be on {device} where a CUDA graph is captured, got {value.device}")
+    if _unread(device):
+        value = value.to(device).contiguous()
         good = (value >= 0).all() & (value <= steps).all() & (value > 0).any()
         torch._assert_async(good, "lengths must be from 0 to T, and not all 0")
         return value
+    placed, value = value.to(device).contiguous(), value.to("cpu")
     low, high = int(value.min()), int(value.max())
     if low < 0:
         raise ValueError(f"lengths must not be negative, got {low} for row {int(value.argmin())}")
@@ -147,7 +163,7 @@ def lengths(value: object, steps: int, batch: int) -> Tensor:
         raise ValueError(f"lengths must be at most T = {steps}, got {high} for row {int(value.argmax())}")
     if high == 0:
         raise ValueError("lengths must leave at least one real step, got 0 for every row")
-    return value
+    return placed
 
 
 def generator(value: object, device: torch.device) -> None:
@@ -171,13 +187,13 @@ def finite(
     """Raise ValueError naming the first of (T, B, F), at real (T, B) steps, or of (B, F), that is not finite or outside
     the support.
 
-    ``swap`` names it in (B, T, F) order. While torch.compile traces, torch raises RuntimeError without the place.
+    ``swap`` names it in (B, T, F) order. Where torch asserts it, the place is not told.
     """
     inside = support.check(value)
     bad = ~(torch.isfinite(value) & inside[(..., *(None,) * support.event_dim)])
     if real is not None:
         bad = bad & real.unsqueeze(-1)
-    if torch.compiler.is_compiling():
+    if _unread(value.device):
         torch._assert_async(~bad.any(), f"{name} holds NaN, infinity or what the likelihood has no place for")
         return
     if bad.any():

@@ -13,7 +13,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         x: (T, B, X).
-        lengths: (B,) int64 on the CPU, or None where all T steps of every row are real.
+        lengths: (B,) int64 on the device of x, or None where all T steps of every row are real.
         state: (B, H) tensors, h of every layer, then for an LSTM c of every layer.
         cond: (T, B, C), or None.
         resets: (T, B) bool, or None.

@@ -195,8 +195,8 @@ class VRNN(nn.Module):
         Args:
             x: (T, B, X), of the parameters' dtype and device, any strides. Padding may hold anything, NaN too.
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
-                of length 0 adds nothing and passes its state through. Values are wanted on the CPU: from a GPU they
-                cost a wait.
+                of length 0 adds nothing and passes its state through. Their values are looked at, which for those on a
+                GPU costs a wait; while a CUDA graph is captured they are not, and must be on the device of x.
             state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`init_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
@@ -216,8 +216,8 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
-                ``check`` finds in x. While torch.compile traces, the values of ``lengths`` and of x are asserted at run
-                time by torch (RuntimeError).
+                ``check`` finds in x. While torch.compile traces or a CUDA graph is captured, the values of ``lengths``
+                and of x are asserted at run time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = self._reader(self)
@@ -596,7 +596,7 @@ class VRNN(nn.Module):
         x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
         steps, batch = x.shape[:2]
         if lengths is not None:
-            lengths = checks.lengths(lengths, steps, batch)
+            lengths = checks.lengths(lengths, steps, batch, x.device)
         start = _layers(self._start(state, batch, like))
         cond = self._condition(cond, steps, batch, like)
         if resets is not None:

@@ -56,7 +56,7 @@ class Executor(Protocol):
         want_raw: bool,
     ) -> SequenceResult:
         """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
-        of any strides, lengths (B,) int64 on the CPU or None, state of (B, H) tensors, cond (T, B, C) where the spec
+        of any strides, lengths (B,) int64 on x's device or None, state of (B, H) tensors, cond (T, B, C) where the spec
         has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood.
 
         A particle filter takes uniforms (T, B / particles, particles) in [0, 1), rows of particles that are as long as
