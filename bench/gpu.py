@@ -6,6 +6,7 @@ Nobody has run it on a GPU yet. It writes bench/results/gpu-<name>.md.
 from __future__ import annotations
 
 import argparse
+import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .shapes import Shape
 
 Call = Callable[[], object]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+GATES = {"gru": (3, 4), "lstm": (4, 4), "rnn": (1, 1)}  # of FlashRNN: products, biases
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,53 @@ class Job:
 
         return run, train
 
-    def contenders(self, compiled: Sequence[str]) -> Iterator[tuple[str, Call, Call]]:
-        """Name, forward, and forward with backward."""
+    def flashrnn(self) -> tuple[Call, Call] | str:
+        """FlashRNN (Pöppel et al. 2024) of the same width, fed as the yardstick, fused; or why it is not there."""
+        try:
+            function: Any = importlib.import_module("flashrnn").flashrnn
+        except ImportError:
+            return "not installed"
+        spec, (steps, batch) = self.model("reference").spec, (self.shape.steps, self.shape.batch)
+        inputs, hidden, (gates, biases) = spec.phi_x_size + spec.phi_z_size, spec.hidden_size, GATES[spec.cell]
+        place: Any = {"device": self.device, "dtype": self.dtype}
+        x, layer = torch.randn(batch, steps, inputs, **place), nn.Linear(inputs, gates * hidden, bias=False, **place)
+        recurrent = torch.zeros(gates, 1, hidden, hidden, **place, requires_grad=True)
+        bias = torch.zeros(biases, 1, hidden, **place, requires_grad=True)
+        options = {"function": "elman" if spec.cell == "rnn" else spec.cell, "backend": "cuda_fused"}
+        options["dtype"] = str(self.dtype).removeprefix("torch.")
+
+        def outputs() -> Tensor:
+            products = layer(x).view(batch, steps, gates, 1, hidden)
+            found: Tensor = function(products, recurrent, bias, **options)[0]
+            return found
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return outputs()
+
+        def train() -> None:
+            torch.autograd.grad(outputs().sum(), (*layer.parameters(), recurrent, bias))
+
+        try:
+            train()
+        except Exception as error:  # it compiles itself, here and now
+            return f"does not run: {type(error).__name__}"
+        return run, train
+
+    def contenders(self, compiled: Sequence[str]) -> Iterator[tuple[str, tuple[Call, Call] | str]]:
+        """Name, and forward with forward and backward; or why there is none."""
         data = self.data()
         for name, backend in (("vrnn_fast", "triton"), ("eager loop", "reference")):
             model = self.model(backend)
             calls = self.forward(model, *data), self.training(model, *data)
-            yield name, *calls
+            yield name, calls
             if self.device.type == "cuda":
-                yield f"{name}, CUDA graph", captured(calls[0]), captured(calls[1])
+                yield f"{name}, CUDA graph", (captured(calls[0]), captured(calls[1]))
             for mode in compiled:
                 fast: Any = torch.compile(model, mode=mode)
-                yield f"{name}, compiled ({mode})", self.forward(fast, *data), self.training(fast, *data)
-        yield f"nn.{'LSTM' if self.shape.model.get('cell') == 'lstm' else 'GRU'} alone", *self.yardstick()
+                yield f"{name}, compiled ({mode})", (self.forward(fast, *data), self.training(fast, *data))
+        yield f"nn.{'LSTM' if self.shape.model.get('cell') == 'lstm' else 'GRU'} alone", self.yardstick()
+        yield "flashrnn alone", self.flashrnn()
 
     def tune(self, seconds: float) -> Config:
         """Measure every way to write the kernels, and keep the fastest."""
@@ -173,8 +209,11 @@ def lines(job: Job, seconds: float, compiled: Sequence[str]) -> Iterator[str]:
     if problem is not None:
         yield f"| {job.shape.name} | {dtype} | no result: {problem} | | |"
         return
-    for name, forward, training in job.contenders(compiled):
-        per_step = (1e6 * time(call, job.device, seconds) / job.shape.steps for call in (forward, training))
+    for name, calls in job.contenders(compiled):
+        if isinstance(calls, str):
+            yield f"| {job.shape.name} | {dtype} | {name}: {calls} | | |"
+            continue
+        per_step = (1e6 * time(call, job.device, seconds) / job.shape.steps for call in calls)
         yield f"| {job.shape.name} | {dtype} | {name} | {' | '.join(f'{t:.2f}' for t in per_step)} |"
 
 

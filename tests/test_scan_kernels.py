@@ -5,6 +5,7 @@ Imports torch, triton, numpy and pytest only. tests/test_triton.py runs all of i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -636,7 +637,32 @@ def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.M
     assert job.problem() is None
     rows = [line.split("|") for line in lines(job, 0.0, ())]
     names = [row[3].strip() for row in rows]
-    assert [name for name in names if "graph" not in name] == ["vrnn_fast", "eager loop", "nn.GRU alone"]
-    assert all(float(cell) > 0 for row in rows for cell in row[4:6])
+    assert [name for name in names[:-1] if "graph" not in name] == ["vrnn_fast", "eager loop", "nn.GRU alone"]
+    assert names[-1].startswith("flashrnn alone")
+    assert all(float(cell) > 0 for row in rows[:-1] for cell in row[4:6])
     with mock.patch.object(tuning, "candidates", return_value=[CONFIGS["narrow tiles"]]):
         assert job.tune(0.0) == CONFIGS["narrow tiles"]
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
+def test_the_benchmark_takes_flashrnn_where_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu import GATES, Job
+    from bench.shapes import Shape, uniform
+
+    job = Job(Shape("tiny", 2, 3, uniform(4, 8, 3, cell=kind)), torch.float32, DEVICE)
+    monkeypatch.setitem(sys.modules, "flashrnn", None)
+    assert job.flashrnn() == "not installed"
+
+    def flashrnn(x: Tensor, recurrent: Tensor, bias: Tensor, *, function: str, backend: str, dtype: str) -> Any:
+        gates, biases = GATES[kind]
+        assert [t.shape for t in (x, recurrent, bias)] == [(3, 2, gates, 1, 8), (gates, 1, 8, 8), (biases, 1, 8)]
+        assert (function, backend, dtype) == ("elman" if kind == "rnn" else kind, "cuda_fused", "float32")
+        return x.sum() + recurrent.sum() + bias.sum(), None
+
+    monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=flashrnn))
+    calls = job.flashrnn()
+    assert not isinstance(calls, str)
+    for call in calls:
+        call()
+    monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=lambda *_, **__: 1 / 0))
+    assert job.flashrnn() == "does not run: ZeroDivisionError"
