@@ -159,6 +159,7 @@ CONFIGS = {
     "narrow tiles": Config(16, 4, 16, True, 1 << 20),
     "streamed weights": Config(16, 8, 128, False, 0),
     "more rows": Config(32, 4, 32, True, 4000),
+    "sums held": Config(16, 4, 32, True, 4000, late=False),
 }
 
 
@@ -271,7 +272,7 @@ def test_particles_with_resets_and_masks(options: dict[str, Any]) -> None:
     check(filtered(**options), 4, 8, particles=4, resets=True, mask=True)
 
 
-@pytest.mark.parametrize("name", ["narrow tiles", "streamed weights"])
+@pytest.mark.parametrize("name", ["streamed weights", "sums held"])
 def test_particles_in_every_way_to_write_a_kernel(name: str) -> None:
     wide = GAUSSIAN | {"input_size": 19, "decoder_heads": (("dec_mean", 19), ("dec_std.0", 19)), "latent_size": 18}
     with configured(CONFIGS[name]):

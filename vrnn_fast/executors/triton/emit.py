@@ -6,6 +6,7 @@ What a step reads from memory is read a step ahead.
 
 Registers are what there is least of, so sums live as short as they can: forward a tile's products are written where its
 value is first needed, in reverse where its gradient is complete. Of a cell's gates, those of one block of columns.
+Where operands are what is large, forward writes all products of a tile as soon as it is known instead.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ from vrnn_fast.executors.triton import functions as on
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
 
 
-def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool) -> str:
+def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> str:
     """The source of the forward kernel.
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
         stored: the buffers that it writes.
         ahead: whether a step reads what the next one needs from memory.
+        late: whether a tile's products wait until somebody needs it.
     """
-    return _Forward(plan, resident, ahead, stored).source()
+    return _Forward(plan, resident, ahead, stored, late).source()
 
 
 def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool) -> str:
@@ -155,9 +157,9 @@ class _Kernel:
 
 
 class _Forward(_Kernel):
-    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool, stored: tuple[str, ...]) -> None:
+    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool, stored: tuple[str, ...], late: bool) -> None:
         super().__init__(plan, resident, ahead)
-        self.stored = stored
+        self.stored, self.late = stored, late
         self.pending: dict[Tile, list[tuple[Matrix, Tile | None]]] = {}  # products and, for None, biases
         self.last_writer: dict[Tile, int] = {}
         self.unsaved: set[Tile] = set()
@@ -200,20 +202,24 @@ class _Forward(_Kernel):
     def value(self, tile: Tile) -> str:
         """The variable of a tile, read from memory if nobody has written it in this step."""
         for matrix, source in self.pending.pop(tile, ()):
-            if source is None:
-                bias, at = f"bias{matrix.number}_{tile.start}", tile.start - matrix.stage.target.start
-                place = self.once if matrix.number in self.resident else self.step
-                place.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
-                self.put(tile, f"on.spread({bias}, ROWS)")
-            else:
-                self.load("b", tile, tile.name)
-                weights = self.weight(matrix, tile, source, transposed=True)
-                self.put(tile, f"on.product({self.value(source)}, {weights}, {tile.name}, PRECISION)")
+            self.add(matrix, tile, source)
         self.load("b", tile, tile.name)
         if tile in self.unsaved:
             self.unsaved.remove(tile)
             self.store("b", tile, tile.name)
         return tile.name
+
+    def add(self, matrix: Matrix, tile: Tile, source: Tile | None) -> None:
+        """One term of a tile: a product, or the bias."""
+        if source is None:
+            bias, at = f"bias{matrix.number}_{tile.start}", tile.start - matrix.stage.target.start
+            place = self.once if matrix.number in self.resident else self.step
+            place.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
+            self.put(tile, f"on.spread({bias}, ROWS)")
+        else:
+            self.load("b", tile, tile.name)
+            weights = self.weight(matrix, tile, source, transposed=True)
+            self.put(tile, f"on.product({self.value(source)}, {weights}, {tile.name}, PRECISION)")
 
     def put(self, tile: Tile, expression: str) -> None:
         self.known.add(tile.name)
@@ -233,11 +239,13 @@ class _Forward(_Kernel):
         match stage:
             case Dense():
                 matrix = next(matrices)
-                for target in tiles_of(stage.target):
-                    terms = self.pending.setdefault(target, [])
-                    if stage.bias is not None:
-                        terms.append((matrix, None))
-                    terms += ((matrix, source) for source in tiles_of(stage.source))
+                first = () if stage.bias is None else (None,)
+                for source in (*first, *tiles_of(stage.source)):
+                    for target in tiles_of(stage.target):
+                        if self.late:
+                            self.pending.setdefault(target, []).append((matrix, source))
+                        else:
+                            self.add(matrix, target, source)
             case Bias(terms=()):
                 for tile in tiles_of(stage.target):
                     self.put(tile, f"tl.zeros((ROWS, {tile.padded}), tl.float32)")

@@ -22,7 +22,8 @@ def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ..
     """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`,
     ``mean`` as in :func:`plan`."""
     cut = plan(spec, config.widest, mean)
-    source = emit.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead)
+    loaded = resident(cut, config, itemsize)
+    source = emit.forward(cut, loaded, stored, ahead=config.ahead, late=config.late)
     return getattr(module(source), emit.FORWARD)
 
 

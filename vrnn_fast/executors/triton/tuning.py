@@ -55,6 +55,7 @@ class Config:
         widest: columns of the widest tile, a power of two from 16 on.
         ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
         shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
+        late: whether forward holds a tile's operands until its sums are needed, rather than its sums.
     """
 
     rows: int
@@ -62,6 +63,7 @@ class Config:
     widest: int
     ahead: bool
     shared: int
+    late: bool = True
 
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
@@ -136,10 +138,12 @@ def candidates(
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
     for rows, warps, widest, ahead in product(rows_of, warps_of, (64, 128), (True, False)):
-        config, cut = Config(rows, warps, widest, ahead, chip.shared), plan(spec, widest, mean)
+        by_tensor_cores = itemsize < 4 or precision != "ieee"
+        late = by_tensor_cores and widest <= 64  # else operands take more registers than sums
+        config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
         if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
-        by_threads = multiply_adds(cut, config, chip) if itemsize == 4 and precision == "ieee" else 0
+        by_threads = 0 if by_tensor_cores else multiply_adds(cut, config, chip)
         wanted = registers(cut, config, chip)
         if by_threads <= MOST_MULTIPLY_ADDS and wanted <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
             spills = by_threads > FEW_MULTIPLY_ADDS or wanted > MOST_REGISTERS
