@@ -18,7 +18,7 @@ EXPERIMENTS = {
     "generation": "Sequences drawn from the model",
     "one graph": "Few steps, so that a whole loop can be compiled",
     "overhead": "Little to compute: frames of a stream, and training calls of one step",
-    "functions": "Elementary functions on 16384 floats, one thread; torch's with `out=`, ours allocate their output",
+    "functions": "Elementary functions on 16384 floats, one thread, with `out=`",
 }
 
 

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "cpu/engine.h"
 #include "cpu/features.h"
@@ -77,13 +78,16 @@ void define_engine(py::module_& m, const char* name) {
         .def_property_readonly("isa", &Engine::isa);
 }
 
-py::array_t<float> apply(const std::string& function, const Array<float>& x) {
+py::array apply(const std::string& function, const Array<float>& x, std::optional<py::array> out) {
     const char* const names[] = {"exp", "log", "sigmoid", "tanh", "softplus", "expm1"};
     for (int i = 0; i < 6; ++i) {
         if (function != names[i]) continue;
-        Array<float> y(x.size());
-        vrnn::chosen_kernels().float32.apply(static_cast<vrnn::Function>(i), x.size(), x.data(), y.mutable_data());
-        return y;
+        if (!out) out = Array<float>(x.size());
+        rows<float>(*out, "out", 1, x.size());
+        if (!out->writeable()) throw py::value_error("out must be writeable");
+        vrnn::chosen_kernels().float32.apply(static_cast<vrnn::Function>(i), x.size(), x.data(),
+                                             static_cast<float*>(out->mutable_data()));
+        return *std::move(out);
     }
     throw py::value_error("function must be one of exp, log, sigmoid, tanh, softplus, expm1, got '" + function + "'");
 }
@@ -105,8 +109,9 @@ PYBIND11_MODULE(_native, m) {
           py::call_guard<py::gil_scoped_release>(),
           "GFLOP/s of float32 multiply-adds on one thread with the vectors of `isa`.\n\n"
           "Raises ValueError if this machine cannot run it.");
-    m.def("apply", &apply, py::arg("function"), py::arg("x"),
-          "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1.");
+    m.def("apply", &apply, py::arg("function"), py::arg("x"), py::arg("out") = py::none(),
+          "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1; "
+          "into out, a float32 array of as many values, or a new one.");
     define_engine<float>(m, "Engine32");
     define_engine<double>(m, "Engine64");
 }

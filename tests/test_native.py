@@ -77,6 +77,26 @@ def test_apply_names_what_it_knows() -> None:
         native.apply("sine", np.zeros(1, np.float32))
 
 
+@pytest.mark.parametrize("size", [1, 15, 16, 100])
+def test_apply_writes_where_it_is_told(isa: str, size: int) -> None:
+    x, out = np.linspace(-3, 3, size, dtype=np.float32), np.full(size + 1, np.nan, np.float32)
+    assert native.apply("tanh", x, out[:size]).base is out
+    np.testing.assert_array_equal(out[:size], native.apply("tanh", x))
+    assert np.isnan(out[size])
+
+
+def test_apply_refuses_an_unfit_out() -> None:
+    x = np.zeros(4, np.float32)
+    with pytest.raises(TypeError, match="out must be a C-contiguous array of dtype float32, got float64"):
+        native.apply("exp", x, np.zeros(4))
+    with pytest.raises(ValueError, match="out must hold 1 x 4 values, got 3"):
+        native.apply("exp", x, np.zeros(3, np.float32))
+    fixed = np.zeros(4, np.float32)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be writeable"):
+        native.apply("exp", x, fixed)
+
+
 def test_the_peak_is_finite_and_the_isa_checked() -> None:
     assert native.usable_isas()[0] == "baseline"
     for name in ISAS:

@@ -14,8 +14,9 @@ enum class Start { zero, bias, keep };  // what C holds before the products are 
 
 template <class T>
 struct Tile {
-    static constexpr int64_t columns = tuning::panel_vectors * lanes<T>;  // NR
-    static constexpr int64_t rows = tuning::tile_rows;                    // MR
+    static constexpr int64_t columns = tuning::panel_vectors * lanes<T>;                // NR
+    static constexpr int64_t rows = tuning::tile_rows;                                  // MR
+    static constexpr int64_t row_stride = (rows + lanes<T> - 1) / lanes<T> * lanes<T>;  // of a copy of its rows' A
 };
 
 // The operands of a product, or of one strip of it: the columns of one panel.
@@ -31,7 +32,7 @@ struct Strip {
     Start start;
     const T* bias;
     int64_t longest;          // steps of k in one sum; longer ones are summed piece by piece, to round less
-    const T* next = nullptr;  // fetched meanwhile into the second-level cache, `next_step` a step of k
+    const T* next = nullptr;  // fetched meanwhile into the first-level cache, `next_step` a step of k
     int64_t next_step = 0, next_tile = 0;
 };
 
@@ -70,7 +71,7 @@ static __attribute__((noinline)) void tiles(const Strip<T>& s, int64_t row, int6
             left -= k;
             Vec<T> sum[strands][M][V] = {};
             for (; k > 0; k -= strands) {
-                __builtin_prefetch(next, 0, 2);
+                __builtin_prefetch(next);
                 next += next_step;
 #pragma GCC unroll 16
                 for (int strand = 0; strand < strands; ++strand) {
@@ -212,7 +213,7 @@ static void packed_product(int64_t rows, int64_t columns, int64_t depth, const T
 template <class T>
 constexpr int64_t weight_gradient_scratch(int64_t outputs) {
     const int64_t tiles = (outputs + Tile<T>::rows - 1) / Tile<T>::rows;
-    return tiles * (tuning::gradient_rows * Tile<T>::rows + Tile<T>::columns);
+    return tiles * tuning::gradient_rows * Tile<T>::row_stride;
 }
 
 // C (outputs, inputs) (+)= dY^T X for dY (rows, outputs) and X (rows, inputs). Stores up to the next whole vector of
@@ -221,7 +222,7 @@ constexpr int64_t weight_gradient_scratch(int64_t outputs) {
 template <class T>
 static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const T* dy, int64_t dy_row, const T* x,
                             int64_t x_row, T* c, int64_t c_row, Start start, T* scratch) {
-    constexpr int64_t NR = Tile<T>::columns, MR = Tile<T>::rows, W = lanes<T>;
+    constexpr int64_t NR = Tile<T>::columns, MR = Tile<T>::rows, stride = Tile<T>::row_stride, W = lanes<T>;
     if (inputs <= tuning::gradient_panels * NR || outputs < tuning::gradient_tiles * MR) {
         const Strip<T> whole{rows, dy, 1, dy_row, x, NR, x_row, c, c_row, start, nullptr, tuning::longest_sum};
         return product<T>(outputs, inputs, whole, true);
@@ -230,14 +231,14 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
     const int64_t blocks = (rows + tuning::gradient_rows - 1) / tuning::gradient_rows;
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t from = rows * block / blocks, n = rows * (block + 1) / blocks - from;
-        const int64_t tile_size = n * MR + NR;                        // whole vectors are written behind the last row
+        const int64_t tile_size = n * stride;
         for (int64_t output = 0; output < outputs; output += 8 * MR)  // some tiles at a time: each row is another page
             for (int64_t i = 0; i < n; ++i) {
                 const T* row = dy + (from + i) * dy_row;
                 for (int64_t at = output; at < outputs && at < output + 8 * MR; at += MR) {
                     __builtin_prefetch(row + tuning::rows_ahead * dy_row + at);
-                    for (int64_t j = 0; j < MR; j += W)
-                        store(scratch + at / MR * tile_size + i * MR + j, load(row + at + j));
+                    for (int64_t j = 0; j < stride; j += W)
+                        store(scratch + at / MR * tile_size + i * stride + j, load(row + at + j));
                 }
             }
         for (int64_t input = 0; input < inputs; input += NR) {
@@ -251,8 +252,12 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
             }
             for (int64_t output = 0; output < outputs; output += MR) {
                 const Start from_what = block ? Start::keep : start;
-                const Strip<T> s{n,  scratch + output / MR * tile_size, 1,     MR,        panel,   0,
-                                 NR, c + output * c_row + input,        c_row, from_what, nullptr, tuning::longest_sum};
+                const T* a = scratch + output / MR * tile_size;
+                Strip<T> s{n,     a,         1,       stride,
+                           panel, 0,         NR,      c + output * c_row + input,
+                           c_row, from_what, nullptr, tuning::longest_sum};
+                s.next = a + tile_size;
+                s.next_step = stride;
                 const int64_t m = outputs - output < MR ? outputs - output : MR;
                 if (vectors == tuning::panel_vectors)
                     tiles_of<T, tuning::panel_vectors>(m, s, 0, 1);

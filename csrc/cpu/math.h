@@ -1,12 +1,9 @@
-// Elementary functions on vectors. float: polynomials (coefficients of S. Moshier's Cephes library), within 2 ulp
-// (exp, log) or 3 ulp (the others); double: the C library lane by lane, since float64 serves checking, not speed.
-// Every function lets NaN through.
+// Elementary functions on vectors. float: within 2 ulp (exp, log) or 3 ulp (the others), by tables that AVX-512 holds
+// in registers, or else by polynomials (coefficients of S. Moshier's Cephes library); double: the C library lane by
+// lane, since float64 serves checking, not speed. Every function lets NaN through.
 #pragma once
 
-#if VRNN_VECTOR_BYTES == 64
-#    include <immintrin.h>
-#endif
-
+#include "tables.h"
 #include "vec.h"
 
 namespace vrnn::VRNN_ISA {
@@ -21,19 +18,64 @@ using F32 = Vec<float>;
 using I32 = IntVec<float>;
 using F64 = Vec<double>;
 
+inline constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+
 #if VRNN_VECTOR_BYTES == 64
 
 inline constexpr __mmask16 every_lane = 0xffff;  // the forms without a mask warn in GCC 12
 
-// y * 2^n for integer-valued n
-VRNN_INLINE F32 scale(F32 y, F32 n) {
+VRNN_INLINE F32 lookup(const Table<16>& table, I32 index) {
+    return (F32)_mm512_maskz_permutexvar_ps(every_lane, (__m512i)index, _mm512_load_ps(table.at));
+}
+
+VRNN_INLINE F32 lookup(const Table<32>& table, I32 index) {
+    return (F32)_mm512_permutex2var_ps(_mm512_load_ps(table.at), (__m512i)index, _mm512_load_ps(table.at + 16));
+}
+
+// 2^n e^r for n the nearest 16th to x / log 2, whose fraction is looked up; of e^r three terms are left. Beyond the
+// range of n, where r is noise, vscalefps saturates all the same.
+VRNN_INLINE F32 exp(F32 x) {
+    static constexpr Table<16> powers = tabulate_powers();
+    const F32 k = x * 1.44269504088896341f + to_integer / 16, n = k - to_integer / 16;
+    const F32 r = (x - n * 0.693147182f) - n * -1.90465421e-9f, z = r * r;
+    const F32 p = z < 1.0f ? z * (r * 0.166666667f + 0.5f) + r : F32{};
+    const F32 fraction = lookup(powers, (I32)k), y = fraction * p + fraction;
     return (F32)_mm512_maskz_scalef_ps(every_lane, (__m512)y, (__m512)n);
 }
 
-// 1 / x to half an ulp and a little, for |x| in [2^-126, 2^126]: 14 bits, doubled by a step of Newton's
-VRNN_INLINE F32 reciprocal(F32 x) {
-    const F32 y = (F32)_mm512_maskz_rcp14_ps(every_lane, (__m512)x);
-    return y + y * (1.0f - x * y);
+// a + log(1 + u) for u in [0, 1], which is log c + log(1 + r): of least relative error for |r| < 1/30 (by Lawson's
+// algorithm)
+VRNN_INLINE F32 plus_log1p(F32 a, F32 u) {
+    static constexpr Logarithms tables = tabulate_logarithms();
+    const I32 index = (I32)(u * 15.0f + to_integer);
+    const F32 inverse = lookup(tables.inverse, index), r = u * inverse + (inverse - 1.0f);
+    return (r * r * ((r * -0.2502622f + 0.333517558f) * r - 0.499999915f) + r) + (a + lookup(tables.log, index));
+}
+
+// vgetexpps and vgetmantps know subnormal numbers, and make 0, infinity and negative numbers what they should be
+VRNN_INLINE F32 log(F32 x) {
+    const __m512 m = _mm512_maskz_getmant_ps(every_lane, (__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_nan);
+    const F32 e = (F32)_mm512_maskz_getexp_ps(every_lane, (__m512)x);
+    return plus_log1p(e * log_2, (F32)m - 1.0f);
+}
+
+// 1 / (1 + e) by 14 bits and a step of Newton's, which doubles them, and in which 1 + e is not rounded
+VRNN_INLINE F32 sigmoid(F32 x) {
+    const F32 e = exp(-x), y = (F32)_mm512_maskz_rcp14_ps(every_lane, (__m512)(1.0f + e));
+    return e == __builtin_inff() ? F32{} : y + y * ((1.0f - y) - e * y);
+}
+
+// vminps gives its second operand where one is NaN; lookups see five bits of a place
+VRNN_INLINE F32 tanh(F32 x) {
+    static constexpr TanhPieces pieces = tabulate_tanh();
+    const F32 a = absolute<float>(x);
+    const F32 bounded = (F32)_mm512_maskz_min_ps(every_lane, (__m512)all(pieces.end), (__m512)a);
+    const I32 place = (I32)(bounded + pieces.shift) >> 20;
+    const F32 r = bounded - lookup(pieces.centre, place);
+    F32 p = lookup(pieces.coefficient[pieces.degree], place);
+#    pragma GCC unroll 4
+    for (int k = pieces.degree - 1; k >= 0; --k) p = p * r + lookup(pieces.coefficient[k], place);
+    return (F32)((I32)p | sign<float>(x));
 }
 
 #else
@@ -44,21 +86,13 @@ VRNN_INLINE F32 power_of_two(F32 n) {
 }
 
 VRNN_INLINE F32 scale(F32 y, F32 n) {
-    const float to_integer = 12582912.0f;
     const F32 half = (n * 0.5f + to_integer) - to_integer;  // in two factors: n reaches 128 and -150
     return y * power_of_two(half) * power_of_two(n - half);
 }
 
-VRNN_INLINE F32 reciprocal(F32 x) {
-    return 1.0f / x;
-}
-
-#endif
-
 VRNN_INLINE F32 exp(F32 x) {
     x = x > 89.0f ? all(89.0f) : x;
     x = x < -104.0f ? all(-104.0f) : x;
-    const float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
     const F32 n = (x * 1.44269504088896341f + to_integer) - to_integer;
     const F32 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
     F32 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -101,16 +135,11 @@ VRNN_INLINE F32 log(F32 x) {
     return x < 0.0f || x != x ? all(__builtin_nanf("")) : y;
 }
 
-// log(1 + u) for u in [0, 1], corrected to first order for the rounding of 1 + u
-VRNN_INLINE F32 log1p_unit(F32 u) {
+// a + log(1 + u) for u in [0, 1], corrected to first order for the rounding of 1 + u
+VRNN_INLINE F32 plus_log1p(F32 a, F32 u) {
     const F32 w = 1.0f + u;
     const I32 high = w > 1.41421356f;
-    return log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) + (u - (w - 1.0f)) * reciprocal(w);
-}
-
-VRNN_INLINE F32 sigmoid(F32 x) {
-    const F32 y = reciprocal(1.0f + exp(-x));
-    return x < -88.0f ? F32{} : y;  // where the exponential overflows
+    return a + (log_of(high ? w * 0.5f : w, high ? all(1.0f) : F32{}) + (u - (w - 1.0f)) / w);
 }
 
 VRNN_INLINE F32 tanh(F32 x) {
@@ -121,12 +150,18 @@ VRNN_INLINE F32 tanh(F32 x) {
     p = p * z - 3.33332819422e-1f;
     const F32 small = p * z * x + x;
     const F32 bounded = a > 20.0f ? all(20.0f) : a;  // where tanh is 1
-    const F32 large = 1.0f - 2.0f * reciprocal(exp(bounded + bounded) + 1.0f);
+    const F32 large = 1.0f - 2.0f / (exp(bounded + bounded) + 1.0f);
     return a < 0.625f ? small : (F32)((I32)large | sign<float>(x));
 }
 
+VRNN_INLINE F32 sigmoid(F32 x) {
+    return 1.0f / (1.0f + exp(-x));
+}
+
+#endif
+
 VRNN_INLINE F32 softplus(F32 x) {
-    return (x < 0.0f ? F32{} : x) + log1p_unit(exp(-absolute<float>(x)));
+    return plus_log1p(x < 0.0f ? F32{} : x, exp(-absolute<float>(x)));
 }
 
 VRNN_INLINE F32 expm1(F32 x) {

@@ -19,7 +19,7 @@ inline constexpr int64_t depth_bytes = 24 * 1024;  // of a packed panel between 
 
 inline constexpr int64_t longest_sum = 48;  // rows of a weight gradient in one sum: the fewer, the less rounding
 
-inline constexpr int64_t gradient_rows = 5 * longest_sum;  // of activations that a weight gradient takes in at a time
+inline constexpr int64_t gradient_rows = 3 * longest_sum;  // of activations that a weight gradient takes in at a time
 inline constexpr int64_t gradient_panels = 4;              // of inputs, and
 inline constexpr int64_t gradient_tiles = 20;              // of outputs, up to which it reads them where they lie
 
