@@ -94,8 +94,9 @@ class Batch:
         self.order: Tensor | None = None
         self.real: Tensor | None = None
         if self.lengths is not None:
-            alike = self.lengths.view(-1, self.particles) == self.lengths[:: self.particles, None]
-            torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
+            if self.particles > 1:
+                alike = self.lengths.view(-1, self.particles) == self.lengths[:: self.particles, None]
+                torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
             self.order = by_length(self.lengths, self.particles)
             self.real = (torch.arange(self.steps, device=x.device)[:, None] < self.lengths).reshape(-1, 1)
         parameters = dict(zip((p.name for p in spec.parameters()), inputs.parameters, strict=True))
