@@ -66,9 +66,16 @@ class Run(NamedTuple):
 
 
 class Objective:
-    """What a foreign model makes of a run, and of chance."""
+    """What a foreign model makes of a run, and of chance.
 
-    alone: ClassVar[bool] = True  # whether it knows of no argument but the first
+    Attributes:
+        alone: whether it knows of no argument but the first.
+        finishes: whether :meth:`finish` has something to do. It is never traced: torch.compile takes all that comes
+            before it, the launch and :meth:`output`, as one graph, and calls it with what that gave.
+    """
+
+    alone: ClassVar[bool] = True
+    finishes: ClassVar[bool] = False
 
     @property
     def faults(self) -> Mapping[str, Fault]:
@@ -88,8 +95,12 @@ class Objective:
         return nullcontext()
 
     def output(self, run: Run, mend: frozenset[str]) -> Any:
-        """What the original's forward returns, with the faults that ``mend`` names mended."""
+        """What the original's forward returns, with the faults that ``mend`` names mended, or its parts."""
         raise NotImplementedError
+
+    def finish(self, output: Any) -> Any:
+        """What the original's forward returns, made of its parts: objects that read numbers out of tensors."""
+        return output
 
     def attributes(self, run: Run) -> dict[str, Any]:
         """What the original's forward leaves as attributes of the module."""
