@@ -165,6 +165,9 @@ CASES = {
     "Z for three agents": Case(
         lambda: trajectories.Agents(3, 2, 4, 7, 9), real, lambda output: output["kl_loss"] + output["recon_loss"]
     ),
+    "Z for a list of one agent": Case(
+        lambda: trajectories.Agents(1, 6, 4, 7, 9), real, lambda output: output["kl_loss"] + output["recon_loss"]
+    ),
     "B": Case(lambda: audio.VRNNAudio(7, 4, 6, 3), sound, first, rest=(SAMPLES, 0.5, 0.1), launches=2),
     "B without a residual": Case(
         lambda: audio.VRNNAudio(7, 4, 6, 3, residual=False, scripted=False), sound, first, rest=(SAMPLES,), launches=2
