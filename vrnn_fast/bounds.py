@@ -77,23 +77,15 @@ def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, thre
         threshold: resample where the effective sample size is below this share of N.
 
     Returns:
-        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :func:`resampling.resample`.
+        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :class:`resampling.Filter`.
     """
-    steps, batch, particles = uniforms.shape
-    last = torch.full((batch,), steps - 1, device=eps.device)
-    if inputs.lengths is not None:
-        last = inputs.lengths[::particles].to(eps.device) - 1
-    since = eps.new_zeros(batch, particles)
-    state, log_weights, drawn = inputs.state, [], []
-    for t in range(steps):
+    particles = resampling.Filter(uniforms, threshold, inputs.lengths)
+    state, log_weights = inputs.state, []
+    for t in range(uniforms.shape[0]):
         weights, state, _ = launch(inputs.step(t, state), eps[t : t + 1])
-        since = since + weights.detach().reshape(batch, particles)
-        chosen = resampling.resample(since, uniforms[t], threshold, t < last)
-        state = tuple(resampling.go_on_from(chosen, s) for s in state)
-        since = torch.where(chosen < 0, since, 0.0)
+        state = particles.step(weights, state)
         log_weights.append(weights)
-        drawn.append(chosen)
-    return torch.cat(log_weights), torch.stack(drawn)
+    return torch.cat(log_weights), torch.stack(particles.ancestors)
 
 
 def loss(
