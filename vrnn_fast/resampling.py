@@ -13,6 +13,11 @@ from torch import Tensor
 Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
+def widened(log_weights: Tensor) -> Tensor:
+    """In a precision that many of them can be added up in: float32 at least."""
+    return log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+
+
 def uniforms(
     resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
@@ -70,7 +75,7 @@ class Filter:
         self.last = torch.full((batch,), steps - 1, device=uniforms.device)
         if lengths is not None:
             self.last = lengths[::particles].to(uniforms.device) - 1
-        self.log_weights = uniforms.new_zeros(batch, particles)
+        self.log_weights = widened(uniforms.new_zeros(batch, particles))
         self.ancestors: list[Tensor] = []
 
     def step(self, log_weights: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
