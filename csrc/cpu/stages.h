@@ -288,9 +288,8 @@ static void divergence_forward(int64_t rows, int64_t width, D deviation, Matrix<
             const Vec<T> s = deviation(load(p[i] + width + j, n)), ratio = load(q_std[i] + j, n) / s;
             const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) / s;
             store(p_std[i] + j, s, n);
-            Vec<T> term = T(0.5) * (ratio * ratio + distance * distance - T(1)) - log(ratio);
-            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
-            total += term;
+            const Vec<T> term = T(0.5) * (ratio * ratio + distance * distance - T(1)) - log(ratio);
+            total += first<T>(term, n);
         });
         kl[i] = sum<T>(total);
     }
@@ -339,9 +338,8 @@ static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Matrix<T
             const Vec<T> s = deviation(load(p[i] + width + j, n)), e = load(eps[i] + j, n);
             const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) / s;
             store(p_std[i] + j, s, n);
-            Vec<T> term = T(0.5) * (distance * distance - e * e) - log(load(q_std[i] + j, n) / s);
-            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
-            total += term;
+            const Vec<T> term = T(0.5) * (distance * distance - e * e) - log(load(q_std[i] + j, n) / s);
+            total += first<T>(term, n);
         });
         result[i] = sum<T>(total);
     }
@@ -399,9 +397,8 @@ static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Mat
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n);
-            Vec<T> term = observed(mask, i, j, n, softplus(logit) - load(x[i] + j, n) * logit);
-            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
-            total += term;
+            const Vec<T> term = observed(mask, i, j, n, softplus(logit) - load(x[i] + j, n) * logit);
+            total += first<T>(term, n);
         });
         nll[i] = sum<T>(total);
     }
@@ -429,9 +426,8 @@ static void gaussian_forward(int64_t rows, int64_t width, D deviation, Matrix<T>
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> s = deviation(load(raw[i] + width + j, n));
             const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) / s;
-            Vec<T> term = observed<T>(mask, i, j, n, T(0.5) * distance * distance + log(s) + half_log_two_pi);
-            for (int64_t k = n; k < lanes<T>; ++k) term[k] = 0;
-            total += term;
+            const Vec<T> term = observed<T>(mask, i, j, n, T(0.5) * distance * distance + log(s) + half_log_two_pi);
+            total += first<T>(term, n);
         });
         nll[i] = sum<T>(total);
     }

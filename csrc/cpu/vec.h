@@ -2,6 +2,10 @@
 // Included once per kernel_<isa>.cpp, which sets VRNN_ISA (a namespace) and VRNN_VECTOR_BYTES.
 #pragma once
 
+#if VRNN_VECTOR_BYTES == 64
+#    include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <utility>
 
@@ -50,19 +54,50 @@ VRNN_INLINE Vec<T> all(T value) {
     return value - Vec<T>{};  // unlike value + 0, exact for -0 and so a plain broadcast
 }
 
-// The first n lanes, zeros behind them.
+// The first n < lanes<T> lanes of memory, zeros behind them.
 template <class T>
-VRNN_INLINE Vec<T> load(const T* p, int64_t n) {
-    if (n >= lanes<T>) return load(p);
+VRNN_INLINE Vec<T> load_some(const T* p, int64_t n) {
+#if VRNN_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == sizeof(float))
+        return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+    else
+        return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#else
     Vec<T> v{};
     for (int64_t i = 0; i < n; ++i) v[i] = p[i];
     return v;
+#endif
+}
+
+template <class T>
+VRNN_INLINE void store_some(T* p, Vec<T> v, int64_t n) {
+#if VRNN_VECTOR_BYTES == 64
+    if constexpr (sizeof(T) == sizeof(float))
+        _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+    else
+        _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#else
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+template <class T>
+VRNN_INLINE Vec<T> load(const T* p, int64_t n) {
+    return n < lanes<T> ? load_some(p, n) : load(p);
 }
 
 template <class T>
 VRNN_INLINE void store(T* p, Vec<T> v, int64_t n) {
-    if (n >= lanes<T>) return store(p, v);
-    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+    n < lanes<T> ? store_some(p, v, n) : store(p, v);
+}
+
+// The first n lanes, zeros in the place of the others, whatever they hold.
+template <class T>
+VRNN_INLINE Vec<T> first(Vec<T> v, int64_t n) {
+    if (n >= lanes<T>) return v;
+    IntVec<T> lane{};
+    for (int64_t i = 0; i < lanes<T>; ++i) lane[i] = i;
+    return lane < (typename Register<T>::Int)n ? v : Vec<T>{};
 }
 
 // The lanes' sign bits alone.
