@@ -862,6 +862,7 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
         (lambda m: m.add_module("norm", nn.BatchNorm1d(9)), "norm is BatchNorm1d"),
         (lambda m: m.add_module("extra", nn.Linear(3, 3)), r"extra\.weight \(Linear\) has no role in layout E"),
         (lambda m: m.register_parameter("h0", nn.Parameter(torch.zeros(9))), "h0 .* has no role in layout E"),
+        (put("rnn", nn.GRU(18, 9, 2, dropout=0.1)), r"rnn is GRU\(dropout=0\.1\): dropout"),
         (put("rnn", nn.GRU(18, 9, bidirectional=True)), "rnn runs in both directions"),
         (put("rnn", nn.Linear(18, 9)), "rnn must be a recurrent cell with weight_hh_l0 or weight_hh"),
         (put("enc.0", nn.Linear(18, 9, bias=False)), r"enc\.0 must be an affine layer with a bias"),
