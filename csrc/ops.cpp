@@ -433,7 +433,7 @@ struct Call {
         launch.parameters = parameters.data.data();
         launch.columns = parameters.columns.data();
         void* const range = profiled.open(backward ? "vrnn_fast.backward.pack" : "vrnn_fast.forward.pack");
-        kernels.pack(launch, backward);
+        for_shards([&](int64_t s) { kernels.pack(launch, backward, s, launch.shards.size); });
         profiled.close(range);
     }
 

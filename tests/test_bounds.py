@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from tests.eager import EagerVRNN
 from tests.kalman import LinearGaussian, build
 from vrnn_fast import VRNN, Bernoulli, bounds
-from vrnn_fast.resampling import ancestors, effective_sample_size, uniforms
+from vrnn_fast.resampling import Filter, ancestors, effective_sample_size, uniforms
 
 X, H, Z, T, B, N = 5, 7, 3, 6, 4, 3
 LENGTHS = torch.tensor([6, 0, 3, 1])
@@ -283,6 +283,40 @@ def test_no_weight_at_all_is_minus_infinity() -> None:
     resampled = torch.zeros(1, 2, dtype=torch.bool)
     for found in (bounds.iwae(log_weights), bounds.fivo(log_weights, resampled)):
         torch.testing.assert_close(found, torch.tensor([math.log(0.5), -torch.inf]))
+
+
+def root_mean_square(error: Tensor) -> float:
+    return error.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_16_bits_are_added_up_as_if_exactly(kind: str, dtype: torch.dtype) -> None:
+    """Of the bound and of its gradient no more is lost than by rounding them once."""
+    log_weights = (torch.randn(200, 16, 8, dtype=torch.float64) - 1).to(dtype)
+    resampled = torch.rand(200, 16) < 0.1
+    found = []
+    for weights in (log_weights.clone().requires_grad_(), log_weights.double().requires_grad_()):
+        bound = bounds.fivo(weights, resampled) if kind == "fivo" else getattr(bounds, kind)(weights)
+        assert bound.dtype == weights.dtype
+        bound.backward(torch.ones_like(bound))
+        assert weights.grad is not None
+        found.append((bound.detach(), weights.grad))
+    for ours, exact in zip(*found, strict=True):
+        assert root_mean_square(ours - exact) <= 2 * root_mean_square(exact.to(dtype) - exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_16_bits_draw_the_ancestors_of_their_exact_sums(dtype: torch.dtype) -> None:
+    log_weights = (0.3 * torch.randn(200, 16 * 8, dtype=torch.float64) - 1).to(dtype)
+    drawn = uniforms("stratified", 200, 16, 8, torch.zeros((), dtype=dtype), None)
+    filters = [Filter(u, 0.5, None) for u in (drawn, drawn.double())]
+    for weights in log_weights:
+        filters[0].step(weights, ())
+        filters[1].step(weights.double(), ())
+    ours, exact = (torch.stack(particles.ancestors) for particles in filters)
+    assert torch.equal(ours, exact)
+    assert 0 < (exact >= 0).sum() < exact.numel()
 
 
 def test_compiled_without_a_break_at_any_size(executor: str) -> None:

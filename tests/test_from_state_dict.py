@@ -223,16 +223,16 @@ def test_z() -> None:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("agent", range(3))
-def test_one_of_several_agents(agent: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("agent", "agents"), [(0, 3), (1, 3), (2, 3), (0, 1)])
+def test_one_of_several_agents(agent: int, agents: int, tmp_path: Path) -> None:
     """What its networks give, and the gradients of the losses, in which all agents' are added up."""
-    theirs, states = trajectories.Agents(3, 2, 4, 7, 9), torch.randn(8, 5, 6)
+    theirs, states = trajectories.Agents(agents, 2, 4, 7, 9), torch.randn(8, 5, 2 * agents)
     names = "enc_mean", "enc_std", "prior_mean", "prior_std", "dec_mean", "dec_std"
     given: dict[str, list[Tensor]] = {name: [] for name in names}
     for name in names:
         theirs.get_submodule(f"{name}.{agent}").register_forward_hook(lambda *args, n=name: given[n].append(args[2]))
     torch.manual_seed(0)
-    eps = torch.stack([torch.stack([torch.randn(5, 4) for _ in range(3)])[agent] for _ in range(7)])
+    eps = torch.stack([torch.stack([torch.randn(5, 4) for _ in range(agents)])[agent] for _ in range(7)])
     torch.manual_seed(0)
     sum(theirs(states).values()).backward()
     torch.save(theirs.state_dict(), tmp_path / "z.pth")
@@ -257,6 +257,14 @@ def test_which_agent_must_be_told(agent: Any) -> None:
         VRNN.from_state_dict(trajectories.Agents(3, 2, 4, 7, 9).state_dict(), agent=agent)
 
 
+def test_of_a_list_of_one_agent_none_need_be_told() -> None:
+    state = trajectories.Agents(1, 6, 4, 7, 9).state_dict()
+    one, told = VRNN.from_state_dict(state).state_dict(), VRNN.from_state_dict(state, agent=0).state_dict()
+    assert all(torch.equal(one[name], told[name]) for name in told)
+    with pytest.raises(LayoutError, match=r"holds the networks of 1 agent, .* by agent=0 \(.*\), got 1"):
+        VRNN.from_state_dict(state, agent=1)
+
+
 @pytest.mark.parametrize("kept", ["theirs", "ours", "converted"])
 def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: copied.VRNN, tmp_path: Path) -> None:
     source: Any = theirs.state_dict() if kept == "theirs" else VRNN(6, 9, 4).state_dict()
@@ -269,19 +277,19 @@ def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: cop
 
 
 class Agents(nn.Module):
-    """E for two agents: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
+    """E for each agent of a list: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
 
-    def __init__(self, gaussian: bool) -> None:
+    def __init__(self, gaussian: bool, count: int) -> None:
         super().__init__()
-        agents = [copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True) for _ in range(2)]
+        agents = [copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True) for _ in range(count)]
         for name in dict(agents[0].named_children()):
             self.add_module(name, nn.ModuleList([agent.get_submodule(name) for agent in agents]))
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-@pytest.mark.parametrize("agent", [0, 1])
-def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int) -> None:
-    ours = VRNN.from_state_dict(Agents(gaussian).state_dict(), agent=agent)
+@pytest.mark.parametrize(("agent", "agents"), [(0, 2), (1, 2), (0, 1)])
+def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int, agents: int) -> None:
+    ours = VRNN.from_state_dict(Agents(gaussian, agents).state_dict(), agent=agent)
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
 
 

@@ -13,7 +13,8 @@ since the last time that it did has fallen below a threshold; FIVO is then the s
 log mean weight. Gradients flow along z and along the states of the ancestors; the terms of the resampling's own
 probabilities are dropped, as Maddison et al. recommend (section 3.2: they only add variance).
 
-Particles of a sequence are adjacent rows of a launch: row b * N + n is particle n of sequence b.
+Particles of a sequence are adjacent rows of a launch: row b * N + n is particle n of sequence b. Weights of 16 bits are
+added up in float32, and the bound is rounded once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from . import resampling
 from .inputs import Inputs, at_real
+from .resampling import widened
 
 Kind = Literal["elbo", "iwae", "fivo"]
 
@@ -35,12 +37,12 @@ Launch: TypeAlias = Callable[[Inputs, Tensor], tuple[Tensor, State, object]]
 
 def elbo(log_weights: Tensor) -> Tensor:
     """The evidence lower bound of each sequence: log w_t (T, B, N) -> (B,)."""
-    return log_weights.sum(0).mean(-1)
+    return widened(log_weights).sum(0).mean(-1).to(log_weights.dtype)
 
 
 def iwae(log_weights: Tensor) -> Tensor:
     """The importance weighted bound of each sequence: log w_t (T, B, N) -> (B,)."""
-    return _log_mean_exp(log_weights.sum(0))
+    return _log_mean_exp(widened(log_weights).sum(0)).to(log_weights.dtype)
 
 
 def fivo(log_weights: Tensor, resampled: Tensor) -> Tensor:
@@ -55,8 +57,9 @@ def fivo(log_weights: Tensor, resampled: Tensor) -> Tensor:
     """
     counted = resampled.long()
     segment = (counted.cumsum(0) - counted).unsqueeze(-1).expand_as(log_weights)
-    sums = torch.zeros_like(log_weights).scatter_add(0, segment, log_weights)
-    return _log_mean_exp(sums).sum(0)  # of a segment that there is not: log mean exp(0) = 0
+    wide = widened(log_weights)
+    sums = torch.zeros_like(wide).scatter_add(0, segment, wide)
+    return _log_mean_exp(sums).sum(0).to(log_weights.dtype)  # of a segment that there is not: log mean exp(0) = 0
 
 
 def _log_mean_exp(value: Tensor) -> Tensor:
@@ -77,23 +80,15 @@ def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, thre
         threshold: resample where the effective sample size is below this share of N.
 
     Returns:
-        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :func:`resampling.resample`.
+        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :class:`resampling.Filter`.
     """
-    steps, batch, particles = uniforms.shape
-    last = torch.full((batch,), steps - 1, device=eps.device)
-    if inputs.lengths is not None:
-        last = inputs.lengths[::particles].to(eps.device) - 1
-    since = eps.new_zeros(batch, particles)
-    state, log_weights, drawn = inputs.state, [], []
-    for t in range(steps):
+    particles = resampling.Filter(uniforms, threshold, inputs.lengths)
+    state, log_weights = inputs.state, []
+    for t in range(uniforms.shape[0]):
         weights, state, _ = launch(inputs.step(t, state), eps[t : t + 1])
-        since = since + weights.detach().reshape(batch, particles)
-        chosen = resampling.resample(since, uniforms[t], threshold, t < last)
-        state = tuple(resampling.go_on_from(chosen, s) for s in state)
-        since = torch.where(chosen < 0, since, 0.0)
+        state = particles.step(weights, state)
         log_weights.append(weights)
-        drawn.append(chosen)
-    return torch.cat(log_weights), torch.stack(drawn)
+    return torch.cat(log_weights), torch.stack(particles.ancestors)
 
 
 def loss(

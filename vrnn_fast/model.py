@@ -236,14 +236,15 @@ class VRNN(nn.Module):
                 raise ValueError("generator has nothing to draw where eps is given: pass one of them")
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
         real = inputs.real()
-        self._check(inputs, real)
+        if self.check:
+            self._check(inputs, real)
 
         executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
         result, nll = self._run(executor, self.spec, parameters, inputs, eps, real, outputs)
         prediction = None
         if "prediction" in outputs:
-            raw = self.likelihood.prediction(cast(Tensor, result.raw))
-            prediction = each(lambda p: self._outer(at_real(real, p)), raw)
+            predicted = self.likelihood.prediction(cast(Tensor, result.raw))
+            prediction = each(lambda p: self._outer(at_real(real, p)), predicted)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
@@ -328,7 +329,8 @@ class VRNN(nn.Module):
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
             uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
-        self._check(inputs, inputs.real())
+        if self.check:
+            self._check(inputs, inputs.real())
 
         fused = filters and self.spec.likelihood != "external"
         spec = self._objectives["particle_filter" if fused else "log_weight"]
@@ -614,11 +616,10 @@ class VRNN(nn.Module):
         return Inputs(x, lengths, start, cond, resets, mask)
 
     def _check(self, inputs: Inputs, real: Tensor | None) -> None:
-        """Look at the values, where the module was asked to."""
-        if self.check:
-            checks.finite("x", inputs.x, real, support=self.likelihood.support, swap=self.batch_first)
-            if inputs.cond is not None:
-                checks.finite("cond", inputs.cond, real, swap=self.batch_first)
+        """Look at the values, as the module may be asked to."""
+        checks.finite("x", inputs.x, real, support=self.likelihood.support, swap=self.batch_first)
+        if inputs.cond is not None:
+            checks.finite("cond", inputs.cond, real, swap=self.batch_first)
 
     def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""

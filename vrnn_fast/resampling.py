@@ -13,6 +13,11 @@ from torch import Tensor
 Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
+def widened(log_weights: Tensor) -> Tensor:
+    """In a precision that many of them can be added up in: float32 at least."""
+    return log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+
+
 def uniforms(
     resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
@@ -50,24 +55,42 @@ def ancestors(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     return drawn.minimum(torch.searchsorted(upto, total))  # rounded up to 1, a uniform would draw beyond the end
 
 
-def resample(log_weights: Tensor, uniforms: Tensor, threshold: float, goes_on: Tensor) -> Tensor:
-    """Which sequences draw anew after a step, and what.
+class Filter:
+    """The particles of a batch of sequences, from step to step.
 
     Args:
-        log_weights: (B, N) since they last did.
-        uniforms: (B, N) in [0, 1].
-        threshold: they do where the effective sample size is below this share of N.
-        goes_on: (B,) bool, false where it was the last step: to draw anew there would change nothing.
+        uniforms: (T, B, N) in [0, 1], what is drawn with at the end of each step.
+        threshold: a sequence draws anew where the effective sample size of its weights since it last did is below this
+            share of N; never after its last step, where it would change nothing.
+        lengths: (B * N,) real steps of each row, or None where all T are.
 
-    Returns:
-        (B, N) int64, which particle of its sequence each goes on from; -1 where all go on from themselves.
+    Attributes:
+        ancestors: (B, N) int64 for each step so far, which particle of its sequence each goes on from; -1 where all go
+            on from themselves.
     """
-    due = goes_on & (effective_sample_size(log_weights) < threshold * log_weights.shape[-1])
-    return torch.where(due.unsqueeze(-1), ancestors(log_weights, uniforms), -1)
+
+    def __init__(self, uniforms: Tensor, threshold: float, lengths: Tensor | None) -> None:
+        steps, batch, particles = uniforms.shape
+        self.uniforms, self.threshold = uniforms, threshold
+        self.last = torch.full((batch,), steps - 1, device=uniforms.device)
+        if lengths is not None:
+            self.last = lengths[::particles].to(uniforms.device) - 1
+        self.log_weights = widened(uniforms.new_zeros(batch, particles))
+        self.ancestors: list[Tensor] = []
+
+    def step(self, log_weights: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Weigh the particles of the next step, (B * N), and return the states that they go on from."""
+        t = len(self.ancestors)
+        since = self.log_weights + log_weights.detach().reshape(self.log_weights.shape)
+        due = (t < self.last) & (effective_sample_size(since) < self.threshold * since.shape[-1])
+        chosen = torch.where(due.unsqueeze(-1), ancestors(since, self.uniforms[t]), -1)
+        self.log_weights = torch.where(chosen < 0, since, 0.0)
+        self.ancestors.append(chosen)
+        return tuple(go_on_from(chosen, s) for s in state)
 
 
 def go_on_from(chosen: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B * N, H) of states, each replaced by that of its ancestor as :func:`resample` gives them."""
+    """Rows (B * N, H) of states, each replaced by that of its ancestor as a :class:`Filter` gives them."""
     own = torch.arange(rows.shape[0], device=rows.device).view_as(chosen)
     return rows.index_select(0, torch.where(chosen < 0, own, own[:, :1] + chosen).flatten())
 

@@ -53,7 +53,7 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     launch_.packed = on_a_line(packed_);
     launch_.parameters = parameters.data();
     launch_.columns = columns.data();
-    k.pack(launch_, false);
+    k.pack(launch_, false, 0, 1);
     launch_.parameters = nullptr;
     launch_.columns = nullptr;
 }

@@ -688,27 +688,34 @@ class Executor {
     }
 };
 
-// Packs every weight once per call: transposed, with the stacked biases, for forward; as it stands for backward.
 template <class T>
-static void pack_weights(const Launch<T>& launch, bool backward) {
+static void pack_blocks(const Launch<T>& launch, const Stage& s, bool backward) {
+    for (const Block& b : s.blocks) {
+        const int64_t columns = launch.columns[b.parameter];
+        const T* w = launch.parameters[b.parameter] + b.row * columns + b.column;
+        if (backward)
+            pack<T>(launch.packed_backward + s.packed, s.source.width, s.target.width,
+                    {0, s.source.width, b.at, b.rows}, w, 1, columns);
+        else
+            pack<T>(launch.packed + s.packed, s.target.width, s.source.width, {b.at, b.rows, 0, s.source.width}, w,
+                    columns, 1);
+    }
+}
+
+// Packs every weight once per call: transposed, with the stacked biases, for forward; as it stands for backward. Of
+// `shares` threads each packs the stages that begin in its part of what is packed, and the first one all biases.
+template <class T>
+static void pack_weights(const Launch<T>& launch, bool backward, int64_t share, int64_t shares) {
     const Program& program = *launch.program;
     T* biases = launch.packed + program.packed_size;
-    if (!backward) __builtin_memset(biases, 0, program.bias_size * sizeof(T));
+    const bool with_biases = share == 0 && !backward;
+    if (with_biases) __builtin_memset(biases, 0, program.bias_size * sizeof(T));
     for (const Stage& s : program.stages) {
-        for (const Block& b : s.blocks) {
-            const int64_t columns = launch.columns[b.parameter];
-            const T* w = launch.parameters[b.parameter] + b.row * columns + b.column;
-            if (backward)
-                pack<T>(launch.packed_backward + s.packed, s.source.width, s.target.width,
-                        {0, s.source.width, b.at, b.rows}, w, 1, columns);
-            else
-                pack<T>(launch.packed + s.packed, s.target.width, s.source.width, {b.at, b.rows, 0, s.source.width}, w,
-                        columns, 1);
-        }
-        if (!backward)
-            for (const Term& t : s.terms)
-                for (int64_t i = 0; i < t.rows; ++i)
-                    biases[s.weights + t.at + i] += launch.parameters[t.parameter][t.row + i];
+        if (s.packed * shares / program.packed_size == share) pack_blocks(launch, s, backward);
+        if (!with_biases) continue;
+        for (const Term& t : s.terms)
+            for (int64_t i = 0; i < t.rows; ++i)
+                biases[s.weights + t.at + i] += launch.parameters[t.parameter][t.row + i];
     }
 }
 

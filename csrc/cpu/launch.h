@@ -86,7 +86,7 @@ enum class Function : int { exp, log, sigmoid, tanh, softplus, expm1 };
 template <class T>
 struct Kernels {
     int64_t (*scratch_size)(const Launch<T>&, int64_t shard_sequences, bool backward);
-    void (*pack)(const Launch<T>&, bool backward);
+    void (*pack)(const Launch<T>&, bool backward, int64_t share, int64_t shares);
     void (*forward)(const Launch<T>&, int64_t shard);
     void (*backward)(const Launch<T>&, int64_t shard);
     void (*reduce)(const Launch<T>&);  // weight_gradients of all shards -> d_parameters

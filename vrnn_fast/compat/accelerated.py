@@ -69,7 +69,9 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         return _run(self, args, kwargs)
 
     fast = mirror(model)
-    methods = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    methods: dict[str, Callable[..., Any]] = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    if plan.objective.finishes:
+        methods["forward"] = _finished(forward, plan.objective.finish)
     if plan.sampling is not None:
         methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
     fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
@@ -77,6 +79,17 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
         _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
     )
     return fast
+
+
+def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The forward that compiled code enters untraced, so that it begins a graph inside, and ends it before finish."""
+    finish = torch.compiler.disable(finish)
+
+    @wraps(forward)
+    def finished(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
+        return finish(forward(self, *args, **kwargs))
+
+    return cast(Callable[..., Any], torch.compiler.disable(finished, recursive=False))
 
 
 def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +30,25 @@ _LOGISTIC = (
 )
 
 
+class Parts(NamedTuple):
+    """What its forward returns is made of these: the loss, what is logged beside the results, and the results."""
+
+    loss: Tensor
+    x_sl: Tensor
+    beta: float
+    free_nats: float
+    outputs: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class AudioObjective(Objective):
     """What its own forward returns: a loss, metrics to log, and a namespace.
 
-    Its likelihood, its bound and the classes of its metrics are called as they are, beside the launch. Numbers to log
-    are read out of tensors, so that torch.compile cannot take such a forward whole.
+    Its likelihood, its bound and the classes of its metrics are called as they are, beside the launch.
     """
 
     alone = False
+    finishes = True
 
     metrics: Mapping[str, Callable[..., Any]]
 
@@ -49,7 +59,7 @@ class AudioObjective(Objective):
     def asks_before(self, mend: frozenset[str]) -> bool:
         return "h_n" not in mend
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
+    def output(self, run: Run, mend: frozenset[str]) -> Parts:
         model: Any = run.module.get_submodule(_MODEL)
         x, x_sl, beta, free_nats, _ = run.arguments.values()
         x = x.unsqueeze(-1) if x.dim() == 2 else x
@@ -57,36 +67,44 @@ class AudioObjective(Objective):
         decoded = run.heads[0].transpose(0, 1)
         for layer in list(model.decoder)[5:]:  # those behind the last affine one
             decoded = layer(decoded)
-        parameters = model.likelihood(decoded[:, : x_sl.max(), :])
+        longest = x_sl.max()
+        if torch.compiler.is_compiling():  # Inductor has no gradient of a slice that ends it does not know where
+            torch._assert_async(longest == x.shape[1], "x_sl must reach the last sample of x, in compiled code")
+            longest = x.shape[1]
+        parameters = model.likelihood(decoded[:, :longest, :])
         sample, mode = model.likelihood.sample(parameters), model.likelihood.mode(parameters)
         kl = losses.kl(MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)).transpose(0, 1)
         stride = math.ceil(x.shape[1] / kl.shape[1])
         loss, elbo, log_prob, kl, mask = model.compute_elbo(y, parameters, kl, x_sl, stride, beta, free_nats)
-        made = self.metrics
+        outputs = {
+            "elbo": elbo,
+            "log_prob": log_prob,
+            "kl": kl,
+            "y": y,
+            "seq_mask": mask,
+            "z": run.z.transpose(0, 1),
+            "z_sl": (x_sl / stride).ceil().int(),
+            "reconstructions": sample,
+            "reconstructions_mode": mode,
+            "reconstructions_parameters": parameters,
+            "h_n": (run.before or run.state)[0],
+        }
+        return Parts(loss, x_sl, beta, free_nats, outputs)
+
+    def finish(self, output: Parts) -> tuple[Tensor, list[Any], SimpleNamespace]:
+        loss, x_sl, beta, free_nats, outputs = output
+        elbo, kl, made = outputs["elbo"], outputs["kl"], self.metrics
         metrics = [
             made["LossMetric"](loss, weight_by=elbo.numel()),
             made["LLMetric"](elbo, name="elbo"),
-            made["LLMetric"](log_prob, name="rec"),
+            made["LLMetric"](outputs["log_prob"], name="rec"),
             made["KLMetric"](kl),
             made["KLMetric"](kl / math.log(2), name="kl (bpt)", reduce_by=x_sl),
             made["BitsPerDimMetric"](elbo, reduce_by=x_sl),
             made["LatestMeanMetric"](beta, name="beta"),
             made["LatestMeanMetric"](free_nats, name="free_nats"),
         ]
-        outputs = SimpleNamespace(
-            elbo=elbo,
-            log_prob=log_prob,
-            kl=kl,
-            y=y,
-            seq_mask=mask,
-            z=run.z.transpose(0, 1),
-            z_sl=(x_sl / stride).ceil().int(),
-            reconstructions=sample,
-            reconstructions_mode=mode,
-            reconstructions_parameters=parameters,
-            h_n=(run.before or run.state)[0],
-        )
-        return loss, metrics, outputs
+        return loss, metrics, SimpleNamespace(**outputs)
 
 
 @dataclass(frozen=True)

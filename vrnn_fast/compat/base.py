@@ -66,9 +66,16 @@ class Run(NamedTuple):
 
 
 class Objective:
-    """What a foreign model makes of a run, and of chance."""
+    """What a foreign model makes of a run, and of chance.
 
-    alone: ClassVar[bool] = True  # whether it knows of no argument but the first
+    Attributes:
+        alone: whether it knows of no argument but the first.
+        finishes: whether :meth:`finish` has something to do. It is never traced: torch.compile takes all that comes
+            before it, the launch and :meth:`output`, as one graph, and calls it with what that gave.
+    """
+
+    alone: ClassVar[bool] = True
+    finishes: ClassVar[bool] = False
 
     @property
     def faults(self) -> Mapping[str, Fault]:
@@ -88,8 +95,12 @@ class Objective:
         return nullcontext()
 
     def output(self, run: Run, mend: frozenset[str]) -> Any:
-        """What the original's forward returns, with the faults that ``mend`` names mended."""
+        """What the original's forward returns, with the faults that ``mend`` names mended, or its parts."""
         raise NotImplementedError
+
+    def finish(self, output: Any) -> Any:
+        """What the original's forward returns, made of its parts: objects that read numbers out of tensors."""
+        return output
 
     def attributes(self, run: Run) -> dict[str, Any]:
         """What the original's forward leaves as attributes of the module."""
@@ -159,15 +170,21 @@ class Layout:
         return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
 
     def cells(self, shapes: Shapes) -> tuple[Layout, ...]:
-        """The layout of each cell: several where every role is played by a list of sub-modules, one for each agent."""
-        mean = self.roles.encoder_mean
-        if not _holds(shapes, f"{mean}.1"):  # a Sequential has an activation there
+        """The layout of each cell: of every agent where there is a list of them."""
+        if not self.listed(shapes):
             return (self,)
-        agents = itertools.takewhile(lambda i: _holds(shapes, f"{mean}.{i}"), itertools.count())
+        agents = itertools.takewhile(lambda i: _holds(shapes, f"{self.roles.cell}.{i}"), itertools.count())
         return tuple(
             replace(self, roles=self.roles.below(i), optional=tuple(f"{path}.{i}" for path in self.optional))
             for i in agents
         )
+
+    def listed(self, shapes: Shapes) -> bool:
+        """Whether every role is played by a list of sub-modules, one for each agent.
+
+        That of the cell tells a list of one from a Sequential, in which no cell lies.
+        """
+        return all(_holds(shapes, f"{path}.0") for path in self._roles(shapes).paths() if _holds(shapes, path))
 
     def _roles(self, shapes: Shapes) -> Roles:
         """The roles that are played in a model of these shapes."""

@@ -211,19 +211,19 @@ def _alone(agent: int | None) -> None:
 
 
 def _index(agent: int | None, count: int) -> int:
-    """Which of a checkpoint's cells, one for each agent, is asked for.
+    """Which of a checkpoint's list of agents is asked for; of one alone it need not be told.
 
     Raises:
-        LayoutError: it is not told, there is no such one, or there is nothing to choose from.
+        LayoutError: it is not told, or there is no such one.
     """
-    if count == 1:
-        _alone(agent)
+    if agent is None and count == 1:
         return 0
     if isinstance(agent, int) and not isinstance(agent, bool) and agent in range(count):
         return agent
+    choice = "agent=0" if count == 1 else f"agent=0 to agent={count - 1}"
     raise LayoutError(
-        f"the checkpoint holds the networks of {count} agents, and a VRNN those of one: choose it by agent=0 to "
-        f"agent={count - 1} (--agent on the command line), got {agent!r}"
+        f"the checkpoint holds the networks of {count} agent{'s' * (count > 1)}, and a VRNN those of one: choose it by "
+        f"{choice} (--agent on the command line), got {agent!r}"
     )
 
 
@@ -244,7 +244,11 @@ def _translate(
     left = [name for name in tensors if name not in read]
     if left:
         raise LayoutError(f"{known} has no place for {', '.join(left)}")
-    index = _index(agent, len(cells))
+    index = 0
+    if known.listed(shapes):
+        index = _index(agent, len(cells))
+    else:
+        _alone(agent)
     known, structure = cells[index], structures[index]
     spec = structure.spec
     like = tensors[structure.names[0]]

@@ -259,22 +259,20 @@ class _Mended:
 
 
 def _make(node: Any, quantities: _Mended) -> Any:
-    match node:
-        case Field():
-            return quantities.field(node)
-        case Total():
-            return quantities.field(node.parts[0]) + quantities.field(node.parts[1])
-        case Steps():
-            return node.kind(quantities.field(node.field).unbind(0))
-        case Items():
-            made = [_make(item, quantities) for item in node.items]
-            return node.kind(made) if node.keys is None else dict(zip(node.keys, made, strict=True))
-        case Vector():
-            return _make(node.number, quantities).unsqueeze(0)
-        case Constant():
-            return node.value
-        case _:
-            raise TypeError(f"not a part of a result: {node!r}")
+    if isinstance(node, Field):  # and no match: Dynamo of torch 2.10 does not trace it
+        return quantities.field(node)
+    if isinstance(node, Total):
+        return quantities.field(node.parts[0]) + quantities.field(node.parts[1])
+    if isinstance(node, Steps):
+        return node.kind(quantities.field(node.field).unbind(0))
+    if isinstance(node, Vector):
+        return _make(node.number, quantities).unsqueeze(0)
+    if isinstance(node, Constant):
+        return node.value
+    if not isinstance(node, Items):
+        raise TypeError(f"not a part of a result: {node!r}")
+    made = [_make(item, quantities) for item in node.items]
+    return node.kind(made) if node.keys is None else dict(zip(node.keys, made, strict=True))
 
 
 def _fields(node: Any) -> Iterator[Field]:

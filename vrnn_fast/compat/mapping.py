@@ -22,10 +22,13 @@ class Written(Objective):
     alone: ClassVar[bool] = False
 
     outputs: Callable[[Run], Any]
-    draw: Callable[[Tensor], Any]
+    draw: Callable[[Tensor], Any] | None
 
     def noise(self, out: Tensor, mend: frozenset[str]) -> None:
-        self.draw(out)
+        if self.draw is None:
+            super().noise(out, mend)
+        else:
+            self.draw(out)
 
     def output(self, run: Run, mend: frozenset[str]) -> Any:
         return self.outputs(run)
@@ -75,7 +78,7 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
         traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
     written = None
     if "outputs" in layout:
-        written = Written(layout["outputs"], layout.get("noise", Tensor.normal_))
+        written = Written(layout["outputs"], layout.get("noise"))
     return replace(
         base,
         name="mapping",

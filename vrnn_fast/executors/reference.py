@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
-from ..resampling import go_on_from, resample
+from ..resampling import Filter
 from ..spec import CellSpec
 from .result import SequenceResult, StepResult
 
@@ -203,8 +203,8 @@ def run(
         real = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)).unsqueeze(-1)
         x, eps = _zero_unless(real, x), _zero_unless(real, eps)
         cond = None if cond is None else _zero_unless(real, cond)
-    steps, ancestors = [], []
-    log_weight = None if uniforms is None else x.new_zeros(uniforms.shape[1:])
+    steps = []
+    particles = None if uniforms is None else Filter(uniforms, threshold, lengths)
     for t in range(x.shape[0]):
         # padding may hold NaN: what a padded row would compute is cut off before it can meet a gradient
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
@@ -222,14 +222,8 @@ def run(
         steps.append((nll, kl, z, *posterior, *prior, raw))
         after = cell.recur(phi_x, phi_z, before, cond_t)
         state = after if real is None else tuple(torch.where(real[t], a, s) for a, s in zip(after, state, strict=True))
-        if uniforms is not None and log_weight is not None:
-            log_weight = log_weight - (nll + kl).detach().view_as(log_weight)
-            goes_on = x.new_full(log_weight.shape[:1], t + 1 < x.shape[0], dtype=torch.bool)
-            if real is not None and t + 1 < x.shape[0]:
-                goes_on = real[t + 1].view_as(log_weight)[:, 0]
-            ancestors.append(resample(log_weight, uniforms[t], threshold, goes_on))
-            state = tuple(go_on_from(ancestors[-1], s) for s in state)
-            log_weight = torch.where(ancestors[-1] < 0, log_weight, 0.0)
+        if particles is not None:
+            state = particles.step(-(nll + kl), state)
     nll, kl, *features = (torch.stack(tensors) for tensors in zip(*steps, strict=True))
     if real is not None:
         nll, kl = _zero_unless(real.squeeze(-1), nll), _zero_unless(real.squeeze(-1), kl)
@@ -245,7 +239,7 @@ def run(
         prior_std if want_prior else None,
         raw if want_raw else None,
         state,
-        torch.stack(ancestors) if ancestors else None,
+        None if particles is None else torch.stack(particles.ancestors),
     )
 
 
