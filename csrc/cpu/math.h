@@ -32,15 +32,34 @@ VRNN_INLINE F32 lookup(const Table<32>& table, I32 index) {
     return (F32)_mm512_permutex2var_ps(_mm512_load_ps(table.at), (__m512i)index, _mm512_load_ps(table.at + 16));
 }
 
-// 2^n e^r for n the nearest 16th to x / log 2, whose fraction is looked up; of e^r three terms are left. Beyond the
-// range of n, where r is noise, vscalefps saturates all the same.
+// x = n log 2 + r for n the nearest 16th to x / log 2, of which `place` has the fraction's last bits; and e^r - 1, of
+// which three terms are left: the second one's coefficient is such that the error's mean is 0. Beyond the range of n r
+// is noise, and e^r - 1 shall be nothing that keeps vscalefps from saturating.
+struct Power {
+    F32 n, more;
+    I32 place;
+
+    VRNN_INLINE Power of(F32 x) {
+        const F32 k = x * 1.44269504088896341f + to_integer / 16, n = k - to_integer / 16;
+        const F32 r = (x - n * 0.693147182f) - n * -1.90465421e-9f, z = r * r;
+        return {n, z < 1.0f ? z * (r * 0.166666667f + 0.500011735f) + r : F32{}, (I32)k};
+    }
+};
+
+inline constexpr Powers powers = tabulate_powers();
+
 VRNN_INLINE F32 exp(F32 x) {
-    static constexpr Table<16> powers = tabulate_powers();
-    const F32 k = x * 1.44269504088896341f + to_integer / 16, n = k - to_integer / 16;
-    const F32 r = (x - n * 0.693147182f) - n * -1.90465421e-9f, z = r * r;
-    const F32 p = z < 1.0f ? z * (r * 0.166666667f + 0.5f) + r : F32{};
-    const F32 fraction = lookup(powers, (I32)k), y = fraction * p + fraction;
-    return (F32)_mm512_maskz_scalef_ps(every_lane, (__m512)y, (__m512)n);
+    const Power e = Power::of(x);
+    const F32 fraction = lookup(powers.high, e.place), y = fraction * e.more + fraction;
+    return (F32)_mm512_maskz_scalef_ps(every_lane, (__m512)y, (__m512)e.n);
+}
+
+// For sums over many x: no 16th of an octave has an error of its own.
+VRNN_INLINE F32 unbiased_exp(F32 x) {
+    const Power e = Power::of(x);
+    const F32 fraction = lookup(powers.high, e.place);
+    const F32 y = fraction * e.more + lookup(powers.low, e.place) + fraction;
+    return (F32)_mm512_maskz_scalef_ps(every_lane, (__m512)y, (__m512)e.n);
 }
 
 // a + log(1 + u) for u in [0, 1], which is log c + log(1 + r): of least relative error for |r| < 1/30 (by Lawson's
@@ -61,7 +80,7 @@ VRNN_INLINE F32 log(F32 x) {
 
 // 1 / (1 + e) by 14 bits and a step of Newton's, which doubles them, and in which 1 + e is not rounded
 VRNN_INLINE F32 sigmoid(F32 x) {
-    const F32 e = exp(-x), y = (F32)_mm512_maskz_rcp14_ps(every_lane, (__m512)(1.0f + e));
+    const F32 e = unbiased_exp(-x), y = (F32)_mm512_maskz_rcp14_ps(every_lane, (__m512)(1.0f + e));
     return e == __builtin_inff() ? F32{} : y + y * ((1.0f - y) - e * y);
 }
 

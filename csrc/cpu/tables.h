@@ -22,10 +22,18 @@ constexpr double almost_exact(double x, double step, F f) {
     return best;
 }
 
-// 2^(i / 16), the fractions of exp's power of two
-constexpr Table<16> tabulate_powers() {
-    Table<16> powers;
-    for (int i = 0; i < 16; ++i) powers.at[i] = float(__builtin_exp2(i / 16.0));
+// 2^(i / 16), the fractions of exp's power of two, and what is beyond a float of them
+struct Powers {
+    Table<16> high, low;
+};
+
+constexpr Powers tabulate_powers() {
+    Powers powers;
+    for (int i = 0; i < 16; ++i) {
+        const double power = __builtin_exp2(i / 16.0);
+        powers.high.at[i] = float(power);
+        powers.low.at[i] = float(power - powers.high.at[i]);
+    }
     return powers;
 }
 
