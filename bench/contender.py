@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -57,9 +57,15 @@ class Contender:
     remark: str | None = None
 
 
+def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """What Module.zero_grad does, which would look for the parameters again at every call, for 0.3 ms."""
+    for p in parameters:
+        p.grad = None
+
+
 def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
     """The passes of a torch module whose ``loss`` is a scalar."""
-    parameters = tuple(model.parameters())  # Module.zero_grad would look for them again, for 0.3 ms
+    parameters = tuple(model.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-7)  # so slow that every step sees the same numbers
 
     def forward() -> None:
@@ -67,8 +73,7 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
             loss()
 
     def train() -> Tensor:
-        for p in parameters:
-            p.grad = None
+        drop_gradients(parameters)
         value = loss()
         value.backward()
         return value.detach()

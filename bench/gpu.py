@@ -21,6 +21,7 @@ from vrnn_fast import VRNN
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.tuning import Config
 
+from .contender import drop_gradients
 from .measure import disagreements
 from .record import RESULTS
 from .resources import SHAPES
@@ -53,8 +54,10 @@ class Job:
     def training(self, model: nn.Module, x: Tensor, eps: Tensor) -> Call:
         """Forward and backward; gradients are left behind."""
 
+        parameters = tuple(model.parameters())
+
         def train() -> Tensor:
-            model.zero_grad(set_to_none=True)
+            drop_gradients(parameters)
             loss: Tensor = model(x, eps=eps).loss
             loss.backward()
             return loss.detach()
@@ -98,8 +101,10 @@ class Job:
                 output: Tensor = layer(x)[0]
                 return output
 
+        parameters = tuple(layer.parameters())
+
         def train() -> None:
-            layer.zero_grad(set_to_none=True)
+            drop_gradients(parameters)
             layer(x)[0].sum().backward()
 
         return run, train

@@ -582,7 +582,7 @@ def test_what_a_captured_call_asserts() -> None:
             with pytest.raises(RuntimeError, match="lengths must be from 0 to T, and not all 0"):
                 own(x, torch.tensor([3, 1, 4, 2]))
         with pytest.raises(ValueError, match=r"lengths must be on cpu where a CUDA graph is captured, got meta"):
-            checks.lengths(torch.ones(4, dtype=torch.int64, device="meta"), 3, 4)
+            checks.lengths(torch.ones(4, dtype=torch.int64, device="meta"), 3, 4, torch.device("cpu"))
 
 
 if DEVICE.type == "cuda":

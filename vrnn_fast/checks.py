@@ -135,7 +135,7 @@ def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
-def lengths(value: object, steps: int, batch: int, device: torch.device = torch.device("cpu")) -> Tensor:  # noqa: B008
+def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tensor:
     """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
 
     Into a CUDA graph nothing is copied: there they must be on ``device`` already.

@@ -63,7 +63,7 @@ def _forward(
     inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, uniforms, state, parameters)
     least = None if keep == NO_BACKWARD else Keep(keep)
     wanted = {"want_prior": want_prior, "want_raw": want_raw}
-    return tuple(launch.forward(decode(spec), inputs, precision, least, **wanted, threshold=threshold))  # type: ignore[return-value]
+    return (*launch.forward(decode(spec), inputs, precision, least, **wanted, threshold=threshold),)
 
 
 def _fake_forward(
