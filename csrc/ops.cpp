@@ -110,10 +110,16 @@ Tensor per_step(const Tensor& like, int64_t width, bool wanted) {
 
 using Sizes = std::initializer_list<int64_t>;
 
-std::string in_words(const Sizes& sizes) {
+std::string in_words(std::vector<int64_t> sizes) {
     std::string words;
-    for (const int64_t n : sizes) words += (words.empty() ? "(" : ", ") + std::to_string(n);
-    return words + ")";
+    for (const int64_t n : sizes) words += (words.empty() ? "" : ", ") + std::to_string(n);
+    return "(" + words + ")";
+}
+
+std::vector<int64_t> shape(const Tensor& t) {
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
+    return sizes;
 }
 
 const char* in_words(ScalarType dtype) {
@@ -141,7 +147,7 @@ void check(const Tensor& t, const char* name, ScalarType dtype, const Sizes& siz
     check(t, name, dtype);
     bool good = t.dim() == static_cast<int64_t>(sizes.size());
     for (int64_t d = 0; good && d < t.dim(); ++d) good = t.size(d) == sizes.begin()[d];
-    STD_TORCH_CHECK(good, name, " must have shape ", in_words(sizes));
+    STD_TORCH_CHECK(good, name, " must have shape ", in_words(sizes), ", got ", in_words(shape(t)));
 }
 
 // ---- the deal of sequences to shards
