@@ -571,6 +571,8 @@ class VRNN(nn.Module):
 
     def _prediction(self, raw: Tensor) -> Any:
         """What the decoder's raw output predicts."""
+        if self.spec.likelihood != "external":  # elementwise, and no affair of autocast's
+            return self.likelihood.prediction(raw)
         with full_precision(raw.device):
             return self.likelihood.prediction(raw)
 
