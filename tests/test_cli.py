@@ -102,6 +102,19 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -
     assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0])
 
 
+def test_a_run_that_diverges_fails(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    error = _error(
+        monkeypatch, capsys, "train", notes, "--run", run, "--epochs", 1, "--lr", 1e30, *SMALL, "--tensorboard"
+    )
+    assert "try a learning rate (--lr) below 1e+30" in error
+    assert "no model is kept yet" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["tensorboard"]
+
+
 def test_a_run_is_not_overwritten(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
