@@ -92,7 +92,7 @@ class VRNN(nn.Module):
             precision, under autocast too: what comes in another one there is converted.
 
     Raises:
-        ValueError: an argument out of its domain, naming it.
+        ValueError, TypeError: an argument out of its domain, naming it.
     """
 
     def __init__(
@@ -133,6 +133,15 @@ class VRNN(nn.Module):
         of_z: tuple[int, ...] = (h,) if latent_size else ()
         self.likelihood = as_likelihood(likelihood)
         checks.positive_int("input_size", input_size)
+        for name, value in (
+            ("bias", bias),
+            ("packed_heads", packed_heads),
+            ("residual", residual),
+            ("batch_first", batch_first),
+            ("recompute", recompute),
+            ("check", check),
+        ):
+            checks.flag(name, value)
         self.spec = CellSpec(
             input_size,
             hidden_size,
@@ -223,10 +232,10 @@ class VRNN(nn.Module):
         parameters = self._reader(self)
         inputs = self._inputs(parameters[0], x, lengths, state, cond, resets, mask, mask_inputs)
         steps, batch = inputs.x.shape[:2]
-        checks.number("beta", beta, zero=True)
-        checks.number("free_nats", free_nats, zero=True)
+        beta = checks.number("beta", beta, zero=True)
+        free_nats = checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
-            checks.number("normalizer", normalizer, zero=False)
+            normalizer = checks.number("normalizer", normalizer, zero=False)
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
         checks.generator(generator, inputs.x.device)
         if eps is None:
@@ -312,7 +321,7 @@ class VRNN(nn.Module):
         checks.one_of("kind", kind, get_args(bounds.Kind))
         checks.positive_int("particles", particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
-        checks.share("threshold", threshold)
+        threshold = checks.share("threshold", threshold)
         checks.generator(generator, inputs.x.device)
         filters = kind == "fivo"
         if uniforms is not None and not filters:
@@ -434,9 +443,10 @@ class VRNN(nn.Module):
         like = parameters[0]
         checks.positive_int("steps", steps)
         checks.positive_int("batch_size", batch_size)
-        if isinstance(temperature, Tensor):
+        if isinstance(temperature, Tensor) and temperature.dim() == 0:
             temperature = temperature.item()
-        checks.number("temperature", temperature, zero=False)
+        temperature = checks.number("temperature", temperature, zero=False)
+        checks.flag("mean", mean)
         checks.generator(generator, like.device)
         if prefix is None:
             if lengths is not None:
