@@ -176,6 +176,8 @@ def test_lstm_state() -> None:
         ValueError, match=re.escape("state[1] must have shape (num_layers = 1, B = 4, hidden_size = 7)")
     ):
         model(x(), state=(good, bad))
+    with pytest.raises(ValueError, match=re.escape("state[1] must have shape (num_layers = 1, B = 4, hidden_size")):
+        model.generate(2, state=(good, bad))
 
 
 def test_parameters_of_two_kinds() -> None:
@@ -251,6 +253,27 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"prefix": x(), "batch_size": 3},
         ValueError,
         "batch_size must be the prefix's, 4, or left out, got 3",
+    ),
+    "batch_size of the state": (
+        {"state": torch.zeros(1, B, H), "batch_size": 3},
+        ValueError,
+        "batch_size must be the state's, 4, or left out, got 3",
+    ),
+    "state": (
+        {"state": torch.zeros(B, H)},
+        ValueError,
+        "state must have 3 dimensions (num_layers = 1, B, hidden_size = 7), got 2: shape (4, 7)",
+    ),
+    "state of no rows": ({"state": torch.zeros(1, 0, H)}, ValueError, "state must have B >= 1, got shape (1, 0, 7)"),
+    "state and prefix": (
+        {"state": torch.zeros(1, B, H), "prefix": x()},
+        ValueError,
+        "state has no place where a prefix is given, which tells it: pass one of them",
+    ),
+    "state and lengths": (
+        {"state": torch.zeros(1, 1, H), "lengths": torch.tensor([3])},
+        ValueError,
+        "lengths are those of a prefix: pass prefix too",
     ),
     "lengths alone": (
         {"lengths": torch.tensor([3])},
