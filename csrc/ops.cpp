@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <deque>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -107,18 +108,55 @@ Tensor per_step(const Tensor& like, int64_t width, bool wanted) {
     return torch::stable::new_empty(like, {wanted ? like.size(0) : 0, wanted ? like.size(1) : 0, width});
 }
 
-void check(const Tensor& t, const char* name, const Tensor& like, int64_t dim) {
+using Sizes = std::initializer_list<int64_t>;
+
+std::string in_words(std::vector<int64_t> sizes) {
+    std::string words;
+    for (const int64_t n : sizes) words += (words.empty() ? "" : ", ") + std::to_string(n);
+    return "(" + words + ")";
+}
+
+std::vector<int64_t> shape(const Tensor& t) {
+    std::vector<int64_t> sizes;
+    for (int64_t d = 0; d < t.dim(); ++d) sizes.push_back(t.size(d));
+    return sizes;
+}
+
+const char* in_words(ScalarType dtype) {
+    switch (dtype) {
+        case ScalarType::Bool: return "bool";
+        case ScalarType::Long: return "int64";
+        case ScalarType::Double: return "float64";
+        default: return "float32";
+    }
+}
+
+// The precision of a call: float32 or float64.
+ScalarType precision(const Tensor& t, const char* name) {
+    const ScalarType dtype = t.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, name, " must be float32 or float64");
+    return dtype;
+}
+
+void check(const Tensor& t, const char* name, ScalarType dtype) {
     STD_TORCH_CHECK(t.is_cpu(), name, " must be a CPU tensor");
-    STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of x");
-    STD_TORCH_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got ", t.dim());
+    STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", in_words(dtype));
+}
+
+void check(const Tensor& t, const char* name, ScalarType dtype, const Sizes& sizes) {
+    check(t, name, dtype);
+    bool good = t.dim() == static_cast<int64_t>(sizes.size());
+    for (int64_t d = 0; good && d < t.dim(); ++d) good = t.size(d) == sizes.begin()[d];
+    STD_TORCH_CHECK(good, name, " must have shape ", in_words(sizes), ", got ", in_words(shape(t)));
 }
 
 // ---- the deal of sequences to shards
 
 class Deal {
   public:
-    // `group` adjacent sequences are of one length and stay together.
-    Deal(int64_t steps, int64_t batch, const int64_t* lengths, double flops_per_row, int64_t group) {
+    // `group` adjacent sequences are of one length and stay together. `shards` is how many there must be, or 0 for as
+    // many as torch has threads and the work is worth.
+    Deal(int64_t steps, int64_t batch, const int64_t* lengths, double flops_per_row, int64_t group, int64_t shards) {
         STD_TORCH_CHECK(group > 0 && batch % group == 0, "a batch of ", batch, " has no groups of ", group);
         std::vector<int64_t> length(batch, steps), order(batch / group);
         if (lengths)
@@ -134,7 +172,7 @@ class Deal {
         const double rows = static_cast<double>(std::accumulate(length.begin(), length.end(), int64_t{0}));
         const int64_t worth = static_cast<int64_t>(flops_per_row * rows / vrnn::tuning::flops_per_thread);
         const int64_t threads = torch::stable::get_num_threads();
-        const int64_t count = std::max<int64_t>(1, std::min({threads, batch / group, worth}));
+        const int64_t count = shards > 0 ? shards : std::max<int64_t>(1, std::min({threads, batch / group, worth}));
         storage_.resize(count);
         int64_t first_row = 0;
         for (int64_t s = 0; s < count; ++s) {
@@ -230,7 +268,8 @@ struct Known {
     Known(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters)
         : parameters(parameters), decoded(code, constants, parameters) {}
     int64_t weights() const { return decoded.program.packed_size + decoded.program.bias_size; }
-    // Behind the weights a line of the number of the build that they are packed for.
+    // Behind the weights a line: the number of the build that they are packed for, and into how many shards the batch
+    // of that call was dealt.
     int64_t packed_size() const { return weights() + vrnn::line; }
     int64_t width(int64_t buffer) const { return decoded.program.buffers[buffer].width; }
     int64_t output() const { return decoded.program.output->source.width; }
@@ -325,7 +364,7 @@ struct Parameters {
 
     Parameters(const vrnn::Program& program, const std::vector<Tensor>& given, const Tensor& like) {
         for (const Tensor& p : given) {
-            check(p, "a parameter", like, p.dim());
+            check(p, "a parameter", like.scalar_type());
             tensors.push_back(dense(p));
             data.push_back(::data<T>(tensors.back()));
             columns.push_back(p.dim() == 2 ? p.size(1) : 1);
@@ -348,6 +387,14 @@ Build& build_of(const T* packed, const Known& known) {
     const T number = packed[known.weights()];
     STD_TORCH_CHECK(number >= 0 && number < std::size(builds), "the weights are not packed");
     return builds[static_cast<size_t>(number)];
+}
+
+// Into how many shards forward dealt what backward finds, however many threads there are by then.
+template <class T>
+int64_t shards_of(const T* packed, const Known& known, int64_t batch) {
+    const T shards = packed[known.weights() + 1];
+    STD_TORCH_CHECK(shards >= 1 && shards <= std::max<int64_t>(1, batch), "saved is not what forward saved");
+    return static_cast<int64_t>(shards);
 }
 
 // The inputs of a call that it may lack: cond (T, B, C); lengths (B) int64; resets (T, B) and mask (T, B, X) bool.
@@ -379,11 +426,12 @@ struct Call {
     Launch<T> launch{};
 
     Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths,
-         int64_t particles = 1)
+         int64_t particles = 1, int64_t shards = 0)
         : program(known.decoded.program),
           build(build),
           kernels(build.isa->template kernels<T>()),
-          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, known.decoded.flops_per_row, particles),
+          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, known.decoded.flops_per_row, particles,
+               shards),
           saved_offset(program.buffers.size, -1) {
         launch.program = &program;
         launch.steps = steps;
@@ -393,24 +441,21 @@ struct Call {
         launch.saved_offset = saved_offset.data();
     }
 
-    void start_from(const std::vector<Tensor>& given, const Tensor& like, int64_t dim) {
+    void start_from(const std::vector<Tensor>& given) {
         for (const Tensor& s : given) {
-            check(s, "state", like, dim);
             state.push_back(dense(s));
             launch.state[state.size() - 1] = data<T>(state.back());
         }
     }
 
     void read(const Optionals& given) {
-        if (given.cond.has_value() != (program.cond >= 0))
-            throw std::invalid_argument("cond must be given where the program has it, and nowhere else");
         if (given.cond) launch.cond = kept<const T>(cond, *given.cond);
         if (given.resets) launch.resets = kept<const bool>(resets, *given.resets);
         if (given.mask) launch.mask = kept<const bool>(mask, *given.mask);
     }
 
-    // Lays the buffers that backward needs out in `saved`.
-    void keep(T* saved, bool recompute) {
+    // Lays the buffers that backward needs out in `saved`, which has room for `size` elements.
+    void keep(T* saved, int64_t size, bool recompute) {
         launch.saved = saved;
         int64_t used = 0;
         for (int64_t b = 0; b < program.buffers.size; ++b) {
@@ -418,6 +463,7 @@ struct Call {
             saved_offset[b] = used;
             used += launch.steps * launch.batch * program.buffers[b].stride;
         }
+        STD_TORCH_CHECK(size >= used, "saved must have room for ", used, " elements, got ", size);
     }
 
     void make_room(int64_t packed, bool backward) {
@@ -441,7 +487,9 @@ struct Call {
     void pack_to(T* packed, const Known& known, const Parameters<T>& parameters) {
         launch.packed = packed;
         pack(parameters, false);
-        std::fill(packed + known.weights(), packed + known.packed_size(), static_cast<T>(&build - builds));
+        std::fill(packed + known.weights(), packed + known.packed_size(), T(0));
+        packed[known.weights()] = static_cast<T>(&build - builds);
+        packed[known.weights() + 1] = static_cast<T>(launch.shards.size);
     }
 
     template <class F>
@@ -465,16 +513,36 @@ void check_count(const std::vector<Tensor>& parameters, const Known& known) {
                     " parameters, got ", parameters.size());
 }
 
-void check_states(const std::vector<Tensor>& state, const Known& known) {
+void check_states(const std::vector<Tensor>& state, const Known& known, ScalarType dtype, const Sizes& sizes) {
     const int64_t states = known.decoded.program.states;
     STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == states, "state must be ", states, " tensors, got ",
                     state.size());
+    for (const Tensor& s : state) check(s, "state", dtype, sizes);
+}
+
+// A batch of sequences: x, or the noise of one that is drawn (T, B, X); eps (T, B, Z); state (B, H) each.
+void check_batch(const Known& known, const Tensor& x, const char* name, const Tensor& eps, const Optionals& given,
+                 const std::vector<Tensor>& state) {
+    STD_TORCH_CHECK(x.dim() == 3, name, " must have 3 dimensions, got ", x.dim());
+    const ScalarType dtype = precision(x, name);
+    const int64_t steps = x.size(0), batch = x.size(1), input = known.width(vrnn::buffer_x);
+    const int64_t cond = known.decoded.program.cond;
+    check(x, name, dtype, {steps, batch, input});
+    check(eps, "eps", dtype, {steps, batch, known.width(vrnn::buffer_eps)});
+    check_states(state, known, dtype, {batch, known.width(vrnn::buffer_state)});
+    STD_TORCH_CHECK(given.cond.has_value() == (cond >= 0),
+                    "cond must be given where the program has it, and nowhere else");
+    if (given.cond) check(*given.cond, "cond", dtype, {steps, batch, known.width(cond)});
+    if (given.resets) check(*given.resets, "resets", ScalarType::Bool, {steps, batch});
+    if (given.mask) check(*given.mask, "mask", ScalarType::Bool, {steps, batch, input});
+    if (!given.lengths) return;
+    check(*given.lengths, "lengths", ScalarType::Long, {batch});
+    STD_TORCH_CHECK(given.lengths->is_contiguous(), "lengths must be contiguous");
 }
 
 void check_packed(const Tensor& packed, const Known& known, const Tensor& like) {
-    check(packed, "packed", like, 1);
-    STD_TORCH_CHECK(packed.size(0) == known.packed_size() && packed.is_contiguous(), "packed must hold ",
-                    known.packed_size(), " elements, got ", packed.size(0));
+    check(packed, "packed", like.scalar_type(), {known.packed_size()});
+    STD_TORCH_CHECK(packed.is_contiguous(), "packed must be contiguous");
 }
 
 void check_particles(const std::optional<Tensor>& t, const char* name, ScalarType dtype, const Known& known,
@@ -507,7 +575,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
         launch.ancestors = particles_in<int64_t>(ancestors);
         launch.threshold = threshold;
     }
-    call.start_from(state, x_in, 2);
+    call.start_from(state);
     call.read(given);
     launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
@@ -519,7 +587,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     const Tensor saved = torch::stable::new_empty(x, {save ? saved_size + known.packed_size() : 0});
     if (save) {
         in_large_pages(data<T>(saved), saved_size * sizeof(T));
-        call.keep(data<T>(saved), recompute);
+        call.keep(data<T>(saved), saved_size, recompute);
     }
     const auto scalars = [&] { return torch::stable::new_empty(x, {x.size(0), x.size(1)}); };
     const Tensor nll = scalars(), kl = scalars();
@@ -559,16 +627,18 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
                      const Tensor& x_in, const Tensor& eps_in, const Optionals& given, const std::vector<Tensor>& state,
                      const std::vector<Tensor>& parameters_in, const std::optional<Tensor>& ancestors,
                      const Tensor& saved, bool recompute, bool want_x, bool want_eps, bool want_cond) {
-    check(saved, "saved", x_in, 1);
-    STD_TORCH_CHECK(saved.size(0) >= known.packed_size(), "saved is not what forward saved");
-    T* const packed = data<T>(saved) + saved.size(0) - known.packed_size();
-    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), x_in.size(1), given.lengths, particles_of(ancestors));
+    check(saved, "saved", x_in.scalar_type());
+    const int64_t saved_size = saved.numel() - known.packed_size(), batch = x_in.size(1);
+    STD_TORCH_CHECK(saved_size > 0 && saved.is_contiguous(), "saved is not what forward saved");
+    T* const packed = data<T>(saved) + saved_size;
+    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), batch, given.lengths, particles_of(ancestors),
+                 shards_of<T>(packed, known, batch));
     Launch<T>& launch = call.launch;
     if (ancestors) launch.ancestors = particles_in<int64_t>(*ancestors);
     const Parameters<T> parameters(call.program, parameters_in, x_in);
-    call.start_from(state, x_in, 2);
+    call.start_from(state);
     call.read(given);
-    call.keep(data<T>(saved), recompute);
+    call.keep(data<T>(saved), saved_size, recompute);
     launch.ranges = &profiled;
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
@@ -580,7 +650,15 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     for (size_t i = 0; i < upstream.size(); ++i) {
         const int64_t slot = slots.at(i);
         STD_TORCH_CHECK(slot >= 0 && slot < 8 + static_cast<int64_t>(state.size()), "no output ", slot);
-        check(upstream[i], "an upstream gradient", x, slot < 2 || slot >= 8 ? 2 : 3);
+        const auto check_shape = [&](const Sizes& sizes) {
+            check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);
+        };
+        if (slot < 2)
+            check_shape({x.size(0), batch});
+        else if (slot < 8)
+            check_shape({x.size(0), batch, slot == 7 ? known.output() : eps.size(2)});
+        else
+            check_shape({batch, known.width(vrnn::buffer_state)});
         gradients.push_back(slot < 8 ? with_dense_rows(upstream[i]) : dense(upstream[i]));
         if (slot < 8)
             *per_step_slots[slot] = steps_of<const T>(gradients.back());
@@ -631,16 +709,9 @@ Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<
                 std::vector<Tensor> state, std::vector<Tensor> parameters, std::optional<Tensor> packed,
                 std::vector<int64_t> program, std::vector<double> constants, int64_t saved_size, bool recompute,
                 bool want_prior, bool want_raw, double threshold) {
-    check(x, "x", x, 3);
-    check(eps, "eps", x, 3);
-    if (cond) check(*cond, "cond", x, 3);
-    for (const auto& flags : {resets, mask})
-        if (flags)
-            STD_TORCH_CHECK(flags->is_cpu() && flags->scalar_type() == ScalarType::Bool,
-                            "resets and mask must be CPU tensors of bool");
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
-    check_states(state, known);
+    check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(uniforms, "uniforms", x.scalar_type(), known, x);
     STD_TORCH_CHECK(!known.draws(), "the program generates: call vrnn_fast::generate");
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
@@ -656,7 +727,7 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
                   std::vector<double> constants, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     check_count(parameters, known);
-    check_states(state, known);
+    check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(ancestors, "ancestors", ScalarType::Long, known, x);
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
     return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, ancestors, saved,
@@ -673,7 +744,7 @@ Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& no
     const int64_t steps = noise_in.size(0), batch = noise_in.size(1), input = noise_in.size(2);
     Call<T> call(known, build, steps, batch, std::nullopt);
     Launch<T>& launch = call.launch;
-    call.start_from(state, noise_in, 2);
+    call.start_from(state);
     call.read({cond, std::nullopt, std::nullopt, std::nullopt});
     const Tensor eps = with_dense_rows(eps_in), noise = with_dense_rows(noise_in);
     launch.eps = steps_of<const T>(eps);
@@ -699,13 +770,10 @@ Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& no
 Generated generate(Tensor eps, Tensor noise, std::optional<Tensor> cond, std::vector<Tensor> state,
                    std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
                    std::vector<double> constants) {
-    check(noise, "noise", noise, 3);
-    check(eps, "eps", noise, 3);
-    if (cond) check(*cond, "cond", noise, 3);
     const Known& known = ::known(program, constants, static_cast<int64_t>(parameters.size()));
     STD_TORCH_CHECK(known.draws(), "the program does not generate");
     packed ? check_packed(*packed, known, noise) : check_count(parameters, known);
-    check_states(state, known);
+    check_batch(known, noise, "noise", eps, {cond, std::nullopt, std::nullopt, std::nullopt}, state);
     const auto call = noise.scalar_type() == ScalarType::Double ? generate_of<double> : generate_of<float>;
     return call(known, eps, noise, cond, state, parameters, packed);
 }
@@ -722,7 +790,8 @@ Tensor pack_of(const Known& known, const std::vector<Tensor>& given) {
 Tensor pack(std::vector<Tensor> parameters, int64_t number) {
     const Known& known = programs[number];
     check_count(parameters, known);
-    const auto of = parameters.front().scalar_type() == ScalarType::Double ? pack_of<double> : pack_of<float>;
+    const auto of =
+        precision(parameters.front(), "a parameter") == ScalarType::Double ? pack_of<double> : pack_of<float>;
     return of(known, parameters);
 }
 
@@ -813,7 +882,7 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
     const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(vrnn::buffer_state);
     Call<T> call(known, build_of<T>(data<T>(packed), known), 1, batch, std::nullopt);
     Launch<T>& launch = call.launch;
-    call.start_from(state, x_in, 3);
+    call.start_from(state);
     const Tensor x = dense(x_in), eps = dense(eps_in);
     const Tensor nll = empty(x, {batch}), kl = empty(x, {batch});
     const Tensor raw = empty(x, {want_raw ? batch : 0, output}), predicted = empty(x, {batch, output});
@@ -839,23 +908,13 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
 // mean; state. What is not wanted has no elements.
 Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tensor> state, bool want_raw) {
     const Known& known = programs[number];
-    check(x, "x", x, 2);
-    check(eps, "eps", x, 2);
+    const ScalarType dtype = precision(x, "x");
+    const int64_t batch = x.size(0);
     check_packed(packed, known, x);
-    const int64_t batch = x.size(0), hidden = known.width(vrnn::buffer_state);
-    const auto check_rows = [&](const Tensor& t, const char* name, int64_t width) {
-        STD_TORCH_CHECK(t.size(0) == batch && t.size(1) == width, name, " must have shape (", batch, ", ", width,
-                        "), got (", t.size(0), ", ", t.size(1), ")");
-    };
-    check_rows(x, "x", known.width(vrnn::buffer_x));
-    check_rows(eps, "eps", known.width(vrnn::buffer_eps));
-    check_states(state, known);
-    for (const Tensor& s : state) {
-        check(s, "state", x, 3);
-        STD_TORCH_CHECK(s.size(0) == 1 && s.size(1) == batch && s.size(2) == hidden, "state must have shape (1, ",
-                        batch, ", ", hidden, ")");
-    }
-    const auto of = x.scalar_type() == ScalarType::Double ? step_of<double> : step_of<float>;
+    check(x, "x", dtype, {batch, known.width(vrnn::buffer_x)});
+    check(eps, "eps", dtype, {batch, known.width(vrnn::buffer_eps)});
+    check_states(state, known, dtype, {1, batch, known.width(vrnn::buffer_state)});
+    const auto of = dtype == ScalarType::Double ? step_of<double> : step_of<float>;
     return of(known, packed, x, eps, state, want_raw);
 }
 
