@@ -141,6 +141,7 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "beta of NumPy": ({"beta": np.float32(-1)}, ValueError, "beta must be a number >= 0, got -1.0"),
     "normalizer flag": ({"normalizer": True}, TypeError, "normalizer must be a number > 0 or a 0-d tensor, got True"),
+    "mask_inputs": ({"mask_inputs": "no"}, TypeError, "mask_inputs must be True or False, got 'no'"),
     "outputs": (
         {"outputs": ("prior", "decoder")},
         ValueError,

@@ -248,6 +248,10 @@ def test_a_stream_refuses_what_it_cannot_take() -> None:
         stream.push(good, np.zeros((1, 4), np.float32))
     with pytest.raises(ValueError, match=r"state\[0\] must have shape \(1, 18\), got \(2, 18\)"):
         stream.state = (np.zeros((2, 18), np.float32),)
+    with pytest.raises(ValueError, match="state must be 1 arrays, got 2"):
+        stream.state = (np.zeros((1, 18), np.float32),) * 2
+    with pytest.raises(TypeError, match="state must be a tuple of arrays, got ndarray"):
+        stream.state = np.zeros((1, 18), np.float32)
     with pytest.raises(ValueError, match="batch_size must be a positive int, got 0"):
         Stream(model(), 0)
     with pytest.raises(ValueError, match="Stream takes no conditioning input"):

@@ -634,6 +634,7 @@ class VRNN(nn.Module):
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
             if not self.likelihood.takes_mask:
                 raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
+        checks.flag("mask_inputs", mask_inputs)
         if mask_inputs:
             if mask is None:
                 raise ValueError("mask_inputs needs a mask")

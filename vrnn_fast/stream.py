@@ -93,12 +93,14 @@ class Stream:
 
     @state.setter
     def state(self, value: tuple[Array, ...]) -> None:
-        expected = (self.batch_size, self.model.hidden_size)
-        if len(value) != self.model.spec.state_tensors:
-            raise ValueError(f"state must be {self.model.spec.state_tensors} arrays, got {len(value)}")
+        tensors, expected = self.model.spec.state_tensors, (self.batch_size, self.model.hidden_size)
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"state must be a tuple of arrays, got {type(value).__name__}")
+        if len(value) != tensors:
+            raise ValueError(f"state must be {tensors} arrays, got {len(value)}")
         for i, part in enumerate(value):
-            if part.shape != expected:
-                raise ValueError(f"state[{i}] must have shape {expected}, got {part.shape}")
+            if np.shape(part) != expected:
+                raise ValueError(f"state[{i}] must have shape {expected}, got {np.shape(part)}")
         for i, part in enumerate(value):
             self._engine.state(i)[:] = part
 
