@@ -176,6 +176,25 @@ def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
         check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
 
 
+def test_a_cell_runs_on_in_pieces() -> None:
+    """With the same noise, to the last bit: the state is all that goes from one launch to the next."""
+    spec, generator = cell(cell="lstm", num_layers=2), torch.Generator().manual_seed(1)
+
+    def normal(*sizes: int) -> Tensor:
+        return (torch.randn(sizes, generator=generator) / sizes[-1] ** 0.5).to(DEVICE)
+
+    parameters = [normal(*p.shape) for p in spec.parameters()]
+    eps, noise = normal(5, 3, spec.latent_size), normal(5, 3, spec.input_size)
+    state = tuple(normal(3, spec.hidden_size) for _ in range(spec.state_tensors))
+    whole, end = triton.generate(spec, parameters, eps, noise, state, mean=False)
+    pieces = []
+    for part in (slice(0, 2), slice(2, 5)):
+        x, state = triton.generate(spec, parameters, eps[part], noise[part], state, mean=False)
+        pieces.append(x)
+    assert torch.equal(torch.cat(pieces), whole)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, end, strict=True))
+
+
 @pytest.mark.parametrize("member", [*FAMILY, "gaussian", "gaussian means"])
 def test_a_cell_runs_on_its_own(member: str) -> None:
     spec = cell(**(FAMILY[member] if member in FAMILY else GAUSSIAN | DEEP))
@@ -512,7 +531,9 @@ def test_a_module_trains_steps_and_generates() -> None:
         torch.testing.assert_close(a.grad, b.grad)
     steps = [m.step(x[0], own.init_state(4), eps=eps[0]) for m in (own, plain)]
     torch.testing.assert_close(steps[0], steps[1])
-    assert own.generate(3, prefix=x, lengths=lengths)[0].shape == (3, 4, 5)
+    drawn, state = own.generate(3, prefix=x, lengths=lengths)
+    assert drawn.shape == (3, 4, 5)
+    assert own.generate(2, state=state)[0].shape == (2, 4, 5)
     assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
 
 
