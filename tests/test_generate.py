@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -281,3 +282,18 @@ def test_changed_weights_are_seen() -> None:
         for p in model.dec_mean.parameters():
             p.add_(1.0)
     assert not torch.allclose(drawn(), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("logit", [-7.0, -12.0])
+def test_rare_events_are_as_rare_as_they_should_be(backend: str, dtype: torch.dtype, logit: float) -> None:
+    """Uniforms of 16 bits would be below a probability of 0.001 three times as often, and 0 once in 500 draws."""
+    model = VRNN(5, 3, 2, backend=backend, dtype=dtype)
+    with torch.no_grad():
+        model.dec_mean[0].weight.zero_()
+        model.dec_mean[0].bias.fill_(logit)
+    x, _ = model.generate(50, batch_size=400, generator=torch.Generator().manual_seed(0))
+    expected = x.numel() / (1 + math.exp(-logit))
+    assert x.dtype == dtype
+    assert abs(x.float().sum().item() - expected) < 4 * expected**0.5

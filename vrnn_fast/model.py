@@ -504,12 +504,12 @@ class VRNN(nn.Module):
 
             played = generate_by(draw, self.spec, parameters, eps, state, cond)
             return played.x, played.state
-        noise = eps.new_zeros((*eps.shape[:2], self.input_size))
+        noise = filtering.widened(eps.new_zeros((*eps.shape[:2], self.input_size)))  # 16 bits know no rare event
         if not mean and self.spec.likelihood == "bernoulli":
             noise.uniform_(generator=generator).logit_().mul_(temperature)
         elif not mean:
             noise.normal_(generator=generator).mul_(temperature)
-        executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
+        executor = executors.choose(self.backend, self.spec, eps, stacklevel=5)
         return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
 
     def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:

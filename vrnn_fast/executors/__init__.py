@@ -91,7 +91,8 @@ class Executor(Protocol):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Let a cell with a Bernoulli or Gaussian likelihood run on its own, without gradients: z_t is the prior's mean
         + std * eps_t (T, B, Z); x_t, from noise (T, B, X), is logit > noise_t (logistic) or mean + std * noise_t
-        (normal), or its ``mean``, and goes back through phi_x. Returns x (T, B, X) and the state after it."""
+        (normal), or its ``mean``, and goes back through phi_x. ``noise`` may be wider than eps of 16 bits. Returns x
+        (T, B, X) and the state after it."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference, triton)
