@@ -454,6 +454,27 @@ def test_strides_of_either_layout() -> None:
         assert torch.equal(t, expected[name]), name
 
 
+def test_slices_of_other_tensors() -> None:
+    """They begin where a kernel does not read 16 bytes at a time."""
+    problem, own = Problem.draw(cell(**DEEP), 3, 4, [3, 1, 2, 3], resets=True, mask=True), triton.run
+    expected = problem.run(here, torch.float32)
+
+    def sliced(tensor: Tensor) -> Tensor:
+        found = torch.cat((tensor.new_ones(1), tensor.flatten()))[1:].view(tensor.shape)
+        assert found.data_ptr() % 16
+        return found
+
+    def of_slices(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
+        o |= {name: sliced(o[name]) for name in ("resets", "mask")}
+        state = tuple(map(sliced, state))
+        return own(spec, parameters, sliced(x), sliced(eps), sliced(lengths), state, **o)
+
+    with mock.patch.object(triton, "run", of_slices):
+        found = problem.run(here, torch.float32)
+    for name, t in found.items():
+        assert torch.equal(t, expected[name]), name
+
+
 @pytest.mark.parametrize("particles", [0, 3])
 def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
     spec, lengths = cell(**DEEP), [2, 1, 2] * 5 + [0, 1]

@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import absent_gpu
 from test_cpu import DEEP, FAMILY
 from vrnn_fast import VRNN, backends
 from vrnn_fast.executors import executors, select, triton
@@ -276,6 +277,24 @@ def test_the_fastest_configuration_is_remembered(tmp_path: Path, monkeypatch: py
         assert tuning.choose(spec, torch.float32, device) == found[0]
     finally:
         tuning._chosen.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
+    """Nor does the first call of another size, with lengths, states and slices of its own, in either process."""
+    environment = os.environ | {"VRNN_FAST_CACHE": str(tmp_path / "ours"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    found = []
+    for way in ("tune", "run"):
+        command = [sys.executable, "-m", "tests.absent_gpu", way]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parent, timeout=600)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    cold, warm = found
+    names = ["forward_scan", "backward_scan"] * 2 + ["forward_scan"]  # of a bound, of a filter, of generation
+    assert cold["wanted"] == [[name, False] for name in names]
+    assert warm["wanted"] == [[name, True] for name in names]
+    untuned = tuning.candidates(absent_gpu.SPEC, 4, CHIPS["sm_90"])[0]
+    assert cold["config"] == warm["config"] != asdict(untuned)
 
 
 # ---- compilers
