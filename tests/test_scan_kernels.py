@@ -16,7 +16,10 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracle import Errors, Problem, assert_obeys_the_law
@@ -40,7 +43,7 @@ NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": N
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def patched_once() -> Iterator[None]:
     """The interpreter patches the language at every call of a function, which takes longer than the call."""
     if not triton._INTERPRETED:
@@ -55,6 +58,12 @@ def patched_once() -> Iterator[None]:
         return function(self, *arguments, **options)
 
     with mock.patch.object(InterpretedFunction, "__call__", call):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with patched_once():
         yield
 
 
@@ -517,7 +526,7 @@ def model(**options: Any) -> VRNN:
 
 def batch(steps: int = 3, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     x, eps = torch.rand(steps, size, 5).round(), torch.randn(steps, size, 3)
-    return x.to(DEVICE), torch.tensor([steps, 1, 0, 2]), eps.to(DEVICE)
+    return x.to(DEVICE), torch.tensor([steps, 1, 0, 2, 2, 0][:size]), eps.to(DEVICE)
 
 
 def test_a_module_trains_steps_and_generates() -> None:
@@ -562,6 +571,49 @@ def test_a_compiled_training_step_equals_eager() -> None:
         gradients.append([p.grad.clone() for p in own.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def two_steps(module: nn.Module, rows: slice, share: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The gradients of two steps of training with those rows of a batch, where so many processes share it."""
+    torch.manual_seed(1)
+    found, optimizer, (x, lengths, eps) = {}, torch.optim.SGD(module.parameters(), lr=0.5), batch(3, 6)
+    for step in range(2):
+        optimizer.zero_grad()
+        given = x[:, rows].to(dtype), lengths[rows]
+        module(*given, eps=eps[:, rows].to(dtype), normalizer=int(lengths.sum()) / share).loss.backward()
+        optimizer.step()
+        for name, p in module.named_parameters():
+            assert p.grad is not None, name
+            found[f"{name.removeprefix('module.')}, step {step}"] = p.grad.cpu().clone()
+    return found
+
+
+def work(rank: int, folder: str, weights: dict[str, Tensor]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    own = model()
+    own.load_state_dict(weights)
+    with patched_once():
+        found = two_steps(DistributedDataParallel(own), slice(rank, None, 2), 2, torch.float32)
+    torch.save((found, dict(launch.launches)), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """DistributedDataParallel: one process has 5 real steps, the other 3."""
+    weights = {name: t.cpu() for name, t in model().state_dict().items()}
+    mp.spawn(work, (str(tmp_path), weights), nprocs=2)
+    found, errors = [torch.load(tmp_path / str(rank)) for rank in range(2)], Errors(torch.float32)
+    alone = []
+    for dtype in (torch.float32, torch.float64):
+        plain = VRNN(5, 8, 3, phi_x=(), encoder=(8,), decoder=(), backend="reference")
+        plain.load_state_dict(weights)
+        alone.append(two_steps(plain.to(DEVICE, dtype), slice(None), 1, dtype))
+    for gradients, launches in found:
+        errors.add(gradients, *alone)
+        assert launches == {"forward": 2, "backward": 2}
+    errors.assert_at_most_twice_torchs()
 
 
 class _Calls(TorchDispatchMode):
