@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foreign import audio
 from oracle import Errors, Problem, assert_obeys_the_law
-from vrnn_fast import VRNN, Std, checks
+from test_accelerate import SPEECH
+from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.executors import SequenceResult, reference, select, triton
 from vrnn_fast.executors.triton import launch, rows, tuning
 from vrnn_fast.executors.triton.tuning import Config
@@ -628,15 +630,38 @@ class _Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["loss", "fivo"])
+def accelerated(original: nn.Module, backend: str = "triton") -> nn.Module:
+    """A speech model of 5 samples a frame."""
+    return accelerate(original, layout=SPEECH, backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore:accelerated as layout")
+def test_an_accelerated_model_trains_on_ragged_batches() -> None:
+    theirs, lengths, found = audio.FramesOnly(5, 8, 3, 2).to(DEVICE), batch()[1].to(DEVICE), []
+    x, before = torch.rand(4, 3 * 5, device=DEVICE), launch.launches.copy()
+    for backend in ("triton", "reference"):
+        torch.manual_seed(1)
+        loss, fields = accelerated(theirs, backend)(x, lengths)
+        found.append((loss, fields, torch.autograd.grad(loss, list(theirs.parameters()))))
+    torch.testing.assert_close(*found)
+    assert launch.launches - before == {"forward": 1, "backward": 1}
+
+
+@pytest.mark.filterwarnings("ignore:accelerated as layout")
+@pytest.mark.parametrize("kind", ["loss", "fivo", "accelerated"])
 def test_a_captured_call_reads_no_value(kind: str) -> None:
     """What a CUDA graph forbids: nothing but assertions looks at lengths, uniforms and x."""
     own, (x, lengths, _) = model(), batch()
     own.check, lengths = True, lengths.to(DEVICE)
+    theirs = accelerated(audio.FramesOnly(5, 8, 3, 2).to(DEVICE))
 
     def train() -> list[str]:
         with _Calls() as calls:
-            (own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()).backward()
+            if kind == "accelerated":
+                loss = theirs(torch.rand(4, 3 * 5, device=DEVICE), lengths)[0]
+            else:
+                loss = own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()
+            loss.backward()
         return calls.names
 
     reads = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
