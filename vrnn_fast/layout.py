@@ -190,16 +190,18 @@ class Reading(tuple[Tensor, ...]):
         self._children = list(chain.from_iterable(map(dict.values, self._containers)))
         self._storages = [p.untyped_storage() for p in self]  # held, or other memory could come to lie there
         self._addresses = list(map(Tensor.data_ptr, self))
+        self._strides = list(map(Tensor.stride, self))
         self._made: dict[object, tuple[CellSpec, list[int], Any]] = {}
 
     def stands(self, root: nn.Module) -> bool:
-        """Whether :func:`gather` would find the same tensors at the same addresses, whatever their values."""
+        """Whether :func:`gather` would find the same tensors, laid out in the same memory, whatever their values."""
         return (
             self._containers[0] is root._modules
             and not any(self._hooks)
             and list(chain.from_iterable(map(dict.values, self._containers))) == self._children
             and all(map(is_, map(dict.get, self._owners, self._leaves), self))
             and list(map(Tensor.data_ptr, self)) == self._addresses
+            and list(map(Tensor.stride, self)) == self._strides
         )
 
     def once(self, make: Callable[[CellSpec, Sequence[Tensor]], Made], spec: CellSpec) -> Made:
