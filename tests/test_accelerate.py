@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import operator
+import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -474,6 +476,53 @@ def test_a_copy_is_a_module_of_its_own(case: Case) -> None:
     torch.testing.assert_close(tensors(case.run(twin, x)), ours)
     case.loss(case.run(twin, x)).backward()
     assert all(p.grad is None for p in fast.parameters())
+
+
+PICKLED = [name for name in CASES if not name.startswith("B") or name == "B without a residual"]  # others are scripted
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_it_is_saved_whole_where_the_original_is(name: str) -> None:
+    case = CASES[name]
+    fast, x = case.accelerate(case.build()), case.data()
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    found = []
+    for module in (fast, torch.load(file, weights_only=False), pickle.loads(pickle.dumps(fast))):
+        assert isinstance(module, Accelerated)
+        torch.manual_seed(0)
+        before = sum(ops.launch_counts().values())
+        found.append(tensors(case.run(module, x)))
+        if backends()["cpu"].available:
+            assert sum(ops.launch_counts().values()) > before
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
+    fast = accelerate(copied.VRNN(6, 9, 4), mend=("kl",))
+    twin = pickle.loads(pickle.dumps(fast))
+    assert isinstance(twin, copied.VRNN)
+    assert twin._plan == fast._plan
+    if backends()["cpu"].available:
+        before = sum(ops.launch_counts().values())
+        twin.sample(3)
+        assert sum(ops.launch_counts().values()) == before + 1
+    dynamic = pickle.loads(pickle.dumps(accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))))
+    x = torch.rand(7, 5, 6)
+    y = dynamic(x)
+    q, p = (
+        Normal(dynamic.z_mean, (dynamic.z_logvar / 2).exp()),
+        Normal(dynamic.z_mean_p, (dynamic.z_logvar_p / 2).exp()),
+    )
+    torch.testing.assert_close(dynamic.loss(x, y), dynamic.divergence(x, y) + kl_divergence(q, p).sum())
+
+
+def test_outputs_that_cannot_be_imported_cannot_be_pickled() -> None:
+    fast = accelerate(own.SequenceModel(6, 9, 4), layout={**OWN, "outputs": lambda run: written(run)})
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(fast)
 
 
 class SamplesDoubled(copied.VRNN):
