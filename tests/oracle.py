@@ -7,7 +7,7 @@ to float32 first, so that the same numbers can be given to every executor in eve
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -68,8 +68,15 @@ class Problem:
             flags["uniforms"] = torch.rand((steps, batch // particles, particles), generator=generator)
         return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream, flags)
 
-    def run(self, executor: ModuleType, dtype: torch.dtype, *, recompute: bool = False) -> dict[str, Tensor]:
-        """Every output and, as ``d <input>``, every gradient."""
+    def run(
+        self,
+        executor: ModuleType,
+        dtype: torch.dtype,
+        *,
+        recompute: bool = False,
+        between: Callable[[], object] = lambda: None,
+    ) -> dict[str, Tensor]:
+        """Every output and, as ``d <input>``, every gradient; ``between`` forward and backward something may happen."""
         leaves = {name: t.to(dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
         result = executor.run(
             self.spec,
@@ -87,6 +94,7 @@ class Problem:
         outputs = {name: getattr(result, name) for name in OUTPUTS}
         outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
         reached = {name: t for name, t in outputs.items() if t.requires_grad}
+        between()
         torch.autograd.backward(list(reached.values()), [self.upstream[n].to(dtype) for n in reached])
         found = {name: t.detach() for name, t in outputs.items()}
         if result.ancestors is not None:

@@ -201,6 +201,20 @@ def test_padding_and_other_rows_change_nothing(executor: str, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_of_one_sequence_with_a_length(executor: str, kind: str) -> None:
+    """As an evaluation goes through a batch: its length is a view, with the lengths of others beside it."""
+    model, x = model_and_data(executor)
+    eps, uniforms = noise()
+    given = uniforms if kind == "fivo" else None
+    together = model.bound(x, kind, N, LENGTHS, eps=eps, uniforms=given)
+    for b in LENGTHS.nonzero().flatten().tolist():
+        one = slice(None), slice(b, b + 1)
+        own = None if given is None else given[one]
+        alone = model.bound(x[one], kind, N, LENGTHS[b : b + 1], eps=eps[one], uniforms=own)
+        torch.testing.assert_close(alone[0], together[b], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_resets_and_masks_reach_every_particle(executor: str, kind: str) -> None:
     model, x = model_and_data(executor)
     eps, uniforms = noise()

@@ -6,17 +6,20 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
 from oracle import Problem, assert_obeys_the_law
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference
 from vrnn_fast.partition import partition
-from vrnn_fast.spec import ACTIVATIONS, CellSpec, Std
+from vrnn_fast.spec import ACTIVATIONS, MOST_DEPTH, MOST_LAYERS, CellSpec, Std
 from vrnn_fast.stages import Keep
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
@@ -205,17 +208,53 @@ def test_heads_of_any_width(isa: str, dtype: torch.dtype, widths: tuple[int, ...
         assert_obeys_the_law(spec, 4, 3, [4, 0, 2], executor=cpu, dtype=dtype, recompute=recompute)
 
 
+SHARED = CellSpec(28, 64, 8, phi_x=(64,), phi_z=(64,), encoder=(64,), prior=(64,), decoder=(64,))
+SHARED_LENGTHS = torch.randint(0, 25, (37,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.fixture
+def thread_count() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("thread_count")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_any_number_of_threads(threads: int) -> None:
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        spec = CellSpec(28, 64, 8, phi_x=(64,), phi_z=(64,), encoder=(64,), prior=(64,), decoder=(64,))
-        generator = torch.Generator().manual_seed(0)
-        lengths = torch.randint(0, 25, (37,), generator=generator).tolist()
-        assert_obeys_the_law(spec, 24, 37, lengths, executor=cpu, dtype=torch.float32)
-    finally:
+    assert_obeys_the_law(SHARED, 24, 37, SHARED_LENGTHS, executor=cpu, dtype=torch.float32)
+
+
+@pytest.mark.usefixtures("thread_count")
+@pytest.mark.parametrize("particles", [0, 4])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_backward_on_another_number_of_threads(before: int, after: int, recompute: bool, particles: int) -> None:
+    """Forward deals the rows out, and backward finds them where it put them."""
+    spec = replace(SHARED, objective="particle_filter") if particles else SHARED
+    lengths = [n for n in SHARED_LENGTHS[:9] for _ in range(particles)] if particles else SHARED_LENGTHS
+
+    def gradients(before: int, after: int) -> dict[str, Tensor]:
+        problem = Problem.draw(spec, 24, len(lengths), lengths, particles=particles)
         torch.set_num_threads(before)
+        return problem.run(
+            cpu, torch.float64, recompute=recompute, between=functools.partial(torch.set_num_threads, after)
+        )
+
+    same, other = gradients(before, before), gradients(before, after)
+    assert same.keys() == other.keys()
+    for name, value in same.items():
+        assert torch.equal(other[name], value), name
+
+
+def test_the_deepest_model_that_can_be_described() -> None:
+    deepest = (1,) * MOST_DEPTH
+    networks = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"), deepest)
+    spec = CellSpec(2, 3, 1, "lstm", MOST_LAYERS, cond_size=1, activation="identity", **networks)
+    assert_obeys_the_law(spec, 3, 2, executor=cpu, dtype=torch.float32)
+    with pytest.raises(ValueError, match="phi_x must have at most 32 layers, got 33"):
+        CellSpec(2, 3, 1, phi_x=(*deepest, 1))
 
 
 def test_strides_of_either_layout() -> None:
@@ -393,8 +432,64 @@ def test_a_foreign_program_is_refused() -> None:
     rest = (parameters, None, program.code, program.constants, 0, False, False, False, 0.5)
     with pytest.raises(RuntimeError, match="state must be 1 tensors, got 2"):
         torch.ops.vrnn_fast.forward(x, eps, *(None,) * 5, state * 2, *rest)
-    with pytest.raises(ValueError, match="cond must be given where the program has it, and nowhere else"):
+    with pytest.raises(RuntimeError, match="cond must be given where the program has it, and nowhere else"):
         torch.ops.vrnn_fast.forward(x, eps, x, *(None,) * 4, state, *rest)
+
+
+CALL = CellSpec(5, 4, 3, phi_x=(6,), cond_size=2)
+
+
+def called() -> dict[str, Tensor]:
+    """What the operators take of T = 7 steps of B = 2 sequences."""
+    return {
+        "x": torch.rand(7, 2, 5),
+        "eps": torch.randn(7, 2, 3),
+        "cond": torch.randn(7, 2, 2),
+        "lengths": torch.tensor([7, 4]),
+        "resets": torch.zeros(7, 2, dtype=torch.bool),
+        "mask": torch.ones(7, 2, 5, dtype=torch.bool),
+        "state": torch.zeros(2, 4),
+    }
+
+
+@pytest.mark.parametrize("name", called())
+@pytest.mark.parametrize("fault", ["shorter", "of one row", "of another dtype", "with a dimension less"])
+def test_operators_look_at_every_size_before_they_read(name: str, fault: str) -> None:
+    """Whoever calls them past the module gets an error, not another tensor's memory."""
+    given = called()
+    parameters = [torch.randn(p.shape) for p in CALL.parameters()]
+    program = cpu.encode(CALL)
+    size = 14 * program.saved + ops.SLACK
+
+    def forward(saved: int) -> Any:
+        options = (None, program.code, program.constants, saved, False, False, False, 0.5)
+        flat = [given[n] for n in ("x", "eps", "cond", "lengths", "resets", "mask")]
+        return torch.ops.vrnn_fast.forward(*flat, None, [given["state"]], parameters, *options)
+
+    def backward(saved: Tensor, upstream: Tensor, slot: int) -> None:
+        flat = [given[n] for n in ("x", "eps", "cond", "lengths", "resets", "mask")]
+        rest = (None, saved, program.code, program.constants, False, False, False, False)
+        torch.ops.vrnn_fast.backward([upstream], [slot], *flat, [given["state"]], parameters, *rest)
+
+    saved = forward(size)[-1]
+    backward(saved, torch.ones(7, 2), 0)
+    for slot, sizes in ((0, (7, 1)), (2, (7, 2, 2)), (7, (7, 2, 4)), (8, (1, 4))):
+        with pytest.raises(RuntimeError, match="an upstream gradient must have shape"):
+            backward(saved, torch.ones(sizes), slot)
+    with pytest.raises(RuntimeError, match="saved must have room for"):
+        forward(size - ops.SLACK - 1)
+    with pytest.raises(RuntimeError, match="saved must have room for"):
+        backward(saved[ops.SLACK + 1 :], torch.ones(7, 2), 0)
+    t = given[name]
+    given[name] = {
+        "shorter": t[: t.shape[0] - 1],
+        "of one row": t[:, :1] if t.dim() > 1 else t[:1],
+        "of another dtype": t.half() if t.is_floating_point() else t.int(),
+        "with a dimension less": t[0],
+    }[fault]
+    for call in (functools.partial(forward, size), functools.partial(backward, saved, torch.ones(7, 2), 0)):
+        with pytest.raises(RuntimeError, match=r" must (be|have shape|have 3 dimensions)"):  # T and B are those of x
+            call()
 
 
 def test_the_three_parts_hold_what_they_promise() -> None:
@@ -403,7 +498,7 @@ def test_the_three_parts_hold_what_they_promise() -> None:
     names = {b.name for b in program.buffers}
     kept = {keep: {b.name for b in program.buffers if b.keep == keep} for keep in Keep}
     assert kept[Keep.ALWAYS] == {"h.0"}
-    assert kept[Keep.STORED] == {"pre", "posterior.1", "posterior", "posterior_std", "z"}
+    assert kept[Keep.STORED] == {"pre", "posterior.1"}
     assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h.0" for s in program.before)
     for stage in program.stages:
         for value in vars(stage).values():

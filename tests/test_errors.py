@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vrnn_fast
-from vrnn_fast import VRNN, Std, executors
+from vrnn_fast import VRNN, Gamma, Std, executors
 from vrnn_fast.executors import reference
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
@@ -197,6 +197,22 @@ def test_check_names_the_first_bad_index(executor: str, value: float) -> None:
         swapped(data.transpose(0, 1), lengths=lengths)
     with pytest.raises(ValueError, match=re.escape("x_t[0, 0] is nan")):
         VRNN(X, H, Z, check=True, backend=executor).step(data[2], None)
+
+
+def test_check_lets_hidden_values_be(executor: str) -> None:
+    """What was not observed has no likelihood, so that it may lie outside of its support; what a network reads must be
+    finite."""
+    model = VRNN(X, H, Z, likelihood=Gamma(2.0), check=True, backend=executor)
+    data, mask = torch.rand(T, B, X) + 0.1, torch.rand(T, B, X) < 0.7
+    mask[2, 1, 3], mask[2, 1, 4] = True, False
+    hidden = data.masked_fill(~mask, NAN)
+    assert model(hidden, mask=mask, mask_inputs=True).loss.isfinite()
+    assert model(data.masked_fill(~mask, -1.0), mask=mask).loss.isfinite()
+    with pytest.raises(ValueError, match=re.escape("is nan: expected finite values in GreaterThan")):
+        model(hidden, mask=mask)
+    data[2, 1, 3] = -1.0
+    with pytest.raises(ValueError, match=re.escape("x[2, 1, 3] is -1.0: expected finite values in GreaterThan")):
+        model(data, mask=mask, mask_inputs=True)
 
 
 def test_without_check_nan_stays_in_its_row(executor: str) -> None:

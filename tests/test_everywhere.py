@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.eager import EagerVRNN
 from tests.oracle import Errors
-from vrnn_fast import VRNN, backends
+from vrnn_fast import VRNN, SharedMixture, backends
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
 LENGTHS = torch.tensor([6, 0, 3, 1])
@@ -351,6 +351,41 @@ def test_autocast_reaches_the_layers_around_it_alone(executor: str) -> None:
         model(features, eps=eps)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="parameters' dtype"):
         model(x.double(), eps=eps)
+
+
+def test_autocast_leaves_likelihoods_outside_of_the_launch_alone(executor: str) -> None:
+    """Also one that has a layer of its own, and what it predicts."""
+    model = build(executor, likelihood=SharedMixture(2))
+    x, eps = data()
+    mask = torch.rand(x.shape) < 0.7
+
+    def results() -> list[Tensor]:
+        outs = [model(x, eps=eps, outputs=("prediction",), mask=given) for given in (None, mask)]
+        step, played = model.step(x[0], None, eps[0]), model.roll_out(eps)
+        found = [t for out in outs for t in (out.nll, *out.prediction)]
+        return [*found, step.nll, *step.prediction, *played.prediction, model.bound(x, particles=2, eps=two)]
+
+    two = torch.randn(T, B, 2, Z)
+    outside = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in zip(results(), outside, strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_16_bits_are_added_up_in_more(dtype: torch.dtype) -> None:
+    """A sum of long sequences is beyond float16, and stands still in bfloat16."""
+    model = VRNN(X, H, Z, backend="reference", dtype=dtype)
+    with torch.no_grad():
+        out = model((torch.rand(300, 64, X) < 0.5).to(dtype))
+        halved = model((torch.rand(300, 64, X) < 0.5).to(dtype), beta=0.5, free_nats=0.1, normalizer=7)
+    exact = out.nll.double() + out.kl.double()
+    assert exact.sum() > torch.finfo(torch.float16).max
+    for found, right in ((out.loss, exact.mean()), (out.elbo, -exact.sum(0))):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), right, rtol=torch.finfo(dtype).eps, atol=0)
+    right = (halved.nll.double() + 0.5 * halved.kl.double().clamp(min=0.1)).sum() / 7
+    torch.testing.assert_close(halved.loss.double(), right, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
 
 # ---- what counters and profilers see

@@ -198,5 +198,5 @@ def test_operators_refuse_particles_that_do_not_fit() -> None:
     for uniforms in (torch.rand(2, 2, 3), torch.rand(1, 2, 2), torch.rand(2, 4), torch.rand(2, 2, 2).double()):
         with pytest.raises(RuntimeError, match=r"uniforms must be \(T, B, particles\)"):
             call(program, uniforms)
-    with pytest.raises(RuntimeError, match="particles must be as long as each other"):
+    with pytest.raises(ValueError, match="particles must be as long as each other"):
         call(program, torch.rand(2, 2, 2), [2, 1, 2, 2])

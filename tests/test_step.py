@@ -137,6 +137,12 @@ def set_data(p: nn.Parameter) -> None:
     p.data = p.data * 0.5
 
 
+def other_strides(model: VRNN) -> None:
+    """The same memory, read the other way."""
+    weight = model.enc[2].weight
+    weight.data = weight.data.t()
+
+
 def numpy_view(p: nn.Parameter) -> None:
     p.detach().numpy()[:] *= 0.5
 
@@ -186,6 +192,7 @@ CHANGES: dict[str, Callable[[VRNN], None]] = {
     "data of one bias": lambda m: m.enc_mean.bias.data.add_(1),
     "numpy": each(numpy_view),
     "set data": each(set_data),
+    "strides": other_strides,
     "parameter": replace_parameter,
     "module": replace_module,
     "inner module": replace_inner_module,
@@ -423,8 +430,8 @@ def test_operators_refuse_what_would_leave_their_memory() -> None:
     x, eps, state = torch.rand(2, 3), torch.randn(2, 2), [torch.randn(1, 2, 4)]
     step(packed, number, x, eps, state, True)
     for arguments, message in (
-        ((packed[:-1], number, x, eps, state, True), "packed must hold"),
-        ((packed.double(), number, x, eps, state, True), "packed must have the dtype of x"),
+        ((packed[:-1], number, x, eps, state, True), "packed must have shape"),
+        ((packed.double(), number, x, eps, state, True), "packed must be float32"),
         ((torch.full_like(packed, 7.0), number, x, eps, state, True), "the weights are not packed"),
         ((torch.full_like(packed, float("nan")), number, x, eps, state, True), "the weights are not packed"),
         ((packed, -1, x, eps, state, True), "there is no program -1"),

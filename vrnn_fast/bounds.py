@@ -14,7 +14,7 @@ log mean weight. Gradients flow along z and along the states of the ancestors; t
 probabilities are dropped, as Maddison et al. recommend (section 3.2: they only add variance).
 
 Particles of a sequence are adjacent rows of a launch: row b * N + n is particle n of sequence b. Weights of 16 bits are
-added up in float32, and the bound is rounded once.
+added up in float32, and the bound is rounded once; so are the terms of a loss.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, thre
     return torch.cat(log_weights), torch.stack(particles.ancestors)
 
 
+def evidence(nll: Tensor, kl: Tensor) -> Tensor:
+    """The evidence lower bound of each sequence with the exact KL: nll and kl (T, B), 0 at padding -> (B,)."""
+    return -(widened(nll) + widened(kl)).sum(0).to(nll.dtype)
+
+
 def loss(
     nll: Tensor,
     kl: Tensor,
@@ -100,9 +105,10 @@ def loss(
     free_nats: float | Tensor,
     normalizer: float | Tensor | None,
 ) -> Tensor:
-    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer."""
+    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer; in the dtype of nll."""
+    dtype, nll, kl = nll.dtype, widened(nll), widened(kl)
     if isinstance(free_nats, Tensor) or free_nats > 0:
         kl = at_real(real, torch.clamp(kl, min=free_nats))
     if normalizer is None:
         normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
-    return (nll.sum() + beta * kl.sum()) / normalizer
+    return ((nll.sum() + beta * kl.sum()) / normalizer).to(dtype)

@@ -180,17 +180,20 @@ def finite(
     name: str,
     value: Tensor,
     real: Tensor | None = None,
+    observed: Tensor | None = None,
     *,
     support: constraints.Constraint = constraints.real,
     swap: bool = False,
 ) -> None:
-    """Raise ValueError naming the first of (T, B, F), at real (T, B) steps, or of (B, F), that is not finite or outside
-    the support.
+    """Raise ValueError naming the first of (T, B, F), at real (T, B) steps, or of (B, F), that is not finite or, where
+    it was ``observed``, outside the support.
 
     ``swap`` names it in (B, T, F) order. Where torch asserts it, the place is not told.
     """
-    inside = support.check(value)
-    bad = ~(torch.isfinite(value) & inside[(..., *(None,) * support.event_dim)])
+    inside = support.check(value)[(..., *(None,) * support.event_dim)]
+    if observed is not None:
+        inside = inside | ~observed
+    bad = ~(torch.isfinite(value) & inside)
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if _unread(value.device):

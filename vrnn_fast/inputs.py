@@ -49,7 +49,7 @@ class Inputs(NamedTuple):
 
         return Inputs(
             rows(self.x, 1),
-            of(self.lengths, 0),
+            None if self.lengths is None else self.lengths.repeat_interleave(times),  # contiguous for the kernels
             tuple(rows(s, 0) for s in self.state),
             of(self.cond, 1),
             of(self.resets, 1),

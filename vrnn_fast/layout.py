@@ -190,26 +190,29 @@ class Reading(tuple[Tensor, ...]):
         self._children = list(chain.from_iterable(map(dict.values, self._containers)))
         self._storages = [p.untyped_storage() for p in self]  # held, or other memory could come to lie there
         self._addresses = list(map(Tensor.data_ptr, self))
+        self._matrices = [p for p in self if p.dim() > 1]  # with as many rows as columns, a transposed one looks alike
+        self._strides = list(map(Tensor.stride, self._matrices))
         self._made: dict[object, tuple[CellSpec, list[int], Any]] = {}
 
     def stands(self, root: nn.Module) -> bool:
-        """Whether :func:`gather` would find the same tensors at the same addresses, whatever their values."""
+        """Whether :func:`gather` would find the same tensors, laid out in the same memory, whatever their values."""
         return (
             self._containers[0] is root._modules
             and not any(self._hooks)
             and list(chain.from_iterable(map(dict.values, self._containers))) == self._children
             and all(map(is_, map(dict.get, self._owners, self._leaves), self))
             and list(map(Tensor.data_ptr, self)) == self._addresses
+            and list(map(Tensor.stride, self._matrices)) == self._strides
         )
 
-    def once(self, make: Callable[[CellSpec, Sequence[Tensor]], Made], spec: CellSpec) -> Made:
-        """``make(spec, parameters)``, remembered until torch counts a change of a parameter or it no longer stands, or
-        for another spec."""
+    def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object) -> Made:
+        """``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no longer
+        stands, or for another spec."""
         versions = list(map(_version, self))
-        known, seen, made = self._made.get(make, _NOTHING)
+        known, seen, made = self._made.get((make, *arguments), _NOTHING)
         if known is not spec or seen != versions or not made.stands():
-            made = make(spec, self)
-            self._made[make] = spec, versions, made
+            made = make(spec, self, *arguments)
+            self._made[make, *arguments] = spec, versions, made
         return cast(Made, made)
 
 

@@ -243,7 +243,7 @@ class VRNN(nn.Module):
         result, nll = self._run(executor, self.spec, parameters, inputs, eps, real, outputs)
         prediction = None
         if "prediction" in outputs:
-            predicted = self.likelihood.prediction(cast(Tensor, result.raw))
+            predicted = self._prediction(cast(Tensor, result.raw))
             prediction = each(lambda p: self._outer(at_real(real, p)), predicted)
         prior = None
         if result.prior_mean is not None and result.prior_std is not None:
@@ -252,7 +252,7 @@ class VRNN(nn.Module):
             loss=bounds.loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
             kl=self._outer(result.kl),
-            elbo=-(nll + result.kl).sum(0),
+            elbo=bounds.evidence(nll, result.kl),
             latent=self._outer(result.z),
             posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
             state=self._packed(result.state),
@@ -389,8 +389,8 @@ class VRNN(nn.Module):
         result = executor.step(
             self.spec, parameters, x_t, eps, start, cond=cond, recompute=self.recompute, want_raw=external
         )
-        nll = -self.likelihood.log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
-        return VRNNStep(nll, result.kl, self.likelihood.prediction(result.predicted), _pair(result.state))
+        nll = -self._log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
+        return VRNNStep(nll, result.kl, self._prediction(result.predicted), _pair(result.state))
 
     @torch.no_grad()
     def generate(
@@ -517,7 +517,7 @@ class VRNN(nn.Module):
         return VRNNRollOut(
             latent=self._outer(played.z),
             prior=MeanStd(*map(self._outer, played.prior)),
-            prediction=each(self._outer, self.likelihood.prediction(played.raw)),
+            prediction=each(self._outer, self._prediction(played.raw)),
             state=self._packed(played.state),
         )
 
@@ -562,11 +562,19 @@ class VRNN(nn.Module):
         """From (T, B, ...) to the layout of the caller."""
         return tensor.transpose(0, 1) if self.batch_first else tensor
 
-    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The likelihood outside the launch, of what was observed."""
-        if mask is None:
-            return self.likelihood.log_prob(raw, x)
-        return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
+        with full_precision(raw.device):
+            if mask is None:
+                return self.likelihood.log_prob(raw, x)
+            return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
+
+    def _prediction(self, raw: Tensor) -> Any:
+        """What the decoder's raw output predicts."""
+        if self.spec.likelihood != "external":  # elementwise, and no affair of autocast's
+            return self.likelihood.prediction(raw)
+        with full_precision(raw.device):
+            return self.likelihood.prediction(raw)
 
     def _sequence(
         self,
@@ -617,7 +625,7 @@ class VRNN(nn.Module):
 
     def _check(self, inputs: Inputs, real: Tensor | None) -> None:
         """Look at the values, as the module may be asked to."""
-        checks.finite("x", inputs.x, real, support=self.likelihood.support, swap=self.batch_first)
+        checks.finite("x", inputs.x, real, inputs.mask, support=self.likelihood.support, swap=self.batch_first)
         if inputs.cond is not None:
             checks.finite("cond", inputs.cond, real, swap=self.batch_first)
 

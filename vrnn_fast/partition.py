@@ -21,7 +21,7 @@ h_{t-1}. What a layer hands to the next one in the same step is in ``out.<layer>
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .spec import GATES, CellSpec, Layer, Std
@@ -107,9 +107,13 @@ class _Draft:
 
     def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
         """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
-        heads side by side in ``buffer``, or its last hidden layer's."""
+        heads side by side in ``buffer``, or its last hidden layer's. ``keep`` is for hidden layers: results are had
+        again from those."""
         network, activation = self.spec.network(name), self.spec.activation_of(name)
         stages: list[Stage] = []
+
+        def room(place: str, layers: Sequence[Layer]) -> Slice:
+            return self.buffer(place, sum(layer.outputs for layer in layers), Keep.NEVER if place == buffer else keep)
 
         def dense(layer: Layer, source: Slice, target: Slice) -> None:
             stages.append(Dense(source, target, _columns((layer,), 0), _biases((layer,))))
@@ -125,14 +129,14 @@ class _Draft:
                 return stages, last
             tops = tuple(head[0] for head in network.heads)
             place = f"{buffer}.heads.0" if self.spec.head_layers else buffer
-            target = self.buffer(place, sum(layer.outputs for layer in tops), keep)
+            target = room(place, tops)
             stages.append(Dense(last, target, _columns(tops, 0), _biases(tops)))
             last = target
         for i in range(1, 1 + len(self.spec.head_layers)):
             stages.append(Activate(last, activation))
             layers = [head[i] for head in network.heads]
             place = f"{buffer}.heads.{i}" if i < len(self.spec.head_layers) else buffer
-            target = self.buffer(place, sum(layer.outputs for layer in layers), keep)
+            target = room(place, layers)
             read, written = last.start, 0
             for layer in layers:
                 dense(layer, Slice(last.buffer, read, layer.inputs), Slice(place, written, layer.outputs))
@@ -275,8 +279,8 @@ def partition(spec: CellSpec) -> Partition:
         scan.extend(stages)
         if spec.residual:
             scan.append(Add(replace(prior, width=latent), replace(posterior, width=latent)))
-        posterior_std = draft.buffer("posterior_std", latent, Keep.STORED)
-        sources["z"] = sources["phi_z"] = draft.buffer("z", latent, Keep.STORED)
+        posterior_std = draft.buffer("posterior_std", latent)
+        sources["z"] = sources["phi_z"] = draft.buffer("z", latent)
         scan.append(Sample(posterior, posterior_std, sources["z"], spec.std))
         if spec.phi_z:
             stages, sources["phi_z"] = draft.network("phi_z", sources)

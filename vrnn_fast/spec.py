@@ -33,7 +33,8 @@ SOURCES: dict[str, tuple[str, ...]] = {  # what each network, and the first recu
     "decoder": ("cond", "phi_z", "h"),
     "cell": ("phi_x", "phi_z", "cond"),
 }
-MOST_LAYERS = 8  # csrc/core/program.h holds twice as many states
+MOST_LAYERS = 8  # recurrent ones: csrc/core/program.h holds twice as many states
+MOST_DEPTH = 32  # hidden layers of each network, and of a head: the buffers of all of them are counted there
 
 
 class ParameterSpec(NamedTuple):
@@ -198,6 +199,8 @@ class CellSpec:
                 not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths
             ):
                 raise ValueError(f"{name} must be a tuple of positive layer widths, got {widths!r}")
+            if len(widths) > MOST_DEPTH:
+                raise ValueError(f"{name} must have at most {MOST_DEPTH} layers, got {len(widths)}")
         for name, allowed in (
             ("cell", get_args(Cell)),
             ("activation", ACTIVATIONS),

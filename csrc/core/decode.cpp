@@ -40,7 +40,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     Reader in(code, constants);
     if (in.next() != 7) throw std::invalid_argument("program: this build reads format 7");
     in.next();  // the width of the decoder's raw output, for those who do not decode
-    const int64_t buffers = in.next_below(64, "the number of buffers");
+    const int64_t buffers = in.next_below(most_buffers + 1, "the number of buffers");
     program.states = in.next_below(most_states + 1, "the number of states");
     const int64_t end_state = buffer_state + program.states;
     program.cond = in.next();

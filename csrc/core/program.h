@@ -26,6 +26,7 @@ enum class StdKind : int64_t { plain, softplus, exponential };
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
 inline constexpr int64_t most_states = 16;
+inline constexpr int64_t most_buffers = 320;  // what the limits of vrnn_fast/spec.py can come to
 
 struct Slice {
     int64_t buffer = -1, start = 0, width = 0;

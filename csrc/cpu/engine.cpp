@@ -1,7 +1,6 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 
 #include "features.h"
@@ -22,12 +21,8 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     : isa_(chosen_kernels()),
       decoded_(code, constants, static_cast<int64_t>(parameters.size())),
       batch_(batch),
-      sequence_(batch),
-      length_(batch, 1),
+      deal_(1, batch, nullptr, 1, {1, decoded_.flops_per_row}),
       saved_offset_(decoded_.program.buffers.size, -1),
-      active_{batch, 0},
-      offset_{0, batch},
-      shard_{batch, sequence_.data(), length_.data(), 1, active_, offset_, 0},
       state_(state_tensors() * batch * hidden(), T(0)),
       raw_(batch * likelihood().source.width) {
     if (static_cast<Loss>(likelihood().kind) == Loss::external)
@@ -35,11 +30,10 @@ Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& c
     const Kernels<T>& k = isa_.template kernels<T>();
     const Program& program = decoded_.program;
     if (program.cond >= 0) throw std::invalid_argument("program: single steps take no conditioning input");
-    std::iota(sequence_.begin(), sequence_.end(), 0);
     launch_.program = &program;
     launch_.steps = 1;
     launch_.batch = batch;
-    launch_.shards = {&shard_, 1};
+    launch_.shards = deal_.shards();
     for (int64_t i = 0; i < state_tensors(); ++i) launch_.state[i] = launch_.final_state[i] = state(i);
     launch_.saved_offset = saved_offset_.data();
     launch_.scratch_size = k.scratch_size(launch_, batch, false);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/decode.h"
+#include "deal.h"
 #include "launch.h"
 
 namespace vrnn {
@@ -42,9 +43,8 @@ class Engine {
     const Isa& isa_;
     DecodedProgram decoded_;
     int64_t batch_;
-    std::vector<int64_t> sequence_, length_, saved_offset_;
-    int64_t active_[2], offset_[2];
-    Shard shard_;
+    Deal deal_;
+    std::vector<int64_t> saved_offset_;
     std::vector<T> packed_, scratch_, state_, raw_;
     Launch<T> launch_{};
 };

@@ -48,8 +48,6 @@ struct Arena {
     }
 };
 
-inline constexpr int64_t most_buffers = 64;
-
 // Where a shard's matrices are. Chunk-long buffers start at the chunk's first row, the others at the shard's.
 template <class T>
 struct Workspace {

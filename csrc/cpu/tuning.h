@@ -25,7 +25,7 @@ inline constexpr int64_t gradient_tiles = 20;              // of outputs, up to 
 
 inline constexpr int64_t rows_ahead = 12;  // fetched while rows are copied: each is on another page
 
-inline constexpr int64_t chunk_rows = 192;       // (time step, sequence) rows that a thread handles at a time
+inline constexpr int64_t chunk_rows = 128;       // (time step, sequence) rows that a thread handles at a time
 inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
 
 inline constexpr int64_t most_kept_bytes = int64_t{16} << 20;  // of scratch that outlives a call

@@ -125,7 +125,7 @@ def run(
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec)
-        if isinstance(parameters, Reading) and not _wants_grad(x, eps, cond, state, parameters):
+        if isinstance(parameters, Reading) and not ops.wanted(x, eps, cond, *state, *parameters):
             packed = parameters.once(_pack, spec)
     out = ops.forward(
         program_of(spec),
@@ -169,7 +169,7 @@ def step(
     """See :class:`vrnn_fast.executors.Executor`. Without gradients, a cell of one layer steps in one call, on
     weights that were packed once."""
     plain = spec.num_layers == 1 and spec.latent_size > 0 and cond is None and x.dtype != torch.bfloat16
-    if not plain or not isinstance(parameters, Reading) or _wants_grad(x, eps, cond, state, parameters):
+    if not plain or not isinstance(parameters, Reading) or ops.wanted(x, eps, cond, *state, *parameters):
         return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
     nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec), x, eps, state, want_raw)
     return StepResult(nll, kl, raw if want_raw else None, predicted, after)
@@ -198,27 +198,13 @@ def generate(
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
         if isinstance(parameters, Reading):
-            packed = parameters.once(_pack_for_means if mean else _pack_for_samples, spec)
+            packed = parameters.once(_pack, spec, way)
     drawn, final = ops.generate(program_of(spec, way), number, eps, noise, cond, state, parameters, packed)
     return drawn, tuple(final)
 
 
-def _pack(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
-    return ops.Packed(_number(spec), parameters)
-
-
-def _pack_for_samples(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
-    return ops.Packed(_number(spec, "samples"), parameters)
-
-
-def _pack_for_means(spec: CellSpec, parameters: Sequence[Tensor]) -> ops.Packed:
-    return ops.Packed(_number(spec, "means"), parameters)
-
-
-def _wants_grad(
-    x: Tensor, eps: Tensor, cond: Tensor | None, state: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> bool:
-    return torch.is_grad_enabled() and ops.wanted(x, eps, cond, *state, *parameters)
+def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: Way = "inference") -> ops.Packed:
+    return ops.Packed(_number(spec, way), parameters)
 
 
 @lru_cache(maxsize=256)

@@ -59,11 +59,8 @@ def by_length(lengths: Tensor, particles: int) -> Tensor:
 
 
 def kept(cut: Plan, keep: Keep | None) -> tuple[str, ...]:
-    """The buffers that forward hands to backward, besides z and its std."""
-    if keep is None:
-        return ()
-    results = {cut.sample.std.buffer, cut.sample.z.buffer} if cut.sample else set()
-    return tuple(b.name for b in cut.program.buffers if b.keep >= keep and b.name not in results)
+    """The buffers that forward hands to backward, besides its results."""
+    return () if keep is None else tuple(b.name for b in cut.program.buffers if b.keep >= keep)
 
 
 class Batch:

@@ -1,0 +1,254 @@
+// One call of an operator: what all have in common between tensors and the pointers of a launch.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <vector>
+
+#include "cpu/deal.h"
+#include "cpu/engine.h"
+#include "cpu/room.h"
+#include "ops/programs.h"
+#include "ops/tensors.h"
+
+namespace vrnn::ops {
+
+// What a launch was for, in the order in which vrnn_fast/ops.py names them.
+enum class Way { forward, backward, step, generate };
+
+// A build of the kernels, and how often it ran.
+struct Build {
+    const Isa* isa;
+    std::atomic<int64_t> launches[4];
+    void count(Way way) { ++launches[static_cast<int>(way)]; }
+};
+
+inline Build builds[] = {
+    {&isa_baseline, {}},
+#ifdef VRNN_X86
+    {&isa_avx2, {}},
+    {&isa_avx512, {}},
+#endif
+};
+
+inline Build& chosen_build() {
+    const Isa& isa = chosen_kernels();
+    Build* build = builds;
+    while (build->isa != &isa) ++build;
+    return *build;
+}
+
+// A range costs some 50 ns where no profiler is watching.
+inline const Ranges profiled = {
+    [](const char* name) -> void* {
+        AtenRecordFunctionHandle range = nullptr;
+        aoti_record_function_start(name, nullptr, nullptr, 0, &range);
+        return range;
+    },
+    [](void* range) { aoti_record_function_end(static_cast<AtenRecordFunctionHandle>(range)); },
+};
+
+// The parameters of a program, contiguous. Keeps alive what it points to.
+template <class T>
+struct Parameters {
+    std::vector<Tensor> tensors;
+    std::vector<const T*> data;
+    std::vector<int64_t> columns;
+
+    Parameters(const Program& program, const std::vector<Tensor>& given, const Tensor& like) {
+        for (const Tensor& p : given) {
+            check(p, "a parameter", like.scalar_type());
+            tensors.push_back(dense(p));
+            data.push_back(ops::data<T>(tensors.back()));
+            columns.push_back(p.dim() == 2 ? p.size(1) : 1);
+        }
+        for (const Stage& s : program.stages) {
+            for (const Block& b : s.blocks) inside(b.parameter, b.row, b.rows, b.column, s.source.width);
+            for (const Term& t : s.terms) inside(t.parameter, t.row, t.rows, 0, 1);
+        }
+    }
+
+  private:
+    void inside(int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) const {
+        STD_TORCH_CHECK(row >= 0 && row + rows <= tensors[p].size(0) && column >= 0 && column + width <= columns[p],
+                        "parameter ", p, " is smaller than the program says");
+    }
+};
+
+template <class T>
+Build& build_of(const T* packed, const Known& known) {
+    const T number = packed[known.weights()];
+    STD_TORCH_CHECK(number >= 0 && number < std::size(builds), "the weights are not packed");
+    return builds[static_cast<size_t>(number)];
+}
+
+// Into how many shards forward dealt what backward finds, however many threads there are by then.
+template <class T>
+int64_t shards_of(const T* packed, const Known& known, int64_t batch) {
+    const T shards = packed[known.weights() + 1];
+    STD_TORCH_CHECK(shards >= 1 && shards <= std::max<int64_t>(1, batch), "saved is not what forward saved");
+    return static_cast<int64_t>(shards);
+}
+
+// The inputs of a call that it may lack: cond (T, B, C); lengths (B) int64; resets (T, B) and mask (T, B, X) bool.
+struct Optionals {
+    const std::optional<Tensor>&cond, &lengths, &resets, &mask;
+};
+
+// Particles of one sequence, by a tensor (T, B / particles, particles).
+inline int64_t particles_of(const std::optional<Tensor>& t) {
+    return t ? t->size(2) : 1;
+}
+
+template <class T>
+Steps<T> particles_in(const Tensor& t) {
+    return {data<std::remove_const_t<T>>(t), t.size(1) * t.size(2), 1};
+}
+
+// What all calls have in common. Keeps alive what the launch points to.
+template <class T>
+struct Call {
+    const Program& program;
+    Build& build;
+    const Kernels<T>& kernels;
+    Deal deal;
+    std::vector<int64_t> saved_offset;
+    std::vector<Tensor> state;
+    std::optional<Tensor> cond, resets, mask;
+    Room room;
+    Launch<T> launch{};
+
+    Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths,
+         int64_t particles = 1, int64_t shards = 0)
+        : program(known.decoded.program),
+          build(build),
+          kernels(build.isa->template kernels<T>()),
+          deal(steps, batch, lengths ? data<const int64_t>(*lengths) : nullptr, particles,
+               {static_cast<int64_t>(torch::stable::get_num_threads()), known.decoded.flops_per_row, shards}),
+          saved_offset(program.buffers.size, -1) {
+        launch.program = &program;
+        launch.steps = steps;
+        launch.batch = batch;
+        launch.particles = particles;
+        launch.shards = deal.shards();
+        launch.saved_offset = saved_offset.data();
+    }
+
+    void start_from(const std::vector<Tensor>& given) {
+        for (const Tensor& s : given) {
+            state.push_back(dense(s));
+            launch.state[state.size() - 1] = data<T>(state.back());
+        }
+    }
+
+    void read(const Optionals& given) {
+        if (given.cond) launch.cond = kept<const T>(cond, *given.cond);
+        if (given.resets) launch.resets = kept<const bool>(resets, *given.resets);
+        if (given.mask) launch.mask = kept<const bool>(mask, *given.mask);
+    }
+
+    // Lays the buffers that backward needs out in `saved`, which has room for `size` elements.
+    void keep(T* saved, int64_t size, bool recompute) {
+        launch.saved = saved;
+        int64_t used = 0;
+        for (int64_t b = 0; b < program.buffers.size; ++b) {
+            if (program.buffers[b].keep < (recompute ? Keep::always : Keep::stored)) continue;
+            saved_offset[b] = used;
+            used += launch.steps * launch.batch * program.buffers[b].stride;
+        }
+        STD_TORCH_CHECK(size >= used, "saved must have room for ", used, " elements, got ", size);
+    }
+
+    void make_room(int64_t packed, bool backward) {
+        launch.scratch_size = kernels.scratch_size(launch, deal.most_sequences(), backward);
+        const int64_t shards = launch.shards.size, scratch = launch.scratch_size * shards;
+        room.reserve((scratch + packed + (backward ? program.gradient_size * shards : 0)) * sizeof(T));
+        launch.scratch = room.data<T>();
+        launch.packed = launch.scratch + scratch;
+        launch.weight_gradients = launch.packed + packed;
+    }
+
+    void pack(const Parameters<T>& parameters, bool backward) {
+        launch.parameters = parameters.data.data();
+        launch.columns = parameters.columns.data();
+        void* const range = profiled.open(backward ? "vrnn_fast.backward.pack" : "vrnn_fast.forward.pack");
+        for_shards([&](int64_t s) { kernels.pack(launch, backward, s, launch.shards.size); });
+        profiled.close(range);
+    }
+
+    // Where others can use them as well: (packed_size()).
+    void pack_to(T* packed, const Known& known, const Parameters<T>& parameters) {
+        launch.packed = packed;
+        pack(parameters, false);
+        std::fill(packed + known.weights(), packed + known.packed_size(), T(0));
+        packed[known.weights()] = static_cast<T>(&build - builds);
+        packed[known.weights() + 1] = static_cast<T>(launch.shards.size);
+    }
+
+    template <class F>
+    void for_shards(F f) const {
+        if (launch.shards.size == 1) return f(0);
+        torch::stable::parallel_for(0, launch.shards.size, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t s = begin; s < end; ++s) f(s);
+        });
+    }
+
+  private:
+    template <class U>
+    static Steps<U> kept(std::optional<Tensor>& own, const Tensor& given) {
+        own = with_dense_rows(given);
+        return steps_of<U>(*own);
+    }
+};
+
+inline void check_count(const std::vector<Tensor>& parameters, const Known& known) {
+    STD_TORCH_CHECK(static_cast<int64_t>(parameters.size()) == known.parameters, "the program has ", known.parameters,
+                    " parameters, got ", parameters.size());
+}
+
+inline void check_states(const std::vector<Tensor>& state, const Known& known, ScalarType dtype, const Sizes& sizes) {
+    const int64_t states = known.decoded.program.states;
+    STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == states, "state must be ", states, " tensors, got ",
+                    state.size());
+    for (const Tensor& s : state) check(s, "state", dtype, sizes);
+}
+
+// A batch of sequences: x, or the noise of one that is drawn (T, B, X); eps (T, B, Z); state (B, H) each.
+inline void check_batch(const Known& known, const Tensor& x, const char* name, const Tensor& eps,
+                        const Optionals& given, const std::vector<Tensor>& state) {
+    STD_TORCH_CHECK(x.dim() == 3, name, " must have 3 dimensions, got ", x.dim());
+    const ScalarType dtype = precision(x, name);
+    const int64_t steps = x.size(0), batch = x.size(1), input = known.width(buffer_x);
+    const int64_t cond = known.decoded.program.cond;
+    check(x, name, dtype, {steps, batch, input});
+    check(eps, "eps", dtype, {steps, batch, known.width(buffer_eps)});
+    check_states(state, known, dtype, {batch, known.width(buffer_state)});
+    STD_TORCH_CHECK(given.cond.has_value() == (cond >= 0),
+                    "cond must be given where the program has it, and nowhere else");
+    if (given.cond) check(*given.cond, "cond", dtype, {steps, batch, known.width(cond)});
+    if (given.resets) check(*given.resets, "resets", ScalarType::Bool, {steps, batch});
+    if (given.mask) check(*given.mask, "mask", ScalarType::Bool, {steps, batch, input});
+    if (!given.lengths) return;
+    check(*given.lengths, "lengths", ScalarType::Long, {batch});
+    STD_TORCH_CHECK(given.lengths->is_contiguous(), "lengths must be contiguous");
+}
+
+inline void check_packed(const Tensor& packed, const Known& known, const Tensor& like) {
+    check(packed, "packed", like.scalar_type(), {known.packed_size()});
+    STD_TORCH_CHECK(packed.is_contiguous(), "packed must be contiguous");
+}
+
+inline void check_particles(const std::optional<Tensor>& t, const char* name, ScalarType dtype, const Known& known,
+                            const Tensor& x) {
+    STD_TORCH_CHECK(t.has_value() == known.resamples(), name, " belong to a program that resamples, and to no other");
+    if (!t) return;
+    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && t->dim() == 3 && t->size(0) == x.size(0) &&
+                        t->size(1) * t->size(2) == x.size(1) && t->size(2) > 0,
+                    name, " must be (T, B, particles), where x is (T, B * particles, X)");
+}
+
+}  // namespace vrnn::ops
