@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import operator
+import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -26,6 +29,8 @@ from replay import Record, Replay
 from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks, ops
 from vrnn_fast.compat import Run
 from vrnn_fast.compat.accelerated import Accelerated
+from vrnn_fast.compat.double import double_by_default
+from vrnn_fast.compat.sampling import Player
 
 pytestmark = pytest.mark.filterwarnings("ignore:accelerated as layout")
 
@@ -474,6 +479,53 @@ def test_a_copy_is_a_module_of_its_own(case: Case) -> None:
     assert all(p.grad is None for p in fast.parameters())
 
 
+PICKLED = [name for name in CASES if not name.startswith("B") or name == "B without a residual"]  # others are scripted
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_it_is_saved_whole_where_the_original_is(name: str) -> None:
+    case = CASES[name]
+    fast, x = case.accelerate(case.build()), case.data()
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    found = []
+    for module in (fast, torch.load(file, weights_only=False), pickle.loads(pickle.dumps(fast))):
+        assert isinstance(module, Accelerated)
+        torch.manual_seed(0)
+        before = sum(ops.launch_counts().values())
+        found.append(tensors(case.run(module, x)))
+        if backends()["cpu"].available:
+            assert sum(ops.launch_counts().values()) > before
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
+    fast = accelerate(copied.VRNN(6, 9, 4), mend=("kl",))
+    twin = pickle.loads(pickle.dumps(fast))
+    assert isinstance(twin, copied.VRNN)
+    assert twin._plan == fast._plan
+    if backends()["cpu"].available:
+        before = sum(ops.launch_counts().values())
+        twin.sample(3)
+        assert sum(ops.launch_counts().values()) == before + 1
+    dynamic = pickle.loads(pickle.dumps(accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))))
+    x = torch.rand(7, 5, 6)
+    y = dynamic(x)
+    q, p = (
+        Normal(dynamic.z_mean, (dynamic.z_logvar / 2).exp()),
+        Normal(dynamic.z_mean_p, (dynamic.z_logvar_p / 2).exp()),
+    )
+    torch.testing.assert_close(dynamic.loss(x, y), dynamic.divergence(x, y) + kl_divergence(q, p).sum())
+
+
+def test_outputs_that_cannot_be_imported_cannot_be_pickled() -> None:
+    fast = accelerate(own.SequenceModel(6, 9, 4), layout={**OWN, "outputs": lambda run: written(run)})
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(fast)
+
+
 class SamplesDoubled(copied.VRNN):
     def sample(self, seq_len: int) -> Tensor:
         return 2 * super().sample(seq_len)
@@ -482,12 +534,54 @@ class SamplesDoubled(copied.VRNN):
 def test_methods_of_the_class_run_as_they_are_written() -> None:
     """A sampling of its own, too."""
     model = SamplesDoubled(6, 9, 4)
-    fast = accelerate(model)
+    with pytest.warns(UserWarning, match="sample runs as its class is written, not on an executor"):
+        fast = accelerate(model)
     torch.manual_seed(4)
     theirs = model.sample(5)
     torch.manual_seed(4)
     assert torch.equal(fast.sample(5), theirs)
     assert torch.equal(fast.kld(*[torch.ones(2, 4)] * 4), model.kld(*[torch.ones(2, 4)] * 4))
+
+
+class SamplesInEval(copied.VRNN):
+    def sample(self, seq_len: int) -> Tensor:
+        return super().sample(seq_len) * (1 + self.training)
+
+
+class SamplesBatches(copied.VRNN):
+    def sample(self, batch: int, seq_len: int) -> Tensor:  # type: ignore[override]
+        return torch.stack([super(SamplesBatches, self).sample(seq_len) for _ in range(batch)])
+
+
+class SamplesItself(own.SequenceModel):
+    def sample(self, seq_len: int) -> Tensor:
+        return torch.randn(seq_len, 6)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "words"),
+    [
+        (SamplesDoubled, {}, r"sample differs by [\d.e-]+ with random parameters in train\(\) with gradients"),
+        (SamplesInEval, {}, r"sample differs by [\d.e-]+ with random parameters in train\(\)"),
+        (SamplesBatches, {}, "the original's own sample fails in float64 on 1, .*missing 1 required .* 'seq_len'"),
+        (SamplesItself, {"layout": OWN}, "does not sample from such a decoder: the gaussian likelihood reads heads of"),
+    ],
+)
+def test_a_sampling_that_is_not_proven_is_told_once(
+    build: Callable[[int, int, int], nn.Module], options: dict[str, Any], words: str
+) -> None:
+    with pytest.warns(UserWarning, match="sample runs as its class is written.*" + words) as caught:
+        accelerate(build(6, 9, 4), **options)
+    assert sum("sample runs" in str(warning.message) for warning in caught) == 1
+
+
+def test_a_fault_of_ours_in_sampling_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Player, "play", fails)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        accelerate(copied.VRNN(6, 9, 4))
 
 
 STATES = torch.Generator().manual_seed(0)
@@ -550,6 +644,25 @@ def test_parametrized_layers_and_frozen_parameters() -> None:
             assert (theirs is None) == (ours is None)
             if theirs is not None:
                 torch.testing.assert_close(ours, theirs)
+
+
+def test_every_sub_module_keeps_its_mode() -> None:
+    with default_dtype(torch.float64):
+        model, x = copied.VRNN(6, 9, 4), binary()
+        model.enc.eval()
+        modes = [module.training for module in model.modules()]
+        fast = accelerate(model)
+        assert [module.training for module in model.modules()] == modes
+        assert [module.training for module in fast.modules()] == modes
+        for module in (model, fast):
+            module.eval()
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                found = []
+                for module in (model, fast):
+                    torch.manual_seed(0)
+                    found.append(module(x))
+                torch.testing.assert_close(*found)
 
 
 def test_a_wrapper_with_the_prefix_module() -> None:
@@ -836,6 +949,69 @@ class DrawsOnce(copied.VRNN):
         return mean + std * torch.randn(mean.shape[1])
 
 
+class MeanInEval(copied.VRNN):
+    def draw(self, mean: Tensor, std: Tensor) -> Tensor:
+        return super().draw(mean, std) if self.training else mean
+
+
+class MeanWithoutGradients(copied.VRNN):
+    def draw(self, mean: Tensor, std: Tensor) -> Tensor:
+        return super().draw(mean, std) if torch.is_grad_enabled() else mean
+
+
+class WiderInEval(copied.VRNN):
+    def draw(self, mean: Tensor, std: Tensor) -> Tensor:
+        return super().draw(mean, std if self.training else 1.01 * std)
+
+
+class OnlyItsLossInTraining(copied.VRNN):
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        return both(found) if self.training else found
+
+
+class FailsInEval(copied.VRNN):
+    def forward(self, x: Tensor) -> Any:
+        assert self.training
+        return super().forward(x)
+
+
+class ScriptedMeanInEval(audio.VRNNCell):
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, audio.CellOutputs]:
+        prior_mu, prior_sd = self.prior(h)
+        enc_mu, enc_sd = self.posterior(torch.cat([h, x], -1))
+        enc_mu = enc_mu + prior_mu
+        z = torch.randn_like(enc_mu).mul(enc_sd).add(enc_mu) if self.training else enc_mu
+        phi_z = self.phi_z(z)
+        h = self.gru_cell(torch.cat([x, phi_z], -1), h)
+        return h, audio.CellOutputs(h, z, enc_mu, enc_sd, prior_mu, prior_sd, phi_z)
+
+
+def scripted_mean_in_eval() -> nn.Module:
+    model = audio.VRNNAudio(7, 4, 6, 3)
+    model.vrnn.vrnn_cell = torch.jit.script(ScriptedMeanInEval(7, 4, 14, residual=True))
+    return model
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (MeanInEval, r"the noise differs .* in eval\(\).*: the original draws nothing, the accelerated one normal"),
+        (MeanWithoutGradients, r"the noise differs .* in train\(\) without gradients: the original draws nothing"),
+        (WiderInEval, r"output\[.*\] differs by [\d.e-]+ with .* parameters in eval\(\) with gradients"),
+        (OnlyItsLossInTraining, r"output differs with random parameters in (eval|train)\(\) with gradients"),
+        (FailsInEval, r"the original's own forward fails .* eval\(\) with gradients: AssertionError"),
+        (lambda *_: scripted_mean_in_eval(), r"the noise differs .* in eval\(\) .*"),
+    ],
+)
+def test_what_hangs_on_its_mode_is_found_in_either(
+    build: Callable[[int, int, int], nn.Module], words: str, training: bool
+) -> None:
+    with pytest.raises(ProofError, match=words):
+        accelerate(build(6, 9, 4).train(training))
+
+
 class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x)
@@ -847,12 +1023,100 @@ class Swish(nn.Module):
         (ReadsAnother(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
         (LeaksInside(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
         (ReturnsMore(6, 9, 4), "the original gives 'tuple of length 5', the accelerated one 'tuple of length 4'"),
-        (DrawsOnce(6, 9, 4), r"the noise differs: the original draws normal \(4,\) .* accelerated one normal \(2, 4\)"),
+        (
+            DrawsOnce(6, 9, 4),
+            r"the noise differs .*: the original draws normal \(4,\) .* accelerated one normal \(2, 4\)",
+        ),
     ],
 )
 def test_what_names_and_shapes_cannot_tell_is_found_by_running(model: nn.Module, words: str) -> None:
     with pytest.raises(ProofError, match=words):
         accelerate(model)
+
+
+# --- threads
+
+
+class LooksAside(copied.VRNN):
+    """Looks into another thread whenever it computes a likelihood."""
+
+    def nll_gauss(self, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(untouched).result()
+        return super().nll_gauss(mean, std, x)
+
+
+def untouched() -> None:
+    LOOKED.append(torch.get_default_dtype())
+    assert torch.zeros(1).dtype == torch.tensor(0.5).dtype == torch.float32
+    assert torch.log(torch.ones(1)) == 0
+    with pytest.raises(TypeError):
+        torch.log(2.0)  # type: ignore[call-overload]
+
+
+LOOKED: list[torch.dtype] = []
+
+
+def test_the_proof_is_seen_by_no_other_thread() -> None:
+    LOOKED.clear()
+    accelerate(LooksAside(6, 9, 4, gaussian=True))
+    assert set(LOOKED) == {torch.float32}
+
+
+def test_threads_accelerate_at_once() -> None:
+    """Which share a random state and, for a Gaussian E, ``torch.log``."""
+    log = torch.log
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(accelerate, [copied.VRNN(6, 9, 4, gaussian=i % 2 == 0) for i in range(8)]))
+    assert torch.log is log
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(2, 3),
+        lambda: torch.full((2,), 0.1),
+        lambda: torch.full((2,), 1),
+        lambda: torch.arange(3),
+        lambda: torch.arange(0, 1, 0.3),
+        lambda: torch.linspace(0, 1, 4),
+        lambda: torch.tensor(0.1),
+        lambda: torch.tensor([1, 2]),
+        lambda: torch.as_tensor([0.1, 0.2]),
+        lambda: torch.tensor(0.1, dtype=torch.float32),
+        lambda: torch.as_tensor(0.1, dtype=torch.float32),
+        lambda: torch.ones(2, dtype=torch.float32),
+        lambda: torch.ones(2, dtype=torch.float32) / 3,
+        lambda: torch.ones(2, dtype=torch.int64) / 3,
+        lambda: torch.tensor([True, False]).float(),
+        lambda: torch.tensor([2, 3]).log(),
+        lambda: torch.randn(3),
+        lambda: torch.rand(3),
+        lambda: torch.randn(3, dtype=torch.float32),
+        lambda: torch.randn(3, generator=torch.Generator().manual_seed(1)),
+        lambda: torch.normal(0.0, 1.0, (3,)),
+        lambda: torch.empty(3).normal_(),
+        lambda: torch.randint(5, (3,)),
+        lambda: torch.randperm(4),
+        lambda: torch.jit.script(zeros)(3),
+    ],
+)
+def test_double_by_default_is_the_default_dtype_of_one_thread(make: Callable[[], Tensor]) -> None:
+    with default_dtype(torch.float64):
+        torch.manual_seed(0)
+        expected = make()
+    torch.manual_seed(0)
+    with double_by_default():
+        found = make()
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+def zeros(size: int) -> Tensor:
+    return torch.zeros(size)
+
+
+# --- refusals of parts
 
 
 def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,14 @@ class Sampling(NamedTuple):
 class Accelerated(nn.Module):
     """The first base of every class that :func:`build` makes; the second is the original's class."""
 
+    _original: ClassVar[type[nn.Module]]
+
     _plan: Plan
     _slots: tuple[Slot, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Its class is made anew where it is read, of the original's, which must be importable there."""
+        return _restored, (self._original, self._plan), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structures[0].spec}"
@@ -62,23 +68,33 @@ class Accelerated(nn.Module):
 
 def build(model: nn.Module, plan: Plan) -> nn.Module:
     """The module that computes what ``model`` computes by ``plan``, over the same parameters."""
-    original = type(model)
+    fast = mirror(model)
+    fast.__class__ = _class(type(model), plan)
+    vars(fast).update(
+        _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
+    )
+    return fast
+
+
+def _class(original: type[nn.Module], plan: Plan) -> type[nn.Module]:
+    """The class whose forward, and whatever else ``plan`` changes, runs by it."""
 
     @wraps(original.forward)
     def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
         return _run(self, args, kwargs)
 
-    fast = mirror(model)
-    methods: dict[str, Callable[..., Any]] = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    methods: dict[str, Any] = {"forward": forward, **plan.objective.methods(original, plan.mend)}
     if plan.objective.finishes:
         methods["forward"] = _finished(forward, plan.objective.finish)
     if plan.sampling is not None:
         methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
-    fast.__class__ = type(f"Accelerated{original.__name__}", (Accelerated, original), methods)
-    vars(fast).update(
-        _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
-    )
-    return fast
+    return type(f"Accelerated{original.__name__}", (Accelerated, original), {**methods, "_original": original})
+
+
+def _restored(original: type[nn.Module], plan: Plan) -> nn.Module:
+    """A module of that class that has no state yet."""
+    kind = _class(original, plan)
+    return kind.__new__(kind)
 
 
 def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 
     Attributes:
         text: what is wrong.
-        no_number: it yields no number at all, and is always mended.
+        no_number: it gives NaN or an exception instead of a number, and is always mended.
         outside: it is not in forward, and stays whatever ``mend`` says.
     """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -15,16 +17,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .base import Objective
+from .double import double_by_default
 from .inference import Probe, Unknown, infer
 from .sampling import Sampler
-from .tree import plain
+from .tree import plain, switch
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
 ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
 _SEED = 0
 _KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
 _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
-
+_LOCK = threading.RLock()
 
 Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
 Example: TypeAlias = Callable[[int, int], tuple[Any, ...]]
@@ -32,6 +35,8 @@ Example: TypeAlias = Callable[[int, int], tuple[Any, ...]]
 
 class ProofError(RuntimeError):
     """The accelerated module does not compute what the original computes; the message names the first difference."""
+
+    passed = 0  # trials
 
 
 class Draw(NamedTuple):
@@ -43,6 +48,27 @@ class Draw(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+class Mode(NamedTuple):
+    """What a forward may depend on beside its input.
+
+    Attributes:
+        training: of ``train()`` or ``eval()``, or None for the modes in which its modules are.
+        gradients: whether they are enabled.
+    """
+
+    training: bool | None
+    gradients: bool
+
+
+MODES = tuple(itertools.starmap(Mode, itertools.product((True, False), (True, False))))
+TRIALS = (("its own", Mode(None, gradients=True)), *(("random", mode) for mode in MODES))
+
+
+def _where(weights: str, module: nn.Module, mode: Mode) -> str:
+    training, gradients = "train" if module.training else "eval", "with" if mode.gradients else "without"
+    return f"with {weights} parameters in {training}() {gradients} gradients"
 
 
 class Observed(NamedTuple):
@@ -67,53 +93,82 @@ def prove(model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objecti
     """The first objective with which the accelerated module does what the original does, or the one that
     :mod:`.inference` finds.
 
-    Both run in float64 on copies of the parameters: first as they are, then on random ones, which no symmetry or zero
-    of an initialisation can hide. Every returned field, every tensor left as an attribute and every gradient is
-    compared. The random state is as before afterwards.
+    Both run in float64 on copies of the parameters: as they are, then on random ones, which no symmetry or zero of an
+    initialisation can hide, in ``train()`` and ``eval()`` and with and without gradients. Every returned field, every
+    tensor left as an attribute and every gradient is compared. The random state is as before afterwards; but torch has
+    one for all threads, so one proof runs at a time, and what another thread draws meanwhile comes from the same seed.
 
     Raises:
-        ProofError: no objective does; the message tells the first difference from the likeliest one.
+        ProofError: no objective does; the message tells the first difference from the one that came farthest.
     """
-    first: ProofError | None = None
+    errors = []
     with _sandbox(model):
         for objective in objectives:
             try:
                 return Proven(objective, _prove(model, accelerate, objective, example))
             except ProofError as error:
-                first = first or error
+                errors.append(error)
         try:
             objective = _inferred(model, accelerate, example)
             return Proven(objective, _prove(model, accelerate, objective, example))
         except ProofError as error:
-            raise first or error from None
+            errors.append(error)
+    raise max(errors, key=lambda error: error.passed)
 
 
 def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, example: Example) -> torch.dtype | None:
+    """The dtype of the noise.
+
+    Raises:
+        ProofError: a trial failed; it knows how many had passed.
+    """
     twin = _copy(model).double()
     torch.manual_seed(_SEED)
-    noise = None
-    for weights, sizes in SIZES.items():
-        inputs = _inputs(example(*sizes), twin)
-        if weights == "random":
-            _redraw(twin)
-        theirs = _observe_original(twin, inputs, objective)
-        noise = _dtype(theirs.draws)
-        missing = {name for name, value in theirs.fields.items() if not _finite(value)}
-        if missing and not (weights == "its own" and any(f.no_number for f in objective.faults.values())):
-            raise ProofError(f"{min(missing)} of the original is not finite with {weights} parameters")
-        ours = _observe(accelerate(twin, objective, noise), inputs, missing)
-        if missing:
-            theirs = _observe_original(twin, inputs, objective, missing)
-        _compare(theirs, ours, missing, f"with {weights} parameters")
+    noise, fast, inputs = None, None, {}
+    for passed, (weights, mode) in enumerate(TRIALS):
+        if weights not in inputs:
+            if weights == "random":
+                _redraw(twin)
+            inputs[weights] = _inputs(example(*SIZES[weights]), twin)
+        switch(twin, mode.training)
+        try:
+            theirs, missing = _theirs(twin, inputs[weights], objective, weights, mode)
+            if fast is None:
+                noise = _dtype(theirs.draws)
+                fast = accelerate(twin, objective, noise)
+            switch(fast, mode.training)
+            ours = _observe(fast, inputs[weights], mode, missing)
+            _compare(theirs, ours, missing, _where(weights, twin, mode))
+        except ProofError as error:
+            error.passed = passed
+            raise
     return noise
+
+
+def _theirs(
+    twin: nn.Module, inputs: tuple[Any, ...], objective: Objective, weights: str, mode: Mode
+) -> tuple[Observed, set[str]]:
+    """What the original gives, and the names of the fields that are no numbers and may be none."""
+    where = _where(weights, twin, mode)
+    theirs = _observe_original(twin, inputs, objective, mode, where)
+    missing = {name for name, value in theirs.fields.items() if not _finite(value)}
+    if not missing:
+        return theirs, missing
+    if weights != "its own" or not any(fault.no_number for fault in objective.faults.values()):
+        raise ProofError(f"{min(missing)} of the original is not finite {where}")
+    return _observe_original(twin, inputs, objective, mode, where, missing), missing
 
 
 def samples(
     model: nn.Module, accelerate: Callable[[nn.Module], nn.Module], sampler: Sampler, features: int
 ) -> bool | None:
-    """Whether the original's samples have gradients; None if it has no such method, or one that does something else.
+    """Whether the original's samples have gradients; None if it has no such method.
 
-    Both sample in float64 on random parameters, from the same seed: draws and numbers must be the same.
+    Both sample in float64 on random parameters, in every mode from the same seed: draws and numbers must be the same.
+
+    Raises:
+        ProofError: its method does something else.
+        LayoutError: the executors cannot do what it does.
     """
     if not callable(getattr(type(model), sampler.method, None)):
         return None
@@ -121,24 +176,24 @@ def samples(
         twin = _copy(model).double()
         torch.manual_seed(_SEED)
         _redraw(twin)
+        fast = accelerate(twin)
         gradients = False
-        for arguments in sampler.examples(features):
-            inputs = _inputs(arguments, twin)
-            try:
-                theirs = _sampled(twin, sampler.method, inputs)
-                with torch.no_grad():
-                    ours = _sampled(accelerate(twin), sampler.method, inputs)
-                _compare(theirs, ours, set(), "in its samples")
-            except Exception:  # whatever it is, the original's own method stays
-                return None
+        for mode, arguments in itertools.product(MODES, sampler.examples(features)):
+            for module in (twin, fast):
+                switch(module, mode.training)
+            inputs, where = _inputs(arguments, twin), _where("random", twin, mode)
+            with _original(sampler.method, inputs, where):
+                theirs = _sampled(twin, sampler.method, inputs, mode)
+            ours = _sampled(fast, sampler.method, inputs, mode._replace(gradients=False))
+            _compare(theirs, ours, set(), where)
             gradients |= any(isinstance(f, Tensor) and f.requires_grad for f in theirs.fields.values())
     return gradients
 
 
-def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...]) -> Observed:
+def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...], mode: Mode) -> Observed:
     torch.manual_seed(_SEED + 1)
     recorder = _Recorder()
-    with recorder:
+    with torch.set_grad_enabled(mode.gradients), double_by_default(), recorder:
         returned = getattr(module, method)(*inputs)
     return Observed(returned, {}, recorder.draws, dict(_fields("sample", returned)), {})
 
@@ -155,7 +210,8 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
     inputs = _inputs(example(*SIZES["random"]), twin)
     if len(inputs) > 1:
         raise ProofError(f"forward takes {len(inputs)} arguments: say what it returns with layout={{'outputs': ...}}")
-    theirs = _observe_original(twin, inputs, Probe())
+    mode = Mode(None, gradients=True)
+    theirs = _observe_original(twin, inputs, Probe(), mode, _where("random", twin, mode))
     probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
     torch.manual_seed(_SEED + 1)
     with torch.no_grad():
@@ -181,16 +237,28 @@ def _inputs(arguments: tuple[Any, ...], twin: nn.Module) -> tuple[Any, ...]:
 
 
 def _observe_original(
-    twin: nn.Module, inputs: tuple[Any, ...], objective: Objective, leave_out: Iterable[str] = ()
+    twin: nn.Module,
+    inputs: tuple[Any, ...],
+    objective: Objective,
+    mode: Mode,
+    where: str,
+    leave_out: Iterable[str] = (),
 ) -> Observed:
+    with _original("forward", inputs, where), objective.repaired():
+        return _observe(twin, inputs, mode, leave_out)
+
+
+@contextmanager
+def _original(method: str, inputs: tuple[Any, ...], where: str) -> Iterator[None]:
+    """Where a method of the original runs: whatever it raises is its own affair."""
     try:
-        with objective.repaired():
-            return _observe(twin, inputs, leave_out)
+        yield
     except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in inputs if isinstance(t, Tensor))
+        given = [f"an input of shape {tuple(v.shape)}" if isinstance(v, Tensor) else repr(v) for v in inputs]
+        other = " (another one can be given as example=)" if method == "forward" else ""
         raise ProofError(
-            f"the original's own forward fails in float64 on an input of shape {shapes} (another one can be given as "
-            f"example=): {type(error).__name__}: {error}"
+            f"the original's own {method} fails in float64 on {', '.join(given)}{other}, {where}: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
@@ -202,15 +270,10 @@ def _dtype(draws: Iterable[Draw]) -> torch.dtype | None:
 
 @contextmanager
 def _sandbox(model: nn.Module) -> Iterator[None]:
-    """Random state and default dtype of the caller's own, whatever happens inside."""
+    """Random state of the caller's own, whatever happens inside; one sandbox at a time, since all threads share it."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    default = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
-        torch.set_default_dtype(torch.float64)  # for the states and buffers that a forward makes itself
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(default)
+    with _LOCK, torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
+        yield
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -242,23 +305,29 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _observe(module: nn.Module, inputs: tuple[Any, ...], leave_out: Iterable[str] = ()) -> Observed:
-    """Run forward, and backward from a fixed mixture of all that it gave."""
+def _observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: Iterable[str] = ()) -> Observed:
+    """Run forward, and with gradients backward from a fixed mixture of all that it gave."""
     torch.manual_seed(_SEED + 1)
-    leaves = [t.clone().requires_grad_(t.is_floating_point()) if isinstance(t, Tensor) else t for t in inputs]
+    leaves = [
+        t.clone().requires_grad_(mode.gradients and t.is_floating_point()) if isinstance(t, Tensor) else t
+        for t in inputs
+    ]
     before = {name: id(value) for name, value in vars(module).items()}
     recorder = _Recorder()
-    with recorder:
+    with torch.set_grad_enabled(mode.gradients), double_by_default(), recorder:
         returned = module(*leaves)
     fields = dict(_fields("output", returned))
     left = {n: v for n, v in vars(module).items() if not n.startswith("_") and id(v) != before.get(n)}
     for name, value in left.items():
         fields |= dict(_fields(f"attribute {name}", value))
+    if not mode.gradients:
+        return Observed(returned, left, recorder.draws, fields, {})
     mixture = torch.Generator().manual_seed(_SEED + 2)
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float64)
     for name, value in fields.items():
         if isinstance(value, Tensor) and value.requires_grad and name not in leave_out:
-            total = total + (value * torch.randn(value.shape, generator=mixture).to(value.device)).sum().cpu()
+            weights = torch.randn(value.shape, generator=mixture, dtype=torch.float64)
+            total = total + (value * weights.to(value.device)).sum().cpu()
     named = [*module.named_parameters(), *((f"input {i}", t) for i, t in enumerate(leaves) if isinstance(t, Tensor))]
     wanted = {f"the gradient of {name}": t for name, t in named if t.requires_grad}
     found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
@@ -295,15 +364,15 @@ def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str) ->
     """Raise at the first difference of draws, fields or gradients."""
     if theirs.draws != ours.draws:
         both = [", ".join(map(str, draws)) or "nothing" for draws in (theirs.draws, ours.draws)]
-        raise ProofError(f"the noise differs: the original draws {both[0]}, the accelerated one {both[1]}")
+        raise ProofError(f"the noise differs {where}: the original draws {both[0]}, the accelerated one {both[1]}")
     for name, value in theirs.fields.items():
         if name not in ours.fields:
-            raise ProofError(f"{name} is missing, which the original gives")
+            raise ProofError(f"{name} is missing {where}, which the original gives")
         if name not in missing:
             _equal(name, value, ours.fields[name], where)
     for name in ours.fields:
         if name not in theirs.fields:
-            raise ProofError(f"{name} is not what the original gives")
+            raise ProofError(f"{name} is given {where}, which the original does not give")
     scale = max((g.abs().max().item() for g in theirs.gradients.values() if g is not None and g.numel()), default=0.0)
     for name, gradient in theirs.gradients.items():
         _equal(name, gradient, ours.gradients[name], where, scale)

@@ -15,7 +15,7 @@ from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, Sampling, arguments_of, build
 from .base import Fault, Layout, Objective
 from .mapping import mapped
-from .proof import prove, samples
+from .proof import ProofError, prove, samples
 from .reading import LayoutError, Shapes
 from .tree import activations, parameter_shapes, plain, shallow, vet
 
@@ -38,12 +38,14 @@ def accelerate(
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
     Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
-    reductions are the model's own, faults included, of which one warning tells; only what yields no number at all is
-    mended unasked. Before it is returned it has been proven: in a forked random state the model's own forward and the
-    accelerated one ran on a small input in float64, and every returned field and every gradient was the same.
+    reductions are the model's own, faults included. One warning lists the faults; those that give NaN or an exception
+    instead of a number are always mended. Before it is returned it has been proven: in a forked random state the
+    model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with and
+    without gradients, and every returned field and every gradient was the same.
 
-    The model itself goes on working. ``sample`` of the layouts E and Z runs on our executors as well, where it has been
-    proven to give the same samples from the same seed; other methods of the class run as they are written.
+    The model itself goes on working. ``sample`` of the layouts E and Z runs on our executors as well, if it is proven
+    to give the same samples from the same seed; else a warning tells why not. Other methods of the class run as they
+    are written.
 
     Args:
         model: a VRNN of a known layout, alone or in ``nn.DataParallel``, ``DistributedDataParallel`` or another module
@@ -58,7 +60,7 @@ def accelerate(
         LayoutError: the model is of no known layout, or holds what cannot be run; the message says what was looked for
             and what was found.
         ProofError: the accelerated module would not compute what the model computes; the message names the first
-            field that differs, and its size.
+            field that differs, its size, and the mode in which it does.
         TypeError, ValueError: an argument out of its domain, naming it.
     """
     if not isinstance(model, nn.Module):
@@ -120,16 +122,24 @@ def accelerate(
     sampling = None
     if known.sampler is not None and len(cells) == 1:
         tried = Sampling(known.sampler, gradients=False)
-        gradients = samples(
-            model, lambda twin: build(twin, planned(proven.objective, proven.noise, tried)), known.sampler, features
-        )
-        sampling = None if gradients is None else Sampling(known.sampler, gradients)
+
+        def sampling_one(twin: nn.Module) -> nn.Module:
+            return build(twin, planned(proven.objective, proven.noise, tried))
+
+        try:
+            gradients = samples(model, sampling_one, known.sampler, features)
+        except (ProofError, LayoutError) as error:
+            warnings.warn(
+                f"{known.sampler.method} runs as its class is written, not on an executor: {error}", stacklevel=2
+            )
+        else:
+            sampling = None if gradients is None else Sampling(known.sampler, gradients)
     return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
 
 
 def _fate(fault: Fault) -> str:
     if fault.no_number:
-        return "mended, or there were no number"
+        return "always mended: it leaves no number"
     return "outside of forward, kept" if fault.outside else "kept"
 
 

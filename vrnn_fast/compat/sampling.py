@@ -17,6 +17,7 @@ from .. import executors
 from ..executors.reference import full_precision
 from ..layout import Reading, gather
 from ..spec import CellSpec, Std
+from .reading import LayoutError
 
 if TYPE_CHECKING:
     from .accelerated import Accelerated
@@ -47,6 +48,9 @@ class Player:
     """An accelerated module of one cell, its parameters read once, to go on without being shown anything.
 
     ``likelihood`` says what the first of the decoder's heads is the mean of, or the first two are of a Gaussian.
+
+    Raises:
+        LayoutError: the decoder has no such heads.
     """
 
     def __init__(self, module: Accelerated, likelihood: str, heads: int) -> None:
@@ -56,12 +60,15 @@ class Player:
         self.like = parameters[0]
         self.drawn_as = plan.noise
         self.draw: Draw = lambda out: plan.objective.noise(out, plan.mend)
-        self.spec: CellSpec = replace(
-            structure.spec,
-            likelihood=likelihood,  # type: ignore[arg-type]
-            decoder_heads=structure.spec.decoder_heads[:heads],
-            output_std=Std(floor=0.0),
-        )
+        try:
+            self.spec: CellSpec = replace(
+                structure.spec,
+                likelihood=likelihood,  # type: ignore[arg-type]
+                decoder_heads=structure.spec.decoder_heads[:heads],
+                output_std=Std(floor=0.0),
+            )
+        except ValueError as error:
+            raise LayoutError(f"{plan.layout} does not sample from such a decoder: {error}") from error
         names = {name for name, _ in self.spec.parameters()}
         kept = [p for (n, _), p in zip(structure.spec.parameters(), parameters, strict=True) if n in names]
         every = len(kept) == len(parameters) and all(p.is_leaf for p in parameters)

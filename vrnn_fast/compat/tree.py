@@ -122,6 +122,15 @@ def plain(model: nn.Module) -> nn.Module:
     return mirror(model) if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else model
 
 
+def switch(model: nn.Module, training: bool | None) -> None:
+    """``train()`` or ``eval()``, of what torch.jit holds as well; None leaves all as it is."""
+    if training is not None:
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, Scripted):
+                module._source().train(training)
+
+
 def shallow(module: nn.Module) -> nn.Module:
     """A module of the same class with the same attributes, parameters, buffers and children, in dictionaries of its
     own."""
