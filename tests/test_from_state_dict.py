@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -29,6 +30,7 @@ from vrnn_fast import (
 )
 from vrnn_fast.compat.checkpoint import convert
 from vrnn_fast.spec import Std
+from vrnn_fast.training import checkpoint
 
 
 def means(model: nn.Module, x: Tensor) -> Tensor:
@@ -78,13 +80,17 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("kept", ["in memory", "in a file", "among others, in a wrapper"])
+@pytest.mark.parametrize("kept", ["in memory", "in a file", "among others, in a wrapper", "converted", "twice"])
 def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) -> None:
     model = VRNN(6, 9, 4, dtype=torch.float64, **OURS[name])
     state: Any = nn.DataParallel(model).state_dict() if kept.startswith("among") else model.state_dict()
     if kept != "in memory":
-        torch.save({"epoch": 3, "model": state} if kept.startswith("among") else state, tmp_path / "ours.pt")
+        among = {"epoch": 3, "networks": {"model": state}}
+        torch.save(among if kept.startswith("among") else state, tmp_path / "ours.pt")
         state = tmp_path / "ours.pt"
+    for number in range({"converted": 1, "twice": 2}.get(kept, 0)):
+        convert(state, tmp_path / f"{number}.safetensors", "auto", {})
+        state = tmp_path / f"{number}.safetensors"
     again = VRNN.from_state_dict(state)
     assert again.spec == model.spec
     assert repr(again.likelihood) == repr(model.likelihood)
@@ -93,14 +99,21 @@ def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) ->
     assert torch.equal(again(x, eps=eps).loss, model(x, eps=eps).loss)
 
 
-def test_a_likelihood_of_your_own_is_passed() -> None:
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_likelihood_of_your_own_is_passed(converted: bool, tmp_path: Path) -> None:
     class Laplace(Likelihood):
         def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
             return -((x - raw).abs() + 1).sum(-1)
 
-    model = VRNN(6, 9, 4, likelihood=Laplace())
-    again = VRNN.from_state_dict(model.state_dict(), likelihood=Laplace(), std=model.spec.std)
-    assert again.spec == model.spec
+    model = VRNN(6, 9, 4, likelihood=Laplace(), activation="tanh", residual=True)
+    state: Any = model.state_dict()
+    if converted:
+        torch.save(state, tmp_path / "ours.pt")
+        state = tmp_path / "ours.safetensors"
+        convert(tmp_path / "ours.pt", state, "auto", {"likelihood": Laplace()})
+    assert VRNN.from_state_dict(state, likelihood=Laplace()).spec == model.spec
+    with pytest.raises(LayoutError, match="the likelihood Laplace is a class of your own: pass likelihood="):
+        VRNN.from_state_dict(state)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -389,6 +402,22 @@ def test_of_b_two_or_three_values_are_read() -> None:
     state |= {"vrnn.decoder.4.weight": torch.zeros(24, 7), "vrnn.decoder.4.bias": torch.zeros(24)}
     with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give two values .* found 24"):
         VRNN.from_state_dict(state)
+
+
+def test_safetensors_of_others(theirs: copied.VRNN, tmp_path: Path) -> None:
+    save_file(theirs.state_dict(), tmp_path / "old.safetensors")
+    agree(VRNN.from_state_dict(tmp_path / "old.safetensors"), theirs)
+    convert(tmp_path / "old.safetensors", tmp_path / "new.safetensors", "auto", {})
+    agree(VRNN.from_state_dict(tmp_path / "new.safetensors"), theirs)
+
+
+def test_a_run_is_not_converted(tmp_path: Path) -> None:
+    """What it was trained on may be standardised, as its checkpoint alone tells."""
+    checkpoint.save(tmp_path / "best.safetensors", VRNN(6, 9, 4).state_dict(), {"source": {}, "model": {}, "train": {}})
+    with pytest.raises(LayoutError, match=r"best\.safetensors is a run's checkpoint, not a converted file"):
+        VRNN.from_state_dict(tmp_path / "best.safetensors")
+    with pytest.raises(LayoutError, match=r"best\.safetensors is a run's checkpoint, not a converted file"):
+        convert(tmp_path / "best.safetensors", tmp_path / "new.safetensors", "auto", {})
 
 
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:

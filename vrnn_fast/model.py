@@ -782,9 +782,9 @@ class VRNN(nn.Module):
         from .compat.checkpoint import MARK, described
 
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        told, notes = described(self), getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if told is not None and notes is not None:
-            notes[MARK] = told
+        notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if notes is not None:
+            notes[MARK] = described(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.

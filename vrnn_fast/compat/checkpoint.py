@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ _SHARED = (
 )  # arguments of VRNN that are fields of its spec
 MARK = "vrnn_fast"  # among what torch notes of a module in a state dict
 _HEADER = "arguments"  # of the VRNN that a converted file holds
+_Ours: TypeAlias = tuple[Mapping[str, Any], dict[str, Tensor]]  # what a VRNN's file tells of it, and its tensors
 
 
 class _ArrayLayout(Protocol):
@@ -62,14 +63,9 @@ def from_state_dict(
     agent: int | None = None,
 ) -> VRNN:
     """See :meth:`vrnn_fast.VRNN.from_state_dict`."""
-    if isinstance(source, Mapping):
-        stored: Mapping[str, Any] = source
-    elif Path(source).suffix == ".safetensors":
-        _alone(agent)
-        return _converted(Path(source), arguments)
-    else:
-        stored = _read(Path(source))
-    ours = _own(stored) if layout == "auto" else None
+    stored, ours = (source, None) if isinstance(source, Mapping) else _read(Path(source))
+    if ours is None and layout == "auto":
+        ours = _own(stored)
     if ours is not None:
         _alone(agent)
         return _made(*ours, arguments)
@@ -79,50 +75,44 @@ def from_state_dict(
 
 
 def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], agent: int | None = None) -> VRNN:
-    """Write a foreign checkpoint as a file that :meth:`vrnn_fast.VRNN.from_state_dict` reads without being told more.
+    """Write the model that ``old`` holds as a file that :meth:`vrnn_fast.VRNN.from_state_dict` reads untold.
 
     Raises:
-        LayoutError: the checkpoint is of no known layout.
-        ValueError: ``new`` does not end in .safetensors.
+        LayoutError: the checkpoint is of no known layout or a run's own, or ``new`` does not end in .safetensors.
     """
     from ..training import checkpoint
 
     if new.suffix != ".safetensors":
         raise LayoutError(f"the new file must end in .safetensors, got {new}")
-    model, tensors = _translate(_tensors(_read(old), layout), layout, arguments, agent)
-    model.load_state_dict(tensors)
+    model = from_state_dict(old, layout, arguments, agent)
     checkpoint.save(new, model.state_dict(), {_HEADER: described(model)})
     return model
 
 
-def _converted(path: Path, arguments: Mapping[str, Any]) -> VRNN:
-    from ..training import checkpoint
-
-    tensors, header = checkpoint.load(path)
-    if _HEADER not in header:
-        raise LayoutError(f"{path} is a run's checkpoint, not a converted file: vrnn-fast eval and sample read it")
-    return _made(header[_HEADER], tensors, arguments)
-
-
 def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
     """The module that was :func:`described`, with these tensors."""
-    kind, constants = told["likelihood"]
-    likelihood = getattr(likelihoods, kind)(**{n: Std(**c) if isinstance(c, dict) else c for n, c in constants.items()})
     like = next(iter(tensors.values()))
-    model = VRNN(**{**told, "std": Std(**told["std"]), "likelihood": likelihood, "dtype": like.dtype, **arguments})
+    given = {**told, "std": Std(**told["std"]), "dtype": like.dtype, **arguments}
+    if "likelihood" not in arguments:
+        kind, constants = told["likelihood"]
+        if constants is None:
+            raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to from_state_dict")
+        constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
+        given["likelihood"] = getattr(likelihoods, kind)(**constants)
+    model = VRNN(**given)
     model.load_state_dict(tensors)
     return model
 
 
-def _own(stored: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Tensor]] | None:
+def _own(stored: Mapping[str, Any]) -> _Ours | None:
     """What a state dict of a VRNN tells of it, and its tensors; None for any other."""
-    for found in (stored, *(value for value in stored.values() if isinstance(value, Mapping))):
-        for path, about in getattr(found, "_metadata", {}).items():
-            if MARK in about and set(path.split(".")) <= {"", *(p.removesuffix(".") for p in _PREFIXES)}:
-                prefix = f"{path}." if path else ""
-                names = [name for name in found if name.startswith(prefix)]
-                return about[MARK], {name.removeprefix(prefix): found[name] for name in names}
-    return None
+    for path, about in getattr(stored, "_metadata", {}).items():
+        if MARK in about and set(path.split(".")) <= {"", *(p.removesuffix(".") for p in _PREFIXES)}:
+            prefix = f"{path}." if path else ""
+            names = [name for name in stored if name.startswith(prefix)]
+            return about[MARK], {name.removeprefix(prefix): stored[name] for name in names}
+    found = (_own(value) for value in stored.values() if isinstance(value, Mapping))
+    return next((ours for ours in found if ours is not None), None)
 
 
 def _shared(spec: CellSpec) -> dict[str, Any]:
@@ -137,26 +127,27 @@ def _shared(spec: CellSpec) -> dict[str, Any]:
     return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
 
 
-def described(model: VRNN) -> dict[str, Any] | None:
-    """The arguments that make such a module again, as plain data; None where its likelihood is of the user's own."""
-    if getattr(likelihoods, type(model.likelihood).__name__, None) is not type(model.likelihood):
-        return None
-    spec = model.spec
+def described(model: VRNN) -> dict[str, Any]:
+    """The arguments that make such a module again, as plain data; of a likelihood of the user's own its name alone."""
+    spec, kind = model.spec, type(model.likelihood)
     about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | _shared(spec)
-    constants = {name: getattr(model.likelihood, name) for name in inspect.signature(type(model.likelihood)).parameters}
-    constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in constants.items()}
-    likelihood = type(model.likelihood).__name__, constants
-    return about | {"std": asdict(spec.std), "likelihood": likelihood, "batch_first": model.batch_first}
+    constants = None
+    if getattr(likelihoods, kind.__name__, None) is kind:
+        found = {name: getattr(model.likelihood, name) for name in inspect.signature(kind).parameters}
+        constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in found.items()}
+    return about | {"std": asdict(spec.std), "likelihood": (kind.__name__, constants), "batch_first": model.batch_first}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """What a file of torch.save (legacy ones included) or numpy.savez holds."""
+def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
+    """What a file of safetensors, torch.save (legacy ones included) or numpy.savez holds, and what ours tell."""
     if not path.is_file():
         raise LayoutError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+                return dict(arrays), None
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise LayoutError(
@@ -165,7 +156,21 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(found, Mapping):
         raise LayoutError(f"{path} must hold a state dict, found {type(found).__name__}")
-    return found
+    return found, None
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], _Ours | None]:
+    from ..training import checkpoint
+
+    tensors, header = checkpoint.read(path)
+    if header is None:
+        return tensors, None
+    if _HEADER not in header:
+        raise LayoutError(
+            f"{path} is a run's checkpoint, not a converted file: vrnn-fast eval and sample read it, and "
+            "vrnn_fast.training.trainer.load_model"
+        )
+    return tensors, (header[_HEADER], tensors)
 
 
 def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict[str, Tensor]:

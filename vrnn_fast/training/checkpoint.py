@@ -41,6 +41,21 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: there is no such file, or it is not one that :func:`save` wrote.
     """
+    tensors, header = read(path)
+    if header is None:
+        first = ", ".join(sorted(tensors)[:3])
+        raise CheckpointError(
+            f"{path} was not written by vrnn_fast: found {len(tensors)} tensors ({first}, ...) without its header"
+        )
+    return tensors, header
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """The tensors of any safetensors file, and the header if :func:`save` wrote it.
+
+    Raises:
+        CheckpointError: there is no such file, it is no safetensors file, or its header is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -52,12 +67,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: found {_describe(path)} ({error})") from error
     if _KEY not in metadata:
-        first = ", ".join(sorted(tensors)[:3])
-        raise CheckpointError(
-            f"{path} was not written by vrnn_fast: found {len(tensors)} tensors ({first}, ...) without its header"
-        )
+        return tensors, None
     try:
-        header = json.loads(metadata[_KEY])
+        header: dict[str, Any] = json.loads(metadata[_KEY])
         version = header.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is damaged: found {metadata[_KEY][:60]!r}") from error
