@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,26 @@ def test_npz_with_named_parts(tmp_path: Path) -> None:
     assert (found.likelihood, found.features, found.steps("train")) == ("bernoulli", 3, 12)
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training 1", "VAL_1", "Test"), ("train", "val2", "test")]
+)
+def test_validation_has_a_short_name_too(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    np.savez(tmp_path / "notes.npz", **{name: _binary(4 + i, 3) for i, name in enumerate(names)})
+    found = data.load(Source(str(tmp_path / "notes.npz")))
+    assert [[len(x) for x in found[part]] for part in PARTS] == [[4], [5], [6]]
+
+
+def test_one_name_of_no_part_is_refused(tmp_path: Path) -> None:
+    """What is named test... would be trained on, if the names' hashes decided."""
+    parts = {name: _binary(4, 3) for name in ("train_a", "train_b", "valid", "test")}
+    np.savez(tmp_path / "notes.npz", **parts, valse=_binary(4, 3), walk=_binary(4, 3))
+    with pytest.raises(DataError, match=r"valid \(or val\) or test all must, got 'valse', 'walk'$"):
+        data.load(Source(str(tmp_path / "notes.npz")))
+    np.savez(tmp_path / "notes.npz", **parts, others=_binary(9, 4, 3))
+    with pytest.raises(DataError, match=r"got 'others\[0\]', .* 'others\[4\]' and 4 more$"):
+        data.load(Source(str(tmp_path / "notes.npz")))
+
+
 def test_npy_is_divided_by_name(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(20, 4, 3)) * (1, 10, 0.1) + (0, 5, -3)
     np.save(tmp_path / "walk.npy", values)
@@ -178,12 +200,13 @@ def test_npy_is_divided_by_name(tmp_path: Path) -> None:
     assert data.load(Source(str(tmp_path / "walk.npy"), likelihood="gaussian")).fingerprint() == found.fingerprint()
 
 
-def test_a_constant_feature_is_only_moved(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(5, 4, 2))
-    values[..., 1] = 7
+@pytest.mark.parametrize("value", [7, 0.1])
+def test_a_constant_feature_is_only_moved(tmp_path: Path, value: float) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 41, 2))
+    values[..., 1] = value
     np.save(tmp_path / "walk.npy", values)
     found = data.load(Source(str(tmp_path / "walk.npy"), likelihood="gaussian"))
-    assert (found.mean[1], found.scale[1]) == (7, 1)
+    assert (found.mean[1], found.scale[1]) == (np.float32(value), 1)
     assert (torch.cat(found.train)[:, 1] == 0).all()
 
 
@@ -218,10 +241,27 @@ def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, Any], message:
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     values = np.zeros((3, 5, 2))
-    values[1, 4, 1] = np.nan
-    np.save(tmp_path / "bad.npy", values)
-    with pytest.raises(DataError, match=r"'bad\[1\]' must be finite, got nan at step 4, feature 1"):
-        data.load(Source(str(tmp_path / "bad.npy"), likelihood="gaussian"))
+    for value in ("nan", "1e+39"):
+        values[1, 4, 1] = float(value)
+        np.save(tmp_path / "bad.npy", values)
+        words = rf"'bad\[1\]' must be finite in float32, got {re.escape(value)} at step 4, feature 1"
+        with pytest.raises(DataError, match=words):
+            data.load(Source(str(tmp_path / "bad.npy"), likelihood="gaussian"))
+
+
+@pytest.mark.parametrize(("scale", "value"), [(1e-30, 1e20), (3e38, 3e38)])
+def test_what_overflows_when_standardised(tmp_path: Path, scale: float, value: float) -> None:
+    parts = {"train": np.random.default_rng(0).choice((-scale, scale), (50, 2)), "valid": np.zeros((3, 2))}
+    np.savez(tmp_path / "far.npz", **parts, test=np.array([[0, 0], [0, value]]))
+    if scale < 1:
+        words = (
+            r"far\.npz: standardised by the training part, 1e\+20 is not finite .* step 1, feature 1 of test sequence 0"
+        )
+        with pytest.raises(DataError, match=words):
+            data.load(Source(str(tmp_path / "far.npz"), likelihood="gaussian"))
+    else:
+        found = data.load(Source(str(tmp_path / "far.npz"), likelihood="gaussian"))
+        assert torch.cat(found.train).std(0, correction=0).tolist() == pytest.approx([1, 1])
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -232,6 +272,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"bad\.npz is not a readable \.npz or \.npy file"):
         data.load(Source(str(tmp_path / "bad.npz")))
+    np.savez(tmp_path / "text.npz", a=np.zeros((3, 4, 2)))
+    with zipfile.ZipFile(tmp_path / "text.npz", "a") as archive:
+        archive.writestr("readme.txt", "text")
+    with pytest.raises(DataError, match=r"text\.npz holds 'readme\.txt', which is no array"):
+        data.load(Source(str(tmp_path / "text.npz")))
     np.save(tmp_path / "ragged.npy", np.array([np.zeros((2, 3)), np.zeros((4, 3))], dtype=object))
     with pytest.raises(DataError, match=r"save sequences of unequal length as one array each in an \.npz file"):
         data.load(Source(str(tmp_path / "ragged.npy")))
@@ -255,6 +300,21 @@ def test_sound_is_cut_into_frames(tmp_path: Path) -> None:
     ours = torch.cat([x.flatten() for x in found[part]]) * found.scale[0]
     assert torch.isclose(ours, torch.from_numpy(first)[0], rtol=1e-5).any()
     assert torch.cat(found.train).std(correction=0).item() == pytest.approx(1, rel=1e-5)
+
+
+def test_files_of_sound_are_named_after_parts_too(tmp_path: Path) -> None:
+    for i, name in enumerate(("train_a.wav", "train_b.WAV", "val.Wav", "test.wav")):
+        _wav(tmp_path / name, 100 * (i + 1))
+    found = data.load(Source(str(tmp_path), frame=100))
+    assert [[len(x) for x in found[part]] for part in PARTS] == [[1, 2], [3], [4]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_sound_that_is_no_number(tmp_path: Path, value: float) -> None:
+    _wav(tmp_path / "a.wav", 500)
+    soundfile.write(tmp_path / "b.wav", np.where(np.arange(500) == 33, value, 0.1), 8000, subtype="DOUBLE")
+    with pytest.raises(DataError, match=r"b\.wav must be finite in float32, got (nan|inf) at sample 33"):
+        data.load(Source(str(tmp_path), frame=10))
 
 
 def test_one_file_of_sound_is_enough(tmp_path: Path) -> None:

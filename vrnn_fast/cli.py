@@ -88,7 +88,8 @@ def train(
 ) -> None:
     """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
 
-    Arrays named train..., valid... and test... are those parts; otherwise a hash of the names decides. Ctrl-C saves,
+    Arrays and files named train..., valid... (or val) and test... are those parts; if none is, a hash of the names
+    decides. Ctrl-C saves,
     and --resume goes on as if it had never stopped.
     """
     from .training.trainer import LAST

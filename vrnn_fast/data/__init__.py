@@ -1,13 +1,22 @@
 """Sequences to learn from: the Bach chorales of music21, array files, and folders of sound."""
 
 from .batches import Batch, bucketed, pad
-from .dataset import DataError, Dataset, Source
+from .dataset import DataError, Dataset, Reading, Source
 
-__all__ = ["Batch", "DataError", "Dataset", "Source", "bucketed", "load", "pad"]
+__all__ = ["Batch", "DataError", "Dataset", "Reading", "Source", "bucketed", "load", "pad", "read"]
 
 
 def load(source: Source) -> Dataset:
-    """Read what ``source`` describes.
+    """All parts of what ``source`` describes, ready to train on.
+
+    Raises:
+        DataError: there is nothing to read there, it is not what was described, or a part is empty.
+    """
+    return read(source).dataset()
+
+
+def read(source: Source) -> Reading:
+    """What ``source`` describes, as it is there.
 
     Raises:
         DataError: there is nothing to read there, or it is not what was described.

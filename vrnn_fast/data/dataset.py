@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -64,8 +64,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in PARTS:
-            if not self[part]:
-                raise DataError(f"{self.name}: the {part} part holds no sequence")
+            _require_sequences(self.name, part, self[part])
 
     def __getitem__(self, part: Part) -> tuple[Tensor, ...]:
         return {"train": self.train, "valid": self.valid, "test": self.test}[part]
@@ -102,12 +101,72 @@ class Dataset:
         return float(nll.mean())
 
 
-def standardised(
-    name: str, parts: dict[Part, list[Tensor]], mean: Tensor, scale: Tensor, rate: int | None = None
-) -> Dataset:
-    """The gaussian data set of ``(x - mean) / scale``; both of shape (X,) or (1,)."""
-    train, valid, test = (tuple((x - mean) / scale for x in parts[part]) for part in PARTS)
-    return Dataset(name, "gaussian", train, valid, test, tuple(mean.tolist()), tuple(scale.tolist()), rate)
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds: float32 sequences of shape (T_i, X) as they were read, by part; a part may be empty."""
+
+    name: str
+    likelihood: Output
+    parts: Mapping[Part, Sequence[Tensor]]
+    rate: int | None = None
+
+    @property
+    def features(self) -> int:
+        """X, the size of a feature vector."""
+        return next(x.shape[1] for part in PARTS for x in self.parts[part])
+
+    def dataset(self) -> Dataset:
+        """All parts; gaussian features are standardised by the training part.
+
+        Raises:
+            DataError: a part is empty, sound is silent, or a number is too large to be standardised.
+        """
+        mean, scale = self._scaling()
+        train, valid, test = (self.standardised(part, mean, scale) for part in PARTS)
+        return Dataset(self.name, self.likelihood, train, valid, test, mean, scale, self.rate)
+
+    def standardised(self, part: Part, mean: Sequence[float], scale: Sequence[float]) -> tuple[Tensor, ...]:
+        """``(x - mean) / scale`` of a part's sequences, both for each feature or one for all; DataError as above."""
+        center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, scale))
+        _require_sequences(self.name, part, self.parts[part])
+        found = tuple(((x.double() - center) / spread).float() for x in self.parts[part])
+        for i, x in enumerate(found):
+            if not x.isfinite().all():
+                step, feature = x.isfinite().logical_not().nonzero()[0].tolist()
+                value = self.parts[part][i][step, feature].item()
+                raise DataError(
+                    f"{self.name}: standardised by the training part, {value:.3g} is not finite in float32, at step "
+                    f"{step}, feature {feature} of {part} sequence {i}"
+                )
+        return found
+
+    def _scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each training feature; of sound 0 and the deviation of all samples."""
+        train = self.parts["train"]
+        _require_sequences(self.name, "train", train)
+        if self.likelihood == "bernoulli":
+            return (0.0,), (1.0,)
+        if self.rate is None:
+            mean, scale = _moments(train)
+            return tuple(mean.tolist()), tuple(torch.where(scale > 0, scale, 1.0).tolist())
+        _, scale = _moments([x.reshape(-1, 1) for x in train])
+        if not scale > 0:
+            raise DataError(f"{self.name}: the training part is silent")
+        return (0.0,), tuple(scale.tolist())
+
+
+def _moments(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over time, (X,) each, rounded to float32: the same with any number of threads."""
+    steps = sum(len(x) for x in sequences)
+    mean = torch.stack([x.sum(0, dtype=torch.float64) for x in sequences]).sum(0) / steps
+    variance = torch.stack([(x.double() - mean).square().sum(0) for x in sequences]).sum(0) / steps
+    constant = torch.stack([(x == sequences[0][0]).all(0) for x in sequences]).all(0)  # whatever the mean rounds to
+    return mean.float(), torch.where(constant, 0.0, variance.sqrt()).float()
+
+
+def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> None:
+    if not sequences:
+        raise DataError(f"{name}: the {part} part holds no sequence")
 
 
 def hash_of(name: str) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import PARTS, DataError, Dataset, Output, Source, divide, standardised
+from .dataset import PARTS, DataError, Item, Output, Part, Reading, Source, divide
+
+_PART = re.compile(r"train|valid|val(?![a-z])|test", re.IGNORECASE)  # a valse is no validation
 
 
-def load(source: Source) -> Dataset:
+def load(source: Source) -> Reading:
     """Read an array file, or a folder of ``.wav`` or of ``.npy`` files.
 
     Raises:
@@ -23,7 +27,7 @@ def load(source: Source) -> Dataset:
     """
     path = Path(source.path)
     if path.is_dir():
-        sounds, arrays = sorted(path.glob("*.wav")), sorted(path.glob("*.npy"))
+        sounds, arrays = (sorted(f for f in path.iterdir() if f.suffix.lower() == kind) for kind in (".wav", ".npy"))
         if sounds:
             return _load_sound(path, sounds, source)
         if not arrays:
@@ -48,6 +52,8 @@ def _named(path: Path) -> list[tuple[str, NDArray[Any]]]:
         raise DataError(f"{path} is not a readable .npz or .npy file: {error}{hint}") from error
     named: list[tuple[str, NDArray[Any]]] = []
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path} holds {name!r}, which is no array")
         if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "biuf":
             raise DataError(
                 f"{path}: {name!r} must be numbers of shape (T, X) or (N, T, X), all at least 1, "
@@ -57,36 +63,50 @@ def _named(path: Path) -> list[tuple[str, NDArray[Any]]]:
     return named
 
 
-def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Source) -> Dataset:
-    """Arrays named train..., valid... and test... are those parts; otherwise the names' hashes decide."""
+def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Source) -> Reading:
     likelihood = source.likelihood or "bernoulli"
     sequences = [(name, _checked(f"{path}: {name!r}", array, likelihood)) for name, array in named]
     sizes = {x.shape[1]: name for name, x in sequences}
     if len(sizes) > 1:
         found = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
         raise DataError(f"{path}: every sequence must have the same feature size, got {found}")
-    prefixes = [next((part for part in PARTS if name.startswith(part)), None) for name, _ in sequences]
-    if None in prefixes:
-        parts = divide(sequences)
-    else:
-        parts = {part: [x for (_, x), p in zip(sequences, prefixes, strict=True) if p == part] for part in PARTS}
-    if likelihood == "gaussian" and parts["train"]:
-        train = torch.cat(parts["train"])
-        std = train.std(0, correction=0)
-        return standardised(path.name, parts, train.mean(0), torch.where(std > 0, std, 1.0))
-    return Dataset(path.name, likelihood, tuple(parts["train"]), tuple(parts["valid"]), tuple(parts["test"]))
+    return Reading(path.name, likelihood, _parts(path, sequences))
+
+
+def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
+    """What is named train..., valid... (or val) and test... are those parts; if nothing is, the names' hashes decide.
+
+    Raises:
+        DataError: some names are of a part, and others are not.
+    """
+    parts: dict[Part, list[Item]] = {"train": [], "valid": [], "test": []}
+    others = []
+    for name, item in named:
+        found = _PART.match(name)
+        if found is None:
+            others.append(repr(name))
+        else:
+            parts[next(part for part in PARTS if part.startswith(found[0].lower()))].append(item)
+    if len(others) == len(named):
+        return divide(named)
+    if others:
+        first = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        raise DataError(f"{path}: if any name starts with train, valid (or val) or test all must, got {first}")
+    return parts
 
 
 def _checked(name: str, array: NDArray[Any], likelihood: Output) -> Tensor:
-    fits = np.isin(array, (0, 1)) if likelihood == "bernoulli" else np.isfinite(array)
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32)
+    fits = np.isin(array, (0, 1)) if likelihood == "bernoulli" else np.isfinite(values)
     if not fits.all():
         step, feature = np.argwhere(~fits)[0].tolist()
-        expected = "0 or 1 for a bernoulli likelihood" if likelihood == "bernoulli" else "finite"
+        expected = "0 or 1 for a bernoulli likelihood" if likelihood == "bernoulli" else "finite in float32"
         raise DataError(f"{name} must be {expected}, got {array[step, feature]} at step {step}, feature {feature}")
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(values)
 
 
-def _load_sound(folder: Path, files: list[Path], source: Source) -> Dataset:
+def _load_sound(folder: Path, files: list[Path], source: Source) -> Reading:
     """Frames of ``source.frame`` samples; whole files go to one part, where there are at least three."""
     if source.likelihood == "bernoulli":
         raise DataError(f"{folder} holds sound: likelihood must be 'gaussian', got 'bernoulli'")
@@ -105,11 +125,8 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Dataset:
         pieces.append((file.name, [frames[i : i + source.max_steps] for i in range(0, steps, source.max_steps)]))
     if len(pieces) < 3:
         pieces = [(f"{name}[{i}]", [cut]) for name, cuts in pieces for i, cut in enumerate(cuts)]
-    parts = {part: [x for cuts in found for x in cuts] for part, found in divide(pieces).items()}
-    scale = torch.cat(parts["train"]).std(correction=0).reshape(1)
-    if not scale > 0:
-        raise DataError(f"{folder}: the training part is silent")
-    return standardised(folder.name, parts, torch.zeros(1), scale, rate)
+    parts = {part: [x for cuts in found for x in cuts] for part, found in _parts(folder, pieces).items()}
+    return Reading(folder.name, "gaussian", parts, rate)
 
 
 def _read_sound(file: Path) -> tuple[NDArray[np.float32], int]:
@@ -122,7 +139,12 @@ def _read_sound(file: Path) -> tuple[NDArray[np.float32], int]:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(f"{file} is not readable sound: {error}") from error
-    return samples.mean(axis=1), int(rate)
+    with np.errstate(over="ignore"):
+        mean = samples.mean(axis=1)
+    if not np.isfinite(mean).all():
+        at = np.flatnonzero(~np.isfinite(mean))[0]
+        raise DataError(f"{file} must be finite in float32, got {mean[at]} at sample {at}")
+    return mean, int(rate)
 
 
 def write_sound(file: Path, frames: Tensor, rate: int) -> None:
