@@ -66,6 +66,80 @@ def test_train_eval_sample(notes: Path, tmp_path: Path) -> None:
         assert np.isin(samples["sample_1"], (0, 1)).all()
 
 
+@pytest.fixture
+def walks(tmp_path: Path) -> Path:
+    """Real features far from mean 0 and deviation 1, in named parts."""
+    generator = np.random.default_rng(0)
+    path = tmp_path / "walks.npz"
+    parts = {"train": 20, "val": 5, "test": 5}
+    np.savez(path, **{f"{p}{i}": generator.normal(3, 50, (5 + i % 7, 5)) for p, n in parts.items() for i in range(n)})
+    return path
+
+
+def test_other_data_is_evaluated_in_the_units_of_the_run(walks: Path, tmp_path: Path) -> None:
+    """Its own training part would standardise it to something else; the part that is evaluated is all it takes."""
+    run = tmp_path / "run"
+    _run("train", walks, "--run", run, "--likelihood", "gaussian", "--epochs", 1, *SMALL)
+    own = _run("eval", run)
+    with np.load(walks) as arrays:
+        test = {name: arrays[name] for name in arrays.files if name.startswith("test")}
+        louder = {name: arrays[name] * (2 if name.startswith("train") else 1) for name in arrays.files}
+    np.savez(tmp_path / "test.npz", **test)
+    np.savez(tmp_path / "louder.npz", **louder)
+    for other in (walks, tmp_path / "test.npz", tmp_path / "louder.npz"):
+        found = _run("eval", run, "--data", other)
+        assert "independent features" not in found
+        assert own.startswith(f"{found} ")
+
+
+def test_other_sound_is_of_the_same_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, rate in (("learnt", 8000), ("other", 16000)):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            sound = np.random.default_rng(i).normal(scale=0.1, size=500)
+            soundfile.write(tmp_path / folder / f"{i}.wav", sound, rate)
+    _run("train", tmp_path / "learnt", "--frame", 50, "--epochs", 1, "--run", tmp_path / "run", *SMALL)
+    error = _error(monkeypatch, capsys, "eval", tmp_path / "run", "--data", tmp_path / "other")
+    assert "has 16000 samples per second, expected 8000" in error
+
+
+@pytest.mark.parametrize("command", [("eval",), ("sample", "--prefix", 2), ("train", "--resume")])
+def test_data_that_has_changed(
+    notes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[object, ...],
+) -> None:
+    _run("train", notes, "--run", tmp_path / "run", "--epochs", 1, *SMALL)
+    np.savez(notes, **{f"piece{i}": np.zeros((5, 5)) for i in range(10)})
+    error = _error(monkeypatch, capsys, *command, tmp_path / "run")
+    assert "notes.npz' is not what the run in" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_goes_on_from_its_checkpoint(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    _run("train", notes, "--run", run, "--epochs", 1, *SMALL)
+    assert "saved in" in _run("train", "--resume", run / LAST)
+    error = _error(monkeypatch, capsys, "train", "--resume", run / BEST)
+    assert f"holds the model of a run and no more: it goes on from {LAST}" in error
+
+
+def test_a_seed_has_63_bits(notes: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _run("train", notes, "--run", run, "--epochs", 1, "--seed", 2**63 - 1, *SMALL)
+    _run("sample", run, "--seed", 2**63 - 1)
+    for command in (("train", notes, "--run", tmp_path / "other"), ("sample", run)):
+        result = CliRunner().invoke(cli.app, [*map(str, command), "--seed", str(2**64)])
+        assert result.exit_code == 2
+        assert "--seed" in result.output
+
+
 def test_sound(tmp_path: Path) -> None:
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", np.random.default_rng(i).normal(scale=0.1, size=2000), 8000)
@@ -135,6 +209,7 @@ def test_mistakes_end_in_one_line(
     (tmp_path / "empty").mkdir()
     _run("train", notes, "--run", tmp_path / "run", "--epochs", 1, *SMALL)
     np.save(tmp_path / "wide.npy", np.zeros((10, 4, 7)))
+    soundfile.write(tmp_path / "a.wav", np.zeros(500), 8000)
     for message, *arguments in (
         ("holds no .wav and no .npy file", "train", tmp_path / "empty"),
         ("no such data: nowhere", "train", "nowhere"),
@@ -144,6 +219,8 @@ def test_mistakes_end_in_one_line(
         ("no checkpoint at", "eval", tmp_path / "empty"),
         ("is not a safetensors file: found a zip archive", "sample", notes),
         ("has 7 features per step, the run's model 5", "eval", tmp_path / "run", "--data", tmp_path / "wide.npy"),
+        ("holds sound: likelihood must be 'gaussian', got 'bernoulli'", "eval", tmp_path / "run", "--data", tmp_path),
+        ("--temperature must be finite, got inf", "sample", tmp_path / "run", "--temperature", "inf"),
         ("--prefix must be at most", "sample", tmp_path / "run", "--prefix", 99),
         ("backend must be one of", "train", notes, "--run", tmp_path / "other", "--backend", "abacus"),
     ):

@@ -101,6 +101,15 @@ def test_real_values_start_at_the_baseline_and_train_without_nan(tmp_path: Path)
     assert trainer.history[-1].train.bound < trainer.history[0].train.bound - 0.5
 
 
+def test_one_time_step_is_enough_to_train_on(tmp_path: Path) -> None:
+    step = (torch.ones(1, 3),)
+    trainer = Trainer(
+        Source(), ModelConfig(3, "gaussian", 6, 2, 7), TRAIN, Dataset("one", "gaussian", step, step, step), tmp_path
+    )
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert math.isfinite(next(trainer.steps()).loss)
+
+
 def test_the_best_epoch_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     trainer = _trainer(dataset, tmp_path, epochs=40, learning_rate=0.1, schedule="constant")
     list(trainer.steps())
@@ -149,6 +158,7 @@ def test_schedules() -> None:
         ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
         ({"clip": math.nan}, "clip must be positive, got nan"),
         ({"free_nats": -0.5}, "free_nats must not be negative, got -0.5"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807, got 9223372036854775808"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant, got 'steps'"),
     ],
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 if find_spec("typer") is None or find_spec("rich") is None or find_spec("safetensors") is None:
     sys.exit("vrnn-fast takes a few more packages: pip install 'vrnn-fast[train]'")
@@ -21,10 +22,18 @@ from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
 from .spec import Activation, Cell
 from .training.checkpoint import CheckpointError
-from .training.trainer import ModelConfig, RunError, Schedule, TrainConfig, Trainer, evaluate, load_model, read_configs
-
-if TYPE_CHECKING:
-    from .model import VRNN
+from .training.trainer import (
+    MAX_SEED,
+    ModelConfig,
+    RunError,
+    Schedule,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    load_model,
+    read_configs,
+    run_data,
+)
 
 app = typer.Typer(
     help="Variational recurrent networks (Chung et al. 2015): train, evaluate, sample.",
@@ -38,7 +47,7 @@ INTERRUPTED = 130
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
 Backend = Annotated[str, typer.Option(help="Executor: auto, or a name that `vrnn-fast info` lists.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
 
 
 def main() -> None:
@@ -57,7 +66,7 @@ def train(
         str, typer.Argument(metavar="DATA", help="chorales, .npz, .npy, or a folder of .wav")
     ] = "chorales",
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and pictures.")] = Path("runs/latest"),
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, exactly as it was.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run, exactly as it was.", metavar="RUN")] = None,
     likelihood: Annotated[Output | None, typer.Option(help="By default gaussian for sound, else bernoulli.")] = None,
     frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
     rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
@@ -89,8 +98,7 @@ def train(
     """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
 
     Arrays and files named train..., valid... (or val) and test... are those parts; if none is, a hash of the names
-    decides. Ctrl-C saves,
-    and --resume goes on as if it had never stopped.
+    decides. Ctrl-C saves, and --resume goes on as if it had never stopped.
     """
     from .training.trainer import LAST
     from .training.watch import watch
@@ -126,21 +134,31 @@ def train(
 def evaluate_run(
     run: RunFolder,
     part: Annotated[Part, typer.Option(help="Which sequences.")] = "test",
-    source: Annotated[str | None, typer.Option("--data", help="Other data than it was trained on.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--data", help="Other data than it was trained on; this part of it is enough.")
+    ] = None,
     backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
-    """Print the bound of a run's best model, in nats per time step."""
+    """Print the bound of a run's best model, in nats per time step.
+
+    Real features are standardised by what the run was trained on, in other data too.
+    """
     _set_threads(threads)
     model, header = load_model(run, backend)
-    dataset = _dataset(run, header, model, source)
-    sums = evaluate(model, dataset[part])
+    baseline = None
+    if source is None:
+        dataset = run_data(run, header)
+        sequences, baseline = dataset[part], dataset.baseline()
+    else:
+        sequences = _other_data(run, header, source, part)
+    sums = evaluate(model, sequences)
     nll, kl = sums.nll / sums.time_steps, sums.kl / sums.time_steps
     console.print(
         f"{part}: [bold]{sums.bound:.4f}[/] nats per step = nll {nll:.4f} + kl {kl:.4f}, {sums.time_steps} steps"
     )
-    if part == "test":
-        console.print(f"independent features: {dataset.baseline():.4f} nats per step")
+    if baseline is not None and part == "test":
+        console.print(f"independent features: {baseline:.4f} nats per step")
 
 
 @app.command()
@@ -163,7 +181,9 @@ def sample(
 
     _set_threads(threads)
     model, header = load_model(run, backend)
-    given = _prefix(_dataset(run, header, model, None), prefix, count) if prefix else None
+    given = _prefix(run_data(run, header), prefix, count) if prefix else None
+    if not math.isfinite(temperature):
+        raise RunError(f"--temperature must be finite, got {temperature}")
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         samples, _ = model.generate(steps, batch_size=count, prefix=given, temperature=temperature, generator=noise)
@@ -171,6 +191,8 @@ def sample(
         samples = torch.cat([given, samples])
     about = header["data"]
     samples = samples * torch.tensor(about["scale"]) + torch.tensor(about["mean"])
+    if not samples.isfinite().all():
+        raise RunError(f"samples overflow float32 at --temperature {temperature:g}: try a lower one")
     out = out or (run if run.is_dir() else run.parent)
     out.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {f"sample_{i + 1}": samples[:, i].numpy() for i in range(count)}
@@ -246,13 +268,17 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(given)}")
 
 
-def _dataset(run: Path, header: dict[str, Any], model: VRNN, path: str | None) -> Dataset:
-    """The data a run was trained on, or other data that fits its model."""
-    source = read_configs(run, header)[0]
-    dataset = data.load(replace(source, path=path) if path else source)
-    if dataset.features != model.input_size:
-        raise DataError(f"{dataset.name} has {dataset.features} features per step, the run's model {model.input_size}")
-    return dataset
+def _other_data(run: Path, header: dict[str, Any], path: str, part: Part) -> tuple[torch.Tensor, ...]:
+    """A part of other data, read and standardised as what the run was trained on.
+
+    Raises:
+        DataError: it is not of the kind, size or rate that the run was trained on.
+    """
+    (source, model, _), about = read_configs(run, header), header["data"]
+    reading = data.read(replace(source, path=path, likelihood=model.likelihood, rate=about["rate"]))
+    if reading.features != model.input_size:
+        raise DataError(f"{reading.name} has {reading.features} features per step, the run's model {model.input_size}")
+    return reading.standardised(part, about["mean"], about["scale"])
 
 
 def _prefix(dataset: Dataset, steps: int, count: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ from .threads import using
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 Schedule = Literal["cosine", "linear", "constant"]
+MAX_SEED = 2**63 - 1
 _EVALUATION_SEED = 1
 
 
@@ -104,6 +105,8 @@ class TrainConfig:
         for name in ("warmup", "weight_decay", "anneal", "free_nats", "patience", "seed"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise RunError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.schedule not in get_args(Schedule):
             raise RunError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
 
@@ -210,22 +213,19 @@ class Trainer:
     def resume(cls, folder: Path, data: Dataset | None = None) -> Trainer:
         """The run as it was when it was last saved; ``data`` is read again unless given.
 
-        It goes on bit for bit as it would have, on the same machine with the same number of threads.
+        It goes on bit for bit as it would have, on the same machine with the same number of threads. ``folder`` may
+        be the checkpoint itself; the run then goes on in the folder where that is.
 
         Raises:
             CheckpointError: the folder holds no run that can be resumed.
             RunError: the data has changed since.
         """
-        path = folder / LAST
+        path = folder / LAST if folder.is_dir() else folder
         tensors, header = checkpoint.load(path)
         source, model, train = read_configs(path, header)
-        if data is None:
-            from ..data import load
-
-            data = load(source)
-        if data.fingerprint() != header["data"]["fingerprint"]:
-            raise RunError(f"the data {source.path!r} is not what the run in {folder} was trained on")
-        self = cls(source, model, train, data, folder)
+        if "progress" not in header:
+            raise CheckpointError(f"{path} holds the model of a run and no more: it goes on from {LAST}")
+        self = cls(source, model, train, run_data(path, header, data), path.parent)
         try:
             self._restore(tensors, header)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -390,6 +390,26 @@ def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, ModelCo
         raise CheckpointError(f"{path} does not describe a run: {error}") from error
 
 
+def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None) -> Dataset:
+    """What the run with the checkpoint ``path`` was trained on, read again unless given.
+
+    Raises:
+        RunError: it has changed since.
+        DataError: it is no longer there.
+    """
+    source = read_configs(path, header)[0]
+    if data is None:
+        from ..data import load
+
+        data = load(source)
+    if data.fingerprint() != header["data"]["fingerprint"]:
+        folder = path if path.is_dir() else path.parent
+        raise RunError(
+            f"the data {source.path!r} is not what the run in {folder} was trained on (eval --data takes any)"
+        )
+    return data
+
+
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with ``prefix`` and a dot, without them."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
@@ -413,7 +433,7 @@ def _start_at_baseline(model: VRNN, data: Dataset) -> None:
     if data.likelihood == "bernoulli":
         biases = [((train.sum(0) + 1) / (len(train) + 2)).logit()]
     else:
-        std = train.std(0).clamp(min=1e-2)
+        std = train.std(0, correction=0).clamp(min=1e-2)
         biases = [train.mean(0), std + (-(-std).expm1()).log()]  # the inverse of softplus
     with torch.no_grad():
         for (head, _), bias in zip(model.spec.decoder_heads, biases, strict=True):
