@@ -91,6 +91,38 @@ def test_temperature_scales_the_spread() -> None:
     assert set(Bernoulli().sample(logits, 1.0).unique().tolist()) == {0.0, 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-160, 1e-20, 1.0, 1e20, 1e300])
+def test_a_gamma_at_any_temperature(dtype: torch.dtype, temperature: float) -> None:
+    """Its mean where that is cold, and some number at least where it is hot."""
+    likelihood, raw = Gamma(2.0), torch.linspace(-3, 3, 7, dtype=dtype)
+    x = likelihood.sample(raw, temperature, torch.Generator().manual_seed(0))
+    assert x.dtype == dtype
+    assert (x >= 0).all()
+    assert x.isfinite().all()
+    if temperature < 1e-10:
+        torch.testing.assert_close(x, likelihood.mean(raw))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 257), (torch.float16, 2049)])
+def test_classes_are_counted_exactly(dtype: torch.dtype, most: int) -> None:
+    """The last class and the one before are two numbers still, and of one more class the dtype would lose one."""
+    for last in (most - 2, most - 1):
+        logits = torch.zeros(most, dtype=dtype)
+        logits[last] = 100
+        drawn = Categorical(most).sample(logits)
+        assert drawn.item() == last
+        assert Categorical(most).log_prob(logits, drawn) == 0
+    more, logits = Categorical(most + 1), torch.zeros(most + 1, dtype=dtype)
+    words = f"classes must be at most {most} in {dtype}, got {most + 1}"
+    for method in (more.sample, more.mean, more.prediction):
+        with pytest.raises(ValueError, match=words):
+            method(logits)
+    with pytest.raises(ValueError, match=words):
+        more.log_prob(logits.float(), torch.zeros(1, dtype=dtype))
+    torch.testing.assert_close(more.log_prob(logits.float(), torch.tensor([most])), -torch.tensor(most + 1.0).log())
+
+
 class Laplace(Likelihood):
     """A user's own, with a head of another name."""
 

@@ -25,7 +25,8 @@ class Categorical(Likelihood):
     The raw output is one head of X * classes logits, the classes of the first feature first.
 
     Raises:
-        ValueError: classes is not an int of at least 2.
+        ValueError: classes is not an int of at least 2; by a method, there are more than its dtype counts exactly: 257
+            in bfloat16, 2049 in float16.
     """
 
     independent = 1
@@ -43,6 +44,10 @@ class Categorical(Likelihood):
 
     def _logits(self, raw: Tensor, x: Tensor | None = None) -> Tensor:
         """(..., X, classes)"""
+        for values in (raw,) if x is None else (raw, x):
+            if values.is_floating_point() and self.classes - 1 > 2 / torch.finfo(values.dtype).eps:
+                most = int(2 / torch.finfo(values.dtype).eps) + 1
+                raise ValueError(f"classes must be at most {most} in {values.dtype}, got {self.classes}")
         return raw.reshape(*raw.shape[:-1], feature_count(raw, x, each=self.classes), self.classes)
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:

@@ -53,10 +53,13 @@ class Gamma(Likelihood):
         return torch.where(inside, found, -torch.inf).sum(-1)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A gamma of the same mean, its standard deviation times the temperature."""
+        """A gamma of the same mean, its standard deviation times the temperature, drawn in float32 at least."""
         mean = self.mean(raw)
-        concentration = torch.full_like(mean, self.concentration / temperature**2)
-        return mean * torch._standard_gamma(concentration, generator=generator) / concentration
+        wide = torch.promote_types(raw.dtype, torch.float32)
+        limits = torch.finfo(wide)
+        concentration = min(max(self.concentration / temperature / temperature, limits.tiny), limits.max)
+        like = torch.full_like(mean, concentration, dtype=wide)
+        return mean * (torch._standard_gamma(like, generator=generator) / concentration).to(raw.dtype)
 
     def mean(self, raw: Tensor) -> Tensor:
         return self._log_mean(raw).exp()
