@@ -104,6 +104,8 @@ def test_chorales_are_cached(few_scores: Path, monkeypatch: pytest.MonkeyPatch) 
     first = data.load(Source())
     assert first.features == 88
     assert [p.name for p in (few_scores / "vrnn_fast").iterdir()] == [chorales.cache_path().name]
+    (few_scores / "new").touch()
+    assert chorales.cache_path().stat().st_mode == (few_scores / "new").stat().st_mode
 
     def not_again(path: Path) -> chorales.Score:
         raise AssertionError(f"{path} was read again")

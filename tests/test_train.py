@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
+import stat
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -247,6 +249,17 @@ def test_saving_leaves_nothing_else_behind(dataset: Dataset, tmp_path: Path, mon
         trainer.save()
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_checkpoints_are_for_whom_the_umask_says(dataset: Dataset, tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        trainer = _trainer(dataset, tmp_path, epochs=1)
+        list(trainer.steps())
+    finally:
+        os.umask(before)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {BEST: mode, LAST: mode}
 
 
 def _foreign_archive(path: Path) -> None:

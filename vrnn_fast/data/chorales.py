@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import tempfile
 import warnings
 import zipfile
 from fractions import Fraction
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from .dataset import DataError, Part, Reading, Source, hash_of
+from .replacing import replacing
 
 NAME = "chorales"
 LOWEST, PITCHES = 21, 88  # the keys of a piano, as MIDI numbers from 21 on
@@ -174,17 +174,10 @@ def _read_cache(path: Path) -> dict[str, Roll]:
 
 
 def _write_cache(path: Path, found: dict[str, Roll]) -> None:
-    """All or nothing: other processes see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        try:
-            lengths = [len(roll) for roll in found.values()]
-            np.savez_compressed(file, names=list(found), lengths=lengths, rolls=np.concatenate(list(found.values())))
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    lengths = [len(roll) for roll in found.values()]
+    with replacing(path) as file:
+        np.savez_compressed(file, names=list(found), lengths=lengths, rolls=np.concatenate(list(found.values())))
 
 
 def _music21_version() -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from ..data.replacing import replacing
 
 FORMAT = 1
 _KEY = "vrnn_fast"
@@ -25,14 +25,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
 
     metadata = {_KEY: json.dumps({"format": FORMAT, **header})}
     content = serialize({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as file:
+        file.write(content)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
