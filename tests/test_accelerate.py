@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from replay import Record, Replay
-from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, ops
+from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks, ops
 from vrnn_fast.compat import Run
 from vrnn_fast.compat.accelerated import Accelerated
 from vrnn_fast.compat.double import double_by_default
@@ -134,7 +135,7 @@ def speech(run: Run) -> Any:
     log_prob = own.likelihood.log_prob(x.unsqueeze(-1), own.likelihood(decoded))
     log_prob = log_prob.unflatten(1, (-1, run.module.frame)).sum(-1).transpose(0, 1)
     if x_sl is not None:
-        real = torch.arange(kl.shape[0]).unsqueeze(1) < x_sl
+        real = torch.arange(kl.shape[0], device=x_sl.device).unsqueeze(1) < x_sl
         kl, log_prob = torch.where(real, kl, 0), torch.where(real, log_prob, 0)
     loss = (beta * kl.clamp(min=free_nats) - log_prob).sum() / x.shape[0]
     return loss, {"kl": kl.sum(0), "log_prob": log_prob.sum(0), "h_n": run.state[0]}
@@ -767,6 +768,18 @@ def test_b_with_lengths_a_state_and_its_weights() -> None:
             accelerate(model)
         with pytest.raises(ValueError, match=r"h0 must have shape \(B = 5, H = 14\), got \(4, 14\)"):
             fast(x, h0=torch.zeros(4, 14))
+
+
+def test_lengths_stay_on_the_device_where_a_cuda_graph_is_captured() -> None:
+    """Of meta tensors nothing can be read."""
+    fast = accelerate(audio.FramesOnly(7, 4, 6, 3), layout=SPEECH, backend="reference").to("meta")
+    x, lengths = sound().to("meta"), torch.tensor([7, 3, 1, 0, 5])
+    with mock.patch.object(checks, "_captured", return_value=True):
+        loss, _ = fast(x, lengths.to("meta"), beta=0.5)
+        loss.backward()
+        assert loss.device.type == "meta"
+        with pytest.raises(ValueError, match="lengths must be on meta where a CUDA graph is captured, got cpu"):
+            fast(x, lengths)
 
 
 @pytest.mark.parametrize("samples", [42, 40, 6, 1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,13 @@ from bench import contest as contests
 from bench import experiments, figures, memory, peak, readme, record, scaling
 from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run
 from bench.contest import Contest
+from bench.inner_loop import TILES, disassembled, innermost
 from bench.measure import Timed, disagreements, take_turns
 from bench.peers.torch_loops import prepare_eager
 from bench.record import Record, Row
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
 from bench.table import in_full, markdown, problems, render, summary
-from vrnn_fast import VRNN
+from vrnn_fast import VRNN, ops
 
 SMALL = replace(REFERENCE, steps=3, batch=2)
 MOTION = replace(next(shape for shape in REAL_SHAPES if shape.name == "motion"), steps=3, batch=2)
@@ -374,3 +377,42 @@ def test_records_of_earlier_forms_are_read(tmp_path: Path) -> None:
 
 def test_empty_columns_are_left_out() -> None:
     assert markdown(["shape", "a", "b"], [["s", "", "1"]]) == "| shape | b |\n| --- | --: |\n| s | 1 |"
+
+
+# ---- the inner loop
+
+
+LISTING = """
+0000000000000010 <void f(int)>:
+  10:	mov    %rsp,%rbp
+  13:	vmovups (%rdi),%zmm1
+  19:	prefetcht0 (%rsi)
+  1c:	vfmadd231ps (%rdx){1to16},%zmm1,%zmm2
+  22:	vfmadd231ps -0x40(%rsp),%zmm1,%zmm3
+  2a:	add    $0x40,%rdi
+  2e:	jne    13 <void f(int)+0x3>
+  30:	vmovups %zmm2,(%rcx)
+  36:	dec    %rax
+  38:	jne    10 <void f(int)>
+  3a:	ret
+"""
+
+
+def test_the_inner_loop_is_found_and_counted() -> None:
+    loop = innermost(LISTING.splitlines())
+    assert len(loop.instructions) == 6
+    assert (loop.products, loop.loads, loop.spills, loop.cycles) == (2, 3, 1, 1.5)
+    with pytest.raises(ValueError, match="no loop"):
+        innermost(["  10:\tret"])
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump (binutils)")
+@pytest.mark.skipif(ops.load() is not None, reason=str(ops.load()))
+@pytest.mark.parametrize("isa", TILES)
+def test_every_build_keeps_its_sums_in_registers(isa: str) -> None:
+    """A step of a tile loads its vectors of B and its elements of A, and nothing of the stack."""
+    if platform.machine() != "x86_64":
+        pytest.skip("other processors get the baseline build alone, in their own instructions")
+    rows, vectors = TILES[isa]
+    loop = innermost(disassembled(ops.LIBRARY, isa, rows, vectors))
+    assert (loop.products, loop.loads, loop.spills) == (rows * vectors, rows + vectors, 0)

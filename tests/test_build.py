@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import re
@@ -29,6 +30,12 @@ def output(*command: str, stdin: str = "") -> str:
 
 def undefined_symbols(library: Path) -> set[str]:
     return {line.split()[-1] for line in output("nm", "-D", "--undefined-only", str(library)).splitlines()}
+
+
+def test_what_was_built_loads() -> None:
+    """Else the suites of what it holds would skip, and nobody would notice."""
+    assert ops.load() is None
+    assert not NATIVE or importlib.import_module("vrnn_fast._native").features()
 
 
 def test_operators_use_only_the_stable_abi_of_torch_2_10() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+import vrnn_fast
 from vrnn_fast import backends, cli
 from vrnn_fast.data import chorales
 from vrnn_fast.training import demo
@@ -102,6 +104,19 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -
     assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0])
 
 
+def test_a_run_that_diverges_fails(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    error = _error(
+        monkeypatch, capsys, "train", notes, "--run", run, "--epochs", 1, "--lr", 1e30, *SMALL, "--tensorboard"
+    )
+    assert "try a learning rate (--lr) below 1e+30" in error
+    assert "no model is kept yet" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["tensorboard"]
+
+
 def test_a_run_is_not_overwritten(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +156,9 @@ def test_info() -> None:
     output = _run("info")
     assert "torch" in output
     assert "FMA peak" in output or "not built" in output
-    assert all(f"executor {name}" in output for name in backends())
+    for name, backend in backends().items():
+        assert f"executor {name}" in output
+        assert f"verified: {' '.join(backend.verified.split())}" in output
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +191,12 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
-def test_importing_the_package_takes_no_extra() -> None:
+def test_importing_the_core_takes_no_extra() -> None:
+    """Every module of the package's root but the command line, and the trainer."""
     extras = ("typer", "rich", "matplotlib", "music21", "soundfile", "safetensors", "tensorboard")
-    code = (
-        f"import sys, vrnn_fast, vrnn_fast.training.trainer; print([name for name in {extras} if name in sys.modules])"
-    )
+    roots = [module.name for module in pkgutil.iter_modules(vrnn_fast.__path__)]
+    core = [f"vrnn_fast.{name}" for name in roots if name != "cli" and not name.startswith("_")]
+    modules = ", ".join([*core, "vrnn_fast.training.trainer"])
+    code = f"import sys, {modules}; print([name for name in {extras} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,11 +134,23 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "normalizer": ({"normalizer": 0}, ValueError, "normalizer must be a number > 0, got 0"),
     "normalizer negative": ({"normalizer": -2.0}, ValueError, "normalizer must be a number > 0, got -2.0"),
     "normalizer tensor": ({"normalizer": torch.tensor(0)}, ValueError, "normalizer must be a number > 0, got 0"),
+    "beta flag of NumPy": (
+        {"beta": np.bool_(True)},
+        TypeError,
+        "beta must be a number >= 0 or a 0-d tensor, got np.True_",
+    ),
+    "beta of NumPy": ({"beta": np.float32(-1)}, ValueError, "beta must be a number >= 0, got -1.0"),
     "normalizer flag": ({"normalizer": True}, TypeError, "normalizer must be a number > 0 or a 0-d tensor, got True"),
+    "mask_inputs": ({"mask_inputs": "no"}, TypeError, "mask_inputs must be True or False, got 'no'"),
     "outputs": (
         {"outputs": ("prior", "decoder")},
         ValueError,
         "outputs may hold prior, prediction, got 'decoder'",
+    ),
+    "outputs twice": (
+        {"outputs": ("prior", "prior")},
+        ValueError,
+        "outputs must not name anything twice, got ('prior', 'prior')",
     ),
     "outputs text": (
         {"outputs": "prior"},
@@ -163,6 +177,8 @@ def test_lstm_state() -> None:
         ValueError, match=re.escape("state[1] must have shape (num_layers = 1, B = 4, hidden_size = 7)")
     ):
         model(x(), state=(good, bad))
+    with pytest.raises(ValueError, match=re.escape("state[1] must have shape (num_layers = 1, B = 4, hidden_size")):
+        model.generate(2, state=(good, bad))
 
 
 def test_parameters_of_two_kinds() -> None:
@@ -255,12 +271,39 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "batch_size must be the prefix's, 4, or left out, got 3",
     ),
+    "batch_size of the state": (
+        {"state": torch.zeros(1, B, H), "batch_size": 3},
+        ValueError,
+        "batch_size must be the state's, 4, or left out, got 3",
+    ),
+    "state": (
+        {"state": torch.zeros(B, H)},
+        ValueError,
+        "state must have 3 dimensions (num_layers = 1, B, hidden_size = 7), got 2: shape (4, 7)",
+    ),
+    "state of no rows": ({"state": torch.zeros(1, 0, H)}, ValueError, "state must have B >= 1, got shape (1, 0, 7)"),
+    "state and prefix": (
+        {"state": torch.zeros(1, B, H), "prefix": x()},
+        ValueError,
+        "state has no place where a prefix is given, which tells it: pass one of them",
+    ),
+    "state and lengths": (
+        {"state": torch.zeros(1, 1, H), "lengths": torch.tensor([3])},
+        ValueError,
+        "lengths are those of a prefix: pass prefix too",
+    ),
     "lengths alone": (
         {"lengths": torch.tensor([3])},
         ValueError,
         "lengths are those of a prefix: pass prefix too",
     ),
     "temperature": ({"temperature": 0.0}, ValueError, "temperature must be a number > 0, got 0.0"),
+    "temperature tensor": (
+        {"temperature": torch.ones(2)},
+        ValueError,
+        "temperature must be a number > 0 or a 0-d tensor, got shape (2,)",
+    ),
+    "mean": ({"mean": "no"}, TypeError, "mean must be True or False, got 'no'"),
     "generator": ({"generator": 1}, TypeError, "generator must be a torch.Generator, got int"),
     "prefix": ({"prefix": x(T, B, 2)}, ValueError, "prefix must have shape (T, B, input_size = 5), got (6, 4, 2)"),
     "prefix lengths": (
@@ -293,6 +336,10 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "cond_to": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
         "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
+    ),
+    "cond_to twice": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("prior", "prior")),
+        "cond_to must not name anything twice, got ('prior', 'prior')",
     ),
     "cond_to nobody": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_to=()),
@@ -346,6 +393,32 @@ def test_build(case: str) -> None:
     build, words = BUILD[case]
     with pytest.raises(ValueError, match=re.escape(words)):
         build()
+
+
+@pytest.mark.parametrize("name", ["bias", "packed_heads", "residual", "batch_first", "recompute", "check"])
+@pytest.mark.parametrize("value", [None, "no", 1])
+def test_build_with_a_flag_that_is_none(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"{name} must be True or False, got {value!r}")):
+        VRNN(X, H, Z, **{name: value})
+
+
+def test_numbers_may_be_those_of_numpy() -> None:
+    model, data, eps = VRNN(X, H, Z), x(), torch.randn(T, B, Z)
+    expected = model(data, eps=eps, beta=0.5, free_nats=2.0, normalizer=5)
+    found = model(data, eps=eps, beta=np.float32(0.5), free_nats=np.float16(2.0), normalizer=np.int64(5))
+    assert torch.equal(found.loss, expected.loss)
+
+    def seeded(call: Callable[..., Any], *arguments: Any, **options: Any) -> torch.Tensor:
+        found = call(*arguments, generator=torch.Generator().manual_seed(0), **options)
+        return found[0] if isinstance(found, tuple) else found
+
+    for number in (np.float32(0.5), Fraction(1, 2)):
+        assert torch.equal(
+            seeded(model.bound, data, "fivo", 4, threshold=number), seeded(model.bound, data, "fivo", 4, threshold=0.5)
+        )
+        assert torch.equal(
+            seeded(model.generate, 3, temperature=number), seeded(model.generate, 3, temperature=torch.tensor(0.5))
+        )
 
 
 def test_a_named_backend_never_falls_back() -> None:

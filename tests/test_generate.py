@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import AVAILABLE
 from vrnn_fast import VRNN, Bernoulli, ops
-from vrnn_fast.executors import cpu, reference
+from vrnn_fast.executors import cpu, executors, reference
 from vrnn_fast.spec import CellSpec, Std
 
 NETS: dict[str, Any] = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
@@ -158,6 +160,75 @@ def test_samples_continue_where_they_stopped() -> None:
     assert model(torch.rand(2, 8, 5), state=state).state.shape == out.state.shape == (1, 8, 9)
 
 
+def _in_pieces(generate: Callable[..., Any], spec: CellSpec, inputs: dict[str, Any], mean: bool) -> tuple[Tensor, Any]:
+    state, pieces = inputs["state"], []
+    for part in (slice(0, 1), slice(1, 6), slice(6, None)):
+        given = {key: None if inputs[key] is None else inputs[key][part] for key in ("eps", "noise", "cond")}
+        x, state = generate(spec, inputs["parameters"], state=state, **given, mean=mean)
+        pieces.append(x)
+    return torch.cat(pieces), state
+
+
+@pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_pieces_are_the_whole(name: str, likelihood: dict[str, Any]) -> None:
+    """With the same noise, to the last bit: the state is all that goes from one piece to the next."""
+    generate = next(e.generate for e in executors if e.name == name)
+    spec = CellSpec(5, 19, 3, cell="lstm", num_layers=2, **NETS, **likelihood)
+    inputs = _draw(spec, 9, 3, 0)
+    x, state = _in_pieces(generate, spec, inputs, mean=False)
+    whole, end = generate(spec, **inputs, mean=False)
+    assert torch.equal(x, whole)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, end, strict=True))
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_conditioned_pieces_obey_the_law(name: str, error_within_twice_torch: Callable[..., None]) -> None:
+    """The columns of cond are taken at once for all steps of a piece, and so rounded as their number has it."""
+    generate = next(e.generate for e in executors if e.name == name)
+    spec = CellSpec(5, 19, 3, num_layers=2, cond_size=2, cond_to=EVERYWHERE, **NETS)
+    found, plain, right = [], [], []
+    for seed in range(6):
+        inputs = _draw(spec, 9, 3, seed)
+        single = _to(inputs, torch.float32)
+        for results, (x, state) in (
+            (found, _in_pieces(generate, spec, single, mean=True)),
+            (plain, reference.generate(spec, **single, mean=True)),
+            (right, reference.generate(spec, **inputs, mean=True)),
+        ):
+            results.append(torch.cat([x.flatten(), *(s.flatten() for s in state)]))
+    error_within_twice_torch(torch.cat(found), torch.cat(plain), torch.cat(right))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_long_sequence_may_be_drawn_in_pieces(executor: str, cell: str) -> None:
+    # 16 numbers a step: torch draws them in that many at a time, and so the same in pieces
+    model = VRNN(5, 9, 4, cell=cell, num_layers=2, backend=executor, batch_first=True, dtype=torch.float64)
+    whole, end = model.generate(8, batch_size=4, mean=True, generator=torch.Generator().manual_seed(3))
+    seeded, state, pieces = torch.Generator().manual_seed(3), model.init_state(4), []
+    for steps in (1, 4, 3):
+        x, state = model.generate(steps, mean=True, generator=seeded, state=state)
+        pieces.append(x)
+    assert torch.equal(torch.cat(pieces, 1), whole)
+    torch.testing.assert_close(state, end, rtol=0, atol=0)
+
+
+def test_a_state_is_where_its_prefix_ended(executor: str) -> None:
+    model, prefix = VRNN(5, 9, 3, cond_size=2, cell="lstm", backend=executor), torch.rand(6, 4, 5)
+    cond, lengths = torch.randn(6, 4, 2), torch.tensor([6, 1, 3, 0])
+    seeded = torch.Generator().manual_seed(1)
+    expected = model.generate(
+        6, prefix=prefix, lengths=lengths, generator=seeded, cond=cond, prefix_cond=cond, samples=3
+    )
+    seeded.manual_seed(1)
+    state = model(prefix, lengths, generator=seeded, cond=cond).state
+    found = model.generate(6, state=state, generator=seeded, cond=cond, samples=3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    x, after = model.generate(2, state=found[1], batch_size=12, cond=torch.randn(2, 12, 2))
+    assert x.shape == (2, 12, 5)
+    assert after[0].shape == (1, 12, 9)
+
+
 @pytest.mark.parametrize("samples", [0, 1.5, True])
 def test_samples_must_be_a_count(samples: Any) -> None:
     with pytest.raises(ValueError, match="samples must be a positive int"):
@@ -211,3 +282,18 @@ def test_changed_weights_are_seen() -> None:
         for p in model.dec_mean.parameters():
             p.add_(1.0)
     assert not torch.allclose(drawn(), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("logit", [-7.0, -12.0])
+def test_rare_events_are_as_rare_as_they_should_be(backend: str, dtype: torch.dtype, logit: float) -> None:
+    """Uniforms of 16 bits would be below a probability of 0.001 three times as often, and 0 once in 500 draws."""
+    model = VRNN(5, 3, 2, backend=backend, dtype=dtype)
+    with torch.no_grad():
+        model.dec_mean[0].weight.zero_()
+        model.dec_mean[0].bias.fill_(logit)
+    x, _ = model.generate(50, batch_size=400, generator=torch.Generator().manual_seed(0))
+    expected = x.numel() / (1 + math.exp(-logit))
+    assert x.dtype == dtype
+    assert abs(x.float().sum().item() - expected) < 4 * expected**0.5

@@ -142,6 +142,11 @@ def test_loss_is_what_the_contract_says(executor: str) -> None:
         torch.testing.assert_close(loss, (nll + kl.sum()) / 4)
 
 
+def test_weights_of_another_precision_leave_the_loss_its_own(executor: str) -> None:
+    model, weight = build(executor, dtype=torch.float32), torch.tensor(0.5, dtype=torch.float64)
+    assert model(data()[0].float(), beta=weight, free_nats=weight, normalizer=weight).loss.dtype == torch.float32
+
+
 def test_below_the_free_nats_the_kl_has_no_gradient(executor: str) -> None:
     model = build(executor)
     x, eps = data()

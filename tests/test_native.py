@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -212,6 +214,27 @@ def test_a_stream_draws_what_numpy_draws_frame_by_frame(dtype: torch.dtype) -> N
             drawing.refresh()
 
 
+def test_a_stream_without_a_latent_variable_draws_nothing() -> None:
+    m, x = VRNN(7, 18, 0), torch.rand(2, 7)
+    with torch.no_grad():
+        expected = m.step(x, None)
+    got = Stream(m, 2).push(x.numpy())
+    np.testing.assert_allclose(got.nll, expected.nll.numpy(), rtol=1e-5)
+    assert not got.kl.any()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copied_stream_goes_on_alone(copied: Any) -> None:
+    stream, x = Stream(model(cell="lstm"), 2, seed=3), np.ones((2, 7), np.float32)
+    for _ in range(3):
+        stream.push(x)
+    twin = copied(stream)
+    ahead = [stream.push(x).nll for _ in range(800)]  # beyond the block of noise at hand
+    np.testing.assert_array_equal([twin.push(x).nll for _ in range(800)], ahead)
+    for found, right in zip(twin.state, stream.state, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
 def test_a_stream_refuses_what_it_cannot_take() -> None:
     stream = Stream(model())
     good = np.zeros((1, 7), np.float32)
@@ -225,7 +248,11 @@ def test_a_stream_refuses_what_it_cannot_take() -> None:
         stream.push(good, np.zeros((1, 4), np.float32))
     with pytest.raises(ValueError, match=r"state\[0\] must have shape \(1, 18\), got \(2, 18\)"):
         stream.state = (np.zeros((2, 18), np.float32),)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="state must be 1 arrays, got 2"):
+        stream.state = (np.zeros((1, 18), np.float32),) * 2
+    with pytest.raises(TypeError, match="state must be a tuple of arrays, got ndarray"):
+        stream.state = np.zeros((1, 18), np.float32)
+    with pytest.raises(ValueError, match="batch_size must be a positive int, got 0"):
         Stream(model(), 0)
     with pytest.raises(ValueError, match="Stream takes no conditioning input"):
         Stream(model(cond_size=2))

@@ -16,11 +16,16 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from foreign import audio
 from oracle import Errors, Problem, assert_obeys_the_law
-from vrnn_fast import VRNN, Std, checks
+from test_accelerate import SPEECH
+from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.executors import SequenceResult, reference, select, triton
 from vrnn_fast.executors.triton import launch, rows, tuning
 from vrnn_fast.executors.triton.tuning import Config
@@ -40,7 +45,7 @@ NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": N
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def patched_once() -> Iterator[None]:
     """The interpreter patches the language at every call of a function, which takes longer than the call."""
     if not triton._INTERPRETED:
@@ -55,6 +60,12 @@ def patched_once() -> Iterator[None]:
         return function(self, *arguments, **options)
 
     with mock.patch.object(InterpretedFunction, "__call__", call):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with patched_once():
         yield
 
 
@@ -174,6 +185,25 @@ def configured(config: Config) -> Iterator[None]:
 def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
     with configured(CONFIGS[name]):
         check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
+
+
+def test_a_cell_runs_on_in_pieces() -> None:
+    """With the same noise, to the last bit: the state is all that goes from one launch to the next."""
+    spec, generator = cell(cell="lstm", num_layers=2), torch.Generator().manual_seed(1)
+
+    def normal(*sizes: int) -> Tensor:
+        return (torch.randn(sizes, generator=generator) / sizes[-1] ** 0.5).to(DEVICE)
+
+    parameters = [normal(*p.shape) for p in spec.parameters()]
+    eps, noise = normal(5, 3, spec.latent_size), normal(5, 3, spec.input_size)
+    state = tuple(normal(3, spec.hidden_size) for _ in range(spec.state_tensors))
+    whole, end = triton.generate(spec, parameters, eps, noise, state, mean=False)
+    pieces = []
+    for part in (slice(0, 2), slice(2, 5)):
+        x, state = triton.generate(spec, parameters, eps[part], noise[part], state, mean=False)
+        pieces.append(x)
+    assert torch.equal(torch.cat(pieces), whole)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, end, strict=True))
 
 
 @pytest.mark.parametrize("member", [*FAMILY, "gaussian", "gaussian means"])
@@ -454,6 +484,27 @@ def test_strides_of_either_layout() -> None:
         assert torch.equal(t, expected[name]), name
 
 
+def test_slices_of_other_tensors() -> None:
+    """They begin where a kernel does not read 16 bytes at a time."""
+    problem, own = Problem.draw(cell(**DEEP), 3, 4, [3, 1, 2, 3], resets=True, mask=True), triton.run
+    expected = problem.run(here, torch.float32)
+
+    def sliced(tensor: Tensor) -> Tensor:
+        found = torch.cat((tensor.new_ones(1), tensor.flatten()))[1:].view(tensor.shape)
+        assert found.data_ptr() % 16
+        return found
+
+    def of_slices(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
+        o |= {name: sliced(o[name]) for name in ("resets", "mask")}
+        state = tuple(map(sliced, state))
+        return own(spec, parameters, sliced(x), sliced(eps), sliced(lengths), state, **o)
+
+    with mock.patch.object(triton, "run", of_slices):
+        found = problem.run(here, torch.float32)
+    for name, t in found.items():
+        assert torch.equal(t, expected[name]), name
+
+
 @pytest.mark.parametrize("particles", [0, 3])
 def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
     spec, lengths = cell(**DEEP), [2, 1, 2] * 5 + [0, 1]
@@ -496,7 +547,7 @@ def model(**options: Any) -> VRNN:
 
 def batch(steps: int = 3, size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     x, eps = torch.rand(steps, size, 5).round(), torch.randn(steps, size, 3)
-    return x.to(DEVICE), torch.tensor([steps, 1, 0, 2]), eps.to(DEVICE)
+    return x.to(DEVICE), torch.tensor([steps, 1, 0, 2, 2, 0][:size]), eps.to(DEVICE)
 
 
 def test_a_module_trains_steps_and_generates() -> None:
@@ -512,7 +563,9 @@ def test_a_module_trains_steps_and_generates() -> None:
         torch.testing.assert_close(a.grad, b.grad)
     steps = [m.step(x[0], own.init_state(4), eps=eps[0]) for m in (own, plain)]
     torch.testing.assert_close(steps[0], steps[1])
-    assert own.generate(3, prefix=x, lengths=lengths)[0].shape == (3, 4, 5)
+    drawn, state = own.generate(3, prefix=x, lengths=lengths)
+    assert drawn.shape == (3, 4, 5)
+    assert own.generate(2, state=state)[0].shape == (2, 4, 5)
     assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
 
 
@@ -543,6 +596,49 @@ def test_a_compiled_training_step_equals_eager() -> None:
         torch.testing.assert_close(a, b)
 
 
+def two_steps(module: nn.Module, rows: slice, share: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The gradients of two steps of training with those rows of a batch, where so many processes share it."""
+    torch.manual_seed(1)
+    found, optimizer, (x, lengths, eps) = {}, torch.optim.SGD(module.parameters(), lr=0.5), batch(3, 6)
+    for step in range(2):
+        optimizer.zero_grad()
+        given = x[:, rows].to(dtype), lengths[rows]
+        module(*given, eps=eps[:, rows].to(dtype), normalizer=int(lengths.sum()) / share).loss.backward()
+        optimizer.step()
+        for name, p in module.named_parameters():
+            assert p.grad is not None, name
+            found[f"{name.removeprefix('module.')}, step {step}"] = p.grad.cpu().clone()
+    return found
+
+
+def work(rank: int, folder: str, weights: dict[str, Tensor]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    own = model()
+    own.load_state_dict(weights)
+    with patched_once():
+        found = two_steps(DistributedDataParallel(own), slice(rank, None, 2), 2, torch.float32)
+    torch.save((found, dict(launch.launches)), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """DistributedDataParallel: one process has 5 real steps, the other 3."""
+    weights = {name: t.cpu() for name, t in model().state_dict().items()}
+    mp.spawn(work, (str(tmp_path), weights), nprocs=2)
+    found, errors = [torch.load(tmp_path / str(rank)) for rank in range(2)], Errors(torch.float32)
+    alone = []
+    for dtype in (torch.float32, torch.float64):
+        plain = VRNN(5, 8, 3, phi_x=(), encoder=(8,), decoder=(), backend="reference")
+        plain.load_state_dict(weights)
+        alone.append(two_steps(plain.to(DEVICE, dtype), slice(None), 1, dtype))
+    for gradients, launches in found:
+        errors.add(gradients, *alone)
+        assert launches == {"forward": 2, "backward": 2}
+    errors.assert_at_most_twice_torchs()
+
+
 class _Calls(TorchDispatchMode):
     """The names of all operators that run."""
 
@@ -555,15 +651,38 @@ class _Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["loss", "fivo"])
+def accelerated(original: nn.Module, backend: str = "triton") -> nn.Module:
+    """A speech model of 5 samples a frame."""
+    return accelerate(original, layout=SPEECH, backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore:accelerated as layout")
+def test_an_accelerated_model_trains_on_ragged_batches() -> None:
+    theirs, lengths, found = audio.FramesOnly(5, 8, 3, 2).to(DEVICE), batch()[1].to(DEVICE), []
+    x, before = torch.rand(4, 3 * 5, device=DEVICE), launch.launches.copy()
+    for backend in ("triton", "reference"):
+        torch.manual_seed(1)
+        loss, fields = accelerated(theirs, backend)(x, lengths)
+        found.append((loss, fields, torch.autograd.grad(loss, list(theirs.parameters()))))
+    torch.testing.assert_close(*found)
+    assert launch.launches - before == {"forward": 1, "backward": 1}
+
+
+@pytest.mark.filterwarnings("ignore:accelerated as layout")
+@pytest.mark.parametrize("kind", ["loss", "fivo", "accelerated"])
 def test_a_captured_call_reads_no_value(kind: str) -> None:
     """What a CUDA graph forbids: nothing but assertions looks at lengths, uniforms and x."""
     own, (x, lengths, _) = model(), batch()
     own.check, lengths = True, lengths.to(DEVICE)
+    theirs = accelerated(audio.FramesOnly(5, 8, 3, 2).to(DEVICE))
 
     def train() -> list[str]:
         with _Calls() as calls:
-            (own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()).backward()
+            if kind == "accelerated":
+                loss = theirs(torch.rand(4, 3 * 5, device=DEVICE), lengths)[0]
+            else:
+                loss = own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()
+            loss.backward()
         return calls.names
 
     reads = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}

@@ -19,7 +19,17 @@ from vrnn_fast.data import Dataset, Source, pad
 from vrnn_fast.training import checkpoint
 from vrnn_fast.training.checkpoint import CheckpointError
 from vrnn_fast.training.compare import compare
-from vrnn_fast.training.trainer import BEST, LAST, ModelConfig, RunError, TrainConfig, Trainer, evaluate, load_model
+from vrnn_fast.training.trainer import (
+    BEST,
+    LAST,
+    ModelConfig,
+    RunError,
+    Sums,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    load_model,
+)
 
 MODEL = ModelConfig(input_size=5, likelihood="bernoulli", hidden_size=6, latent_size=2, width=7)
 TRAIN = TrainConfig(epochs=4, batch_size=3, warmup=2, anneal=1.5, free_nats=0.01, weight_decay=0.01)
@@ -135,7 +145,8 @@ def test_schedules() -> None:
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, got -1.0"),
+        ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
         ({"clip": math.nan}, "clip must be positive, got nan"),
         ({"free_nats": -0.5}, "free_nats must not be negative, got -0.5"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant, got 'steps'"),
@@ -152,8 +163,50 @@ def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, tmp_path: Path
     next(steps)
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.nan)
-    with pytest.raises(RunError, match="the loss is nan at step 2: try a learning rate below"):
+    advice = (
+        r"try a learning rate \(--lr\) below 0.004, --clip below 1 or a longer --warmup than 2; no model is kept yet"
+    )
+    with pytest.raises(RunError, match=f"the loss is nan at step 2, in epoch 1: {advice}"):
         next(steps)
+
+
+def test_data_out_of_range_stops_the_run_before_its_first_step(tmp_path: Path) -> None:
+    walks = tuple(torch.full((4, 5), 1e30) for _ in range(3))
+    dataset = Dataset("far", "gaussian", (torch.zeros(4, 5), *walks), walks, walks)
+    trainer = Trainer(Source(), replace(MODEL, likelihood="gaussian"), TRAIN, dataset, tmp_path)
+    with pytest.raises(
+        RunError, match="at step 1, in epoch 1: no step was taken yet, so look at the range of the data"
+    ):
+        next(trainer.steps())
+
+
+def _bound_of(valid: float) -> Any:
+    return lambda model, sequences: Sums(valid, 0.0, 1)
+
+
+@pytest.mark.parametrize("found", [math.inf, math.nan])
+@pytest.mark.parametrize("spoilt", ["norm of the gradient", "validation bound"])
+def test_a_run_that_diverged_keeps_what_was_good(
+    dataset: Dataset, tmp_path: Path, spoilt: str, found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(dataset, tmp_path)
+    steps = trainer.steps()
+    list(islice(steps, 6))  # in the second epoch of four steps
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    parameters = [p.clone() for p in trainer.model.parameters()]
+    if spoilt == "validation bound":
+        monkeypatch.setattr("vrnn_fast.training.trainer.evaluate", _bound_of(found))
+        where = "after epoch 2"
+        next(steps)
+    else:
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(found))
+        where = "at step 7, in epoch 2"
+    with pytest.raises(RunError, match=f"the {spoilt} is {found} {where}: .*; the best model, of epoch 1, stays in"):
+        next(steps)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert kept.keys() == {BEST, LAST}
+    if spoilt != "validation bound":
+        assert all(torch.equal(p, before) for p, before in zip(trainer.model.parameters(), parameters, strict=True))
 
 
 def test_an_unwritable_run_folder(dataset: Dataset, tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Real
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+
+Number = TypeVar("Number", bound=float | Tensor)
 
 
 def _captured(device: torch.device) -> bool:
@@ -29,32 +33,52 @@ def positive_int(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
 
 
-def number(name: str, value: object, *, zero: bool) -> None:
-    """Raise unless ``value`` is a positive number (or zero, where allowed) or a tensor of a single one.
+def flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def number(name: str, value: Number, *, zero: bool) -> Number:
+    """The positive number (or zero, where allowed), or the tensor of a single one; another real number as a float.
 
     The value of a tensor is read on the CPU only, and not while torch.compile traces.
     """
     meant = "a number >= 0" if zero else "a number > 0"
+    found: object = value
     if isinstance(value, Tensor):
         if value.dim() != 0:
             raise ValueError(f"{name} must be {meant} or a 0-d tensor, got shape {tuple(value.shape)}")
         if torch.compiler.is_compiling() or value.device.type != "cpu":
-            return
-        value = value.item()
-    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {meant} or a 0-d tensor, got {value!r}")
-    if not (value >= 0 if zero else value > 0):  # also refuses NaN
-        raise ValueError(f"{name} must be {meant}, got {value!r}")
-    if not torch.compiler.is_compiling() and math.isinf(value):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+            return value
+        found = value.item()
+    plain = _real(found)
+    if plain is None:
+        raise TypeError(f"{name} must be {meant} or a 0-d tensor, got {found!r}")
+    if not (plain >= 0 if zero else plain > 0):  # also refuses NaN
+        raise ValueError(f"{name} must be {meant}, got {plain!r}")
+    if not torch.compiler.is_compiling() and math.isinf(plain):
+        raise ValueError(f"{name} must be finite, got {plain!r}")
+    return value if isinstance(value, Tensor) else cast(Number, plain)
 
 
-def share(name: str, value: object) -> None:
-    """Raise unless ``value`` is a number from 0 to 1."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def share(name: str, value: object) -> float:
+    """The number from 0 to 1."""
+    plain = _real(value)
+    if plain is None:
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+    if not 0 <= plain <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {plain!r}")
+    return plain
+
+
+def _real(value: object) -> float | None:
+    """A real number, NumPy's too, as one of Python's or of torch.compile's; None for all else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return cast(float, value)
+    return float(value) if isinstance(value, Real) else None
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -73,12 +97,14 @@ def within(name: str, value: Tensor, low: float, high: float) -> None:
 
 
 def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
-    """Raise unless ``value`` is a collection of some of the allowed names."""
+    """Raise unless ``value`` is a collection of some of the allowed names, none of them twice."""
     if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
         raise TypeError(f"{name} must be a tuple of names out of {', '.join(allowed)}, got {value!r}")
     for entry in value:
         if entry not in allowed:
             raise ValueError(f"{name} may hold {', '.join(allowed)}, got {entry!r}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{name} must not name anything twice, got {value!r}")
     return value
 
 

@@ -209,7 +209,7 @@ def convert(
 @app.command()
 def info() -> None:
     """Print versions, what this CPU can do, and which executors can run."""
-    from .info import report_on
+    from .training.info import report_on
 
     report_on(console)
 

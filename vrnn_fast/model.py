@@ -92,7 +92,7 @@ class VRNN(nn.Module):
             precision, under autocast too: what comes in another one there is converted.
 
     Raises:
-        ValueError: an argument out of its domain, naming it.
+        ValueError, TypeError: an argument out of its domain, naming it.
     """
 
     def __init__(
@@ -133,6 +133,15 @@ class VRNN(nn.Module):
         of_z: tuple[int, ...] = (h,) if latent_size else ()
         self.likelihood = as_likelihood(likelihood)
         checks.positive_int("input_size", input_size)
+        for name, value in (
+            ("bias", bias),
+            ("packed_heads", packed_heads),
+            ("residual", residual),
+            ("batch_first", batch_first),
+            ("recompute", recompute),
+            ("check", check),
+        ):
+            checks.flag(name, value)
         self.spec = CellSpec(
             input_size,
             hidden_size,
@@ -223,10 +232,10 @@ class VRNN(nn.Module):
         parameters = self._reader(self)
         inputs = self._inputs(parameters[0], x, lengths, state, cond, resets, mask, mask_inputs)
         steps, batch = inputs.x.shape[:2]
-        checks.number("beta", beta, zero=True)
-        checks.number("free_nats", free_nats, zero=True)
+        beta = checks.number("beta", beta, zero=True)
+        free_nats = checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
-            checks.number("normalizer", normalizer, zero=False)
+            normalizer = checks.number("normalizer", normalizer, zero=False)
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
         checks.generator(generator, inputs.x.device)
         if eps is None:
@@ -312,7 +321,7 @@ class VRNN(nn.Module):
         checks.one_of("kind", kind, get_args(bounds.Kind))
         checks.positive_int("particles", particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
-        checks.share("threshold", threshold)
+        threshold = checks.share("threshold", threshold)
         checks.generator(generator, inputs.x.device)
         filters = kind == "fivo"
         if uniforms is not None and not filters:
@@ -405,15 +414,16 @@ class VRNN(nn.Module):
         cond: Tensor | None = None,
         prefix_cond: Tensor | None = None,
         samples: int | None = None,
+        state: State | None = None,
     ) -> tuple[Tensor, State]:
-        """Draw sequences from the model, each x_t fed back through phi_x: forecasts, after a prefix.
+        """Draw sequences from the model, each x_t fed back through phi_x: forecasts, after a prefix or from a state.
 
         One launch for all steps with a Bernoulli or Gaussian likelihood, whose noise is drawn beforehand, eps of all
         steps and then that of the output; with another one a loop over time.
 
         Args:
             steps: how many new time steps.
-            batch_size: B, how many sequences; with a prefix it is the prefix's.
+            batch_size: B, how many sequences; with a prefix or a state it is theirs.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
@@ -422,50 +432,59 @@ class VRNN(nn.Module):
             cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
             prefix_cond: (T, B, C) that of the prefix.
             samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
+            state: the state to start from, as this method, :meth:`forward` and :meth:`step` return it; None is that of
+                :meth:`init_state`. A long sequence may so be drawn in pieces. Not with ``prefix``.
 
         Returns:
             The new steps, (steps, B, X) (batch first if the module is), and the state after them. With ``samples`` the
-            new steps are (K, steps, B, X), and row k * B + b of the state is that of sample k of sequence b.
+            new steps are (K, steps, B, X), and row k * B + b of the state is that of sample k of sequence b: who goes
+            on from it goes on with K * B sequences.
 
         Raises:
-            ValueError, TypeError: an argument out of its domain, naming it; the prefix as x in :meth:`forward`.
+            ValueError, TypeError: an argument out of its domain, naming it; prefix and state as x and state in
+                :meth:`forward`.
         """
         parameters = self._reader(self)
         like = parameters[0]
         checks.positive_int("steps", steps)
         checks.positive_int("batch_size", batch_size)
-        if isinstance(temperature, Tensor):
+        if isinstance(temperature, Tensor) and temperature.dim() == 0:
             temperature = temperature.item()
-        checks.number("temperature", temperature, zero=False)
+        temperature = checks.number("temperature", temperature, zero=False)
+        checks.flag("mean", mean)
         checks.generator(generator, like.device)
         if prefix is None:
             if lengths is not None:
                 raise ValueError("lengths are those of a prefix: pass prefix too")
             if prefix_cond is not None:
                 raise ValueError("prefix_cond is that of a prefix: pass prefix too")
-            start = self._start(None, batch_size, like)
+            start = self._start(None, batch_size, like) if state is None else self._given(state, None, like)
         else:
+            if state is not None:
+                raise ValueError("state has no place where a prefix is given, which tells it: pass one of them")
             batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
             self._has_condition("prefix_cond", prefix_cond)
             out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
-            start = self._start(out.state, batch, like)
-        state = _layers(start)
-        batch = state[0].shape[0]
+            start = self._given(out.state, batch, like)
+        layers = _layers(start)
+        batch = layers[0].shape[0]
+        if state is not None and batch_size not in (1, batch):
+            raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
         cond = self._condition(cond, steps, batch, like)
         if samples is not None:
             checks.positive_int("samples", samples)
-            state = tuple(s.repeat(samples, 1) for s in state)
+            layers = tuple(layer.repeat(samples, 1) for layer in layers)
             cond = None if cond is None else cond.repeat(1, samples, 1)
         rows = batch * (samples or 1)
         eps = temperature * self._noise((steps, rows), like, generator)
         with full_precision(like.device):
-            x, state = self._play(parameters, eps, state, cond, temperature, mean, generator)
+            x, after = self._play(parameters, eps, layers, cond, temperature, mean, generator)
         if samples is not None:
             drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
-            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(state)
-        return self._outer(x), self._packed(state)
+            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(after)
+        return self._outer(x), self._packed(after)
 
     def _play(
         self,
@@ -485,12 +504,12 @@ class VRNN(nn.Module):
 
             played = generate_by(draw, self.spec, parameters, eps, state, cond)
             return played.x, played.state
-        noise = eps.new_zeros((*eps.shape[:2], self.input_size))
+        noise = filtering.widened(eps.new_zeros((*eps.shape[:2], self.input_size)))  # 16 bits know no rare event
         if not mean and self.spec.likelihood == "bernoulli":
             noise.uniform_(generator=generator).logit_().mul_(temperature)
         elif not mean:
             noise.normal_(generator=generator).mul_(temperature)
-        executor = executors.choose(self.backend, self.spec, noise, stacklevel=5)
+        executor = executors.choose(self.backend, self.spec, eps, stacklevel=5)
         return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
 
     def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
@@ -617,6 +636,7 @@ class VRNN(nn.Module):
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
             if not self.likelihood.takes_mask:
                 raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
+        checks.flag("mask_inputs", mask_inputs)
         if mask_inputs:
             if mask is None:
                 raise ValueError("mask_inputs needs a mask")
@@ -698,19 +718,28 @@ class VRNN(nn.Module):
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
         """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`init_state`."""
-        if state is None:
-            sizes = self.num_layers, batch, self.hidden_size
-            if self.start is None:
-                return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
-            parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
-            start = checks.tensor("start", self.start, parts, like)
-            return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
-        shape = (("num_layers", self.num_layers), ("B", batch), ("hidden_size", self.hidden_size))
+        if state is not None:
+            return self._given(state, batch, like)
+        sizes = self.num_layers, batch, self.hidden_size
+        if self.start is None:
+            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
+        parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
+        start = checks.tensor("start", self.start, parts, like)
+        return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
+
+    def _given(self, state: State, batch: int | None, like: Tensor) -> tuple[Tensor, ...]:
+        """The caller's state, checked: of ``batch`` rows, or of as many as it has."""
+
+        def part(name: str, value: Tensor, rows: int | None) -> Tensor:
+            shape = ("num_layers", self.num_layers), ("B", rows), ("hidden_size", self.hidden_size)
+            return checks.tensor(name, value, shape, like)
+
         if self.spec.cell != "lstm":
-            return (checks.tensor("state", state, shape, like),)
+            return (part("state", cast(Tensor, state), batch),)
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
-        return tuple(checks.tensor(f"state[{i}]", s, shape, like) for i, s in enumerate(state))
+        h = part("state[0]", state[0], batch)
+        return h, part("state[1]", state[1], h.shape[1])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._reader.forget()  # parameters are about to move; nothing shall hold their old memory

@@ -13,24 +13,25 @@ from torch import Tensor
 Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
-def widened(log_weights: Tensor) -> Tensor:
-    """In a precision that many of them can be added up in: float32 at least."""
-    return log_weights.to(torch.promote_types(log_weights.dtype, torch.float32))
+def widened(tensor: Tensor) -> Tensor:
+    """In a precision that many of its elements can be added up in, and that uniforms can be drawn in: float32 at
+    least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def uniforms(
     resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """(T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1).
+    """(T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1), :func:`widened` from the dtype of ``like``.
 
     Multinomial ones are independent, stratified one in each of N equal intervals, systematic at the same place in each
     (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.
     """
     each = 1 if resampling == "systematic" else particles
-    drawn = like.new_empty((steps, batch, each)).uniform_(generator=generator)
+    drawn = widened(like.new_empty((steps, batch, each))).uniform_(generator=generator)
     if resampling == "multinomial":
         return drawn
-    return (torch.arange(particles, dtype=like.dtype, device=like.device) + drawn) / particles
+    return (torch.arange(particles, dtype=drawn.dtype, device=like.device) + drawn) / particles
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import checks
 from .executors import cpu
 from .model import VRNN
 
@@ -31,7 +30,8 @@ class Stream:
     """Push a frame, get its bound and what the model had predicted: as :meth:`VRNN.step`, on one thread.
 
     The prediction is p(x_t | x_<t) at the prior's mean of z_t: probabilities for a Bernoulli likelihood, (mean, std)
-    for a Gaussian one. Weights are a snapshot: after training, :meth:`refresh` reads them again.
+    for a Gaussian one. Weights are a snapshot: after training, :meth:`refresh` reads them again, and so does a copy, by
+    ``copy.deepcopy`` or ``pickle``, which goes on from the same state with the same noise.
 
     Args:
         model: on the CPU, float32 or float64, with a Bernoulli or Gaussian likelihood.
@@ -46,8 +46,7 @@ class Stream:
     """
 
     def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        checks.positive_int("batch_size", batch_size)
         if model.spec.cond_size:
             raise ValueError("Stream takes no conditioning input, and this model has one: use VRNN.step")
         if model.spec.likelihood == "external":
@@ -55,6 +54,8 @@ class Stream:
         self.model = model
         self.batch_size = batch_size
         self._noise = np.random.default_rng(seed)
+        self._drawn: Array = np.empty(0)
+        self._next = 0
         self.refresh()
 
     def refresh(self) -> None:
@@ -75,8 +76,8 @@ class Stream:
         single = parameters[0].dtype == torch.float32
         held = self.state if hasattr(self, "_engine") else None
         dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64
-        if held is None or held[0].dtype != dtype:
-            self._draws = self._noise_frames(dtype)
+        if self._drawn.dtype != dtype:
+            self._drawn, self._next = np.empty(0, dtype), 0
         self._engine = (native.Engine32 if single else native.Engine64)(
             program.code, program.constants, [p.contiguous().numpy() for p in parameters], self.batch_size
         )
@@ -92,12 +93,14 @@ class Stream:
 
     @state.setter
     def state(self, value: tuple[Array, ...]) -> None:
-        expected = (self.batch_size, self.model.hidden_size)
-        if len(value) != self.model.spec.state_tensors:
-            raise ValueError(f"state must be {self.model.spec.state_tensors} arrays, got {len(value)}")
+        tensors, expected = self.model.spec.state_tensors, (self.batch_size, self.model.hidden_size)
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"state must be a tuple of arrays, got {type(value).__name__}")
+        if len(value) != tensors:
+            raise ValueError(f"state must be {tensors} arrays, got {len(value)}")
         for i, part in enumerate(value):
-            if part.shape != expected:
-                raise ValueError(f"state[{i}] must have shape {expected}, got {part.shape}")
+            if np.shape(part) != expected:
+                raise ValueError(f"state[{i}] must have shape {expected}, got {np.shape(part)}")
         for i, part in enumerate(value):
             self._engine.state(i)[:] = part
 
@@ -118,10 +121,22 @@ class Stream:
             TypeError: x or eps has another dtype or is not contiguous.
             ValueError: it has another number of elements.
         """
-        return StreamStep._make(self._engine.step(x, next(self._draws) if eps is None else eps))
+        return StreamStep._make(self._engine.step(x, self._draw() if eps is None else eps))
 
-    def _noise_frames(self, dtype: type[np.float32 | np.float64]) -> Iterator[Array]:
+    def _draw(self) -> Array:
         """Standard normal (B, Z), drawn for many frames at a time."""
-        frame = self.batch_size, self.model.latent_size
-        while True:
-            yield from self._noise.standard_normal((max(1, _DRAWN // math.prod(frame)), *frame), dtype=dtype)
+        if self._next == len(self._drawn):
+            frame = self.batch_size, self.model.latent_size
+            frames = max(1, _DRAWN // max(1, frame[0] * frame[1]))
+            self._drawn, self._next = self._noise.standard_normal((frames, *frame), dtype=self._drawn.dtype), 0
+        self._next += 1
+        return self._drawn[self._next - 1]  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_engine"} | {"state": self.state}
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        state = held.pop("state")
+        vars(self).update(held)
+        self.refresh()
+        self.state = state

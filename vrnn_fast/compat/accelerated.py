@@ -157,7 +157,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     steps, batch = x.shape[0], x.shape[1]
     lengths = arguments.get(layout.lengths)
     if lengths is not None:
-        lengths = checks.lengths(lengths, steps, batch, torch.device("cpu"))
+        lengths = checks.lengths(lengths, steps, batch, x.device)
     noise = _draw(plan, x)
     start = layout.start(arguments)
     if start is None:

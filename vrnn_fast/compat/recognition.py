@@ -53,7 +53,8 @@ def accelerate(
         layout: ``"auto"``, the name of one (see ``vrnn_fast.compat.LAYOUTS``), or a mapping of your own.
         mend: the names of faults to mend, as the warning lists them.
         example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
-        backend: as in :class:`vrnn_fast.VRNN`.
+        backend: as in :class:`vrnn_fast.VRNN`. One that does not know float64 is stood in for in the proof by
+            ``"reference"``.
 
     Raises:
         LayoutError: the model is of no known layout, or holds what cannot be run; the message says what was looked for
@@ -84,11 +85,17 @@ def accelerate(
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
+    proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
 
     def planned(
-        objective: Objective, mended: Iterable[str], noise: torch.dtype | None, sampling: Sampling | None = None
+        objective: Objective,
+        noise: torch.dtype | None,
+        sampling: Sampling | None = None,
+        *,
+        mended: Iterable[str] = (),
+        on: str = proving,
     ) -> Plan:
-        return Plan(known, cells, objective, frozenset(mended), backend, arguments, noise, sampling)
+        return Plan(known, cells, objective, frozenset(mended), on, arguments, noise, sampling)
 
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
@@ -97,7 +104,7 @@ def accelerate(
 
     proven = prove(
         model,
-        lambda twin, objective, noise: build(twin, planned(objective, (), noise)),
+        lambda twin, objective, noise: build(twin, planned(objective, noise)),
         known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
     )
@@ -117,7 +124,7 @@ def accelerate(
         tried = Sampling(known.sampler, gradients=False)
 
         def sampling_one(twin: nn.Module) -> nn.Module:
-            return build(twin, planned(proven.objective, (), proven.noise, tried))
+            return build(twin, planned(proven.objective, proven.noise, tried))
 
         try:
             gradients = samples(model, sampling_one, known.sampler, features)
@@ -127,7 +134,7 @@ def accelerate(
             )
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
-    return cast(Module, build(model, planned(proven.objective, mend, proven.noise, sampling)))
+    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
 
 
 def _fate(fault: Fault) -> str:

@@ -14,7 +14,18 @@ from ..spec import CellSpec
 from . import cpu, reference, triton
 from .result import SequenceResult, StepResult
 
-__all__ = ["Backend", "Executor", "SequenceResult", "StepResult", "backends", "choose", "executors", "names", "select"]
+__all__ = [
+    "Backend",
+    "Executor",
+    "SequenceResult",
+    "StepResult",
+    "backends",
+    "choose",
+    "executors",
+    "in_float64",
+    "names",
+    "select",
+]
 
 
 class Executor(Protocol):
@@ -91,7 +102,8 @@ class Executor(Protocol):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Let a cell with a Bernoulli or Gaussian likelihood run on its own, without gradients: z_t is the prior's mean
         + std * eps_t (T, B, Z); x_t, from noise (T, B, X), is logit > noise_t (logistic) or mean + std * noise_t
-        (normal), or its ``mean``, and goes back through phi_x. Returns x (T, B, X) and the state after it."""
+        (normal), or its ``mean``, and goes back through phi_x. ``noise`` may be wider than eps of 16 bits. Returns x
+        (T, B, X) and the state after it."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference, triton)
@@ -138,6 +150,21 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
 def names() -> tuple[str, ...]:
     """What ``backend`` may be."""
     return ("auto", *(e.name for e in executors))
+
+
+def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
+    """Who computes in float64 what ``backend`` computes in the dtype and on the device of ``like``: itself, or
+    ``"reference"`` where it does not know float64.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`select`, in the dtype of ``like``.
+    """
+    select(backend, spec, like)
+    try:
+        select(backend, spec, like.new_empty((1, 1, 1), dtype=torch.float64))
+    except RuntimeError:
+        return reference.name
+    return backend
 
 
 def choose(backend: str, spec: CellSpec, x: Tensor, *, stacklevel: int) -> Executor:

@@ -186,13 +186,13 @@ def generate(
     mean: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened as in :func:`run`."""
-    if noise.dtype == torch.bfloat16:
+    if eps.dtype == torch.bfloat16:
         wide = None if cond is None else cond.float()
         start = tuple(s.float() for s in state)
         x, after = generate(
             spec, [p.float() for p in parameters], eps.float(), noise.float(), start, cond=wide, mean=mean
         )
-        return x.to(noise.dtype), tuple(s.to(noise.dtype) for s in after)
+        return x.to(eps.dtype), tuple(s.to(eps.dtype) for s in after)
     way: Way = "means" if mean else "samples"
     number, packed = None, None
     if not torch.compiler.is_compiling():

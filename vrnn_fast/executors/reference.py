@@ -259,7 +259,7 @@ def generate(
         if spec.likelihood == "bernoulli":
             return torch.sigmoid(raw) if mean else (raw > noise[t]).to(raw.dtype)
         centre, raw_std = raw.chunk(2, -1)
-        return centre if mean else centre + standard_deviation(spec.output_std, raw_std) * noise[t]
+        return centre if mean else (centre + standard_deviation(spec.output_std, raw_std) * noise[t]).to(raw.dtype)
 
     played = generate_by(draw, spec, parameters, eps, state, cond)
     return played.x, played.state

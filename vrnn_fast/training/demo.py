@@ -18,10 +18,10 @@ from rich.table import Table
 from .. import data, executors
 from ..data import Dataset, Source, chorales, pad
 from ..data.dataset import PARTS
-from ..info import versions
 from ..model import VRNN
 from . import report
 from .compare import Comparison, compare
+from .info import versions
 from .trainer import ModelConfig, TrainConfig, Trainer, evaluate
 from .watch import watch
 

@@ -97,9 +97,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise RunError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise RunError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        if not self.clip > 0:
+            raise RunError(f"clip must be positive, got {self.clip}")
         for name in ("warmup", "weight_decay", "anneal", "free_nats", "patience", "seed"):
             if not getattr(self, name) >= 0:
                 raise RunError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -252,7 +253,8 @@ class Trainer:
         """Train to the end, one optimiser step each; between two of them the caller may :meth:`save` and leave.
 
         Raises:
-            RunError: the loss is no longer a number.
+            RunError: the run has diverged: a loss, the norm of a gradient or a validation bound is not finite. The
+                step is not taken, or the epoch not saved: the folder keeps what was there.
         """
         while not self.finished:
             self._order.set_state(self._epoch_order)
@@ -284,13 +286,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         out = self.model(batch.x, batch.lengths, generator=self._noise, beta=kl_weight, free_nats=config.free_nats)
-        loss = out.loss.item()
-        if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} at step {at.step + 1}: try a learning rate below {learning_rate:.2g}")
+        loss, where = out.loss.item(), f"at step {at.step + 1}, in epoch {at.epoch + 1}"
+        self._require_finite("loss", loss, where)
         self.optimizer.zero_grad()
         out.loss.backward()
         with using(1):  # one parallel region per parameter costs more than it gains, on busy cores a hundred times
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip).item()
+            self._require_finite("norm of the gradient", norm, where)
             self.optimizer.step()
 
         sums = Sums(out.nll.sum().item(), out.kl.sum().item(), batch.steps, perf_counter() - start)
@@ -303,6 +305,7 @@ class Trainer:
     def _end_epoch(self, last: Step) -> Epoch:
         at = self._progress
         valid = evaluate(self.model, self.data.valid)
+        self._require_finite("validation bound", valid.bound, f"after epoch {at.epoch + 1}")
         epoch = Epoch(at.epoch, at.sums, valid, last.learning_rate, last.kl_weight)
         self.history.append(epoch)
         at.epoch, at.batch, at.sums = at.epoch + 1, 0, Sums()
@@ -312,6 +315,20 @@ class Trainer:
             checkpoint.save(self.folder / BEST, self.model.state_dict(), self._header | {"epoch": epoch.number})
         self.save()
         return epoch
+
+    def _require_finite(self, name: str, value: float, where: str) -> None:
+        """Raise RunError where the run has diverged, saying what to try, and what is left of it."""
+        if math.isfinite(value):
+            return
+        at, config = self._progress, self.config
+        advice = (
+            f"try a learning rate (--lr) below {config.learning_rate:.2g}, --clip below {config.clip:.2g} or a longer "
+            f"--warmup than {config.warmup}"
+            if at.step
+            else "no step was taken yet, so look at the range of the data"
+        )
+        kept = f"the best model, of epoch {at.best_epoch + 1}, stays" if at.best_epoch >= 0 else "no model is kept yet"
+        raise RunError(f"the {name} is {value} {where}: {advice}; {kept} in {self.folder}")
 
     def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         self.model.load_state_dict(_below("model", tensors))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,12 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
     """Train to the end, or until Ctrl-C: then the run is saved after the step it is at, it is said where, and the
     answer is False.
     """
-    writer = _writer(trainer) if tensorboard else None
+    logs = _writer(trainer) if tensorboard else nullcontext()
     bar = Progress(
         BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal, expand=True,
     )  # fmt: skip
-    with _interruptible() as interrupted, bar:
+    with _interruptible() as interrupted, bar, logs as writer:
         epochs = trainer.config.epochs
         task = bar.add_task("", total=epochs, completed=len(trainer.history))
         for step in trainer.steps():
@@ -40,8 +40,6 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
                     console.print(f"epoch {done:3d}/{epochs}  {line}", soft_wrap=True)
             if interrupted():
                 break
-    if writer:
-        writer.close()
     if not interrupted() or trainer.finished:
         return True
     console.print(

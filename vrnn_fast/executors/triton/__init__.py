@@ -151,10 +151,19 @@ def generate(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step, which
     :func:`launches` tells."""
-    if spec.constant(spec.key, _misfit, noise.dtype.itemsize, noise.device, _precision(), mean) is not None:
+    if spec.constant(spec.key, _misfit, eps.dtype.itemsize, eps.device, _precision(), mean) is not None:
         return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
     x, after = torch.ops.vrnn_fast.triton_generate(
-        *(eps, noise, cond, list(state), list(parameters), spec.constant(spec.key, _text), _precision(), mean)
+        *(
+            eps,
+            noise.to(eps.dtype),
+            cond,
+            list(state),
+            list(parameters),
+            spec.constant(spec.key, _text),
+            _precision(),
+            mean,
+        )
     )
     return x, tuple(after)
 

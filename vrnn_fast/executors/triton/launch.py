@@ -14,7 +14,7 @@ from ...spec import CellSpec
 from ...stages import Dense, Keep, Slice
 from . import tuning
 from .plan import Plan, identifier, plan
-from .rows import Rows, allocate
+from .rows import Rows, aligned, allocate
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
 
@@ -87,7 +87,7 @@ class Batch:
         groups = self.batch // self.particles
         if drawn is not None and (drawn.shape[:2] != (self.steps, groups) or groups * self.particles != self.batch):
             raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
-        self.lengths = None if inputs.lengths is None else inputs.lengths.to(x.device)
+        self.lengths = None if inputs.lengths is None else aligned(inputs.lengths.to(x.device))
         self.order: Tensor | None = None
         self.real: Tensor | None = None
         if self.lengths is not None:
@@ -107,7 +107,7 @@ class Batch:
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(T, B, ...) as (rows, ...)."""
-        return tensor.reshape(self.steps * self.batch, *tensor.shape[2:]).contiguous()
+        return aligned(tensor.reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
         """Of bool, as the kernels read it."""
@@ -156,7 +156,7 @@ class Batch:
         final = []
         for name, start in zip(self.plan.states, self.inputs.state, strict=True):
             final.append(allocate(self.inputs.x, tuple(start.shape)))
-            tensors |= {f"start_{identifier(name)}": start.contiguous(), f"final_{identifier(name)}": final[-1]}
+            tensors |= {f"start_{identifier(name)}": aligned(start), f"final_{identifier(name)}": final[-1]}
         return final
 
     def launch(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
@@ -208,7 +208,7 @@ def forward(
     state, ancestors = call.add_states(tensors), like.new_empty((0, 0, 0), dtype=torch.int64)
     if inputs.uniforms is not None:
         ancestors = allocate(like, tuple(inputs.uniforms.shape), -1, torch.int64)
-        tensors |= {"b_uniforms": inputs.uniforms.contiguous(), "b_ancestors": ancestors}
+        tensors |= {"b_uniforms": aligned(inputs.uniforms), "b_ancestors": ancestors}
         tensors |= {"enough": threshold * call.particles, "mask": call.flags(inputs.mask)}
         rows.nll = tensors["b_nll"] = allocate(like, (rows.count,), 0.0)
         if cut.divergence is not None:
@@ -307,7 +307,7 @@ def backward(
     d_state = []
     for i, (name, start) in enumerate(zip(cut.states, inputs.state, strict=True)):
         d_final = upstream.get(f"state{i}")
-        tensors[f"d_final_{identifier(name)}"] = torch.zeros_like(start) if d_final is None else d_final.contiguous()
+        tensors[f"d_final_{identifier(name)}"] = torch.zeros_like(start) if d_final is None else aligned(d_final)
         d_state.append(allocate(like, tuple(start.shape)))
         tensors[f"d_start_{identifier(name)}"] = d_state[-1]
     if cut.resamples:

@@ -16,6 +16,7 @@ from ...likelihoods.base import softplus
 from ...spec import CellSpec, Std
 from ...stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
 
+ALIGNMENT = 16  # bytes
 _HALF_LOG_TWO_PI = 0.91893853320467274178
 
 
@@ -24,6 +25,17 @@ def allocate(
 ) -> Tensor:
     """Memory for the kernels, of the device of ``like`` and its dtype or another: all of it comes from here."""
     return like.new_empty(shape, dtype=dtype) if fill is None else like.new_full(shape, fill, dtype=dtype)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A tensor as kernels read it: contiguous, and from a multiple of 16 bytes on, as all that torch allocates.
+
+    Triton compiles a kernel anew for every set of arguments that begin elsewhere, such as slices of a batch.
+    """
+    tensor = tensor.contiguous()
+    if tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return allocate(tensor, tuple(tensor.shape), dtype=tensor.dtype).copy_(tensor)
 
 
 class Rows:

@@ -30,6 +30,8 @@ MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that wou
 MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
 FEW_MULTIPLY_ADDS = 2000  # so many without a spill
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
+NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
+MOST_NARROW_PRODUCTS = 70  # of narrow tiles: beyond, they spill more than wider ones
 ROWS = (16, 32, 64, 128)  # of a tile
 
 
@@ -73,14 +75,15 @@ def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
 
 
 def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
-    """At most what passes through shared memory at a time: a tile of streamed weights, and four of values."""
-    tiles = [t.padded for of in cut.tiles.values() for t in of]
+    """At most what passes through shared memory at a time: a tile of streamed weights, and four of values, or five
+    narrow ones."""
+    widest = max(t.padded for of in cut.tiles.values() for t in of)
     streamed = [
         target.padded * source.padded * itemsize
         for m in matrices
         for target, source in product(cut.tiles_of(m.stage.target), cut.tiles_of(m.stage.source))
     ]
-    return 4 * rows * max(tiles) * 4 + max(streamed, default=0)
+    return (5 if widest <= NARROW else 4) * rows * widest * 4 + max(streamed, default=0)
 
 
 @lru_cache(maxsize=1024)
@@ -137,18 +140,20 @@ def candidates(
     found = []
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
-    for rows, warps, widest, ahead in product(rows_of, warps_of, (64, 128), (True, False)):
-        by_tensor_cores = itemsize < 4 or precision != "ieee"
+    by_tensor_cores = itemsize < 4 or precision != "ieee"
+    widest_of = (64, 128) if by_tensor_cores else (64, 128, NARROW)
+    for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
         late = by_tensor_cores and widest <= 64  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
-        if products(cut) > MOST_PRODUCTS or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
+        most = MOST_NARROW_PRODUCTS if widest == NARROW else MOST_PRODUCTS
+        if products(cut) > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
         by_threads = 0 if by_tensor_cores else multiply_adds(cut, config, chip)
         wanted = registers(cut, config, chip)
         if by_threads <= MOST_MULTIPLY_ADDS and wanted <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
             spills = by_threads > FEW_MULTIPLY_ADDS or wanted > MOST_REGISTERS
-            found.append((spills, spills and ahead, config))
-    return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:2]))
+            found.append((spills, spills and ahead, spills and widest, config))
+    return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:3]))
 
 
 def misfit(

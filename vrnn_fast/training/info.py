@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import backends
+from .. import backends
 
 _PEAK_SECONDS = 0.3
 
@@ -29,7 +29,7 @@ def report_on(console: Console) -> None:
         table.add_row(f"[bold]{title}[/]", text)
     for name, backend in backends().items():
         state = "[green]available[/]" if backend.available else f"[yellow]not available[/]: {backend.reason}"
-        table.add_row(f"[bold]executor[/] {name}", f"{state}\n[dim]verified on {backend.verified}[/]")
+        table.add_row(f"[bold]executor[/] {name}", f"{state}\n[dim]verified: {backend.verified}[/]")
     console.print(table)
 
 
