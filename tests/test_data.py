@@ -266,6 +266,15 @@ def test_what_overflows_when_standardised(tmp_path: Path, scale: float, value: f
         assert torch.cat(found.train).std(0, correction=0).tolist() == pytest.approx([1, 1])
 
 
+def _encrypted(path: Path) -> bytes:
+    """An .npz file that says that its array is encrypted."""
+    np.savez(path, a=np.zeros((3, 4, 2)))
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.find(signature) + flags] |= 1
+    return bytes(content)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data: nowhere"):
         data.load(Source("nowhere"))
@@ -273,6 +282,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         data.load(Source(str(tmp_path)))
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"bad\.npz is not a readable \.npz or \.npy file"):
+        data.load(Source(str(tmp_path / "bad.npz")))
+    (tmp_path / "bad.npz").write_bytes(_encrypted(tmp_path / "bad.npz"))
+    with pytest.raises(DataError, match=r"bad\.npz is not a readable .* 'a\.npy' is encrypted"):
         data.load(Source(str(tmp_path / "bad.npz")))
     np.savez(tmp_path / "text.npz", a=np.zeros((3, 4, 2)))
     with zipfile.ZipFile(tmp_path / "text.npz", "a") as archive:

@@ -461,6 +461,15 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_an_archive_of_arrays_that_is_damaged(theirs: copied.VRNN, tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **{name: t.numpy() for name, t in theirs.state_dict().items()})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(LayoutError, match=r"bad\.npz holds no tensors that can be read"):
+        VRNN.from_state_dict(path)
+
+
 def without(name: str) -> dict[str, Tensor]:
     state = copied.VRNN(6, 9, 4).state_dict()
     return {n: t for n, t in state.items() if not n.startswith(name)}

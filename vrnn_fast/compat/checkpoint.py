@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -149,7 +151,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays), None
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, BadZipFile, zlib.error) as error:
         raise LayoutError(
             f"{path} holds no tensors that can be read without running code of its own; save model.state_dict() "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"

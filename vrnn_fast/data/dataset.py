@@ -181,7 +181,10 @@ def divide(named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
         DataError: fewer than three items.
     """
     if len(named) < 3:
-        raise DataError(f"3 sequences are the least that can be split into train, valid and test, got {len(named)}")
+        raise DataError(
+            f"3 sequences are the least that can be split into train, valid and test, got {len(named)}; fewer must be "
+            "named after their parts"
+        )
     items = [item for _, item in sorted(named, key=lambda pair: hash_of(pair[0]))]
     tenth = max(1, round(len(items) / 10))
     return {"test": items[:tenth], "valid": items[tenth : 2 * tenth], "train": items[2 * tenth :]}

@@ -47,7 +47,7 @@ def _named(path: Path) -> list[tuple[str, NDArray[Any]]]:
         else:
             with content:
                 arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         hint = "; save sequences of unequal length as one array each in an .npz file" if "pickle" in str(error) else ""
         raise DataError(f"{path} is not a readable .npz or .npy file: {error}{hint}") from error
     named: list[tuple[str, NDArray[Any]]] = []
