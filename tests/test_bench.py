@@ -16,7 +16,7 @@ import torch
 
 from bench import __main__ as bench
 from bench import contest as contests
-from bench import experiments, figures, memory, peak, readme, record, scaling
+from bench import experiments, figures, memory, peak, readme, record, scaling, table
 from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
@@ -106,7 +106,7 @@ def test_no_speed_without_agreement() -> None:
         assert gru.milliseconds
         assert gru.speedup is None
         assert "wrong at reference, 3 x 2: loss is off by" in problems(rows)[0]
-        assert "no result" in in_full([wrong])
+        assert "no result" in in_full([wrong], record.State.now())
         assert render(rows).row_count == 4
 
 
@@ -247,9 +247,69 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
 
     bench.main([*arguments, "--again"])
     assert measured[3:] == [(FORWARD, TRAINING)]
-    replace(whole, source="of other sources").save(tmp_path)
+    of_others(whole, "source").save(tmp_path)
     bench.main(arguments)
     assert measured[4:] == [(FORWARD, TRAINING)]
+
+
+def of_others(whole: Record, what: str) -> Record:
+    """The same rows, measured with other sources or other versions."""
+    state = replace(whole.state, commit="0123456789abcdef", date="2020-02-02T00:00:00+00:00")
+    state = replace(state, **{"source": {"source": "another"}, "versions": {"versions": {"torch": "2.10.0"}}}[what])
+    return replace(whole, state=state, rows=[replace(row, state=state) for row in whole.rows])
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("changed", ["source", "versions"])
+def test_measuring_some_leaves_the_others_and_their_dates(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Contest(name, SMALL, (FORWARD,), (EAGER,), EAGER) for name in ("training", "generation"))
+    gone = replace(other, shape=replace(SMALL, name="gone"))
+    arguments = ["--seconds", "0", "--results", str(tmp_path)]
+    monkeypatch.setattr(experiments, "full", lambda: [one, other, gone])
+    bench.main(["--all", *arguments])
+    (path,) = tmp_path.iterdir()
+    before = of_others(Record.load(path), changed)
+    before.save(tmp_path)
+    assert Record.load(path) == before
+
+    for partial_run in (["--only", "training"], []):
+        monkeypatch.setattr(experiments, "short", lambda: [one])
+        before.save(tmp_path)
+        bench.main([*partial_run, *arguments])
+        after = Record.load(path)
+        assert [row.key for row in after.rows] == [row.key for row in before.rows]
+        assert after.rows[0].state == after.state == replace(record.State.now(), date=after.state.date)
+        assert after.rows[1:] == before.rows[1:]
+        new, *old = in_full(after.rows, after.state).splitlines()[2:]
+        told = "| 2020-02-02, commit 0123456789" + (", torch 2.10.0 |" if changed == "versions" else " |")
+        assert "commit" not in new
+        assert all(line.endswith(told) for line in old)
+        assert str(after.state) in readme.heading(after)
+
+    monkeypatch.setattr(experiments, "full", lambda: [one, other])  # a whole run forgets what nobody measures any more
+    bench.main(["--all", *arguments])
+    whole = Record.load(path)
+    assert [row.experiment for row in whole.rows] == ["training", "generation"]
+    assert in_full(whole.rows, whole.state).splitlines()[0].endswith("| speed-up |")
+
+
+def test_tables_tell_whose_times_are_older() -> None:
+    begun = Record.begin()
+    eager = Row("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=2.0, sizes=(28, 100, 16))
+    begun.put([eager, replace(eager, contender="vrnn_fast", milliseconds=1.0), *scaling_rows()])
+    assert "measured" not in summary(begun.rows, begun.state)
+    assert "measured" not in table.of_curve(scaling.curves(begun.rows)[0], begun.state)
+    old = of_others(begun, "source")
+    rows = [old.rows[0], *begun.rows[1:4], *old.rows[4:]]
+    assert summary(rows, begun.state).endswith("| 2020-02-02, commit 0123456789: eager loop |")
+    assert summary(old.rows, begun.state).endswith("| 2020-02-02, commit 0123456789 |")
+    lines = table.of_curve(scaling.curves(rows)[0], begun.state).splitlines()
+    assert lines[0].endswith("| faster | measured |")
+    assert lines[3].endswith("| 2020-02-02, commit 0123456789: 2 threads |")
+    changed = replace(begun.state, uncommitted_changes=True, date="2020-02-02T00:00:00", commit="0123456789abcdef")
+    assert str(changed) == "2020-02-02, commit 0123456789 and changes"
 
 
 def test_rows_replace_those_of_the_same_key() -> None:
@@ -341,7 +401,7 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     alone = replace(eager, contender="nn.GRU alone", remark="computes something else", speedup=None)
     begun.put([eager, ours, alone, *scaling_rows()])
     path = begun.save(folder)
-    assert Record.load(path).rows == begun.rows
+    assert Record.load(path) == begun
 
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
@@ -371,7 +431,9 @@ def test_records_of_earlier_forms_are_read(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({**fields, "rows": [{**row, "milliseconds": 33.42, "quartiles": [32.9, 34.9]}]}))
     old = Record.load(path)
-    assert "| 33.42 |" in summary(old.rows)
+    assert (old.state.date, old.state.source) == (fields["date"], "")
+    assert [row.state for row in old.rows] == [old.state]
+    assert "| 33.42 |" in summary(old.rows, old.state)
     assert figures.draw(old, tmp_path) == []
 
 
