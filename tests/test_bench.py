@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ import torch
 from bench import __main__ as bench
 from bench import contest as contests
 from bench import experiments, figures, memory, peak, readme, record, scaling, table
-from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run
+from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run, run_of
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
 from bench.measure import Timed, disagreements, take_turns
+from bench.peers import EagerVRNN
 from bench.peers.torch_loops import prepare_eager
 from bench.record import Record, Row
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
@@ -37,6 +39,13 @@ def prepare_wrong(shape: Shape, dtype: torch.dtype) -> Run:
     assert run.results is not None
     right = run.results()
     return replace(run, results=lambda: {name: t + 1e-3 for name, t in right.items()})
+
+
+def prepare_wrong_forward(shape: Shape, dtype: torch.dtype) -> Run:
+    """Right as long as gradients are wanted."""
+    model, (x, eps) = EagerVRNN(**shape.model).to(dtype), shape.data(dtype)
+    model.load_state_dict(shape.parameters(dtype))
+    return run_of(model, lambda: model.loss(x, eps) + (0 if torch.is_grad_enabled() else 1e-3), 1)
 
 
 def never(shape: Shape) -> str | None:
@@ -85,6 +94,33 @@ def test_bad_luck_is_told_from_a_defect(unlucky: tuple[int, ...], agrees: bool) 
     lucky = Contender("lucky", prepare)
     runs, problems = Contest("training", SMALL, (FORWARD,), (lucky,), EAGER)._enter()
     assert (list(runs), list(problems)) == ((["lucky"], []) if agrees else ([], ["lucky"]))
+
+
+def test_a_pass_without_gradients_is_checked_too() -> None:
+    wrong = Contender("wrong", prepare_wrong_forward)
+    problems = Contest("training", SMALL, (FORWARD,), (EAGER, wrong), EAGER)._enter()[1]
+    assert list(problems) == ["wrong"]
+    assert problems["wrong"].startswith("loss without gradients is off by")
+
+
+def test_what_is_drawn_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right means are no proof of right samples."""
+    generate = VRNN.generate
+
+    def too_cold(self: VRNN, *sizes: int, **arguments: Any) -> object:
+        return generate(self, *sizes, **{"temperature": 0.5, **arguments})
+
+    contest = next(c for c in experiments.generation() if c.shape == REFERENCE)
+    assert contest._enter()[1] == {}
+    monkeypatch.setattr(VRNN, "generate", too_cold)
+    problems = contest._enter()[1]
+    assert list(problems) == ["vrnn_fast"]
+    assert problems["vrnn_fast"].startswith("samples is off by")
+
+
+@pytest.mark.parametrize("shape", [SMALL, MOTION], ids=lambda shape: shape.name)
+def test_drawn_sequences_agree(shape: Shape) -> None:
+    assert replace(next(experiments.generation()), shape=shape)._enter()[1] == {}
 
 
 @pytest.mark.usefixtures("quiet")

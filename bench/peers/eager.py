@@ -144,21 +144,27 @@ class EagerVRNN(nn.Module):
         out = self.forward(x, eps)
         return (out.nll + out.kl) / (x.size(0) * x.size(1))
 
-    def generate(self, steps: int, like: Tensor, temperature: float = 1.0, mean: bool = False) -> Tensor:
-        """Draw sequences (steps, B, X), each x_t (or its mean) fed back; ``like`` is a (B, .) tensor."""
+    def generate(self, steps: int, like: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
+        """Draw sequences (steps, B, X), each x_t fed back; ``like`` is a (B, .) tensor. And the state after them.
+
+        ``noise`` is drawn step by step if it is not given: standard normal of z (steps, B, Z), and of x (steps, B, X),
+        uniform in [0, 1) where x is binary.
+        """
         state, samples = self.start(like), []
-        for _ in range(steps):
+        for t in range(steps):
             h = (state[0] if isinstance(state, tuple) else state)[-1]
             prior_mean, prior_std = self.prior_of(h)
-            phi_z = self.phi_z(prior_mean + temperature * prior_std * torch.randn_like(prior_mean))
+            phi_z = self.phi_z(prior_mean + prior_std * (noise[0][t] if noise else torch.randn_like(prior_mean)))
             x, std = self.decode(phi_z, h)
-            if std is None:
-                x = torch.sigmoid(x) if mean else torch.bernoulli(torch.sigmoid(x / temperature))
-            elif not mean:
-                x = x + temperature * std * torch.randn_like(x)
+            if std is not None:
+                x = x + std * (noise[1][t] if noise else torch.randn_like(x))
+            elif noise:
+                x = (noise[1][t] < torch.sigmoid(x)).to(x.dtype)
+            else:
+                x = torch.bernoulli(torch.sigmoid(x))
             state = self.recur(torch.cat([self.phi_x(x), phi_z], 1), state)
             samples.append(x)
-        return torch.stack(samples)
+        return torch.stack(samples), state
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:

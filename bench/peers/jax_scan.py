@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vrnn_fast.spec import STD_FLOOR
 
-from ..contender import FORWARD, TRAINING, Results, Run
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run
 from ..shapes import Shape
 from .eager import OUTPUT_STD_FLOOR
 
@@ -132,8 +132,9 @@ def prepare(shape: Shape, dtype: torch.dtype) -> Run:
     def results() -> Results:
         train()
         loss_value, gradients = last[0]
-        found = {f"gradient of {name}": g for name, g in gradients.items()}
-        return {name: torch.from_numpy(np.array(t)) for name, t in {"loss": loss_value, **found}.items()}
+        found = {"loss": loss_value, FORWARD_LOSS: value(parameters)}
+        found |= {f"gradient of {name}": g for name, g in gradients.items()}
+        return {name: torch.from_numpy(np.array(t)) for name, t in found.items()}
 
     flops = 2 * shape.steps * shape.batch * sum(t.numel() for t in weights.values() if t.dim() == 2)
     return Run({FORWARD: lambda: value(parameters).block_until_ready(), TRAINING: train}, results, flops)

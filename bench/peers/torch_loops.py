@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contender import FORWARD, TRAINING, Results, Run, run_of
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run, run_of
 from ..shapes import Shape, forward_flops
 from .compiled import CompiledCell, CompiledLoop
 from .eager import EagerVRNN
@@ -90,16 +90,18 @@ def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Run:
         value = model.loss(x, eps)
         value.backward()
     with torch.no_grad(), torch.cuda.graph(forward_graph):
-        model.loss(x, eps)
+        forward_value = model.loss(x, eps)
 
     def replay(graph: torch.cuda.CUDAGraph) -> None:
         graph.replay()
         torch.cuda.synchronize()
 
     def results() -> Results:
+        replay(forward_graph)
         replay(train_graph)
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return {name: t.detach().cpu() for name, t in {"loss": value, **gradients}.items()}
+        found = {"loss": value, FORWARD_LOSS: forward_value, **gradients}
+        return {name: t.detach().cpu() for name, t in found.items()}
 
     passes = {FORWARD: lambda: replay(forward_graph), TRAINING: lambda: replay(train_graph)}
     return Run(passes, results, forward_flops(model, shape))
