@@ -31,6 +31,7 @@ from vrnn_fast import VRNN, ops
 
 SMALL = replace(REFERENCE, steps=3, batch=2)
 MOTION = replace(next(shape for shape in REAL_SHAPES if shape.name == "motion"), steps=3, batch=2)
+TRAJECTORIES = next(shape for shape in REAL_SHAPES if shape.name == "trajectories")
 EAGER = experiments.EAGER
 
 
@@ -72,6 +73,8 @@ def test_the_real_shapes_are_as_large_as_they_are_said_to_be() -> None:
     }
     assert weights["reference"] == 187_320 - 28 * 101  # the original has a head that Bernoulli outputs do not read
     assert weights["paper"] == pytest.approx(93.9e6, rel=0.01)
+    wider = TRAJECTORIES.model | dict.fromkeys(("encoder", "prior", "decoder"), (250, 250))
+    assert sum(p.numel() for p in VRNN(**wider, device="meta").parameters()) == 8_523_140
 
 
 def test_wrong_results_disagree() -> None:
@@ -146,11 +149,19 @@ def test_no_speed_without_agreement() -> None:
         assert render(rows).row_count == 4
 
 
-def test_what_cannot_be_expressed_is_named() -> None:
-    contest = next(c for c in experiments.full() if c.shape.name == "trajectories")
+def test_what_cannot_be_expressed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = Shape("folded", 3, 2, lacks="VRNN folds no time")
+    monkeypatch.setattr(experiments, "REAL_SHAPES", (folded,))
+    (contest,) = experiments.real()
     (rows,) = contest.measure((TRAINING,), seconds=0)
-    assert rows[0].problem is not None
-    assert "second recurrent layer" in rows[0].problem
+    assert [(row.contender, row.problem, row.milliseconds) for row in rows] == [("vrnn_fast", folded.lacks, None)]
+
+
+def test_what_jax_is_not_written_for_is_refused() -> None:
+    if experiments.JAX.refuses(SMALL) is None:
+        for change in ({"num_layers": 2}, {"cond_size": 1}):
+            shape = replace(SMALL, model=SMALL.model | change)
+            assert "one recurrent layer and no conditioning" in str(experiments.JAX.refuses(shape))
 
 
 def test_contenders_take_turns() -> None:
@@ -290,7 +301,8 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def of_others(whole: Record, what: str) -> Record:
     """The same rows, measured with other sources or other versions."""
-    state = replace(whole.state, commit="0123456789abcdef", date="2020-02-02T00:00:00+00:00")
+    others = {"commit": "0123456789abcdef", "uncommitted_changes": False, "date": "2020-02-02T00:00:00+00:00"}
+    state = replace(whole.state, **others)
     state = replace(state, **{"source": {"source": "another"}, "versions": {"versions": {"torch": "2.10.0"}}}[what])
     return replace(whole, state=state, rows=[replace(row, state=state) for row in whole.rows])
 
@@ -380,9 +392,12 @@ def test_curves_say_which_number_of_threads_won() -> None:
     assert curve.exponent(2) == pytest.approx(2)
 
 
+STACKED = replace(MOTION, name="stacked", model=MOTION.model | {"num_layers": 2, "cond_size": 3})
 PEERS: list[tuple[Contender, Shape, Contender]] = [
     *((c, SMALL, EAGER) for c in experiments.EVERYBODY if c.remark is None),
     *((c, MOTION, EAGER) for c in (experiments.JAX, experiments.OURS)),
+    *((c, replace(TRAJECTORIES, steps=3, batch=2), EAGER) for c in experiments.EVERYBODY if c.remark is None),
+    (experiments.COMPILED_CELL, STACKED, EAGER),
     (experiments.COMPILED_LOOP, SMALL, EAGER),
     *(
         (c, contest.shape, contest.oracle)
@@ -407,8 +422,9 @@ def test_peers_compute_the_same(
 
 
 @pytest.mark.parametrize("contender", [experiments.GRU_ALONE, experiments.LSTM_ALONE, EAGER, experiments.OURS])
-def test_passes_run(contender: Contender) -> None:
-    run = contender.prepare(SMALL, torch.float32)
+@pytest.mark.parametrize("shape", [SMALL, STACKED], ids=lambda shape: shape.name)
+def test_passes_run(contender: Contender, shape: Shape) -> None:
+    run = contender.prepare(shape, torch.float32)
     assert run.flops
     for name in (FORWARD, TRAINING, UPDATE):
         run.passes[name]()

@@ -24,10 +24,12 @@ from .eager import OUTPUT_STD_FLOOR
 Parameters = dict[str, Any]
 
 
-def absent(shape: Shape) -> str | None:
+def refuses(shape: Shape) -> str | None:
     """Why JAX cannot take part."""
     if importlib.util.find_spec("jax") is None:
         return "jax is not installed (the extra `peers` brings it)"
+    if shape.model.get("num_layers", 1) > 1 or shape.model.get("cond_size"):
+        return "it is written for one recurrent layer and no conditioning input"
     return None
 
 
