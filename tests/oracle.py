@@ -93,7 +93,7 @@ class Problem:
         )
         outputs = {name: getattr(result, name) for name in OUTPUTS}
         outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
-        reached = {name: t for name, t in outputs.items() if t.requires_grad}
+        reached = {name: t for name, t in outputs.items() if t.requires_grad and name in self.upstream}
         between()
         torch.autograd.backward(list(reached.values()), [self.upstream[n].to(dtype) for n in reached])
         found = {name: t.detach() for name, t in outputs.items()}
@@ -132,6 +132,35 @@ class Errors:
             error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
             allowed = 2 * torchs + few_ulp * self._largest[name]
             assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_confident_predictions_keep_their_digits(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """A Bernoulli decoder that is sure, and right: what is left of -log p(x) and of its gradient is small, and known to
+    as many digits as anything else."""
+    errors = Errors(dtype)
+    for seed in range(6):
+        problem = Problem.draw(spec, 4, 3, seed=seed)
+        sure = 10.0 * torch.ones(spec.input_size, dtype=torch.float64)
+        sure[1::2] *= -1
+        problem.inputs["dec_mean.0.bias"] = sure
+        problem.inputs["x"] = (sure > 0).double().expand_as(problem.inputs["x"]).clone()
+        runs = [problem.run(*of) for of in ((executor, dtype), (reference, dtype), (reference, torch.float64))]
+        errors.add(*({name: r[name] for name in ("nll", "d dec_mean.0.bias")} for r in runs))
+        assert runs[-1]["nll"].max() < 0.01
+    errors.assert_at_most_twice_torchs()
+
+
+def assert_no_divergence_no_gradient_of_it(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """Of a prior whose standard deviation is 0 the KL is infinite, which is nothing to a loss that leaves it out."""
+    problem = Problem.draw(spec, 4, 3)
+    problem.inputs["prior_std.0.bias"] -= 1e4
+    kept = {"nll", "z", "final0"}
+    problem.upstream = {name: t for name, t in problem.upstream.items() if name in kept}
+    found, right = (problem.run(e, dtype) for e in (executor, reference))
+    assert not found["kl"].isfinite().any()
+    for name, gradient in right.items():
+        if name.startswith("d "):
+            torch.testing.assert_close(found[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def assert_obeys_the_law(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracle import Problem, assert_obeys_the_law
+from oracle import (
+    Problem,
+    assert_confident_predictions_keep_their_digits,
+    assert_no_divergence_no_gradient_of_it,
+    assert_obeys_the_law,
+)
 from vrnn_fast import ops
 from vrnn_fast.executors import cpu, reference
 from vrnn_fast.partition import partition
@@ -196,6 +202,16 @@ def test_external_likelihood_leaves_the_nll_to_others() -> None:
     spec = CellSpec(3, 6, 2, likelihood="external", **DEEP)
     assert_obeys_the_law(spec, 4, 3, executor=cpu, dtype=torch.float64)
     assert not Problem.draw(spec, 4, 3).run(cpu, torch.float64)["nll"].any()
+
+
+def test_confident_predictions_keep_their_digits(isa: str, dtype: torch.dtype) -> None:
+    assert_confident_predictions_keep_their_digits(CellSpec(19, 8, 3, **DEEP), cpu, dtype)
+
+
+@pytest.mark.parametrize("objective", ["kl", "log_weight"])
+def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(isa: str, objective: Any) -> None:
+    spec = CellSpec(5, 8, 3, std=Std(floor=0.0), objective=objective, **DEEP)
+    assert_no_divergence_no_gradient_of_it(spec, cpu, torch.float64)
 
 
 @pytest.mark.parametrize("decoder", [(), (6,)], ids=["flat", "deep"])
@@ -429,6 +445,13 @@ def test_a_foreign_program_is_refused() -> None:
             *(x, eps, *(None,) * 5, state, [p[:1] for p in parameters], None),
             *(program.code, program.constants, 0, False, False, False, 0.5),
         )
+    rest = (program.constants, 0, False, False, False, 0.5)
+    for place, huge in itertools.product(range(len(program.code)), (2**63 - 1, -(2**63))):
+        code = [*program.code[:place], huge, *program.code[place + 1 :]]
+        try:  # any number anywhere is refused, or changes nothing that is read
+            torch.ops.vrnn_fast.forward(x, eps, *(None,) * 5, state, parameters, None, code, *rest)
+        except (ValueError, RuntimeError, IndexError):
+            continue
     rest = (parameters, None, program.code, program.constants, 0, False, False, False, 0.5)
     with pytest.raises(RuntimeError, match="state must be 1 tensors, got 2"):
         torch.ops.vrnn_fast.forward(x, eps, *(None,) * 5, state * 2, *rest)

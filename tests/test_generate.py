@@ -284,6 +284,18 @@ def test_changed_weights_are_seen() -> None:
     assert not torch.allclose(drawn(), first)
 
 
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_nan_is_drawn_of_nan(backend: str) -> None:
+    """Not a frame of zeros, which would look like silence."""
+    model = VRNN(5, 3, 2, backend=backend)
+    with torch.no_grad():
+        model.dec_mean[0].bias[1] = float("nan")
+    x, _ = model.generate(3, batch_size=2)
+    assert x[0, :, 1].isnan().all()
+    assert ((x[0] == 0) | (x[0] == 1))[:, [0, 2, 3, 4]].all()
+    assert x[1:].isnan().any(-1).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("backend", AVAILABLE)
 @pytest.mark.parametrize("logit", [-7.0, -12.0])

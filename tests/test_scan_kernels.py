@@ -23,7 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreign import audio
-from oracle import Errors, Problem, assert_obeys_the_law
+from oracle import (
+    Errors,
+    Problem,
+    assert_confident_predictions_keep_their_digits,
+    assert_no_divergence_no_gradient_of_it,
+    assert_obeys_the_law,
+)
 from test_accelerate import SPEECH
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.executors import SequenceResult, reference, select, triton
@@ -101,6 +107,30 @@ def cell(**options: Any) -> CellSpec:
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 def test_every_cell(kind: str, recompute: bool) -> None:
     check(cell(cell=kind, **DEEP, **GAUSSIAN), lengths=RAGGED, recompute=recompute)
+
+
+@pytest.mark.parametrize("objective", ["kl", "particle_filter"])
+def test_confident_predictions_keep_their_digits(objective: Any) -> None:
+    """Outside of the scan and inside."""
+    spec = cell(**DEEP, objective=objective)
+    if objective == "kl":
+        assert_confident_predictions_keep_their_digits(spec, here, torch.float32)
+        return
+    logit = torch.tensor([10.0, -10.0, 25.0])
+    x, eps, uniforms = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(1, 1, 3), torch.zeros(1, 1, 1)
+    spec = replace(spec, input_size=3, decoder=(), decoder_heads=(("dec_mean.0", 3),))
+    parameters = {p.name: torch.zeros(p.shape) for p in spec.parameters()} | {"dec_mean.0.bias": logit}
+    options = {"recompute": False, "want_prior": True, "want_raw": True, "uniforms": uniforms}
+    state = (torch.zeros(1, 17),)
+    found = run(spec, parameters.values(), x.expand(1, 1, 3), eps, None, state, **options).nll
+    right = torch.nn.functional.softplus(-logit.double().abs()).sum()
+    torch.testing.assert_close(found.double().squeeze(), right, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["kl", "log_weight"])
+def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(objective: Any) -> None:
+    spec = cell(std=Std(floor=0.0), objective=objective, **DEEP)
+    assert_no_divergence_no_gradient_of_it(spec, here, torch.float32)
 
 
 FAMILY: dict[str, dict[str, Any]] = {

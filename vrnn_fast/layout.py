@@ -27,8 +27,8 @@ from .spec import Activation, CellSpec, Layer
 class Derived(Protocol):
     """What is made of parameters once, and can tell whether it still stands."""
 
-    def stands(self) -> bool:
-        """Whether it does, as far as it can see."""
+    def stands(self, whole: bool) -> bool:
+        """Whether it does, by a look at a little or at the ``whole`` of what it was made of."""
 
 
 Made = TypeVar("Made", bound=Derived)
@@ -205,12 +205,12 @@ class Reading(tuple[Tensor, ...]):
             and list(map(Tensor.stride, self._matrices)) == self._strides
         )
 
-    def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object) -> Made:
+    def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, whole: bool) -> Made:
         """``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no longer
-        stands, or for another spec."""
+        :meth:`stands <Derived.stands>`, or for another spec."""
         versions = list(map(_version, self))
         known, seen, made = self._made.get((make, *arguments), _NOTHING)
-        if known is not spec or seen != versions or not made.stands():
+        if known is not spec or seen != versions or not made.stands(whole):
             made = make(spec, self, *arguments)
             self._made[make, *arguments] = spec, versions, made
         return cast(Made, made)

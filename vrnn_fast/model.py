@@ -43,8 +43,9 @@ class VRNN(nn.Module):
 
     Calls without gradients keep the weights packed for the processor, one more copy of them, until a parameter is
     another tensor, lies elsewhere, or was changed as far as torch counts changes. Changes that torch does not count
-    (in place through ``p.data``, a NumPy view or a bare pointer) are noticed by a few values of each parameter, so when
-    they change whole tensors; after a change of single elements that way, call :meth:`refresh`.
+    (in place through ``p.data``, a NumPy view or a bare pointer) are noticed all the same: by all values before a batch
+    of sequences, by a few of each parameter before a single step. So after a change of a part of a tensor in such a
+    way, call :meth:`refresh` before :meth:`step`.
 
     The buffer ``start`` is the state that ``state=None`` stands for, the same for every row: h of every layer, for an
     LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you set
@@ -547,7 +548,8 @@ class VRNN(nn.Module):
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
     def refresh(self) -> None:
-        """Forget the packed weights: needed only after changes that torch does not count, of single elements."""
+        """Forget the packed weights: needed only before :meth:`step`, after changes of parts of tensors that torch does
+        not count."""
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None) -> str:

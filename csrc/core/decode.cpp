@@ -54,7 +54,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     }
     const auto slice = [&] {
         Slice s{in.next_below(buffers, "a buffer"), in.next(), in.next()};
-        if (s.start < 0 || s.width < 1 || s.start + s.width > buffers_[s.buffer].width)
+        if (s.start < 0 || s.width < 1 || s.width > buffers_[s.buffer].width - s.start)
             throw std::invalid_argument("program: a slice leaves its buffer");
         return s;
     };
@@ -83,14 +83,14 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 for (int64_t b = 0; b < blocks; ++b) {
                     const int64_t p = in.next_below(parameters, "a parameter");
                     Block block{p, in.next(), in.next(), in.next(), in.next()};
-                    if (block.at < 0 || block.at + block.rows > s.target.width)
+                    if (block.at < 0 || block.rows < 1 || block.rows > s.target.width - block.at)
                         throw std::invalid_argument("program: a block leaves its target");
                     blocks_.push_back(block);
                 }
                 for (int64_t t = 0; t < terms; ++t) {
                     const int64_t p = in.next_below(parameters, "a parameter");
                     Term term{p, in.next(), in.next(), in.next()};
-                    if (term.at < 0 || term.at + term.rows > s.target.width)
+                    if (term.at < 0 || term.rows < 1 || term.rows > s.target.width - term.at)
                         throw std::invalid_argument("program: a term leaves its target");
                     terms_.push_back(term);
                 }

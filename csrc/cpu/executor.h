@@ -476,11 +476,8 @@ class Executor {
     // ---- backward
 
     void gather_upstream() {
-        const auto rows_of = [&](const Steps<const T>& from, T* to) {
-            from ? gather(from, to) : fill(to, chunk.rows());
-        };
-        rows_of(launch.d_nll, work.nll);
-        rows_of(launch.d_kl, work.kl);
+        if (launch.d_nll) gather(launch.d_nll, work.nll);
+        if (launch.d_kl) gather(launch.d_kl, work.kl);
         const int64_t latent = program.buffers[buffer_eps].width;
         const Steps<const T> from[] = {launch.d_z, launch.d_mean, launch.d_std, launch.d_prior_mean,
                                        launch.d_prior_std};
@@ -530,6 +527,7 @@ class Executor {
         const auto part = [&](const Steps<const T>& given, const Matrix<T>& m) {
             return given ? Matrix<T>{m[at], m.stride} : Matrix<T>{};
         };
+        const T* const d_kl = launch.d_kl ? work.kl + at : nullptr;  // nobody's gradient is none, not 0 times infinity
         switch (s.op) {
             case Op::bias: return;
             case Op::dense: {
@@ -549,7 +547,7 @@ class Executor {
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
                     sample_backward<T>(rows, s.target.width, deviation, value(s.source), value(buffer_eps, begin),
                                        value(s.std), dz, gradient(s.source),
-                                       program.divergence->z.width ? work.kl + at : nullptr,
+                                       program.divergence->z.width ? d_kl : nullptr,
                                        launch.d_eps ? gradient(buffer_eps, begin) : Matrix<T>{});
                 });
             }
@@ -559,16 +557,16 @@ class Executor {
                     const Upstream<T> on_p{part(launch.d_prior_mean, work.on_prior_mean),
                                            part(launch.d_prior_std, work.on_prior_std)};
                     if (s.z.width)
-                        log_ratio_backward<T>(rows, s.std.width, deviation, work.kl + at, on_q, on_p,
-                                              value(s.posterior_std), value(s.source), value(s.std), value(s.z),
-                                              gradient(s.posterior), gradient(s.source), gradient(s.z),
-                                              !s.first_gradient);
+                        log_ratio_backward<T>(rows, s.std.width, deviation, d_kl, on_q, on_p, value(s.posterior_std),
+                                              value(s.source), value(s.std), value(s.z), gradient(s.posterior),
+                                              gradient(s.source), gradient(s.z), !s.first_gradient);
                     else
-                        divergence_backward<T>(rows, s.std.width, deviation, work.kl + at, on_q, on_p,
-                                               value(s.posterior), value(s.posterior_std), value(s.source),
-                                               value(s.std), gradient(s.posterior), gradient(s.source));
+                        divergence_backward<T>(rows, s.std.width, deviation, d_kl, on_q, on_p, value(s.posterior),
+                                               value(s.posterior_std), value(s.source), value(s.std),
+                                               gradient(s.posterior), gradient(s.source));
                 });
             case Op::likelihood: {
+                if (!launch.d_nll) return;
                 const Matrix<T> x = value(buffer_x, begin), dx = launch.d_x ? gradient(buffer_x, begin) : Matrix<T>{};
                 const Matrix<T> mask = work.mask ? work.mask.rows(at) : Matrix<T>{};
                 const int64_t width = program.buffers[buffer_x].width;

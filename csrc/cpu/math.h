@@ -205,9 +205,11 @@ VRNN_INLINE F64 sigmoid(F64 x) {
 VRNN_INLINE F64 tanh(F64 x) {
     return lane_by_lane<double>(x, [](double v) { return __builtin_tanh(v); });
 }
+VRNN_INLINE F64 plus_log1p(F64 a, F64 u) {
+    return a + lane_by_lane<double>(u, [](double v) { return __builtin_log1p(v); });
+}
 VRNN_INLINE F64 softplus(F64 x) {
-    return lane_by_lane<double>(
-        x, [](double v) { return (v < 0 ? 0.0 : v) + __builtin_log1p(__builtin_exp(-__builtin_fabs(v))); });
+    return plus_log1p(x < 0.0 ? F64{} : x, exp(-absolute<double>(x)));
 }
 VRNN_INLINE F64 expm1(F64 x) {
     return lane_by_lane<double>(x, [](double v) { return __builtin_expm1(v); });

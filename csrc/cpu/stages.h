@@ -307,14 +307,17 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
                                 Upstream<T> on_p, Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std,
                                 Matrix<T> dq, Matrix<T> dp) {
     for (int64_t i = 0; i < rows; ++i) {
-        const T g = dkl ? dkl[i] : T(0);
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> one = all<T>(1), sp = load(p_std[i] + j, n), sq = load(q_std[i] + j, n);
-            const Vec<T> inverse = one / sp, ratio = sq * inverse;
-            const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) * inverse;
-            const Vec<T> pull = g * distance * inverse;
-            Vec<T> q_mean = pull, q_dev = g * (ratio * inverse - one / sq), p_mean = -pull;
-            Vec<T> p_dev = g * inverse * (one - ratio * ratio - distance * distance);
+            Vec<T> q_mean{}, q_dev{}, p_mean{}, p_dev{};
+            if (dkl) {
+                const Vec<T> one = all<T>(1), sp = load(p_std[i] + j, n), sq = load(q_std[i] + j, n);
+                const Vec<T> inverse = one / sp, ratio = sq * inverse;
+                const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) * inverse;
+                q_mean = dkl[i] * distance * inverse;
+                p_mean = -q_mean;
+                q_dev = dkl[i] * (ratio * inverse - one / sq);
+                p_dev = dkl[i] * inverse * (one - ratio * ratio - distance * distance);
+            }
             if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
             if (on_q.std) q_dev += load(on_q.std[i] + j, n);
             if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
@@ -352,11 +355,15 @@ static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T
                                Matrix<T> dq, Matrix<T> dp, Matrix<T> dz, bool add) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> one = all<T>(1), inverse = one / load(p_std[i] + j, n);
-            const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) * inverse;
-            const Vec<T> pull = dkl[i] * distance * inverse;
-            Vec<T> q_mean{}, q_dev = -dkl[i] / load(q_std[i] + j, n), p_mean = -pull;
-            Vec<T> p_dev = dkl[i] * inverse * (one - distance * distance);
+            Vec<T> pull{}, q_mean{}, q_dev{}, p_mean{}, p_dev{};
+            if (dkl) {
+                const Vec<T> one = all<T>(1), inverse = one / load(p_std[i] + j, n);
+                const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) * inverse;
+                pull = dkl[i] * distance * inverse;
+                p_mean = -pull;
+                q_dev = -dkl[i] / load(q_std[i] + j, n);
+                p_dev = dkl[i] * inverse * (one - distance * distance);
+            }
             if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
             if (on_q.std) q_dev += load(on_q.std[i] + j, n);
             if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
@@ -390,27 +397,32 @@ VRNN_INLINE Vec<T> observed(Matrix<T> mask, int64_t row, int64_t j, int64_t n, V
     return mask ? (load(mask[row] + j, n) == 0 ? Vec<T>{} : term) : term;
 }
 
-// logits, x (rows, width), mask as well or null; nll (rows): sum softplus(logit) - x logit
+// logits, x (rows, width), mask as well or null; nll (rows): sum softplus(logit) - x logit. Of a confident logit that
+// is right, the difference cancels before its logarithm is added.
 template <class T>
 static void bernoulli_forward(int64_t rows, int64_t width, Matrix<T> logits, Matrix<T> x, Matrix<T> mask, T* nll) {
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(logits[i] + j, n);
-            const Vec<T> term = observed(mask, i, j, n, softplus(logit) - load(x[i] + j, n) * logit);
-            total += first<T>(term, n);
+            const Vec<T> linear = (logit < 0 ? Vec<T>{} : logit) - load(x[i] + j, n) * logit;
+            const Vec<T> term = plus_log1p(linear, exp(-absolute<T>(logit)));
+            total += first<T>(observed(mask, i, j, n, term), n);
         });
         nll[i] = sum<T>(total);
     }
 }
 
-// dlogits is added to, dx (if given) as well
+// dlogits, sigmoid(logit) - x, is added to, dx (if given) as well
 template <class T>
 static void bernoulli_backward(int64_t rows, int64_t width, const T* dnll, Matrix<T> logits, Matrix<T> x,
                                Matrix<T> mask, Matrix<T> dlogits, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> logit = load(logits[i] + j, n), d = dnll[i] * (sigmoid(logit) - load(x[i] + j, n));
+            const Vec<T> logit = load(logits[i] + j, n), seen = load(x[i] + j, n), unseen = all<T>(1) - seen;
+            const Vec<T> e = exp(-absolute<T>(logit));
+            const Vec<T> excess = logit < 0 ? e * unseen - seen : unseen - e * seen;
+            const Vec<T> d = dnll[i] * (excess / (all<T>(1) + e));
             store(dlogits[i] + j, load(dlogits[i] + j, n) + observed(mask, i, j, n, d), n);
             if (dx) store(dx[i] + j, load(dx[i] + j, n) - observed<T>(mask, i, j, n, dnll[i] * logit), n);
         });
@@ -448,13 +460,14 @@ static void gaussian_backward(int64_t rows, int64_t width, D deviation, const T*
         });
 }
 
-// x (rows, width) = raw > noise, or sigmoid(raw)
+// x (rows, width) = raw > noise, or sigmoid(raw); NaN of NaN
 template <class T>
 static void bernoulli_draw(int64_t rows, int64_t width, bool mean, Matrix<T> raw, Matrix<T> noise, Matrix<T> x) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> logit = load(raw[i] + j, n);
-            store(x[i] + j, mean ? sigmoid(logit) : logit > load(noise[i] + j, n) ? all<T>(1) : Vec<T>{}, n);
+            const Vec<T> drawn = logit > load(noise[i] + j, n) ? all<T>(1) : Vec<T>{};
+            store(x[i] + j, mean ? sigmoid(logit) : logit == logit ? drawn : logit, n);
         });
 }
 

@@ -74,8 +74,8 @@ struct Parameters {
 
   private:
     void inside(int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) const {
-        STD_TORCH_CHECK(row >= 0 && row + rows <= tensors[p].size(0) && column >= 0 && column + width <= columns[p],
-                        "parameter ", p, " is smaller than the program says");
+        const bool fits = row >= 0 && row <= tensors[p].size(0) - rows && column >= 0 && column <= columns[p] - width;
+        STD_TORCH_CHECK(fits, "parameter ", p, " is smaller than the program says");
     }
 };
 

@@ -126,7 +126,7 @@ def run(
     if not torch.compiler.is_compiling():
         number = _number(spec)
         if isinstance(parameters, Reading) and not ops.wanted(x, eps, cond, *state, *parameters):
-            packed = parameters.once(_pack, spec)
+            packed = parameters.once(_pack, spec, whole=True)
     out = ops.forward(
         program_of(spec),
         number,
@@ -171,7 +171,7 @@ def step(
     plain = spec.num_layers == 1 and spec.latent_size > 0 and cond is None and x.dtype != torch.bfloat16
     if not plain or not isinstance(parameters, Reading) or ops.wanted(x, eps, cond, *state, *parameters):
         return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
-    nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec), x, eps, state, want_raw)
+    nll, kl, raw, predicted, after = ops.step(parameters.once(_pack, spec, whole=False), x, eps, state, want_raw)
     return StepResult(nll, kl, raw if want_raw else None, predicted, after)
 
 
@@ -198,7 +198,7 @@ def generate(
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
         if isinstance(parameters, Reading):
-            packed = parameters.once(_pack, spec, way)
+            packed = parameters.once(_pack, spec, way, whole=True)
     drawn, final = ops.generate(program_of(spec, way), number, eps, noise, cond, state, parameters, packed)
     return drawn, tuple(final)
 

@@ -257,7 +257,7 @@ def generate(
 
     def draw(raw: Tensor, t: int) -> Tensor:
         if spec.likelihood == "bernoulli":
-            return torch.sigmoid(raw) if mean else (raw > noise[t]).to(raw.dtype)
+            return torch.sigmoid(raw) if mean else torch.where(raw.isnan(), raw, (raw > noise[t]).to(raw.dtype))
         centre, raw_std = raw.chunk(2, -1)
         return centre if mean else (centre + standard_deviation(spec.output_std, raw_std) * noise[t]).to(raw.dtype)
 

@@ -337,7 +337,7 @@ class _Forward(_Kernel):
                 if stage.mean:
                     self.put(drawn, f"on.sigmoid({self.value(logit)})")
                 else:
-                    self.put(drawn, f"tl.where({self.value(logit)} > {self.value(own)}, 1.0, 0.0)")
+                    self.put(drawn, f"on.bernoulli_draw({self.value(logit)}, {self.value(own)})")
         else:
             for centre, raw, own, drawn in zip(*map(tiles_of, halves(stage.source)), noise, x, strict=True):
                 self.put(drawn, self.value(centre))

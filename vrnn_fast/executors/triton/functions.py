@@ -146,11 +146,16 @@ def expm1(x):
 
 
 @triton.jit
-def softplus(x):
-    """log(1 + exp(x)), with log(1 + u) corrected to first order for the rounding of 1 + u."""
-    u = exp(-tl.abs(x))
+def plus_log1p(a, u):
+    """a + log(1 + u), corrected to first order for the rounding of 1 + u."""
     w = 1.0 + u
-    return tl.where(x < 0, 0.0, x) + tl.log(w) + (u - (w - 1.0)) / w
+    return a + (tl.log(w) + (u - (w - 1.0)) / w)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x))."""
+    return plus_log1p(tl.where(x < 0, 0.0, x), exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -200,7 +205,13 @@ def log_ratio(z, eps, q_std, p_mean, p_std):
 @triton.jit
 def bernoulli(x, logit):
     """-log p(x) of each column, here and below."""
-    return softplus(logit) - x * logit
+    return plus_log1p(tl.where(logit < 0, 0.0, logit) - x * logit, exp(-tl.abs(logit)))
+
+
+@triton.jit
+def bernoulli_draw(logit, noise):
+    """x of each column; NaN of NaN."""
+    return tl.where(logit == logit, tl.where(logit > noise, 1.0, 0.0), logit)
 
 
 @triton.jit

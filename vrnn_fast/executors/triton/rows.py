@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...likelihoods import standard_deviation
@@ -163,7 +164,7 @@ class Rows:
             return None
         raw, x = self.view(self.value, stage.source).float(), self.value["x"].float()
         if stage.kind == "bernoulli":
-            terms = softplus(raw) - x * raw
+            terms = -(x * F.logsigmoid(raw) + (1 - x) * F.logsigmoid(-raw))
         else:
             mean, raw_std = raw.chunk(2, -1)
             std = standard_deviation(stage.transform, raw_std)
@@ -265,15 +266,16 @@ class Rows:
         q_mean, q_std = self._halves(self.value, stage.posterior)[0], self.value[stage.posterior_std.buffer].float()
         p_mean, p_raw = self._halves(self.value, stage.prior)
         p_std = self.value[stage.prior_std.buffer].float()
-        g = upstream["kl"].float().unsqueeze(-1) if "kl" in upstream else q_mean.new_zeros(())
+        g = upstream["kl"].float().unsqueeze(-1) if "kl" in upstream else None
         at = q_mean if stage.z is None else self.view(self.value, stage.z).float()
         ratio, distance = q_std / p_std if stage.z is None else torch.zeros_like(q_std), (at - p_mean) / p_std
-        pull = g * distance / p_std
-        d_q_mean, d_q_std = pull, g * (ratio / p_std - 1 / q_std)
-        d_p_mean, d_p_std = -pull, g / p_std * (1 - ratio.square() - distance.square())
+        d_q_mean = d_q_std = d_p_mean = d_p_std = torch.zeros_like(q_mean)  # nobody's gradient is no 0 * infinity
+        if g is not None:
+            d_q_mean, d_q_std = g * distance / p_std, g * (ratio / p_std - 1 / q_std)
+            d_p_mean, d_p_std = -d_q_mean, g / p_std * (1 - ratio.square() - distance.square())
         if stage.z is not None:  # which moves the sample instead, and its noise
             self._add(stage.z, d_q_mean)
-            self.d_eps = -g * self.value["eps"].float()
+            self.d_eps = None if g is None else -g * self.value["eps"].float()
             d_q_mean = torch.zeros_like(d_q_mean)
         d_q_mean, d_q_std, d_p_mean, d_p_std = (
             d + upstream[name].float() if name in upstream else d
@@ -290,7 +292,7 @@ class Rows:
         if "nll" in upstream and stage.kind != "external":
             g = upstream["nll"].float().unsqueeze(-1)
             if stage.kind == "bernoulli":
-                d_raw = d_raw + self._observed(g * (torch.sigmoid(raw) - x))
+                d_raw = d_raw + self._observed(g * ((1 - x) * torch.sigmoid(raw) - x * torch.sigmoid(-raw)))
                 d_x = -self._observed(g * raw)
             else:
                 mean, raw_std = raw.chunk(2, -1)
