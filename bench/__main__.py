@@ -11,12 +11,13 @@ from rich.console import Console
 
 from . import experiments
 from .contest import Contest
-from .record import RESULTS, Record
+from .record import RESULTS, Key, Record
 from .table import problems, render
 
 
 def left(contest: Contest, record: Record) -> tuple[str, ...]:
-    """The passes that the record does not hold yet: of every contender a time, or the reason it still has to give."""
+    """The passes that the record does not hold of the present state: of every contender a time, or the reason it still
+    has to give."""
 
     def done(name: str) -> bool:
         for contender in contest.contenders:
@@ -29,12 +30,12 @@ def left(contest: Contest, record: Record) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and after every pass write the record."""
+    """Measure, and after every pass write its rows into the record, where the others stay."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--all", action="store_true", help="everything, in about an hour; continues where it stopped")
     parser.add_argument("--again", action="store_true", help="with --all or --only: repeat what the record holds")
     names = sorted({contest.experiment for contest in experiments.full()})
-    parser.add_argument("--only", choices=names, action="append", help="this experiment (may be repeated)")
+    parser.add_argument("--only", choices=names, action="append", help="this experiment alone (may be repeated)")
     parser.add_argument("--shape", action="append", help="this shape, by name (may be repeated)")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each shape and pass (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch and of every contender (default: torch's own)")
@@ -45,12 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     everything = options.all or options.only
     contests = experiments.full() if everything else experiments.short()
     record, console = Record.resume(options.results), Console(width=max(130, Console().width), soft_wrap=True)
+    known: set[Key] = set()
     console.print(f"{record.processor}, {record.threads} threads, kernels: {record.kernel_build}")
     for contest in contests:
         if options.only and contest.experiment not in options.only:
             continue
         if options.shape and contest.shape.name not in options.shape:
             continue
+        known |= {contest.blank(name, contender).key for name in contest.passes for contender in contest.contenders}
         passes = left(contest, record) if everything and not options.again else contest.passes
         for rows in contest.measure(passes, options.seconds) if passes else ():
             record.put(rows)
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(render(rows))
             for problem in problems(rows):
                 console.print(f"no result for {problem}")
+    if options.all and not (options.only or options.shape):
+        record.keep(known)  # what nobody measures any more would stay for ever
+        record.save(options.results)
     console.print(f"recorded in {options.results / record.file_name}")
 
 

@@ -13,6 +13,7 @@ from .shapes import Shape
 
 FORWARD, TRAINING, UPDATE = "forward", "forward+backward", "training step"
 TIMES_FORWARD = {FORWARD: 1, TRAINING: 3, UPDATE: 3}  # the arithmetic of a pass
+FORWARD_LOSS = "loss without gradients"  # another path: nothing is kept for backward
 ALL = 0  # as many threads as the benchmark was given
 
 Pass: TypeAlias = Callable[[], object]
@@ -25,8 +26,8 @@ class Run:
 
     Attributes:
         passes: what to time, by name. A pass leaves its gradients behind, and drops those of the last one first.
-        results: gives what must agree with the oracle, by name: the loss and every parameter's gradient. None where
-            something else is computed.
+        results: gives what must agree with the oracle, by name, out of every pass: the loss and every parameter's
+            gradient, and the loss where no gradient is wanted. None where something else is computed.
         flops: of a forward pass; None where nobody counts them.
     """
 
@@ -68,9 +69,9 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
     parameters = tuple(model.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-7)  # so slow that every step sees the same numbers
 
-    def forward() -> None:
+    def forward() -> Tensor:
         with torch.no_grad():
-            loss()
+            return loss()
 
     def train() -> Tensor:
         drop_gradients(parameters)
@@ -85,6 +86,6 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
     def results() -> Results:
         value = train()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return {"loss": value, **gradients}
+        return {"loss": value, FORWARD_LOSS: forward(), **gradients}
 
     return Run({FORWARD: forward, TRAINING: train, UPDATE: update}, results, flops)

@@ -25,7 +25,7 @@ COMPILED_LOOP = Contender(
 GRAPHED_LOOP = Contender("CUDA-graphed loop", torch_loops.prepare_graphed_loop, torch_loops.no_gpu, errors=OTHERS)
 GRU_ALONE = Contender("nn.GRU alone", torch_loops.prepare_gru_alone, threads=EITHER, remark=ALONE)
 LSTM_ALONE = Contender("nn.LSTM alone", torch_loops.prepare_lstm_alone, threads=EITHER, remark=ALONE)
-JAX = Contender("JAX scan", jax_scan.prepare, jax_scan.absent, errors=OTHERS)
+JAX = Contender("JAX scan", jax_scan.prepare, jax_scan.refuses, errors=OTHERS)
 OURS = Contender("vrnn_fast", ours.prepare, ours.not_built)
 RECOMPUTE = Contender("vrnn_fast, recompute", ours.prepare_recompute, ours.not_built)
 

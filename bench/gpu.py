@@ -21,7 +21,7 @@ from vrnn_fast import VRNN
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.tuning import Config
 
-from .contender import drop_gradients
+from .contender import FORWARD_LOSS, drop_gradients
 from .measure import disagreements
 from .record import RESULTS
 from .resources import SHAPES
@@ -46,41 +46,41 @@ class Job:
         model.load_state_dict(self.shape.parameters(dtype or self.dtype))
         return model
 
-    def data(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """x and eps."""
+    def data(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """x, eps and, where the model takes one, the conditioning input."""
         x, eps = self.shape.data(dtype or self.dtype)
-        return x.to(self.device), eps.to(self.device)
+        found = {"x": x, "eps": eps, "cond": self.shape.condition(dtype or self.dtype)}
+        return {name: t.to(self.device) for name, t in found.items() if t is not None}
 
-    def training(self, model: nn.Module, x: Tensor, eps: Tensor) -> Call:
+    def training(self, model: nn.Module, **inputs: Tensor) -> Callable[[], Tensor]:
         """Forward and backward; gradients are left behind."""
 
         parameters = tuple(model.parameters())
 
         def train() -> Tensor:
             drop_gradients(parameters)
-            loss: Tensor = model(x, eps=eps).loss
+            loss: Tensor = model(**inputs).loss
             loss.backward()
             return loss.detach()
 
         return train
 
-    def forward(self, model: nn.Module, x: Tensor, eps: Tensor) -> Call:
+    def forward(self, model: nn.Module, **inputs: Tensor) -> Callable[[], Tensor]:
         """Forward alone."""
 
         def run() -> Tensor:
             with torch.no_grad():
-                loss: Tensor = model(x, eps=eps).loss
+                loss: Tensor = model(**inputs).loss
                 return loss
 
         return run
 
     def results(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The loss and every parameter's gradient, on the CPU."""
-        model = self.model(backend, dtype)
-        loss = self.training(model, *self.data(dtype))()
-        assert isinstance(loss, Tensor)
+        """The loss of either pass and every parameter's gradient, on the CPU."""
+        model, inputs = self.model(backend, dtype), self.data(dtype)
+        loss, forward_loss = (make(model, **inputs)() for make in (self.training, self.forward))
         gradients = {f"gradient of {n}": p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
-        return {"loss": loss.cpu(), **gradients}
+        return {"loss": loss.cpu(), FORWARD_LOSS: forward_loss.cpu(), **gradients}
 
     def problem(self) -> str | None:
         """None if our results obey the law, else what does not."""
@@ -147,13 +147,13 @@ class Job:
         data = self.data()
         for name, backend in (("vrnn_fast", "triton"), ("eager loop", "reference")):
             model = self.model(backend)
-            calls = self.forward(model, *data), self.training(model, *data)
+            calls = self.forward(model, **data), self.training(model, **data)
             yield name, calls
             if self.device.type == "cuda":
                 yield f"{name}, CUDA graph", (captured(calls[0]), captured(calls[1]))
             for mode in compiled:
                 fast: Any = torch.compile(model, mode=mode)
-                yield f"{name}, compiled ({mode})", (self.forward(fast, *data), self.training(fast, *data))
+                yield f"{name}, compiled ({mode})", (self.forward(fast, **data), self.training(fast, **data))
         yield f"nn.{'LSTM' if self.shape.model.get('cell') == 'lstm' else 'GRU'} alone", self.yardstick()
         yield "flashrnn alone", self.flashrnn()
 
@@ -166,7 +166,7 @@ class Job:
                 warnings.simplefilter("ignore")
                 choose, tuning.choose = tuning.choose, lambda *_: config
                 try:
-                    return time(self.training(self.model("triton"), *self.data()), self.device, seconds)
+                    return time(self.training(self.model("triton"), **self.data()), self.device, seconds)
                 finally:
                     tuning.choose = choose
 

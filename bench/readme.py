@@ -23,11 +23,11 @@ EXPERIMENTS = {
 
 
 def heading(record: Record) -> str:
-    """What was measured on, with what, when."""
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items() if name != "vrnn-fast")
+    """What was measured on, and with what; rows of another state than this one say so."""
+    versions = ", ".join(f"{name} {v}" for name, v in record.state.versions.items() if name != "vrnn-fast")
     return (
         f"**{record.processor}**, {record.threads} threads, `{record.kernel_build}` kernels, float32; {versions}; "
-        f"{record.date[:10]}, commit {record.commit[:10]}"
+        f"{record.state}"
     )
 
 
@@ -35,7 +35,8 @@ def section(record: Record, folder: str, pictures: Sequence[str]) -> str:
     """One machine's part of README.md."""
     name = record.file_name.removesuffix(".json")
     images = [f"![{p}]({folder}/{name}/{p}.svg)" for p in pictures if not p.startswith("real")]
-    return "\n\n".join([heading(record), summary(record.rows), *images, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    table = summary(record.rows, record.state)
+    return "\n\n".join([heading(record), table, *images, f"All of it: [{name}.md]({folder}/{name}.md)"])
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
@@ -46,9 +47,9 @@ def page(record: Record, pictures: Sequence[str]) -> str:
         if rows := [row for row in record.rows if row.experiment == experiment]:
             images = [f"![{p}]({name}/{p}.svg)" for p in pictures if p.startswith(experiment)]
             notes = [f"- {text}" for text in (*remarks(rows), *problems(rows))]
-            parts += [f"## {title}", *images, in_full(rows), *(["\n".join(notes)] if notes else [])]
+            parts += [f"## {title}", *images, in_full(rows, record.state), *(["\n".join(notes)] if notes else [])]
     for curve in curves(record.rows):
-        parts += [f"## Forward and backward against {curve.varied} ({curve.fixed})", of_curve(curve)]
+        parts += [f"## Forward and backward against {curve.varied} ({curve.fixed})", of_curve(curve, record.state)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,8 +8,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,6 +33,47 @@ Key: TypeAlias = tuple[str, str, int, int, tuple[int, ...], str, str]
 
 
 @dataclass(frozen=True)
+class State:
+    """Of the checkout and the packages that something was measured with.
+
+    Attributes:
+        uncommitted_changes: whether the checkout's :data:`SOURCES` were others than the commit's.
+        date: when the measuring began, UTC.
+        source: a fingerprint of :data:`SOURCES`.
+    """
+
+    versions: dict[str, str] = field(hash=False)
+    commit: str
+    uncommitted_changes: bool
+    date: str
+    source: str = ""
+
+    @classmethod
+    def now(cls) -> State:
+        """What is here."""
+        packages = ["torch", "numpy", "vrnn-fast", *(["jax"] if find_spec("jax") else [])]
+        return cls(
+            versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+            commit=_git("rev-parse", "HEAD"),
+            uncommitted_changes=bool(_git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES))),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            source=_fingerprint(),
+        )
+
+    def measures_as(self, other: State) -> bool:
+        """Whether what was measured in one holds in the other."""
+        return (self.source, self.versions) == (other.source, other.versions)
+
+    def __str__(self) -> str:
+        return f"{self.date[:10]}, commit {self.commit[:10]}{' and changes' if self.uncommitted_changes else ''}"
+
+    def beside(self, other: State) -> str:
+        """This state in words where it is not the other one, with those versions that are not the same."""
+        versions = [f"{name} {v}" for name, v in self.versions.items() if other.versions.get(name) != v]
+        return "" if str(self) == str(other) and not versions else ", ".join([str(self), *versions])
+
+
+@dataclass(frozen=True)
 class Row:
     """One contender's pass at one shape. Without times where its results disagree, or where it cannot run.
 
@@ -44,6 +85,7 @@ class Row:
         peak: GFLOP/s of multiply-adds of as many cores as the contender could use, measured around its turns.
         activation_bytes: peak of a pass beside parameters, gradients and inputs.
         remark: what a reader must know to compare it.
+        state: what it was measured with; None until it is in a record.
     """
 
     shape: str
@@ -62,12 +104,15 @@ class Row:
     peak: float | None = None
     activation_bytes: int | None = None
     remark: str | None = None
+    state: State | None = None
 
     @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Row:
-        """A row as JSON gives it back; columns that it did not have yet are empty."""
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return cls(**{**fields, **lists})
+    def of_json(cls, entries: dict[str, Any], state: State) -> Row:
+        """A row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it names
+        no other."""
+        lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
+        own = entries.get("state")
+        return cls(**{**entries, **lists, "state": State(**own) if own else state})
 
     @property
     def key(self) -> Key:
@@ -102,48 +147,39 @@ def _fingerprint() -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """The rows of one state of the sources, and everything needed to judge them."""
+    """What was last measured on one kind of machine: rows, each with the state of the sources that it is of.
+
+    Attributes:
+        state: the present one, which new rows are of; that of the rows written last, if the record was only read.
+    """
 
     processor: str
     isa: list[str]
     cores: int
     threads: int
     kernel_build: str
-    versions: dict[str, str]
-    commit: str
-    uncommitted_changes: bool
-    date: str
+    state: State
     rows: list[Row] = field(default_factory=list)
-    source: str = ""
 
     @classmethod
     def begin(cls) -> Record:
         """Describe this machine and this checkout; rows are added as they are measured."""
         processor = _processor()
-        packages = ["torch", "numpy", "vrnn-fast", *(["jax"] if find_spec("jax") else [])]
         return cls(
             processor=processor.get("model name", platform.machine()),
             isa=[flag for flag in ISA_FLAGS if flag in processor.get("flags", "").split()],
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             kernel_build=ops.chosen_isa() if ops.load() is None else "none",
-            versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-            commit=_git("rev-parse", "HEAD"),
-            uncommitted_changes=bool(_git("status", "--porcelain", "--untracked-files=no")),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            source=_fingerprint(),
+            state=State.now(),
         )
 
     @classmethod
     def resume(cls, folder: Path) -> Record:
-        """:meth:`begin`, or the record in ``folder`` if it is of the same machine, versions and sources."""
+        """:meth:`begin`, with the rows that ``folder`` holds of this kind of machine."""
         fresh = cls.begin()
         path = folder / fresh.file_name
-        if path.exists():
-            last = cls.load(path)
-            if (last.source, last.versions) == (fresh.source, fresh.versions):
-                return last
-        return fresh
+        return replace(fresh, rows=cls.load(path).rows) if path.exists() else fresh
 
     @property
     def file_name(self) -> str:
@@ -151,24 +187,40 @@ class Record:
         machine = f"{self.processor} {self.kernel_build} {self.threads} threads"
         return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") + ".json"
 
+    @property
+    def heading(self) -> dict[str, Any]:
+        """All but the rows, as it is written."""
+        machine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("state", "rows")}
+        return machine | asdict(self.state)
+
     def put(self, rows: Iterable[Row]) -> None:
-        """Add rows, in place of earlier ones of the same key."""
-        held = {row.key: row for row in self.rows} | {row.key: row for row in rows}
+        """Add rows of the present state, in place of earlier ones of the same key."""
+        held = {row.key: row for row in self.rows} | {row.key: replace(row, state=self.state) for row in rows}
         self.rows[:] = held.values()
 
+    def keep(self, keys: Collection[Key]) -> None:
+        """Forget all other rows."""
+        self.rows[:] = [row for row in self.rows if row.key in keys]
+
     def find(self, key: Key) -> Row | None:
-        """The row of this key."""
-        return next((row for row in self.rows if row.key == key), None)
+        """The row of this key, if it holds in the present state."""
+        return next((r for r in self.rows if r.key == key and r.state and r.state.measures_as(self.state)), None)
 
     @classmethod
     def load(cls, path: Path) -> Record:
         """What :meth:`save` wrote, now or before rows had all their columns."""
-        fields = json.loads(path.read_text())
-        return cls(**{**fields, "rows": [Row.of_json(row) for row in fields["rows"]]})
+        entries = json.loads(path.read_text())
+        state = State(**{f.name: entries.pop(f.name) for f in fields(State) if f.name in entries})
+        rows = [Row.of_json(row, state) for row in entries.pop("rows")]
+        return cls(**entries, state=state, rows=rows)
 
     def save(self, folder: Path) -> Path:
-        """Write the record into ``folder``, over the last one of this kind of machine."""
+        """Write the record into ``folder``, over the last one of this kind. Only rows of another state name theirs."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        rows = [asdict(row) for row in self.rows]
+        for row, entries in zip(self.rows, rows, strict=True):
+            if row.state == self.state:
+                del entries["state"]
+        path.write_text(json.dumps(self.heading | {"rows": rows}, indent=1) + "\n")
         return path

@@ -20,11 +20,16 @@ VARIED: dict[str, Callable[[Row], int]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds of forward and backward by the number of threads, then by the size that was varied."""
+    """Forward and backward passes by the number of threads, then by the size that was varied."""
 
     varied: str
     fixed: str
-    milliseconds: Mapping[int, Mapping[int, float]]
+    rows: Mapping[int, Mapping[int, Row]]
+
+    @property
+    def milliseconds(self) -> dict[int, dict[int, float]]:
+        """Of the passes, in the same order."""
+        return {n: {size: row.milliseconds or math.nan for size, row in by.items()} for n, by in self.rows.items()}
 
     @property
     def sizes(self) -> list[int]:
@@ -56,8 +61,8 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         if mine:
             others = {"T": mine[0].steps, "B": mine[0].batch, "h": mine[0].sizes[1]}
             fixed = ", ".join(f"{name} = {value}" for name, value in others.items() if name != varied)
-            times: dict[int, dict[int, float]] = {}
+            by_threads: dict[int, dict[int, Row]] = {}
             for row in sorted(mine, key=size):
-                times.setdefault(row.threads, {})[size(row)] = row.milliseconds or math.nan
-            found.append(Curve(varied, fixed, dict(sorted(times.items()))))
+                by_threads.setdefault(row.threads, {})[size(row)] = row
+            found.append(Curve(varied, fixed, dict(sorted(by_threads.items()))))
     return found

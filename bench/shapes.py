@@ -46,6 +46,12 @@ class Shape:
         eps = torch.randn(self.steps, self.batch, self.model["latent_size"], generator=generator)
         return ((x > 0) if self.model["likelihood"] == "bernoulli" else x).to(dtype), eps.to(dtype)
 
+    def condition(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """The conditioning input (T, B, C) beside :meth:`data`; None where the model takes none."""
+        size = self.model.get("cond_size", 0)
+        generator = torch.Generator().manual_seed(1_000_000 + self.draw)
+        return torch.randn(self.steps, self.batch, size, generator=generator).to(dtype) if size else None
+
 
 def forward_flops(model: nn.Module, shape: Shape) -> int:
     """A multiplication and an addition for each weight, time step and sequence; elementwise work is not counted.
@@ -78,8 +84,8 @@ SIX_SHAPES = (
 _BARE: dict[str, Any] = {"encoder": (), "prior": (), "decoder": (), "activation": "tanh", "likelihood": "gaussian"}
 _FOUR = (600,) * 4
 
-# Models of public repositories and of the paper. Where an output or a posterior of theirs is not in VRNN (Itakura-Saito
-# divergence, mixtures, residual posterior), the Gaussian one of the same size stands in: the products are the same.
+# Models of public repositories and of the paper. Where an output or a posterior of theirs (Itakura-Saito divergence,
+# mixtures, residual posterior) is not in every contender, the Gaussian one of about the same size stands in.
 REAL_SHAPES = (
     Shape("reference", 28, 8, uniform(28, 100, 16)),
     Shape(  # its heads' own hidden layers are counted into the networks before them
@@ -91,7 +97,13 @@ REAL_SHAPES = (
     ),
     Shape("motion", 50, 128, uniform(96, 64, 10, cell="lstm", bias=True, phi_x=(64,), phi_z=(16, 32)) | _BARE),
     Shape("speech", 50, 128, uniform(513, 128, 16, cell="lstm", bias=True, phi_x=(256,), phi_z=(32, 64)) | _BARE),
-    Shape("trajectories", 49, 512, lacks="VRNN has no second recurrent layer and no conditioning input yet"),
+    Shape(
+        "trajectories",
+        49,
+        512,
+        uniform(10, 900, 80, bias=True, likelihood="gaussian", num_layers=2, cond_size=10, phi_x=(), phi_z=())
+        | dict.fromkeys(("encoder", "prior", "decoder"), (200, 200)),
+    ),
     Shape(
         "audio",
         100,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from rich import box
 from rich.table import Table
 
 from .contender import TRAINING
-from .record import Row
+from .record import Row, State
 from .scaling import Curve
 
 MICROSECONDS_BELOW = 0.5  # milliseconds
@@ -52,7 +52,17 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "activations, MiB": _mebibytes,
     "speed-up": lambda row: _number(row.speedup, 2),
 }
-WORDS = {*PLACE, "contender"}
+OLDER = "measured"
+WORDS = {*PLACE, "contender", OLDER}
+
+
+def older(rows: Collection[Row], latest: State) -> str:
+    """With which states other than the latest these rows were measured, and who was, if not all."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.state and (state := row.state.beside(latest)):
+            found.setdefault(state, []).append(row.contender)
+    return "; ".join(s if len(who) == len(rows) else f"{s}: {', '.join(who)}" for s, who in found.items())
 
 
 def problems(rows: Iterable[Row]) -> list[str]:
@@ -87,21 +97,29 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
 
 
-def in_full(rows: Iterable[Row]) -> str:
-    """Every row, with where it was measured."""
-    columns = PLACE | COLUMNS
+def in_full(rows: Iterable[Row], latest: State) -> str:
+    """Every row, with where it was measured, and with what if that was not the latest state."""
+    columns = PLACE | COLUMNS | {OLDER: lambda row: older([row], latest)}
     return markdown(list(columns), ([column(row) for column in columns.values()] for row in rows))
 
 
-def of_curve(curve: Curve) -> str:
+def of_curve(curve: Curve, latest: State) -> str:
     """Times by size, the faster number of threads, and the exponents below."""
-    counts = list(curve.milliseconds)
-    header = [curve.varied, *(f"{n} thread{'s' * (n > 1)}" for n in counts), "faster"]
-    lines = [
-        [str(size), *(_time(curve.milliseconds[n].get(size)) for n in counts), str(curve.fastest(size))]
-        for size in curve.sizes
-    ]
-    return markdown(header, [*lines, ["exponent", *(_number(curve.exponent(n), 2) for n in counts), ""]])
+    counts = list(curve.rows)
+    header = [curve.varied, *(f"{n} thread{'s' * (n > 1)}" for n in counts), "faster", OLDER]
+    times = curve.milliseconds
+
+    def line(size: int) -> list[str]:
+        rows = [curve.rows[n][size] for n in counts if size in curve.rows[n]]
+        return [
+            str(size),
+            *(_time(times[n].get(size)) for n in counts),
+            str(curve.fastest(size)),
+            older(rows, latest),
+        ]
+
+    exponents = ["exponent", *(_number(curve.exponent(n), 2) for n in counts), "", ""]
+    return markdown(header, [*map(line, curve.sizes), exponents])
 
 
 def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str, ...], dict[str, Row]]:
@@ -114,7 +132,7 @@ def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str,
     return found
 
 
-def summary(rows: Iterable[Row], us: str = "vrnn_fast", eager: str = "eager loop") -> str:
+def summary(rows: Iterable[Row], latest: State, us: str = "vrnn_fast", eager: str = "eager loop") -> str:
     """One line for each shape: milliseconds of forward and backward of everybody, and what ours is worth."""
     shapes = places(rows)
     names = list(dict.fromkeys(name for row in shapes.values() for name in row))
@@ -127,7 +145,8 @@ def summary(rows: Iterable[Row], us: str = "vrnn_fast", eager: str = "eager loop
             *(_number(row[name].milliseconds, 2) or "no result" if name in row else "" for name in names),
             *(COLUMNS[name](own) if own else "" for name in ("GFLOP/s", "% of peak", "speed-up")),
             _number(ours / theirs, 2) if ours is not None and theirs else "",
+            older(row.values(), latest),
         ]
 
-    header = ["shape", "T x B", "x, h, z", *names, "GFLOP/s", "% of peak", "speed-up", "memory"]
+    header = ["shape", "T x B", "x, h, z", *names, "GFLOP/s", "% of peak", "speed-up", "memory", OLDER]
     return markdown(header, (line(place, row) for place, row in shapes.items()))

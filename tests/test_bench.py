@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ import torch
 
 from bench import __main__ as bench
 from bench import contest as contests
-from bench import experiments, figures, memory, peak, readme, record, scaling
-from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run
+from bench import experiments, figures, memory, peak, readme, record, scaling, table
+from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run, run_of
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
 from bench.measure import Timed, disagreements, take_turns
+from bench.peers import EagerVRNN
 from bench.peers.torch_loops import prepare_eager
 from bench.record import Record, Row
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
@@ -29,6 +31,7 @@ from vrnn_fast import VRNN, ops
 
 SMALL = replace(REFERENCE, steps=3, batch=2)
 MOTION = replace(next(shape for shape in REAL_SHAPES if shape.name == "motion"), steps=3, batch=2)
+TRAJECTORIES = next(shape for shape in REAL_SHAPES if shape.name == "trajectories")
 EAGER = experiments.EAGER
 
 
@@ -37,6 +40,13 @@ def prepare_wrong(shape: Shape, dtype: torch.dtype) -> Run:
     assert run.results is not None
     right = run.results()
     return replace(run, results=lambda: {name: t + 1e-3 for name, t in right.items()})
+
+
+def prepare_wrong_forward(shape: Shape, dtype: torch.dtype) -> Run:
+    """Right as long as gradients are wanted."""
+    model, (x, eps) = EagerVRNN(**shape.model).to(dtype), shape.data(dtype)
+    model.load_state_dict(shape.parameters(dtype))
+    return run_of(model, lambda: model.loss(x, eps) + (0 if torch.is_grad_enabled() else 1e-3), 1)
 
 
 def never(shape: Shape) -> str | None:
@@ -63,6 +73,8 @@ def test_the_real_shapes_are_as_large_as_they_are_said_to_be() -> None:
     }
     assert weights["reference"] == 187_320 - 28 * 101  # the original has a head that Bernoulli outputs do not read
     assert weights["paper"] == pytest.approx(93.9e6, rel=0.01)
+    wider = TRAJECTORIES.model | dict.fromkeys(("encoder", "prior", "decoder"), (250, 250))
+    assert sum(p.numel() for p in VRNN(**wider, device="meta").parameters()) == 8_523_140
 
 
 def test_wrong_results_disagree() -> None:
@@ -87,6 +99,33 @@ def test_bad_luck_is_told_from_a_defect(unlucky: tuple[int, ...], agrees: bool) 
     assert (list(runs), list(problems)) == ((["lucky"], []) if agrees else ([], ["lucky"]))
 
 
+def test_a_pass_without_gradients_is_checked_too() -> None:
+    wrong = Contender("wrong", prepare_wrong_forward)
+    problems = Contest("training", SMALL, (FORWARD,), (EAGER, wrong), EAGER)._enter()[1]
+    assert list(problems) == ["wrong"]
+    assert problems["wrong"].startswith("loss without gradients is off by")
+
+
+def test_what_is_drawn_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right means are no proof of right samples."""
+    generate = VRNN.generate
+
+    def too_cold(self: VRNN, *sizes: int, **arguments: Any) -> object:
+        return generate(self, *sizes, **{"temperature": 0.5, **arguments})
+
+    contest = next(c for c in experiments.generation() if c.shape == REFERENCE)
+    assert contest._enter()[1] == {}
+    monkeypatch.setattr(VRNN, "generate", too_cold)
+    problems = contest._enter()[1]
+    assert list(problems) == ["vrnn_fast"]
+    assert problems["vrnn_fast"].startswith("samples is off by")
+
+
+@pytest.mark.parametrize("shape", [SMALL, MOTION], ids=lambda shape: shape.name)
+def test_drawn_sequences_agree(shape: Shape) -> None:
+    assert replace(next(experiments.generation()), shape=shape)._enter()[1] == {}
+
+
 @pytest.mark.usefixtures("quiet")
 def test_no_speed_without_agreement() -> None:
     alone = replace(experiments.GRU_ALONE, remark="something else")
@@ -106,15 +145,23 @@ def test_no_speed_without_agreement() -> None:
         assert gru.milliseconds
         assert gru.speedup is None
         assert "wrong at reference, 3 x 2: loss is off by" in problems(rows)[0]
-        assert "no result" in in_full([wrong])
+        assert "no result" in in_full([wrong], record.State.now())
         assert render(rows).row_count == 4
 
 
-def test_what_cannot_be_expressed_is_named() -> None:
-    contest = next(c for c in experiments.full() if c.shape.name == "trajectories")
+def test_what_cannot_be_expressed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = Shape("folded", 3, 2, lacks="VRNN folds no time")
+    monkeypatch.setattr(experiments, "REAL_SHAPES", (folded,))
+    (contest,) = experiments.real()
     (rows,) = contest.measure((TRAINING,), seconds=0)
-    assert rows[0].problem is not None
-    assert "second recurrent layer" in rows[0].problem
+    assert [(row.contender, row.problem, row.milliseconds) for row in rows] == [("vrnn_fast", folded.lacks, None)]
+
+
+def test_what_jax_is_not_written_for_is_refused() -> None:
+    if experiments.JAX.refuses(SMALL) is None:
+        for change in ({"num_layers": 2}, {"cond_size": 1}):
+            shape = replace(SMALL, model=SMALL.model | change)
+            assert "one recurrent layer and no conditioning" in str(experiments.JAX.refuses(shape))
 
 
 def test_contenders_take_turns() -> None:
@@ -247,9 +294,70 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
 
     bench.main([*arguments, "--again"])
     assert measured[3:] == [(FORWARD, TRAINING)]
-    replace(whole, source="of other sources").save(tmp_path)
+    of_others(whole, "source").save(tmp_path)
     bench.main(arguments)
     assert measured[4:] == [(FORWARD, TRAINING)]
+
+
+def of_others(whole: Record, what: str) -> Record:
+    """The same rows, measured with other sources or other versions."""
+    others = {"commit": "0123456789abcdef", "uncommitted_changes": False, "date": "2020-02-02T00:00:00+00:00"}
+    state = replace(whole.state, **others)
+    state = replace(state, **{"source": {"source": "another"}, "versions": {"versions": {"torch": "2.10.0"}}}[what])
+    return replace(whole, state=state, rows=[replace(row, state=state) for row in whole.rows])
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("changed", ["source", "versions"])
+def test_measuring_some_leaves_the_others_and_their_dates(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (Contest(name, SMALL, (FORWARD,), (EAGER,), EAGER) for name in ("training", "generation"))
+    gone = replace(other, shape=replace(SMALL, name="gone"))
+    arguments = ["--seconds", "0", "--results", str(tmp_path)]
+    monkeypatch.setattr(experiments, "full", lambda: [one, other, gone])
+    bench.main(["--all", *arguments])
+    (path,) = tmp_path.iterdir()
+    before = of_others(Record.load(path), changed)
+    before.save(tmp_path)
+    assert Record.load(path) == before
+
+    for partial_run in (["--only", "training"], []):
+        monkeypatch.setattr(experiments, "short", lambda: [one])
+        before.save(tmp_path)
+        bench.main([*partial_run, *arguments])
+        after = Record.load(path)
+        assert [row.key for row in after.rows] == [row.key for row in before.rows]
+        assert after.rows[0].state == after.state == replace(record.State.now(), date=after.state.date)
+        assert after.rows[1:] == before.rows[1:]
+        new, *old = in_full(after.rows, after.state).splitlines()[2:]
+        told = "| 2020-02-02, commit 0123456789" + (", torch 2.10.0 |" if changed == "versions" else " |")
+        assert "commit" not in new
+        assert all(line.endswith(told) for line in old)
+        assert str(after.state) in readme.heading(after)
+
+    monkeypatch.setattr(experiments, "full", lambda: [one, other])  # a whole run forgets what nobody measures any more
+    bench.main(["--all", *arguments])
+    whole = Record.load(path)
+    assert [row.experiment for row in whole.rows] == ["training", "generation"]
+    assert in_full(whole.rows, whole.state).splitlines()[0].endswith("| speed-up |")
+
+
+def test_tables_tell_whose_times_are_older() -> None:
+    begun = Record.begin()
+    eager = Row("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=2.0, sizes=(28, 100, 16))
+    begun.put([eager, replace(eager, contender="vrnn_fast", milliseconds=1.0), *scaling_rows()])
+    assert "measured" not in summary(begun.rows, begun.state)
+    assert "measured" not in table.of_curve(scaling.curves(begun.rows)[0], begun.state)
+    old = of_others(begun, "source")
+    rows = [old.rows[0], *begun.rows[1:4], *old.rows[4:]]
+    assert summary(rows, begun.state).endswith("| 2020-02-02, commit 0123456789: eager loop |")
+    assert summary(old.rows, begun.state).endswith("| 2020-02-02, commit 0123456789 |")
+    lines = table.of_curve(scaling.curves(rows)[0], begun.state).splitlines()
+    assert lines[0].endswith("| faster | measured |")
+    assert lines[3].endswith("| 2020-02-02, commit 0123456789: 2 threads |")
+    changed = replace(begun.state, uncommitted_changes=True, date="2020-02-02T00:00:00", commit="0123456789abcdef")
+    assert str(changed) == "2020-02-02, commit 0123456789 and changes"
 
 
 def test_rows_replace_those_of_the_same_key() -> None:
@@ -284,9 +392,12 @@ def test_curves_say_which_number_of_threads_won() -> None:
     assert curve.exponent(2) == pytest.approx(2)
 
 
+STACKED = replace(MOTION, name="stacked", model=MOTION.model | {"num_layers": 2, "cond_size": 3})
 PEERS: list[tuple[Contender, Shape, Contender]] = [
     *((c, SMALL, EAGER) for c in experiments.EVERYBODY if c.remark is None),
     *((c, MOTION, EAGER) for c in (experiments.JAX, experiments.OURS)),
+    *((c, replace(TRAJECTORIES, steps=3, batch=2), EAGER) for c in experiments.EVERYBODY if c.remark is None),
+    (experiments.COMPILED_CELL, STACKED, EAGER),
     (experiments.COMPILED_LOOP, SMALL, EAGER),
     *(
         (c, contest.shape, contest.oracle)
@@ -311,8 +422,9 @@ def test_peers_compute_the_same(
 
 
 @pytest.mark.parametrize("contender", [experiments.GRU_ALONE, experiments.LSTM_ALONE, EAGER, experiments.OURS])
-def test_passes_run(contender: Contender) -> None:
-    run = contender.prepare(SMALL, torch.float32)
+@pytest.mark.parametrize("shape", [SMALL, STACKED], ids=lambda shape: shape.name)
+def test_passes_run(contender: Contender, shape: Shape) -> None:
+    run = contender.prepare(shape, torch.float32)
     assert run.flops
     for name in (FORWARD, TRAINING, UPDATE):
         run.passes[name]()
@@ -341,7 +453,7 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     alone = replace(eager, contender="nn.GRU alone", remark="computes something else", speedup=None)
     begun.put([eager, ours, alone, *scaling_rows()])
     path = begun.save(folder)
-    assert Record.load(path).rows == begun.rows
+    assert Record.load(path) == begun
 
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
@@ -371,7 +483,9 @@ def test_records_of_earlier_forms_are_read(tmp_path: Path) -> None:
     path = tmp_path / "old.json"
     path.write_text(json.dumps({**fields, "rows": [{**row, "milliseconds": 33.42, "quartiles": [32.9, 34.9]}]}))
     old = Record.load(path)
-    assert "| 33.42 |" in summary(old.rows)
+    assert (old.state.date, old.state.source) == (fields["date"], "")
+    assert [row.state for row in old.rows] == [old.state]
+    assert "| 33.42 |" in summary(old.rows, old.state)
     assert figures.draw(old, tmp_path) == []
 
 

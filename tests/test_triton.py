@@ -4,11 +4,14 @@ tests of tests/test_scan_kernels.py in triton's interpreter."""
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +68,25 @@ def test_reasons_to_be_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "version", lambda _: "3.5.1")
     assert triton.unavailable() == "it needs triton 3.6 or later, and 3.5.1 is installed"
 
-    def missing(_: str) -> str:
-        raise triton.PackageNotFoundError
-
-    monkeypatch.setattr(triton, "version", missing)
+    monkeypatch.setattr(triton, "find_spec", lambda _: None)
     assert triton.unavailable() == 'triton is not installed (pip install "vrnn-fast[triton]")'
+    monkeypatch.setattr(triton, "find_spec", lambda name: ModuleSpec(name, None))
+    assert triton.unavailable() == 'triton is not installed (pip install "vrnn-fast[triton]")'
+
+
+@pytest.mark.parametrize("name", ["pytorch-triton-rocm", "triton-rocm", None])
+def test_triton_is_found_by_any_name(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wheels for AMD GPUs have other names; one of an unknown name is asked itself."""
+
+    def version(distribution: str) -> str:
+        if distribution != name:
+            raise PackageNotFoundError(distribution)
+        return "3.5.0"
+
+    monkeypatch.setattr(triton, "version", version)
+    if name is None:
+        monkeypatch.setattr(importlib.import_module("triton"), "__version__", "3.5.0")
+    assert triton.unavailable() == "it needs triton 3.6 or later, and 3.5.0 is installed"
 
 
 def test_the_user_is_told() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import cast, get_args
@@ -220,7 +220,7 @@ def train(setting: Setting, learning_rate: float, data: Dataset, console: Consol
 
 
 def _machine() -> dict[str, object]:
-    described = asdict(Record.begin())
+    described = Record.begin().heading
     return {
         key: described[key] for key in ("processor", "cores", "threads", "kernel_build", "versions", "commit", "date")
     }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .eager import EagerVRNN, State
 
-WEIGHTS = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Traceable(EagerVRNN):
@@ -24,11 +24,16 @@ class Traceable(EagerVRNN):
 
     def recur(self, inputs: Tensor, state: State) -> State:
         """As :meth:`EagerVRNN.recur`."""
-        weights: list[Any] = [getattr(self.rnn, name, None) for name in WEIGHTS]
-        if isinstance(state, tuple):
-            h, c = torch.lstm_cell(inputs, (state[0][0], state[1][0]), *weights)
-            return h.unsqueeze(0), c.unsqueeze(0)
-        return torch.gru_cell(inputs, state[0], *weights).unsqueeze(0)
+        hs, cs = [], []
+        for i in range(self.num_layers):
+            weights: list[Any] = [getattr(self.rnn, f"{name}_l{i}", None) for name in WEIGHTS]
+            if isinstance(state, tuple):
+                inputs, c = torch.lstm_cell(inputs, (state[0][i], state[1][i]), *weights)
+                cs.append(c)
+            else:
+                inputs = torch.gru_cell(inputs, state[i], *weights)
+            hs.append(inputs)
+        return (torch.stack(hs), torch.stack(cs)) if cs else torch.stack(hs)
 
 
 class CompiledCell(Traceable):

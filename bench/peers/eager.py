@@ -48,6 +48,8 @@ class EagerVRNN(nn.Module):
         prior: Sequence[int],
         decoder: Sequence[int],
         cell: str = "gru",
+        num_layers: int = 1,
+        cond_size: int = 0,
         bias: bool = True,
         activation: str = "relu",
         likelihood: str = "bernoulli",
@@ -62,20 +64,21 @@ class EagerVRNN(nn.Module):
             return nn.Sequential(*layers), inputs
 
         self.hidden_size = hidden_size
+        self.num_layers = num_layers
         self.lstm = cell == "lstm"
         self.gaussian = likelihood == "gaussian"
         self.phi_x, x_size = network(input_size, phi_x)
         self.phi_z, z_size = network(latent_size, phi_z)
 
-        self.enc, width = network(x_size + hidden_size, encoder)
+        self.enc, width = network(x_size + cond_size + hidden_size, encoder)
         self.enc_mean = nn.Linear(width, latent_size)
         self.enc_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
 
-        self.prior, width = network(hidden_size, prior)
+        self.prior, width = network(cond_size + hidden_size, prior)
         self.prior_mean = nn.Linear(width, latent_size)
         self.prior_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
 
-        self.dec, width = network(z_size + hidden_size, decoder)
+        self.dec, width = network(cond_size + z_size + hidden_size, decoder)
         if self.gaussian:
             self.dec_mean: nn.Module = nn.Linear(width, input_size)
             self.dec_std = nn.Sequential(nn.Linear(width, input_size), nn.Softplus())
@@ -83,11 +86,11 @@ class EagerVRNN(nn.Module):
             self.dec_mean = nn.Sequential(nn.Linear(width, input_size))
 
         recurrent = nn.LSTM if self.lstm else nn.GRU
-        self.rnn: nn.Module = recurrent(x_size + z_size, hidden_size, 1, bias)
+        self.rnn: nn.Module = recurrent(x_size + z_size, hidden_size, num_layers, bias)
 
     def start(self, like: Tensor) -> State:
-        """Zeros (1, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
-        zeros = like.new_zeros(1, like.size(0), self.hidden_size)
+        """Zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
+        zeros = like.new_zeros(self.num_layers, like.size(0), self.hidden_size)
         return (zeros, zeros) if self.lstm else zeros
 
     def recur(self, inputs: Tensor, state: State) -> State:
@@ -95,28 +98,30 @@ class EagerVRNN(nn.Module):
         following: State = self.rnn(inputs.unsqueeze(0), state)[1]
         return following
 
-    def prior_of(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z_t given h_{t-1}."""
-        prior = self.prior(h)
+    def prior_of(self, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
+        prior = self.prior(torch.cat([*cond, h], 1) if cond else h)
         return self.prior_mean(prior), self.prior_std(prior) + STD_FLOOR
 
-    def decode(self, phi_z: Tensor, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    def decode(self, phi_z: Tensor, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor | None]:
         """The decoder's mean, or logits, and the standard deviation of a Gaussian."""
-        dec = self.dec(torch.cat([phi_z, h], 1))
+        dec = self.dec(torch.cat([*cond, phi_z, h], 1))
         return self.dec_mean(dec), self.dec_std(dec) + OUTPUT_STD_FLOOR if self.gaussian else None
 
-    def step(self, x: Tensor, eps: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, State]:
+    def step(
+        self, x: Tensor, eps: Tensor, state: State, *cond: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, State]:
         """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, mean and std of z, mean (or logits) of x, state."""
         h = (state[0] if isinstance(state, tuple) else state)[-1]
 
         phi_x = self.phi_x(x)
-        enc = self.enc(torch.cat([phi_x, h], 1))
+        enc = self.enc(torch.cat([phi_x, *cond, h], 1))
         enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + STD_FLOOR
-        prior_mean, prior_std = self.prior_of(h)
+        prior_mean, prior_std = self.prior_of(h, *cond)
 
         z = enc_mean + enc_std * eps
         phi_z = self.phi_z(z)
-        dec_mean, dec_std = self.decode(phi_z, h)
+        dec_mean, dec_std = self.decode(phi_z, h, *cond)
         state = self.recur(torch.cat([phi_x, phi_z], 1), state)
 
         kl = gaussian_kl(enc_mean, enc_std, prior_mean, prior_std)
@@ -126,39 +131,47 @@ class EagerVRNN(nn.Module):
             nll = F.binary_cross_entropy_with_logits(dec_mean, x, reduction="sum")
         return kl, nll, enc_mean, enc_std, dec_mean, state
 
-    def forward(self, x: Tensor, eps: Tensor) -> EagerOutput:
-        """x (T, B, X), eps (T, B, Z)."""
+    def forward(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> EagerOutput:
+        """x (T, B, X), eps (T, B, Z), cond (T, B, C), which encoder, prior and decoder read."""
         state = self.start(x[0])
         kl_sum, nll_sum = x.new_zeros(()), x.new_zeros(())
         posterior_means, posterior_stds, decoder_means = [], [], []
         for t in range(x.size(0)):
-            kl, nll, enc_mean, enc_std, dec_mean, state = self.step(x[t], eps[t], state)
+            kl, nll, enc_mean, enc_std, dec_mean, state = self.step(
+                *(x[t], eps[t], state), *(() if cond is None else (cond[t],))
+            )
             kl_sum, nll_sum = kl_sum + kl, nll_sum + nll
             posterior_means.append(enc_mean)
             posterior_stds.append(enc_std)
             decoder_means.append(dec_mean)
         return EagerOutput(kl_sum, nll_sum, posterior_means, posterior_stds, decoder_means)
 
-    def loss(self, x: Tensor, eps: Tensor) -> Tensor:
+    def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
         """The negative evidence lower bound in nats per time step and sequence."""
-        out = self.forward(x, eps)
+        out = self.forward(x, eps, cond)
         return (out.nll + out.kl) / (x.size(0) * x.size(1))
 
-    def generate(self, steps: int, like: Tensor, temperature: float = 1.0, mean: bool = False) -> Tensor:
-        """Draw sequences (steps, B, X), each x_t (or its mean) fed back; ``like`` is a (B, .) tensor."""
+    def generate(self, steps: int, like: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
+        """Draw sequences (steps, B, X), each x_t fed back; ``like`` is a (B, .) tensor. And the state after them.
+
+        ``noise`` is drawn step by step if it is not given: standard normal of z (steps, B, Z), and of x (steps, B, X),
+        uniform in [0, 1) where x is binary.
+        """
         state, samples = self.start(like), []
-        for _ in range(steps):
+        for t in range(steps):
             h = (state[0] if isinstance(state, tuple) else state)[-1]
             prior_mean, prior_std = self.prior_of(h)
-            phi_z = self.phi_z(prior_mean + temperature * prior_std * torch.randn_like(prior_mean))
+            phi_z = self.phi_z(prior_mean + prior_std * (noise[0][t] if noise else torch.randn_like(prior_mean)))
             x, std = self.decode(phi_z, h)
-            if std is None:
-                x = torch.sigmoid(x) if mean else torch.bernoulli(torch.sigmoid(x / temperature))
-            elif not mean:
-                x = x + temperature * std * torch.randn_like(x)
+            if std is not None:
+                x = x + std * (noise[1][t] if noise else torch.randn_like(x))
+            elif noise:
+                x = (noise[1][t] < torch.sigmoid(x)).to(x.dtype)
+            else:
+                x = torch.bernoulli(torch.sigmoid(x))
             state = self.recur(torch.cat([self.phi_x(x), phi_z], 1), state)
             samples.append(x)
-        return torch.stack(samples)
+        return torch.stack(samples), state
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:

@@ -17,17 +17,19 @@ from torch import Tensor
 
 from vrnn_fast.spec import STD_FLOOR
 
-from ..contender import FORWARD, TRAINING, Results, Run
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run
 from ..shapes import Shape
 from .eager import OUTPUT_STD_FLOOR
 
 Parameters = dict[str, Any]
 
 
-def absent(shape: Shape) -> str | None:
+def refuses(shape: Shape) -> str | None:
     """Why JAX cannot take part."""
     if importlib.util.find_spec("jax") is None:
         return "jax is not installed (the extra `peers` brings it)"
+    if shape.model.get("num_layers", 1) > 1 or shape.model.get("cond_size"):
+        return "it is written for one recurrent layer and no conditioning input"
     return None
 
 
@@ -132,8 +134,9 @@ def prepare(shape: Shape, dtype: torch.dtype) -> Run:
     def results() -> Results:
         train()
         loss_value, gradients = last[0]
-        found = {f"gradient of {name}": g for name, g in gradients.items()}
-        return {name: torch.from_numpy(np.array(t)) for name, t in {"loss": loss_value, **found}.items()}
+        found = {"loss": loss_value, FORWARD_LOSS: value(parameters)}
+        found |= {f"gradient of {name}": g for name, g in gradients.items()}
+        return {name: torch.from_numpy(np.array(t)) for name, t in found.items()}
 
     flops = 2 * shape.steps * shape.batch * sum(t.numel() for t in weights.values() if t.dim() == 2)
     return Run({FORWARD: lambda: value(parameters).block_until_ready(), TRAINING: train}, results, flops)

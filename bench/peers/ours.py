@@ -24,8 +24,8 @@ def model_of(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> VR
 
 def prepare(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> Run:
     model = model_of(shape, dtype, recompute=recompute)
-    x, eps = shape.data(dtype)
-    return run_of(model, lambda: model(x, eps=eps).loss, forward_flops(model, shape))
+    (x, eps), cond = shape.data(dtype), shape.condition(dtype)
+    return run_of(model, lambda: model(x, eps=eps, cond=cond).loss, forward_flops(model, shape))
 
 
 def prepare_recompute(shape: Shape, dtype: torch.dtype) -> Run:

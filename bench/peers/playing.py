@@ -12,11 +12,10 @@ from vrnn_fast import Stream
 
 from ..contender import Results, Run
 from ..shapes import Shape
-from .eager import EagerVRNN
+from .eager import EagerVRNN, State
 from .ours import model_of
 
 GENERATION, FRAME = "generation", "frame"
-COLD = 1e-30  # at this temperature z is the prior's mean, so that sequences can be compared
 
 
 def _eager(shape: Shape, dtype: torch.dtype) -> EagerVRNN:
@@ -25,23 +24,40 @@ def _eager(shape: Shape, dtype: torch.dtype) -> EagerVRNN:
     return model
 
 
+def _source(shape: Shape) -> torch.Generator:
+    """Of the noise of :meth:`vrnn_fast.VRNN.generate`: that of z at all steps, then that of x."""
+    return torch.Generator().manual_seed(shape.draw)
+
+
+def _drawn(x: Tensor, state: State) -> Results:
+    """What the same noise must lead to: an event that rounding decided otherwise changes all that follows."""
+    return {"samples": x, "state": torch.stack(state) if isinstance(state, tuple) else state}
+
+
 def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Run:
     model, like = _eager(shape, dtype), shape.data(dtype)[0][0]
 
     @torch.no_grad()
-    def generate(**arguments: Any) -> Tensor:
-        return model.generate(shape.steps, like, **arguments)
+    def generate(noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
+        return model.generate(shape.steps, like, noise)
 
-    return Run({GENERATION: generate}, lambda: {"means": generate(temperature=COLD, mean=True)})
+    def results() -> Results:
+        source = _source(shape)
+        eps = torch.randn(shape.steps, shape.batch, shape.model["latent_size"], generator=source)
+        output = torch.empty(shape.steps, shape.batch, shape.model["input_size"])
+        output = output.normal_(generator=source) if model.gaussian else output.uniform_(generator=source)
+        return _drawn(*generate((eps.to(dtype), output.to(dtype))))
+
+    return Run({GENERATION: generate}, results)
 
 
 def prepare_generation(shape: Shape, dtype: torch.dtype) -> Run:
     model = model_of(shape, dtype)
 
-    def generate(**arguments: Any) -> Tensor:
-        return model.generate(shape.steps, shape.batch, **arguments)[0]
+    def generate(source: torch.Generator | None = None) -> tuple[Tensor, State]:
+        return model.generate(shape.steps, shape.batch, generator=source)
 
-    return Run({GENERATION: generate}, lambda: {"means": generate(temperature=COLD, mean=True)})
+    return Run({GENERATION: generate}, lambda: _drawn(*generate(_source(shape))))
 
 
 def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...]], shape: Shape) -> Run:

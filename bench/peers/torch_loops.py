@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contender import FORWARD, TRAINING, Results, Run, run_of
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run, run_of
 from ..shapes import Shape, forward_flops
 from .compiled import CompiledCell, CompiledLoop
 from .eager import EagerVRNN
@@ -15,11 +15,17 @@ from .eager import EagerVRNN
 MOST_UNROLLED = 8  # steps; compilation takes about ten seconds for each of them
 
 
+def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x, eps and, where the model takes one, the conditioning input."""
+    cond = shape.condition(dtype)
+    return (*shape.data(dtype), *(() if cond is None else (cond,)))
+
+
 def _prepare(kind: type[EagerVRNN], shape: Shape, dtype: torch.dtype) -> Run:
     model = kind(**shape.model).to(dtype)
     model.load_state_dict(shape.parameters(dtype))
-    x, eps = shape.data(dtype)
-    return run_of(model, lambda: model.loss(x, eps), forward_flops(model, shape))
+    inputs = _inputs(shape, dtype)
+    return run_of(model, lambda: model.loss(*inputs), forward_flops(model, shape))
 
 
 def prepare_eager(shape: Shape, dtype: torch.dtype) -> Run:
@@ -42,13 +48,14 @@ def too_long_to_unroll(shape: Shape) -> str | None:
 
 
 class _Alone(nn.Module):
-    """A recurrent layer of torch, fed as inside the VRNN: by phi_x and phi_z, which want gradients."""
+    """Recurrent layers of torch, fed as inside the VRNN: by phi_x and phi_z, which want gradients."""
 
     def __init__(self, kind: type[nn.GRU | nn.LSTM], shape: Shape) -> None:
         super().__init__()
         widths = shape.model["phi_x"][-1:] or (shape.model["input_size"],)
         widths += shape.model["phi_z"][-1:] or (shape.model["latent_size"],)
-        self.layer = kind(sum(widths), shape.model["hidden_size"], bias=shape.model["bias"])
+        layers = shape.model.get("num_layers", 1)
+        self.layer = kind(sum(widths), shape.model["hidden_size"], layers, bias=shape.model["bias"])
         self.inputs = nn.Parameter(torch.randn(shape.steps, shape.batch, sum(widths)))
 
     def forward(self) -> Tensor:
@@ -77,29 +84,31 @@ def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Run:
     """The eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
     model = EagerVRNN(**shape.model).to("cuda", dtype)
     model.load_state_dict(shape.parameters(dtype))
-    x, eps = (t.cuda() for t in shape.data(dtype))
+    inputs = tuple(t.cuda() for t in _inputs(shape, dtype))
     train_graph, forward_graph, side = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             model.zero_grad(set_to_none=True)
-            model.loss(x, eps).backward()
+            model.loss(*inputs).backward()
     torch.cuda.current_stream().wait_stream(side)
     model.zero_grad(set_to_none=True)
     with torch.cuda.graph(train_graph):
-        value = model.loss(x, eps)
+        value = model.loss(*inputs)
         value.backward()
     with torch.no_grad(), torch.cuda.graph(forward_graph):
-        model.loss(x, eps)
+        forward_value = model.loss(*inputs)
 
     def replay(graph: torch.cuda.CUDAGraph) -> None:
         graph.replay()
         torch.cuda.synchronize()
 
     def results() -> Results:
+        replay(forward_graph)
         replay(train_graph)
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-        return {name: t.detach().cpu() for name, t in {"loss": value, **gradients}.items()}
+        found = {"loss": value, FORWARD_LOSS: forward_value, **gradients}
+        return {name: t.detach().cpu() for name, t in found.items()}
 
     passes = {FORWARD: lambda: replay(forward_graph), TRAINING: lambda: replay(train_graph)}
     return Run(passes, results, forward_flops(model, shape))

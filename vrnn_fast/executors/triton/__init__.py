@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -28,19 +31,35 @@ verified = "in the interpreter; not yet on a GPU"
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _OLDEST = (3, 6)
+_DISTRIBUTIONS = (
+    "triton",
+    "pytorch-triton-rocm",
+    "triton-rocm",
+    "pytorch-triton",
+    "pytorch-triton-xpu",
+    "triton-windows",
+)
 
 
 def unavailable() -> str | None:
     """None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
-    try:
-        found = version("triton")
-    except PackageNotFoundError:
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:  # a folder of that name in the way has no origin
         return 'triton is not installed (pip install "vrnn-fast[triton]")'
+    found = _version()
     if tuple(map(int, found.split(".")[:2])) < _OLDEST:
         return f"it needs triton 3.6 or later, and {found} is installed"
     if not _INTERPRETED and torch.cuda.device_count() == 0:
         return "there is no GPU (TRITON_INTERPRET=1 runs it in triton's interpreter, slowly)"
     return None
+
+
+def _version() -> str:
+    """Of triton, whatever name it was installed by; read without importing it, if the name is known."""
+    for distribution in _DISTRIBUTIONS:
+        with suppress(PackageNotFoundError):
+            return version(distribution)
+    return str(import_module("triton").__version__)
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
