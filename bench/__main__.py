@@ -32,7 +32,7 @@ def left(contest: Contest, record: Record) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and after every pass write its rows into the record, where the others stay."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="everything, in about an hour; continues where it stopped")
+    parser.add_argument("--all", action="store_true", help="everything, in an hour or two; continues where it stopped")
     parser.add_argument("--again", action="store_true", help="with --all or --only: repeat what the record holds")
     names = sorted({contest.experiment for contest in experiments.full()})
     parser.add_argument("--only", choices=names, action="append", help="this experiment alone (may be repeated)")
