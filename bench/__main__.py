@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(render(rows))
             for problem in problems(rows):
                 console.print(f"no result for {problem}")
-    if options.all and not (options.only or options.shape):
-        record.keep(known)  # what nobody measures any more would stay for ever
+    if everything and not options.shape:  # of whole experiments, what nobody measures any more would stay for ever
+        others = {row.key for row in record.rows if options.only and row.experiment not in options.only}
+        record.keep(known | others)
         record.save(options.results)
     console.print(f"recorded in {options.results / record.file_name}")
 

@@ -150,7 +150,7 @@ class Record:
     """What was last measured on one kind of machine: rows, each with the state of the sources that it is of.
 
     Attributes:
-        state: the present one, which new rows are of; that of the rows written last, if the record was only read.
+        state: the present one, which new rows are of; that of the latest rows, if the record was only read.
     """
 
     processor: str
@@ -215,12 +215,13 @@ class Record:
         return cls(**entries, state=state, rows=rows)
 
     def save(self, folder: Path) -> Path:
-        """Write the record into ``folder``, over the last one of this kind. Only rows of another state name theirs."""
+        """Write the record into ``folder``, over the last one. Only rows older than the latest name their state."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name
+        latest = max((row.state for row in self.rows if row.state), key=lambda state: state.date, default=self.state)
         rows = [asdict(row) for row in self.rows]
         for row, entries in zip(self.rows, rows, strict=True):
-            if row.state == self.state:
+            if row.state == latest:
                 del entries["state"]
-        path.write_text(json.dumps(self.heading | {"rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps(replace(self, state=latest).heading | {"rows": rows}, indent=1) + "\n")
         return path

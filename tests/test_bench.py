@@ -336,9 +336,17 @@ def test_measuring_some_leaves_the_others_and_their_dates(
         assert all(line.endswith(told) for line in old)
         assert str(after.state) in readme.heading(after)
 
-    monkeypatch.setattr(experiments, "full", lambda: [one, other])  # a whole run forgets what nobody measures any more
+    monkeypatch.setattr(experiments, "full", lambda: [one, other])  # whole experiments forget what is not in them now
+    bench.main(["--only", "training", *arguments])
+    assert len(Record.load(path).rows) == 3
+    bench.main(["--only", "generation", "--shape", other.shape.name, *arguments])
+    assert len(Record.load(path).rows) == 3
+    bench.main(["--only", "generation", *arguments])
+    assert len(Record.load(path).rows) == 2
     bench.main(["--all", *arguments])
     whole = Record.load(path)
+    bench.main(["--all", *arguments])  # where nothing is left to measure, nothing becomes older
+    assert Record.load(path) == whole
     assert [row.experiment for row in whole.rows] == ["training", "generation"]
     assert in_full(whole.rows, whole.state).splitlines()[0].endswith("| speed-up |")
 
