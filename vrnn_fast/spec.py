@@ -71,7 +71,7 @@ class Std:
         std          = max(s + floor, minimum)
 
     ``beta`` is softplus's alone. Where a clamp or the maximum holds a value, no gradient passes. With neither floor nor
-    minimum a standard deviation may become 0, and the KL infinite.
+    minimum a standard deviation may become 0, and the KL infinite or, as a difference of infinities, NaN.
 
     Raises:
         ValueError: an unknown kind or a constant out of its domain, naming it.
