@@ -109,16 +109,15 @@ def test_every_cell(kind: str, recompute: bool) -> None:
     check(cell(cell=kind, **DEEP, **GAUSSIAN), lengths=RAGGED, recompute=recompute)
 
 
-@pytest.mark.parametrize("objective", ["kl", "particle_filter"])
-def test_confident_predictions_keep_their_digits(objective: Any) -> None:
-    """Outside of the scan and inside."""
-    spec = cell(**DEEP, objective=objective)
-    if objective == "kl":
-        assert_confident_predictions_keep_their_digits(spec, here, torch.float32)
-        return
+def test_confident_predictions_keep_their_digits() -> None:
+    assert_confident_predictions_keep_their_digits(cell(**DEEP), here, torch.float32)
+
+
+def test_confident_predictions_of_particles_keep_their_digits() -> None:
+    """The filter weighs them inside the scan."""
     logit = torch.tensor([10.0, -10.0, 25.0])
     x, eps, uniforms = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(1, 1, 3), torch.zeros(1, 1, 1)
-    spec = replace(spec, input_size=3, decoder=(), decoder_heads=(("dec_mean.0", 3),))
+    spec = cell(**DEEP | {"decoder": ()}, input_size=3, objective="particle_filter")
     parameters = {p.name: torch.zeros(p.shape) for p in spec.parameters()} | {"dec_mean.0.bias": logit}
     options = {"recompute": False, "want_prior": True, "want_raw": True, "uniforms": uniforms}
     state = (torch.zeros(1, 17),)

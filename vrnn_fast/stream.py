@@ -130,7 +130,8 @@ class Stream:
             frames = max(1, _DRAWN // max(1, frame[0] * frame[1]))
             self._drawn, self._next = self._noise.standard_normal((frames, *frame), dtype=self._drawn.dtype), 0
         self._next += 1
-        return self._drawn[self._next - 1]  # type: ignore[no-any-return]
+        noise: Array = self._drawn[self._next - 1]
+        return noise
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_engine"} | {"state": self.state}
