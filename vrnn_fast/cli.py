@@ -15,6 +15,7 @@ if find_spec("typer") is None or find_spec("rich") is None or find_spec("safeten
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import data
 from .compat import LayoutError
@@ -55,8 +56,13 @@ def main() -> None:
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """Its message; names in a damaged file may hold any character."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
 @app.command()

@@ -170,19 +170,29 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
     raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
 
 
+def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
+    """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
+    known = LAYOUTS if layout == "auto" else (chosen(layout, shapes, ""),)
+    return min(_lacking(k, shapes) for k in known)
+
+
+def _lacking(known: Layout, shapes: Shapes) -> float:
+    return len(known.missing(shapes)) / len(known.roles.paths())
+
+
 def _recognised(shapes: Shapes, found: str) -> Layout:
     """The layout that has all of its names in ``shapes``.
 
     Raises:
         LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
     """
-    lacking = sorted(((len(k.missing(shapes)) / len(k.roles.paths()), k) for k in LAYOUTS), key=lambda pair: pair[0])
-    if lacking[0][0] == 0:
-        return lacking[0][1]
+    ordered = sorted(((_lacking(k, shapes), k) for k in LAYOUTS), key=lambda pair: pair[0])
+    if ordered[0][0] == 0:
+        return ordered[0][1]
     told = [
         f"{known}: looked for {', '.join(known.roles.paths())}; "
         + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
-        for share, known in lacking
+        for share, known in ordered
     ]
     raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
 
