@@ -227,11 +227,12 @@ def convert(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The .safetensors file to write.")],
     layout: Annotated[str, typer.Option(help="The layout of OLD, where it cannot be told.")] = "auto",
     agent: Annotated[int | None, typer.Option(help="Which of its agents, counted from 0, if OLD has several.")] = None,
+    likelihood: Annotated[Output | None, typer.Option(help="What its output means, where that cannot be told.")] = None,
 ) -> None:
     """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
     from .compat.checkpoint import convert as translate
 
-    model = translate(old, new, layout, {}, agent)
+    model = translate(old, new, layout, {} if likelihood is None else {"likelihood": likelihood}, agent)
     console.print(f"{new}: {model}", highlight=False, soft_wrap=True)
 
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..likelihoods import Likelihood
-from ..spec import Activation
-from .reading import Roles, Shapes, Structure, Traits, read
+from ..likelihoods import Gaussian, Likelihood
+from ..spec import Activation, Std
+from .reading import LayoutError, Roles, Shapes, Structure, Traits, read
 from .sampling import Sampler
 from .widened import widening
 
@@ -148,7 +148,11 @@ class Layout:
 
     def missing(self, shapes: Shapes) -> list[str]:
         """The paths that this layout looks for and a model of these shapes does not have."""
-        return [p for p in self.roles.paths() if p not in self.optional and not _holds(shapes, p)]
+        return [p for p in self.roles.paths() if p not in self.optional and not holds(shapes, p)]
+
+    def variant(self, shapes: Shapes) -> Layout:
+        """This layout, with the names that its copies of these shapes have for some roles."""
+        return self
 
     def structure(self, shapes: Shapes) -> Structure:
         """Read a model of this layout by names and shapes.
@@ -173,7 +177,7 @@ class Layout:
         """The layout of each cell: of every agent where there is a list of them."""
         if not self.listed(shapes):
             return (self,)
-        agents = itertools.takewhile(lambda i: _holds(shapes, f"{self.roles.cell}.{i}"), itertools.count())
+        agents = itertools.takewhile(lambda i: holds(shapes, f"{self.roles.cell}.{i}"), itertools.count())
         return tuple(
             replace(self, roles=self.roles.below(i), optional=tuple(f"{path}.{i}" for path in self.optional))
             for i in agents
@@ -184,11 +188,11 @@ class Layout:
 
         That of the cell tells a list of one from a Sequential, in which no cell lies.
         """
-        return all(_holds(shapes, f"{path}.0") for path in self._roles(shapes).paths() if _holds(shapes, path))
+        return all(holds(shapes, f"{path}.0") for path in self._roles(shapes).paths() if holds(shapes, path))
 
     def _roles(self, shapes: Shapes) -> Roles:
         """The roles that are played in a model of these shapes."""
-        heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or _holds(shapes, p))
+        heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or holds(shapes, p))
         return replace(self.roles, decoder_heads=heads)
 
     def told(self, model: nn.Module) -> Layout:
@@ -223,19 +227,44 @@ class Layout:
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes and those that
-        are ``given``.
+        are ``given``, or in place of these.
 
         Raises:
-            LayoutError: one that is given does not fit this layout.
+            LayoutError: one that is given does not fit this layout, or one is not given that nothing tells.
         """
         return {}
+
+    def output_likelihood(self, structure: Structure, given: Mapping[str, Any], std: Std) -> dict[str, Any]:
+        """The likelihood of a decoder with a mean and perhaps a standard deviation, by :meth:`arguments`.
+
+        ``std`` is how the latter comes from its head, unless another one is ``given``. A bare mean beside it is a
+        Gaussian's; what else a module behind the mean makes of it, no checkpoint tells.
+
+        Raises:
+            LayoutError: the likelihood is not given where names and shapes do not tell it.
+        """
+        mean, *deviation = structure.heads
+        likelihood = given.get("likelihood")
+        if likelihood is None and deviation and mean == self.roles.decoder_heads[0]:
+            likelihood = "gaussian"
+        if likelihood is None:
+            beside = f", 'gaussian' if {deviation[0]} gives its standard deviation" if deviation else ""
+            raise LayoutError(
+                f"{self}: names and shapes do not tell what is made of the output of {mean}: pass "
+                f"likelihood='bernoulli' if a sigmoid follows it{beside}, or another (--likelihood on the command line)"
+            )
+        if likelihood == "gaussian":
+            told = given.get("std", std)
+            likelihood = Gaussian(std=told if isinstance(told, Std) else Std(told))
+        return {"likelihood": likelihood}
 
     def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
         """A checkpoint's tensors as the module with this likelihood has them."""
         return tensors
 
 
-def _holds(shapes: Shapes, path: str) -> bool:
+def holds(shapes: Shapes, path: str) -> bool:
+    """Whether a model of these shapes has something at ``path``."""
     return any(name.startswith(f"{path}.") for name in shapes)
 
 

@@ -303,8 +303,8 @@ def _translate(
         "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
-        **known.arguments(structure, arguments),
         **arguments,
+        **known.arguments(structure, arguments),
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
     tensors = known.completed(tensors, model.likelihood)

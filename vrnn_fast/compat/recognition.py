@@ -158,7 +158,7 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
     """
     if isinstance(layout, Mapping):
-        return mapped(layout, LAYOUTS)
+        return mapped(layout, [known.variant(shapes) for known in LAYOUTS])
     names = ", ".join(repr(known.name) for known in LAYOUTS)
     if not isinstance(layout, str):
         raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
@@ -166,14 +166,14 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         return _recognised(shapes, found)
     for known in LAYOUTS:
         if known.name == layout:
-            return known
+            return known.variant(shapes)
     raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
 
 
 def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
     """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
-    known = LAYOUTS if layout == "auto" else (chosen(layout, shapes, ""),)
-    return min(_lacking(k, shapes) for k in known)
+    every = [known.variant(shapes) for known in LAYOUTS] if layout == "auto" else [chosen(layout, shapes, "")]
+    return min(_lacking(known, shapes) for known in every)
 
 
 def _lacking(known: Layout, shapes: Shapes) -> float:
@@ -186,7 +186,8 @@ def _recognised(shapes: Shapes, found: str) -> Layout:
     Raises:
         LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
     """
-    ordered = sorted(((_lacking(k, shapes), k) for k in LAYOUTS), key=lambda pair: pair[0])
+    every = [known.variant(shapes) for known in LAYOUTS]
+    ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
     if ordered[0][0] == 0:
         return ordered[0][1]
     told = [

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..likelihoods import Gaussian
 from .base import Layout, sequence
 from .reading import Roles, Structure, Traits
 from .sampling import Player, Sampler
@@ -32,8 +31,7 @@ class Trajectories(Layout):
         return states[1:], states[:-1]
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
-        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
-        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
+        return self.output_likelihood(structure, given, self.traits.std)
 
 
 def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
