@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,10 +15,10 @@ from ..model import VRNN
 from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, Sampling, arguments_of, build
 from .base import Fault, Layout, Objective
-from .mapping import mapped
+from .mapping import Named, check_names, mapped
 from .proof import ProofError, prove, samples
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, plain, shallow, vet
+from .tree import activations, parameter_shapes, plain, refuse_draws, shallow, strange, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -78,13 +79,20 @@ def accelerate(
 
     looked_at = plain(model)
     shapes = parameter_shapes(looked_at)
-    known = chosen(layout, shapes, _children(model)).told(model)
+    every = {name: tuple(p.shape) for name, p in looked_at.named_parameters()} | shapes
+    known = chosen(layout, every, _children(model)).told(model)
+    known = replace(known, apart=_apart(looked_at, known, shapes))
+    called = [path for role in known.apart for path in _paths(known, role)]
+    refuse_draws(looked_at, _paths(known, "decoder") if "decoder" in known.apart else ())
     cells = known.structures(shapes)
-    vet(looked_at, [name for cell in cells for name in cell.names], known.outside, str(known))
+    used = [name for cell in cells for name in cell.names]
+    vet(looked_at, used, (*known.outside, *called), known.familiar, str(known))
     told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
+    if isinstance(layout, Mapping):
+        check_names(layout, arguments)
     proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
 
     def planned(
@@ -100,6 +108,8 @@ def accelerate(
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
+        if isinstance(known.made, Named) and "phi_x" not in known.apart:
+            return known.made.example(arguments, features, cells[0].spec.cond_size, steps, batch)
         return known.example(model, features, steps, batch)
 
     proven = prove(
@@ -120,7 +130,7 @@ def accelerate(
         listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
         warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
     sampling = None
-    if known.sampler is not None and len(cells) == 1:
+    if known.sampler is not None and len(cells) == 1 and not known.apart:
         tried = Sampling(known.sampler, gradients=False)
 
         def sampling_one(twin: nn.Module) -> nn.Module:
@@ -135,6 +145,19 @@ def accelerate(
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
     return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
+
+
+def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
+    """The networks that are needed outside of the scan only and hold what no launch runs."""
+    if known.listed(shapes):
+        return ()
+    roles = {"phi_x": known.roles.phi_x, "decoder": known.roles.decoder}
+    return tuple(role for role, path in roles.items() if path and strange(model, path, known.familiar))
+
+
+def _paths(known: Layout, role: str) -> tuple[str, ...]:
+    """Of a network and of its heads."""
+    return (getattr(known.roles, role), *known.roles.heads(role))
 
 
 def _fate(fault: Fault) -> str:
