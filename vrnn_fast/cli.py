@@ -15,6 +15,7 @@ if find_spec("typer") is None or find_spec("rich") is None or find_spec("safeten
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import data
 from .compat import LayoutError
@@ -55,8 +56,13 @@ def main() -> None:
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """Its message; names in a damaged file may hold any character."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
 @app.command()
@@ -221,11 +227,12 @@ def convert(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The .safetensors file to write.")],
     layout: Annotated[str, typer.Option(help="The layout of OLD, where it cannot be told.")] = "auto",
     agent: Annotated[int | None, typer.Option(help="Which of its agents, counted from 0, if OLD has several.")] = None,
+    likelihood: Annotated[Output | None, typer.Option(help="What its output means, where that cannot be told.")] = None,
 ) -> None:
     """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
     from .compat.checkpoint import convert as translate
 
-    model = translate(old, new, layout, {}, agent)
+    model = translate(old, new, layout, {} if likelihood is None else {"likelihood": likelihood}, agent)
     console.print(f"{new}: {model}", highlight=False, soft_wrap=True)
 
 
