@@ -359,7 +359,23 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "activations": (
         lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
-        "identity for each of phi_x, phi_z, encoder, prior, decoder, got 'tanh' for 'cell'",
+        "encoder, prior, decoder, enc_mean, enc_std, prior_mean, prior_std, dec_mean, got 'tanh' for 'cell'",
+    ),
+    "an activation too many": (
+        lambda: VRNN(X, H, Z, activation={"prior": ("relu", "identity")}),
+        "activation must name one for each of prior's 1 hidden layers, got ('relu', 'identity')",
+    ),
+    "an activation of several that is none": (
+        lambda: VRNN(X, H, Z, activation={"decoder": ("relu", None)}),  # type: ignore[dict-item]
+        "activation may name one of relu, leaky_relu, tanh, elu, identity, or one for each hidden layer, for each of ",
+    ),
+    "head_layers of no head": (
+        lambda: VRNN(X, H, Z, head_layers={"dec_std": (4,)}),
+        "head_layers may be given for each of enc_mean, enc_std, prior_mean, prior_std, dec_mean, got ('dec_std', ",
+    ),
+    "head_layers of a head": (
+        lambda: VRNN(X, H, Z, head_layers={"dec_mean": 4}),  # type: ignore[dict-item]
+        "head_layers of dec_mean must be a tuple of layer widths, got 4",
     ),
     "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]

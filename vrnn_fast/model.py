@@ -17,7 +17,7 @@ from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs, at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
 from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
-from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
+from .spec import Activation, Activations, CellSpec, Conditioned, HeadLayers, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
 Widths: TypeAlias = Sequence[int] | None
@@ -61,11 +61,12 @@ class VRNN(nn.Module):
         nonlinearity: of an ``"rnn"``: ``"tanh"`` or any other activation; with ``"identity"`` the cell is linear.
         num_layers: recurrent layers, 1 to 8, chained as in ``torch.nn.GRU``; the networks read the top one's h.
         bias: whether the recurrent cell has biases. All other layers always have one.
-        phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
+        phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by its activation; ``()`` is
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
             two layers, one, two, one and two, each ``hidden_size`` wide. A ``prior`` may also be ``"standard_normal"``,
             N(0, 1) whatever h is (VRNN-I of the paper): it has no parameters.
-        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself.
+        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself;
+            or a mapping of heads to these, ``{"dec_mean": (100,)}``, the others having none.
         packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
             (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
@@ -74,7 +75,9 @@ class VRNN(nn.Module):
         columns: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
             where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
-            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``.
+            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
+            hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
+            its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
@@ -112,8 +115,8 @@ class VRNN(nn.Module):
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
         columns: Mapping[str, Sequence[str]] | None = None,
-        activation: Activation | Mapping[str, Activation] = "relu",
-        head_layers: Sequence[int] = (),
+        activation: Activation | Mapping[str, Activation | Sequence[Activation]] = "relu",
+        head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
         packed_heads: bool = False,
         cond_size: int = 0,
         cond_to: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
@@ -157,9 +160,9 @@ class VRNN(nn.Module):
             prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
             activation="relu" if isinstance(activation, Mapping) else activation,
-            activations=tuple(activation.items()) if isinstance(activation, Mapping) else (),
+            activations=_activations(activation) if isinstance(activation, Mapping) else (),
             columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
-            head_layers=_widths("head_layers", head_layers, ()),
+            head_layers=_head_layers(head_layers),
             packed_heads=packed_heads,
             residual=residual,
             std=std if isinstance(std, Std) else Std(std),
@@ -575,7 +578,8 @@ class VRNN(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.input_size}, {self.hidden_size}, {self.latent_size}, cell={self.spec.cell!r}, "
-            f"activation={self.spec.activation!r}, likelihood={self.likelihood}, batch_first={self.batch_first}, "
+            f"activation={dict(self.spec.activations) or self.spec.activation!r}, likelihood={self.likelihood}, "
+            f"batch_first={self.batch_first}, "
             f"backend={self.backend!r}"
         )
 
@@ -822,11 +826,12 @@ class VRNN(nn.Module):
         if isinstance(start, Tensor) and self.start is None:
             self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
-        single = not self.spec.head_layers and not self.spec.packed_heads
+        apart = not self.spec.packed_heads
+        single = apart and not self.spec.own_layers("dec_mean")
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
-        unused = [k for k in state_dict if single and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
+        unused = [k for k in state_dict if apart and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
         for key in unused:
             del state_dict[key]
         if unused:
@@ -842,6 +847,17 @@ def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, .
     if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
         raise ValueError(f"{name} must be a tuple of layer widths, got {widths!r}")
     return tuple(widths)
+
+
+def _head_layers(given: Sequence[int] | Mapping[str, Sequence[int]]) -> HeadLayers:
+    if not isinstance(given, Mapping):
+        return _widths("head_layers", given, ())
+    return tuple((head, _widths(f"head_layers of {head}", widths, ())) for head, widths in given.items())
+
+
+def _activations(given: Mapping[str, Activation | Sequence[Activation]]) -> tuple[tuple[str, Activations], ...]:
+    several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
+    return tuple((name, several.get(name, cast(Activation, value))) for name, value in given.items())
 
 
 def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
