@@ -485,10 +485,11 @@ class VRNN(nn.Module):
         eps = temperature * self._noise((steps, rows), like, generator)
         with full_precision(like.device):
             x, after = self._play(parameters, eps, layers, cond, temperature, mean, generator)
+        drawn = self._outer(x)
         if samples is not None:
             drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
-            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(after)
-        return self._outer(x), self._packed(after)
+            drawn = drawn.transpose(1, 2) if self.batch_first else drawn
+        return drawn.detach(), self._packed(after)  # detached: no view, like the state
 
     def _play(
         self,
@@ -731,7 +732,7 @@ class VRNN(nn.Module):
             return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
         parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
         start = checks.tensor("start", self.start, parts, like)
-        return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
+        return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in start)  # one row's is a copy too
 
     def _given(self, state: State, batch: int | None, like: Tensor) -> tuple[Tensor, ...]:
         """The caller's state, checked: of ``batch`` rows, or of as many as it has."""
@@ -750,6 +751,12 @@ class VRNN(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._reader.forget()  # parameters are about to move; nothing shall hold their old memory
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "nn.DataParallel cannot run a VRNN: it cuts and joins every tensor along the same dimension, and the batch "
+            "is in another one of x, of lengths and of the state. Use DistributedDataParallel, a process for each GPU"
+        )
 
     @classmethod
     def from_state_dict(

@@ -345,9 +345,10 @@ def step_of_run(
 
 
 def stacked(state: Sequence[Tensor], parts: int) -> tuple[Tensor, ...]:
-    """(B, H) tensors, h of every layer and then c, as ``parts`` tensors (num_layers, B, H)."""
-    if parts == len(state):
-        return tuple(s.unsqueeze(0) for s in state)
+    """(B, H) tensors, h of every layer and then c, as ``parts`` tensors (num_layers, B, H).
+
+    No views, not of one layer either: whoever carries a state on may ``detach_()`` it.
+    """
     layers = len(state) // parts
     return tuple(torch.stack(tuple(state[i : i + layers])) for i in range(0, len(state), layers))
 
