@@ -561,7 +561,7 @@ class VRNN(nn.Module):
         why not the others.
 
         Raises:
-            RuntimeError: the backend asked for by name cannot run it.
+            RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
         """
         if x is None:
             like = self._reader(self)[0]
