@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vrnn_fast.executors import reference
-from vrnn_fast.spec import CellSpec
+from vrnn_fast.spec import CellSpec, Std
 
 OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
 
@@ -111,8 +111,15 @@ class Errors:
         self._torchs: dict[str, list[Tensor]] = defaultdict(list)
         self._largest: dict[str, float] = defaultdict(float)
 
-    def add(self, ours: Mapping[str, Tensor], torchs: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
-        """One draw: what we found, what torch did, and the float64 oracle."""
+    def add(
+        self,
+        ours: Mapping[str, Tensor],
+        torchs: Mapping[str, Tensor],
+        right: Mapping[str, Tensor],
+        cancelled: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """One draw: what we found, what torch did, and the float64 oracle; and terms that cancel each other in some of
+        these, where the oracle is as exact as their last digit allows."""
         assert ours.keys() == torchs.keys() == right.keys()
         for name, value in right.items():
             assert value.dtype == torch.float64
@@ -121,7 +128,8 @@ class Errors:
             if value.numel():
                 self._ours[name].append((ours[name].double() - value).square().mean())
                 self._torchs[name].append((torchs[name].double() - value).square().mean())
-                self._largest[name] = max(self._largest[name], value.abs().max().item())
+                terms = value if cancelled is None else cancelled.get(name, value)
+                self._largest[name] = max(self._largest[name], terms.abs().max().item())
 
     def assert_at_most_twice_torchs(self) -> None:
         """Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value
@@ -161,6 +169,70 @@ def assert_no_divergence_no_gradient_of_it(spec: CellSpec, executor: ModuleType,
     for name, gradient in right.items():
         if name.startswith("d "):
             torch.testing.assert_close(found[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_lawful_where_terms_vanish(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """Posterior collapse: with no weights at all, tiny ones, or heads of equal biases alone, posterior and prior are as
+    good as equal. What of a divergence's gradient is left is as exact as torch's, which often is exactly 0."""
+    particles = 2 if spec.objective == "particle_filter" else 0
+    for scale in (0.0, 1e-38, None):
+        errors = Errors(dtype)
+        for seed in range(4):
+            problem = Problem.draw(spec, 3, 4, seed=seed, particles=particles)
+            for p in spec.parameters():
+                head, _, kind = p.name.rpartition(".")
+                if scale is not None:
+                    problem.inputs[p.name] = (scale * problem.inputs[p.name]).float().double()
+                elif kind == "weight" and head.startswith(("enc_", "prior_")):
+                    problem.inputs[p.name].zero_()
+                elif head.startswith("enc_"):
+                    prior = problem.inputs.get(f"prior_{head[4:]}.{kind}")
+                    same = torch.zeros_like(problem.inputs[p.name]) if prior is None else prior
+                    problem.inputs[p.name] = torch.zeros_like(same) if spec.residual and "mean" in head else same
+            problem.upstream = {"kl": torch.ones_like(problem.upstream["kl"])}
+            runs = [problem.run(*of) for of in ((executor, dtype), (reference, dtype), (reference, torch.float64))]
+            names = [n for n in runs[0] if n == "kl" or n.startswith("d ")]
+            eps = problem.inputs["eps"]
+            cancelled = {"d eps": eps, "kl": eps.square()}  # by the sample, which it has moved, and which was rounded
+            found = ({name: r[name] for name in names} for r in runs)
+            errors.add(*found, None if spec.objective == "kl" else cancelled)
+        errors.assert_at_most_twice_torchs()
+
+
+def assert_masks_stop_infinity(executor: ModuleType, dtype: torch.dtype) -> None:
+    """In a cell that runs away gradients overflow. A unit that ReLU or a clamp has masked stays at 0, as torch's does;
+    0 times infinity would be NaN."""
+    log_variance = Std("log_variance")
+    spec = CellSpec(
+        *(1, 2, 2, "rnn"),
+        nonlinearity="identity",
+        std=log_variance,
+        phi_z=(17, 19),
+        encoder=(23,),
+        prior=None,
+        decoder=(1,),
+        likelihood="gaussian",
+        output_std=log_variance,
+        decoder_heads=(("dec_mean", 1), ("dec_std.0", 1)),
+    )
+    stopped = 0
+    for seed in range(30):
+        problem = Problem.draw(spec, 3, 1, seed=seed)
+        for p in spec.parameters():
+            problem.inputs[p.name] *= 4
+        found, right = (problem.run(e, dtype) for e in (executor, reference))
+        assert_nan_where_torch_has(found, right)
+        stopped += any(t.isnan().any() and (t == 0).any() for t in right.values())
+    assert stopped > 5
+
+
+def assert_nan_where_torch_has(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    for name, t in right.items():
+        if t.isfinite().all() or name.startswith("d "):
+            spoiled = found[name].isnan() & ~t.isnan()
+            assert not spoiled.any(), (
+                f"{name}: {int(spoiled.sum())} of {t.numel()} are NaN where torch has {t[spoiled]}"
+            )
 
 
 def assert_obeys_the_law(

@@ -19,6 +19,8 @@ from torch import Tensor
 from oracle import (
     Problem,
     assert_confident_predictions_keep_their_digits,
+    assert_lawful_where_terms_vanish,
+    assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
     assert_obeys_the_law,
 )
@@ -212,6 +214,26 @@ def test_confident_predictions_keep_their_digits(isa: str, dtype: torch.dtype) -
 def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(isa: str, objective: Any) -> None:
     spec = CellSpec(5, 8, 3, std=Std(floor=0.0), objective=objective, **DEEP)
     assert_no_divergence_no_gradient_of_it(spec, cpu, torch.float64)
+
+
+COLLAPSED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "residual": {"residual": True},
+    "standard normal": {"prior": None},
+    "log variance": {"std": Std("log_variance", floor=0.0)},
+    "layers": {"cell": "lstm", "num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("objective", ["kl", "log_weight", "particle_filter"])
+@pytest.mark.parametrize("member", COLLAPSED)
+def test_where_terms_vanish(isa: str, dtype: torch.dtype, member: str, objective: Any) -> None:
+    spec = CellSpec(5, 19, 3, objective=objective, **(DEEP | COLLAPSED[member]))
+    assert_lawful_where_terms_vanish(spec, cpu, dtype)
+
+
+def test_masks_stop_infinity(isa: str, dtype: torch.dtype) -> None:
+    assert_masks_stop_infinity(cpu, dtype)
 
 
 @pytest.mark.parametrize("decoder", [(), (6,)], ids=["flat", "deep"])

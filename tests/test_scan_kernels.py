@@ -27,6 +27,8 @@ from oracle import (
     Errors,
     Problem,
     assert_confident_predictions_keep_their_digits,
+    assert_lawful_where_terms_vanish,
+    assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
     assert_obeys_the_law,
 )
@@ -151,6 +153,16 @@ def test_confident_predictions_of_particles_keep_their_digits() -> None:
 def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(objective: Any) -> None:
     spec = cell(std=Std(floor=0.0), objective=objective, **DEEP)
     assert_no_divergence_no_gradient_of_it(spec, here, torch.float32)
+
+
+@pytest.mark.parametrize("options", [{}, {"std": Std("log_variance", floor=0.0)}], ids=["softplus", "log variance"])
+@pytest.mark.parametrize("objective", ["kl", "log_weight", "particle_filter"])
+def test_where_terms_vanish(objective: Any, options: dict[str, Any]) -> None:
+    assert_lawful_where_terms_vanish(cell(objective=objective, **options), here, torch.float32)
+
+
+def test_masks_stop_infinity() -> None:
+    assert_masks_stop_infinity(here, torch.float32)
 
 
 FAMILY: dict[str, dict[str, Any]] = {

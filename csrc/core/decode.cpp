@@ -1,5 +1,6 @@
 #include "decode.h"
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -63,6 +64,9 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         Std s{static_cast<StdKind>(in.next_below(3, "a standard deviation")), in.constant(), 1, 0, 0, 0, 0};
         if (s.kind != StdKind::plain)
             for (double* value : {&s.scale, &s.shift, &s.minimum, &s.low, &s.high}) *value = in.constant();
+        // what the encoding has for no bound; infinity is within
+        if (s.low <= -std::numeric_limits<float>::max()) s.low = -std::numeric_limits<double>::infinity();
+        if (s.high >= std::numeric_limits<float>::max()) s.high = std::numeric_limits<double>::infinity();
         return s;
     };
 

@@ -40,18 +40,18 @@ VRNN_INLINE Vec<T> activate(Activation kind, Vec<T> x) {
     return x;
 }
 
-// The derivative, from the result.
+// d times the derivative, from the result. What a mask stops is selected, here and below: it may be infinite.
 template <class T>
-VRNN_INLINE Vec<T> slope(Activation kind, Vec<T> y) {
+VRNN_INLINE Vec<T> activate_backward(Activation kind, Vec<T> y, Vec<T> d) {
     const Vec<T> one = all<T>(1);
     switch (kind) {
-        case Activation::relu: return y > 0 ? one : Vec<T>{};
-        case Activation::leaky_relu: return y > 0 ? one : all<T>(0.01);
-        case Activation::tanh: return one - y * y;
-        case Activation::elu: return y > 0 ? one : y + one;
+        case Activation::relu: return y <= 0 ? Vec<T>{} : d;
+        case Activation::leaky_relu: return y > 0 ? d : d * T(0.01);
+        case Activation::tanh: return d * (one - y * y);
+        case Activation::elu: return y > 0 ? d : d * (y + one);
         case Activation::identity: break;
     }
-    return one;
+    return d;
 }
 
 template <class T, Activation kind>
@@ -64,7 +64,7 @@ template <class T, Activation kind>
 static void activate_rows_backward(int64_t rows, int64_t width, Matrix<T> y, Matrix<T> dy) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            store(dy[i] + j, load(dy[i] + j, n) * slope<T>(kind, load(y[i] + j, n)), n);
+            store(dy[i] + j, activate_backward<T>(kind, load(y[i] + j, n), load(dy[i] + j, n)), n);
         });
 }
 
@@ -119,7 +119,7 @@ static void add_column_sums(int64_t rows, int64_t width, Matrix<T> d, bool from_
     });
 }
 
-// A standard deviation from its raw value, and its slope there.
+// A standard deviation from its raw value, and d times its derivative there.
 template <class T, StdKind kind>
 struct Deviation {
     T floor, scale, shift, minimum, low, high;
@@ -136,11 +136,11 @@ struct Deviation {
         const Vec<T> s = unbounded(argument(raw)) + floor;
         return s < minimum ? all(minimum) : s;
     }
-    Vec<T> slope(Vec<T> raw) const {
-        if constexpr (kind == StdKind::plain) return sigmoid(raw);
-        const Vec<T> u = argument(raw), s = kind == StdKind::softplus ? sigmoid(u) : exp(u) * scale;
-        const Vec<T> free = unbounded(u) + floor < minimum ? Vec<T>{} : s;
-        return raw < low ? Vec<T>{} : raw > high ? Vec<T>{} : free;
+    Vec<T> backward(Vec<T> raw, Vec<T> d) const {
+        if constexpr (kind == StdKind::plain) return d * sigmoid(raw);
+        const Vec<T> u = argument(raw), slope = kind == StdKind::softplus ? sigmoid(u) : exp(u) * scale;
+        const Vec<T> free = unbounded(u) + floor >= minimum ? d * slope : Vec<T>{};
+        return raw >= low ? (raw <= high ? free : Vec<T>{}) : Vec<T>{};
     }
 
   private:
@@ -183,7 +183,7 @@ static void sample_backward(int64_t rows, int64_t width, D deviation, Matrix<T> 
             const Vec<T> d = load(dz[i] + j, n);
             const Vec<T> dstd = load(dq[i] + width + j, n) + d * load(eps[i] + j, n);
             store(dq[i] + j, load(dq[i] + j, n) + d, n);
-            store(dq[i] + width + j, dstd * deviation.slope(load(q[i] + width + j, n)), n);
+            store(dq[i] + width + j, deviation.backward(load(q[i] + width + j, n), dstd), n);
             const Vec<T> through_z = d * load(std[i] + j, n);
             if (deps) store(deps[i] + j, dkl ? through_z - dkl[i] * load(eps[i] + j, n) : through_z, n);
         });
@@ -301,7 +301,8 @@ struct Upstream {
     Matrix<T> mean, std;
 };
 
-// dkl (rows), or null for zeros; dq = [d mean | d std] and dp = [d mean | d raw] (rows, 2 width) are written
+// dkl (rows), or null for zeros; dq = [d mean | d std] and dp = [d mean | d raw] (rows, 2 width) are written. Divides
+// where forward did: of equal deviations the ratio is 1, and the gradient 0.
 template <class T, class D>
 static void divergence_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on_q,
                                 Upstream<T> on_p, Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std,
@@ -311,12 +312,11 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
             Vec<T> q_mean{}, q_dev{}, p_mean{}, p_dev{};
             if (dkl) {
                 const Vec<T> one = all<T>(1), sp = load(p_std[i] + j, n), sq = load(q_std[i] + j, n);
-                const Vec<T> inverse = one / sp, ratio = sq * inverse;
-                const Vec<T> distance = (load(q[i] + j, n) - load(p[i] + j, n)) * inverse;
-                q_mean = dkl[i] * distance * inverse;
+                const Vec<T> ratio = sq / sp, distance = (load(q[i] + j, n) - load(p[i] + j, n)) / sp;
+                q_mean = dkl[i] * distance / sp;
                 p_mean = -q_mean;
-                q_dev = dkl[i] * (ratio * inverse - one / sq);
-                p_dev = dkl[i] * inverse * (one - ratio * ratio - distance * distance);
+                q_dev = dkl[i] * (ratio / sp - one / sq);
+                p_dev = dkl[i] / sp * (one - ratio * ratio - distance * distance);
             }
             if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
             if (on_q.std) q_dev += load(on_q.std[i] + j, n);
@@ -325,7 +325,7 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
             store(dq[i] + j, q_mean, n);
             store(dq[i] + width + j, q_dev, n);
             store(dp[i] + j, p_mean, n);
-            store(dp[i] + width + j, p_dev * deviation.slope(load(p[i] + width + j, n)), n);
+            store(dp[i] + width + j, deviation.backward(load(p[i] + width + j, n), p_dev), n);
         });
     }
 }
@@ -341,7 +341,9 @@ static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Matrix<T
             const Vec<T> s = deviation(load(p[i] + width + j, n)), e = load(eps[i] + j, n);
             const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) / s;
             store(p_std[i] + j, s, n);
-            const Vec<T> term = T(0.5) * (distance * distance - e * e) - log(load(q_std[i] + j, n) / s);
+            // a difference of squares, of which a fused multiply-add would round one alone
+            const Vec<T> squares = (distance - e) * (distance + e);
+            const Vec<T> term = T(0.5) * squares - log(load(q_std[i] + j, n) / s);
             total += first<T>(term, n);
         });
         result[i] = sum<T>(total);
@@ -357,12 +359,11 @@ static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             Vec<T> pull{}, q_mean{}, q_dev{}, p_mean{}, p_dev{};
             if (dkl) {
-                const Vec<T> one = all<T>(1), inverse = one / load(p_std[i] + j, n);
-                const Vec<T> distance = (load(z[i] + j, n) - load(p[i] + j, n)) * inverse;
-                pull = dkl[i] * distance * inverse;
+                const Vec<T> sp = load(p_std[i] + j, n), distance = (load(z[i] + j, n) - load(p[i] + j, n)) / sp;
+                pull = dkl[i] * distance / sp;
                 p_mean = -pull;
                 q_dev = -dkl[i] / load(q_std[i] + j, n);
-                p_dev = dkl[i] * inverse * (one - distance * distance);
+                p_dev = dkl[i] / sp * (all<T>(1) - distance * distance);
             }
             if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
             if (on_q.std) q_dev += load(on_q.std[i] + j, n);
@@ -372,7 +373,7 @@ static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T
             store(dq[i] + j, q_mean, n);
             store(dq[i] + width + j, q_dev, n);
             store(dp[i] + j, p_mean, n);
-            store(dp[i] + width + j, p_dev * deviation.slope(load(p[i] + width + j, n)), n);
+            store(dp[i] + width + j, deviation.backward(load(p[i] + width + j, n), p_dev), n);
         });
 }
 
@@ -450,12 +451,13 @@ static void gaussian_backward(int64_t rows, int64_t width, D deviation, const T*
                               Matrix<T> mask, Matrix<T> draw, Matrix<T> dx) {
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> one = all<T>(1), r = load(raw[i] + width + j, n), inverse = one / deviation(r);
-            const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) * inverse;
-            const Vec<T> pull = observed<T>(mask, i, j, n, dnll[i] * distance * inverse);
-            const Vec<T> dstd = observed<T>(mask, i, j, n, dnll[i] * inverse * (one - distance * distance));
+            const Vec<T> r = load(raw[i] + width + j, n), s = deviation(r);
+            const Vec<T> distance = (load(x[i] + j, n) - load(raw[i] + j, n)) / s;
+            const Vec<T> pull = observed<T>(mask, i, j, n, dnll[i] * distance / s);
+            const Vec<T> dstd = dnll[i] / s * (all<T>(1) - distance * distance);
+            const Vec<T> dr = observed<T>(mask, i, j, n, deviation.backward(r, dstd));
             store(draw[i] + j, load(draw[i] + j, n) - pull, n);
-            store(draw[i] + width + j, load(draw[i] + width + j, n) + dstd * deviation.slope(r), n);
+            store(draw[i] + width + j, load(draw[i] + width + j, n) + dr, n);
             if (dx) store(dx[i] + j, load(dx[i] + j, n) + pull, n);
         });
 }

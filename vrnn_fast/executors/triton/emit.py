@@ -307,7 +307,8 @@ def _constants(std: Std) -> str:
     """The constants of functions.deviation."""
     scale = 0.5 if std.kind == "log_variance" else std.beta
     low, high = (None if math.isinf(bound) else bound for bound in (std.low, std.high))
-    return ", ".join(map(repr, (std.kind == "softplus", std.shift, scale, std.floor, std.minimum, low, high)))
+    minimum = None if std.plain else std.minimum
+    return ", ".join(map(repr, (std.kind == "softplus", std.shift, scale, std.floor, minimum, low, high)))
 
 
 def _deviation(raw: str, std: Std) -> str:

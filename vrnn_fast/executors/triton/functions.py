@@ -176,7 +176,7 @@ def activate(x, KIND: tl.constexpr):
 def activate_backward(y, d, KIND: tl.constexpr):
     """d times the derivative, from the result y."""
     if KIND == "relu":
-        return tl.where(y > 0, d, 0.0)
+        return tl.where(y <= 0, 0.0, d)
     elif KIND == "leaky_relu":
         return tl.where(y > 0, d, d * 0.01)
     elif KIND == "tanh":
@@ -197,9 +197,10 @@ def total(terms, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def log_ratio(z, eps, q_std, p_mean, p_std):
-    """log q(z) - log p(z) of each column."""
-    distance = (z - p_mean) / p_std
-    return 0.5 * (distance * distance - eps * eps) - tl.log(q_std / p_std)
+    """log q(z) - log p(z) of each column. Exactly 0 of equal densities: a GPU's faster quotient of
+    equal numbers may not be 1, and a fused multiply-add rounds one of two squares alone."""
+    distance = tl.div_rn(z - p_mean, p_std)
+    return 0.5 * ((distance - eps) * (distance + eps)) - tl.log(tl.div_rn(q_std, p_std))
 
 
 @triton.jit
@@ -305,7 +306,7 @@ def deviation(
 ):
     """A standard deviation from its raw value: vrnn_fast.spec.Std."""
     s = _unbounded(_argument(raw, SHIFT, SCALE, LOW, HIGH), SOFTPLUS, SCALE) + FLOOR
-    return tl.where(s < MINIMUM, MINIMUM, s)
+    return s if MINIMUM is None else tl.where(s < MINIMUM, MINIMUM, s)
 
 
 @triton.jit
@@ -320,13 +321,16 @@ def deviation_backward(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
+    """d times the derivative. What a clamp holds is selected, NaN as well where there is one: torch's is stopped so."""
     u = _argument(raw, SHIFT, SCALE, LOW, HIGH)
     slope = sigmoid(u) if SOFTPLUS else exp(u) * SCALE
-    d = tl.where(_unbounded(u, SOFTPLUS, SCALE) + FLOOR < MINIMUM, 0.0, d * slope)
+    d = d * slope
+    if MINIMUM is not None:
+        d = tl.where(_unbounded(u, SOFTPLUS, SCALE) + FLOOR >= MINIMUM, d, 0.0)
     if LOW is not None:
-        d = tl.where(raw < LOW, 0.0, d)
+        d = tl.where(raw >= LOW, d, 0.0)
     if HIGH is not None:
-        d = tl.where(raw > HIGH, 0.0, d)
+        d = tl.where(raw <= HIGH, d, 0.0)
     return d
 
 

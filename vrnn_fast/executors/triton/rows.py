@@ -150,7 +150,7 @@ class Rows:
 
     def _divergence(self, stage: Divergence) -> None:
         p_std, p_mean = self.prior_std(stage), self._halves(self.value, stage.prior)[0]
-        q_mean, q_std = self._halves(self.value, stage.posterior)[0], self.value[stage.posterior_std.buffer].float()
+        q_mean, q_std = self._posterior(stage)
         ratio = q_std / p_std
         if stage.z is None:
             squares = ratio.square() + ((q_mean - p_mean) / p_std).square() - 1
@@ -158,6 +158,12 @@ class Rows:
             z, eps = self.view(self.value, stage.z).float(), self.value["eps"].float()
             squares = ((z - p_mean) / p_std).square() - eps.square()
         self.kl = (0.5 * squares - ratio.log()).sum(-1)
+
+    def _posterior(self, stage: Divergence) -> tuple[Tensor, Tensor]:
+        """Mean and std, computed as the prior's are, so that equal ones are equal: the scan's own std may differ in its
+        last bit, and is rounded."""
+        mean, raw = self._halves(self.value, stage.posterior)
+        return mean, standard_deviation(self.spec.std, raw)
 
     def _nll(self, stage: Likelihood) -> Tensor | None:
         if stage.kind == "external":
@@ -263,9 +269,9 @@ class Rows:
 
     def _divergence_backward(self, stage: Divergence, upstream: Mapping[str, Tensor]) -> None:
         """Leaves [d mean | d std] on the posterior, whose sample turns it into [d mean | d raw]."""
-        q_mean, q_std = self._halves(self.value, stage.posterior)[0], self.value[stage.posterior_std.buffer].float()
+        q_mean, q_std = self._posterior(stage)
         p_mean, p_raw = self._halves(self.value, stage.prior)
-        p_std = self.value[stage.prior_std.buffer].float()
+        p_std = standard_deviation(stage.transform, p_raw)
         g = upstream["kl"].float().unsqueeze(-1) if "kl" in upstream else None
         at = q_mean if stage.z is None else self.view(self.value, stage.z).float()
         ratio, distance = q_std / p_std if stage.z is None else torch.zeros_like(q_std), (at - p_mean) / p_std
@@ -282,7 +288,7 @@ class Rows:
             for name, d in (("mean", d_q_mean), ("std", d_q_std), ("prior_mean", d_p_mean), ("prior_std", d_p_std))
         )
         self.view(self.gradient, stage.posterior).copy_(torch.cat((d_q_mean, d_q_std), -1))
-        d_p_raw = d_p_std * _slope(stage.transform, p_raw)
+        d_p_raw = _deviation_backward(stage.transform, p_raw, d_p_std)
         self.view(self.gradient, stage.prior).copy_(torch.cat((d_p_mean, d_p_raw), -1))
 
     def _likelihood_backward(self, stage: Likelihood, upstream: Mapping[str, Tensor], want_x: bool) -> None:
@@ -299,15 +305,17 @@ class Rows:
                 std = standard_deviation(stage.transform, raw_std)
                 distance = (x - mean) / std
                 d_x = self._observed(g * distance / std)
-                d_std = self._observed(g / std * (1 - distance.square()))
-                d_raw = d_raw + torch.cat((-d_x, d_std * _slope(stage.transform, raw_std)), -1)
+                d_std = _deviation_backward(stage.transform, raw_std, g / std * (1 - distance.square()))
+                d_raw = d_raw + torch.cat((-d_x, self._observed(d_std)), -1)
         self.view(self.gradient, stage.source).copy_(d_raw)
         if want_x:
             self._add(Slice("x", 0, x.shape[1]), d_x)
 
 
-def _slope(std: Std, raw: Tensor) -> Tensor:
-    """The derivative of :func:`standard_deviation`."""
+def _deviation_backward(std: Std, raw: Tensor, d: Tensor) -> Tensor:
+    """d times the derivative of :func:`standard_deviation`; what a clamp holds is selected, for d may be infinite."""
+    if std.plain:
+        return d * torch.sigmoid(raw)
     u = raw.clamp(std.low, std.high) + std.shift
     if std.kind == "softplus":
         free, slope = softplus(std.beta * u) / std.beta, torch.sigmoid(std.beta * u)
@@ -315,8 +323,8 @@ def _slope(std: Std, raw: Tensor) -> Tensor:
         scale = 0.5 if std.kind == "log_variance" else 1.0
         free = torch.exp(scale * u)
         slope = scale * free
-    held = (free + std.floor < std.minimum) | (raw < std.low) | (raw > std.high)
-    return torch.where(held, 0.0, slope)
+    free_to_move = (free + std.floor >= std.minimum) & (raw >= std.low) & (raw <= std.high)
+    return torch.where(free_to_move, d * slope, 0.0)
 
 
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
