@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..likelihoods import Likelihood
-from ..spec import Activation
+from ..spec import Activations
 from .reading import Roles, Shapes, Structure, Traits, read
 from .sampling import Sampler
 from .widened import widening
@@ -158,7 +158,9 @@ class Layout:
         """
         return self.structures(shapes)[0]
 
-    def structures(self, shapes: Shapes, activations: tuple[tuple[str, Activation], ...] = ()) -> tuple[Structure, ...]:
+    def structures(
+        self, shapes: Shapes, activations: tuple[tuple[str, Activations], ...] = ()
+    ) -> tuple[Structure, ...]:
         """:meth:`structure` of each cell, with the activations that modules told.
 
         Raises:
@@ -166,8 +168,7 @@ class Layout:
         """
         traits = replace(self.traits, activations=(*self.traits.activations, *activations))
         found = [read(shapes, cell._roles(shapes), traits) for cell in self.cells(shapes)]
-        apart = self.raws and not any(s.spec.packed_heads or s.spec.head_layers for s in found)
-        return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
+        return tuple(replace(s, widening=widening(s.spec)) if self.raws else s for s in found)
 
     def cells(self, shapes: Shapes) -> tuple[Layout, ...]:
         """The layout of each cell: of every agent where there is a list of them."""

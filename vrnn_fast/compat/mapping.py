@@ -43,7 +43,7 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     - ``"outputs"``: a function of :class:`Run` that gives what the original's forward returns; without it that is found
       by running,
     - ``"noise"``: a function that fills (B, Z) with one step's noise in place, ``Tensor.normal_`` by default,
-    - ``"activation"``: after hidden layers, where the modules do not tell,
+    - ``"activation"``: after hidden layers, where the modules do not tell; as :class:`vrnn_fast.VRNN` takes it,
     - ``"columns"``: a mapping of ``"encoder"``, ``"prior"``, ``"decoder"`` or ``"cell"`` to the order of what it reads,
       of ``"phi_x"``, ``"phi_z"``, ``"h"`` and ``"cond"``,
     - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
@@ -74,6 +74,8 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     if "noise" in layout and "outputs" not in layout:
         raise LayoutError("layout['noise'] goes with layout['outputs']")
     traits = {name: layout[name] for name in ("activation", "std") if name in layout}
+    if isinstance(layout.get("activation"), Mapping):
+        traits["activations"] = tuple(traits.pop("activation").items())
     if "columns" in layout:
         traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
     written = None

@@ -60,11 +60,15 @@ class Player:
         self.like = parameters[0]
         self.drawn_as = plan.noise
         self.draw: Draw = lambda out: plan.objective.noise(out, plan.mend)
+        spec = structure.spec
+        gone = dict(spec.decoder_heads[heads:])
         try:
             self.spec: CellSpec = replace(
-                structure.spec,
+                spec,
                 likelihood=likelihood,  # type: ignore[arg-type]
-                decoder_heads=structure.spec.decoder_heads[:heads],
+                decoder_heads=spec.decoder_heads[:heads],
+                own_layers=tuple(own for own in spec.own_layers if own[0] not in gone),
+                activations=tuple(own for own in spec.activations if own[0] not in gone),
                 output_std=Std(floor=0.0),
             )
         except ValueError as error:
