@@ -159,8 +159,12 @@ CASES = {
     "E with other depths": Case(one_layer_nets, binary, both),
     "E with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),
     "E with another return": Case(lambda: variants.ReturnsMeans(6, 9, 4), binary, lambda output: output["loss"]),
+    "E with affine ends": Case(lambda: variants.AffineEnds(6, 9, 4), binary, both),
     "E with two layers": Case(lambda: copied.VRNN(6, 9, 4, n_layers=2, bias=True), binary, both),
     "H": Case(lambda: deep.VRNN(6, 9, 4), batch_first, lambda output: sum(map(squares, map(torch.stack, output)))),
+    "H with heads unlike one another": Case(
+        lambda: variants.UnlikeHeads(6, 9, 4), batch_first, lambda output: sum(map(squares, map(torch.stack, output)))
+    ),
     "H with its losses": Case(lambda: deep.WithLosses(6, 9, 4), batch_first, lambda output: output[0]),
     "Z": Case(lambda: trajectories.VRNN(6, 6, 4, 7, 9), real, lambda output: output["kl_loss"] + output["recon_loss"]),
     "D with two layers": Case(lambda: dynamical.VRNN(6, 4, dim_RNN=9, num_RNN=2), real, squares),
@@ -1129,13 +1133,12 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (put("enc.1", nn.LeakyReLU()), r"enc\.1 is LeakyReLU and enc\.3 is ReLU: one activation for all "),
         (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
         (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
         (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),
         (put("enc.1", nn.LayerNorm(9)), r"enc\.1 is LayerNorm, a sub-module that layout E .* does not know"),
         (put("enc.1", Swish()), r"enc\.1 is Swish, a sub-module that layout E .* does not know"),
-        (put("enc.1", nn.Identity()), r"after enc\.0, found enc\.2, Linear"),
+        (put("enc.1", nn.Sigmoid()), r"one of ReLU, .* or nothing after enc\.0, found enc\.1, Sigmoid"),
         (lambda m: m.add_module("norm", nn.BatchNorm1d(9)), "norm is BatchNorm1d"),
         (lambda m: m.add_module("extra", nn.Linear(3, 3)), r"extra\.weight \(Linear\) has no role in layout E"),
         (lambda m: m.register_parameter("h0", nn.Parameter(torch.zeros(9))), "h0 .* has no role in layout E"),
@@ -1149,6 +1152,18 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
 def test_what_cannot_be_run_is_refused_by_name(change: Callable[[nn.Module], None], words: str) -> None:
     with pytest.raises(LayoutError, match=words):
         accelerate(changed(change))
+
+
+def test_one_head_alone_may_be_deep() -> None:
+    """It is proven when it is accelerated, and so is what it samples."""
+    model = variants.DeepMean(6, 9, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "sample runs as its class is written")
+        accelerated = accelerate(model)
+    torch.manual_seed(1)
+    expected = model.sample(3)
+    torch.manual_seed(1)
+    torch.testing.assert_close(accelerated.sample(3), expected)
 
 
 def test_dropout_of_d_is_refused_by_name() -> None:

@@ -129,6 +129,14 @@ ORDERS = (
     ("cell", ("cond", "phi_z", "phi_x")),
 )
 OWN = (("phi_x", "leaky_relu"), ("phi_z", "elu"), ("encoder", "tanh"), ("prior", "identity"))
+AFFINE = (
+    ("phi_x", ("elu", "identity")),
+    ("phi_z", ("identity",)),
+    ("encoder", ("tanh", "identity")),
+    ("decoder", ("identity", "relu")),
+)
+TANH = (("prior_mean", ("tanh", "identity")),)
+APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 FAMILY: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2},
@@ -143,6 +151,9 @@ FAMILY: dict[str, dict[str, Any]] = {
     "conditioned residual": {"cond_size": 2, "residual": True},
     "other columns": {"cond_size": 2, "cond_to": EVERYWHERE, "columns": ORDERS, "residual": True},
     "activations of their own": {"activations": OWN, "head_layers": (4,)},
+    "affine ends": {"activations": AFFINE, **DEEP},
+    "heads of their own": {"own_layers": APART, "activations": TANH, "cond_size": 2, "residual": True},
+    "packed heads of their own": {"packed_heads": True, "own_layers": (("enc_params", (4,)), ("dec_params", (9, 17)))},
     "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},

@@ -384,7 +384,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "head_layers of no head": (
         lambda: VRNN(X, H, Z, head_layers={"dec_std": (4,)}),
-        "head_layers may be given for each of enc_mean, enc_std, prior_mean, prior_std, dec_mean, got ('dec_std', ",
+        "head_layers may be given for each of enc_mean, enc_std, prior_mean, prior_std, dec_mean, got 'dec_std'",
     ),
     "head_layers of a head": (
         lambda: VRNN(X, H, Z, head_layers={"dec_mean": 4}),  # type: ignore[dict-item]

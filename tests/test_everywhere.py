@@ -402,6 +402,10 @@ FAMILY: dict[str, dict[str, Any]] = {
     "lstm of two layers": {"cell": "lstm", "num_layers": 2, "bias": False},
     "raw x": {"cell": "rnn", "packed_heads": True, "phi_x": ()},
     "cond": {"cond_size": 2, "cond_to": ("decoder", "cell"), "residual": True, "head_layers": (4,)},
+    "affine ends": {
+        "activation": {"phi_x": ("relu", "identity"), "phi_z": "identity"},
+        "head_layers": {"enc_std": (4,), "dec_mean": (3,)},
+    },
     "no z": {"latent_size": 0, "cond_size": 2},
 }
 

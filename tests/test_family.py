@@ -27,9 +27,8 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "affine ends": {
         "activation": {"phi_x": ("tanh", "identity"), "phi_z": ("identity",), "prior": "tanh", "encoder": "tanh"}
     },
-    "a deep head": {"head_layers": {"dec_mean": (4,)}},
     "heads of their own": {
-        "head_layers": {"enc_std": (4, 3), "prior_mean": (5,)},
+        "head_layers": {"enc_std": (4, 3), "prior_mean": (5,), "dec_mean": (4,)},
         "activation": {"enc_std": ("elu", "identity"), "encoder": "tanh"},
         "encoder": (),
     },

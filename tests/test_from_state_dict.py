@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from foreign import audio, copied, deep, dynamical, own, trajectories
+from foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from vrnn_fast import (
     VRNN,
     Categorical,
@@ -80,6 +80,10 @@ OURS: dict[str, dict[str, Any]] = {
     "of another cell": {"cell": "rnn", "nonlinearity": "elu", "num_layers": 2, "bias": False, "residual": True},
     "of packed heads": {"packed_heads": True, "columns": {"encoder": ("h", "phi_x")}, "likelihood": SharedMixture(2)},
     "without a prior": {"prior": "standard_normal", "batch_first": True, "likelihood": Categorical(3)},
+    "of layers by name": {
+        "activation": {"phi_x": ("tanh", "identity"), "dec_mean": "elu"},
+        "head_layers": {"dec_mean": (5,), "enc_std": (3, 2)},
+    },
     "of constants twice": {"likelihood": Gaussian(std=Std(shift=0.3)), "activation": {"phi_x": "leaky_relu"}},
 }
 
@@ -230,6 +234,31 @@ def test_h() -> None:
     means = torch.stack(theirs(x)[4], 1)
     torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, means)
     assert ours.spec.std == Std(floor=0.0)
+
+
+def test_affine_ends_are_told_by_an_argument() -> None:
+    """Shapes are those of layers with an activation behind them."""
+    theirs = variants.AffineEnds(6, 9, 4)
+    affine = {"phi_x": ("relu", "identity"), "phi_z": "identity", "encoder": ("elu", "relu"), "prior": "identity"}
+    ours = VRNN.from_state_dict(theirs.state_dict(), activation=affine, std=Std(floor=0.0))
+    agree(ours, theirs)
+
+
+def test_heads_with_layers_of_their_own_are_told_by_shapes() -> None:
+    theirs = variants.DeepMean(6, 9, 4)
+    told = {"likelihood": "bernoulli", "activation": {"dec_mean": "tanh"}, "std": Std(floor=0.0)}
+    ours = VRNN.from_state_dict(theirs.state_dict(), **told)
+    assert ours.spec.own_layers == (("dec_mean", (7,)),)
+    agree(ours, theirs)
+    again = VRNN(6, 9, 4, bias=False, head_layers={"dec_mean": (7,)}, **told)
+    with pytest.warns(UserWarning, match="dropped dec_std"):
+        again.load_state_dict(theirs.state_dict())
+    for model in (ours, again):
+        torch.manual_seed(0)
+        eps, x = torch.stack([torch.randn(5, 4) for _ in range(7)]), torch.ones(7, 5, 6)
+        torch.manual_seed(0)
+        right = torch.stack(theirs(x)[3][0])
+        torch.testing.assert_close(model(x, eps=eps, outputs=("prediction",)).prediction, right)
 
 
 @pytest.mark.usefixtures("double")

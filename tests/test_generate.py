@@ -26,6 +26,11 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "conditioned": NETS | {"cond_size": 2, "cond_to": EVERYWHERE},
     "other columns": NETS | {"cond_size": 2, "cond_to": EVERYWHERE, "columns": (("cell", ("cond", "phi_z", "phi_x")),)},
     "three layers": NETS | {"num_layers": 3, "bias": False, "head_layers": (4,)},
+    "heads of their own": NETS
+    | {
+        "own_layers": (("prior_std", (4,)), ("dec_mean", (9, 17))),
+        "activations": (("phi_x", ("elu", "identity")), ("phi_z", ("identity",)), ("dec_mean", ("tanh", "identity"))),
+    },
     "packed heads": NETS | {"packed_heads": True},
     "no z": {"latent_size": 0, "phi_x": (9,), "decoder": (17,)},
 }

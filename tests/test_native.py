@@ -181,6 +181,7 @@ def test_a_stream_is_the_model_step_by_step(
     [
         {"num_layers": 2, "cell": "lstm"},
         {"residual": True, "head_layers": (4,)},
+        {"head_layers": {"enc_std": (4,), "dec_mean": (3, 9)}, "activation": {"phi_x": ("tanh", "identity")}},
         {"prior": "standard_normal"},
         {"packed_heads": True, "std": "log_variance"},
         {"latent_size": 0, "phi_z": (), "encoder": (), "prior": ()},

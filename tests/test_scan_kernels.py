@@ -49,6 +49,9 @@ GAUSSIAN: dict[str, Any] = {
     "output_std": Std(floor=1e-3),
 }
 RAGGED = [1, 2, 0]
+AFFINE = (("phi_x", ("identity",)), ("phi_z", ("identity",)), ("encoder", ("tanh", "identity")))
+RESIDUAL = {"residual": True, "cond_size": 2}
+APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 
@@ -177,13 +180,15 @@ FAMILY: dict[str, dict[str, Any]] = {
     "residual": {"residual": True, **DEEP},
     "standard normal": {"prior": None, "encoder": (8,)},
     "conditioned everywhere": {"cond_size": 33, "cond_to": EVERYWHERE, **DEEP},
-    "conditioned residual": {"cond_size": 2, "residual": True, "cell": "lstm", "prior": (7,)},
+    "conditioned residual": {"cell": "lstm", "prior": (7,), **RESIDUAL},
     "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
     "weights of the sample": {"objective": "log_weight", **DEEP},
     "weights, residual, no network of z": {"objective": "log_weight", "residual": True, "encoder": (8,)},
     "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
+    "affine ends": {"activations": AFFINE, **DEEP},
+    "heads of their own": {"own_layers": APART, "activations": (("prior_mean", "elu"),), **RESIDUAL},
 }
 
 

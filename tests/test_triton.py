@@ -218,6 +218,8 @@ def test_a_spec_survives_as_text() -> None:
     for spec in (
         spec_of("other columns"),
         spec_of("no z"),
+        spec_of("affine ends"),
+        spec_of("heads of their own"),
         CellSpec(3, 4, 2, std=std, activations=(("phi_x", "elu"),)),
     ):
         assert ops.decode(ops.encode(spec)) == spec

@@ -17,7 +17,7 @@ from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs, at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
 from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
-from .spec import Activation, Activations, CellSpec, Conditioned, HeadLayers, Objective, Std, StdKind
+from .spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
 Widths: TypeAlias = Sequence[int] | None
@@ -162,7 +162,8 @@ class VRNN(nn.Module):
             activation="relu" if isinstance(activation, Mapping) else activation,
             activations=_activations(activation) if isinstance(activation, Mapping) else (),
             columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
-            head_layers=_head_layers(head_layers),
+            head_layers=() if isinstance(head_layers, Mapping) else _widths("head_layers", head_layers, ()),
+            own_layers=_own_layers(head_layers) if isinstance(head_layers, Mapping) else (),
             packed_heads=packed_heads,
             residual=residual,
             std=std if isinstance(std, Std) else Std(std),
@@ -835,7 +836,7 @@ class VRNN(nn.Module):
             self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         apart = not self.spec.packed_heads
-        single = apart and not self.spec.own_layers("dec_mean")
+        single = apart and not self.spec.layers_of("dec_mean")
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
@@ -857,9 +858,7 @@ def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, .
     return tuple(widths)
 
 
-def _head_layers(given: Sequence[int] | Mapping[str, Sequence[int]]) -> HeadLayers:
-    if not isinstance(given, Mapping):
-        return _widths("head_layers", given, ())
+def _own_layers(given: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((head, _widths(f"head_layers of {head}", widths, ())) for head, widths in given.items())
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,6 @@ MOST_LAYERS = 8  # recurrent ones: csrc/core/program.h holds twice as many state
 MOST_DEPTH = 32  # hidden layers of each network, and of a head: the buffers of all of them are counted there
 
 Activations: TypeAlias = Activation | tuple[Activation, ...]
-HeadLayers: TypeAlias = tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class ParameterSpec(NamedTuple):
@@ -157,13 +156,13 @@ class CellSpec:
 
     ``num_layers`` recurrent layers are chained as in ``torch.nn.GRU``; all networks read the top one's state.
     ``cond_size`` features of a conditioning input go to those that ``cond_to`` names. ``head_layers`` are hidden layers
-    that every head of encoder, prior and decoder has for itself, or pairs of a head (``dec_mean``) and its own; with
-    ``packed_heads`` each of these networks has one head for all its parameters. ``latent_size`` 0 leaves z out, and
-    with it phi_z, encoder and prior: an ordinary autoregressive network whose decoder is the output layer.
-    ``activations`` pairs networks and heads with what follows their hidden layers, where it is not ``activation``: one
-    for all of them or a tuple of one for each, of which ``"identity"`` leaves a layer affine. A head that is not named
-    has its network's, where that is one for all. ``columns`` names networks whose sources stand in another order than
-    in ``SOURCES``.
+    that every head of encoder, prior and decoder has for itself, ``own_layers`` those of heads (``dec_mean``) that have
+    other ones; with ``packed_heads`` each of these networks has one head for all its parameters. ``latent_size`` 0
+    leaves z out, and with it phi_z, encoder and prior: an ordinary autoregressive network whose decoder is the output
+    layer.
+    ``activations`` names networks and heads whose activation is another one, or a tuple of one for each hidden layer;
+    ``"identity"`` leaves a layer affine. A head that is not named has its network's, where that is one for all.
+    ``columns`` names networks whose sources stand in another order than in ``SOURCES``.
 
     ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
     ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
@@ -184,7 +183,7 @@ class CellSpec:
     encoder: tuple[int, ...] = ()
     prior: tuple[int, ...] | None = ()
     decoder: tuple[int, ...] = ()
-    head_layers: HeadLayers = ()
+    head_layers: tuple[int, ...] = ()
     packed_heads: bool = False
     activation: Activation = "relu"
     residual: bool = False
@@ -195,6 +194,7 @@ class CellSpec:
     cond_size: int = 0
     cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
     activations: tuple[tuple[str, Activations], ...] = ()
+    own_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
     objective: Objective = "kl"
 
@@ -208,7 +208,7 @@ class CellSpec:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be an int >= 0, got {value!r}")
         networks = tuple(name for name in SOURCES if name != "cell")
-        for name in networks:
+        for name in (*networks, "head_layers"):
             if name != "prior" or self.prior is not None:
                 _check_widths(name, getattr(self, name))
         for name, allowed in (
@@ -247,9 +247,14 @@ class CellSpec:
         for name, width in self.decoder_heads:
             if not isinstance(width, int) or isinstance(width, bool) or width < 1:
                 raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
-        own = {head.partition(".")[0]: name for name in networks for head, _ in self.heads(name)}
-        self._check_head_layers(own)
-        self._check_activations((*networks, *own))
+        heads = tuple(head for name in networks for head in self.head_names(name))
+        for name, own in self.own_layers:
+            if name not in heads:
+                raise ValueError(f"head_layers may be given for each of {', '.join(heads)}, got {name!r}")
+            _check_widths(f"head_layers of {name}", own)
+        other = tuple((head, self.layers_of(head)) for head in heads if self.layers_of(head) != self.head_layers)
+        object.__setattr__(self, "own_layers", other)
+        self._check_activations((*networks, *heads))
         if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_to):
             raise ValueError(f"cond_to must name who reads the conditioning input, got {self.cond_to!r}")
         widths = [width for _, width in self.decoder_heads]
@@ -257,17 +262,6 @@ class CellSpec:
         if expected and widths != expected:
             raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
         object.__setattr__(self, "key", repr(self))
-
-    def _check_head_layers(self, heads: Collection[str]) -> None:
-        """Raise ValueError for hidden layers that no head could have; those of a head without any are left out."""
-        if not isinstance(self.head_layers, tuple) or not any(isinstance(entry, tuple) for entry in self.head_layers):
-            return _check_widths("head_layers", self.head_layers)
-        for entry in self.head_layers:
-            if not isinstance(entry, tuple) or len(entry) != 2 or entry[0] not in heads:
-                raise ValueError(f"head_layers may be given for each of {', '.join(heads)}, got {entry!r}")
-            _check_widths(f"head_layers of {entry[0]}", entry[1])
-        pairs = cast(tuple[tuple[str, tuple[int, ...]], ...], self.head_layers)
-        object.__setattr__(self, "head_layers", tuple(pair for pair in pairs if pair[1]))
 
     def _check_activations(self, owners: Collection[str]) -> None:
         """Raise ValueError for what is no activation, follows nothing, or does not say what follows each layer."""
@@ -278,7 +272,7 @@ class CellSpec:
                     f"activation may name one of {', '.join(ACTIVATIONS)}, or one for each hidden layer, for each of "
                     f"{', '.join(owners)}, got {given!r} for {name!r}"
                 )
-            depth = len((getattr(self, name) or ()) if name in SOURCES else self.own_layers(name))
+            depth = len((getattr(self, name) or ()) if name in SOURCES else self.layers_of(name))
             if isinstance(given, tuple) and len(given) != depth:
                 raise ValueError(f"activation must name one for each of {name}'s {depth} hidden layers, got {given!r}")
 
@@ -322,7 +316,7 @@ class CellSpec:
         return {source: widths[source] for source in sources if widths[source]}
 
     def heads(self, name: str) -> tuple[tuple[str, int], ...]:
-        """The names and widths of a network's heads: of one for all of its parameters, where they are packed."""
+        """The heads of a network, or the one for all of its parameters: where the last layer is, and its width."""
         z, prefix = self.latent_size, _PREFIXES[name]
         if (name == "prior" and self.prior is None) or (name == "encoder" and not z):
             return ()
@@ -335,11 +329,13 @@ class CellSpec:
             return ((f"{prefix}_params", sum(width for _, width in heads)),)
         return heads
 
-    def own_layers(self, head: str) -> tuple[int, ...]:
+    def head_names(self, name: str) -> tuple[str, ...]:
+        """What a network's heads are called: ``enc_mean`` and ``enc_std``."""
+        return tuple(head.partition(".")[0] for head, _ in self.heads(name))
+
+    def layers_of(self, head: str) -> tuple[int, ...]:
         """The widths of the hidden layers that ``enc_mean``, or another head, has for itself."""
-        if any(isinstance(entry, tuple) for entry in self.head_layers):
-            return dict(cast(tuple[tuple[str, tuple[int, ...]], ...], self.head_layers)).get(head, ())
-        return cast(tuple[int, ...], self.head_layers)
+        return dict(self.own_layers).get(head, self.head_layers)
 
     def activations_of(self, name: str, head: str | None = None) -> tuple[Activation, ...]:
         """What follows each hidden layer of a network, or of one of its heads."""
@@ -347,7 +343,7 @@ class CellSpec:
         given = named.get(name, self.activation)
         if head is not None:
             given = named.get(head, self.activation if isinstance(given, tuple) else given)
-        depth = len((getattr(self, name) or ()) if head is None else self.own_layers(head))
+        depth = len((getattr(self, name) or ()) if head is None else self.layers_of(head))
         return given if isinstance(given, tuple) else (given,) * depth
 
     def column(self, name: str, source: str) -> int:
@@ -364,16 +360,14 @@ class CellSpec:
         for i, (width, activation) in enumerate(zip(getattr(self, name) or (), self.activations_of(name), strict=True)):
             hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width, activation))
             inputs = width
-        return Network(tuple(hidden), tuple(self._head(name, head, inputs, width) for head, width in self.heads(name)))
-
-    def _head(self, network: str, name: str, inputs: int, outputs: int) -> tuple[Layer, ...]:
-        owner = name.partition(".")[0]
-        own = self.own_layers(owner)
-        if not own:
-            return (Layer(name, inputs, outputs),)
-        follows = (*self.activations_of(network, owner), "identity")
-        widths = pairwise((inputs, *own, outputs))
-        return tuple(Layer(f"{owner}.{2 * i}", *w, a) for i, (w, a) in enumerate(zip(widths, follows, strict=True)))
+        heads = []
+        for head, (place, width) in zip(self.head_names(name), self.heads(name), strict=True):
+            own = self.layers_of(head)
+            follows = (*self.activations_of(name, head), "identity")
+            pairs = zip(pairwise((inputs, *own, width)), follows, strict=True)
+            layers = (Layer(f"{head}.{2 * i}", *widths, activation) for i, (widths, activation) in enumerate(pairs))
+            heads.append(tuple(layers) if own else (Layer(place, inputs, width),))
+        return Network(tuple(hidden), tuple(heads))
 
     def parameters(self) -> Iterator[ParameterSpec]:
         """Every parameter in the order in which executors receive them."""

@@ -1,12 +1,13 @@
-"""Copies of E that differ in what they return and in how they draw."""
+"""Copies of E and H that differ in what they return, in how they draw, and in what their networks end."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import deep
 from .copied import VRNN
 
 
@@ -26,3 +27,32 @@ class ReturnsMeans(VRNN):
         kl, nll = kl / torch.stack(means).numel(), nll / x.numel()
         self.last = tuple(stds)
         return {"loss": nll + kl, "kl": kl, "features": [torch.stack(means, 1), None, "nats"], "outputs": outputs}
+
+
+class AffineEnds(VRNN):
+    """Features that are linear in the end, an encoder that changes its mind, a prior of affine layers alone."""
+
+    def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
+        super().__init__(x_dim, h_dim, z_dim)
+        self.phi_x = nn.Sequential(nn.Linear(x_dim, h_dim), nn.ReLU(), nn.Linear(h_dim, h_dim))
+        self.phi_z = nn.Sequential(nn.Linear(z_dim, h_dim))
+        self.enc[1] = nn.ELU()
+        self.prior = nn.Sequential(nn.Linear(h_dim, 7), nn.Linear(7, h_dim))
+
+
+class DeepMean(VRNN):
+    """Of all heads, that for the output's mean alone has a hidden layer."""
+
+    def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
+        super().__init__(x_dim, h_dim, z_dim)
+        self.dec_mean = nn.Sequential(nn.Linear(h_dim, 7), nn.Tanh(), nn.Linear(7, x_dim), nn.Sigmoid())
+
+
+class UnlikeHeads(deep.VRNN):
+    """Two heads of a single layer, and one of another depth and width."""
+
+    def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
+        super().__init__(x_dim, h_dim, z_dim)
+        self.encoder_mean = nn.Linear(h_dim, z_dim)
+        self.prior_var = nn.Sequential(nn.Linear(h_dim, z_dim), nn.Softplus())
+        self.decoder_var = nn.Sequential(nn.Linear(h_dim, 5), nn.ReLU(), nn.Linear(5, x_dim), nn.Softplus())

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..likelihoods import Gaussian, Likelihood
-from ..spec import Activation, Std
+from ..spec import Activations, Std
 from . import outside
 from .reading import PASSED, LayoutError, Passed, Roles, Shapes, Structure, Traits, chain, read
 from .sampling import Sampler
@@ -186,7 +186,9 @@ class Layout:
         """
         return self.structures(shapes)[0]
 
-    def structures(self, shapes: Shapes, activations: tuple[tuple[str, Activation], ...] = ()) -> tuple[Structure, ...]:
+    def structures(
+        self, shapes: Shapes, activations: tuple[tuple[str, Activations], ...] = ()
+    ) -> tuple[Structure, ...]:
         """:meth:`structure` of each cell, with the activations that modules told.
 
         Raises:
@@ -194,8 +196,7 @@ class Layout:
         """
         traits = replace(self.traits, activations=(*self.traits.activations, *activations))
         found = [cell._read(shapes, traits) for cell in self.cells(shapes)]
-        apart = self.raws and not any(s.spec.packed_heads or s.spec.head_layers for s in found)
-        return tuple(replace(s, widening=widening(s.spec)) if apart else s for s in found)
+        return tuple(replace(s, widening=widening(s.spec)) if self.raws else s for s in found)
 
     def _read(self, shapes: Shapes, traits: Traits) -> Structure:
         """One cell, without the networks that are apart."""

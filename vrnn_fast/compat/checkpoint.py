@@ -145,11 +145,22 @@ def _shared(spec: CellSpec) -> dict[str, Any]:
     about = {name: getattr(spec, name) for name in _SHARED}
     if spec.prior is None and spec.latent_size:
         about["prior"] = "standard_normal"
+    if spec.own_layers:
+        heads = (head for name in ("encoder", "prior", "decoder") for head in spec.head_names(name))
+        about["head_layers"] = {head: spec.layers_of(head) for head in heads if spec.layers_of(head)}
     every = () if spec.activation == "relu" else ("phi_x", "phi_z", "encoder", "prior", "decoder")
     others = dict.fromkeys(every, spec.activation)
-    about["activation"] = others | dict(spec.activations) if spec.activations else spec.activation
+    own = {head: spec.activations_of(n, head) for n in every for head in spec.head_names(n) if spec.layers_of(head)}
+    about["activation"] = others | own | dict(spec.activations) if spec.activations else spec.activation
     about["columns"] = dict(spec.columns)
     return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
+
+
+def _own_layers(spec: CellSpec, likelihood: likelihoods.Likelihood) -> dict[str, tuple[int, ...]]:
+    """The hidden layers of each head, by the names that the likelihood has for the decoder's."""
+    own = {head: spec.layers_of(head) for name in ("encoder", "prior") for head in spec.head_names(name)}
+    decoders = zip(likelihood.heads(spec.input_size), spec.head_names("decoder"), strict=False)
+    return own | {ours.partition(".")[0]: spec.layers_of(theirs) for ours, theirs in decoders}
 
 
 def described(model: VRNN) -> dict[str, Any]:
@@ -306,6 +317,9 @@ def _translate(
         **arguments,
         **known.arguments(structure, arguments),
     }
+    if spec.own_layers and not spec.packed_heads:
+        own = _own_layers(spec, likelihoods.as_likelihood(given.get("likelihood", "bernoulli")))
+        given["head_layers"] = arguments.get("head_layers", own)
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
     tensors = known.completed(tensors, model.likelihood)
     theirs = {name: tensors[own] for (name, _), own in zip(spec.parameters(), structure.names, strict=True)}

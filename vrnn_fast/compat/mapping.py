@@ -110,7 +110,7 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     Its keys are the roles of :class:`Roles`, each with the path of a sub-module (``decoder_heads`` with a tuple of
     them, ``""`` where there is no such network), and these. What the cell is:
 
-    - ``"activation"``: after hidden layers, where the modules do not tell,
+    - ``"activation"``: after hidden layers, where the modules do not tell; as :class:`vrnn_fast.VRNN` takes it,
     - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
     - ``"residual"``: whether the encoder gives what the posterior's mean adds to the prior's,
     - ``"cond_to"``: which of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"`` read the conditioning input; all
@@ -156,6 +156,8 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
             raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {path!r}")
     _check(layout)
     traits = {name: layout[name] for name in ("activation", "std", "residual") if name in layout}
+    if isinstance(layout.get("activation"), Mapping):
+        traits["activations"] = tuple(traits.pop("activation").items())
     if "columns" in layout:
         traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
     if "cond_to" in layout or "cond" in layout:
@@ -197,8 +199,11 @@ def _check(layout: Mapping[str, Any]) -> None:
     skip = layout.get("skip", 0)
     if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
         raise LayoutError(f"layout['skip'] must be an int >= 0, got {skip!r}")
-    if layout.get("activation", "relu") not in ACTIVATIONS:
-        raise LayoutError(f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, got {layout['activation']!r}")
+    activation = layout.get("activation", "relu")
+    if not isinstance(activation, Mapping) and activation not in ACTIVATIONS:
+        raise LayoutError(
+            f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, or a mapping, got {activation!r}"
+        )
     if not isinstance(layout.get("std", Std()), Std):
         raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {layout['std']!r}")
     for name in ("cond_to", "outside"):

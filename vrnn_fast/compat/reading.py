@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import Activation, CellSpec, Conditioned, Std
+from ..spec import Activation, Activations, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
 from .widened import Widening
 
@@ -34,7 +34,7 @@ class LayoutError(ValueError):
 class Roles:
     """Which sub-module plays which part, by its path. A network that a model does not have is ``""``.
 
-    ``phi_x``, ``phi_z``, ``encoder``, ``prior`` and ``decoder`` are hidden layers, each followed by the activation; the
+    ``phi_x``, ``phi_z``, ``encoder``, ``prior`` and ``decoder`` are hidden layers, with or without activations; the
     others are heads, an affine layer each or hidden layers and one, with or without a transform beside it. Without a
     head for the standard deviation, that for the mean gives both, the mean first. ``decoder_heads`` are in the order
     in which the output is computed from them.
@@ -77,7 +77,7 @@ class Traits:
 
     Attributes:
         activation: after hidden layers.
-        activations: after those of single networks, where it is another one.
+        activations: after those of single networks and heads, where it is another one: of all or of each.
         std: of posterior and prior.
         residual: whether the encoder gives what the posterior's mean adds to the prior's.
         cond_to: the networks that see the conditioning input.
@@ -85,7 +85,7 @@ class Traits:
     """
 
     activation: Activation = "relu"
-    activations: tuple[tuple[str, Activation], ...] = ()
+    activations: tuple[tuple[str, Activations], ...] = ()
     std: Std = _STD
     residual: bool = False
     cond_to: tuple[Conditioned, ...] = ()
@@ -117,7 +117,7 @@ class Structure:
     Attributes:
         spec: the cell.
         names: the model's own name of each parameter, in the order of ``spec.parameters()``.
-        hidden: for each network the prefixes of the affine layers that an activation follows.
+        hidden: for each network and head, by our name of it, the prefixes of its hidden layers.
         heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
         widening: how a run gives the raw outputs for standard deviations as well, or None where it does not.
         passed: how a run gives what the decoder reads in place of its heads, or None where it does not.
@@ -171,9 +171,6 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     def reads(name: str) -> int:
         return shapes[f"{(*networks[name], *heads[name][0])[0]}.weight"][1]
 
-    own = {widths(head[:-1]) for name in _NETWORKS for head in heads[name]}
-    if len(own) > 1:
-        raise LayoutError(f"all heads must have the same hidden layers of their own, found {sorted(own)}")
     packed = not roles.encoder_std
     latent = widths(heads["encoder"][0])[-1] // (2 if packed else 1)
     cond = 0
@@ -186,6 +183,7 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         input_size = shapes[f"{networks['phi_x'][0]}.weight"][1]
     else:
         input_size = reads("encoder") - hidden_size - (cond if "encoder" in traits.cond_to else 0)
+    own = [widths(head[:-1]) for name in _NETWORKS for head in heads[name]]
     try:
         spec = CellSpec(
             input_size,
@@ -199,10 +197,9 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
             encoder=widths(networks["encoder"]),
             prior=widths(networks["prior"]),
             decoder=widths(networks["decoder"]),
-            head_layers=own.pop(),
+            head_layers=own[0] if len(set(own)) == 1 else (),
             packed_heads=packed,
             activation=traits.activation,
-            activations=traits.activations,
             columns=traits.columns,
             residual=traits.residual,
             std=traits.std,
@@ -211,6 +208,8 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
             cond_size=cond,
             cond_to=traits.cond_to,
         )
+        owners = [head for name in _NETWORKS for head in spec.head_names(name)]
+        spec = replace(spec, own_layers=tuple(zip(owners, own, strict=True)), activations=traits.activations)
     except ValueError as error:
         first = (*networks["encoder"], *heads["encoder"][0])[0]
         raise LayoutError(f"{first}.weight has shape {_shape(shapes, f'{first}.weight')}: {error}") from error
@@ -233,7 +232,10 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     return Structure(
         spec,
         tuple(names),
-        tuple((name, (*networks[name], *(p for head in heads[name] for p in head[:-1]))) for name in _NETWORKS),
+        (
+            *networks.items(),
+            *zip(owners, (head[:-1] for name in _NETWORKS for head in heads[name]), strict=True),
+        ),
         tuple(head[-1] for head in heads["decoder"]),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from .reading import LayoutError
 
 if TYPE_CHECKING:
     from .accelerated import Accelerated
+
+Named = TypeVar("Named")
 
 
 class Draw(Protocol):
@@ -60,11 +62,15 @@ class Player:
         self.like = parameters[0]
         self.drawn_as = plan.noise
         self.draw: Draw = lambda out: plan.objective.noise(out, plan.mend)
+        spec = structure.spec
+        gone = dict(spec.decoder_heads[heads:])
         try:
             self.spec: CellSpec = replace(
-                structure.spec,
+                spec,
                 likelihood=likelihood,  # type: ignore[arg-type]
-                decoder_heads=structure.spec.decoder_heads[:heads],
+                decoder_heads=spec.decoder_heads[:heads],
+                own_layers=tuple(own for own in spec.own_layers if own[0] not in gone),
+                activations=tuple(own for own in spec.activations if own[0] not in gone),
                 output_std=Std(floor=0.0),
             )
         except ValueError as error:
@@ -121,11 +127,20 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
     """
     if spec.prior is None:
         raise LayoutError("a standard normal prior reads nothing of a prefix")
+    stand_ins = {"encoder": "prior", **dict(zip(spec.head_names("encoder"), spec.head_names("prior"), strict=True))}
+
+    def as_prior(named: tuple[tuple[str, Named], ...]) -> tuple[tuple[str, Named], ...]:
+        """What is said of the prior and its heads, said of the encoder too."""
+        said = dict(named)
+        of_others = ((name, value) for name, value in named if name not in stand_ins)
+        return *of_others, *((ours, said[theirs]) for ours, theirs in stand_ins.items() if theirs in said)
+
     blind = replace(
         spec,
         encoder=spec.prior,
         residual=False,
-        activations=(*(a for a in spec.activations if a[0] != "encoder"), ("encoder", spec.activation_of("prior"))),
+        own_layers=as_prior(spec.own_layers),
+        activations=as_prior(spec.activations),
         columns=tuple(order for order in spec.columns if order[0] != "encoder"),
         cond_to=(*(n for n in spec.cond_to if n != "encoder"), *(("encoder",) if "prior" in spec.cond_to else ())),
     )

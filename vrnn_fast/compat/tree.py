@@ -280,47 +280,43 @@ def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
 
 def activations(
     model: nn.Module, hidden: Iterable[tuple[str, tuple[str, ...]]], layout: str
-) -> tuple[tuple[str, Activation], ...]:
-    """The activation that follows the hidden layers of each network, where ``nn.Sequential`` tells.
+) -> tuple[tuple[str, tuple[Activation, ...]], ...]:
+    """What follows each hidden layer of each network and head, where ``nn.Sequential`` tells.
 
     Raises:
-        LayoutError: none follows, or they are not all the same.
+        LayoutError: it is neither an activation nor the next affine layer, or another one in another cell.
     """
-    found: dict[str, tuple[str, Activation]] = {}
-    for network, prefixes in hidden:
-        for prefix in prefixes:
-            told = _activation(model, prefix, layout)
-            if told is None:
-                continue
-            first = found.setdefault(network, told)
-            if told[1] != first[1]:
-                raise LayoutError(
-                    f"{first[0]} is {_class(first[1])} and {told[0]} is {_class(told[1])}: one activation for all "
-                    "hidden layers of a network is run here"
-                )
-    return tuple((network, kind) for network, (_, kind) in found.items())
+    found: dict[str, tuple[Activation, ...]] = {}
+    for name, prefixes in hidden:
+        told = tuple(kind for kind in (_activation(model, prefix, layout) for prefix in prefixes) if kind)
+        if not told or len(told) < len(prefixes):
+            continue
+        if found.setdefault(name, told) != told:
+            raise LayoutError(
+                f"{', '.join(told)} follow {', '.join(prefixes)}, and {', '.join(found[name])} the same layers of "
+                "another agent: the same for all agents are run here"
+            )
+    return tuple(found.items())
 
 
-def _activation(model: nn.Module, prefix: str, layout: str) -> tuple[str, Activation] | None:
-    """The path and kind of the activation after an affine layer, or None where its owner does not tell."""
+def _activation(model: nn.Module, prefix: str, layout: str) -> Activation | None:
+    """The activation after an affine layer, or None where its owner does not tell."""
     parent, _, key = prefix.rpartition(".")
     beside = model.get_submodule(parent)
     if not isinstance(beside, nn.Sequential):
         return None
     names = list(beside._modules)[list(beside._modules).index(key) + 1 :]
     after = next((n for n in names if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))), None)
-    module = None if after is None else beside._modules[after]
-    kind = None if module is None else _ACTIVATIONS.get(type(module))
+    module = None if after is None else beside.get_submodule(after)
+    if module is None or any(isinstance(below, nn.Linear) for below in module.modules()):
+        return "identity"
+    kind = _ACTIVATIONS.get(type(module))
     if kind is None:
-        what = "nothing" if module is None else f"{parent}.{after}, {type(module).__name__}"
         raise LayoutError(
-            f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} after {prefix}, found {what}"
+            f"{layout} has one of {', '.join(k.__name__ for k in _ACTIVATIONS)} or nothing after {prefix}, found "
+            f"{parent}.{after}, {type(module).__name__}"
         )
-    return f"{parent}.{after}", kind
-
-
-def _class(kind: Activation) -> str:
-    return next(c.__name__ for c, k in _ACTIVATIONS.items() if k == kind)
+    return kind
 
 
 def follows(model: nn.Module, prefix: str) -> type[nn.Module] | None:

@@ -41,8 +41,10 @@ class Widening(NamedTuple):
         return held
 
 
-def widening(spec: CellSpec) -> Widening:
-    """Of a cell whose heads are separate and have no layers of their own."""
+def widening(spec: CellSpec) -> Widening | None:
+    """None for a cell whose mean and standard deviation of z are packed or come from layers of their own."""
+    if any(len(spec.network(n).layers) != len(getattr(spec, n)) + 2 for n in ("encoder", "prior")):
+        return None
     places = {name: place for place, (name, _) in enumerate(spec.parameters())}
     heads = []
     for network in ("encoder", "prior"):
