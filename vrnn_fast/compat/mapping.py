@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Layout, Objective, Run
 from .reading import LayoutError, Roles
+from .words import in_words
 
 _ROLES = tuple(f.name for f in fields(Roles))
 _OPTIONS = ("activation", "batch_first", "columns", "lengths", "like", "noise", "outputs", "outside", "state", "std")
@@ -67,10 +68,10 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
         if name == "decoder_heads":
             roles[name] = path = (path,) if isinstance(path, str) else tuple(path)
         if not all(isinstance(p, str) for p in (path if name == "decoder_heads" else (path,))):
-            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {path!r}")
+            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {in_words(path)}")
     for name in ("outputs", "noise"):
         if name in layout and not callable(layout[name]):
-            raise LayoutError(f"layout[{name!r}] must be a function, got {layout[name]!r}")
+            raise LayoutError(f"layout[{name!r}] must be a function, got {in_words(layout[name])}")
     if "noise" in layout and "outputs" not in layout:
         raise LayoutError("layout['noise'] goes with layout['outputs']")
     traits = {name: layout[name] for name in ("activation", "std") if name in layout}

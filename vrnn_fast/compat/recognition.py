@@ -17,7 +17,8 @@ from .base import Fault, Layout, Objective
 from .mapping import mapped
 from .proof import ProofError, prove, samples
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, plain, shallow, vet
+from .tree import activations, parameter_shapes, plain, ready, shallow, vet
+from .words import in_words
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -61,7 +62,8 @@ def accelerate(
             and what was found.
         ProofError: the accelerated module would not compute what the model computes; the message names the first
             field that differs, its size, and the mode in which it does.
-        TypeError, ValueError: an argument out of its domain, naming it.
+        TypeError, ValueError: an argument out of its domain, naming it. What the model's own code raises is told by one
+            of the errors above.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -72,10 +74,11 @@ def accelerate(
     if backend not in executors.names():
         raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
     if isinstance(mend, str) or not isinstance(mend, Collection):
-        raise TypeError(f"mend must be a tuple of names, got {mend!r}")
+        raise TypeError(f"mend must be a tuple of names, got {in_words(mend)}")
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
 
+    ready(model)
     looked_at = plain(model)
     shapes = parameter_shapes(looked_at)
     known = chosen(layout, shapes, _children(model)).told(model)
@@ -107,6 +110,7 @@ def accelerate(
         lambda twin, objective, noise: build(twin, planned(objective, noise)),
         known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
+        search=known.written is None,
     )
     faults = proven.objective.faults
     mendable = [name for name, fault in faults.items() if not fault.outside]
@@ -161,7 +165,7 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         return mapped(layout, LAYOUTS)
     names = ", ".join(repr(known.name) for known in LAYOUTS)
     if not isinstance(layout, str):
-        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {in_words(layout)}")
     if layout == "auto":
         return _recognised(shapes, found)
     for known in LAYOUTS:
