@@ -918,7 +918,7 @@ def saturated(model: nn.Module, logit: float) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("logit", [0.0, 12.0, 16.0, 20.0, 30.0, 40.0])
+@pytest.mark.parametrize("logit", [0.0, 16.0, 20.0, 40.0])
 def test_theta_that_loses_its_digits_is_accelerated_and_told(logit: float) -> None:
     model = saturated(variants.WithoutEps(6, 9, 4), logit)
     with pytest.warns(UserWarning, match=r"nan: .* NaN or infinite from logit 17 on \(always mended"):
@@ -928,27 +928,28 @@ def test_theta_that_loses_its_digits_is_accelerated_and_told(logit: float) -> No
     assert nll.isfinite()
 
 
-@pytest.mark.parametrize("logit", [1.0, 20.0, 50.0, 200.0])
 @pytest.mark.parametrize("build", [variants.CrossEntropy, variants.Clamped])
-def test_a_bounded_likelihood_stays_bounded(build: Callable[[int, int, int], nn.Module], logit: float) -> None:
+def test_a_bounded_likelihood_stays_bounded(build: Callable[[int, int, int], nn.Module]) -> None:
     """It is what the original gives, until mended."""
     with default_dtype(torch.float64):
         model, x = build(6, 9, 4), binary()
         with pytest.warns(UserWarning, match="bound: .*likelihood"):
             fast = accelerate(model)
         mended = accelerate(model, mend=("bound",))
-        saturated(model, logit)
-        found = []
-        for module in (model, fast, mended):
-            torch.manual_seed(0)
-            kl, nll, _, outputs = module(x)
-            gradients = torch.autograd.grad(kl + nll, list(module.parameters()), allow_unused=True)
-            found.append((kl, nll, outputs, gradients))
-        torch.testing.assert_close(found[1], found[0])
-        logits = torch.logit(torch.stack(found[2][2][0]))
-        if logit == 1:
-            exact = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
-            torch.testing.assert_close(found[2][1], exact)
+        for logit in (1.0, 20.0, 50.0, 200.0):
+            saturated(model, logit)
+            found = []
+            for module in (model, fast, mended):
+                torch.manual_seed(0)
+                kl, nll, _, outputs = module(x)
+                gradients = torch.autograd.grad(kl + nll, list(module.parameters()), allow_unused=True)
+                found.append((kl, nll, outputs, gradients))
+            torch.testing.assert_close(found[1], found[0])
+            logits = torch.logit(torch.stack(found[2][2][0]))
+            if logit == 1:
+                exact = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+                torch.testing.assert_close(found[2][1], exact)
+        assert found[2][1] > found[0][1]  # at the last logit
 
 
 def test_a_bound_that_nobody_knows_is_refused() -> None:
@@ -1143,7 +1144,8 @@ def test_a_module_behind_a_head_is_named_with_what_lets_it_run() -> None:
         LayoutError, match=r"dec_mean\.1 is Hardtanh.*layout=\{'outside': \('dec_mean\.1',\), 'outputs'"
     ):
         accelerate(model)
-    fast = accelerate(model, layout={"outside": ("dec_mean.1",), "outputs": bounded})
+    with pytest.warns(UserWarning, match="sample runs as its class is written"):
+        fast = accelerate(model, layout={"outside": ("dec_mean.1",), "outputs": bounded})
     torch.manual_seed(0)
     theirs = both(model(x))
     torch.manual_seed(0)

@@ -544,7 +544,7 @@ class _Search:
 
     def total(self, value: Tensor) -> Total | None:
         """The sum of a KL and a likelihood, if there is one of exact constants, or else of a rounded one."""
-        found = []
+        rounded = []
         for kept in ("", "TB", "BT", "B", "T"):
             if value.dim() != len(kept):
                 continue
@@ -553,13 +553,18 @@ class _Search:
                  for n, loss in self.losses.items() if n.startswith("kl") == is_kl for r in _reductions(kept)]
                 for is_kl in (True, False)
             ]  # fmt: skip
-            for (kl, a, _), (nll, b, counts) in itertools.product(kls, nlls):
-                if _close(a + b, value):
-                    return Total((nll, kl))
-                constant = _constant(nll.quantity, a + b, counts, value)
-                if constant is not None:
-                    found.append(Total((replace(nll, constant=constant), kl)))
-        return next(iter(found), None)
+            nlls = [(nll, b, counts) for nll, b, counts in nlls if _comparable(b, value)]
+            for kl, a, _ in kls if nlls else ():
+                left = (value - a) - torch.stack([b for _, b, _ in nlls])
+                off = (left / torch.stack([counts for _, _, counts in nlls])).abs().reshape(len(nlls), -1).amax(1)
+                for i in torch.nonzero(off <= _ROUNDED).flatten().tolist():
+                    nll, b, counts = nlls[i]
+                    if _close(a + b, value):
+                        return Total((nll, kl))
+                    constant = _constant(nll.quantity, a + b, counts, value)
+                    if constant is not None:
+                        rounded.append(Total((replace(nll, constant=constant), kl)))
+        return next(iter(rounded), None)
 
 
 def _reductions(kept: str) -> list[Reduction]:
