@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -131,7 +132,7 @@ def speech(run: Run) -> Any:
     own = run.module.vrnn
     ratio = ((run.std / run.prior_std) ** 2 + ((run.mean - run.prior_mean) / run.prior_std) ** 2 - 1) / 2
     kl = (ratio - torch.log(run.std / run.prior_std)).sum(-1)
-    decoded = own.decoder[6](own.decoder[5](run.heads[0].transpose(0, 1)))
+    decoded = own.decoder[6](own.decoder[5](run.heads[0].transpose(0, 1).contiguous()))
     log_prob = own.likelihood.log_prob(x.unsqueeze(-1), own.likelihood(decoded))
     log_prob = log_prob.unflatten(1, (-1, run.module.frame)).sum(-1).transpose(0, 1)
     if x_sl is not None:
@@ -160,6 +161,8 @@ CASES = {
     "E with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),
     "E with another return": Case(lambda: variants.ReturnsMeans(6, 9, 4), binary, lambda output: output["loss"]),
     "E with affine ends": Case(lambda: variants.AffineEnds(6, 9, 4), binary, both),
+    "E with cross entropy": Case(lambda: variants.CrossEntropy(6, 9, 4), binary, both),
+    "E with a rounded constant": Case(lambda: variants.RoundedConstant(6, 9, 4), real, lambda output: output["loss"]),
     "E with two layers": Case(lambda: copied.VRNN(6, 9, 4, n_layers=2, bias=True), binary, both),
     "H": Case(lambda: deep.VRNN(6, 9, 4), batch_first, lambda output: sum(map(squares, map(torch.stack, output)))),
     "H with heads unlike one another": Case(
@@ -912,6 +915,77 @@ def test_faults_of_an_objective_that_was_found_by_running() -> None:
     torch.testing.assert_close(found["loss"], (kl + nll) / steps)
 
 
+def saturated(model: nn.Module, logit: float) -> nn.Module:
+    """Its logits in turn about this large and this small."""
+    with torch.no_grad():
+        model.dec_mean[0].bias.copy_(logit * torch.tensor([1.0, -1, 1, -1, 1, -1]))
+    return model
+
+
+@pytest.mark.parametrize("logit", [0.0, 16.0, 20.0, 40.0])
+def test_theta_that_loses_its_digits_is_accelerated_and_told(logit: float) -> None:
+    model = saturated(variants.WithoutEps(6, 9, 4), logit)
+    with pytest.warns(UserWarning, match=r"nan: .* NaN or infinite from logit 17 on \(always mended"):
+        fast = accelerate(model)
+    kl, nll, _, _ = fast(binary())
+    assert kl.isfinite()
+    assert nll.isfinite()
+
+
+@pytest.mark.parametrize("build", [variants.CrossEntropy, variants.Clamped])
+def test_a_bounded_likelihood_stays_bounded(build: Callable[[int, int, int], nn.Module]) -> None:
+    """It is what the original gives, until mended."""
+    with default_dtype(torch.float64):
+        model, x = build(6, 9, 4), binary()
+        with pytest.warns(UserWarning, match="bound: .*likelihood"):
+            fast = accelerate(model)
+        mended = accelerate(model, mend=("bound",))
+        for logit in (1.0, 20.0, 50.0, 200.0):
+            saturated(model, logit)
+            found = []
+            for module in (model, fast, mended):
+                torch.manual_seed(0)
+                kl, nll, _, outputs = module(x)
+                gradients = torch.autograd.grad(kl + nll, list(module.parameters()), allow_unused=True)
+                found.append((kl, nll, outputs, gradients))
+            torch.testing.assert_close(found[1], found[0])
+            logits = torch.logit(torch.stack(found[2][2][0]))
+            if logit == 1:
+                exact = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+                torch.testing.assert_close(found[2][1], exact)
+        assert found[2][1] > found[0][1]  # at the last logit
+
+
+def test_a_bound_that_nobody_knows_is_refused() -> None:
+    words = r"output\[1\], float64 of shape \(\), is, where the decoder saturates, another number .*'outputs'"
+    with pytest.raises(ProofError, match=words):
+        accelerate(variants.ClampedElsewhere(6, 9, 4))
+
+
+def test_a_constant_of_single_precision_is_found_told_and_mended() -> None:
+    with default_dtype(torch.float64):
+        model, x = trajectories.VRNN(6, 6, 4, 7, 9), real()
+        with pytest.warns(UserWarning, match=r"constant: .* off by -?[\d.]+e-08 nats .* rounded to float32 \(kept\)"):
+            fast = accelerate(model)
+        mended = accelerate(model, mend=("constant",))
+        found = []
+        for module in (model, fast, mended):
+            torch.manual_seed(0)
+            found.append(module(x)["recon_loss"].item())
+        off = float(trajectories.half_log_two_pi(x).double()) - 0.5 * torch.log(torch.tensor(2 * torch.pi)).item()
+        assert found[1] == pytest.approx(found[0], rel=1e-13)
+        assert found[0] - found[2] == pytest.approx(6 * 5 * 6 * off, rel=1e-4)
+
+
+def test_noise_is_counted_not_shaped() -> None:
+    model, x = variants.DrawsFlat(6, 9, 4), binary()
+    fast = accelerate(model)
+    torch.manual_seed(0)
+    theirs = both(model(x))
+    torch.manual_seed(0)
+    torch.testing.assert_close(both(fast(x)), theirs)
+
+
 # --- refusals
 
 
@@ -1003,8 +1077,8 @@ def scripted_mean_in_eval() -> nn.Module:
     [
         (MeanInEval, r"the noise differs .* in eval\(\).*: the original draws nothing, the accelerated one normal"),
         (MeanWithoutGradients, r"the noise differs .* in train\(\) without gradients: the original draws nothing"),
-        (WiderInEval, r"output\[.*\] differs by [\d.e-]+ with .* parameters in eval\(\) with gradients"),
-        (OnlyItsLossInTraining, r"output differs with random parameters in (eval|train)\(\) with gradients"),
+        (WiderInEval, r"output\[.*\].* differs by [\d.e-]+ with .* parameters in eval\(\) with gradients"),
+        (OnlyItsLossInTraining, r"output.* differs with random parameters in (eval|train)\(\) with gradients"),
         (FailsInEval, r"the original's own forward fails .* eval\(\) with gradients: AssertionError"),
         (lambda *_: scripted_mean_in_eval(), r"the noise differs .* in eval\(\) .*"),
     ],
@@ -1024,9 +1098,9 @@ class Swish(nn.Module):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (ReadsAnother(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
-        (LeaksInside(6, 9, 4), r"output\[0\] differs by [\d.e-]+ with its own parameters"),
-        (ReturnsMore(6, 9, 4), "the original gives 'tuple of length 5', the accelerated one 'tuple of length 4'"),
+        (ReadsAnother(6, 9, 4), r"output\[0\], the KL, differs by [\d.e-]+ with its own parameters"),
+        (LeaksInside(6, 9, 4), r"output\[0\], the KL, differs by [\d.e-]+ with its own parameters"),
+        (ReturnsMore(6, 9, 4), r"output\[4\], float64 of shape \(4, 3, 6\), is none of the quantities of a run"),
         (
             DrawsOnce(6, 9, 4),
             r"the noise differs .*: the original draws normal \(4,\) .* accelerated one normal \(2, 4\)",
@@ -1036,6 +1110,142 @@ class Swish(nn.Module):
 def test_what_names_and_shapes_cannot_tell_is_found_by_running(model: nn.Module, words: str) -> None:
     with pytest.raises(ProofError, match=words):
         accelerate(model)
+
+
+def test_several_readings_fail_and_the_one_that_came_farthest_is_told() -> None:
+    words = (
+        r"output\[4\], float64 of shape \(4, 3, 9\), is none of the quantities of a run: .*layout=\{'outputs': ...\}"
+    )
+    with pytest.raises(ProofError, match=words):
+        accelerate(variants.ReturnsFeatures(6, 9, 4))
+
+
+def test_a_difference_names_its_quantity_and_the_cure() -> None:
+    words = r"output\[0\], the KL.*, differs by .* \(layout=\{'outputs': ...\} says what forward returns; 'activation'"
+    with pytest.raises(ProofError, match=words):
+        accelerate(LeaksInside(6, 9, 4))
+
+
+def test_two_counts_of_draws_are_told_and_no_list_of_them() -> None:
+    with pytest.raises(ProofError, match=r"float32 and so on, 2 times, .* float32 and so on, 3 times") as caught:
+        accelerate(variants.StartsLate(6, 9, 4))
+    assert str(caught.value).count("normal") == 2
+
+
+def bounded(run: Run) -> Any:
+    """What a Gaussian E returns whose mean has gone through a module."""
+    q, p = Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)
+    mean, std = run.module.dec_mean[1](run.heads[0]), F.softplus(run.heads[1])
+    logs = torch.log(p.stddev + copied.EPS) - torch.log(q.stddev + copied.EPS)
+    kl = (logs + (q.variance + (q.mean - p.mean) ** 2) / (2 * p.variance) - 0.5).sum()
+    nll = run.module.nll_gauss(mean, std, run.x)
+    return kl, nll, tuple(list(t) for t in (run.mean, run.std)), tuple(list(t) for t in (mean, std))
+
+
+def test_a_module_behind_a_head_is_named_with_what_lets_it_run() -> None:
+    model, x = variants.Bounded(6, 9, 4), real()
+    with pytest.raises(
+        LayoutError, match=r"dec_mean\.1 is Hardtanh.*layout=\{'outside': \('dec_mean\.1',\), 'outputs'"
+    ):
+        accelerate(model)
+    with pytest.warns(UserWarning, match="sample runs as its class is written"):
+        fast = accelerate(model, layout={"outside": ("dec_mean.1",), "outputs": bounded})
+    torch.manual_seed(0)
+    theirs = both(model(x))
+    torch.manual_seed(0)
+    torch.testing.assert_close(both(fast(x)), theirs)
+
+
+ROLES_OF_E = {
+    **{name: name for name in ("phi_x", "phi_z", "prior", "prior_mean", "prior_std")},
+    "encoder": "enc",
+    "encoder_mean": "enc_mean",
+    "encoder_std": "enc_std",
+    "decoder": "dec",
+    "cell": "rnn",
+    "decoder_heads": ("dec_mean", "dec_std"),
+    "outputs": lambda run: run.heads[0],
+}
+
+
+def test_a_layout_that_lacks_what_it_calls_is_refused() -> None:
+    with pytest.raises(LayoutError, match=r"calls vrnn\.encoder of the model, found no vrnn;"):
+        accelerate(copied.VRNN(6, 9, 4), layout={"like": "B", **ROLES_OF_E})
+
+
+class Unfriendly(copied.VRNN):
+    """Its fields can be compared with nothing."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)[0], Unequal(), {"mask": x > 0.5}, {torch.ones(2): x.detach().numpy()}
+
+
+class Unequal:
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ZeroDivisionError
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+class Locked(copied.VRNN):
+    """Which cannot be copied."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.lock = Lock()
+
+
+class Untrainable(copied.VRNN):
+    def train(self, mode: bool = True) -> Any:
+        raise KeyError("train")
+
+
+class TakesLists(copied.VRNN):
+    def forward(self, x: Any) -> Any:
+        raise ValueError(f"expected other numbers than {torch.stack(x) if isinstance(x, list) else x}")
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "words"),
+    [
+        (Unfriendly, {}, "output"),
+        (
+            Unfriendly,
+            {"layout": {"outputs": lambda run: (run.z.sum(), Unequal(), {"mask": run.x > 0.5}, {})}},
+            "output",
+        ),
+        (Locked, {}, r"the original's own copy\.deepcopy fails: TypeError: cannot pickle"),
+        (Untrainable, {}, "the original's own train fails: KeyError"),
+        (TakesLists, {}, r"on an input of shape \(3, 2, 6\).*ValueError: expected other numbers than tensor\(\.\.\.\)"),
+        (TakesLists, {"example": ([torch.rand(3)] * 2,)}, r"fails in float64 on list of length 2 .*tensor\(\.\.\.\)"),
+        (copied.VRNN, {"layout": {"outputs": lambda run: {}["nothing"]}}, "the accelerated forward fails .*KeyError"),
+        (
+            copied.VRNN,
+            {"layout": {"outputs": lambda run: run.module.x_dim}},
+            "'tuple of length 4', the accelerated one 6",
+        ),
+    ],
+)
+def test_whatever_the_models_code_raises_is_told_in_words_and_without_numbers(
+    build: Callable[[int, int, int], nn.Module], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ProofError, match=words) as caught:
+        accelerate(build(6, 9, 4), **options)
+    assert "tensor([" not in str(caught.value)
+    assert len(str(caught.value)) < 900
+
+
+def test_parameters_without_numbers_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"model must have its parameters on a device that holds numbers, found .* on meta"
+    ):
+        accelerate(copied.VRNN(6, 9, 4).to("meta"))
+    with pytest.raises(LayoutError, match=r"enc_mean\.weight has no shape yet"):
+        accelerate(changed(put("enc_mean", nn.LazyLinear(4))))
 
 
 # --- threads

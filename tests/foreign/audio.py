@@ -57,7 +57,7 @@ class View(nn.Module):
         self.shape = shape
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], *self.shape)
+        return x.view(x.shape[0], *self.shape)
 
 
 class StackTensor(nn.Module):

@@ -54,9 +54,9 @@ class WithoutLoss(nn.Module):
         h = torch.zeros(self.num_RNN, x.shape[1], self.dim_RNN).to(x.device)
         c = torch.zeros(self.num_RNN, x.shape[1], self.dim_RNN).to(x.device)
         found: list[list[Tensor]] = [[], [], [], [], [], []]
-        for t in range(x.shape[0]):
-            top = h[-1]
-            feature_x = self.feature_extractor_x(x[t])
+        for t in range(x.shape[0]):  # (1, B, .) all of it
+            top = h[-1:]
+            feature_x = self.feature_extractor_x(x[t : t + 1])
             inferred = self.mlp_hx_z(torch.cat([feature_x, top], -1))
             mean, logvar = self.inf_mean(inferred), self.inf_logvar(inferred)
             expected = self.mlp_h_z(top)
@@ -65,10 +65,10 @@ class WithoutLoss(nn.Module):
             z = torch.addcmul(mean, torch.randn_like(std), std)
             feature_z = self.feature_extractor_z(z)
             y = self.gen_out(self.mlp_hz_x(torch.cat([feature_z, top], -1)))
-            _, (h, c) = self.rnn(torch.cat([feature_x, feature_z], -1).unsqueeze(0), (h, c))
+            _, (h, c) = self.rnn(torch.cat([feature_x, feature_z], -1), (h, c))
             for into, value in zip(found, (mean, logvar, mean_p, logvar_p, z, y), strict=True):
                 into.append(value)
-        stacked = [torch.stack(values) for values in found]
+        stacked = [torch.cat(values) for values in found]
         self.z_mean, self.z_logvar, self.z_mean_p, self.z_logvar_p, self.z = stacked[:5]
         return torch.exp(stacked[5]) if self.exponential else stacked[5]
 

@@ -13,6 +13,11 @@ def network(inputs: int, h: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU())
 
 
+def half_log_two_pi(like: Tensor) -> Tensor:
+    """Of float32, whatever the model is."""
+    return 0.5 * torch.log(2 * torch.FloatTensor([math.pi])).to(like.device)
+
+
 class VRNN(nn.Module):
     def __init__(self, x_dim: int, y_dim: int, z_dim: int, h_dim: int, rnn_dim: int, n_layers: int = 2) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class VRNN(nn.Module):
             ratio = (enc_std**2 + (enc_mean - prior_mean) ** 2) / prior_std**2
             out["kl_loss"] = out["kl_loss"] + 0.5 * (2 * prior_std.log() - 2 * enc_std.log() + ratio - 1).sum()
             error = (x - dec_mean) ** 2 / (2 * dec_std**2)
-            out["recon_loss"] = out["recon_loss"] + (error + dec_std.log() + 0.5 * math.log(2 * math.pi)).sum()
+            out["recon_loss"] = out["recon_loss"] + (error + dec_std.log() + half_log_two_pi(x)).sum()
         return out
 
     def sample(self, states: Tensor, burn_in: int = 0) -> tuple[Tensor, None]:
@@ -104,5 +109,5 @@ class Agents(nn.Module):
                 ratio = (enc_std**2 + (enc_mean - prior_mean) ** 2) / prior_std**2
                 out["kl_loss"] = out["kl_loss"] + 0.5 * (2 * prior_std.log() - 2 * enc_std.log() + ratio - 1).sum()
                 error = (x - dec_mean) ** 2 / (2 * dec_std**2)
-                out["recon_loss"] = out["recon_loss"] + (error + dec_std.log() + 0.5 * math.log(2 * math.pi)).sum()
+                out["recon_loss"] = out["recon_loss"] + (error + dec_std.log() + half_log_two_pi(x)).sum()
         return out

@@ -64,7 +64,7 @@ class AudioObjective(Objective):
         x, x_sl, beta, free_nats, _ = run.arguments.values()
         x = x.unsqueeze(-1) if x.dim() == 2 else x
         y = x.clone().detach()
-        decoded = run.heads[0].transpose(0, 1)
+        decoded = run.heads[0].transpose(0, 1).contiguous()  # a layer behind may be a view
         for layer in list(model.decoder)[5:]:  # those behind the last affine one
             decoded = layer(decoded)
         longest = x_sl.max()
@@ -115,6 +115,14 @@ class Audio(Layout):
     """
 
     def told(self, model: nn.Module) -> Layout:
+        for path in (_MODEL, f"{_ENCODER}.2", self.roles.cell):
+            try:
+                model.get_submodule(path)
+            except AttributeError as error:
+                raise LayoutError(
+                    f"{self} calls {_ENCODER} of the model, found no {path}; layout={{'like': ...}} names what a model "
+                    "is a variant of"
+                ) from error
         residual = getattr(model.get_submodule(_MODEL), "residual_posterior", self.traits.residual)
         return replace(self, traits=replace(self.traits, residual=bool(residual)))
 
@@ -128,7 +136,9 @@ class Audio(Layout):
         """x alone, or with lengths, beta, free nats and a state."""
         parameters = dict(model.named_parameters())
         samples = steps * parameters[f"{_ENCODER}.2.weight"].shape[1]
-        state = torch.randn(batch, parameters["vrnn.vrnn_cell.gru_cell.weight_hh"].shape[1])
+        cell = self.roles.cell
+        recurrent = next(p for name, p in parameters.items() if name.startswith(f"{cell}.weight_hh"))
+        state = torch.randn(batch, recurrent.shape[1])
         x, lengths = 2 * torch.rand(batch, samples) - 1, samples - torch.arange(batch)
         return (x, lengths, 0.7, 0.1, state)[: 5 if len(_needed(model)) == 2 else 1]
 

@@ -97,6 +97,11 @@ class Objective:
     finishes: ClassVar[bool] = False
 
     @property
+    def quantities(self) -> Mapping[str, str]:
+        """What fields of the result are, in words, by the names that :mod:`.proof` gives them."""
+        return {}
+
+    @property
     def faults(self) -> Mapping[str, Fault]:
         """By the names under which ``mend`` takes them."""
         return {}

@@ -31,6 +31,10 @@ class _Copied(Objective):
     eps: float
     floor: float
 
+    @property
+    def quantities(self) -> Mapping[str, str]:
+        return {"output[0]": "the KL", "output[1]": "the negative log-likelihood"}
+
     def output(self, run: Run, mend: frozenset[str]) -> Any:
         raw, raw_std = run.heads
         mean, std = self.mean(raw), std_of(raw_std)

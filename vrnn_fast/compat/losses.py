@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..likelihoods import MeanStd
 
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 EPS = torch.finfo(torch.float32).eps  # what models of float32 add inside of logarithms, also in double precision
 
 
@@ -36,4 +37,4 @@ def bernoulli_with_eps(raw: Tensor, mean: Tensor, x: Tensor, eps: float, floor: 
 
 def gaussian(mean: Tensor, std: Tensor, x: Tensor, eps: float = 0.0) -> Tensor:
     """-log N(x; mean, std²), with ``eps`` added inside the logarithm."""
-    return torch.log(std + eps) + 0.5 * math.log(2 * math.pi) + (x - mean).square() / (2 * std.square())
+    return torch.log(std + eps) + HALF_LOG_TWO_PI + (x - mean).square() / (2 * std.square())

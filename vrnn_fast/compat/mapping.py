@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..spec import ACTIVATIONS, Conditioned, Std
 from .base import Layout, Objective, Run, Sequences, sequence
 from .reading import LayoutError, Roles
+from .words import in_words
 
 _ROLES = tuple(f.name for f in fields(Roles))
 _NAMES = ("x", "cond", "target", "lengths", "state")  # of forward's arguments
@@ -147,13 +148,13 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     bases = {base.name: base for base in known}
     base = bases.get(layout.get("like", "E"))
     if base is None:
-        raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {layout['like']!r}")
+        raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {in_words(layout['like'])}")
     roles = {name: layout[name] for name in _ROLES if name in layout}
     for name, path in roles.items():
         if name == "decoder_heads":
             roles[name] = path = (path,) if isinstance(path, str) else tuple(path)
         if not all(isinstance(p, str) for p in (path if name == "decoder_heads" else (path,))):
-            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {path!r}")
+            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {in_words(path)}")
     _check(layout)
     traits = {name: layout[name] for name in ("activation", "std", "residual") if name in layout}
     if isinstance(layout.get("activation"), Mapping):
@@ -189,27 +190,29 @@ def _check(layout: Mapping[str, Any]) -> None:
     """Raise LayoutError for a value of the wrong kind, and for keys that exclude each other."""
     for name in ("outputs", "noise", "sequences"):
         if name in layout and not callable(layout[name]):
-            raise LayoutError(f"layout[{name!r}] must be a function, got {layout[name]!r}")
+            raise LayoutError(f"layout[{name!r}] must be a function, got {in_words(layout[name])}")
     for name in ("batch_first", "residual"):
         if not isinstance(layout.get(name, False), bool):
-            raise LayoutError(f"layout[{name!r}] must be True or False, got {layout[name]!r}")
+            raise LayoutError(f"layout[{name!r}] must be True or False, got {in_words(layout[name])}")
     for name in _NAMES:
         if not isinstance(layout.get(name, ""), str):
-            raise LayoutError(f"layout[{name!r}] must be the name of an argument of forward, got {layout[name]!r}")
+            raise LayoutError(
+                f"layout[{name!r}] must be the name of an argument of forward, got {in_words(layout[name])}"
+            )
     skip = layout.get("skip", 0)
     if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
-        raise LayoutError(f"layout['skip'] must be an int >= 0, got {skip!r}")
+        raise LayoutError(f"layout['skip'] must be an int >= 0, got {in_words(skip)}")
     activation = layout.get("activation", "relu")
     if not isinstance(activation, Mapping) and activation not in ACTIVATIONS:
         raise LayoutError(
-            f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, or a mapping, got {activation!r}"
+            f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, or a mapping, got {in_words(activation)}"
         )
     if not isinstance(layout.get("std", Std()), Std):
-        raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {layout['std']!r}")
+        raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {in_words(layout['std'])}")
     for name in ("cond_to", "outside"):
         value = layout.get(name, ())
         if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
-            raise LayoutError(f"layout[{name!r}] must be a tuple of names, got {value!r}")
+            raise LayoutError(f"layout[{name!r}] must be a tuple of names, got {in_words(value)}")
     strange = [name for name in layout.get("cond_to", ()) if name not in get_args(Conditioned)]
     if strange:
         raise LayoutError(f"layout['cond_to'] may hold {', '.join(get_args(Conditioned))}, got {strange[0]!r}")
@@ -225,4 +228,6 @@ def check_names(layout: Mapping[str, Any], arguments: Mapping[str, Any]) -> None
     """Raise LayoutError if a mapping names an argument that forward does not take."""
     for key in _NAMES:
         if layout.get(key, "") not in ("", *arguments):
-            raise LayoutError(f"layout[{key!r}] must be one of forward's {', '.join(arguments)}, got {layout[key]!r}")
+            raise LayoutError(
+                f"layout[{key!r}] must be one of forward's {', '.join(arguments)}, got {in_words(layout[key])}"
+            )

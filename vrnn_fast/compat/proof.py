@@ -7,21 +7,26 @@ import dataclasses
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .base import Objective
+from .accelerated import Accelerated, saturate
+from .base import Objective, Run
 from .double import double_by_default
 from .inference import Probe, Unknown, infer
+from .reading import LayoutError
+from .rounding import Shaken
 from .sampling import Sampler
 from .tree import plain, switch
+from .words import in_words, reason
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
 ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
@@ -36,9 +41,14 @@ Example: TypeAlias = Callable[[int, int], tuple[Any, ...]]
 
 
 class ProofError(RuntimeError):
-    """The accelerated module does not compute what the original computes; the message names the first difference."""
+    """The accelerated module does not compute what the original computes; the message names the first difference.
 
-    passed = 0  # trials
+    ``passed`` counts the trials, and the fields of the next one, that were the same.
+    """
+
+    def __init__(self, message: str, fields: int = 0) -> None:
+        super().__init__(message)
+        self.passed = (0, fields)
 
 
 class Draw(NamedTuple):
@@ -47,6 +57,10 @@ class Draw(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    def same(self, other: Draw) -> bool:
+        """Whether a seed gives the same numbers, whatever their shape."""
+        return self._replace(shape=()) == other._replace(shape=()) and math.prod(self.shape) == math.prod(other.shape)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.shape} {str(self.dtype).removeprefix('torch.')}"
@@ -91,9 +105,11 @@ class Proven(NamedTuple):
     noise: torch.dtype | None
 
 
-def prove(model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objective], example: Example) -> Proven:
-    """The first objective with which the accelerated module does what the original does, or the one that
-    :mod:`.inference` finds.
+def prove(
+    model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objective], example: Example, *, search: bool = True
+) -> Proven:
+    """The first objective with which the accelerated module does what the original does, or with ``search`` the one
+    that :mod:`.inference` finds.
 
     Both run in float64 on copies of the parameters: as they are, then on random ones, which no symmetry or zero of an
     initialisation can hide, in ``train()`` and ``eval()`` and with and without gradients. Every returned field, every
@@ -111,8 +127,9 @@ def prove(model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objecti
             except ProofError as error:
                 errors.append(error)
         try:
-            objective = _inferred(model, accelerate, example)
-            return Proven(objective, _prove(model, accelerate, objective, example))
+            if search:
+                objective = _inferred(model, accelerate, example)
+                return Proven(objective, _prove(model, accelerate, objective, example))
         except ProofError as error:
             errors.append(error)
     raise max(errors, key=lambda error: error.passed)
@@ -132,17 +149,20 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
             if weights == "random":
                 _redraw(twin)
             inputs[weights] = _inputs(example(*SIZES[weights]), twin)
-        switch(twin, mode.training)
         try:
+            with _original("train"):
+                switch(twin, mode.training)
             theirs, missing = _theirs(twin, inputs[weights], objective, weights, mode)
-            if fast is None:
-                noise = _dtype(theirs.draws)
-                fast = accelerate(twin, objective, noise)
-            switch(fast, mode.training)
-            ours = _observe(fast, inputs[weights], mode, missing)
-            _compare(theirs, ours, missing, _where(weights, twin, mode))
+            where = _where(weights, twin, mode)
+            with _accelerated(where):
+                if fast is None:
+                    noise = _dtype(theirs.draws)
+                    fast = accelerate(twin, objective, noise)
+                switch(fast, mode.training)
+                ours = _observe(fast, inputs[weights], mode, missing)
+            _compare(theirs, ours, missing, where, objective.quantities)
         except ProofError as error:
-            error.passed = passed
+            error.passed = (passed, error.passed[1])
             raise
     return noise
 
@@ -150,15 +170,28 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
 def _theirs(
     twin: nn.Module, inputs: tuple[Any, ...], objective: Objective, weights: str, mode: Mode
 ) -> tuple[Observed, set[str]]:
-    """What the original gives, and the names of the fields that are no numbers and may be none."""
+    """What the original gives, and the names of the fields that cannot be compared: with its own parameters those that
+    are no numbers and may be none, and those that have lost their digits to the original's own rounding."""
     where = _where(weights, twin, mode)
     theirs = _observe_original(twin, inputs, objective, mode, where)
     missing = {name for name, value in theirs.fields.items() if not _finite(value)}
-    if not missing:
-        return theirs, missing
-    if weights != "its own" or not any(fault.no_number for fault in objective.faults.values()):
-        raise ProofError(f"{min(missing)} of the original is not finite {where}")
-    return _observe_original(twin, inputs, objective, mode, where, missing), missing
+    if missing and (weights != "its own" or not any(fault.no_number for fault in objective.faults.values())):
+        first = next(name for name in theirs.fields if name in missing)
+        before = list(theirs.fields).index(first)
+        raise ProofError(f"{_named(first, objective.quantities)} of the original is not finite {where}", before)
+    if weights == "its own":
+        with Shaken():
+            shaken = _observe_original(twin, inputs, objective, mode, where)
+        missing |= {name for name, value in theirs.fields.items() if _moved(value, shaken.fields.get(name))}
+    return (_observe_original(twin, inputs, objective, mode, where, missing) if missing else theirs), missing
+
+
+def _moved(value: Any, shaken: Any) -> bool:
+    if not (isinstance(value, Tensor) and isinstance(shaken, Tensor) and value.is_floating_point()):
+        return False
+    if value.shape != shaken.shape or value.numel() == 0:
+        return value.shape != shaken.shape
+    return not (value - shaken).abs().max().item() <= ROUNDING / 8 * value.abs().max().item()
 
 
 def samples(
@@ -187,7 +220,7 @@ def samples(
             with _original(sampler.method, inputs, where):
                 theirs = _sampled(twin, sampler.method, inputs, mode)
             ours = _sampled(fast, sampler.method, inputs, mode._replace(gradients=False))
-            _compare(theirs, ours, set(), where)
+            _compare(theirs, ours, set(), where, {})
             gradients |= any(isinstance(f, Tensor) and f.requires_grad for f in theirs.fields.values())
     return gradients
 
@@ -213,17 +246,34 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
     if len(inputs) > 1:
         raise ProofError(f"forward takes {len(inputs)} arguments: say what it returns with layout={{'outputs': ...}}")
     mode = Mode(None, gradients=True)
-    theirs = _observe_original(twin, inputs, Probe(), mode, _where("random", twin, mode))
+    where = _where("random", twin, mode)
+    theirs = _observe_original(twin, inputs, Probe(), mode, where)
     probe = Probe(uniform={draw.kind for draw in theirs.draws if draw.kind in _NOISE} == {"uniform"})
-    torch.manual_seed(_SEED + 1)
-    with torch.no_grad():
-        run = accelerate(twin, probe, _dtype(theirs.draws))(*inputs)
+    with _accelerated(where):
+        fast = cast(Accelerated, accelerate(twin, probe, _dtype(theirs.draws)))
+        run, draws = _probed(fast, inputs)
+    _same_draws(theirs.draws, draws, where)
     try:
-        return infer(theirs.returned, theirs.left, run, probe.uniform)
+        found = infer(theirs.returned, theirs.left, run, probe.uniform)
+        saturate(fast)
+        theirs = _observe_original(twin, inputs, Probe(), mode, where)
+        with _accelerated(where):
+            run, _ = _probed(fast, inputs)
+        return found.settled(theirs.returned, theirs.left, run)
     except Unknown as unknown:
+        name = unknown.name
         raise ProofError(
-            f"{unknown} is none of the quantities of a run: say what forward returns with layout={{'outputs': ...}}"
+            f"{name}, {in_words(theirs.fields[name])}, {unknown.words}: say what forward returns with "
+            "layout={'outputs': ...}",
+            list(theirs.fields).index(name),
         ) from None
+
+
+def _probed(fast: Accelerated, inputs: tuple[Any, ...]) -> tuple[Run, list[Draw]]:
+    torch.manual_seed(_SEED + 1)
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
+        return fast(*inputs), recorder.draws
 
 
 def _inputs(arguments: tuple[Any, ...], twin: nn.Module) -> tuple[Any, ...]:
@@ -251,16 +301,30 @@ def _observe_original(
 
 
 @contextmanager
-def _original(method: str, inputs: tuple[Any, ...], where: str) -> Iterator[None]:
+def _original(method: str, inputs: tuple[Any, ...] | None = None, where: str = "") -> Iterator[None]:
     """Where a method of the original runs: whatever it raises is its own affair."""
     try:
         yield
     except Exception as error:
-        given = [f"an input of shape {tuple(v.shape)}" if isinstance(v, Tensor) else repr(v) for v in inputs]
         other = " (another one can be given as example=)" if method == "forward" else ""
+        on = "" if inputs is None else f" in float64 on {', '.join(map(_given, inputs))}{other}, {where}"
+        raise ProofError(f"the original's own {method} fails{on}: {reason(error)}") from error
+
+
+def _given(value: Any) -> str:
+    return f"an input of shape {tuple(value.shape)}" if isinstance(value, Tensor) else in_words(value)
+
+
+@contextmanager
+def _accelerated(where: str) -> Iterator[None]:
+    """Where ours runs, and in it the original's own modules: what they raise is a difference, too."""
+    try:
+        yield
+    except (LayoutError, ProofError):
+        raise
+    except Exception as error:
         raise ProofError(
-            f"the original's own {method} fails in float64 on {', '.join(given)}{other}, {where}: "
-            f"{type(error).__name__}: {error}"
+            f"the accelerated forward fails {where}, where the original's does not: {reason(error)}"
         ) from error
 
 
@@ -282,7 +346,8 @@ def _copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that keeps results of its last run."""
     kept = pytree.tree_leaves([list(vars(m).values()) for m in model.modules()])
     memo = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
-    return copy.deepcopy(plain(model), memo)
+    with _original("copy.deepcopy"):
+        return copy.deepcopy(plain(model), memo)
 
 
 def _redraw(model: nn.Module) -> None:
@@ -352,16 +417,18 @@ def _observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: 
             total = total + (value * weights.to(value.device)).sum().cpu()
     named = [*module.named_parameters(), *((f"input {i}", t) for i, t in enumerate(leaves) if isinstance(t, Tensor))]
     wanted = {f"the gradient of {name}": t for name, t in named if t.requires_grad}
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    found: Sequence[Tensor | None] = [None] * len(wanted)
+    if total.requires_grad and wanted:
+        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     return Observed(returned, left, recorder.draws, fields, dict(zip(wanted, found, strict=True)))
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What a result is made of, by name: tensors and other values; for a container its class and length first."""
     if isinstance(value, Mapping):
-        yield name, f"{type(value).__name__} of {', '.join(map(repr, value))}"
+        yield name, f"{type(value).__name__} of {', '.join(map(in_words, value))}"
         for key, entry in value.items():
-            yield from _fields(f"{name}[{key!r}]", entry)
+            yield from _fields(f"{name}[{in_words(key)}]", entry)
     elif isinstance(value, (tuple, list)):
         yield name, f"{type(value).__name__} of length {len(value)}"
         for i, entry in enumerate(value):
@@ -379,52 +446,85 @@ def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
     return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
 
 
-def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str) -> None:
+_CURE = (
+    "layout={'outputs': ...} says what forward returns; "
+    "'activation', 'columns' and 'std' beside it say how the cell computes"
+)
+
+
+def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str, quantities: Mapping[str, str]) -> None:
     """Raise at the first difference of draws, fields or gradients."""
-    if theirs.draws != ours.draws:
-        both = [", ".join(map(str, draws)) or "nothing" for draws in (theirs.draws, ours.draws)]
-        raise ProofError(f"the noise differs {where}: the original draws {both[0]}, the accelerated one {both[1]}")
-    for name, value in theirs.fields.items():
+    _same_draws(theirs.draws, ours.draws, where)
+    for place, (name, value) in enumerate(theirs.fields.items()):
         if name not in ours.fields:
-            raise ProofError(f"{name} is missing {where}, which the original gives")
-        if name not in missing:
-            _equal(name, value, ours.fields[name], where)
+            raise ProofError(f"{name} is missing {where}, which the original gives", place)
+        difference = None if name in missing else _difference(value, ours.fields[name], where)
+        if difference is not None:
+            cure = f" ({_CURE})" if name.startswith("output") else ""
+            raise ProofError(f"{_named(name, quantities)} {difference}{cure}", place)
     for name in ours.fields:
         if name not in theirs.fields:
-            raise ProofError(f"{name} is given {where}, which the original does not give")
+            raise ProofError(f"{name} is given {where}, which the original does not give", len(theirs.fields))
     scale = max((g.abs().max().item() for g in theirs.gradients.values() if g is not None and g.numel()), default=0.0)
     for name, gradient in theirs.gradients.items():
-        _equal(name, gradient, ours.gradients[name], where, scale)
+        difference = _difference(gradient, ours.gradients[name], where, scale)
+        if difference is not None:
+            raise ProofError(f"{name} {difference}", len(theirs.fields))
 
 
-def _equal(name: str, theirs: Any, ours: Any, where: str, scale: float | None = None) -> None:
-    if isinstance(theirs, float) and isinstance(ours, float):
-        if not math.isclose(theirs, ours, rel_tol=ROUNDING, abs_tol=ROUNDING):
-            raise ProofError(f"{name} differs {where}: the original gives {theirs}, the accelerated one {ours}")
-        return
-    if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
-        same = type(theirs) is type(ours) and (isinstance(theirs, Tensor) or bool(theirs == ours))
-        if not same:
-            raise ProofError(
-                f"{name} differs {where}: the original gives {_told(theirs)}, the accelerated one {_told(ours)}"
-            )
-        return
-    if theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+def _same_draws(theirs: list[Draw], ours: list[Draw], where: str) -> None:
+    if len(theirs) != len(ours):
+        counts = [_counted(draws) for draws in (theirs, ours)]
         raise ProofError(
-            f"{name} differs {where}: the original gives {_told(theirs)}, the accelerated one {_told(ours)}"
+            f"the noise differs {where}: the original draws {counts[0]}, the accelerated one {counts[1]}, "
+            "once for each step of x (layout={'skip': ...} says how many steps the original leaves out)"
         )
-    if theirs.numel() == 0:
-        return
+    for number, (their, our) in enumerate(zip(theirs, ours, strict=True), 1):
+        if not their.same(our):
+            raise ProofError(
+                f"the noise differs {where} in draw {number} of {len(theirs)}: the original draws {their}, the "
+                f"accelerated one {our} (layout={{'noise': ...}} says how a step's noise is drawn)"
+            )
+
+
+def _counted(draws: list[Draw]) -> str:
+    if not draws:
+        return "nothing"
+    return f"{draws[0]} and so on, {len(draws)} times" if len(draws) > 1 else f"{draws[0]} once"
+
+
+def _named(name: str, quantities: Mapping[str, str]) -> str:
+    words = quantities.get(name) or quantities.get(name.rpartition("[")[0])  # of a list of steps
+    return f"{name}, {words}," if words else name
+
+
+def _difference(theirs: Any, ours: Any, where: str, scale: float | None = None) -> str | None:
+    """How two values differ, or None if they do not."""
+    both = f"differs {where}: the original gives {in_words(theirs)}, the accelerated one {in_words(ours)}"
+    if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
+        return None if type(theirs) is type(ours) and _alike(theirs, ours) else both
+    if theirs.shape != ours.shape or theirs.dtype != ours.dtype or theirs.device != ours.device:
+        return both
+    if theirs.numel() == 0 or theirs.dtype == torch.bool:
+        return None if torch.equal(theirs, ours) else f"differs {where}"
     size = (theirs - ours).abs().max().item()
     largest = theirs.abs().max().item()
-    if not size <= ROUNDING * (largest if scale is None else scale):
-        raise ProofError(f"{name} differs by {size:.3g} {where}, where the original's largest value is {largest:.3g}")
+    if size <= ROUNDING * (largest if scale is None else scale):
+        return None
+    return f"differs by {size:.3g} {where}, where the original's largest value is {largest:.3g}"
 
 
-def _told(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return repr(value)
+def _alike(theirs: Any, ours: Any) -> bool:
+    """Whether two values of one class, no tensors, are the same; whatever a foreign class says to that, they are not
+    if it does not say yes."""
+    try:
+        if isinstance(theirs, (float, np.ndarray)):
+            return bool(np.allclose(theirs, ours, rtol=ROUNDING, atol=ROUNDING, equal_nan=True))
+        return bool(theirs == ours)
+    except Exception:
+        return False

@@ -18,7 +18,8 @@ from .base import Fault, Layout, Objective
 from .mapping import Named, check_names, mapped
 from .proof import ProofError, prove, samples
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, plain, refuse_draws, shallow, strange, vet
+from .tree import activations, parameter_shapes, plain, ready, refuse_draws, shallow, strange, vet
+from .words import in_words
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -62,7 +63,8 @@ def accelerate(
             and what was found.
         ProofError: the accelerated module would not compute what the model computes; the message names the first
             field that differs, its size, and the mode in which it does.
-        TypeError, ValueError: an argument out of its domain, naming it.
+        TypeError, ValueError: an argument out of its domain, naming it. What the model's own code raises is told by one
+            of the errors above.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -73,10 +75,11 @@ def accelerate(
     if backend not in executors.names():
         raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
     if isinstance(mend, str) or not isinstance(mend, Collection):
-        raise TypeError(f"mend must be a tuple of names, got {mend!r}")
+        raise TypeError(f"mend must be a tuple of names, got {in_words(mend)}")
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
 
+    ready(model)
     looked_at = plain(model)
     shapes = parameter_shapes(looked_at)
     every = {name: tuple(p.shape) for name, p in looked_at.named_parameters()} | shapes
@@ -117,6 +120,7 @@ def accelerate(
         lambda twin, objective, noise: build(twin, planned(objective, noise)),
         known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
+        search=known.written is None,
     )
     faults = proven.objective.faults
     mendable = [name for name, fault in faults.items() if not fault.outside]
@@ -184,7 +188,7 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         return mapped(layout, [known.variant(shapes) for known in LAYOUTS])
     names = ", ".join(repr(known.name) for known in LAYOUTS)
     if not isinstance(layout, str):
-        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {in_words(layout)}")
     if layout == "auto":
         return _recognised(shapes, found)
     for known in LAYOUTS:

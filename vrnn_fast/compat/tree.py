@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.loss import _Loss
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from ..layout import Held, Slot
@@ -181,6 +182,19 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
+def ready(model: nn.Module) -> None:
+    """Refuse parameters that hold nothing to run with.
+
+    Raises:
+        LayoutError: one has no shape yet. ValueError: one is on the device "meta".
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise LayoutError(f"{name} has no shape yet: run the model once before")
+        if parameter.is_meta:
+            raise ValueError(f"model must have its parameters on a device that holds numbers, found {name} on meta")
+
+
 def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
     """How :func:`vrnn_fast.layout.gather` finds the parameters of these names, in their order, below a mirrored
     root."""
@@ -226,7 +240,7 @@ def vet(
         free = path.startswith(familiar) if familiar else False
         fault = _fault(module, path in above, free)
         if fault is not None:
-            raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
+            raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout, path=path)}")
         if free or parametrize.is_parametrized(module):
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
@@ -275,7 +289,10 @@ def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
         return f"({name}={getattr(module, name):g}): only {name}={expected:g} is run here"
     if isinstance(module, (nn.Linear, *_CONTAINERS, *_HARMLESS, *_ACTIVATIONS)) or holds:
         return None
-    return ", a sub-module that {layout} does not know"
+    return (
+        ", a sub-module that {layout} does not know; one that is called outside of the launch is named by "
+        "layout={{'outside': ('{path}',), 'outputs': ...}}"
+    )
 
 
 def activations(
