@@ -179,7 +179,8 @@ Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<
                 std::vector<Tensor> state, std::vector<Tensor> parameters, std::optional<Tensor> packed,
                 std::vector<int64_t> program, std::vector<double> constants, int64_t saved_size, bool recompute,
                 bool want_prior, bool want_raw, double threshold) {
-    const Known& known = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const auto held = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const Known& known = *held;
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
     check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(uniforms, "uniforms", x.scalar_type(), known, x);
@@ -195,7 +196,8 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
                   std::optional<Tensor> mask, std::vector<Tensor> state, std::vector<Tensor> parameters,
                   std::optional<Tensor> ancestors, Tensor saved, std::vector<int64_t> program,
                   std::vector<double> constants, bool recompute, bool want_x, bool want_eps, bool want_cond) {
-    const Known& known = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const auto held = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const Known& known = *held;
     check_count(parameters, known);
     check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(ancestors, "ancestors", ScalarType::Long, known, x);
@@ -240,7 +242,8 @@ Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& no
 Generated generate(Tensor eps, Tensor noise, std::optional<Tensor> cond, std::vector<Tensor> state,
                    std::vector<Tensor> parameters, std::optional<Tensor> packed, std::vector<int64_t> program,
                    std::vector<double> constants) {
-    const Known& known = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const auto held = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
+    const Known& known = *held;
     STD_TORCH_CHECK(known.draws(), "the program does not generate");
     packed ? check_packed(*packed, known, noise) : check_count(parameters, known);
     check_batch(known, noise, "noise", eps, {cond, std::nullopt, std::nullopt, std::nullopt}, state);
@@ -258,7 +261,8 @@ Tensor pack_of(const Known& known, const std::vector<Tensor>& given) {
 
 // The weights in one tensor, as the build reads them that is chosen now.
 Tensor pack(std::vector<Tensor> parameters, int64_t number) {
-    const Known& known = programs[number];
+    const auto held = programs[number];
+    const Known& known = *held;
     check_count(parameters, known);
     const auto of =
         precision(parameters.front(), "a parameter") == ScalarType::Double ? pack_of<double> : pack_of<float>;
@@ -300,7 +304,8 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
 // One time step: x (B, X), eps (B, Z), state (1, B, H) each -> nll, kl (B); raw (B, output), of z and at the prior's
 // mean; state. What is not wanted has no elements.
 Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tensor> state, bool want_raw) {
-    const Known& known = programs[number];
+    const auto held = programs[number];
+    const Known& known = *held;
     const ScalarType dtype = precision(x, "x");
     const int64_t batch = x.size(0);
     check_packed(packed, known, x);
@@ -316,17 +321,24 @@ Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tenso
 int64_t program_number(std::vector<int64_t> program, std::vector<double> constants, int64_t parameters) {
     return programs.number(program, constants, parameters);
 }
+int64_t hold_program(std::vector<int64_t> program, std::vector<double> constants, int64_t parameters) {
+    return programs.hold(program, constants, parameters);
+}
+int64_t release_program(int64_t number) {
+    return programs.release(number);
+}
 int64_t packed_size(int64_t number) {
-    return programs[number].packed_size();
+    return programs[number]->packed_size();
 }
 int64_t output_width(int64_t number) {
-    return programs[number].output();
+    return programs[number]->output();
 }
 
 // Multiplications and additions of the dense stages, of one row and time step forward: of all, of those that read x, of
 // those that read cond, and of those that a single step runs again for its prediction.
 std::vector<int64_t> flops(int64_t number) {
-    const Program& program = programs[number].decoded.program;
+    const auto held = programs[number];
+    const Program& program = held->decoded.program;
     int64_t all = 0, of_x = 0, of_cond = 0, again = 0;
     bool repeated = false;  // what follows on z alone
     for (const Stage& s : program.stages) {
@@ -399,6 +411,8 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
         "generate(Tensor eps, Tensor noise, Tensor? cond, Tensor[] state, Tensor[] parameters, Tensor? packed, "
         "int[] program, float[] constants) -> (Tensor x, Tensor[] state)");
     m.def("program_number(int[] program, float[] constants, int parameters) -> int");
+    m.def("hold_program(int[] program, float[] constants, int parameters) -> int");
+    m.def("release_program(int number) -> int");
     m.def("packed_size(int number) -> int");
     m.def("output_width(int number) -> int");
     m.def("flops(int number) -> int[]");
@@ -424,6 +438,8 @@ STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CompositeExplicitAutograd, m) {
     m.impl("program_number", TORCH_BOX(&program_number));
+    m.impl("hold_program", TORCH_BOX(&hold_program));
+    m.impl("release_program", TORCH_BOX(&release_program));
     m.impl("packed_size", TORCH_BOX(&packed_size));
     m.impl("output_width", TORCH_BOX(&output_width));
     m.impl("flops", TORCH_BOX(&flops));

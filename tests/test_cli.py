@@ -256,11 +256,14 @@ def test_mistakes_end_in_one_line(
     (tmp_path / "empty").mkdir()
     _run("train", notes, "--run", tmp_path / "run", "--epochs", 1, *SMALL)
     np.save(tmp_path / "wide.npy", np.zeros((10, 4, 7)))
+    np.savez_compressed(tmp_path / "tiny.npz", test=np.zeros((10, 40, 50)))
     soundfile.write(tmp_path / "a.wav", np.zeros(500), 8000)
     for message, *arguments in (
         ("holds no .wav and no .npy file", "train", tmp_path / "empty"),
         ("no such data: nowhere", "train", "nowhere"),
         ("cannot be written", "train", notes, "--run", notes / "run"),
+        ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
+        ("tiny.npz expands to", "eval", tmp_path / "run", "--data", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
         ("epochs must be at least 1, got 0", "train", notes, "--epochs", 0),
         ("no checkpoint at", "train", "--resume", tmp_path / "empty"),
         ("no checkpoint at", "eval", tmp_path / "empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import os
@@ -24,7 +25,7 @@ from oracle import (
     assert_no_divergence_no_gradient_of_it,
     assert_obeys_the_law,
 )
-from vrnn_fast import ops
+from vrnn_fast import VRNN, ops
 from vrnn_fast.executors import cpu, reference
 from vrnn_fast.partition import partition
 from vrnn_fast.spec import ACTIVATIONS, MOST_DEPTH, MOST_LAYERS, CellSpec, Std
@@ -655,3 +656,22 @@ def test_launches_do_not_grow_with_time() -> None:
     assert grown[0] == grown[1]
     assert grown[0][0] == 2
     assert grown[0][1] == {"vrnn_fast::forward": 1, "vrnn_fast::backward": 1}
+
+
+def test_what_many_structures_leave_behind_is_bounded() -> None:
+    """Python remembers so many of them, the operators as many more; whoever still needs one has it."""
+    model = VRNN(3, 4, 2, phi_x=(2,), backend="cpu")
+    first, leaves = model.spec, list(model.parameters())
+    x, eps = torch.rand(4, 2, 3).round(), torch.randn(4, 2, 2)
+    kept = [model(x, eps=eps).loss for _ in range(2)]
+    wanted = torch.autograd.grad(kept[0], leaves)
+    remembered = cpu._number.cache_parameters()["maxsize"]
+    assert remembered is not None
+    for width in range(2 * remembered + 50):
+        cpu._number(CellSpec(3, 1, 1, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=(1 + width,)))
+    held = torch.ops.vrnn_fast.hold_program(*cpu.encode(first)[:2], len(leaves))
+    known = torch.ops.vrnn_fast.release_program(held)
+    assert known <= 2 * remembered + 10, "beside those that other tests still hold"
+    assert all(map(torch.equal, torch.autograd.grad(kept[1], leaves), wanted))
+    copied = copy.deepcopy(number := cpu._number(first))
+    assert (type(copied), copied) == (int, number), "a copy gives nothing back when it goes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -294,6 +295,63 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     np.save(tmp_path / "ragged.npy", np.array([np.zeros((2, 3)), np.zeros((4, 3))], dtype=object))
     with pytest.raises(DataError, match=r"save sequences of unequal length as one array each in an \.npz file"):
         data.load(Source(str(tmp_path / "ragged.npy")))
+
+
+def _npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    """NumPy makes code of a header, and raises whatever its tokenizer or compiler does."""
+    np.save(tmp_path / "whole.npy", _binary(30, 4, 3))
+    np.savez_compressed(tmp_path / "whole.npz", a=_binary(30, 4, 3))
+    _wav(tmp_path / "whole.wav", 500)
+    chance = np.random.default_rng(0)
+    spoilt = [
+        ("a.npy", _npy(b"{'descr': __import" + b"x" * 100)),
+        ("b.npy", _npy(b"{'descr': '<f4', 'shape': " + b"(" * 300)),
+    ]
+    for name, header in (("whole.npy", 128), ("whole.npz", 200), ("whole.wav", 60)):
+        content = (tmp_path / name).read_bytes()
+        for bit in chance.integers(8 * header, size=150).tolist():
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            spoilt.append((f"flipped{Path(name).suffix}", bytes(flipped)))
+    told = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's, of what it is given
+        for name, content in spoilt:
+            folder = tmp_path / Path(name).suffix
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+            try:
+                data.load(Source(str(folder if name.endswith("wav") else folder / name), frame=10))
+            except DataError as error:
+                told.append((name, str(error)))
+    assert len(told) > 150
+    assert [words for name, words in told if "\n" in words or not re.search(rf"{name}|\.wav", words)] == []
+
+
+def test_what_expands_beyond_the_limit(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "notes.npz", **{p: np.zeros((3, 1000, 50), np.uint8) for p in PARTS})
+    path = tmp_path / "notes.npz"
+    assert path.stat().st_size < 10_000
+    words = r"notes.npz expands to 0.00045 GB, and max_gigabytes is 0.0004: raise that \(--max-gigabytes on the command"
+    with pytest.raises(DataError, match=words):
+        data.load(Source(str(path), max_gigabytes=0.0004))
+    assert data.load(Source(str(path), max_gigabytes=0.002)).features == 50
+    np.savez(path, **{p: _binary(9, 10, 5) for p in PARTS})
+    assert data.load(Source(str(path), max_gigabytes=0)).features == 5, "it is as large on the disk"
+    sound = tmp_path / "sound"
+    sound.mkdir()
+    soundfile.write(sound / "a.wav", np.zeros(500_000), 8000, format="FLAC")
+    with pytest.raises(DataError, match=r"a\.wav expands to 0.002 GB, and max_gigabytes is 0.001"):
+        data.load(Source(str(sound), max_gigabytes=0.001))
+
+
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(DataError, match=r"no such data: a{5000} "):
+        data.load(Source("a" * 5000))
 
 
 def _wav(path: Path, samples: int, rate: int = 8000, channels: int = 1) -> Any:

@@ -50,6 +50,7 @@ INTERRUPTED = 130
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
 Backend = Annotated[str, typer.Option(help="Executor: auto, or a name that `vrnn-fast info` lists.")]
+MaxGigabytes = Annotated[float, typer.Option(help="What a file of data may expand to in memory.", min=0)]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
 
 
@@ -79,6 +80,7 @@ def train(
     frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
     rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
     max_steps: Annotated[int, typer.Option(help="Longest sequence cut from sound.", min=1)] = Source.max_steps,
+    max_gigabytes: MaxGigabytes = Source.max_gigabytes,
     cell: Annotated[Cell, typer.Option()] = ModelConfig.cell,
     activation: Annotated[Activation, typer.Option()] = ModelConfig.activation,
     hidden: Annotated[int, typer.Option(help="Size of the recurrent state.", min=1)] = ModelConfig.hidden_size,
@@ -121,7 +123,7 @@ def train(
             raise CheckpointError(f"no checkpoint at {resume}")
         begin = partial(Trainer.resume, resume)
     else:
-        origin = Source(source, likelihood, frame, rate, max_steps)
+        origin = Source(source, likelihood, frame, rate, max_steps, max_gigabytes)
         with console.status("reading the data"):
             dataset = data.load(origin)
         model = ModelConfig(dataset.features, dataset.likelihood, hidden, latent, width, cell, activation)
@@ -151,6 +153,7 @@ def evaluate_run(
     source: Annotated[
         str | None, typer.Option("--data", help="Other data than it was trained on; this part of it is enough.")
     ] = None,
+    max_gigabytes: MaxGigabytes = Source.max_gigabytes,
     backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
@@ -165,7 +168,7 @@ def evaluate_run(
         dataset = run_data(run, header)
         sequences, baseline = dataset[part], dataset.baseline()
     else:
-        sequences = _other_data(run, header, source, part)
+        sequences = _other_data(run, header, source, part, max_gigabytes)
     sums = evaluate(model, sequences)
     nll, kl = sums.nll / sums.time_steps, sums.kl / sums.time_steps
     console.print(
@@ -285,14 +288,17 @@ def _refuse_beside_resume(context: typer.Context) -> None:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(given)}")
 
 
-def _other_data(run: Path, header: dict[str, Any], path: str, part: Part) -> tuple[torch.Tensor, ...]:
+def _other_data(
+    run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float
+) -> tuple[torch.Tensor, ...]:
     """A part of other data, read and standardised as what the run was trained on.
 
     Raises:
         DataError: it is not of the kind, size or rate that the run was trained on.
     """
     (source, model, _), about = read_configs(run, header), header["data"]
-    reading = data.read(replace(source, path=path, likelihood=model.likelihood, rate=about["rate"]))
+    source = replace(source, path=path, likelihood=model.likelihood, rate=about["rate"], max_gigabytes=max_gigabytes)
+    reading = data.read(source)
     if reading.features != model.input_size:
         raise DataError(f"{reading.name} has {reading.features} features per step, the run's model {model.input_size}")
     return reading.standardised(part, about["mean"], about["scale"])

@@ -101,7 +101,7 @@ class ForwardOutput(NamedTuple):
 
 def forward(
     program: Program,
-    number: int | None,
+    number: Number | None,
     x: Tensor,
     eps: Tensor,
     cond: Tensor | None,
@@ -143,7 +143,7 @@ def forward(
 
 def generate(
     program: Program,
-    number: int | None,
+    number: Number | None,
     eps: Tensor,
     noise: Tensor,
     cond: Tensor | None,
@@ -169,9 +169,20 @@ def wanted(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def number_of(program: Program, parameters: int) -> int:
-    """The number that stands for a program of so many parameters in this process."""
-    return int(torch.ops.vrnn_fast.program_number(program.code, program.constants, parameters))
+class Number(int):
+    """What stands for a program in this process: the operators keep that as long as its number lives."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)  # a copy keeps nothing
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():
+            torch.ops.vrnn_fast.release_program(int(self))
+
+
+def number_of(program: Program, parameters: int) -> Number:
+    """The number of a program of so many parameters."""
+    return Number(torch.ops.vrnn_fast.hold_program(program.code, program.constants, parameters))
 
 
 class Packed:
@@ -185,7 +196,7 @@ class Packed:
         RuntimeError: as :func:`chosen_isa`.
     """
 
-    def __init__(self, number: int, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, number: Number, parameters: Sequence[Tensor]) -> None:
         parameters = list(parameters)
         self.number = number
         self._watch = int(_below_autograd("watch", parameters))

@@ -3,8 +3,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <deque>
+#include <list>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <tuple>
 #include <vector>
@@ -13,7 +14,7 @@
 
 namespace vrnn::ops {
 
-// A decoded program. Kept for good under a number, since a process runs few cells.
+// A decoded program.
 struct Known {
     int64_t parameters;
     DecodedProgram decoded;
@@ -33,37 +34,96 @@ struct Known {
     }
 };
 
+// Programs by number. Those that are held stay; of all others, those of the last calls.
 class KnownPrograms {
   public:
+    static constexpr size_t most_idle = 256;
+
+    std::shared_ptr<const Known> operator()(const std::vector<int64_t>& code, const std::vector<double>& constants,
+                                            int64_t parameters) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        return of(code, constants, parameters)->second.known;
+    }
+    std::shared_ptr<const Known> operator[](int64_t number) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        return used(at(number))->second.known;
+    }
     int64_t number(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters) {
         const std::lock_guard<std::mutex> guard(mutex_);
-        const auto [at, unknown] = numbers_.try_emplace({parameters, code, constants}, known_.size());
-        if (unknown) try {
-                known_.emplace_back(code, constants, parameters);
-            } catch (...) {
-                numbers_.erase(at);
-                throw;
-            }
-        return at->second;
+        return of(code, constants, parameters)->first;
     }
-    const Known& operator[](int64_t number) {
+    int64_t hold(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters) {
         const std::lock_guard<std::mutex> guard(mutex_);
-        STD_TORCH_CHECK(number >= 0 && number < static_cast<int64_t>(known_.size()), "there is no program ", number);
-        return known_[number];
+        const auto found = of(code, constants, parameters);
+        if (found->second.held++ == 0) idle_.erase(found->second.place);
+        return found->first;
+    }
+    // How many are known then.
+    int64_t release(int64_t number) {
+        const std::lock_guard<std::mutex> guard(mutex_);
+        Entry& entry = at(number)->second;
+        STD_TORCH_CHECK(entry.held > 0, "program ", number, " is not held");
+        if (--entry.held == 0) entry.place = idle_.insert(idle_.end(), number);
+        forget();
+        return static_cast<int64_t>(known_.size());
     }
 
   private:
+    using Numbers = std::map<std::tuple<int64_t, std::vector<int64_t>, std::vector<double>>, int64_t>;
+    struct Entry {
+        std::shared_ptr<const Known> known;
+        Numbers::iterator code;
+        int64_t held = 0;
+        std::list<int64_t>::iterator place;  // in idle_, where it is not held
+    };
+    using Entries = std::map<int64_t, Entry>;
+
+    Entries::iterator at(int64_t number) {
+        const auto found = known_.find(number);
+        STD_TORCH_CHECK(found != known_.end(), "there is no program ", number);
+        return found;
+    }
+    Entries::iterator used(Entries::iterator entry) {
+        if (entry->second.held == 0) idle_.splice(idle_.end(), idle_, entry->second.place);
+        return entry;
+    }
+    Entries::iterator of(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters) {
+        const auto [place, unknown] = numbers_.try_emplace({parameters, code, constants}, next_);
+        if (!unknown) return used(at(place->second));
+        try {
+            std::list<int64_t> idle{next_};
+            auto decoded = std::make_shared<const Known>(code, constants, parameters);
+            const auto made = known_.emplace(next_, Entry{std::move(decoded), place, 0, idle.begin()}).first;
+            idle_.splice(idle_.end(), idle);
+            ++next_;
+            forget();
+            return made;
+        } catch (...) {
+            numbers_.erase(place);
+            throw;
+        }
+    }
+    void forget() {
+        for (; idle_.size() > most_idle; idle_.pop_front()) {
+            const auto oldest = known_.find(idle_.front());
+            numbers_.erase(oldest->second.code);
+            known_.erase(oldest);
+        }
+    }
+
     std::mutex mutex_;
-    std::map<std::tuple<int64_t, std::vector<int64_t>, std::vector<double>>, int64_t> numbers_;
-    std::deque<Known> known_;  // a deque: they stay where they are
+    Numbers numbers_;
+    Entries known_;
+    std::list<int64_t> idle_;  // the last one was used last
+    int64_t next_ = 0;
 };
 
 inline KnownPrograms programs;
 
 // What calls take for a program: its whole code, or its number alone.
-inline const Known& known(const std::vector<int64_t>& program, const std::vector<double>& constants,
-                          int64_t parameters) {
-    return programs[program.size() == 1 ? program[0] : programs.number(program, constants, parameters)];
+inline std::shared_ptr<const Known> known(const std::vector<int64_t>& program, const std::vector<double>& constants,
+                                          int64_t parameters) {
+    return program.size() == 1 ? programs[program[0]] : programs(program, constants, parameters);
 }
 
 }  // namespace vrnn::ops

@@ -33,6 +33,7 @@ class Source:
         frame: samples per time step, for sound.
         rate: samples per second that every sound file must have; None takes the first file's.
         max_steps: longer files of sound are cut into sequences of this many time steps.
+        max_gigabytes: what a file may expand to in memory; none is refused for its size on disk.
     """
 
     path: str = "chorales"
@@ -40,6 +41,7 @@ class Source:
     frame: int = 200
     rate: int | None = None
     max_steps: int = 200
+    max_gigabytes: float = 1.0
 
 
 @dataclass(frozen=True)

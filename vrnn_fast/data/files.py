@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,30 +26,48 @@ def load(source: Source) -> Reading:
         DataError: nothing there, or a file that does not fit; the message names it.
     """
     path = Path(source.path)
-    if path.is_dir():
-        sounds, arrays = (sorted(f for f in path.iterdir() if f.suffix.lower() == kind) for kind in (".wav", ".npy"))
+    if os.path.isdir(path):
+        try:
+            files = sorted(path.iterdir())
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        sounds, arrays = ([f for f in files if f.suffix.lower() == kind] for kind in (".wav", ".npy"))
         if sounds:
             return _load_sound(path, sounds, source)
         if not arrays:
             raise DataError(f"{path} holds no .wav and no .npy file")
-        return _load_arrays(path, [pair for file in arrays for pair in _named(file)], source)
-    if not path.is_file():
+        return _load_arrays(path, [pair for file in arrays for pair in _named(file, source)], source)
+    if not os.path.isfile(path):
         raise DataError(f"no such data: {path} (give 'chorales', an .npz or .npy file, or a folder)")
-    return _load_arrays(path, _named(path), source)
+    return _load_arrays(path, _named(path, source), source)
 
 
-def _named(path: Path) -> list[tuple[str, NDArray[Any]]]:
+def _require_size(path: Path, size: int, source: Source) -> None:
+    """Raise DataError if a file would expand beyond what it may, and beyond itself."""
+    if size > max(source.max_gigabytes * 1e9, path.stat().st_size):
+        raise DataError(
+            f"{path} expands to {size / 1e9:.3g} GB, and max_gigabytes is {source.max_gigabytes:g}: raise that "
+            "(--max-gigabytes on the command line) if this is meant"
+        )
+
+
+def _named(path: Path, source: Source) -> list[tuple[str, NDArray[Any]]]:
     """The sequences of a file and their names: an array (T, X) is one of them, an array (N, T, X) is N."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _require_size(path, sum(entry.file_size for entry in archive.infolist()), source)
         content = np.load(path)
         if isinstance(content, np.ndarray):
             arrays = {path.stem: content}
         else:
             with content:
                 arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged header NumPy makes code, and raises what that raises
         hint = "; save sequences of unequal length as one array each in an .npz file" if "pickle" in str(error) else ""
-        raise DataError(f"{path} is not a readable .npz or .npy file: {error}{hint}") from error
+        raise DataError(f"{path} is not a readable .npz or .npy file: {_one_line(error)}{hint}") from error
     named: list[tuple[str, NDArray[Any]]] = []
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
@@ -77,7 +95,7 @@ def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Ite
     """What is named train..., valid... (or val) and test... are those parts; if nothing is, the names' hashes decide.
 
     Raises:
-        DataError: some names are of a part, and others are not.
+        DataError: some names are of a part, and others are not, or there are too few to divide.
     """
     parts: dict[Part, list[Item]] = {"train": [], "valid": [], "test": []}
     others = []
@@ -88,7 +106,10 @@ def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Ite
         else:
             parts[next(part for part in PARTS if part.startswith(found[0].lower()))].append(item)
     if len(others) == len(named):
-        return divide(named)
+        try:
+            return divide(named)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     if others:
         first = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise DataError(f"{path}: if any name starts with train, valid (or val) or test all must, got {first}")
@@ -114,7 +135,7 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Reading:
         raise DataError(f"frame and max_steps must be at least 1, got {source.frame} and {source.max_steps}")
     rate, pieces = source.rate, []
     for file in files:
-        samples, its_rate = _read_sound(file)
+        samples, its_rate = _read_sound(file, source)
         rate = rate or its_rate
         if its_rate != rate:
             raise DataError(f"{file} has {its_rate} samples per second, expected {rate}")
@@ -129,22 +150,30 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Reading:
     return Reading(folder.name, "gaussian", parts, rate)
 
 
-def _read_sound(file: Path) -> tuple[NDArray[np.float32], int]:
+def _read_sound(file: Path, source: Source) -> tuple[NDArray[np.float32], int]:
     """The mean of a file's channels, (samples,), and its samples per second."""
     try:
         import soundfile
     except ImportError as error:
         raise DataError("reading sound takes the soundfile package: pip install 'vrnn-fast[train]'") from error
     try:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{file} is not readable sound: {error}") from error
+        with soundfile.SoundFile(file) as sound:
+            _require_size(file, 4 * sound.frames * sound.channels, source)
+            samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except DataError:
+        raise
+    except Exception as error:  # a damaged header may ask for more memory than there is, and for less than nothing
+        raise DataError(f"{file} is not readable sound: {_one_line(error)}") from error
     with np.errstate(over="ignore"):
         mean = samples.mean(axis=1)
     if not np.isfinite(mean).all():
         at = np.flatnonzero(~np.isfinite(mean))[0]
         raise DataError(f"{file} must be finite in float32, got {mean[at]} at sample {at}")
     return mean, int(rate)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def write_sound(file: Path, frames: Tensor, rate: int) -> None:

@@ -212,7 +212,7 @@ def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: Way = "inference") 
 
 
 @lru_cache(maxsize=256)
-def _number(spec: CellSpec, way: Way = "inference") -> int:
+def _number(spec: CellSpec, way: Way = "inference") -> ops.Number:
     return ops.number_of(encode(spec, way), len(list(spec.parameters())))
 
 
