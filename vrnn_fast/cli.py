@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,18 +106,21 @@ def train(
     """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
 
     Arrays and files named train..., valid... (or val) and test... are those parts; if none is, a hash of the names
-    decides. Ctrl-C saves, and --resume goes on as if it had never stopped.
+    decides. Ctrl-C, SIGTERM and SIGHUP save, and --resume goes on as if it had never stopped.
     """
+    from .training.lock import alone
+    from .training.report import curves
     from .training.trainer import LAST
     from .training.watch import watch
 
     _set_threads(threads)
     if resume is not None:
         _refuse_beside_resume(context)
-        trainer = Trainer.resume(resume)
+        run = resume if os.path.isdir(resume) else resume.parent
+        if not os.path.isdir(run):
+            raise CheckpointError(f"no checkpoint at {resume}")
+        begin = partial(Trainer.resume, resume)
     else:
-        if (run / LAST).exists():
-            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
         origin = Source(source, likelihood, frame, rate, max_steps)
         with console.status("reading the data"):
             dataset = data.load(origin)
@@ -124,12 +129,15 @@ def train(
             epochs, batch_size, learning_rate, schedule, warmup, weight_decay, clip, anneal, free_nats, patience, seed,
             backend,
         )  # fmt: skip
-        trainer = Trainer(origin, model, config, dataset, run)
-    if not watch(trainer, console, tensorboard=tensorboard):
-        raise typer.Exit(INTERRUPTED)
-    from .training.report import curves
-
-    curves(trainer.history, trainer.folder / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
+        begin = partial(Trainer, origin, model, config, dataset, run)
+    with alone(run):
+        if resume is None and (run / LAST).exists():
+            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
+        trainer = begin()
+        if not watch(trainer, console, tensorboard=tensorboard):
+            raise typer.Exit(INTERRUPTED)
+    picture = trainer.folder / "curves.png"
+    curves(trainer.history, picture, baseline=trainer.data.baseline(), title=trainer.data.name)
     epoch, bound = trainer.best
     console.print(
         f"best validation bound {bound:.3f} nats per step, after epoch {epoch + 1}; saved in {trainer.folder}"
@@ -252,10 +260,12 @@ def demo(
 ) -> None:
     """Learn the Bach chorales and show what came of it."""
     from .training import demo as demonstration
+    from .training.lock import alone
 
     _set_threads(threads)
-    if demonstration.run(run, console, epochs) is None:
-        raise typer.Exit(INTERRUPTED)
+    with alone(run):
+        if demonstration.run(run, console, epochs) is None:
+            raise typer.Exit(INTERRUPTED)
 
 
 def _set_threads(threads: int | None) -> None:

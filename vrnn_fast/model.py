@@ -769,22 +769,23 @@ class VRNN(nn.Module):
     ) -> VRNN:
         """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
-        Names and shapes do not tell which activation a model had, nor always what its output means: pass
-        ``activation=`` or ``likelihood=`` where they were not those of the layout. A state dict of a VRNN tells all,
-        as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign one); only a
-        likelihood of your own must be passed.
+        Names and shapes do not tell which activation a model had: pass ``activation=`` where it was not that of the
+        layout. Nor do they tell what follows a mean in an ``nn.Sequential``: pass ``likelihood="bernoulli"`` for a
+        sigmoid. ``std=`` is that of posterior and prior, and of a Gaussian output by its name too. A state dict of a
+        VRNN tells all, as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign
+        one); only a likelihood of your own must be passed.
 
         Args:
             state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
-                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. Prefixes
-                ``module.`` go, and a dictionary with a state dict among other things is searched for it.
+                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. A prefix
+                that all names have goes, and a dictionary with a state dict among other things is searched for it.
             layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
             agent: which one, counted from 0, of a checkpoint with networks for each of several agents.
             arguments: of the module, instead of those that follow from the checkpoint.
 
         Raises:
-            LayoutError: it is of no known layout, or of one with parts that cannot be run; the message says what was
-                looked for and what was found.
+            LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
+                what its output means; the message says what was looked for and what was found.
         """
         from .compat.checkpoint import from_state_dict
 

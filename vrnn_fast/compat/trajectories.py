@@ -34,8 +34,9 @@ class Trajectories(Layout):
         return self.output_likelihood(structure, given, self.traits.std)
 
 
-def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
-    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them.
+def sample(self: Any, states: Tensor, burn_in: int = 0) -> tuple[Tensor, None]:
+    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them,
+    z from the prior in all steps; and None.
 
     What conditions a step is the step before, so after the prefix there is a launch for each.
     """
@@ -51,7 +52,7 @@ def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
         eps, noise = player.noise(batch, player.spec.latent_size, player.spec.input_size)
         x, state = player.play(eps, noise, state, cond=samples[-1].unsqueeze(0))
         samples.append(x[0])
-    return torch.stack(samples)
+    return torch.stack(samples), None
 
 
 def _examples(features: int) -> tuple[tuple[Any, ...], ...]:
