@@ -1,11 +1,13 @@
 # Everything a checkout needs, from a bare machine with Python >= 3.11, g++ and make. A second run is quick.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CASES ?= 10000
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
 
-.PHONY: demo test bench gpu lint format build extensions clean
+.PHONY: demo test fuzz bench gpu lint format build extensions clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -18,6 +20,10 @@ demo:
 # Two workers: no test measures time.
 test: build
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# A quarter of an hour. Threads that wait do not spin, for some cases have more of them than there are cores.
+fuzz: build
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 bench: build
 	$(BIN)/python -m bench

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from machine import usable_isas
 from oracle import (
     Problem,
     assert_confident_predictions_keep_their_digits,
@@ -42,18 +43,7 @@ GAUSSIAN = {
 RAGGED = [3, 7, 0, 7, 1]
 
 
-def usable_isas() -> list[str]:
-    found = []
-    for isa in ("baseline", "avx2", "avx512"):
-        with mock.patch.dict(os.environ, VRNN_FAST_ISA=isa):
-            try:
-                found.append(ops.chosen_isa())
-            except RuntimeError:
-                continue
-    return found
-
-
-@pytest.fixture(params=usable_isas() if cpu.unavailable() is None else [])
+@pytest.fixture(params=usable_isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("VRNN_FAST_ISA", request.param)
     return str(request.param)

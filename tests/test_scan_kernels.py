@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreign import audio
+from machine import patched_once
 from oracle import (
     Errors,
     Problem,
@@ -54,24 +55,6 @@ RESIDUAL = {"residual": True, "cond_size": 2}
 APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
-
-
-@contextmanager
-def patched_once() -> Iterator[None]:
-    """The interpreter patches the language at every call of a function, which takes longer than the call."""
-    if not triton._INTERPRETED:
-        yield
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    own = InterpretedFunction.__call__
-
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        function = own if self.fn.__module__.startswith("triton.") else lambda s, *a, **o: s.rewrite()(*a, **o)
-        return function(self, *arguments, **options)
-
-    with mock.patch.object(InterpretedFunction, "__call__", call):
-        yield
 
 
 @contextmanager
