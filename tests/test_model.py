@@ -500,3 +500,4 @@ def test_explain_names_the_executor_and_the_reasons(executor: str) -> None:
     if executor == "reference":
         assert "grows with T" in text
     assert f"backend={executor!r}" in repr(model)
+    assert model.explain(source=True).startswith(f"{text}\n\nno kernel is generated: ")

@@ -36,7 +36,7 @@ from oracle import (
 from test_accelerate import SPEECH
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.executors import SequenceResult, reference, select, triton
-from vrnn_fast.executors.triton import launch, rows, tuning
+from vrnn_fast.executors.triton import kernels, launch, rows, tuning
 from vrnn_fast.executors.triton.tuning import Config
 from vrnn_fast.spec import ACTIVATIONS, CellSpec
 
@@ -618,6 +618,18 @@ def test_a_module_trains_steps_and_generates() -> None:
     assert drawn.shape == (3, 4, 5)
     assert own.generate(2, state=state)[0].shape == (2, 4, 5)
     assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
+
+
+def test_explain_shows_the_kernels_that_run() -> None:
+    own, (x, lengths, eps) = model(), batch()
+    kernels.forward.cache_clear()
+    kernels.backward.cache_clear()
+    with mock.patch.object(kernels, "module", wraps=kernels.module) as module:
+        own(x, lengths, eps=eps).loss.backward()
+        own.generate(2, batch_size=3)
+    text = own.explain(source=True)
+    assert module.call_count == text.count("@triton.jit") == 3
+    assert all(source in text for (source,), _ in module.call_args_list)
 
 
 def test_it_is_asked_for_by_name() -> None:

@@ -557,9 +557,9 @@ class VRNN(nn.Module):
         not count."""
         self._reader.forget()
 
-    def explain(self, x: Tensor | None = None) -> str:
+    def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
         """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
-        why not the others.
+        why not the others; with ``source``, the kernels that it generates.
 
         Raises:
             RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
@@ -575,6 +575,8 @@ class VRNN(nn.Module):
             elif other.name != executor.name:
                 why = f"{executor.name} is preferred" if self.backend == "auto" else f"backend={self.backend!r}"
                 lines.append(f"not {other.name}: {why}")
+        if source:
+            lines += ["", executor.source(self.spec, x)]
         return "\n".join(lines)
 
     def extra_repr(self) -> str:

@@ -48,6 +48,9 @@ class Executor(Protocol):
     def launches(self, spec: CellSpec) -> str:
         """How many launches a forward and a backward take, in words."""
 
+    def source(self, spec: CellSpec, x: Tensor) -> str:
+        """The kernels that it generates to run x, or in words that there are none. It may assume that it can run x."""
+
     def run(
         self,
         spec: CellSpec,

@@ -90,6 +90,11 @@ def launches(spec: CellSpec) -> str:
     return f"{calls}; generate 1, and every bound as forward"
 
 
+def source(spec: CellSpec, x: Tensor) -> str:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    return "no kernel is generated: those of csrc/cpu, compiled beforehand, run every cell"
+
+
 def run(
     spec: CellSpec,
     parameters: Sequence[Tensor],

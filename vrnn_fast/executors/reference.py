@@ -47,6 +47,11 @@ def launches(spec: CellSpec) -> str:
     return "a Python loop over time, forward and backward: the number of launches grows with T"
 
 
+def source(spec: CellSpec, x: Tensor) -> str:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    return "no kernel is generated: torch's own run the equations"
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off: every executor computes in the parameters' dtype."""
     if device.type == "meta":

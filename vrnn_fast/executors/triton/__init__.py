@@ -96,6 +96,18 @@ def launches(spec: CellSpec) -> str:
     return f"{calls}; {alone}; {places}"
 
 
+def source(spec: CellSpec, x: Tensor) -> str:
+    """The kernels of a training step on the loss alone and, where it is one launch, of generation."""
+    from . import kernels
+
+    size, precision = x.dtype.itemsize, _precision()
+    found = list(kernels.training_sources(spec, tuning.choose(spec, x.dtype, x.device, precision), size))
+    if spec.likelihood != "external" and _misfit(spec, size, x.device, precision, False) is None:
+        config = tuning.choose(spec, x.dtype, x.device, precision, False)
+        found.append(kernels.generation_source(spec, config, size, mean=False))
+    return "\n\n".join(found)
+
+
 def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> str:
     """Where the weights of the scan are while it runs, in words."""
     found = tuning.candidates(spec, itemsize, chip, precision)

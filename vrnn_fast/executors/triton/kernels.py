@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ...spec import CellSpec
+from ...stages import Keep
 from . import emit
 from .plan import plan
 from .tuning import Config, cache_directory, resident
@@ -19,21 +20,42 @@ from .tuning import Config, cache_directory, resident
 
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...], mean: bool | None = None) -> Any:
-    """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`,
-    ``mean`` as in :func:`plan`."""
-    cut = plan(spec, config.widest, mean)
-    loaded = resident(cut, config, itemsize)
-    source = emit.forward(cut, loaded, stored, ahead=config.ahead, late=config.late)
-    return getattr(module(source), emit.FORWARD)
+    """The kernel of :func:`forward_source`."""
+    return getattr(module(forward_source(spec, config, itemsize, stored, mean)), emit.FORWARD)
 
 
 @lru_cache(maxsize=256)
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Any:
+    """The kernel of :func:`backward_source`."""
+    return getattr(module(backward_source(spec, config, itemsize, on_z, on_eps)), emit.BACKWARD)
+
+
+def forward_source(
+    spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...], mean: bool | None = None
+) -> str:
+    """The forward kernel of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`,
+    ``mean`` as in :func:`plan`."""
+    cut = plan(spec, config.widest, mean)
+    return emit.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead, late=config.late)
+
+
+def backward_source(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> str:
     """The reverse kernel; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
     cut = plan(spec, config.widest, reverse=True)
-    loaded = resident(cut, config, itemsize)
-    source = emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=config.ahead)
-    return getattr(module(source), emit.BACKWARD)
+    return emit.backward(cut, resident(cut, config, itemsize), on_z=on_z, on_eps=on_eps, ahead=config.ahead)
+
+
+def training_sources(spec: CellSpec, config: Config, itemsize: int) -> tuple[str, str]:
+    """Forward and reverse kernel of a training step on the loss alone."""
+    there, back = plan(spec, config.widest), plan(spec, config.widest, reverse=True)
+    on_z = back.sample is not None and back.sample.z in back.read_after
+    forward = forward_source(spec, config, itemsize, there.stored(Keep.STORED))
+    return forward, backward_source(spec, config, itemsize, on_z, on_eps=False)
+
+
+def generation_source(spec: CellSpec, config: Config, itemsize: int, *, mean: bool) -> str:
+    """The kernel of a cell that runs on its own."""
+    return forward_source(spec, config, itemsize, ("x",), mean)
 
 
 @lru_cache(maxsize=512)
