@@ -37,10 +37,13 @@ class Run(NamedTuple):
     state: tuple[Tensor, ...]
 
 
-def _stack(size: int, widths: tuple[int, ...], activation: str) -> tuple[nn.Sequential, int]:
+Activation = str | tuple[str, ...]  # of all layers, or of each
+
+
+def _stack(size: int, widths: tuple[int, ...], activation: Activation) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(size, width), ACTIVATIONS[activation]()]
+    for i, width in enumerate(widths):
+        layers += [nn.Linear(size, width), ACTIVATIONS[activation if isinstance(activation, str) else activation[i]]()]
         size = width
     return nn.Sequential(*layers), size
 
@@ -76,9 +79,9 @@ class EagerVRNN(nn.Module):
         encoder: tuple[int, ...] = (),
         prior: tuple[int, ...] | str = (),
         decoder: tuple[int, ...] = (),
-        head_layers: tuple[int, ...] = (),
+        head_layers: tuple[int, ...] | dict[str, tuple[int, ...]] = (),
         packed_heads: bool = False,
-        activation: str | dict[str, str] = "relu",
+        activation: str | dict[str, Activation] = "relu",
         residual: bool = False,
         nonlinearity: str = "tanh",
         likelihood: str = "bernoulli",
@@ -100,22 +103,29 @@ class EagerVRNN(nn.Module):
         def conditioned(name: str, width: int) -> int:
             return width + (cond_size if name in self.cond_to else 0)
 
-        def own(name: str) -> str:
+        def own(name: str) -> Activation:
             return activation if isinstance(activation, str) else activation.get(name, "relu")
+
+        def own_of_head(name: str, network: str) -> Activation:
+            if isinstance(activation, dict) and name in activation:
+                return activation[name]
+            of_network = own(network)
+            return of_network if isinstance(of_network, str) else "relu"
 
         def heads(prefix: str, inputs: int, outputs: int, pair: bool = True) -> None:
             """Modules by the names of the package, and where they are found by what they give."""
             if packed_heads:
-                setattr(self, f"{prefix}_params", head(prefix, inputs, outputs * (1 + pair)))
+                head(f"{prefix}_params", inputs, outputs * (1 + pair))
                 return
-            setattr(self, f"{prefix}_mean", head(prefix, inputs, outputs, sequence=not pair))
+            head(f"{prefix}_mean", inputs, outputs, sequence=not pair)
             if pair:
-                setattr(self, f"{prefix}_std", head(prefix, inputs, outputs, sequence=True))
+                head(f"{prefix}_std", inputs, outputs, sequence=True)
 
-        def head(prefix: str, inputs: int, outputs: int, sequence: bool = False) -> nn.Module:
-            hidden, width = _stack(inputs, head_layers, own(NETWORKS[prefix]))
+        def head(name: str, inputs: int, outputs: int, sequence: bool = False) -> None:
+            widths = head_layers.get(name, ()) if isinstance(head_layers, dict) else head_layers
+            hidden, width = _stack(inputs, widths, own_of_head(name, NETWORKS[name.partition("_")[0]]))
             last = nn.Linear(width, outputs)
-            return nn.Sequential(*hidden, last) if sequence or head_layers else last
+            setattr(self, name, nn.Sequential(*hidden, last) if sequence or widths else last)
 
         self.phi_x, fx = _stack(x, phi_x, own("phi_x"))
         self.phi_z, fz = _stack(z, phi_z, own("phi_z"))

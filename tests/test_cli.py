@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ from typer.testing import CliRunner
 
 import vrnn_fast
 from vrnn_fast import backends, cli
-from vrnn_fast.data import chorales
+from vrnn_fast.data import Batch, chorales
 from vrnn_fast.training import demo
 from vrnn_fast.training.checkpoint import load
-from vrnn_fast.training.trainer import BEST, LAST
+from vrnn_fast.training.lock import LOCK
+from vrnn_fast.training.trainer import BEST, LAST, Step, Trainer
 
 SMALL = ("--hidden", "6", "--width", "7", "--latent", "2", "--batch-size", "4", "--threads", "1")
 
@@ -151,19 +153,21 @@ def test_sound(tmp_path: Path) -> None:
     assert 0.02 < samples.std() < 0.5, "the sound that was learnt has a deviation of 0.1"
 
 
-def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -> None:
-    """A real signal to a real process; the resumed run ends with the same bits as one that was left alone."""
-    command = [sys.executable, "-c", "from vrnn_fast.cli import main; main()", "train"]
-    options = [str(notes), "--epochs", "60", *SMALL]
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = subprocess.Popen(
-        [*command, *options, "--run", str(stopped)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "500"},
-    )
+def _training(*options: object) -> subprocess.Popen[str]:
+    """A real process that has trained a few epochs of sixty."""
+    command = [sys.executable, "-c", "from vrnn_fast.cli import main; main()", "train", *map(str, options)]
+    environment = os.environ | {"COLUMNS": "500"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     assert "epoch   6/60" in process.stdout.readline()
+    return process
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -> None:
+    """A real signal to a real process; the resumed run ends with the same bits as one that was left alone."""
+    options = [str(notes), "--epochs", "60", *SMALL]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    process = _training(*options, "--run", stopped)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED
@@ -176,6 +180,49 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -
     tensors = [load(run / LAST)[0] for run in (stopped, whole)]
     assert tensors[0].keys() == tensors[1].keys()
     assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_other_ends_save_as_ctrl_c_does(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    step, before = Trainer._step, signal.getsignal(sent)
+
+    def interrupted(self: Trainer, batch: Batch) -> Step:
+        if self._progress.step == 5:
+            os.kill(os.getpid(), sent)
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    result = CliRunner().invoke(cli.app, ["train", str(notes), "--run", str(tmp_path / "run"), *SMALL])
+    assert result.exit_code == cli.INTERRUPTED, result.output
+    assert "go on with: vrnn-fast train --resume" in result.output
+    assert load(tmp_path / "run" / LAST)[1]["progress"]["step"] == 6
+    assert signal.getsignal(sent) is before
+
+
+def test_one_process_at_a_time(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one is told of the first; what a killed one leaves behind is in nobody's way."""
+    run = tmp_path / "run"
+    _run("train", notes, "--run", run, "--epochs", 1, *SMALL)
+    code = (
+        "import sys, time; from pathlib import Path; from vrnn_fast.training.lock import alone\n"
+        "with alone(Path(sys.argv[1])): print(1); time.sleep(60)"
+    )
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with subprocess.Popen([sys.executable, "-u", "-c", code, str(run)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        owner = f"process {process.pid} on {socket.gethostname()}"
+        commands = (("--resume", run), ("--resume", run / LAST), (notes, "--run", run))
+        errors = [_error(monkeypatch, capsys, "train", *command) for command in commands]
+        process.kill()
+    assert errors == [f"error: {run} is being trained by {owner}: stop that first, or wait\n"] * 3
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before | {LOCK: owner.encode()}
+    assert "best validation bound" in _run("train", "--resume", run)
+    assert {path.name for path in run.iterdir()} == {BEST, LAST, "curves.png"}
 
 
 def test_a_run_that_diverges_fails(

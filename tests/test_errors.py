@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,7 @@ import pytest
 import torch
 
 import vrnn_fast
-from vrnn_fast import VRNN, Gamma, Std, executors
+from vrnn_fast import VRNN, Gamma, Std, executors, ops
 from vrnn_fast.executors import reference
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
@@ -166,6 +170,15 @@ def test_forward(case: str) -> None:
     model = VRNN(X, H, Z)
     with pytest.raises(kind, match=re.escape(words)):
         model(**{"x": x(), **arguments})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_padded_before(layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([x(T, X), x(2, X)], layout=layout)
+    words = "x must be a dense .strided. tensor, got a nested one: pass its padded rows, .* and their lengths"
+    with pytest.raises(ValueError, match=words):
+        VRNN(X, H, Z, batch_first=True)(nested)
 
 
 def test_lstm_state() -> None:
@@ -359,7 +372,23 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "activations": (
         lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
-        "identity for each of phi_x, phi_z, encoder, prior, decoder, got 'tanh' for 'cell'",
+        "encoder, prior, decoder, enc_mean, enc_std, prior_mean, prior_std, dec_mean, got 'tanh' for 'cell'",
+    ),
+    "an activation too many": (
+        lambda: VRNN(X, H, Z, activation={"prior": ("relu", "identity")}),
+        "activation must name one for each of prior's 1 hidden layers, got ('relu', 'identity')",
+    ),
+    "an activation of several that is none": (
+        lambda: VRNN(X, H, Z, activation={"decoder": ("relu", None)}),  # type: ignore[dict-item]
+        "activation may name one of relu, leaky_relu, tanh, elu, identity, or one for each hidden layer, for each of ",
+    ),
+    "head_layers of no head": (
+        lambda: VRNN(X, H, Z, head_layers={"dec_std": (4,)}),
+        "head_layers may be given for each of enc_mean, enc_std, prior_mean, prior_std, dec_mean, got ('dec_std', ",
+    ),
+    "head_layers of a head": (
+        lambda: VRNN(X, H, Z, head_layers={"dec_mean": 4}),  # type: ignore[dict-item]
+        "head_layers of dec_mean must be a tuple of layer widths, got 4",
     ),
     "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
@@ -454,6 +483,47 @@ def test_a_missing_extension_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     model.backend = "cpu"
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: the extension is not built"):
         model(x())
+
+
+def test_an_unbuilt_checkout_beside_an_installed_package(tmp_path: Path) -> None:
+    """Python prefers the folder that it was started in: warning and explain() name it, and what to do."""
+    for parent in ("checkout", "site"):
+        for source in Path(vrnn_fast.__path__[0]).rglob("*.py"):
+            copied = tmp_path / parent / "vrnn_fast" / source.relative_to(vrnn_fast.__path__[0])
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes(source.read_bytes())
+    code = (
+        "import warnings, torch, vrnn_fast\n"
+        "model = vrnn_fast.VRNN(3, 5, 2)\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    model(torch.rand(2, 1, 3))\n"
+        "print(caught[0].message, model.explain(), sep='\\n')\n"
+    )
+
+    (tmp_path / "site" / "vrnn_fast" / "_ops.so").touch()
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    found = subprocess.run(
+        command, cwd=tmp_path / "checkout", env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    words = (
+        f"the extension is not built in {tmp_path / 'checkout' / 'vrnn_fast'}, the folder that was imported; "
+        f"{tmp_path / 'site' / 'vrnn_fast'} holds a built one: start Python in another folder than"
+    )
+    assert found.count(words) == 2, found
+    alone = ops._unbuilt(tmp_path / "other" / "_ops.so")
+    assert (
+        f"not built in {tmp_path / 'other'}, the folder that was imported (pip install --no-build-isolation -e" in alone
+    )
+
+
+def test_explain_says_what_a_call_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = VRNN(X, H, Z)
+    monkeypatch.setenv("VRNN_FAST_ISA", "baseline")
+    assert "cpu: forward 1 operator call, backward 1, each one parallel region of baseline code" in model.explain()
+    monkeypatch.setenv("VRNN_FAST_ISA", "avx9")
+    for call in (model.explain, lambda: model(x())):
+        with pytest.raises(RuntimeError, match="VRNN_FAST_ISA is 'avx9'; this machine can run: baseline"):
+            call()
 
 
 def test_reference_is_always_there() -> None:

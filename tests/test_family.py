@@ -24,6 +24,15 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "residual": {"residual": True},
     "standard normal prior": {"prior": "standard_normal"},
     "deep heads": {"head_layers": (4, 3)},
+    "affine ends": {
+        "activation": {"phi_x": ("tanh", "identity"), "phi_z": ("identity",), "prior": "tanh", "encoder": "tanh"}
+    },
+    "a deep head": {"head_layers": {"dec_mean": (4,)}},
+    "heads of their own": {
+        "head_layers": {"enc_std": (4, 3), "prior_mean": (5,)},
+        "activation": {"enc_std": ("elu", "identity"), "encoder": "tanh"},
+        "encoder": (),
+    },
     "packed heads": {"packed_heads": True},
     "log variance": {"std": "log_variance"},
     "conditioned": {"cond_size": C, "cond_to": EVERYWHERE},
@@ -85,7 +94,7 @@ def test_batch_first_is_the_same_transposed(executor: str, member: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_every_parameter_is_used_and_trained(executor: str, member: str) -> None:
-    model = build(executor, activation="tanh", **MEMBERS[member])
+    model = build(executor, **({"activation": "tanh"} | MEMBERS[member]))
     assert [p.name for p in model.spec.parameters()] == sorted(
         dict(model.named_parameters()), key=[p.name for p in model.spec.parameters()].index
     )

@@ -42,6 +42,11 @@ def means(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(model(x)[2][0])
 
 
+def meant(gaussian: bool) -> dict[str, Any]:
+    """What no checkpoint of E tells: that a sigmoid follows its mean."""
+    return {} if gaussian else {"likelihood": "bernoulli"}
+
+
 @pytest.fixture
 def theirs() -> copied.VRNN:
     return copied.VRNN(6, 9, 4)
@@ -54,10 +59,10 @@ def agree(ours: VRNN, theirs: nn.Module) -> None:
 
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "a.net."])
 def test_a_state_dict(gaussian: bool, bias: bool, prefix: str) -> None:
     theirs = copied.VRNN(6, 9, 4, bias=bias, gaussian=gaussian, fixed=True)
-    ours = VRNN.from_state_dict({prefix + name: t for name, t in theirs.state_dict().items()})
+    ours = VRNN.from_state_dict({prefix + name: t for name, t in theirs.state_dict().items()}, **meant(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
     assert ours.spec.bias == bias
     agree(ours, theirs)
@@ -125,8 +130,8 @@ def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, besi
     if beside:
         stored = {"epoch": 3, "optimizer": optimizer.state_dict(), "model": stored}
     torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
-    agree(VRNN.from_state_dict(path), theirs)
-    agree(VRNN.from_state_dict(str(path), layout="E"), theirs)
+    agree(VRNN.from_state_dict(path, likelihood="bernoulli"), theirs)
+    agree(VRNN.from_state_dict(str(path), layout="E", likelihood="bernoulli"), theirs)
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ def double() -> Iterator[None]:
 def test_e_is_exact(gaussian: bool) -> None:
     """No floor that the original does not have: its losses up to what it adds inside of logarithms itself."""
     theirs, x = copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True), (torch.rand(7, 5, 6) < 0.4).double()
-    ours = VRNN.from_state_dict(theirs.state_dict())
+    ours = VRNN.from_state_dict(theirs.state_dict(), **meant(gaussian))
     torch.manual_seed(0)
     kl, nll, (means, stds), _ = theirs(x)
     torch.manual_seed(0)
@@ -155,14 +160,15 @@ def test_e_is_exact(gaussian: bool) -> None:
 
 def test_arrays(theirs: copied.VRNN, tmp_path: Path) -> None:
     arrays = {name: t.numpy() for name, t in theirs.state_dict().items()}
-    agree(VRNN.from_state_dict(arrays), theirs)
+    agree(VRNN.from_state_dict(arrays, likelihood="bernoulli"), theirs)
     np.savez(tmp_path / "old.npz", **arrays)
-    agree(VRNN.from_state_dict(tmp_path / "old.npz"), theirs)
+    agree(VRNN.from_state_dict(tmp_path / "old.npz", likelihood="bernoulli"), theirs)
 
 
 def test_arguments_say_what_names_and_shapes_do_not() -> None:
     theirs = copied.VRNN(6, 9, 4, act=nn.Tanh)
-    ours = VRNN.from_state_dict(theirs.state_dict(), activation="tanh", batch_first=True, std=Std(floor=0.0))
+    told = {"activation": "tanh", "batch_first": True, "std": Std(floor=0.0), "likelihood": "bernoulli"}
+    ours = VRNN.from_state_dict(theirs.state_dict(), **told)
     assert ours.batch_first
     ours.batch_first = False
     agree(ours, theirs)
@@ -211,7 +217,12 @@ def test_d(tmp_path: Path) -> None:
 
 def test_h() -> None:
     theirs, x = deep.VRNN(6, 9, 4), torch.rand(5, 7, 6)
-    ours = VRNN.from_state_dict({f"module.{name}": t for name, t in theirs.state_dict().items()})
+    state = {f"module.{name}": t for name, t in theirs.state_dict().items()}
+    with pytest.raises(
+        LayoutError, match=r"what is made of the output of decoder_mean\.4: pass likelihood='bernoulli'"
+    ):
+        VRNN.from_state_dict(state)
+    ours = VRNN.from_state_dict(state, likelihood="bernoulli")
     assert ours.batch_first
     torch.manual_seed(0)
     eps = torch.stack([torch.rand(5, 4) for _ in range(7)], 1)
@@ -284,7 +295,7 @@ def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: cop
     if kept == "converted":
         torch.save(theirs.state_dict(), tmp_path / "e.pth")
         source = tmp_path / "e.safetensors"
-        convert(tmp_path / "e.pth", source, "auto", {})
+        convert(tmp_path / "e.pth", source, "auto", {"likelihood": "bernoulli"})
     with pytest.raises(LayoutError, match=r"agent must be left out, .* got 0"):
         VRNN.from_state_dict(source, agent=0)
 
@@ -302,7 +313,11 @@ class Agents(nn.Module):
 @pytest.mark.parametrize("gaussian", [False, True])
 @pytest.mark.parametrize(("agent", "agents"), [(0, 2), (1, 2), (0, 1)])
 def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int, agents: int) -> None:
-    ours = VRNN.from_state_dict(Agents(gaussian, agents).state_dict(), agent=agent)
+    state = Agents(gaussian, agents).state_dict()
+    if not gaussian:
+        with pytest.raises(LayoutError, match=r"what is made of the output of dec_mean\.\d\.0: pass likelihood="):
+            VRNN.from_state_dict(state, agent=agent)
+    ours = VRNN.from_state_dict(state, agent=agent, **meant(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
 
 
@@ -406,8 +421,8 @@ def test_of_b_two_or_three_values_are_read() -> None:
 
 def test_safetensors_of_others(theirs: copied.VRNN, tmp_path: Path) -> None:
     save_file(theirs.state_dict(), tmp_path / "old.safetensors")
-    agree(VRNN.from_state_dict(tmp_path / "old.safetensors"), theirs)
-    convert(tmp_path / "old.safetensors", tmp_path / "new.safetensors", "auto", {})
+    agree(VRNN.from_state_dict(tmp_path / "old.safetensors", likelihood="bernoulli"), theirs)
+    convert(tmp_path / "old.safetensors", tmp_path / "new.safetensors", "auto", {"likelihood": "bernoulli"})
     agree(VRNN.from_state_dict(tmp_path / "new.safetensors"), theirs)
 
 
@@ -423,7 +438,8 @@ def test_a_run_is_not_converted(tmp_path: Path) -> None:
 def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> None:
     old, new = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save(theirs.state_dict(), old)
-    result = CliRunner().invoke(cli.app, ["convert", str(old), str(new)], catch_exceptions=False)
+    arguments = ["convert", str(old), str(new), "--likelihood", "bernoulli"]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "VRNN(" in result.output
     agree(VRNN.from_state_dict(new), theirs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import pickle
 from typing import Any
 
 import pytest
@@ -330,6 +332,78 @@ def test_output_is_a_pytree(executor: str) -> None:
     assert isinstance(doubled, VRNNOutput)
     assert torch.equal(doubled.posterior.std, 2 * out.posterior.std)
     assert isinstance(pytree.tree_unflatten(leaves, spec), VRNNOutput)
+
+
+def test_output_is_a_tuple_and_a_mapping(executor: str) -> None:
+    """As trainers and unpacking take it; what was not asked for is not there."""
+    x, eps = data()
+    model = build(executor)
+    out = model(x, eps=eps)
+    loss, nll, *_, state = out
+    assert (loss is out[0], out["loss"] is out[0], nll is out.nll, state is out[-1] is out.state) == (True,) * 4
+    assert list(dict(out)) == list(out.keys()) == ["loss", "nll", "kl", "elbo", "latent", "posterior", "state"]
+    assert len(out) == len(tuple(out)) == 7
+    assert [r is s for r, s in zip(out[1:3], (out.nll, out.kl), strict=True)] == [True, True]
+    with pytest.raises(KeyError, match=r"prior was not asked for: call the model with outputs=\('prior',\)"):
+        out["prior"]
+    with pytest.raises(KeyError, match="no result 'los', only loss, nll"):
+        out["los"]
+    with pytest.raises(IndexError):
+        out[7]
+    asked = model(x, eps=eps, outputs=("prediction",))
+    assert (len(asked), asked[7] is asked.prediction) == (8, True)
+    with torch.no_grad():
+        asked = model(x, eps=eps, outputs=("prediction",))
+    for twin in (copy.copy(asked), copy.deepcopy(asked), pickle.loads(pickle.dumps(asked))):
+        assert isinstance(twin, VRNNOutput)
+        assert (len(twin), torch.equal(twin[1], asked.nll)) == (8, True)
+
+
+def test_output_unpacks_in_compiled_code(executor: str) -> None:
+    model = build(executor)
+    x, eps = data()
+
+    def step() -> tuple[Tensor, Tensor, int]:
+        out = model(x, eps=eps)
+        loss, *rest = out
+        return out["nll"].sum() + out[0], loss, len(rest)
+
+    found = torch.compile(step, fullgraph=True, backend="eager")()
+    torch.testing.assert_close(found, step())
+
+
+def test_data_parallel_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would cut x along time, and join states along layers, without a word. Its copies to GPUs are left out here."""
+    copies = importlib.import_module("torch.nn.parallel.replicate")
+    monkeypatch.setattr(copies, "_get_device_index", lambda device, _: device)
+    monkeypatch.setattr(
+        copies, "_broadcast_coalesced_reshape", lambda tensors, devices, detach: [tensors] * len(devices)
+    )
+    for model in (VRNN(X, H, Z), nn.Sequential(VRNN(X, H, Z))):
+        with pytest.raises(RuntimeError, match=r"nn\.DataParallel cannot run a VRNN: .* Use DistributedDataParallel"):
+            nn.parallel.replicate(model, [0, 1])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_what_is_carried_on_may_be_detached_in_place(executor: str, cell: str, layers: int) -> None:
+    """As the state of nn.GRU: a view could not be, for one layer alone. Nor does anything alias the start."""
+    model = build(executor, cell=cell, num_layers=layers, batch_first=True)
+    model.start = torch.randn(model._state_parts, layers, H, dtype=torch.float64)
+    x, eps = data()
+    xs, noise = x.transpose(0, 1), eps.transpose(0, 1)
+    states = [model(xs, eps=noise).state, model.step(x[0], None).state, model.roll_out(noise).state]
+    with torch.no_grad():
+        states += [model(xs, eps=noise).state, model.step(x[0], None).state]
+    states += [model.generate(3, batch_size=B)[1], model.init_state(1)]
+    for carried in (*states, model.generate(3)[0], model.generate(3, samples=2)[0]):
+        for tensor in tensors(carried):
+            tensor.detach_()
+            assert not tensor.requires_grad
+    before = model.start.clone()
+    for tensor in tensors(states[-1]):
+        tensor.zero_()
+    assert torch.equal(model.start, before)
 
 
 def test_recompute_changes_no_number(executor: str) -> None:

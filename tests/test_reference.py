@@ -154,6 +154,38 @@ FAMILY: dict[str, dict[str, Any]] = {
         "head_layers": (4,),
     },
     "activations of their own": {"activation": {"phi_x": "leaky_relu", "phi_z": "elu", "prior": "tanh"}},
+    "affine ends": {
+        "phi_x": (4, 3),
+        "phi_z": (6,),
+        "encoder": (5, 9),
+        "prior": (2,),
+        "decoder": (8, 2, 4),
+        "activation": {
+            "phi_x": ("leaky_relu", "identity"),
+            "phi_z": ("identity",),
+            "encoder": ("identity", "tanh"),
+            "prior": "identity",
+            "decoder": ("relu", "elu", "identity"),
+        },
+    },
+    "one deep head": {"head_layers": {"dec_mean": (4,)}},
+    "heads of their own": {
+        "head_layers": {"enc_mean": (4, 3), "prior_std": (5,), "dec_mean": (6,)},
+        "activation": {
+            "encoder": "elu",
+            "enc_mean": ("tanh", "identity"),
+            "prior_std": "leaky_relu",
+            "decoder": "tanh",
+        },
+    },
+    "own heads, residual, conditioned": {
+        "head_layers": {"enc_std": (4,), "prior_mean": (5, 2), "prior_std": (3,)},
+        "cond_size": 2,
+        "cond_to": CONDITIONED[1],
+        "residual": True,
+        "num_layers": 2,
+    },
+    "packed heads of their own": {"packed_heads": True, "head_layers": {"enc_params": (4,), "dec_params": (3, 2)}},
     "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": ()},
     "no z, conditioned": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": (), "cond_size": 2, "num_layers": 2},
 }
@@ -167,6 +199,13 @@ def test_the_whole_family_equals_the_module_loop(member: str, cell: str, nets: s
     for likelihood in ("bernoulli", "gaussian"):
         for lengths in (None, torch.tensor([6, 0, 3, 1])):
             _same(*_pair(likelihood=likelihood, **options), lengths, likelihood)
+
+
+def test_heads_of_an_output_have_layers_of_their_own() -> None:
+    for head_layers in ({"dec_std": (4,)}, {"dec_mean": (4, 2), "dec_std": (3,)}):
+        for nets in ("none", "two"):
+            options = {"head_layers": head_layers, "activation": {"dec_std": "tanh"}, **NETS[nets]}
+            _same(*_pair(likelihood="gaussian", **options), None, "gaussian")
 
 
 def test_columns_in_another_order_are_the_same_columns() -> None:

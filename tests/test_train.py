@@ -245,7 +245,8 @@ def test_saving_leaves_nothing_else_behind(dataset: Dataset, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    words = f"{path} cannot be written: No space left on device; still whole there: {LAST}, as saved before"
+    with pytest.raises(RunError, match=words):
         trainer.save()
     assert [p.name for p in tmp_path.iterdir()] == [LAST]
     assert path.read_bytes() == content
@@ -286,10 +287,10 @@ def _other_format(path: Path) -> None:
         (_foreign_archive, "is not a safetensors file: found a zip archive, as torch.save writes it"),
         (_foreign_pickle, "is not a safetensors file: found a pickle"),
         (lambda path: path.write_bytes(b"RIFF____WAVE"), "found 12 bytes that begin with b'RIFF____'"),
-        (_truncated, r"is not a safetensors file: found .* bytes that begin with"),
+        (_truncated, "is damaged: it is not what its digest says that was written"),
         (lambda path: save_file({"weight": torch.zeros(2)}, path), r"found 1 tensors \(weight.*without its header"),
         (lambda path: save_file({}, path, {"vrnn_fast": "["}), "its header is damaged: found '\\['"),
-        (_other_format, "has format 99, this version of vrnn_fast reads format 1"),
+        (_other_format, "has format 99, this version of vrnn_fast reads format 2"),
         (lambda path: checkpoint.save(path, {}, {}), "does not describe a run: 'source'"),
     ],
 )
@@ -300,6 +301,62 @@ def test_checkpoints_that_are_none(dataset: Dataset, tmp_path: Path, spoil: Any,
         Trainer.resume(tmp_path, dataset)
     with pytest.raises(CheckpointError, match=message):
         load_model(path)
+
+
+def _flipped(content: bytes, bit: int) -> bytes:
+    spoilt = bytearray(content)
+    spoilt[bit // 8] ^= 1 << bit % 8
+    return bytes(spoilt)
+
+
+def test_a_flipped_bit_is_found_and_the_other_checkpoint_offered(dataset: Dataset, tmp_path: Path) -> None:
+    """Anywhere: in the length, what the header says of ours, other names and shapes, and numbers."""
+    list(_trainer(dataset, tmp_path, epochs=1).steps())
+    uses = {LAST: (BEST, "no run goes on from it"), BEST: (LAST, "--resume goes on from it")}
+    for name, (other, use) in uses.items():
+        path = tmp_path / name
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        ours = [8 * at + bit for key in (b'"vrnn_fast"', b'"vrnn_fast_digest"') for at in _places(content, key)
+                for bit in range(0, 8, 3)]  # fmt: skip
+        chance = torch.randint(8 * len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist()
+        for bit in (*range(64), *ours, *range(64, 8 * start, 1021), *chance):
+            path.write_bytes(_flipped(content, bit))
+            with pytest.raises(CheckpointError, match=str(path)):
+                checkpoint.load(path)
+        path.write_bytes(_flipped(content, 8 * start))
+        words = rf"{path} is damaged: it is not what its digest .*; {tmp_path / other} is whole: .*{use}"
+        with pytest.raises(CheckpointError, match=words):
+            load_model(path)
+        path.write_bytes(content)
+    (tmp_path / BEST).write_bytes(b"")
+    (tmp_path / LAST).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="found an empty file") as both:
+        Trainer.resume(tmp_path, dataset)
+    assert "is whole" not in str(both.value)
+
+
+def _places(content: bytes, key: bytes) -> range:
+    """Where a key and the first characters of its value stand."""
+    at = content.index(key)
+    return range(at, at + len(key) + 16)
+
+
+def test_a_checkpoint_of_before_the_digest_is_read_with_a_warning(dataset: Dataset, tmp_path: Path) -> None:
+    path = _trainer(dataset, tmp_path).save()
+    tensors, header = checkpoint.load(path)
+    save_file(tensors, path, {"vrnn_fast": json.dumps({"format": 1, **header})})
+    with pytest.warns(UserWarning, match=f"{path} is of an earlier version, without a digest"):
+        Trainer.resume(tmp_path, dataset)
+    save_file(tensors, path, {"vrnn_fast": json.dumps({"format": 2, **header})})
+    with pytest.raises(CheckpointError, match="it has no digest, and format 2 has one"):
+        Trainer.resume(tmp_path, dataset)
+
+
+def test_a_name_that_is_too_long() -> None:
+    for read in (load_model, Trainer.resume):
+        with pytest.raises(CheckpointError, match=r"a{5000} cannot be read: File name too long"):
+            read(Path("a" * 5000))
 
 
 def test_a_checkpoint_without_its_tensors(dataset: Dataset, tmp_path: Path) -> None:

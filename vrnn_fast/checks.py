@@ -108,6 +108,7 @@ def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     return value
 
 
+_DENSE = "pass its padded rows, as torch.nested.to_padded_tensor makes them, and their lengths"
 _PRECISIONS = torch.float16, torch.bfloat16, torch.float32  # among which autocast converts
 
 
@@ -132,6 +133,8 @@ def tensor(
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     local(name, value, "pass what this process shall run, such as its to_local()")
+    if value.is_nested:
+        raise ValueError(f"{name} must be a dense (strided) tensor, got a nested one: {_DENSE}")
     if value.layout != torch.strided:
         raise ValueError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     sizes = value.shape
@@ -168,6 +171,8 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"lengths must be a tensor (B,) of int64, got {type(value).__name__}")
+    if value.is_nested:
+        raise ValueError("lengths must be a dense (strided) tensor, got a nested one")
     if value.layout != torch.strided:
         raise ValueError(f"lengths must be a dense (strided) tensor, got layout {value.layout}")
     if value.dtype != torch.int64:

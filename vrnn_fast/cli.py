@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ if find_spec("typer") is None or find_spec("rich") is None or find_spec("safeten
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import data
 from .compat import LayoutError
@@ -55,8 +58,13 @@ def main() -> None:
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    """Its message; names in a damaged file may hold any character."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
 @app.command()
@@ -98,18 +106,21 @@ def train(
     """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
 
     Arrays and files named train..., valid... (or val) and test... are those parts; if none is, a hash of the names
-    decides. Ctrl-C saves, and --resume goes on as if it had never stopped.
+    decides. Ctrl-C, SIGTERM and SIGHUP save, and --resume goes on as if it had never stopped.
     """
+    from .training.lock import alone
+    from .training.report import curves
     from .training.trainer import LAST
     from .training.watch import watch
 
     _set_threads(threads)
     if resume is not None:
         _refuse_beside_resume(context)
-        trainer = Trainer.resume(resume)
+        run = resume if os.path.isdir(resume) else resume.parent
+        if not os.path.isdir(run):
+            raise CheckpointError(f"no checkpoint at {resume}")
+        begin = partial(Trainer.resume, resume)
     else:
-        if (run / LAST).exists():
-            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
         origin = Source(source, likelihood, frame, rate, max_steps)
         with console.status("reading the data"):
             dataset = data.load(origin)
@@ -118,12 +129,15 @@ def train(
             epochs, batch_size, learning_rate, schedule, warmup, weight_decay, clip, anneal, free_nats, patience, seed,
             backend,
         )  # fmt: skip
-        trainer = Trainer(origin, model, config, dataset, run)
-    if not watch(trainer, console, tensorboard=tensorboard):
-        raise typer.Exit(INTERRUPTED)
-    from .training.report import curves
-
-    curves(trainer.history, trainer.folder / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
+        begin = partial(Trainer, origin, model, config, dataset, run)
+    with alone(run):
+        if resume is None and (run / LAST).exists():
+            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
+        trainer = begin()
+        if not watch(trainer, console, tensorboard=tensorboard):
+            raise typer.Exit(INTERRUPTED)
+    picture = trainer.folder / "curves.png"
+    curves(trainer.history, picture, baseline=trainer.data.baseline(), title=trainer.data.name)
     epoch, bound = trainer.best
     console.print(
         f"best validation bound {bound:.3f} nats per step, after epoch {epoch + 1}; saved in {trainer.folder}"
@@ -221,11 +235,12 @@ def convert(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The .safetensors file to write.")],
     layout: Annotated[str, typer.Option(help="The layout of OLD, where it cannot be told.")] = "auto",
     agent: Annotated[int | None, typer.Option(help="Which of its agents, counted from 0, if OLD has several.")] = None,
+    likelihood: Annotated[Output | None, typer.Option(help="What its output means, where that cannot be told.")] = None,
 ) -> None:
     """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
     from .compat.checkpoint import convert as translate
 
-    model = translate(old, new, layout, {}, agent)
+    model = translate(old, new, layout, {} if likelihood is None else {"likelihood": likelihood}, agent)
     console.print(f"{new}: {model}", highlight=False, soft_wrap=True)
 
 
@@ -245,10 +260,12 @@ def demo(
 ) -> None:
     """Learn the Bach chorales and show what came of it."""
     from .training import demo as demonstration
+    from .training.lock import alone
 
     _set_threads(threads)
-    if demonstration.run(run, console, epochs) is None:
-        raise typer.Exit(INTERRUPTED)
+    with alone(run):
+        if demonstration.run(run, console, epochs) is None:
+            raise typer.Exit(INTERRUPTED)
 
 
 def _set_threads(threads: int | None) -> None:

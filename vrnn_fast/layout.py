@@ -71,21 +71,21 @@ def _modules(
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, device=device, dtype=dtype)
 
-    def activated(name: str, layers: Iterable[Layer]) -> Iterator[nn.Module]:
+    def activated(layers: Iterable[Layer]) -> Iterator[nn.Module]:
         for layer in layers:
             yield linear(layer.inputs, layer.outputs)
-            yield _ACTIVATIONS[spec.activation_of(name)]()
+            yield _ACTIVATIONS[layer.activation]()
 
     prefixes = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}
     for name, prefix in prefixes.items():
         network = spec.network(name)
-        yield prefix, nn.Sequential(*activated(name, network.hidden))
+        yield prefix, nn.Sequential(*activated(network.hidden))
         for *own, head in network.heads:
             owner, _, place = head.prefix.partition(".")
             module: nn.Module = linear(head.inputs, head.outputs)
             if place:
                 after = nn.Softplus() if owner.endswith("_std") else nn.Sigmoid() if place == "0" else nn.Identity()
-                module = nn.Sequential(*activated(name, own), module, after)
+                module = nn.Sequential(*activated(own), module, after)
             yield owner, module
     yield "rnn", Recurrence(spec, device, dtype)
 

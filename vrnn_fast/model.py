@@ -17,7 +17,7 @@ from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs, at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
 from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
-from .spec import Activation, CellSpec, Conditioned, Objective, Std, StdKind
+from .spec import Activation, Activations, CellSpec, Conditioned, HeadLayers, Objective, Std, StdKind
 from .spec import Cell as CellKind
 
 Widths: TypeAlias = Sequence[int] | None
@@ -61,11 +61,12 @@ class VRNN(nn.Module):
         nonlinearity: of an ``"rnn"``: ``"tanh"`` or any other activation; with ``"identity"`` the cell is linear.
         num_layers: recurrent layers, 1 to 8, chained as in ``torch.nn.GRU``; the networks read the top one's h.
         bias: whether the recurrent cell has biases. All other layers always have one.
-        phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by the activation; ``()`` is
+        phi_x, phi_z, encoder, prior, decoder: widths of the hidden layers, each followed by its activation; ``()`` is
             no hidden layer: raw x or z for phi_x and phi_z, else heads that read the input. ``None`` is the original:
             two layers, one, two, one and two, each ``hidden_size`` wide. A ``prior`` may also be ``"standard_normal"``,
             N(0, 1) whatever h is (VRNN-I of the paper): it has no parameters.
-        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself.
+        head_layers: widths of hidden layers that each head (mean, std, and every one of the decoder's) has for itself;
+            or a mapping of heads to these, ``{"dec_mean": (100,)}``, the others having none.
         packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
             (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
@@ -74,7 +75,9 @@ class VRNN(nn.Module):
         columns: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
             where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
-            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``.
+            networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
+            hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
+            its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
@@ -112,8 +115,8 @@ class VRNN(nn.Module):
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
         columns: Mapping[str, Sequence[str]] | None = None,
-        activation: Activation | Mapping[str, Activation] = "relu",
-        head_layers: Sequence[int] = (),
+        activation: Activation | Mapping[str, Activation | Sequence[Activation]] = "relu",
+        head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
         packed_heads: bool = False,
         cond_size: int = 0,
         cond_to: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
@@ -157,9 +160,9 @@ class VRNN(nn.Module):
             prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
             decoder=_widths("decoder", decoder, (h, h)),
             activation="relu" if isinstance(activation, Mapping) else activation,
-            activations=tuple(activation.items()) if isinstance(activation, Mapping) else (),
+            activations=_activations(activation) if isinstance(activation, Mapping) else (),
             columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
-            head_layers=_widths("head_layers", head_layers, ()),
+            head_layers=_head_layers(head_layers),
             packed_heads=packed_heads,
             residual=residual,
             std=std if isinstance(std, Std) else Std(std),
@@ -482,10 +485,11 @@ class VRNN(nn.Module):
         eps = temperature * self._noise((steps, rows), like, generator)
         with full_precision(like.device):
             x, after = self._play(parameters, eps, layers, cond, temperature, mean, generator)
+        drawn = self._outer(x)
         if samples is not None:
             drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
-            return drawn.transpose(1, 2) if self.batch_first else drawn, self._packed(after)
-        return self._outer(x), self._packed(after)
+            drawn = drawn.transpose(1, 2) if self.batch_first else drawn
+        return drawn.detach(), self._packed(after)  # detached: no view, like the state
 
     def _play(
         self,
@@ -557,7 +561,7 @@ class VRNN(nn.Module):
         why not the others.
 
         Raises:
-            RuntimeError: the backend asked for by name cannot run it.
+            RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
         """
         if x is None:
             like = self._reader(self)[0]
@@ -575,7 +579,8 @@ class VRNN(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.input_size}, {self.hidden_size}, {self.latent_size}, cell={self.spec.cell!r}, "
-            f"activation={self.spec.activation!r}, likelihood={self.likelihood}, batch_first={self.batch_first}, "
+            f"activation={dict(self.spec.activations) or self.spec.activation!r}, likelihood={self.likelihood}, "
+            f"batch_first={self.batch_first}, "
             f"backend={self.backend!r}"
         )
 
@@ -727,7 +732,7 @@ class VRNN(nn.Module):
             return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
         parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
         start = checks.tensor("start", self.start, parts, like)
-        return tuple(part.unsqueeze(1).expand(sizes).contiguous() for part in start)
+        return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in start)  # one row's is a copy too
 
     def _given(self, state: State, batch: int | None, like: Tensor) -> tuple[Tensor, ...]:
         """The caller's state, checked: of ``batch`` rows, or of as many as it has."""
@@ -747,6 +752,12 @@ class VRNN(nn.Module):
         self._reader.forget()  # parameters are about to move; nothing shall hold their old memory
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "nn.DataParallel cannot run a VRNN: it cuts and joins every tensor along the same dimension, and the batch "
+            "is in another one of x, of lengths and of the state. Use DistributedDataParallel, a process for each GPU"
+        )
+
     @classmethod
     def from_state_dict(
         cls,
@@ -758,22 +769,23 @@ class VRNN(nn.Module):
     ) -> VRNN:
         """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
-        Names and shapes do not tell which activation a model had, nor always what its output means: pass
-        ``activation=`` or ``likelihood=`` where they were not those of the layout. A state dict of a VRNN tells all,
-        as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign one); only a
-        likelihood of your own must be passed.
+        Names and shapes do not tell which activation a model had: pass ``activation=`` where it was not that of the
+        layout. Nor do they tell what follows a mean in an ``nn.Sequential``: pass ``likelihood="bernoulli"`` for a
+        sigmoid. ``std=`` is that of posterior and prior, and of a Gaussian output by its name too. A state dict of a
+        VRNN tells all, as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign
+        one); only a likelihood of your own must be passed.
 
         Args:
             state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
-                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. Prefixes
-                ``module.`` go, and a dictionary with a state dict among other things is searched for it.
+                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. A prefix
+                that all names have goes, and a dictionary with a state dict among other things is searched for it.
             layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
             agent: which one, counted from 0, of a checkpoint with networks for each of several agents.
             arguments: of the module, instead of those that follow from the checkpoint.
 
         Raises:
-            LayoutError: it is of no known layout, or of one with parts that cannot be run; the message says what was
-                looked for and what was found.
+            LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
+                what its output means; the message says what was looked for and what was found.
         """
         from .compat.checkpoint import from_state_dict
 
@@ -822,11 +834,12 @@ class VRNN(nn.Module):
         if isinstance(start, Tensor) and self.start is None:
             self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
-        single = not self.spec.head_layers and not self.spec.packed_heads
+        apart = not self.spec.packed_heads
+        single = apart and not self.spec.own_layers("dec_mean")
         for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
             leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
             state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
-        unused = [k for k in state_dict if single and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
+        unused = [k for k in state_dict if apart and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
         for key in unused:
             del state_dict[key]
         if unused:
@@ -842,6 +855,17 @@ def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, .
     if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
         raise ValueError(f"{name} must be a tuple of layer widths, got {widths!r}")
     return tuple(widths)
+
+
+def _head_layers(given: Sequence[int] | Mapping[str, Sequence[int]]) -> HeadLayers:
+    if not isinstance(given, Mapping):
+        return _widths("head_layers", given, ())
+    return tuple((head, _widths(f"head_layers of {head}", widths, ())) for head, widths in given.items())
+
+
+def _activations(given: Mapping[str, Activation | Sequence[Activation]]) -> tuple[tuple[str, Activations], ...]:
+    several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
+    return tuple((name, several.get(name, cast(Activation, value))) for name, value in given.items())
 
 
 def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:

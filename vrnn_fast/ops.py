@@ -7,6 +7,7 @@ csrc/ops.cpp has their schemas.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -35,13 +36,27 @@ class Program(NamedTuple):
 def load() -> str | None:
     """Load the operators, once. None on success, else the reason why they cannot be had."""
     if not LIBRARY.exists():
-        return "the extension is not built (pip install --no-build-isolation . builds it; it needs a C++17 compiler)"
+        return _unbuilt(LIBRARY)
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the extension does not load: {error}"
     _register()
     return None
+
+
+def _unbuilt(library: Path) -> str:
+    """Why there is no ``library``, and what to do. Python imports a checkout that it was started in before anything
+    that is installed."""
+    source = f"the extension is not built in {library.parent}, the folder that was imported"
+    for folder in sys.path:
+        built = Path(folder, library.parent.name, library.name)
+        if built != library and built.exists():
+            return f"{source}; {built.parent} holds a built one: start Python in another folder than {Path.cwd()}"
+    return (
+        f"{source} (pip install --no-build-isolation -e . builds it there, for which it needs a C++17 compiler; after "
+        "an install without -e, start Python in another folder than the checkout)"
+    )
 
 
 def launch_counts() -> dict[str, int]:

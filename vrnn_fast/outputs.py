@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import torch
 import torch.utils._pytree as pytree
@@ -19,6 +19,9 @@ State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 class VRNNOutput:
     """What a forward pass returns. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``, and zero at
     padding.
+
+    A tuple and a mapping as well, as the outputs of known model hubs are: ``out[0]`` and ``out["loss"]`` are the loss,
+    and unpacking gives the results in the order below, without those that were not asked for.
 
     Attributes:
         loss: scalar, the sum over real steps of nll + beta * max(kl, free_nats), divided by the normalizer.
@@ -42,6 +45,31 @@ class VRNNOutput:
     state: State
     prior: MeanStd | None = None
     prediction: Any = None
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the results that are there, in order."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([getattr(self, name) for name in self.keys()])
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    @overload
+    def __getitem__(self, key: int | str) -> Any: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Any, ...]: ...
+
+    def __getitem__(self, key: int | str | slice) -> Any:
+        if not isinstance(key, str):
+            return tuple(self)[key]
+        if key in self.keys():
+            return getattr(self, key)
+        if hasattr(self, key):
+            raise KeyError(f"{key} was not asked for: call the model with outputs=({key!r},)")
+        raise KeyError(f"there is no result {key!r}, only {', '.join(self.keys())}")
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")

@@ -21,8 +21,9 @@ h_{t-1}. What a layer hands to the next one in the same step is in ``out.<layer>
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .spec import GATES, CellSpec, Layer, Std
 from .stages import (
@@ -57,21 +58,44 @@ class _Draft:
         self.buffers[name] = Buffer(name, width, keep)
         return Slice(name, 0, width)
 
+    def lay(self, name: str, buffer: str, keep: Keep = Keep.NEVER, beside: Slice | None = None) -> _Laid:
+        """Decide where the layers of a network write: the heads' results side by side in ``buffer``, hidden layers of
+        the same depth side by side in buffers of their own, which are kept as ``keep`` says.
+
+        What reads the input goes behind ``beside`` instead, but for results of heads beside which others go on.
+        """
+        network, ends = self.spec.network(name), {} if beside is None else {beside.buffer: beside.width}
+        deep = any(len(head) > 1 for head in network.heads)
+
+        def place(layer: Layer, where: str) -> _Place:
+            if beside is not None and layer in network.first and (where != buffer or not deep):
+                where = beside.buffer
+            start = ends.get(where, 0)
+            ends[where] = start + layer.outputs
+            return _Place(layer, Slice(where, start, layer.outputs))
+
+        hidden = tuple(place(layer, f"{buffer}.{i}") for i, layer in enumerate(network.hidden))
+        heads = tuple(
+            (*(place(layer, f"{buffer}.heads.{i}") for i, layer in enumerate(own)), place(last, buffer))
+            for *own, last in network.heads
+        )
+        for where, width in ends.items():
+            if beside is None or where != beside.buffer:
+                self.buffer(where, width, Keep.NEVER if where == buffer else keep)
+        return _Laid(hidden, heads)
+
     def network(self, name: str, sources: dict[str, Slice]) -> tuple[list[Stage], Slice]:
         """All stages of a network, which reads the sources in this order, and where its results are.
 
         There is a product for each source, the first of which brings the biases.
         """
-        network = self.spec.network(name)
-        place = f"{name}.0" if network.hidden else f"{name}.heads.0" if self.spec.head_layers else name
-        sums = self.buffer(place, sum(layer.outputs for layer in network.first))
+        laid = self.lay(name, name)
         stages: list[Stage] = []
         for source in sources:
             if source in self.spec.inputs(name):
-                blocks = _columns(network.first, self.spec.column(name, source))
-                stages.append(Dense(sources[source], sums, blocks, None if stages else _biases(network.first)))
-        rest, results = self.finish(name, sums, name)
-        return stages + rest, results
+                parts = laid.parts(self.spec.column(name, source))
+                stages.extend(_products(sources[source], parts, bias=not stages))
+        return [*stages, *laid.finish()], laid.results
 
     def state(self) -> tuple[list[Slice], list[Slice]]:
         """h of every layer, and c of an LSTM's."""
@@ -79,17 +103,20 @@ class _Draft:
         h = [self.buffer(f"h.{i}", hidden, Keep.ALWAYS) for i in layers]
         return h, [self.buffer(f"c.{i}", hidden, Keep.ALWAYS) for i in layers] if self.spec.cell == "lstm" else []
 
-    def recurrence(self, beside: int) -> tuple[list[_Layer], Slice]:
-        """The sums of the recurrent layers, [n_h | gates] each, the top one's with so many columns in between; and
-        these."""
-        layers, hidden = range(self.spec.num_layers), self.spec.hidden_size
-        gates, n_h = GATES[self.spec.cell] * hidden, hidden if self.spec.cell == "gru" else 0
-        top = self.buffer("pre", n_h + beside + gates, Keep.STORED)
+    @property
+    def candidate(self) -> Slice:
+        """n_h of the top layer, behind which the encoder's first layers lie; of no width but for a GRU."""
+        return Slice("pre", 0, self.spec.hidden_size if self.spec.cell == "gru" else 0)
+
+    def recurrence(self, beside: int) -> list[_Layer]:
+        """The sums of the recurrent layers, [n_h | gates] each, the top one's with so many columns in between."""
+        layers, n_h = range(self.spec.num_layers), self.candidate.width
+        gates = GATES[self.spec.cell] * self.spec.hidden_size
+        self.buffer(self.candidate.buffer, n_h + beside + gates, Keep.STORED)
         for i in layers[:-1]:
             self.buffer(f"rnn.{i}", n_h + gates, Keep.STORED)
         rnn = [_Layer(self.spec, i, f"rnn.{i}", 0, n_h) for i in layers[:-1]]
-        rnn.append(_Layer(self.spec, layers[-1], "pre", 0, n_h + beside))
-        return rnn, replace(top, start=n_h, width=beside)
+        return [*rnn, _Layer(self.spec, layers[-1], self.candidate.buffer, 0, n_h + beside)]
 
     def advance(self, rnn: list[_Layer], h: list[Slice], c: list[Slice]) -> list[Stage]:
         """h_{t-1} -> h_t, layer by layer, once the first one's sums are complete."""
@@ -105,44 +132,49 @@ class _Draft:
             stages.append(Recur(self.spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
         return stages
 
-    def finish(self, name: str, last: Slice, buffer: str, keep: Keep = Keep.NEVER) -> tuple[list[Stage], Slice]:
-        """All behind a network's first layers, whose sums are in ``last``; and where its results are: those of its
-        heads side by side in ``buffer``, or its last hidden layer's. ``keep`` is for hidden layers: results are had
-        again from those."""
-        network, activation = self.spec.network(name), self.spec.activation_of(name)
-        stages: list[Stage] = []
 
-        def room(place: str, layers: Sequence[Layer]) -> Slice:
-            return self.buffer(place, sum(layer.outputs for layer in layers), Keep.NEVER if place == buffer else keep)
+class _Place(NamedTuple):
+    """A layer, and where it writes."""
 
-        def dense(layer: Layer, source: Slice, target: Slice) -> None:
-            stages.append(Dense(source, target, _columns((layer,), 0), _biases((layer,))))
+    layer: Layer
+    target: Slice
 
-        if network.hidden:
-            stages.append(Activate(last, activation))
-            for i, layer in enumerate(network.hidden[1:], start=1):
-                target = self.buffer(f"{buffer}.{i}", layer.outputs, keep)
-                dense(layer, last, target)
-                stages.append(Activate(target, activation))
-                last = target
-            if not network.heads:
-                return stages, last
-            tops = tuple(head[0] for head in network.heads)
-            place = f"{buffer}.heads.0" if self.spec.head_layers else buffer
-            target = room(place, tops)
-            stages.append(Dense(last, target, _columns(tops, 0), _biases(tops)))
-            last = target
-        for i in range(1, 1 + len(self.spec.head_layers)):
-            stages.append(Activate(last, activation))
-            layers = [head[i] for head in network.heads]
-            place = f"{buffer}.heads.{i}" if i < len(self.spec.head_layers) else buffer
-            target = room(place, layers)
-            read, written = last.start, 0
-            for layer in layers:
-                dense(layer, Slice(last.buffer, read, layer.inputs), Slice(place, written, layer.outputs))
-                read, written = read + layer.inputs, written + layer.outputs
-            last = target
-        return stages, last
+
+@dataclass(frozen=True)
+class _Laid:
+    """A network as :class:`Network` has it, and where its layers write."""
+
+    hidden: tuple[_Place, ...]
+    heads: tuple[tuple[_Place, ...], ...]
+
+    @property
+    def first(self) -> tuple[_Place, ...]:
+        """The layers that read the network's input."""
+        return self.hidden[:1] or tuple(head[0] for head in self.heads)
+
+    @property
+    def results(self) -> Slice:
+        """Those of the heads side by side, or of the last hidden layer."""
+        last = [head[-1].target for head in self.heads] or [self.hidden[-1].target]
+        return replace(last[0], width=sum(target.width for target in last))
+
+    def parts(self, column: int) -> list[_Part]:
+        """What the input's columns from ``column`` on give to the layers that read it, and their biases."""
+        return [_part(place, column) for place in self.first]
+
+    def finish(self) -> Iterator[Stage]:
+        """All behind the layers that read the input, whose sums are complete."""
+        for i, place in enumerate(self.hidden):
+            if i:
+                yield from _products(self.hidden[i - 1].target, [_part(place)], bias=True)
+            yield from _activations([place])
+        if self.hidden:
+            yield from _products(self.hidden[-1].target, [_part(head[0]) for head in self.heads], bias=True)
+        for i in range(1, max(map(len, self.heads), default=0)):
+            deeper = [head for head in self.heads if len(head) > i]
+            yield from _activations([head[i - 1] for head in deeper])
+            for head in deeper:
+                yield from _products(head[i - 1].target, [_part(head[i])], bias=True)
 
 
 @dataclass(frozen=True)
@@ -154,20 +186,42 @@ class _Part:
     terms: tuple[Term, ...] = ()
 
 
+def _part(place: _Place, column: int = 0) -> _Part:
+    """The weights of a layer from input ``column`` on, and its bias."""
+    layer, target = place
+    return _Part(target, (Block(layer.weight, 0, layer.outputs, column, 0),), (Term(layer.bias, 0, layer.outputs, 0),))
+
+
+def _activations(places: Iterable[_Place]) -> Iterator[Stage]:
+    """One stage for all that lie side by side and have the same; none for an affine layer."""
+    joined: list[Activate] = []
+    for layer, target in places:
+        last = joined[-1] if joined else None
+        if last and last.activation == layer.activation and _adjoin(last.target, target):
+            joined[-1] = replace(last, target=replace(last.target, width=last.target.width + target.width))
+        else:
+            joined.append(Activate(target, layer.activation))
+    return (stage for stage in joined if stage.activation != "identity")
+
+
+def _adjoin(before: Slice, after: Slice) -> bool:
+    return (after.buffer, after.start) == (before.buffer, before.start + before.width)
+
+
 def _products(source: Slice, parts: Iterable[_Part], *, bias: bool = False) -> Iterator[Dense]:
     """One product for all parts that lie side by side."""
     joined: list[_Part] = []
     for part in parts:
-        last, target = joined[-1] if joined else None, part.target
-        if last and (target.buffer, target.start) == (last.target.buffer, last.target.start + last.target.width):
-            at = last.target.width
-            joined[-1] = _Part(
-                replace(last.target, width=at + target.width),
-                (*last.blocks, *(replace(b, at=at + b.at) for b in part.blocks)),
-                (*last.terms, *(replace(t, at=at + t.at) for t in part.terms)),
-            )
-        else:
+        i = next((i for i, before in enumerate(joined) if _adjoin(before.target, part.target)), None)
+        if i is None:
             joined.append(part)
+            continue
+        before, at = joined[i], joined[i].target.width
+        joined[i] = _Part(
+            replace(before.target, width=at + part.target.width),
+            (*before.blocks, *(replace(b, at=at + b.at) for b in part.blocks)),
+            (*before.terms, *(replace(t, at=at + t.at) for t in part.terms)),
+        )
     for part in joined:
         yield Dense(source, part.target, part.blocks, part.terms if bias else None)
 
@@ -205,23 +259,6 @@ class _Layer:
         return _Part(target, (Block(f"rnn.weight_hh_l{self.index}", 0, width, 0, 0),))
 
 
-def _columns(layers: tuple[Layer, ...], column: int) -> tuple[Block, ...]:
-    """The weights of the layers, stacked, from input ``column`` on."""
-    blocks, at = [], 0
-    for layer in layers:
-        blocks.append(Block(layer.weight, 0, layer.outputs, column, at))
-        at += layer.outputs
-    return tuple(blocks)
-
-
-def _biases(layers: tuple[Layer, ...]) -> tuple[Term, ...]:
-    terms, at = [], 0
-    for layer in layers:
-        terms.append(Term(layer.bias, 0, layer.outputs, at))
-        at += layer.outputs
-    return tuple(terms)
-
-
 def partition(spec: CellSpec) -> Partition:
     """Cut a cell into the stages before, inside and after the scan. Pure: the same spec gives the same program."""
     draft = _Draft(spec)
@@ -234,14 +271,14 @@ def partition(spec: CellSpec) -> Partition:
     sources["h"] = h[-1]
 
     # first layers of encoder and recurrent layers, [n_h | e | gates] each
-    first = spec.network("encoder").first
-    rnn, e = draft.recurrence(sum(layer.outputs for layer in first))
+    encoder = draft.lay("encoder", "posterior", Keep.STORED, draft.candidate)
+    rnn = draft.recurrence(sum(t.width for _, t in encoder.first if t.buffer == draft.candidate.buffer))
 
     def first_parts(source: str) -> list[_Part]:
         """What a source gives to encoder and first recurrent layer."""
         parts = []
         if latent and source in spec.inputs("encoder"):
-            parts.append(_Part(e, _columns(first, spec.column("encoder", source)), _biases(first)))
+            parts.extend(encoder.parts(spec.column("encoder", source)))
         if source in spec.inputs("cell"):
             parts.append(rnn[0].from_input(spec.column("cell", source)))
         return parts
@@ -261,9 +298,9 @@ def partition(spec: CellSpec) -> Partition:
     after: list[Stage] = []
     weigh = scan if filtered else after
     for layer in reversed(rnn):
-        parts = [layer.of_candidate()]
+        parts: list[_Part | None] = [layer.of_candidate()]
         if latent and layer is rnn[-1]:
-            parts.append(_Part(e, _columns(first, spec.column("encoder", "h"))))
+            parts.extend(encoder.parts(spec.column("encoder", "h")))
         parts.append(layer.from_state())
         scan.extend(_products(h[layer.index], [part for part in parts if part]))
     if latent:
@@ -272,11 +309,11 @@ def partition(spec: CellSpec) -> Partition:
         else:
             transform = spec.std
             stages, prior = draft.network("prior", {n: sources[n] for n in ("cond", "h") if n in sources})
-            known = 1 if spec.residual and "cond" in spec.inputs("prior") else 0  # before h is
-            before.extend(stages[:known])
-            (scan if spec.residual else weigh).extend(stages[known:])
-        stages, posterior = draft.finish("encoder", e, "posterior", Keep.STORED)
-        scan.extend(stages)
+            known = [s for s in stages if spec.residual and isinstance(s, Dense) and s.source == sources.get("cond")]
+            before.extend(known)  # as h is not
+            (scan if spec.residual else weigh).extend(stages[len(known) :])
+        scan.extend(encoder.finish())
+        posterior = encoder.results
         if spec.residual:
             scan.append(Add(replace(prior, width=latent), replace(posterior, width=latent)))
         posterior_std = draft.buffer("posterior_std", latent)
@@ -307,7 +344,7 @@ def generation(spec: CellSpec, *, mean: bool) -> Partition:
         sources["cond"] = draft.buffer("cond", spec.cond_size)
     sources["h"] = h[-1]
     noise = draft.buffer("noise", spec.input_size)
-    rnn, _ = draft.recurrence(0)
+    rnn = draft.recurrence(0)
 
     def network(name: str) -> tuple[list[Stage], Slice]:
         return draft.network(name, {n: sources[n] for n in spec.inputs(name)})

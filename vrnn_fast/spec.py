@@ -8,10 +8,10 @@ list, the kernels) is derived from it, so two equal specs always run the same pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, cast, get_args
 
 Made = TypeVar("Made")
 
@@ -33,8 +33,12 @@ SOURCES: dict[str, tuple[str, ...]] = {  # what each network, and the first recu
     "decoder": ("cond", "phi_z", "h"),
     "cell": ("phi_x", "phi_z", "cond"),
 }
+_PREFIXES = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}  # of parameters
 MOST_LAYERS = 8  # recurrent ones: csrc/core/program.h holds twice as many states
 MOST_DEPTH = 32  # hidden layers of each network, and of a head: the buffers of all of them are counted there
+
+Activations: TypeAlias = Activation | tuple[Activation, ...]
+HeadLayers: TypeAlias = tuple[int, ...] | tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class ParameterSpec(NamedTuple):
@@ -45,11 +49,12 @@ class ParameterSpec(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One affine map ``weight @ input + bias`` of a network, by the prefix of its two parameters."""
+    """One layer of a network, ``activation(weight @ input + bias)``, by the prefix of its two parameters."""
 
     prefix: str
     inputs: int
     outputs: int
+    activation: Activation = "identity"
 
     @property
     def weight(self) -> str:
@@ -107,16 +112,24 @@ class Std:
         return self.kind == "softplus" and constants == (0, 1, 0, -math.inf, math.inf)
 
 
+def _check_widths(name: str, widths: object) -> None:
+    """Raise ValueError unless these may be the widths of hidden layers."""
+    if not isinstance(widths, tuple) or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
+        raise ValueError(f"{name} must be a tuple of positive layer widths, got {widths!r}")
+    if len(widths) > MOST_DEPTH:
+        raise ValueError(f"{name} must have at most {MOST_DEPTH} layers, got {len(widths)}")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Hidden layers, each followed by the activation, and heads that read the last of them.
+    """Hidden layers, and heads that read the last of them.
 
-    A head is a chain of layers with the activation between them, all heads equally many. ``hidden`` may be empty: then
-    the heads (if any) read the network's input directly.
+    A head is a chain of layers of its own, the last of which is affine. ``hidden`` may be empty: then the heads (if
+    any) read the network's input directly.
     """
 
     hidden: tuple[Layer, ...] = ()
@@ -144,10 +157,13 @@ class CellSpec:
 
     ``num_layers`` recurrent layers are chained as in ``torch.nn.GRU``; all networks read the top one's state.
     ``cond_size`` features of a conditioning input go to those that ``cond_to`` names. ``head_layers`` are hidden layers
-    that every head of encoder, prior and decoder has for itself; with ``packed_heads`` each of these networks has one
-    head for all its parameters. ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary
-    autoregressive network whose decoder is the output layer. ``activations`` names networks whose activation is another
-    one, ``columns`` those whose sources stand in another order than in ``SOURCES``.
+    that every head of encoder, prior and decoder has for itself, or pairs of a head (``dec_mean``) and its own; with
+    ``packed_heads`` each of these networks has one head for all its parameters. ``latent_size`` 0 leaves z out, and
+    with it phi_z, encoder and prior: an ordinary autoregressive network whose decoder is the output layer.
+    ``activations`` pairs networks and heads with what follows their hidden layers, where it is not ``activation``: one
+    for all of them or a tuple of one for each, of which ``"identity"`` leaves a layer affine. A head that is not named
+    has its network's, where that is one for all. ``columns`` names networks whose sources stand in another order than
+    in ``SOURCES``.
 
     ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
     ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
@@ -168,7 +184,7 @@ class CellSpec:
     encoder: tuple[int, ...] = ()
     prior: tuple[int, ...] | None = ()
     decoder: tuple[int, ...] = ()
-    head_layers: tuple[int, ...] = ()
+    head_layers: HeadLayers = ()
     packed_heads: bool = False
     activation: Activation = "relu"
     residual: bool = False
@@ -178,7 +194,7 @@ class CellSpec:
     output_std: Std = Std(floor=0.0)
     cond_size: int = 0
     cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
-    activations: tuple[tuple[str, Activation], ...] = ()
+    activations: tuple[tuple[str, Activations], ...] = ()
     columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
     objective: Objective = "kl"
 
@@ -191,16 +207,10 @@ class CellSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be an int >= 0, got {value!r}")
-        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"):
-            widths = getattr(self, name)
-            if name == "prior" and widths is None:
-                continue
-            if not isinstance(widths, tuple) or any(
-                not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths
-            ):
-                raise ValueError(f"{name} must be a tuple of positive layer widths, got {widths!r}")
-            if len(widths) > MOST_DEPTH:
-                raise ValueError(f"{name} must have at most {MOST_DEPTH} layers, got {len(widths)}")
+        networks = tuple(name for name in SOURCES if name != "cell")
+        for name in networks:
+            if name != "prior" or self.prior is not None:
+                _check_widths(name, getattr(self, name))
         for name, allowed in (
             ("cell", get_args(Cell)),
             ("activation", ACTIVATIONS),
@@ -216,13 +226,6 @@ class CellSpec:
         for name in self.cond_to:
             if name not in get_args(Conditioned):
                 raise ValueError(f"cond_to may hold {', '.join(get_args(Conditioned))}, got {name!r}")
-        networks = tuple(name for name in SOURCES if name != "cell")
-        for name, activation in self.activations:
-            if name not in networks or activation not in ACTIVATIONS:
-                raise ValueError(
-                    f"activation may name one of {', '.join(ACTIVATIONS)} for each of {', '.join(networks)}, got "
-                    f"{activation!r} for {name!r}"
-                )
         for name, order in self.columns:
             if name not in SOURCES or len(SOURCES[name]) < 2:
                 raise ValueError(f"columns may order those of encoder, prior, decoder and cell, got {name!r}")
@@ -244,6 +247,9 @@ class CellSpec:
         for name, width in self.decoder_heads:
             if not isinstance(width, int) or isinstance(width, bool) or width < 1:
                 raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
+        own = {head.partition(".")[0]: name for name in networks for head, _ in self.heads(name)}
+        self._check_head_layers(own)
+        self._check_activations((*networks, *own))
         if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_to):
             raise ValueError(f"cond_to must name who reads the conditioning input, got {self.cond_to!r}")
         widths = [width for _, width in self.decoder_heads]
@@ -251,6 +257,30 @@ class CellSpec:
         if expected and widths != expected:
             raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
         object.__setattr__(self, "key", repr(self))
+
+    def _check_head_layers(self, heads: Collection[str]) -> None:
+        """Raise ValueError for hidden layers that no head could have; those of a head without any are left out."""
+        if not isinstance(self.head_layers, tuple) or not any(isinstance(entry, tuple) for entry in self.head_layers):
+            return _check_widths("head_layers", self.head_layers)
+        for entry in self.head_layers:
+            if not isinstance(entry, tuple) or len(entry) != 2 or entry[0] not in heads:
+                raise ValueError(f"head_layers may be given for each of {', '.join(heads)}, got {entry!r}")
+            _check_widths(f"head_layers of {entry[0]}", entry[1])
+        pairs = cast(tuple[tuple[str, tuple[int, ...]], ...], self.head_layers)
+        object.__setattr__(self, "head_layers", tuple(pair for pair in pairs if pair[1]))
+
+    def _check_activations(self, owners: Collection[str]) -> None:
+        """Raise ValueError for what is no activation, follows nothing, or does not say what follows each layer."""
+        for name, given in self.activations:
+            every = given if isinstance(given, tuple) else (given,)
+            if name not in owners or any(activation not in ACTIVATIONS for activation in every):
+                raise ValueError(
+                    f"activation may name one of {', '.join(ACTIVATIONS)}, or one for each hidden layer, for each of "
+                    f"{', '.join(owners)}, got {given!r} for {name!r}"
+                )
+            depth = len((getattr(self, name) or ()) if name in SOURCES else self.own_layers(name))
+            if isinstance(given, tuple) and len(given) != depth:
+                raise ValueError(f"activation must name one for each of {name}'s {depth} hidden layers, got {given!r}")
 
     key: ClassVar[str]  # all of the structure as text: of each spec, but none of its fields
 
@@ -291,9 +321,34 @@ class CellSpec:
         }
         return {source: widths[source] for source in sources if widths[source]}
 
-    def activation_of(self, name: str) -> Activation:
-        """The activation behind a network's hidden layers."""
-        return dict(self.activations).get(name, self.activation)
+    def heads(self, name: str) -> tuple[tuple[str, int], ...]:
+        """The names and widths of a network's heads: of one for all of its parameters, where they are packed."""
+        z, prefix = self.latent_size, _PREFIXES[name]
+        if (name == "prior" and self.prior is None) or (name == "encoder" and not z):
+            return ()
+        heads = {
+            "encoder": (("enc_mean", z), ("enc_std.0", z)),
+            "prior": (("prior_mean", z), ("prior_std.0", z)),
+            "decoder": self.decoder_heads,
+        }.get(name, ())
+        if heads and self.packed_heads:
+            return ((f"{prefix}_params", sum(width for _, width in heads)),)
+        return heads
+
+    def own_layers(self, head: str) -> tuple[int, ...]:
+        """The widths of the hidden layers that ``enc_mean``, or another head, has for itself."""
+        if any(isinstance(entry, tuple) for entry in self.head_layers):
+            return dict(cast(tuple[tuple[str, tuple[int, ...]], ...], self.head_layers)).get(head, ())
+        return cast(tuple[int, ...], self.head_layers)
+
+    def activations_of(self, name: str, head: str | None = None) -> tuple[Activation, ...]:
+        """What follows each hidden layer of a network, or of one of its heads."""
+        named = dict(self.activations)
+        given = named.get(name, self.activation)
+        if head is not None:
+            given = named.get(head, self.activation if isinstance(given, tuple) else given)
+        depth = len((getattr(self, name) or ()) if head is None else self.own_layers(head))
+        return given if isinstance(given, tuple) else (given,) * depth
 
     def column(self, name: str, source: str) -> int:
         """Where the columns of a source begin in what a network, or the ``cell``, reads."""
@@ -302,28 +357,23 @@ class CellSpec:
 
     def network(self, name: str) -> Network:
         """The layers of ``phi_x``, ``phi_z``, ``encoder``, ``prior`` or ``decoder``, in the order they run."""
-        z, prefix = self.latent_size, {"encoder": "enc", "decoder": "dec"}.get(name, name)
-        if (name == "prior" and self.prior is None) or (not z and name in ("phi_z", "encoder")):
+        if not self.latent_size and name in ("phi_z", "encoder"):
             return Network()
-        heads = {
-            "encoder": (("enc_mean", z), ("enc_std.0", z)),
-            "prior": (("prior_mean", z), ("prior_std.0", z)),
-            "decoder": self.decoder_heads,
-        }.get(name, ())
-        if heads and self.packed_heads:
-            heads = ((f"{prefix}_params", sum(width for _, width in heads)),)
-        inputs = sum(self.inputs(name).values())
+        prefix, inputs = _PREFIXES[name], sum(self.inputs(name).values())
         hidden = []
-        for i, width in enumerate(getattr(self, name)):
-            hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width))
+        for i, (width, activation) in enumerate(zip(getattr(self, name) or (), self.activations_of(name), strict=True)):
+            hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width, activation))
             inputs = width
-        return Network(tuple(hidden), tuple(self._head(head, inputs, width) for head, width in heads))
+        return Network(tuple(hidden), tuple(self._head(name, head, inputs, width) for head, width in self.heads(name)))
 
-    def _head(self, name: str, inputs: int, outputs: int) -> tuple[Layer, ...]:
-        if not self.head_layers:
+    def _head(self, network: str, name: str, inputs: int, outputs: int) -> tuple[Layer, ...]:
+        owner = name.partition(".")[0]
+        own = self.own_layers(owner)
+        if not own:
             return (Layer(name, inputs, outputs),)
-        owner, widths = name.partition(".")[0], (inputs, *self.head_layers, outputs)
-        return tuple(Layer(f"{owner}.{2 * i}", *pair) for i, pair in enumerate(pairwise(widths)))
+        follows = (*self.activations_of(network, owner), "identity")
+        widths = pairwise((inputs, *own, outputs))
+        return tuple(Layer(f"{owner}.{2 * i}", *w, a) for i, (w, a) in enumerate(zip(widths, follows, strict=True)))
 
     def parameters(self) -> Iterator[ParameterSpec]:
         """Every parameter in the order in which executors receive them."""

@@ -44,27 +44,24 @@ class VRNN(nn.Module):
             out["recon_loss"] = out["recon_loss"] + (error + dec_std.log() + 0.5 * math.log(2 * math.pi)).sum()
         return out
 
-    def sample(self, states: Tensor, burn_in: int = 0) -> Tensor:
-        """Continues the first ``burn_in`` of the states."""
+    def sample(self, states: Tensor, burn_in: int = 0) -> tuple[Tensor, None]:
+        """Continues the first ``burn_in`` of the states, with z from the prior there too."""
         h = torch.zeros(self.n_layers, states.size(1), self.rnn_dim)
         samples = [states[0]]
         for t in range(states.size(0) - 1):
             y = samples[t]
+            prior = self.prior(torch.cat([y, h[-1]], 1))
+            mean, std = self.prior_mean(prior), self.prior_std(prior)
+            z = mean + torch.empty_like(std).normal_() * std
             if t < burn_in:
                 x = states[t + 1]
-                enc = self.enc(torch.cat([x, y, h[-1]], 1))
-                mean, std = self.enc_mean(enc), self.enc_std(enc)
             else:
-                prior = self.prior(torch.cat([y, h[-1]], 1))
-                mean, std = self.prior_mean(prior), self.prior_std(prior)
-            z = mean + torch.empty_like(std).normal_() * std
-            if t >= burn_in:
                 dec = self.dec(torch.cat([y, z, h[-1]], 1))
                 mean, std = self.dec_mean(dec), self.dec_std(dec)
                 x = mean + torch.empty_like(std).normal_() * std
             _, h = self.rnn(torch.cat([x, z], 1).unsqueeze(0), h)
             samples.append(x)
-        return torch.stack(samples)
+        return torch.stack(samples), None
 
 
 class Agents(nn.Module):

@@ -17,6 +17,7 @@ from ..executors.reference import full_precision
 from ..layout import Slot, gather
 from ..spec import Network
 from .base import Layout, Objective, Run
+from .outside import at_once, by_steps, decoded
 from .reading import LayoutError, Structure
 from .sampling import Sampler
 from .tree import mirror, slots
@@ -151,14 +152,11 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     held = gather(self, self._slots)
     like = held[0]
     arguments = _bind(plan, args, kwargs)
-    x, cond = layout.sequences(self, arguments)
-    features = [structure.spec.input_size for structure in cells]
-    x = checks.tensor(next(iter(arguments)), x, (("T", None), ("B", None), ("X", sum(features))), like)
+    given = layout.given(self, arguments)
+    x, noise = _seen(plan, self, given.x, next(iter(arguments)), like)
     steps, batch = x.shape[0], x.shape[1]
-    lengths = arguments.get(layout.lengths)
-    if lengths is not None:
-        lengths = checks.lengths(lengths, steps, batch, x.device)
-    noise = _draw(plan, x)
+    lengths = None if given.lengths is None else checks.lengths(given.lengths, steps, batch, x.device)
+    cond = _conditioning(given.cond, cells[0].spec.cond_size, steps, batch, like)
     start = layout.start(arguments)
     if start is None:
         start = tuple(x.new_zeros((batch, s.spec.hidden_size)) for s in cells for _ in range(s.spec.state_tensors))
@@ -166,6 +164,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         shape = ("B", batch), ("H", cells[0].spec.hidden_size)
         start = tuple(checks.tensor(layout.state, state, shape, like) for state in start)
     runs, begin, places = [], 0, iter(held)
+    features = [structure.spec.input_size for structure in cells]
     with full_precision(like.device):
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
@@ -177,24 +176,63 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             )
             begin = end
         run = runs[0] if len(runs) == 1 else _side_by_side(runs)
+        if "phi_x" in layout.apart:
+            run = run._replace(x=given.x)
+        if "decoder" in layout.apart:
+            run = run._replace(heads=decoded(self, layout.roles, cells[0].heads, run.heads[0]))
+        run = run._replace(target=run.x if given.target is None else given.target)
         for attribute, value in objective.attributes(run).items():
             setattr(self, attribute, value)
         return objective.output(run, plan.mend)
 
 
-def _draw(plan: Plan, x: Tensor) -> list[Tensor]:
-    """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell.
+def _seen(plan: Plan, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x draws."""
+    shape = ("T", None), ("B", None), ("X", sum(structure.spec.input_size for structure in plan.structures))
+    if "phi_x" not in plan.layout.apart:
+        x = checks.tensor(name, x, shape, like)
+        return x, _draw(plan, x.shape[0], x.shape[1], like)
+    path = plan.layout.roles.phi_x
+    network, (steps, batch) = module.get_submodule(path), x.shape[:2]
+    if not steps or not batch:
+        raise ValueError(f"{name} must have T >= 1 and B >= 1, got shape {tuple(x.shape)}")
+    if by_steps(network):
+        made: list[Tensor] = []
+        noise = _draw(plan, steps, batch, like, lambda t: made.append(network(x[t])))
+        features = torch.stack(made)
+    else:
+        features = at_once(network, x)
+        noise = _draw(plan, steps, batch, like)
+    return checks.tensor(f"the output of {path}", features, shape, like), noise
+
+
+def _draw(
+    plan: Plan, steps: int, batch: int, like: Tensor, before: Callable[[int], None] | None = None
+) -> list[Tensor]:
+    """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell, ``before`` called first.
 
     All draws fill one buffer, since traced code may change the order of those that have nothing to do with one another.
     """
-    steps, batch = x.shape[0], x.shape[1]
     sizes = [structure.spec.latent_size for structure in plan.structures]
-    drawn = x.new_empty((steps, batch * sum(sizes)), dtype=plan.noise)
+    drawn = like.new_empty((steps, batch * sum(sizes)), dtype=plan.noise)
     views = [part.unflatten(1, (batch, -1)) for part in drawn.split([batch * size for size in sizes], 1)]
     for t in range(steps):
+        if before is not None:
+            before(t)
         for view in views:
             plan.objective.noise(view[t], plan.mend)
-    return [view.to(x.dtype) for view in views]
+    return [view.to(like.dtype) for view in views]
+
+
+def _conditioning(cond: Tensor | None, size: int, steps: int, batch: int, like: Tensor) -> Tensor | None:
+    if cond is None and not size:
+        return None
+    if cond is None or not size:
+        raise ValueError(
+            f"the networks read a conditioning input of {size} features, as layout['cond_to'] says, and "
+            f"{'none' if cond is None else 'one'} is given, as layout['cond'] or ['sequences'] says"
+        )
+    return checks.tensor("cond", cond, (("T", steps), ("B", batch), ("C", size)), like)
 
 
 Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, and raws of a layout that wants them
@@ -238,6 +276,8 @@ def _launch(
 ) -> tuple[Latent, tuple[Tensor, ...], State]:
     """One cell's latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
+    if structure.passed is not None:
+        parameters = structure.passed.parameters(parameters)
     doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
     if doors is not None:
         parameters = doors.behind(parameters)
@@ -262,14 +302,14 @@ def _launch(
     if wider is not None:
         fields["prior_raw"] = prior_mean[..., latents:]
     widths = [width for _, width in spec.decoder_heads]
-    fields |= dict(zip(structure.heads, cast(Tensor, result.raw).split(widths, -1), strict=True))
+    fields |= dict(zip(structure.raw, cast(Tensor, result.raw).split(widths, -1), strict=True))
     if doors is not None:
         fields = doors.through(fields)
     posterior = tuple(t[..., :latents] for t in (result.z, result.mean, result.std))
     latent = (*posterior, fields["prior_mean"], fields["prior_std"])
     if wider is not None:
         latent = (*latent, result.mean[..., latents:], fields["prior_raw"])
-    return latent, tuple(fields[head] for head in structure.heads), result.state
+    return latent, tuple(fields[head] for head in structure.raw), result.state
 
 
 def _side_by_side(runs: list[Run]) -> Run:
@@ -305,7 +345,7 @@ class Doors:
         leads: dict[str, set[str]] = {}
         if not spec.residual:  # then the prior's mean is in the posterior's, and all of its network with it
             leads |= _leads(spec.network("prior"), ("prior_mean", "prior_std"))
-        leads |= _leads(spec.network("decoder"), structure.heads)
+        leads |= _leads(spec.network("decoder"), structure.raw)
         self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
 
     def behind(self, parameters: Sequence[Tensor]) -> list[Tensor]:

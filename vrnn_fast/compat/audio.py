@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..likelihoods import Likelihood, MeanStd, SharedMixture
 from ..spec import Std
 from . import losses
-from .base import Fault, Layout, Objective, Run
+from .base import Fault, Layout, Objective, Run, Sequences
 from .reading import LayoutError, Roles, Shapes, Structure, Traits
 
 _MODEL = "vrnn"
@@ -132,11 +132,11 @@ class Audio(Layout):
         x, lengths = 2 * torch.rand(batch, samples) - 1, samples - torch.arange(batch)
         return (x, lengths, 0.7, 0.1, state)[: 5 if len(_needed(model)) == 2 else 1]
 
-    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
         """The encoder's features (B, T, .) of the first argument, as (T, B, .)."""
         x = next(iter(arguments.values()))
         features: Tensor = module.get_submodule(_ENCODER)(x.unsqueeze(-1) if x.dim() == 2 else x)
-        return features.transpose(0, 1), None
+        return Sequences(features.transpose(0, 1), lengths=arguments.get(self.lengths))
 
     def structure(self, shapes: Shapes) -> Structure:
         """With the encoder as phi_x."""
@@ -213,10 +213,9 @@ LAYOUT = Audio(
         residual=True,
         columns=(("encoder", ("h", "phi_x")),),
     ),
-    outside=(
-        _ENCODER,
+    outside=(_ENCODER, "vrnn.likelihood"),
+    familiar=(
         "vrnn.decoder.",
-        "vrnn.likelihood",
         "vrnn.vrnn_cell.posterior.6.sd_activation",
         "vrnn.vrnn_cell.prior.6.sd_activation",
     ),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import pickle
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,9 +20,8 @@ from ..spec import CellSpec, Std
 from . import filtering, paper
 from .base import Layout
 from .reading import LayoutError, Shapes
-from .recognition import chosen
+from .recognition import chosen, lacking
 
-_PREFIXES = ("module.", "_orig_mod.")
 _SHARED = (
     "cell",
     "num_layers",
@@ -92,29 +89,55 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
 
 
 def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
-    """The module that was :func:`described`, with these tensors."""
-    like = next(iter(tensors.values()))
-    given = {**told, "std": Std(**told["std"]), "dtype": like.dtype, **arguments}
-    if "likelihood" not in arguments:
-        kind, constants = told["likelihood"]
-        if constants is None:
-            raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to from_state_dict")
-        constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
-        given["likelihood"] = getattr(likelihoods, kind)(**constants)
-    model = VRNN(**given)
-    model.load_state_dict(tensors)
+    """The module that was :func:`described`, with these tensors.
+
+    Raises:
+        LayoutError: what is told makes no module, or not one with such tensors.
+    """
+    try:
+        given = _given(told, tensors, arguments)
+        shapes = shapes_of(VRNN(**copy.deepcopy(given), device="meta").state_dict())
+    except LayoutError:
+        raise
+    except Exception as error:  # whatever a damaged file tells
+        raise LayoutError(
+            f"what the checkpoint tells of its VRNN makes none: {type(error).__name__}: {error}"
+        ) from error
+    for name, shape in shapes.items():
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            found = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
+            raise LayoutError(f"{name} must have shape {shape} by what the checkpoint tells of its VRNN, found {found}")
+    model = VRNN(**{**given, **arguments})
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise LayoutError(f"the checkpoint does not fit: {error}") from error
     return model
+
+
+def _given(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that were :func:`described`, with the likelihood in ``arguments`` if there is one."""
+    given = {**told, "std": Std(**told["std"]), "dtype": next(iter(tensors.values())).dtype}
+    if "likelihood" in arguments:
+        return given | {"likelihood": arguments["likelihood"]}
+    kind, constants = told["likelihood"]
+    if constants is None:
+        raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to from_state_dict")
+    constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
+    return given | {"likelihood": getattr(likelihoods, kind)(**constants)}
 
 
 def _own(stored: Mapping[str, Any]) -> _Ours | None:
     """What a state dict of a VRNN tells of it, and its tensors; None for any other."""
-    for path, about in getattr(stored, "_metadata", {}).items():
-        if MARK in about and set(path.split(".")) <= {"", *(p.removesuffix(".") for p in _PREFIXES)}:
+    for candidate in _mappings(stored):
+        if not _is_state_dict(candidate):
+            continue
+        told = getattr(candidate, "_metadata", None)
+        for path, about in told.items() if isinstance(told, Mapping) else ():
             prefix = f"{path}." if path else ""
-            names = [name for name in stored if name.startswith(prefix)]
-            return about[MARK], {name.removeprefix(prefix): stored[name] for name in names}
-    found = (_own(value) for value in stored.values() if isinstance(value, Mapping))
-    return next((ours for ours in found if ours is not None), None)
+            if isinstance(about, Mapping) and MARK in about and all(name.startswith(prefix) for name in candidate):
+                return about[MARK], {name.removeprefix(prefix): t for name, t in candidate.items()}
+    return None
 
 
 def _shared(spec: CellSpec) -> dict[str, Any]:
@@ -151,14 +174,26 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays), None
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, BadZipFile, zlib.error) as error:
+    except Exception as error:  # whatever a reader raises on bytes that anybody may have written
         raise LayoutError(
-            f"{path} holds no tensors that can be read without running code of its own; save model.state_dict() "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            f"{path} holds no tensors that can be read without running code of its own: {_held(path)}; save "
+            "model.state_dict()"
         ) from error
     if not isinstance(found, Mapping):
         raise LayoutError(f"{path} must hold a state dict, found {type(found).__name__}")
     return found, None
+
+
+def _held(path: Path) -> str:
+    """What a file holds that cannot be read, in words."""
+    try:
+        classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # no archive of torch.save
+        classes = []
+    others = sorted(name for name in classes if not name.startswith("torch.nn.modules."))
+    if not classes:
+        return "it is damaged, of another kind, or has a whole model in it"
+    return f"it has a whole model or other objects in it ({', '.join(others or classes)})"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], _Ours | None]:
@@ -176,34 +211,38 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], _Ours | None]:
 
 
 def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict in ``stored``, which may hold it beside other things, without the prefixes of wrappers."""
-    candidates = []
-    for found in _state_dicts(stored):
-        tensors = {name: torch.as_tensor(value) for name, value in found.items()}
-        for prefix in _PREFIXES * 2:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-        candidates.append(tensors)
+    """The state dict in ``stored``, which may hold it beside other things, without a prefix that all names have."""
+    candidates = [tensors for found in _mappings(stored) if _is_state_dict(found) for tensors in _unwrapped(found)]
     if not candidates:
         raise LayoutError(f"there is no state dict in {{{', '.join(map(str, stored))}}}: names with tensors or arrays")
-    for tensors in candidates:
-        if any(known.recognised(tensors) for known in _ARRAYS):
-            return tensors
-        try:
-            chosen(layout, shapes_of(tensors), "")
-        except LayoutError:
-            continue
-        return tensors
-    return candidates[0]
+    arrays = (tensors for tensors in candidates if any(known.recognised(tensors) for known in _ARRAYS))
+    return next(arrays, None) or min(candidates, key=lambda tensors: lacking(layout, shapes_of(tensors)))
 
 
-def _state_dicts(stored: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if stored and all(isinstance(v, (Tensor, np.ndarray, np.number)) for v in stored.values()):
-        yield stored
-        return
-    for value in stored.values():
-        if isinstance(value, Mapping):
-            yield from _state_dicts(value)
+def _unwrapped(found: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """A state dict as tensors, then without each prefix that wrappers may have put before all of its names."""
+    tensors = {name: torch.as_tensor(value) for name, value in found.items()}
+    yield tensors
+    while all("." in name for name in tensors) and len({name.partition(".")[0] for name in tensors}) == 1:
+        tensors = {name.partition(".")[2]: t for name, t in tensors.items()}
+        yield tensors
+
+
+def _mappings(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """``stored`` and all mappings in it, the outer ones first; a damaged one may hold itself."""
+    found = [stored]
+    for outer in found:
+        found += [v for v in outer.values() if isinstance(v, Mapping) and not any(v is known for known in found)]
+    return found
+
+
+def _is_state_dict(stored: Mapping[Any, Any]) -> bool:
+    """Whether all entries are names with tensors or arrays."""
+    return bool(stored) and all(isinstance(name, str) and _is_array(value) for name, value in stored.items())
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, (np.ndarray, np.number)) and value.dtype.kind in "fiub")
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -264,8 +303,8 @@ def _translate(
         "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
-        **known.arguments(structure, arguments),
         **arguments,
+        **known.arguments(structure, arguments),
     }
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
     tensors = known.completed(tensors, model.likelihood)

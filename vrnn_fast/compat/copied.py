@@ -5,20 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..likelihoods import Gaussian, MeanStd
+from ..likelihoods import MeanStd
+from ..spec import Std
 from . import losses
-from .base import Fault, Layout, Objective, Run, std_of, steps_of
+from .base import Fault, Layout, Objective, Run, holds, std_of, steps_of
 from .losses import EPS
-from .reading import LayoutError, Roles, Structure
+from .reading import LayoutError, Roles, Shapes, Structure, chain
 from .sampling import Player, Sampler
-from .tree import follows
+from .tree import follows, parameter_shapes
 
+_LOGVAR = Std("log_variance", floor=0.0)
 _KL = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
 
 
@@ -113,9 +115,38 @@ def _logarithms_of_numbers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Copied(Layout):
+    """With two heads of the decoder and standard deviations it computes what the original does, else what is found."""
+
+    def variant(self, shapes: Shapes) -> Layout:
+        """With ``*_logvar`` for log variances, and the last layer of ``dec`` where the mean has no head of its own."""
+        mean, *deviations = self.roles.decoder_heads
+
+        def named(path: str) -> str:
+            other = path.replace("_std", "_logvar")
+            return other if holds(shapes, other) and not holds(shapes, path) else path
+
+        heads = (mean, *map(named, deviations))
+        if not holds(shapes, mean):
+            heads = chain(shapes, self.roles.decoder)[-1:] or heads
+        posterior, prior = named(self.roles.encoder_std), named(self.roles.prior_std)
+        std = _LOGVAR if posterior != self.roles.encoder_std else self.traits.std
+        return replace(
+            self,
+            roles=replace(self.roles, encoder_std=posterior, prior_std=prior, decoder_heads=heads),
+            optional=(*self.optional, *heads[1:]),
+            traits=replace(self.traits, std=std),
+        )
+
+    def told(self, model: nn.Module) -> Layout:
+        """A log variance by name may be a standard deviation by what follows it."""
+        last = chain(parameter_shapes(model), self.roles.encoder_std)[-1:]
+        if self.traits.std == _LOGVAR and last and follows(model, last[0]) is nn.Softplus:
+            return replace(self, traits=replace(self.traits, std=Std(floor=0.0)))
+        return self
+
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
-        if len(structure.heads) != 2:
-            raise LayoutError(f"{self} returns two lists of the decoder, found the heads {', '.join(structure.heads)}")
+        if len(structure.heads) != 2 or structure.spec.std == _LOGVAR:
+            return
         bernoulli = follows(model, structure.heads[0]) is nn.Sigmoid
         own = getattr(type(model).forward, "__globals__", {}).get("EPS")
         for eps in dict.fromkeys((own if isinstance(own, float) else EPS, EPS, 1.19e-7)):
@@ -123,8 +154,14 @@ class Copied(Layout):
                 yield (CopiedBernoulli if bernoulli else CopiedGaussian)(eps, floor)
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
-        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
-        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
+        head = self.roles.encoder_std
+        if self.traits.std == _LOGVAR and "std" not in given and f"{head}.weight" not in structure.names:
+            raise LayoutError(
+                f"{self}: names and shapes do not tell whether {head} gives log variances: pass "
+                "std=Std('log_variance', floor=0.0), or Std(floor=0.0) if a Softplus follows it"
+            )
+        deviations = [path.endswith("_logvar") for path in self.roles.decoder_heads[1:]]
+        return self.output_likelihood(structure, given, _LOGVAR if any(deviations) else Std(floor=0.0))
 
 
 def sample(self: Any, seq_len: int) -> Tensor:

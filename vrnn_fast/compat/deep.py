@@ -15,7 +15,7 @@ class Deep(Layout):
     """Its "var" is a standard deviation. What it draws and returns is found by running it."""
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"likelihood": "bernoulli"}  # its decoder's mean has a sigmoid
+        return self.output_likelihood(structure, given, self.traits.std)
 
 
 LAYOUT = Deep(

@@ -95,7 +95,7 @@ class Dynamical(Layout):
             "and shapes do not tell; else pass activation=, or likelihood=FixedGaussian() for coordinates",
             stacklevel=5,
         )
-        return {"likelihood": ItakuraSaito(0.0)}
+        return {"likelihood": given.get("likelihood", ItakuraSaito(0.0))}
 
 
 _NETWORKS = ("feature_extractor_x", "feature_extractor_z", "mlp_hx_z", "mlp_h_z", "mlp_hz_x")

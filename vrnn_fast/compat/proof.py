@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one r
 _SEED = 0
 _KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
 _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
+_NOISE = ("normal", "uniform")  # other draws are those of dropout and the like
 _LOCK = threading.RLock()
 
 Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
@@ -212,7 +214,7 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
         raise ProofError(f"forward takes {len(inputs)} arguments: say what it returns with layout={{'outputs': ...}}")
     mode = Mode(None, gradients=True)
     theirs = _observe_original(twin, inputs, Probe(), mode, _where("random", twin, mode))
-    probe = Probe(uniform=bool(theirs.draws) and all(draw.kind == "uniform" for draw in theirs.draws))
+    probe = Probe(uniform={draw.kind for draw in theirs.draws if draw.kind in _NOISE} == {"uniform"})
     torch.manual_seed(_SEED + 1)
     with torch.no_grad():
         run = accelerate(twin, probe, _dtype(theirs.draws))(*inputs)
@@ -264,7 +266,7 @@ def _original(method: str, inputs: tuple[Any, ...], where: str) -> Iterator[None
 
 def _dtype(draws: Iterable[Draw]) -> torch.dtype | None:
     """That of the noise; None is that of the parameters, float64 here."""
-    dtypes = {draw.dtype for draw in draws}
+    dtypes = {draw.dtype for draw in draws if draw.kind in _NOISE}
     return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else None
 
 
@@ -305,6 +307,23 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
+def _keeping_buffers(observe: Callable[..., Observed]) -> Callable[..., Observed]:
+    """Running statistics begin at the same place for both forwards, which share them."""
+
+    @wraps(observe)
+    def kept(module: nn.Module, *args: Any) -> Observed:
+        held = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        try:
+            return observe(module, *args)
+        finally:
+            with torch.no_grad():
+                for buffer, before in held:
+                    buffer.copy_(before)
+
+    return kept
+
+
+@_keeping_buffers
 def _observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: Iterable[str] = ()) -> Observed:
     """Run forward, and with gradients backward from a fixed mixture of all that it gave."""
     torch.manual_seed(_SEED + 1)
@@ -313,6 +332,7 @@ def _observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: 
         for t in inputs
     ]
     before = {name: id(value) for name, value in vars(module).items()}
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     recorder = _Recorder()
     with torch.set_grad_enabled(mode.gradients), double_by_default(), recorder:
         returned = module(*leaves)
@@ -320,6 +340,8 @@ def _observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: 
     left = {n: v for n, v in vars(module).items() if not n.startswith("_") and id(v) != before.get(n)}
     for name, value in left.items():
         fields |= dict(_fields(f"attribute {name}", value))
+    changed = ((name, b) for name, b in module.named_buffers() if not torch.equal(b, buffers[name]))
+    fields |= {f"buffer {name}": buffer.clone() for name, buffer in changed}
     if not mode.gradients:
         return Observed(returned, left, recorder.draws, fields, {})
     mixture = torch.Generator().manual_seed(_SEED + 2)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..spec import Activation, CellSpec, Conditioned, Std
 from ..spec import Cell as CellKind
@@ -16,6 +20,7 @@ from .widened import Widening
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+PASSED = "(what the decoder reads)"
 _STD = Std(floor=0.0)
 _CELLS: dict[int, CellKind] = {1: "rnn", 3: "gru", 4: "lstm"}
 _NETWORKS = ("phi_x", "phi_z", "encoder", "prior", "decoder")
@@ -87,6 +92,24 @@ class Traits:
     columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+class Passed(NamedTuple):
+    """An affine layer of no weights of its own in the decoder's place, whose output is what it reads.
+
+    Attributes:
+        place: of its weight among the parameters; the bias comes next.
+        width: of what the decoder reads.
+    """
+
+    place: int
+    width: int
+
+    def parameters(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The model's own with these two among them."""
+        like = parameters[0]
+        own = torch.eye(self.width, dtype=like.dtype, device=like.device), like.new_zeros(self.width)
+        return [*parameters[: self.place], *own, *parameters[self.place :]]
+
+
 @dataclass(frozen=True)
 class Structure:
     """A foreign model as an executor runs it.
@@ -97,6 +120,7 @@ class Structure:
         hidden: for each network the prefixes of the affine layers that an activation follows.
         heads: the paths of the decoder's heads, in the order in which ``raw`` holds them.
         widening: how a run gives the raw outputs for standard deviations as well, or None where it does not.
+        passed: how a run gives what the decoder reads in place of its heads, or None where it does not.
     """
 
     spec: CellSpec
@@ -104,6 +128,12 @@ class Structure:
     hidden: tuple[tuple[str, tuple[str, ...]], ...]
     heads: tuple[str, ...]
     widening: Widening | None = None
+    passed: Passed | None = None
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """What ``raw`` holds: the decoder's heads, or what the decoder reads."""
+        return self.heads if self.passed is None else (PASSED,)
 
 
 def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
@@ -146,10 +176,16 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         raise LayoutError(f"all heads must have the same hidden layers of their own, found {sorted(own)}")
     packed = not roles.encoder_std
     latent = widths(heads["encoder"][0])[-1] // (2 if packed else 1)
-    cond = reads("prior") - hidden_size if traits.cond_to else 0
-    input_size = (
-        shapes[f"{networks['phi_x'][0]}.weight"][1] if networks["phi_x"] else reads("encoder") - hidden_size - cond
-    )
+    cond = 0
+    if traits.cond_to:
+        inputs = {name: reads(name) for name in ("encoder", "prior", "decoder")}
+        inputs["cell"] = shapes[_recurrent(shapes, roles.cell, "weight_ih_l0")][1]
+        top_x, top_z = (widths(networks[name])[-1] if networks[name] else None for name in ("phi_x", "phi_z"))
+        cond = _conditioning(inputs, traits.cond_to, hidden_size, top_x, latent if top_z is None else top_z)
+    if networks["phi_x"]:
+        input_size = shapes[f"{networks['phi_x'][0]}.weight"][1]
+    else:
+        input_size = reads("encoder") - hidden_size - (cond if "encoder" in traits.cond_to else 0)
     try:
         spec = CellSpec(
             input_size,
@@ -200,6 +236,25 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         tuple((name, (*networks[name], *(p for head in heads[name] for p in head[:-1]))) for name in _NETWORKS),
         tuple(head[-1] for head in heads["decoder"]),
     )
+
+
+def _conditioning(inputs: Mapping[str, int], cond_to: Sequence[str], hidden: int, top_x: int | None, top_z: int) -> int:
+    """The width of the conditioning input, out of the width of all that each network and the cell read.
+
+    ``top_x`` is that of phi_x, None where there is none and the width of x is not known either.
+
+    Raises:
+        LayoutError: encoder and cell alone read it, beside an x of unknown width.
+    """
+    if "prior" in cond_to:
+        return inputs["prior"] - hidden
+    if "decoder" in cond_to:
+        return inputs["decoder"] - hidden - top_z
+    if top_x is None and {"encoder", "cell"} <= set(cond_to):
+        raise LayoutError("without phi_x the widths of x and cond cannot be told where encoder and cell alone read it")
+    beside_x = inputs["cell"] - top_z if "cell" not in cond_to else inputs["encoder"] - hidden
+    top_x = beside_x if top_x is None else top_x
+    return inputs["encoder"] - hidden - top_x if "encoder" in cond_to else inputs["cell"] - top_z - top_x
 
 
 def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,10 +15,10 @@ from ..model import VRNN
 from . import audio, copied, deep, dynamical, trajectories
 from .accelerated import Accelerated, Plan, Sampling, arguments_of, build
 from .base import Fault, Layout, Objective
-from .mapping import mapped
+from .mapping import Named, check_names, mapped
 from .proof import ProofError, prove, samples
 from .reading import LayoutError, Shapes
-from .tree import activations, parameter_shapes, plain, shallow, vet
+from .tree import activations, parameter_shapes, plain, refuse_draws, shallow, strange, vet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -78,13 +79,20 @@ def accelerate(
 
     looked_at = plain(model)
     shapes = parameter_shapes(looked_at)
-    known = chosen(layout, shapes, _children(model)).told(model)
+    every = {name: tuple(p.shape) for name, p in looked_at.named_parameters()} | shapes
+    known = chosen(layout, every, _children(model)).told(model)
+    known = replace(known, apart=_apart(looked_at, known, shapes))
+    called = [path for role in known.apart for path in _paths(known, role)]
+    refuse_draws(looked_at, _paths(known, "decoder") if "decoder" in known.apart else ())
     cells = known.structures(shapes)
-    vet(looked_at, [name for cell in cells for name in cell.names], known.outside, str(known))
+    used = [name for cell in cells for name in cell.names]
+    vet(looked_at, used, (*known.outside, *called), known.familiar, str(known))
     told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
+    if isinstance(layout, Mapping):
+        check_names(layout, arguments)
     proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
 
     def planned(
@@ -100,6 +108,8 @@ def accelerate(
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
             return example if isinstance(example, tuple) else (example,)
+        if isinstance(known.made, Named) and "phi_x" not in known.apart:
+            return known.made.example(arguments, features, cells[0].spec.cond_size, steps, batch)
         return known.example(model, features, steps, batch)
 
     proven = prove(
@@ -120,7 +130,7 @@ def accelerate(
         listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
         warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
     sampling = None
-    if known.sampler is not None and len(cells) == 1:
+    if known.sampler is not None and len(cells) == 1 and not known.apart:
         tried = Sampling(known.sampler, gradients=False)
 
         def sampling_one(twin: nn.Module) -> nn.Module:
@@ -135,6 +145,19 @@ def accelerate(
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
     return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
+
+
+def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
+    """The networks that are needed outside of the scan only and hold what no launch runs."""
+    if known.listed(shapes):
+        return ()
+    roles = {"phi_x": known.roles.phi_x, "decoder": known.roles.decoder}
+    return tuple(role for role, path in roles.items() if path and strange(model, path, known.familiar))
+
+
+def _paths(known: Layout, role: str) -> tuple[str, ...]:
+    """Of a network and of its heads."""
+    return (getattr(known.roles, role), *known.roles.heads(role))
 
 
 def _fate(fault: Fault) -> str:
@@ -158,7 +181,7 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
     """
     if isinstance(layout, Mapping):
-        return mapped(layout, LAYOUTS)
+        return mapped(layout, [known.variant(shapes) for known in LAYOUTS])
     names = ", ".join(repr(known.name) for known in LAYOUTS)
     if not isinstance(layout, str):
         raise TypeError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
@@ -166,8 +189,18 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
         return _recognised(shapes, found)
     for known in LAYOUTS:
         if known.name == layout:
-            return known
+            return known.variant(shapes)
     raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+
+
+def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
+    """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
+    every = [known.variant(shapes) for known in LAYOUTS] if layout == "auto" else [chosen(layout, shapes, "")]
+    return min(_lacking(known, shapes) for known in every)
+
+
+def _lacking(known: Layout, shapes: Shapes) -> float:
+    return len(known.missing(shapes)) / len(known.roles.paths())
 
 
 def _recognised(shapes: Shapes, found: str) -> Layout:
@@ -176,13 +209,14 @@ def _recognised(shapes: Shapes, found: str) -> Layout:
     Raises:
         LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
     """
-    lacking = sorted(((len(k.missing(shapes)) / len(k.roles.paths()), k) for k in LAYOUTS), key=lambda pair: pair[0])
-    if lacking[0][0] == 0:
-        return lacking[0][1]
+    every = [known.variant(shapes) for known in LAYOUTS]
+    ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
+    if ordered[0][0] == 0:
+        return ordered[0][1]
     told = [
         f"{known}: looked for {', '.join(known.roles.paths())}; "
         + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
-        for share, known in lacking
+        for share, known in ordered
     ]
     raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
 

@@ -6,7 +6,7 @@ the executors do here has no gradients: where the original's samples would have 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,11 +96,12 @@ class Player:
     def take_in(
         self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """The state after x (T, B, X)."""
+        """The state after x (T, B, X), where z comes from the prior by the noise eps (T, B, Z)."""
+        spec, parameters = _by_prior(self.spec, self.parameters)
         with full_precision(self.like.device), torch.no_grad():
             return self.executor.run(
-                self.spec,
-                self.parameters,
+                spec,
+                parameters,
                 x,
                 eps,
                 None,
@@ -110,3 +111,34 @@ class Player:
                 want_prior=False,
                 want_raw=False,
             ).state
+
+
+def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, list[Tensor]]:
+    """The cell whose encoder is its prior: columns of zeros for what it sees of x.
+
+    Raises:
+        LayoutError: the prior is not learned.
+    """
+    if spec.prior is None:
+        raise LayoutError("a standard normal prior reads nothing of a prefix")
+    blind = replace(
+        spec,
+        encoder=spec.prior,
+        residual=False,
+        activations=(*(a for a in spec.activations if a[0] != "encoder"), ("encoder", spec.activation_of("prior"))),
+        columns=tuple(order for order in spec.columns if order[0] != "encoder"),
+        cond_to=(*(n for n in spec.cond_to if n != "encoder"), *(("encoder",) if "prior" in spec.cond_to else ())),
+    )
+    held = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
+    first = blind.network("encoder").first
+    for ours, theirs in zip(blind.network("encoder").layers, spec.network("prior").layers, strict=True):
+        weight = held[theirs.weight]
+        if ours in first:
+            parts = {
+                source: weight.narrow(1, spec.column("prior", source), width)
+                for source, width in spec.inputs("prior").items()
+            }
+            unseen = weight.new_zeros((ours.outputs, spec.phi_x_size))
+            weight = torch.cat([parts.get(source, unseen) for source in blind.inputs("encoder")], 1)
+        held |= {ours.weight: weight, ours.bias: held[theirs.bias]}
+    return blind, [held[name] for name, _ in blind.parameters()]

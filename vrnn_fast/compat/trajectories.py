@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..likelihoods import Gaussian
-from .base import Layout, sequence
+from .base import Layout, Sequences, sequence
 from .reading import Roles, Structure, Traits
 from .sampling import Player, Sampler
 
@@ -23,21 +22,21 @@ class Trajectories(Layout):
     def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Tensor, ...]:
         return (torch.rand(steps + 1, batch, features),)
 
-    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
         """``states`` (T + 1, B, X): each but the last conditions the next one."""
         name, states = next(iter(arguments.items()))
         states = sequence(name, states, self.batch_first)
         if states.shape[0] < 2:
             raise ValueError(f"{name} must have T + 1 >= 2 states, got shape {tuple(states.shape)}")
-        return states[1:], states[:-1]
+        return Sequences(states[1:], states[:-1])
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
-        followed = structure.heads[0] == f"{self.roles.decoder_heads[0]}.0"  # by a Sigmoid
-        return {"likelihood": "bernoulli" if followed else Gaussian(std=self.traits.std)}
+        return self.output_likelihood(structure, given, self.traits.std)
 
 
-def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
-    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them.
+def sample(self: Any, states: Tensor, burn_in: int = 0) -> tuple[Tensor, None]:
+    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them,
+    z from the prior in all steps; and None.
 
     What conditions a step is the step before, so after the prefix there is a launch for each.
     """
@@ -53,7 +52,7 @@ def sample(self: Any, states: Tensor, burn_in: int = 0) -> Tensor:
         eps, noise = player.noise(batch, player.spec.latent_size, player.spec.input_size)
         x, state = player.play(eps, noise, state, cond=samples[-1].unsqueeze(0))
         samples.append(x[0])
-    return torch.stack(samples)
+    return torch.stack(samples), None
 
 
 def _examples(features: int) -> tuple[tuple[Any, ...], ...]:

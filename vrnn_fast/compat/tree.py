@@ -209,18 +209,21 @@ def _owners(name: str) -> Iterator[str]:
         yield ".".join(parts[: i + 1])
 
 
-def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout: str) -> None:
+def vet(
+    model: nn.Module, used: Iterable[str], outside: tuple[str, ...], familiar: tuple[str, ...], layout: str
+) -> None:
     """Refuse what a launch cannot do: dropout, batch normalisation, and any sub-module or parameter without a role.
 
     ``used`` are the names of the parameters that have one, ``outside`` the paths of sub-modules that are called as they
-    are: there only dropout and batch normalisation are refused.
+    are, whatever they hold, ``familiar`` those of what the layout knows: dropout and batch normalisation alone are
+    refused there.
     """
     used = set(used)
     above = {owner for name in used for owner in _owners(name)} | {""}
     for path, module in model.named_modules():
-        if ".parametrizations" in path:
+        if ".parametrizations" in path or (outside and path.startswith(outside)):
             continue
-        free = path.startswith(outside) if outside else False
+        free = path.startswith(familiar) if familiar else False
         fault = _fault(module, path in above, free)
         if fault is not None:
             raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout)}")
@@ -232,15 +235,39 @@ def vet(model: nn.Module, used: Iterable[str], outside: tuple[str, ...], layout:
                 raise LayoutError(f"{name} ({type(module).__name__}) has no role in {layout}")
 
 
+def strange(model: nn.Module, path: str, familiar: tuple[str, ...]) -> bool:
+    """Whether a network holds what no launch runs, or an affine layer without a bias."""
+    below = [(name, m) for name, m in model.named_modules() if name == path or name.startswith(f"{path}.")]
+    above = {owner for name, m in below for leaf, _ in parameters_of(m) for owner in _owners(f"{name}.{leaf}")}
+    return any(
+        _fault(module, name in above, name.startswith(familiar) if familiar else False) is not None
+        or (isinstance(module, nn.Linear) and module.bias is None)
+        for name, module in below
+        if ".parametrizations" not in name
+    )
+
+
+def refuse_draws(model: nn.Module, paths: Iterable[str]) -> None:
+    """Raise LayoutError if one of these networks, called behind the launch, draws numbers that the original draws
+    before those of later steps."""
+    for path in paths:
+        for name, module in model.get_submodule(path).named_modules(prefix=path):
+            if isinstance(module, _DropoutNd) and module.p:
+                raise LayoutError(
+                    f"{name} is {type(module).__name__}(p={module.p:g}): dropout behind z draws between the noise of "
+                    "two steps, and is not run here"
+                )
+
+
 def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
     """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
-    ``free``: it is called as it is."""
+    ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     if isinstance(module, (_DropoutNd, *_RECURRENT, Recurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
     if isinstance(module, _BatchNorm):
-        return ", which ties the sequences of a batch together: it is not run here"
+        return ", which ties the sequences of a batch together: inside of the recurrence it is not run here"
     if free:
         return None
     name, expected = _CONSTANTS.get(type(module), ("", None))

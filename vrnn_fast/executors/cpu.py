@@ -79,8 +79,12 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """How many launches a batch of sequences takes, in words."""
-    calls = "forward 1 operator call, backward 1, each one parallel region, whatever T is"
+    """How many launches a batch of sequences takes, in words.
+
+    Raises:
+        RuntimeError: as the launch would, where VRNN_FAST_ISA names a build that this machine cannot run.
+    """
+    calls = f"forward 1 operator call, backward 1, each one parallel region of {ops.chosen_isa()} code, whatever T is"
     if spec.likelihood == "external":
         return f"{calls}; generate and fivo go step by step, for the likelihood is outside of the launch"
     return f"{calls}; generate 1, and every bound as forward"

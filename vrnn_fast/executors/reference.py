@@ -6,7 +6,7 @@ Gradients are torch's own; any device and any floating dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..resampling import Filter
-from ..spec import CellSpec
+from ..spec import CellSpec, Layer
 from .result import SequenceResult, StepResult
 
 name = "reference"
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
 
-Layers: TypeAlias = list[tuple[Tensor, Tensor]]
+Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, activation
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -62,23 +62,15 @@ class Cell:
     def __init__(self, spec: CellSpec, parameters: Sequence[Tensor]) -> None:
         rest = iter(parameters)
 
-        def take(layers: int) -> Layers:
-            return [(next(rest), next(rest)) for _ in range(layers)]
+        def take(layers: Iterable[Layer]) -> Layers:
+            return [(next(rest), next(rest), _ACTIVATIONS[layer.activation]) for layer in layers]
 
         self.spec = spec
         # in the order of spec.parameters(): hidden layers, then heads
-        depth = 1 + len(spec.head_layers)
-        heads = 1 if spec.packed_heads else 2
-        decoder_heads = 1 if spec.packed_heads else len(spec.decoder_heads)
         self.networks: dict[str, tuple[Layers, list[Layers]]] = {}
-        for name, hidden, count in (
-            ("phi_x", spec.phi_x, 0),
-            ("phi_z", spec.phi_z, 0),
-            ("encoder", spec.encoder, heads if spec.latent_size else 0),
-            ("prior", spec.prior or (), 0 if spec.prior is None else heads),
-            ("decoder", spec.decoder, decoder_heads),
-        ):
-            self.networks[name] = (take(len(hidden)), [take(depth) for _ in range(count)])
+        for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
+            network = spec.network(name)
+            self.networks[name] = take(network.hidden), [take(head) for head in network.heads]
         self.layers = [
             (next(rest), next(rest), next(rest) if spec.bias else None, next(rest) if spec.bias else None)
             for _ in range(spec.num_layers)
@@ -87,16 +79,8 @@ class Cell:
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """What the heads of a network give; for one without heads, its last hidden layer."""
         hidden, heads = self.networks[name]
-        activation = _ACTIVATIONS[self.spec.activation_of(name)]
-        for weight, bias in hidden:
-            x = activation(F.linear(x, weight, bias))
-        results = []
-        for *own, (weight, bias) in heads:
-            y = x
-            for own_weight, own_bias in own:
-                y = activation(F.linear(y, own_weight, own_bias))
-            results.append(F.linear(y, weight, bias))
-        return results or [x]
+        x = _chain(hidden, x)
+        return [_chain(head, x) for head in heads] or [x]
 
     def _gaussian(self, name: str, x: Tensor) -> MeanStd:
         mean, raw = torch.cat(self._network(name, x), -1).chunk(2, -1)
@@ -162,6 +146,13 @@ class Cell:
         i, f, g, o = (from_input + from_state).chunk(4, -1)
         after = torch.sigmoid(f) * c[0] + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(after), after
+
+
+def _chain(layers: Layers, x: Tensor) -> Tensor:
+    """One layer after the other."""
+    for weight, bias, activation in layers:
+        x = activation(F.linear(x, weight, bias))
+    return x
 
 
 def kl_divergence(q: MeanStd, p: MeanStd) -> Tensor:
@@ -354,9 +345,10 @@ def step_of_run(
 
 
 def stacked(state: Sequence[Tensor], parts: int) -> tuple[Tensor, ...]:
-    """(B, H) tensors, h of every layer and then c, as ``parts`` tensors (num_layers, B, H)."""
-    if parts == len(state):
-        return tuple(s.unsqueeze(0) for s in state)
+    """(B, H) tensors, h of every layer and then c, as ``parts`` tensors (num_layers, B, H).
+
+    No views, not of one layer either: whoever carries a state on may ``detach_()`` it.
+    """
     layers = len(state) // parts
     return tuple(torch.stack(tuple(state[i : i + layers])) for i in range(0, len(state), layers))
 

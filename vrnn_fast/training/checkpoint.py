@@ -1,8 +1,14 @@
-"""One safetensors file: tensors, and a JSON header that says what they are. Nothing is ever unpickled."""
+"""One safetensors file: tensors, and a JSON header that says what they are. Nothing is ever unpickled.
+
+The file holds a digest of itself, taken with zeros in the digest's place: one flipped bit, and it is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +17,9 @@ from torch import Tensor
 
 from ..data.replacing import replacing
 
-FORMAT = 1
-_KEY = "vrnn_fast"
+FORMAT = 2
+_WITHOUT_DIGEST = 1  # the format before
+_KEY, _DIGEST = "vrnn_fast", "vrnn_fast_digest"  # two keys: no single damage hides both
 
 
 class CheckpointError(ValueError):
@@ -23,10 +30,11 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
     """Write all or nothing: whoever reads ``path`` finds the old file or the whole new one."""
     from safetensors.torch import save as serialize
 
-    metadata = {_KEY: json.dumps({"format": FORMAT, **header})}
+    place = secrets.token_hex(hashlib.sha256().digest_size)
+    metadata = {_KEY: json.dumps({"format": FORMAT, **header}), _DIGEST: place}
     content = serialize({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     with replacing(path) as file:
-        file.write(content)
+        file.write(content.replace(place.encode(), _digest(content, place).encode(), 1))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,18 +56,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """The tensors of any safetensors file, and the header if :func:`save` wrote it.
 
     Raises:
-        CheckpointError: there is no such file, it is no safetensors file, or its header is damaged.
+        CheckpointError: there is no such file, it is no safetensors file, or it is not as :func:`save` left it.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialize
 
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+    content = _content(path)
+    metadata = _metadata(content)
+    if _DIGEST in metadata and _digest(content, metadata[_DIGEST]) != metadata[_DIGEST]:
+        raise CheckpointError(f"{path} is damaged: it is not what its digest says that was written")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: found {_describe(path)} ({error})") from error
+        tensors = deserialize(content)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: found {_describe(content)} ({error})") from error
     if _KEY not in metadata:
         return tensors, None
     try:
@@ -67,18 +76,45 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         version = header.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: its header is damaged: found {metadata[_KEY][:60]!r}") from error
-    if version != FORMAT:
+    if version not in (_WITHOUT_DIGEST, FORMAT):
         raise CheckpointError(f"{path} has format {version}, this version of vrnn_fast reads format {FORMAT}")
+    if version == FORMAT and _DIGEST not in metadata:
+        raise CheckpointError(f"{path} is damaged: it has no digest, and format {FORMAT} has one")
+    if version == _WITHOUT_DIGEST:
+        warnings.warn(f"{path} is of an earlier version, without a digest: damage would not be seen", stacklevel=3)
     return tensors, header
 
 
-def _describe(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(8)
-    if not start:
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file says beside its tensors; nothing of what is none."""
+    try:
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    entries = metadata.items() if isinstance(metadata, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, str)}
+
+
+def _digest(content: bytes, place: str) -> str:
+    """The SHA-256 of a file with zeros where ``place`` stands."""
+    found = place.encode(errors="surrogatepass")
+    return hashlib.sha256(content.replace(found, b"0" * len(found), 1)).hexdigest()
+
+
+def _describe(content: bytes) -> str:
+    if not content:
         return "an empty file"
-    if start.startswith(b"PK"):
+    if content.startswith(b"PK"):
         return "a zip archive, as torch.save writes it"
-    if start.startswith(b"\x80"):
+    if content.startswith(b"\x80"):
         return "a pickle"
-    return f"{path.stat().st_size} bytes that begin with {start!r}"
+    return f"{len(content)} bytes that begin with {content[:8]!r}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,8 +221,8 @@ class Trainer:
             CheckpointError: the folder holds no run that can be resumed.
             RunError: the data has changed since.
         """
-        path = folder / LAST if folder.is_dir() else folder
-        tensors, header = checkpoint.load(path)
+        path = folder / LAST if os.path.isdir(folder) else folder
+        tensors, header = _load(path)
         source, model, train = read_configs(path, header)
         if "progress" not in header:
             raise CheckpointError(f"{path} holds the model of a run and no more: it goes on from {LAST}")
@@ -263,16 +264,18 @@ class Trainer:
                 yield self._step(pad([self.data.train[i] for i in indices]))
 
     def save(self) -> Path:
-        """Write all that resuming takes into the run's folder; returns the file."""
+        """Write all that resuming takes into the run's folder; returns the file.
+
+        Raises:
+            RunError: it cannot be written, say for want of space. What was there stays.
+        """
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             tensors |= {f"optimizer.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
         tensors |= {"random.order": self._epoch_order, "random.noise": self._noise.get_state()}
         progress = dataclasses.asdict(self._progress)
         history = [dataclasses.asdict(epoch) for epoch in self.history]
-        path = self.folder / LAST
-        checkpoint.save(path, tensors, self._header | {"progress": progress, "history": history})
-        return path
+        return self._write(LAST, tensors, {"progress": progress, "history": history})
 
     def load_best(self) -> VRNN:
         """A model with the parameters of the epoch that validated best."""
@@ -312,9 +315,19 @@ class Trainer:
         self._epoch_order = self._order.get_state()
         if valid.bound < at.best:
             at.best, at.best_epoch = valid.bound, epoch.number
-            checkpoint.save(self.folder / BEST, self.model.state_dict(), self._header | {"epoch": epoch.number})
+            self._write(BEST, self.model.state_dict(), {"epoch": epoch.number})
         self.save()
         return epoch
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
+        path = self.folder / name
+        try:
+            checkpoint.save(path, tensors, {**self._header, **about})
+        except OSError as error:
+            whole = [file for file in (LAST, BEST) if _is_whole(self.folder / file)]
+            kept = f"still whole there: {', '.join(whole)}, as saved before" if whole else "no checkpoint is there yet"
+            raise RunError(f"{path} cannot be written: {error.strerror}; {kept}") from error
+        return path
 
     def _require_finite(self, name: str, value: float, where: str) -> None:
         """Raise RunError where the run has diverged, saying what to try, and what is left of it."""
@@ -368,14 +381,43 @@ def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]
     Raises:
         CheckpointError: it holds no such model.
     """
-    path = path / BEST if path.is_dir() else path
-    tensors, header = checkpoint.load(path)
+    path = path / BEST if os.path.isdir(path) else path
+    tensors, header = _load(path)
     model = read_configs(path, header)[1].build(backend)
     try:
         model.load_state_dict(_below("model", tensors) or tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not hold the parameters it describes: {_one_line(error)}") from error
     return model, header
+
+
+_OTHER = {
+    LAST: (BEST, "eval and sample take it, but no run goes on from it"),
+    BEST: (LAST, "eval and sample take it by its name, and --resume goes on from it"),
+}
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint of a run.
+
+    Raises:
+        CheckpointError: it is missing, damaged or none of ours. If the run's other one is whole, that is offered.
+    """
+    try:
+        return checkpoint.load(path)
+    except CheckpointError as error:
+        name, use = _OTHER.get(path.name, ("", ""))
+        if name and _is_whole(path.with_name(name)):
+            raise CheckpointError(f"{error}; {path.with_name(name)} is whole: {use}") from error
+        raise
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        checkpoint.load(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, ModelConfig, TrainConfig]:

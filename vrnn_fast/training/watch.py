@@ -1,4 +1,4 @@
-"""A run as it is seen from the terminal: a live progress bar, TensorBoard logs, and a clean stop at Ctrl-C."""
+"""A run as it is seen from the terminal: a live progress bar, TensorBoard logs, and a clean stop when asked."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> bool:
-    """Train to the end, or until Ctrl-C: then the run is saved after the step it is at, it is said where, and the
-    answer is False.
+    """Train to the end, or until Ctrl-C, SIGTERM or SIGHUP: then the run is saved after the step it is at, it is said
+    where, and the answer is False.
     """
     logs = _writer(trainer) if tensorboard else nullcontext()
     bar = Progress(
@@ -29,7 +29,10 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
     with _interruptible() as interrupted, bar, logs as writer:
         epochs = trainer.config.epochs
         task = bar.add_task("", total=epochs, completed=len(trainer.history))
+        saved = None
         for step in trainer.steps():
+            if interrupted():
+                saved = trainer.save()  # before anything is drawn: the terminal may be gone
             if writer:
                 _log(writer, step)
             bar.update(task, completed=step.number / trainer.batches)
@@ -38,12 +41,12 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
                 bar.update(task, description=line)
                 if bar.disable and done % max(1, epochs // 10) == 0:
                     console.print(f"epoch {done:3d}/{epochs}  {line}", soft_wrap=True)
-            if interrupted():
+            if saved:
                 break
-    if not interrupted() or trainer.finished:
+    if not saved or trainer.finished:
         return True
     console.print(
-        f"stopped in epoch {len(trainer.history) + 1}; saved to {trainer.save()}\n"
+        f"stopped in epoch {len(trainer.history) + 1}; saved to {saved}\n"
         f"go on with: vrnn-fast train --resume {trainer.folder}",
         soft_wrap=True,
     )
@@ -57,19 +60,29 @@ def _line(epoch: Epoch) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into an answer to be asked for; the second one interrupts as ever."""
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into an answer to be asked for; the second one acts as ever.
+
+    What the process was told to ignore, as nohup does with SIGHUP, it ignores.
+    """
     asked = False
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, ask)
+    ending = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ending)}
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _writer(trainer: Trainer) -> SummaryWriter:

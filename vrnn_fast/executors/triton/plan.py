@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import assert_never
 
 from ...partition import generation, partition
 from ...spec import CellSpec
@@ -28,6 +29,7 @@ from ...stages import (
     Resample,
     Sample,
     Slice,
+    Stage,
 )
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
@@ -150,6 +152,10 @@ class Plan:
                         found[part.buffer] = None
         return tuple(found)
 
+    def matrix(self, stage: Dense) -> Matrix:
+        """The weights of a dense stage of the scan."""
+        return next(m for m in self.matrices if m.stage is stage)
+
     def width(self, buffer: str) -> int:
         return next(b.width for b in self.program.buffers if b.name == buffer)
 
@@ -189,6 +195,23 @@ def observed(stage: Likelihood) -> Slice:
 def slices(stage: object) -> Iterator[Slice]:
     """All that a stage reads or writes by name."""
     return (value for value in vars(stage).values() if isinstance(value, Slice))
+
+
+def written(stage: Stage) -> tuple[Slice, ...]:
+    """What a stage of the scan writes, its states and the sums of a row apart."""
+    match stage:
+        case Bias() | Dense() | Activate() | Add():
+            return (stage.target,)
+        case Sample():
+            return stage.std, stage.z
+        case Draw():
+            return (stage.x,)
+        case Recur():
+            return (stage.gates,) if stage.output is None else (stage.gates, stage.output)
+        case Divergence() | Likelihood() | Resample():
+            return ()
+        case _:
+            assert_never(stage)
 
 
 def _parts(stage: object) -> Iterator[Slice]:
@@ -251,17 +274,7 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool
             matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else 0))
     recur = [s for s in program.scan if isinstance(s, Recur)]
     states = tuple(s.h.buffer for s in recur) + tuple(s.c.buffer for s in recur if s.c is not None)
-    made: list[str] = []
-    for stage in program.scan:
-        match stage:
-            case Bias() | Dense() | Activate() | Add():
-                made.append(stage.target.buffer)
-            case Sample():
-                made += (stage.std.buffer, stage.z.buffer)
-            case Draw():
-                made.append(stage.x.buffer)
-            case Recur():
-                made += (s.buffer for s in (stage.gates, stage.candidate, stage.output) if s is not None)
+    made = [part.buffer for stage in program.scan for part in written(stage)]
     begun = [s.target.buffer for s in program.before if isinstance(s, Bias | Dense)]
     in_scan = {*states, *made}
     inputs = [name for name in ("x", "eps", "noise", "cond") if name in tiles and name not in in_scan]
