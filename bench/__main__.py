@@ -30,7 +30,8 @@ def left(contest: Contest, record: Record) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and after every pass write its rows into the record, where the others stay."""
+    """Measure, and after every pass write its rows into the record, where the others stay, and into the
+    machine's history."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--all", action="store_true", help="everything, in an hour or two; continues where it stopped")
     parser.add_argument("--again", action="store_true", help="with --all or --only: repeat what the record holds")
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for rows in contest.measure(passes, options.seconds) if passes else ():
             record.put(rows)
             record.save(options.results)
+            record.append(rows, options.results)
             console.print(render(rows))
             for problem in problems(rows):
                 console.print(f"no result for {problem}")

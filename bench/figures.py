@@ -120,7 +120,7 @@ def comparison(shapes: Places) -> Figure:
     bars(speed, lambda row: row.speedup, start=1, digits=1)
     speed.set_xscale("log")
     speed.set_title("Times as fast as the eager loop")
-    _plain_log(speed.xaxis, (0.2, 0.5, 1, 2, 5, 10, 20, 50))
+    plain_log(speed.xaxis, (0.2, 0.5, 1, 2, 5, 10, 20, 50))
     speed.margins(x=0.12)
     _shapes_on(speed, shapes)
 
@@ -138,7 +138,7 @@ def comparison(shapes: Places) -> Figure:
     return figure
 
 
-def _plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
+def plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
     """A logarithmic axis with these ticks, written as people write numbers."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -161,9 +161,9 @@ def scaling(found: Sequence[Curve]) -> Figure:
         axes.plot(curve.sizes, line, ":", color=INK, linewidth=1, label=f"as {curve.varied}{'²' * (power == 2)}")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _plain_log(axes.xaxis, curve.sizes)
+        plain_log(axes.xaxis, curve.sizes)
         low, high = axes.get_ylim()
-        _plain_log(axes.yaxis, [t for e in range(-2, 5) for m in (1, 2, 5) if low <= (t := m * 10.0**e) <= high])
+        plain_log(axes.yaxis, [t for e in range(-2, 5) for m in (1, 2, 5) if low <= (t := m * 10.0**e) <= high])
         axes.tick_params(axis="x", labelsize=8, rotation=45 * (len(curve.sizes) > 7))
         axes.grid(color=FAINT, linewidth=0.5)
         axes.set_title(f"against {curve.varied}")

@@ -1,4 +1,5 @@
-"""What was measured, on what, with what: one JSON file per kind of machine in bench/results."""
+"""What was measured, on what, with what, in bench/results: for each kind of machine one JSON file of what was last
+measured, and beside it one of JSON lines, to which every row is appended and in which none is replaced."""
 
 from __future__ import annotations
 
@@ -107,12 +108,17 @@ class Row:
     state: State | None = None
 
     @classmethod
-    def of_json(cls, entries: dict[str, Any], state: State) -> Row:
+    def of_json(cls, entries: dict[str, Any], state: State | None = None) -> Row:
         """A row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it names
         no other."""
         lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
         own = entries.get("state")
         return cls(**{**entries, **lists, "state": State(**own) if own else state})
+
+    @property
+    def line(self) -> str:
+        """The row as a line of a history, without its empty columns; :meth:`of_json` reads it."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}) + "\n"
 
     @property
     def key(self) -> Key:
@@ -197,6 +203,14 @@ class Record:
         """Add rows of the present state, in place of earlier ones of the same key."""
         held = {row.key: row for row in self.rows} | {row.key: replace(row, state=self.state) for row in rows}
         self.rows[:] = held.values()
+
+    def append(self, rows: Iterable[Row], folder: Path) -> Path:
+        """Add a line for each row, of the present state, to this machine's history in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = (folder / self.file_name).with_suffix(".jsonl")
+        with path.open("a") as file:
+            file.writelines(replace(row, state=self.state).line for row in rows)
+        return path
 
     def keep(self, keys: Collection[Key]) -> None:
         """Forget all other rows."""

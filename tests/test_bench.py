@@ -17,7 +17,7 @@ import torch
 
 from bench import __main__ as bench
 from bench import contest as contests
-from bench import experiments, figures, memory, peak, readme, record, scaling, table
+from bench import experiments, figures, history, memory, peak, readme, record, scaling, table
 from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run, run_of
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
@@ -276,7 +276,7 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(experiments, "full", lambda: [contest])
     arguments = ["--all", "--seconds", "0", "--results", str(tmp_path)]
     bench.main(arguments)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     whole = Record.load(path)
     assert len(whole.rows) == 4
     bench.main(arguments)
@@ -317,7 +317,7 @@ def test_measuring_some_leaves_the_others_and_their_dates(
     arguments = ["--seconds", "0", "--results", str(tmp_path)]
     monkeypatch.setattr(experiments, "full", lambda: [one, other, gone])
     bench.main(["--all", *arguments])
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     before = of_others(Record.load(path), changed)
     before.save(tmp_path)
     assert Record.load(path) == before
@@ -349,6 +349,80 @@ def test_measuring_some_leaves_the_others_and_their_dates(
     assert Record.load(path) == whole
     assert [row.experiment for row in whole.rows] == ["training", "generation"]
     assert in_full(whole.rows, whole.state).splitlines()[0].endswith("| speed-up |")
+
+
+def test_a_measured_row_stays_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Contender("absent", prepare_eager, never)
+    contest = Contest("training", SMALL, (TRAINING,), (EAGER, absent), EAGER)
+    monkeypatch.setattr(experiments, "full", lambda: [contest])
+    times = iter((2.0, 1.0))
+
+    def measure(self: Contest, passes: tuple[str, ...], seconds: float) -> object:
+        yield [
+            replace(self.blank(TRAINING, EAGER), milliseconds=next(times)),
+            replace(self.blank(TRAINING, absent), problem="not here"),
+        ]
+
+    monkeypatch.setattr(Contest, "measure", measure)
+    measured = []
+    for _ in range(2):
+        bench.main(["--all", "--again", "--results", str(tmp_path)])
+        (path,) = tmp_path.glob("*.json")
+        measured += Record.load(path).rows
+    found = history.read(path.with_suffix(".jsonl"))
+    assert found == measured
+    assert [(row.milliseconds, row.problem) for row in found] == [
+        (2.0, None),
+        (None, "not here"),
+        (1.0, None),
+        (None, "not here"),
+    ]
+    assert len(Record.load(path).rows) == 2
+
+
+def test_every_row_of_the_records_is_in_the_histories() -> None:
+    paths = sorted(record.RESULTS.glob("*.json"))
+    assert paths
+    for path in paths:
+        assert set(Record.load(path).rows) <= set(history.read(path.with_suffix(".jsonl"))), path.name
+
+
+def test_a_course_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = Record.begin()
+    row = Row("reference", 28, 8, TRAINING, "vrnn_fast", 2, None, 10.0, (9.0, 12.0), 30.0, 4.0)
+    courses = [  # neither the shapes nor the states come in order
+        ("2026-03-03", "c", replace(row, milliseconds=6.0)),
+        ("2026-02-02", "b", replace(row, milliseconds=None, quartiles=None, gflops=None, speedup=None, problem="off")),
+        ("2026-01-01", "a", row),
+        ("2026-01-01", "a", replace(row, contender="eager loop", milliseconds=77.0)),
+        ("2026-01-01", "a", replace(row, shape="motion", milliseconds=88.0)),
+    ]
+    versions = {"a": {"torch": "2.10.0"}, "b": {"torch": "2.10.0"}, "c": {"torch": "2.13.0"}}
+    for date, commit, measured in courses:
+        state = record.State(versions[commit], commit * 40, False, f"{date}T00:00:00+00:00", commit)
+        path = replace(begun, state=state).append([measured], tmp_path)
+
+    picture = tmp_path / "pictures" / "course.svg"
+    arguments = ["--results", str(tmp_path), "--shape", "reference"]
+    history.main([*arguments, "--picture", str(picture)])
+    printed = capsys.readouterr().out
+    assert path.stem in printed
+    lines = [line.split() for line in printed.splitlines() if "commit" in line]
+    assert [line[2] for line in lines] == ["aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc,"]
+    assert lines[0][3:6] == ["10.00", "ms", "9.00"]
+    assert lines[1][3:] == ["no", "result"]
+    assert lines[2][3:7] == ["torch", "2.13.0", "6.00", "ms"]
+    assert lines[2][-2:] == ["-40", "%"]
+    assert "77.00" not in printed
+    assert "88.00" not in printed
+    first = picture.read_bytes()
+    history.main([*arguments, "--picture", str(picture)])
+    assert picture.read_bytes() == first
+
+    for wrong, message in ((["--shape", "nowhere"], "has such a row"), (["--picture", "course.gif"], "must end in")):
+        with pytest.raises(SystemExit):
+            history.main([*arguments[:2], *wrong])
+        assert message in capsys.readouterr().err
 
 
 def test_tables_tell_whose_times_are_older() -> None:
