@@ -85,7 +85,7 @@ def forward_scan(
         posterior_4 = on.spread(bias1_4, ROWS)
         posterior_4 = on.product(pre_16, w1_4_16, posterior_4, PRECISION)
         on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8)
-        posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, 0.0, None, None)
+        posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         posterior_0 = on.spread(bias1_0, ROWS)
         posterior_0 = on.product(pre_16, w1_0_16, posterior_0, PRECISION)
         on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8)

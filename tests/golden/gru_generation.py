@@ -90,7 +90,7 @@ def forward_scan(
         prior_0_0 = on.activate(prior_0_0, "relu")
         prior_4 = on.spread(bias2_4, ROWS)
         prior_4 = on.product(prior_0_0, w2_4_0, prior_4, PRECISION)
-        prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, 0.0, None, None)
+        prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         prior_0 = on.spread(bias2_0, ROWS)
         prior_0 = on.product(prior_0_0, w2_0_0, prior_0, PRECISION)
         eps_0 = given_eps_0.to(tl.float32)

@@ -99,7 +99,7 @@ def backward_scan(
         d_posterior_4 = given_d_posterior_4.to(tl.float32)
         eps_0 = given_eps_0.to(tl.float32)
         posterior_4 = given_posterior_4.to(tl.float32)
-        d_posterior_4 = on.deviation_backward(posterior_4, d_posterior_4 + d_z_0 * eps_0, True, 0.0, 1.0, 1e-06, 0.0, None, None)
+        d_posterior_4 = on.deviation_backward(posterior_4, d_posterior_4 + d_z_0 * eps_0, True, 0.0, 1.0, 1e-06, None, None, None)
         on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8)
         d_pre_0 = on.product(d_posterior_4, w3_4_0, None, PRECISION)
         d_prior_0 = given_d_prior_0.to(tl.float32)

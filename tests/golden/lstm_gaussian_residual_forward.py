@@ -101,7 +101,7 @@ def forward_scan(
         on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8)
         posterior_0 = posterior_0 + prior_0
         on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8)
-        posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, 0.0, None, None)
+        posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         eps_0 = given_eps_0.to(tl.float32)
         z_0 = posterior_0 + posterior_std_0 * eps_0
         on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4)
