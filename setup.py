@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 X86 = platform.machine() in ("x86_64", "AMD64")
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Icsrc"]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=switch", "-Icsrc"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"] + ["-DVRNN_X86"] * X86
 ISA_FLAGS = {  # by the end of a source's name; a baseline source gets none
     "avx2": ["-mavx2", "-mfma"],

@@ -112,6 +112,24 @@ PYBIND11_MODULE(_native, m) {
     m.def("apply", &apply, py::arg("function"), py::arg("x"), py::arg("out") = py::none(),
           "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1; "
           "into out, a float32 array of as many values, or a new one.");
+    m.def(
+        "encoding",
+        [] {
+            py::dict found;
+            found["format"] = vrnn::program_format;
+            found["line"] = vrnn::line;
+            found["most_states"] = vrnn::most_states;
+            found["most_buffers"] = vrnn::most_buffers;
+            found["Op"] = vrnn::Op_names;
+            found["Activation"] = vrnn::Activation_names;
+            found["Cell"] = vrnn::Cell_names;
+            found["Loss"] = vrnn::Loss_names;
+            found["StdKind"] = vrnn::StdKind_names;
+            found["Keep"] = vrnn::Keep_names;
+            return found;
+        },
+        "What this build takes the numbers of a program's code for: its format and limits, and by enum the members' "
+        "names in their order.");
     define_engine<float>(m, "Engine32");
     define_engine<double>(m, "Engine64");
 }

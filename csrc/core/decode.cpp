@@ -39,7 +39,8 @@ class Reader {
 DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                int64_t parameters) {
     Reader in(code, constants);
-    if (in.next() != 7) throw std::invalid_argument("program: this build reads format 7");
+    if (in.next() != program_format)
+        throw std::invalid_argument("program: this build reads format " + std::to_string(program_format));
     in.next();  // the width of the decoder's raw output, for those who do not decode
     const int64_t buffers = in.next_below(most_buffers + 1, "the number of buffers");
     program.states = in.next_below(most_states + 1, "the number of states");
@@ -51,7 +52,8 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         const int64_t width = in.next(), stride = in.next();
         if (width < (i == buffer_eps ? 0 : 1) || stride < line || stride < width || stride % line)
             throw std::invalid_argument("program: a buffer's stride is bad");
-        buffers_.push_back({width, stride, static_cast<Keep>(in.next_below(3, "how long a buffer is kept"))});
+        buffers_.push_back(
+            {width, stride, static_cast<Keep>(in.next_below(members(Keep_names), "how long a buffer is kept"))});
     }
     const auto slice = [&] {
         Slice s{in.next_below(buffers, "a buffer"), in.next(), in.next()};
@@ -61,7 +63,8 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     };
 
     const auto deviation = [&] {
-        Std s{static_cast<StdKind>(in.next_below(3, "a standard deviation")), in.constant(), 1, 0, 0, 0, 0};
+        const auto kind = static_cast<StdKind>(in.next_below(members(StdKind_names), "a standard deviation"));
+        Std s{kind, in.constant(), 1, 0, 0, 0, 0};
         if (s.kind != StdKind::plain)
             for (double* value : {&s.scale, &s.shift, &s.minimum, &s.low, &s.high}) *value = in.constant();
         // what the encoding has for no bound; infinity is within
@@ -75,7 +78,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     std::vector<int64_t> block_count, term_count;
     for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
         Stage s{};
-        s.op = static_cast<Op>(in.next_below(10, "a stage's kind"));
+        s.op = static_cast<Op>(in.next_below(members(Op_names), "a stage's kind"));
         int64_t blocks = 0, terms = 0;
         switch (s.op) {
             case Op::dense: s.source = slice(); [[fallthrough]];
@@ -114,7 +117,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 break;
             case Op::activate:
                 s.target = slice();
-                s.kind = in.next_below(5, "an activation");
+                s.kind = in.next_below(members(Activation_names), "an activation");
                 break;
             case Op::add:
                 s.source = slice();
@@ -129,7 +132,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.deviation = deviation();
                 break;
             case Op::recur:
-                s.kind = in.next_below(3, "a cell");
+                s.kind = in.next_below(members(Cell_names), "a cell");
                 s.target = slice();
                 s.h = slice().buffer;
                 if (in.next()) s.candidate = slice();
@@ -150,7 +153,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 break;
             case Op::likelihood:
                 s.source = slice();
-                s.kind = in.next_below(3, "a likelihood");
+                s.kind = in.next_below(members(Loss_names), "a likelihood");
                 s.deviation = deviation();
                 break;
             case Op::resample: break;
@@ -158,7 +161,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 s.source = slice();
                 s.noise = slice();
                 s.target = slice();
-                s.kind = in.next_below(2, "a likelihood to draw from");
+                s.kind = in.next_below(static_cast<int64_t>(Loss::external), "a likelihood to draw from");
                 s.mean = in.next() != 0;
                 s.deviation = deviation();
                 break;

@@ -16,12 +16,25 @@ struct Span {
     const T& operator[](int64_t i) const { return data[i]; }
 };
 
-// The numbers are the encoding of vrnn_fast/executors/cpu.py.
-enum class Op : int64_t { bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw };
-enum class Activation : int64_t { relu, leaky_relu, tanh, elu, identity };
-enum class Cell : int64_t { gru, lstm, rnn };
-enum class Loss : int64_t { bernoulli, gaussian, external };
-enum class StdKind : int64_t { plain, softplus, exponential };
+inline constexpr int64_t program_format = 7;  // of the code: that of vrnn_fast/executors/cpu.py
+
+// An enum whose numbers are the encoding, and the names of its members, "a, b, c", which a test compares with Python's.
+#define VRNN_ENCODED(Enum, ...)                \
+    enum class Enum : int64_t { __VA_ARGS__ }; \
+    inline constexpr char Enum##_names[] = #__VA_ARGS__
+
+VRNN_ENCODED(Op, bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw);
+VRNN_ENCODED(Activation, relu, leaky_relu, tanh, elu, identity);
+VRNN_ENCODED(Cell, gru, lstm, rnn);
+VRNN_ENCODED(Loss, bernoulli, gaussian, external);
+VRNN_ENCODED(StdKind, plain, softplus, exponential);
+VRNN_ENCODED(Keep, never, stored, always);  // a buffer from forward to backward; stored ones unless told to recompute
+
+constexpr int64_t members(const char* names) {
+    int64_t n = 1;
+    for (; *names; ++names) n += *names == ',';
+    return n;
+}
 
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
@@ -72,9 +85,6 @@ struct Stage {
     int64_t packed = 0;           // dense: offset of the packed weights, in elements
     int64_t gradient = 0;         // dense: offset of the weight gradient, in elements
 };
-
-// Which buffers survive from the forward to the backward launch: no others, unless told to recompute, always.
-enum class Keep : int64_t { never, stored, always };
 
 struct Buffer {
     int64_t width, stride;  // elements; the stride is a multiple of a cache line

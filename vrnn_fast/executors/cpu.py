@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ _OPS: tuple[type[Stage], ...] = (
 )
 _CELLS = ("gru", "lstm", "rnn")
 _LIKELIHOODS = ("bernoulli", "gaussian", "external")
+_STD_KINDS = ("plain", "softplus", "exponential")
 _LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
 _FORMAT = 7  # of the code and of what forward saves: compiled graphs are cached by it
 
@@ -266,7 +267,7 @@ def encode(spec: CellSpec, way: Way = "inference") -> ops.Program:
         return len(constants) - 1
 
     def transform(std: Std) -> Iterator[int]:
-        yield 0 if std.plain else 1 if std.kind == "softplus" else 2
+        yield _STD_KINDS.index("plain" if std.plain else "softplus" if std.kind == "softplus" else "exponential")
         yield constant(std.floor)
         if not std.plain:
             scale = 0.5 if std.kind == "log_variance" else std.beta
@@ -304,6 +305,8 @@ def encode(spec: CellSpec, way: Way = "inference") -> ops.Program:
             case Draw():
                 yield from slices(stage.source, stage.noise, stage.x)
                 yield from (_LIKELIHOODS.index(stage.kind), stage.mean, *transform(stage.transform))
+            case _:
+                assert_never(stage)
 
     code = [_FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
     for b in program.buffers:

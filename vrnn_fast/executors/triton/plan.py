@@ -154,7 +154,7 @@ class Plan:
 
     def matrix(self, stage: Dense) -> Matrix:
         """The weights of a dense stage of the scan."""
-        return next(m for m in self.matrices if m.stage is stage)
+        return next(m for m in self.matrices if m.stage == stage)
 
     def width(self, buffer: str) -> int:
         return next(b.width for b in self.program.buffers if b.name == buffer)
