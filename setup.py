@@ -17,9 +17,15 @@ from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+
+OLDEST = 77  # as in pyproject.toml, whose words an older one does not know
+if int(setuptools.__version__.partition(".")[0]) < OLDEST:
+    found = f"found {setuptools.__version__}: pip install 'setuptools>={OLDEST}', then try again"
+    sys.exit(f"building vrnn_fast needs setuptools {OLDEST} or later, {found}")
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=switch", "-Icsrc"]

@@ -7,8 +7,11 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,33 @@ def test_build_files_keep_their_promises() -> None:
     for path in build:
         assert not re.search(r"-march=native|-ffast-math|-Ofast", path.read_text()), path
     assert "torch/" not in (ROOT / "csrc" / "module.cpp").read_text()
+
+
+def test_an_old_setuptools_is_named_with_what_to_do() -> None:
+    """It would print a page about the licence's name."""
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert "setuptools>=77" in requires
+    assert not any(r.startswith("numpy") for r in requires), "nothing of the build uses it"
+    code = "import setuptools; setuptools.__version__ = '65.5.1'; exec(open('setup.py').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "building vrnn_fast needs setuptools 77 or later, found 65.5.1: pip install 'setuptools>=77', then try again"
+    ]
+
+
+def test_the_source_distribution_is_what_builds_and_no_half_of_the_tests(tmp_path: Path) -> None:
+    names = output("git", "-C", str(ROOT), "ls-files").splitlines() if (ROOT / ".git").exists() else []
+    if not names:
+        pytest.skip("not a checkout")
+    for name in names:
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=tmp_path, check=True, capture_output=True)
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        found = {name.partition("/")[2] for name in file.getnames()}
+    assert not any(name.startswith("tests") for name in found)
+    assert {name for name in names if name.startswith(("csrc/", "vrnn_fast/"))} <= found
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= found
