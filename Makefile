@@ -3,11 +3,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CASES ?= 10000
 SEED ?= 0
+SANITIZED_TESTS := tests/test_operators.py tests/test_cpu.py tests/test_step.py tests/test_generate.py \
+	tests/test_particles.py tests/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
 
-.PHONY: demo test fuzz bench gpu lint format build extensions clean
+.PHONY: demo test fuzz sanitize bench gpu lint format build extensions clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -24,6 +26,18 @@ test: build
 # A quarter of an hour. Threads that wait do not spin, for some cases have more of them than there are cores.
 fuzz: build
 	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+
+# Under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of its own: the operators, called wrongly and with
+# damaged programs, and cases of the fuzzer. What either finds ends the process.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZED := build/sanitize
+sanitize: $(VENV)/installed
+	CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -g1 -O1" LDFLAGS="$(SANITIZERS)" \
+	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" OMP_WAIT_POLICY=passive \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib:. && \
+	$(BIN)/python -P -m pytest -o pythonpath="$(SANITIZED)/lib ." -p no:cacheprovider $(SANITIZED_TESTS) && \
+	$(BIN)/python -P -m tests.fuzz --programs $(CASES) --cases 500 --seed $(SEED)
 
 bench: build
 	$(BIN)/python -m bench

@@ -65,13 +65,13 @@ class NinjaBuild(build_ext):
             include, link = [torch / "include"], [f"-L{torch / 'lib'}", "-ltorch_cpu"]
         own = [f"-D{name}={value}" for name, value in ext.define_macros]
         own += [flag for path in include for flag in ("-isystem", str(path))]
-        folder, target = Path("build", "ninja"), Path(self.get_ext_fullpath(ext.name))
+        folder, target = Path(self.build_temp, "ninja"), Path(self.get_ext_fullpath(ext.name))
         script = folder / f"{ext.name}.ninja"
         cxx = os.environ.get("CXX", "g++")
         lines = [
             f"builddir = {folder}",
             f"rule cxx\n  command = {cxx} $flags -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            f"rule link\n  command = {cxx} -shared $in -o $out " + shlex.join(link).replace("$", "$$"),
+            f"rule link\n  command = {cxx} $flags -shared $in -o $out " + shlex.join(link).replace("$", "$$"),
         ]
         objects = []
         for source in ext.sources:
@@ -79,7 +79,8 @@ class NinjaBuild(build_ext):
             flags = FLAGS + (own if Path(source).parent.name == "csrc" else ISA_FLAGS.get(isa(source), []))
             command = shlex.join(flags) + " " + os.environ.get("CXXFLAGS", "")
             lines.append(f"build {objects[-1]}: cxx {source}\n  flags = " + command.replace("$", "$$"))
-        lines.append(f"build {folder / target.name}: link {' '.join(objects)}\n")
+        linking = os.environ.get("LDFLAGS", "").replace("$", "$$")
+        lines.append(f"build {folder / target.name}: link {' '.join(objects)}\n  flags = {linking}\n")
         folder.mkdir(parents=True, exist_ok=True)
         script.write_text("\n".join(lines))
         try:

@@ -23,12 +23,13 @@ template <class T>
 std::unique_ptr<vrnn::Engine<T>> make_engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
                                              const std::vector<Array<T>>& parameters, int64_t batch) {
     std::vector<const T*> data;
-    std::vector<int64_t> columns;
+    std::vector<vrnn::Extent> extents;
     for (const Array<T>& p : parameters) {
+        if (p.ndim() != 1 && p.ndim() != 2) throw py::value_error("a parameter must have 1 or 2 dimensions");
         data.push_back(p.data());
-        columns.push_back(p.ndim() == 2 ? p.shape(1) : 1);
+        extents.push_back({p.ndim(), p.shape(0), p.ndim() == 2 ? p.shape(1) : 1});
     }
-    return std::make_unique<vrnn::Engine<T>>(code, constants, data, columns, batch);
+    return std::make_unique<vrnn::Engine<T>>(code, constants, data, extents, batch);
 }
 
 // An argument of step: converted by nobody, so that no copy hides in the loop.

@@ -33,7 +33,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
                    const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
                    const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
                    bool want_raw, const std::optional<Tensor>& uniforms_in, double threshold) {
-    Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
+    Build& build = packed ? build_of<T>(*packed, known) : chosen_build();
     Call<T> call(known, build, x_in.size(0), x_in.size(1), given.lengths, particles_of(uniforms_in));
     Launch<T>& launch = call.launch;
     const int64_t groups = uniforms_in ? uniforms_in->size(1) : 0, steps = uniforms_in ? x_in.size(0) : 0;
@@ -85,7 +85,10 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
         launch.packed = data<T>(*packed);
     } else {
         const Parameters<T> read(call.program, parameters, x);
-        save ? call.pack_to(data<T>(saved) + saved_size, known, read) : call.pack(read, false);
+        if (save)
+            call.pack_to(data<T>(saved) + saved_size, known, read, call_digest(x, given, launch.particles, recompute));
+        else
+            call.pack(read, false);
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(Way::forward);
@@ -99,10 +102,11 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
                      const Tensor& saved, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     check(saved, "saved", x_in.scalar_type());
     const int64_t saved_size = saved.numel() - known.packed_size(), batch = x_in.size(1);
-    STD_TORCH_CHECK(saved_size > 0 && saved.is_contiguous(), "saved is not what forward saved");
+    STD_TORCH_CHECK(saved_size > 0 && saved.dim() == 1 && saved.is_contiguous(), "saved is not what forward saved");
     T* const packed = data<T>(saved) + saved_size;
-    Call<T> call(known, build_of<T>(packed, known), x_in.size(0), batch, given.lengths, particles_of(ancestors),
-                 shards_of<T>(packed, known, batch));
+    const Label<T> label(packed + known.weights());
+    const int64_t shards = label.shards(call_digest(x_in, given, particles_of(ancestors), recompute), batch);
+    Call<T> call(known, label.build(known.digest), x_in.size(0), batch, given.lengths, particles_of(ancestors), shards);
     Launch<T>& launch = call.launch;
     if (ancestors) launch.ancestors = particles_in<int64_t>(*ancestors);
     const Parameters<T> parameters(call.program, parameters_in, x_in);
@@ -116,9 +120,11 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
 
     Steps<const T>* const per_step_slots[] = {&launch.d_nll, &launch.d_kl,         &launch.d_z,         &launch.d_mean,
                                               &launch.d_std, &launch.d_prior_mean, &launch.d_prior_std, &launch.d_raw};
+    STD_TORCH_CHECK(upstream.size() == slots.size(), "slots must number each of ", upstream.size(),
+                    " upstream gradients, got ", slots.size());
     std::vector<Tensor> gradients;
     for (size_t i = 0; i < upstream.size(); ++i) {
-        const int64_t slot = slots.at(i);
+        const int64_t slot = slots[i];
         STD_TORCH_CHECK(slot >= 0 && slot < 8 + static_cast<int64_t>(state.size()), "no output ", slot);
         const auto check_shape = [&](const Sizes& sizes) {
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);
@@ -181,10 +187,12 @@ Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<
                 bool want_prior, bool want_raw, double threshold) {
     const auto held = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
     const Known& known = *held;
+    check_infers(known);
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
     check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(uniforms, "uniforms", x.scalar_type(), known, x);
-    STD_TORCH_CHECK(!known.draws(), "the program generates: call vrnn_fast::generate");
+    STD_TORCH_CHECK(saved_size <= most_elements - known.packed_size(), "saved_size must be at most ",
+                    most_elements - known.packed_size(), ", got ", saved_size);
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
     return call(known, x, eps, {cond, lengths, resets, mask}, state, parameters, packed, saved_size, recompute,
                 want_prior, want_raw, uniforms, threshold);
@@ -198,9 +206,12 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
                   std::vector<double> constants, bool recompute, bool want_x, bool want_eps, bool want_cond) {
     const auto held = ops::known(program, constants, static_cast<int64_t>(parameters.size()));
     const Known& known = *held;
+    check_infers(known);
     check_count(parameters, known);
     check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
     check_particles(ancestors, "ancestors", ScalarType::Long, known, x);
+    if (ancestors) check_ancestors(*ancestors);
+    STD_TORCH_CHECK(!want_cond || cond, "want_cond asks for the gradient of a cond that is not given");
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
     return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, ancestors, saved,
                 recompute, want_x, want_eps, want_cond);
@@ -212,7 +223,7 @@ template <class T>
 Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& noise_in,
                       const std::optional<Tensor>& cond, const std::vector<Tensor>& state,
                       const std::vector<Tensor>& parameters, const std::optional<Tensor>& packed) {
-    Build& build = packed ? build_of<T>(data<T>(*packed), known) : chosen_build();
+    Build& build = packed ? build_of<T>(*packed, known) : chosen_build();
     const int64_t steps = noise_in.size(0), batch = noise_in.size(1), input = noise_in.size(2);
     Call<T> call(known, build, steps, batch, std::nullopt);
     Launch<T>& launch = call.launch;
@@ -277,7 +288,7 @@ template <class T>
 Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const Tensor& eps_in,
              const std::vector<Tensor>& state, bool want_raw) {
     const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(buffer_state);
-    Call<T> call(known, build_of<T>(data<T>(packed), known), 1, batch, std::nullopt);
+    Call<T> call(known, build_of<T>(packed, known), 1, batch, std::nullopt);
     Launch<T>& launch = call.launch;
     call.start_from(state);
     const Tensor x = dense(x_in), eps = dense(eps_in);
@@ -306,7 +317,11 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
 Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tensor> state, bool want_raw) {
     const auto held = programs[number];
     const Known& known = *held;
+    check_infers(known);
+    STD_TORCH_CHECK(!known.resamples() && !known.conditioned(),
+                    "a single step resamples no particles and takes no cond: call vrnn_fast::forward");
     const ScalarType dtype = precision(x, "x");
+    STD_TORCH_CHECK(x.dim() == 2, "x must have 2 dimensions, got ", x.dim());
     const int64_t batch = x.size(0);
     check_packed(packed, known, x);
     check(x, "x", dtype, {batch, known.width(buffer_x)});

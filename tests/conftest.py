@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read as torch loads: waiting threads of two workers do not spin
 
 import pytest
 import torch

@@ -264,6 +264,14 @@ class _Eager(torch.autograd.Function):
         return (*(None,) * 6, *sequences, *d_state, *d_parameters)
 
 
+def _on_one_device(*given: Tensor | Sequence[Tensor] | None) -> None:
+    """Raise RuntimeError unless all of them are. One tensor of the meta device among others brings a call here."""
+    tensors = [t for part in given if part is not None for t in ([part] if isinstance(part, Tensor) else part)]
+    devices = sorted({str(t.device) for t in tensors})
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors of a call must be on one device, got some on {' and '.join(devices)}")
+
+
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
 
 
@@ -286,6 +294,7 @@ def _fake_forward(
     want_raw: bool,
     threshold: float,
 ) -> tuple[Any, ...]:
+    _on_one_device(x, eps, cond, lengths, resets, mask, uniforms, state, parameters, packed)
     steps, batch, latent = eps.shape
     number = _known(program, constants, parameters)
     output = torch.ops.vrnn_fast.output_width(number)
@@ -326,6 +335,7 @@ def _fake_generate(
     program: list[int],
     constants: list[float],
 ) -> tuple[Any, ...]:
+    _on_one_device(eps, noise, cond, state, parameters, packed)
     return noise.new_empty(noise.shape), [noise.new_empty(s.shape) for s in state]
 
 
@@ -349,6 +359,8 @@ def _fake_backward(
     want_eps: bool,
     want_cond: bool,
 ) -> tuple[Any, ...]:
+    _on_one_device(upstream, x, eps, cond, lengths, resets, mask, state, parameters, ancestors, saved)
+
     def per_step(like: Tensor | None, wanted: bool) -> Tensor:
         return x.new_empty((0,) if like is None else like.shape if wanted else (0, 0, like.shape[2]))
 
@@ -362,12 +374,14 @@ def _fake_backward(
 
 
 def _fake_pack(parameters: list[Tensor], number: int) -> Tensor:
+    _on_one_device(parameters)
     return parameters[0].new_empty(torch.ops.vrnn_fast.packed_size(number))
 
 
 def _fake_step(
     packed: Tensor, number: int, x: Tensor, eps: Tensor, state: list[Tensor], want_raw: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    _on_one_device(packed, x, eps, state)
     batch, output = x.shape[0], torch.ops.vrnn_fast.output_width(number)
     nll, kl, predicted = x.new_empty(batch), x.new_empty(batch), x.new_empty(batch, output)
     return nll, kl, x.new_empty(batch if want_raw else 0, output), predicted, [x.new_empty(s.shape) for s in state]

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "validate.h"
+
 namespace vrnn {
 namespace {
 
@@ -50,7 +52,9 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         throw std::invalid_argument("program: a buffer that every program has is missing");
     for (int64_t i = 0; i < buffers; ++i) {
         const int64_t width = in.next(), stride = in.next();
-        if (width < (i == buffer_eps ? 0 : 1) || stride < line || stride < width || stride % line)
+        if (width < (i == buffer_eps ? 0 : 1) || width > most_width)
+            throw std::invalid_argument("program: a buffer's width is out of range");
+        if (stride < line || stride < width || stride > round_up(width) + line || stride % line)
             throw std::invalid_argument("program: a buffer's stride is bad");
         buffers_.push_back(
             {width, stride, static_cast<Keep>(in.next_below(members(Keep_names), "how long a buffer is kept"))});
@@ -122,8 +126,6 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
             case Op::add:
                 s.source = slice();
                 s.target = slice();
-                if (s.source.width != s.target.width)
-                    throw std::invalid_argument("program: two widths that are added differ");
                 break;
             case Op::sample:
                 s.source = slice();
@@ -138,10 +140,6 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
                 if (in.next()) s.candidate = slice();
                 if (in.next()) s.c = slice().buffer;
                 if (in.next()) s.output = slice();
-                if (s.h < buffer_state || s.h >= end_state || s.c >= end_state || (s.c >= 0 && s.c < buffer_state) ||
-                    (static_cast<Cell>(s.kind) == Cell::lstm) != (s.c >= 0) ||
-                    (static_cast<Cell>(s.kind) == Cell::gru) != (s.candidate.width > 0))
-                    throw std::invalid_argument("program: a cell update lacks its state");
                 break;
             case Op::divergence:
                 s.posterior = slice();
@@ -214,6 +212,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         if (s.op == Op::divergence) program.divergence = &s;
         if (s.op == Op::recur && program.gates < 0) program.gates = s.target.buffer;
     }
+    validate(program);
 }
 
 }  // namespace vrnn

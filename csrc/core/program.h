@@ -39,7 +39,8 @@ constexpr int64_t members(const char* names) {
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
 inline constexpr int64_t most_states = 16;
-inline constexpr int64_t most_buffers = 320;  // what the limits of vrnn_fast/spec.py can come to
+inline constexpr int64_t most_buffers = 320;             // what the limits of vrnn_fast/spec.py can come to
+inline constexpr int64_t most_width = int64_t{1} << 24;  // of a buffer: no product of two of them, over all, overflows
 
 struct Slice {
     int64_t buffer = -1, start = 0, width = 0;

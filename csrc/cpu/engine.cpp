@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "features.h"
 
@@ -15,21 +16,35 @@ const Isa& chosen_kernels() {
     return isa_baseline;
 }
 
+namespace {
+
+int64_t at_least_one(int64_t batch) {
+    if (batch < 1) throw std::invalid_argument("batch_size must be at least 1, got " + std::to_string(batch));
+    return batch;
+}
+
+}  // namespace
+
 template <class T>
 Engine<T>::Engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
-                  const std::vector<const T*>& parameters, const std::vector<int64_t>& columns, int64_t batch)
+                  const std::vector<const T*>& parameters, const std::vector<Extent>& extents, int64_t batch)
     : isa_(chosen_kernels()),
       decoded_(code, constants, static_cast<int64_t>(parameters.size())),
-      batch_(batch),
+      batch_(at_least_one(batch)),
       deal_(1, batch, nullptr, 1, {1, decoded_.flops_per_row}),
       saved_offset_(decoded_.program.buffers.size, -1),
       state_(state_tensors() * batch * hidden(), T(0)),
       raw_(batch * likelihood().source.width) {
+    const Program& program = decoded_.program;
+    validate(program, extents.data(), static_cast<int64_t>(extents.size()));
+    if (likelihood().op == Op::draw || program.scan[program.scan.size - 1].op == Op::resample)
+        throw std::invalid_argument("program: it generates or resamples, which is no single step's");
     if (static_cast<Loss>(likelihood().kind) == Loss::external)
         throw std::invalid_argument("program: the likelihood is computed outside");
-    const Kernels<T>& k = isa_.template kernels<T>();
-    const Program& program = decoded_.program;
     if (program.cond >= 0) throw std::invalid_argument("program: single steps take no conditioning input");
+    const Kernels<T>& k = isa_.template kernels<T>();
+    std::vector<int64_t> columns;
+    for (const Extent& e : extents) columns.push_back(e.columns);
     launch_.program = &program;
     launch_.steps = 1;
     launch_.batch = batch;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../core/decode.h"
+#include "../core/validate.h"
 #include "deal.h"
 #include "launch.h"
 
@@ -14,11 +15,11 @@ namespace vrnn {
 template <class T>
 class Engine {
   public:
-    // parameters: contiguous, in the program's numbering, with their sizes in elements and columns (1 for a bias). They
-    // are copied. Throws std::invalid_argument for a bad program or one whose likelihood is external,
-    // std::runtime_error as chosen_isa() does.
+    // parameters: contiguous, in the program's numbering. They are copied. Throws std::invalid_argument for parameters
+    // that are too small, a batch without sequences, and a program that is bad, no single step's, or one whose
+    // likelihood is external; std::runtime_error as chosen_isa() does.
     Engine(const std::vector<int64_t>& code, const std::vector<double>& constants,
-           const std::vector<const T*>& parameters, const std::vector<int64_t>& columns, int64_t batch);
+           const std::vector<const T*>& parameters, const std::vector<Extent>& extents, int64_t batch);
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 

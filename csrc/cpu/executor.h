@@ -262,8 +262,8 @@ class Executor {
         if (program.cond >= 0) gather(launch.cond, work.value[program.cond], program.buffers[program.cond].width);
         if (launch.mask)
             for_rows([&](int64_t row, int64_t t, int64_t b) {
-                const bool* from = launch.mask.at(t, b);
-                for (int64_t j = 0; j < input; ++j) work.mask[row][j] = from[j];
+                const uint8_t* from = launch.mask.at(t, b);
+                for (int64_t j = 0; j < input; ++j) work.mask[row][j] = from[j] != 0;
             });
     }
 

@@ -47,8 +47,8 @@ struct Launch {
     Steps<const T> x;             // (T, B, input)
     Steps<const T> eps;           // (T, B, latent)
     Steps<const T> cond;          // (T, B, conditioning), where the program has its buffer
-    Steps<const bool> resets;     // (T, B): the state is zeroed before the step; or null
-    Steps<const bool> mask;       // (T, B, input): what was observed; or null for all
+    Steps<const uint8_t> resets;  // (T, B) bool, any byte but 0: the state is zeroed before the step; or null
+    Steps<const uint8_t> mask;    // (T, B, input) bool: what was observed; or null for all
     Steps<const T> noise;         // (T, B, input), of a cell that runs on its own
     int64_t particles = 1;        // adjacent sequences that are one, where the program resamples them
     double threshold = 0;         // when their effective number falls below this share of them

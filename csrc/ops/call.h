@@ -7,11 +7,15 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "core/validate.h"
 #include "cpu/deal.h"
 #include "cpu/engine.h"
+#include "cpu/features.h"
 #include "cpu/room.h"
+#include "ops/digest.h"
 #include "ops/programs.h"
 #include "ops/tensors.h"
 
@@ -34,6 +38,11 @@ inline Build builds[] = {
     {&isa_avx512, {}},
 #endif
 };
+
+inline bool runs(const Build& build) {
+    static const std::vector<std::string> usable = usable_isas();
+    return std::find(usable.begin(), usable.end(), build.isa->name) != usable.end();
+}
 
 inline Build& chosen_build() {
     const Isa& isa = chosen_kernels();
@@ -60,38 +69,57 @@ struct Parameters {
     std::vector<int64_t> columns;
 
     Parameters(const Program& program, const std::vector<Tensor>& given, const Tensor& like) {
+        std::vector<Extent> extents;
         for (const Tensor& p : given) {
             check(p, "a parameter", like.scalar_type());
+            STD_TORCH_CHECK(p.dim() == 1 || p.dim() == 2, "a parameter must have 1 or 2 dimensions, got ", p.dim());
             tensors.push_back(dense(p));
             data.push_back(ops::data<T>(tensors.back()));
             columns.push_back(p.dim() == 2 ? p.size(1) : 1);
+            extents.push_back({p.dim(), p.size(0), columns.back()});
         }
-        for (const Stage& s : program.stages) {
-            for (const Block& b : s.blocks) inside(b.parameter, b.row, b.rows, b.column, s.source.width);
-            for (const Term& t : s.terms) inside(t.parameter, t.row, t.rows, 0, 1);
-        }
-    }
-
-  private:
-    void inside(int64_t p, int64_t row, int64_t rows, int64_t column, int64_t width) const {
-        const bool fits = row >= 0 && row <= tensors[p].size(0) - rows && column >= 0 && column <= columns[p] - width;
-        STD_TORCH_CHECK(fits, "parameter ", p, " is smaller than the program says");
+        validate(program, extents.data(), static_cast<int64_t>(extents.size()));
     }
 };
 
+// What stands behind packed weights: the build and the program that they are packed for and, where forward saved them,
+// into how many shards its batch was dealt, and which call it was.
 template <class T>
-Build& build_of(const T* packed, const Known& known) {
-    const T number = packed[known.weights()];
-    STD_TORCH_CHECK(number >= 0 && number < std::size(builds), "the weights are not packed");
-    return builds[static_cast<size_t>(number)];
-}
+class Label {
+  public:
+    explicit Label(T* at) : at_(at) {}
+    void write(const Build& build, const Digest& program, int64_t shards, const Digest& call) const {
+        std::fill(at_, at_ + line, T(0));
+        at_[0] = static_cast<T>(&build - builds);
+        at_[1] = static_cast<T>(shards);
+        program.write(at_ + 2);
+        call.write(at_ + 2 + Digest::pieces);
+    }
+    // The build, if the weights belong to the program.
+    Build& build(const Digest& program) const {
+        STD_TORCH_CHECK(program.is(at_ + 2) && at_[0] >= 0 && at_[0] < std::size(builds),
+                        "the weights are not packed for this program: vrnn_fast::pack does it");
+        Build& found = builds[static_cast<size_t>(at_[0])];
+        STD_TORCH_CHECK(runs(found), "the weights are packed for ", found.isa->name,
+                        " instructions, which this processor lacks: pack them here");
+        return found;
+    }
+    // However many threads there are by now.
+    int64_t shards(const Digest& call, int64_t batch) const {
+        STD_TORCH_CHECK(call.is(at_ + 2 + Digest::pieces) && at_[1] >= 1 && at_[1] <= std::max<int64_t>(1, batch),
+                        "saved is not what forward saved of such a batch: pass what the call returned whose gradient "
+                        "this is, with the same lengths and recompute");
+        return static_cast<int64_t>(at_[1]);
+    }
 
-// Into how many shards forward dealt what backward finds, however many threads there are by then.
+  private:
+    static_assert(2 + 2 * Digest::pieces <= line);
+    T* at_;
+};
+
 template <class T>
-int64_t shards_of(const T* packed, const Known& known, int64_t batch) {
-    const T shards = packed[known.weights() + 1];
-    STD_TORCH_CHECK(shards >= 1 && shards <= std::max<int64_t>(1, batch), "saved is not what forward saved");
-    return static_cast<int64_t>(shards);
+Build& build_of(const Tensor& packed, const Known& known) {
+    return Label<T>(data<T>(packed) + known.weights()).build(known.digest);
 }
 
 // The inputs of a call that it may lack: cond (T, B, C); lengths (B) int64; resets (T, B) and mask (T, B, X) bool.
@@ -102,6 +130,16 @@ struct Optionals {
 // Particles of one sequence, by a tensor (T, B / particles, particles).
 inline int64_t particles_of(const std::optional<Tensor>& t) {
     return t ? t->size(2) : 1;
+}
+
+// What decides where forward puts which row of what it saves.
+inline Digest call_digest(const Tensor& x, const Optionals& given, int64_t particles, bool recompute) {
+    Digest digest;
+    for (const int64_t n : {x.size(0), x.size(1), particles, int64_t{recompute}, int64_t{given.lengths.has_value()}})
+        digest.add(n);
+    if (given.lengths)
+        for (int64_t b = 0; b < x.size(1); ++b) digest.add(data<const int64_t>(*given.lengths)[b]);
+    return digest;
 }
 
 template <class T>
@@ -147,8 +185,8 @@ struct Call {
 
     void read(const Optionals& given) {
         if (given.cond) launch.cond = kept<const T>(cond, *given.cond);
-        if (given.resets) launch.resets = kept<const bool>(resets, *given.resets);
-        if (given.mask) launch.mask = kept<const bool>(mask, *given.mask);
+        if (given.resets) launch.resets = kept<const uint8_t>(resets, *given.resets);
+        if (given.mask) launch.mask = kept<const uint8_t>(mask, *given.mask);
     }
 
     // Lays the buffers that backward needs out in `saved`, which has room for `size` elements.
@@ -181,12 +219,10 @@ struct Call {
     }
 
     // Where others can use them as well: (packed_size()).
-    void pack_to(T* packed, const Known& known, const Parameters<T>& parameters) {
+    void pack_to(T* packed, const Known& known, const Parameters<T>& parameters, const Digest& call = {}) {
         launch.packed = packed;
         pack(parameters, false);
-        std::fill(packed + known.weights(), packed + known.packed_size(), T(0));
-        packed[known.weights()] = static_cast<T>(&build - builds);
-        packed[known.weights() + 1] = static_cast<T>(launch.shards.size);
+        Label<T>(packed + known.weights()).write(build, known.digest, launch.shards.size, call);
     }
 
     template <class F>
@@ -204,6 +240,13 @@ struct Call {
         return steps_of<U>(*own);
     }
 };
+
+// More than any memory holds, and less than what overflows once it is counted in bytes.
+inline constexpr int64_t most_elements = int64_t{1} << 56;
+
+inline void check_infers(const Known& known) {
+    STD_TORCH_CHECK(!known.draws(), "the program generates: call vrnn_fast::generate");
+}
 
 inline void check_count(const std::vector<Tensor>& parameters, const Known& known) {
     STD_TORCH_CHECK(static_cast<int64_t>(parameters.size()) == known.parameters, "the program has ", known.parameters,
@@ -227,7 +270,7 @@ inline void check_batch(const Known& known, const Tensor& x, const char* name, c
     check(x, name, dtype, {steps, batch, input});
     check(eps, "eps", dtype, {steps, batch, known.width(buffer_eps)});
     check_states(state, known, dtype, {batch, known.width(buffer_state)});
-    STD_TORCH_CHECK(given.cond.has_value() == (cond >= 0),
+    STD_TORCH_CHECK(given.cond.has_value() == known.conditioned(),
                     "cond must be given where the program has it, and nowhere else");
     if (given.cond) check(*given.cond, "cond", dtype, {steps, batch, known.width(cond)});
     if (given.resets) check(*given.resets, "resets", ScalarType::Bool, {steps, batch});
@@ -246,9 +289,21 @@ inline void check_particles(const std::optional<Tensor>& t, const char* name, Sc
                             const Tensor& x) {
     STD_TORCH_CHECK(t.has_value() == known.resamples(), name, " belong to a program that resamples, and to no other");
     if (!t) return;
-    STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == dtype && t->dim() == 3 && t->size(0) == x.size(0) &&
-                        t->size(1) * t->size(2) == x.size(1) && t->size(2) > 0,
-                    name, " must be (T, B, particles), where x is (T, B * particles, X)");
+    check(*t, name, dtype);
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(2) > 0 && t->size(0) == x.size(0) && t->size(1) * t->size(2) == x.size(1),
+                    name, " must be (T, B, particles), where x is (T, B * particles, X), got ", in_words(shape(*t)));
+}
+
+// What forward wrote: of a sequence's particles at a time step each has its ancestor among them, or none has one.
+inline void check_ancestors(const Tensor& ancestors) {
+    STD_TORCH_CHECK(ancestors.is_contiguous(), "ancestors must be contiguous");
+    const int64_t* const all = data<const int64_t>(ancestors);
+    const int64_t particles = ancestors.size(2);
+    for (int64_t i = 0; i < ancestors.numel(); ++i) {
+        const bool drawn = all[i / particles * particles] >= 0;
+        STD_TORCH_CHECK(drawn ? all[i] >= 0 && all[i] < particles : all[i] == -1, "ancestors must be in 0 to ",
+                        particles - 1, ", or -1 for all particles of a step, got ", all[i]);
+    }
 }
 
 }  // namespace vrnn::ops

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/decode.h"
+#include "ops/digest.h"
 
 namespace vrnn::ops {
 
@@ -18,13 +19,16 @@ namespace vrnn::ops {
 struct Known {
     int64_t parameters;
     DecodedProgram decoded;
+    Digest digest;
 
     Known(const std::vector<int64_t>& code, const std::vector<double>& constants, int64_t parameters)
-        : parameters(parameters), decoded(code, constants, parameters) {}
+        : parameters(parameters), decoded(code, constants, parameters) {
+        digest.add(parameters);
+        for (const int64_t n : code) digest.add(n);
+        for (const double c : constants) digest.add(c);
+    }
     int64_t weights() const { return decoded.program.packed_size + decoded.program.bias_size; }
-    // Behind the weights a line: the number of the build that they are packed for, and into how many shards the batch
-    // of that call was dealt.
-    int64_t packed_size() const { return weights() + line; }
+    int64_t packed_size() const { return weights() + line; }  // a label lies behind the weights
     int64_t width(int64_t buffer) const { return decoded.program.buffers[buffer].width; }
     int64_t output() const { return decoded.program.output->source.width; }
     bool draws() const { return decoded.program.output->op == Op::draw; }
@@ -32,6 +36,7 @@ struct Known {
         const auto& scan = decoded.program.scan;
         return scan[scan.size - 1].op == Op::resample;
     }
+    bool conditioned() const { return decoded.program.cond >= 0; }
 };
 
 // Programs by number. Those that are held stay; of all others, those of the last calls.

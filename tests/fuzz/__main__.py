@@ -12,6 +12,7 @@ from tests.machine import patched_once, usable_isas
 from vrnn_fast import backends
 
 from . import Refused, case_of, failure, shrink
+from .programs import try_programs
 
 
 def main() -> int:
@@ -23,12 +24,15 @@ def main() -> int:
     parser.add_argument("--executor", choices=tuple(backends()), default="cpu")
     parser.add_argument("--isa", action="append", help="a build of the CPU kernels, or several; by default each one")
     parser.add_argument("--failures", type=int, default=10, help="stop after so many")
+    parser.add_argument("--programs", type=int, default=0, help="damaged programs, handed to every operator first")
     parser.add_argument("--verbose", action="store_true", help="print each case first, for what ends the process")
     asked = parser.parse_args()
     if not (backend := backends()[asked.executor]).available:
         parser.error(f"--executor {asked.executor}: {backend.reason}")
     torch.set_num_threads(1)
     isas = asked.isa or usable_isas()
+    if asked.programs:
+        print(f"{asked.programs} damaged programs of seed {asked.seed}: {try_programs(asked.seed, asked.programs)} ran")
     ran = refused = failed = 0
     start = time.perf_counter()
     with patched_once():
