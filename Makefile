@@ -3,8 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CASES ?= 10000
 SEED ?= 0
-SANITIZED_TESTS := tests/test_operators.py tests/test_cpu.py tests/test_step.py tests/test_generate.py \
-	tests/test_particles.py tests/test_native.py
+SANITIZED_TESTS := tests/executors/test_operators.py tests/executors/test_cpu.py tests/model/test_step.py tests/model/test_generate.py \
+	tests/model/test_particles.py tests/executors/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
@@ -45,7 +45,7 @@ bench: build
 # On a GPU: the parity tests of the Triton executor, then its benchmark. Needs torch, triton, numpy and pytest, and no
 # extension: make gpu BIN="$(dirname "$(command -v python3)")" runs in the environment that is there.
 gpu:
-	$(BIN)/python -m pytest tests/test_scan_kernels.py
+	$(BIN)/python -m pytest tests/executors/test_scan_kernels.py
 	$(BIN)/python -m bench.gpu
 
 lint: $(VENV)/installed

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrnn_fast import ops
-
-from .record import RESULTS
+from bench.record import RESULTS
+from vrnn_fast.executors.cpu import operators
 
 TILES = {"avx512": (12, 2), "avx2": (6, 2), "baseline": (4, 2)}  # rows and vectors of csrc/cpu/tuning.h
 _FUSED, _MULTIPLY = re.compile(r"vfmadd\d+ps"), re.compile(r"v?mulps")
@@ -100,7 +99,7 @@ def disassembled(library: Path, isa: str, rows: int, vectors: int) -> Iterator[s
 
 def main() -> None:
     """Write the table and the loops."""
-    loops = {isa: innermost(disassembled(ops.LIBRARY, isa, *tile)) for isa, tile in TILES.items()}
+    loops = {isa: innermost(disassembled(operators.LIBRARY, isa, *tile)) for isa, tile in TILES.items()}
     text = ABOUT
     for isa, loop in loops.items():
         rows, vectors = TILES[isa]

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from vrnn_fast import ops
+from vrnn_fast.executors.cpu import operators
 
 SHARE_LIMIT = 0.97  # nobody computes faster: whoever seems to was measured against a peak that was disturbed
 FALL_LIMIT = 0.08
@@ -19,7 +19,7 @@ def measure(counts: Collection[int], seconds: float = 0.2) -> dict[int, float]:
         native = importlib.import_module("vrnn_fast._native")
     except ImportError:
         return {}
-    isa = ops.chosen_isa() if ops.load() is None else native.usable_isas()[-1]
+    isa = operators.chosen_isa() if operators.load() is None else native.usable_isas()[-1]
 
     def together(threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:

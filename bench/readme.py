@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from . import figures
-from .record import RESULTS, ROOT, Record
-from .scaling import curves
-from .table import in_full, of_curve, problems, remarks, summary
+from bench import figures
+from bench.record import RESULTS, ROOT, Record
+from bench.scaling import curves
+from bench.table import in_full, of_curve, problems, remarks, summary
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 EXPERIMENTS = {

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from vrnn_fast import ops
+from vrnn_fast.executors.cpu import operators
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -176,7 +176,7 @@ class Record:
             isa=[flag for flag in ISA_FLAGS if flag in processor.get("flags", "").split()],
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
-            kernel_build=ops.chosen_isa() if ops.load() is None else "none",
+            kernel_build=operators.chosen_isa() if operators.load() is None else "none",
             state=State.now(),
         )
 

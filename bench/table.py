@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from .contender import TRAINING
-from .record import Row, State
-from .scaling import Curve
+from bench.contender import TRAINING
+from bench.record import Row, State
+from bench.scaling import Curve
 
 MICROSECONDS_BELOW = 0.5  # milliseconds
 

@@ -1,4 +1,4 @@
-// The torch operators: all schemas in one block, autograd and fake kernels beside their callers in vrnn_fast/ops.py.
+// The torch operators: all schemas in one block, autograd and fake kernels beside their callers in vrnn_fast/executors/cpu/operators.py.
 // Only LibTorch's stable ABI is used, so one build serves torch 2.10 and every later one.
 
 #include <torch/csrc/stable/library.h>

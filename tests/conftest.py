@@ -11,12 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vrnn_fast import backends
-from vrnn_fast.executors import executors
-from vrnn_fast.spec import CellSpec
-
-SMALLEST, ON_THE_CPU = CellSpec(1, 1, 1), torch.empty((1, 1, 1), dtype=torch.float64)
-AVAILABLE = [e.name for e in executors if backends()[e.name].available and e.refuses(SMALLEST, ON_THE_CPU) is None]
+from tests.support.machine import AVAILABLE
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,10 @@
 """Variational recurrent networks (Chung et al. 2015) as one fused launch per batch of sequences."""
 
-from .compat import LayoutError, ProofError, accelerate
+from .acceleration.accelerate import accelerate
+from .acceleration.proof import ProofError
+from .cell.spec import Std
 from .executors import backends
+from .layouts.structure import LayoutError
 from .likelihoods import (
     Bernoulli,
     Categorical,
@@ -18,7 +21,6 @@ from .likelihoods import (
 )
 from .model import VRNN
 from .outputs import VRNNOutput, VRNNRollOut, VRNNStep
-from .spec import Std
 from .stream import Stream, StreamStep
 
 __version__ = "0.1.0"

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import data
-from .compat import LayoutError
+from .cell.spec import Activation, Cell
+from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
-from .spec import Activation, Cell
-from .training.checkpoint import CheckpointError
+from .layouts.structure import LayoutError
 from .training.trainer import (
     MAX_SEED,
     ModelConfig,
@@ -241,7 +241,7 @@ def convert(
     likelihood: Annotated[Output | None, typer.Option(help="What its output means, where that cannot be told.")] = None,
 ) -> None:
     """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
-    from .compat.checkpoint import convert as translate
+    from .checkpoints.convert import convert as translate
 
     model = translate(old, new, layout, {} if likelihood is None else {"likelihood": likelihood}, agent)
     console.print(f"{new}: {model}", highlight=False, soft_wrap=True)

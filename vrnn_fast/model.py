@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from . import bounds, checks, executors, layout
+from . import bounds, checks, executors, parameters
 from . import resampling as filtering
+from .cell.spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
+from .cell.spec import Cell as CellKind
 from .executors.reference import full_precision, generate_by, stacked
 from .inputs import Inputs, at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
 from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
-from .spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
-from .spec import Cell as CellKind
 
 Widths: TypeAlias = Sequence[int] | None
 
@@ -186,7 +186,7 @@ class VRNN(nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.start: Tensor | None
         self.register_buffer("start", None)
-        self._reader = layout.Reader(layout.install(self, self.spec, device, dtype))
+        self._reader = parameters.Reader(parameters.install(self, self.spec, device, dtype))
 
     def forward(
         self,
@@ -790,13 +790,13 @@ class VRNN(nn.Module):
             LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
                 what its output means; the message says what was looked for and what was found.
         """
-        from .compat.checkpoint import from_state_dict
+        from .checkpoints.convert import from_state_dict
 
         return from_state_dict(state, layout, arguments, agent)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Besides tensors, note what :meth:`from_state_dict` needs to make such a module again."""
-        from .compat.checkpoint import MARK, described
+        from .checkpoints.convert import MARK, described
 
         super()._save_to_state_dict(destination, prefix, keep_vars)
         notes = getattr(destination, "_metadata", {}).get(prefix[:-1])

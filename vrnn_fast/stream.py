@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import checks
-from .executors import cpu
+from .cell.encode import encode
 from .model import VRNN
 
 Array = NDArray[Any]
@@ -72,7 +72,7 @@ class Stream:
                 raise RuntimeError(f"Stream runs on the CPU, and the model is on {p.device}")
             if p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"Stream computes in float32 or float64, and the model is {p.dtype}")
-        program = cpu.encode(spec)
+        program = encode(spec)
         single = parameters[0].dtype == torch.float32
         held = self.state if hasattr(self, "_engine") else None
         dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64

@@ -1,5 +1,5 @@
 """What people run today instead, a file for each kind."""
 
-from .eager import EagerVRNN
+from bench.peers.eager import EagerVRNN
 
 __all__ = ["EagerVRNN"]

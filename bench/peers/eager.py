@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vrnn_fast.cell.spec import STD_FLOOR
 from vrnn_fast.likelihoods import Gaussian
-from vrnn_fast.spec import STD_FLOOR
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 OUTPUT_STD_FLOOR = Gaussian().min_std

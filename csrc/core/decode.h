@@ -1,4 +1,4 @@
-// Reads a program as vrnn_fast/executors/cpu.py encodes it.
+// Reads a program as vrnn_fast/cell/encode.py encodes it.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What a cell runs, as plain data: the stages of vrnn_fast/stages.py with buffers and parameters by index.
+// What a cell runs, as plain data: the stages of vrnn_fast/cell/stages.py with buffers and parameters by index.
 // No framework header, no owning container: kernels for several instruction sets include this file, and a
 // standard-library template instantiated in one of them could be linked into the others.
 #pragma once
@@ -16,7 +16,7 @@ struct Span {
     const T& operator[](int64_t i) const { return data[i]; }
 };
 
-inline constexpr int64_t program_format = 7;  // of the code: that of vrnn_fast/executors/cpu.py
+inline constexpr int64_t program_format = 7;  // of the code: that of vrnn_fast/cell/encode.py
 
 // An enum whose numbers are the encoding, and the names of its members, "a, b, c", which a test compares with Python's.
 #define VRNN_ENCODED(Enum, ...)                \
@@ -39,7 +39,7 @@ constexpr int64_t members(const char* names) {
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
 inline constexpr int64_t most_states = 16;
-inline constexpr int64_t most_buffers = 320;             // what the limits of vrnn_fast/spec.py can come to
+inline constexpr int64_t most_buffers = 320;             // what the limits of vrnn_fast/cell/spec.py can come to
 inline constexpr int64_t most_width = int64_t{1} << 24;  // of a buffer: no product of two of them, over all, overflows
 
 struct Slice {
@@ -56,7 +56,7 @@ struct Term {
     int64_t parameter, row, rows, at;
 };
 
-// Std of vrnn_fast/spec.py: max(f(clamp(raw, low, high) + shift) + floor, minimum); plain is softplus(raw) + floor.
+// Std of vrnn_fast/cell/spec.py: max(f(clamp(raw, low, high) + shift) + floor, minimum); plain is softplus(raw) + floor.
 struct Std {
     StdKind kind;
     double floor, scale, shift, minimum, low, high;

@@ -21,7 +21,7 @@
 
 namespace vrnn::ops {
 
-// What a launch was for, in the order in which vrnn_fast/ops.py names them.
+// What a launch was for, in the order in which vrnn_fast/executors/cpu/operators.py names them.
 enum class Way { forward, backward, step, generate };
 
 // A build of the kernels, and how often it ran.

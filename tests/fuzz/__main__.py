@@ -8,11 +8,10 @@ import time
 
 import torch
 
-from tests.machine import patched_once, usable_isas
+from tests.fuzz import Refused, case_of, failure, shrink
+from tests.fuzz.programs import try_programs
+from tests.support.machine import patched_once, usable_isas
 from vrnn_fast import backends
-
-from . import Refused, case_of, failure, shrink
-from .programs import try_programs
 
 
 def main() -> int:

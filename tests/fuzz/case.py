@@ -22,8 +22,8 @@ from vrnn_fast import (
     SharedMixture,
     Std,
 )
+from vrnn_fast.cell.spec import ACTIVATIONS, SOURCES, Cell, CellSpec, Conditioned, StdKind
 from vrnn_fast.likelihoods import as_likelihood
-from vrnn_fast.spec import ACTIVATIONS, SOURCES, Cell, CellSpec, Conditioned, StdKind
 
 Item = TypeVar("Item")
 Call = Literal["forward", "step", "generate", "elbo", "iwae", "fivo"]

@@ -1,4 +1,4 @@
-"""Run a case on its executor and hold it to the law of tests/oracle.py."""
+"""Run a case on its executor and hold it to the law of tests/support/oracle.py."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from tests.oracle import Errors
-from tests.replay import Record, Replay
+from tests.fuzz.case import BOUNDS, Case
+from tests.support.oracle import Errors
+from tests.support.replay import Record, Replay
 from vrnn_fast import VRNN
 from vrnn_fast.likelihoods import as_likelihood
-
-from .case import BOUNDS, Case
 
 STRUCTURE = {f.name for f in fields(Case)} & signature(VRNN).parameters.keys() - {"dtype", "likelihood"}
 DRAWS = 6  # of the numbers of a case that broke the law once

@@ -9,10 +9,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from vrnn_fast import ops
-from vrnn_fast.executors import cpu
-from vrnn_fast.executors.cpu import Way
-from vrnn_fast.spec import CellSpec
+from vrnn_fast.cell.encode import Program, encode
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors.cpu import Way, operators
 
 STEPS, GROUPS, PARTICLES = 3, 2, 2
 BATCH = GROUPS * PARTICLES
@@ -29,7 +28,7 @@ def _attempt(chance: Random) -> bool:
     spec = _spec(chance)
     draws = spec.objective == "kl" and spec.likelihood != "external"
     ways: tuple[Way, ...] = ("inference", "samples", "means") if draws else ("inference",)
-    program = cpu.encode(spec, chance.choice(ways))
+    program = encode(spec, chance.choice(ways))
     if chance.random() < 0.1:
         code = [chance.randrange(-4, 40) for _ in range(chance.randrange(len(program.code)))]
         code = program.code[: chance.randrange(len(program.code))] + code
@@ -77,43 +76,43 @@ def _damaged(code: list[int], chance: Random) -> list[int]:
     return code
 
 
-def _calls(spec: CellSpec, program: ops.Program, parameters: list[Tensor]) -> Iterator[tuple[object, ...]]:
+def _calls(spec: CellSpec, program: Program, parameters: list[Tensor]) -> Iterator[tuple[object, ...]]:
     """An operator and its arguments: the tensors are those of the whole program."""
-    operators = torch.ops.vrnn_fast
+    library = torch.ops.vrnn_fast
     code, constants = program.code, program.constants
     x, eps = torch.rand(STEPS, BATCH, spec.input_size), torch.randn(STEPS, BATCH, spec.latent_size)
     cond = torch.randn(STEPS, BATCH, spec.cond_size) if spec.cond_size else None
     uniforms = torch.rand(STEPS, GROUPS, PARTICLES) if spec.objective == "particle_filter" else None
     state = [torch.randn(BATCH, spec.hidden_size) for _ in range(spec.state_tensors)]
-    size = STEPS * BATCH * program.saved + ops.SLACK
+    size = STEPS * BATCH * program.saved + operators.SLACK
     given = (x, eps, cond, None, None, None)
-    yield operators.generate, eps, x, cond, state, parameters, None, code, constants
+    yield library.generate, eps, x, cond, state, parameters, None, code, constants
     options = (False, True, True, 0.5)
     forward = (*given, uniforms, state, parameters, None, code, constants)
-    yield operators.forward, *forward, 0, *options
-    yield operators.forward, *forward, size, *options
+    yield library.forward, *forward, 0, *options
+    yield library.forward, *forward, size, *options
     try:
-        *_, ancestors, saved = operators.forward(*forward, size, *options)
+        *_, ancestors, saved = library.forward(*forward, size, *options)
     except RAISED:
         pass
     else:
         upstream = [torch.ones(STEPS, BATCH), torch.ones(STEPS, BATCH)]
         backward = (upstream, [0, 1], *given, state, parameters, ancestors if uniforms is not None else None, saved)
-        yield operators.backward, *backward, code, constants, False, True, True, cond is not None
+        yield library.backward, *backward, code, constants, False, True, True, cond is not None
     try:
-        number = operators.hold_program(code, constants, len(parameters))
+        number = library.hold_program(code, constants, len(parameters))
     except RAISED:
         return
     try:
-        packed = torch.ones(operators.packed_size(number))
-        for operator in (operators.flops, operators.output_width):
+        packed = torch.ones(library.packed_size(number))
+        for operator in (library.flops, library.output_width):
             yield operator, number
-        yield operators.pack, parameters, number
+        yield library.pack, parameters, number
         with suppress(RAISED):
-            packed = operators.pack(parameters, number)
-        yield operators.step, packed, number, x[0], eps[0], [s.unsqueeze(0) for s in state], True
+            packed = library.pack(parameters, number)
+        yield library.step, packed, number, x[0], eps[0], [s.unsqueeze(0) for s in state], True
     finally:
-        operators.release_program(number)
+        library.release_program(number)
 
 
 def _run(call: tuple[object, ...]) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 
+from tests.fuzz.case import Case
+from tests.fuzz.law import Wrong, run
 from vrnn_fast import Std
-
-from .case import Case
-from .law import Wrong, run
 
 FIRST = ("steps", "batch", "particles", "threads")  # what makes all further tries quicker
 

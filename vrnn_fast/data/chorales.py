@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..replacing import replacing
 from .dataset import DataError, Part, Reading, Source, hash_of
-from .replacing import replacing
 
 NAME = "chorales"
 LOWEST, PITCHES = 21, 88  # the keys of a piano, as MIDI numbers from 21 on

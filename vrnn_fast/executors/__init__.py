@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..spec import CellSpec
+from ..cell.spec import CellSpec
 from . import cpu, reference, triton
-from .result import SequenceResult, StepResult
+from .base import SequenceResult, StepResult
 
 __all__ = [
     "Backend",

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cell.spec import CellSpec, Layer
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..resampling import Filter
-from ..spec import CellSpec, Layer
-from .result import SequenceResult, StepResult
+from .base import SequenceResult, StepResult
 
 name = "reference"
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..spec import Fused, Std
+from ..cell.spec import Fused, Std
 
 
 class Likelihood:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..spec import Std, StdKind
+from ..cell.spec import Std, StdKind
 from .base import Likelihood, feature_count, positive, standard_deviation, standard_normal
 
 

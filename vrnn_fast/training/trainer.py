@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from ..cell.spec import Activation, Cell
+from ..checkpoints import files
+from ..checkpoints.files import CheckpointError
 from ..data import Batch, Dataset, Source, bucketed, pad
 from ..data.dataset import Output
 from ..model import VRNN
-from ..spec import Activation, Cell
-from . import checkpoint
-from .checkpoint import CheckpointError
 from .threads import using
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -322,7 +322,7 @@ class Trainer:
     def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
         path = self.folder / name
         try:
-            checkpoint.save(path, tensors, {**self._header, **about})
+            files.save(path, tensors, {**self._header, **about})
         except OSError as error:
             whole = [file for file in (LAST, BEST) if _is_whole(self.folder / file)]
             kept = f"still whole there: {', '.join(whole)}, as saved before" if whole else "no checkpoint is there yet"
@@ -404,7 +404,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: it is missing, damaged or none of ours. If the run's other one is whole, that is offered.
     """
     try:
-        return checkpoint.load(path)
+        return files.load(path)
     except CheckpointError as error:
         name, use = _OTHER.get(path.name, ("", ""))
         if name and _is_whole(path.with_name(name)):
@@ -414,7 +414,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        checkpoint.load(path)
+        files.load(path)
     except CheckpointError:
         return False
     return True

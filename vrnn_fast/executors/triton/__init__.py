@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ...spec import CellSpec
-from ...stages import Keep
+from ...cell.spec import CellSpec
+from ...cell.stages import Keep
 from .. import reference
+from ..base import SequenceResult, StepResult
 from ..reference import step_of_run
-from ..result import SequenceResult, StepResult
-from . import ops, tuning
+from . import operators, tuning
 from .plan import plan
 
 name = "triton"
@@ -144,7 +144,7 @@ def run(
     float32 operands are rounded to TF32 where ``torch.set_float32_matmul_precision`` allows it, and nowhere else.
     """
     tensors = (x, eps, cond, *state, *parameters)
-    keep = ops.NO_BACKWARD
+    keep = operators.NO_BACKWARD
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         keep = int(Keep.ALWAYS if recompute else Keep.STORED)
     out = torch.ops.vrnn_fast.triton_forward(
@@ -201,7 +201,7 @@ def generate(
 
 
 def _text(spec: CellSpec) -> str:
-    return ops.encode(spec)
+    return operators.encode(spec)
 
 
 def _misfit(

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...spec import Std
-from ...stages import (
+from ...cell.spec import Std
+from ...cell.stages import (
     Activate,
     Add,
     Bias,

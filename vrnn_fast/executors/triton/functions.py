@@ -304,7 +304,7 @@ def deviation(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """A standard deviation from its raw value: vrnn_fast.spec.Std."""
+    """A standard deviation from its raw value: vrnn_fast.cell.spec.Std."""
     s = _unbounded(_argument(raw, SHIFT, SCALE, LOW, HIGH), SOFTPLUS, SCALE) + FLOOR
     return s if MINIMUM is None else tl.where(s < MINIMUM, MINIMUM, s)
 

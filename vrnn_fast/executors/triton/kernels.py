@@ -11,8 +11,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from ...spec import CellSpec
-from ...stages import Keep
+from ...cell.spec import CellSpec
+from ...cell.stages import Keep
 from . import emit
 from .plan import plan
 from .tuning import Config, cache_directory, resident

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...spec import CellSpec
-from ...stages import Dense, Keep, Slice
+from ...cell.spec import CellSpec
+from ...cell.stages import Dense, Keep, Slice
 from . import tuning
 from .plan import Plan, identifier, plan
 from .rows import Rows, aligned, allocate

@@ -13,9 +13,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import assert_never
 
-from ...partition import generation, partition
-from ...spec import CellSpec
-from ...stages import (
+from ...cell.partition import generation, partition
+from ...cell.spec import CellSpec
+from ...cell.stages import (
     Activate,
     Add,
     Bias,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from ...stages import Dense
+from ...cell.stages import Dense
 from .plan import Matrix, Plan, Tile, identifier, slices, written
 from .writer import Writer
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...spec import CellSpec
+from ...cell.spec import CellSpec
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread

@@ -1,0 +1,187 @@
+"""The recipes of CONTRIBUTING.md: their lists are complete, and those that need no C++ are followed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Laplace as TorchLaplace
+from torch.distributions import Normal, kl_divergence
+
+from tests.support.foreign import own
+from tests.support.oracle import assert_obeys_the_law
+from vrnn_fast import VRNN, Likelihood, accelerate, backends, executors
+from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
+from vrnn_fast.executors import reference
+
+ROOT = Path(__file__).parents[2]
+TITLES = ("An activation", "A stage", "A likelihood", "A layout", "An executor")
+
+
+def recipe(title: str) -> list[Path]:
+    """The files that a recipe lists."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().split(f"\n### {title}\n")[1].split("\n#")[0]
+    return [ROOT / path for path in re.findall(r"^- `([^`]+)`: \S", text, flags=re.MULTILINE)]
+
+
+def sources(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from (p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".h", ".cpp"))
+
+
+def names_all(path: Path, words: tuple[str, ...]) -> bool:
+    """Whether a file has each word, leaky_relu as LeakyReLU too."""
+    text = path.read_text()
+    return all(re.search(rf"\b({word}|{word.replace('_', '')})\b", text, flags=re.IGNORECASE) for word in words)
+
+
+def relative(paths: Iterator[Path] | list[Path]) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_every_file_and_folder_of_a_recipe_exists(title: str) -> None:
+    files = recipe(title)
+    assert len(files) >= 5
+    assert [path for path in files if not path.is_file()] == []
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:vrnn_fast|csrc|tests|examples|\.github|\.ci)/[^`]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_recipe_of_an_activation_is_complete() -> None:
+    files = recipe("An activation")
+    known = ("leaky_relu", "tanh", "elu")  # where identity is, nothing is done
+    naming = {path for path in sources("vrnn_fast", "csrc") if names_all(path, known)}
+    listed = {path for path in files if "tests" not in path.relative_to(ROOT).parts}
+    assert relative(list(naming)) == relative(list(listed))
+    for path in set(files) - listed:
+        assert names_all(path, ACTIVATIONS), path
+
+
+def test_the_recipe_of_a_stage_is_complete() -> None:
+    listed = relative(recipe("A stage"))
+    python = relative(path for path in sources("vrnn_fast") if names_all(path, ("Activate", "Divergence", "Recur")))
+    cpp = relative(
+        path
+        for path in sources("csrc")
+        if all(
+            re.search(rf"Op::{op}\b|VRNN_ENCODED\(Op, .*\b{op}\b", path.read_text()) for op in ("add", "recur", "draw")
+        )
+    )
+    assert len(python) > 3
+    assert len(cpp) > 2
+    assert python | cpp <= listed
+
+
+class Laplace(Likelihood):
+    """|x - mean| weighs as much as it is large; the decoder gives means and logarithms of scales."""
+
+    independent = 2
+
+    def heads(self, features: int) -> dict[str, int]:
+        return {"dec_mean": features, "dec_log_scale": features}
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        mean, log_scale = raw.chunk(2, -1)
+        return (-(x - mean).abs() * (-log_scale).exp() - log_scale - torch.log(torch.tensor(2.0))).sum(-1)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw.chunk(2, -1)[0]
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        mean, log_scale = raw.chunk(2, -1)
+        u = torch.rand(mean.shape, generator=generator, dtype=raw.dtype) - 0.5
+        return mean - temperature * log_scale.exp() * u.sign() * torch.log1p(-2 * u.abs())
+
+
+def test_a_likelihood_is_added() -> None:
+    model = VRNN(3, 8, 2, likelihood=Laplace(), dtype=torch.float64)
+    x = torch.randn(5, 4, 3, dtype=torch.float64)
+    out = model(x, outputs=("prediction",))
+    assert out.prediction.shape == x.shape
+    scale = torch.full_like(x, 0.7)
+    known = TorchLaplace(x + 0.3, scale).log_prob(x).sum(-1)
+    torch.testing.assert_close(Laplace().log_prob(torch.cat([x + 0.3, scale.log()], -1), x), known)
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    hidden = model(x, mask=torch.zeros(x.shape, dtype=torch.bool))
+    assert not hidden.nll.any()
+    assert model.generate(6, batch_size=2)[0].shape == (6, 2, 3)
+    assert model.bound(x, "iwae", particles=3).isfinite().all()
+
+
+def test_the_recipe_of_a_likelihood_is_complete() -> None:
+    """Whoever knows two likelihoods that have nothing in common knows all."""
+    naming = relative(path for path in sources("vrnn_fast") if names_all(path, ("Categorical", "Gamma")))
+    naming |= relative(path for path in sources("tests") if re.search(r"Categorical\((.|\n)*Gamma\(", path.read_text()))
+    assert len(naming) > 2
+    assert naming <= relative(recipe("A likelihood"))
+
+
+def test_a_layout_is_added() -> None:
+    def outputs(run: Any) -> dict[str, Tensor]:
+        kl = kl_divergence(Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)).sum(-1)
+        nll = F.binary_cross_entropy_with_logits(run.heads[0], run.x, reduction="none").sum(-1)
+        return {"loss": (nll + kl).mean(), "logits": run.heads[0].transpose(0, 1)}
+
+    roles = {"phi_x": "embed", "phi_z": "embed_latent", "prior": "expect", "decoder": "render", "cell": "memory"}
+    roles |= {"encoder": "infer", "encoder_mean": "infer_mu", "encoder_std": "infer_sigma"}
+    roles |= {"prior_mean": "expect_mu", "prior_std": "expect_sigma"}
+    model = own.SequenceModel(6, 8, 2).double()
+    layout = {**roles, "decoder_heads": ("logits",), "batch_first": True, "outputs": outputs}
+    fast = accelerate(model, layout=layout)
+    x, found = torch.rand(3, 5, 6, dtype=torch.float64), []
+    for module in (model, fast):
+        torch.manual_seed(1)
+        found.append(module(x))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_the_recipe_of_a_layout_is_complete() -> None:
+    """Whoever knows one known layout by its module knows the others."""
+    knowing = relative(
+        path
+        for path in sources("vrnn_fast")
+        if re.search(r"^from \.\S* import .*\b(deep_features|dynamical_vae)\b", path.read_text(), flags=re.MULTILINE)
+    )
+    assert knowing
+    assert knowing <= relative(recipe("A layout"))
+
+
+class Counting:
+    """The equations once more, and a count of who asked for them."""
+
+    name, verified = "counting", "nothing but this test"
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(reference, name)  # unavailable, refuses, launches, step, generate
+
+    def run(self, *arguments: Any, **named: Any) -> Any:
+        self.runs += 1
+        return reference.run(*arguments, **named)
+
+
+def test_an_executor_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Counting()
+    monkeypatch.setattr(executors, "executors", (*executors.executors, mine))
+    monkeypatch.setitem(executors._UNAVAILABLE, mine.name, mine.unavailable())
+    assert list(backends())[-1] == mine.name
+    x = torch.rand(4, 3, 5)
+    model = VRNN(5, 6, 2, backend=mine.name)
+    model(x).loss.backward()
+    assert mine.runs == 1
+    assert mine.name in model.explain()
+    VRNN(5, 6, 2)(x)
+    assert mine.runs == 1  # the last in order is not chosen unasked
+    assert_obeys_the_law(CellSpec(5, 6, 2), 4, 3, [4, 0, 2], executor=mine, dtype=torch.float32, draws=2)
+    assert mine.runs > 1

@@ -1,0 +1,44 @@
+"""Members of the family of cells: one of each kind, with odd widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEEP = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
+EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+ORDERS = (
+    ("encoder", ("h", "phi_x", "cond")),
+    ("prior", ("h", "cond")),
+    ("decoder", ("h", "phi_z", "cond")),
+    ("cell", ("cond", "phi_z", "phi_x")),
+)
+OWN = (("phi_x", "leaky_relu"), ("phi_z", "elu"), ("encoder", "tanh"), ("prior", "identity"))
+AFFINE = (
+    ("phi_x", ("elu", "identity")),
+    ("phi_z", ("identity",)),
+    ("encoder", ("tanh", "identity")),
+    ("decoder", ("identity", "relu")),
+)
+TANH = (("prior_mean", ("tanh", "identity")),)
+APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
+NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
+FAMILY: dict[str, dict[str, Any]] = {
+    "two layers": {"num_layers": 2},
+    "three layers without bias": {"num_layers": 3, "bias": False},
+    "deep heads": {"head_layers": (4, 9)},
+    "packed heads": {"packed_heads": True},
+    "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
+    "conditioned": {"cond_size": 2},
+    "conditioned everywhere": {"cond_size": 33, "cond_to": EVERYWHERE},
+    "conditioned encoder": {"cond_size": 2, "cond_to": ("encoder",)},
+    "conditioned cell": {"cond_size": 2, "cond_to": ("cell",)},
+    "conditioned residual": {"cond_size": 2, "residual": True},
+    "other columns": {"cond_size": 2, "cond_to": EVERYWHERE, "columns": ORDERS, "residual": True},
+    "activations of their own": {"activations": OWN, "head_layers": (4,)},
+    "affine ends": {"activations": AFFINE, **DEEP},
+    "heads of their own": {"own_layers": APART, "activations": TANH, "cond_size": 2, "residual": True},
+    "packed heads of their own": {"packed_heads": True, "own_layers": (("enc_params", (4,)), ("dec_params", (9, 17)))},
+    "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
+    "no z": NO_Z,
+    "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},
+}

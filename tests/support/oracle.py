@@ -1,0 +1,282 @@
+"""The law of tests: the reference executor in float64 is right, and we may be wrong by twice what torch is.
+
+A :class:`Problem` is a cell, its inputs and one upstream gradient for every output, all drawn in float64 and rounded
+to float32 first, so that the same numbers can be given to every executor in every dtype.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vrnn_fast.cell.spec import CellSpec, Std
+from vrnn_fast.executors import reference
+
+OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
+
+
+@dataclass
+class Problem:
+    spec: CellSpec
+    inputs: dict[str, Tensor]
+    lengths: Tensor | None
+    upstream: dict[str, Tensor]
+    flags: dict[str, Tensor]
+
+    @classmethod
+    def draw(
+        cls,
+        spec: CellSpec,
+        steps: int,
+        batch: int,
+        lengths: list[int] | None = None,
+        seed: int = 0,
+        *,
+        resets: bool = False,
+        mask: bool = False,
+        particles: int = 0,
+    ) -> Problem:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).double()
+
+        inputs = {p.name: 0.5 * normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()}
+        inputs["x"] = torch.rand((steps, batch, spec.input_size), generator=generator).double()
+        inputs["eps"] = normal(steps, batch, spec.latent_size)
+        if spec.cond_size:
+            inputs["cond"] = normal(steps, batch, spec.cond_size)
+        for i in range(spec.state_tensors):
+            inputs[f"state{i}"] = 0.5 * normal(batch, spec.hidden_size)
+        inputs = {name: t.float().double() for name, t in inputs.items()}
+        widths = dict.fromkeys(OUTPUTS, spec.latent_size) | {"raw": spec.output_size}
+        upstream = {
+            n: normal(steps, batch, w) if n not in ("nll", "kl") else normal(steps, batch) for n, w in widths.items()
+        }
+        upstream |= {f"final{i}": normal(batch, spec.hidden_size) for i in range(spec.state_tensors)}
+        flags = {}
+        if resets:
+            flags["resets"] = torch.rand((steps, batch), generator=generator) < 0.3
+        if mask:
+            flags["mask"] = torch.rand((steps, batch, spec.input_size), generator=generator) < 0.7
+        if particles:
+            flags["uniforms"] = torch.rand((steps, batch // particles, particles), generator=generator)
+        return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream, flags)
+
+    def run(
+        self,
+        executor: ModuleType,
+        dtype: torch.dtype,
+        *,
+        recompute: bool = False,
+        between: Callable[[], object] = lambda: None,
+    ) -> dict[str, Tensor]:
+        """Every output and, as ``d <input>``, every gradient; ``between`` forward and backward something may happen."""
+        leaves = {name: t.to(dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
+        result = executor.run(
+            self.spec,
+            [leaves[p.name] for p in self.spec.parameters()],
+            leaves["x"],
+            leaves["eps"],
+            self.lengths,
+            tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors)),
+            cond=leaves.get("cond"),
+            **{n: t.to(dtype) if t.is_floating_point() else t for n, t in self.flags.items()},
+            recompute=recompute,
+            want_prior=True,
+            want_raw=True,
+        )
+        outputs = {name: getattr(result, name) for name in OUTPUTS}
+        outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
+        reached = {name: t for name, t in outputs.items() if t.requires_grad and name in self.upstream}
+        between()
+        torch.autograd.backward(list(reached.values()), [self.upstream[n].to(dtype) for n in reached])
+        found = {name: t.detach() for name, t in outputs.items()}
+        if result.ancestors is not None:
+            found["ancestors"] = result.ancestors
+        return found | {f"d {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+
+
+class Errors:
+    """Our errors beside those of plain torch in the same dtype, root mean square over some draws."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._ours: dict[str, list[Tensor]] = defaultdict(list)
+        self._torchs: dict[str, list[Tensor]] = defaultdict(list)
+        self._largest: dict[str, float] = defaultdict(float)
+
+    def add(
+        self,
+        ours: Mapping[str, Tensor],
+        torchs: Mapping[str, Tensor],
+        right: Mapping[str, Tensor],
+        cancelled: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """One draw: what we found, what torch did, and the float64 oracle; and terms that cancel each other in some of
+        these, where the oracle is as exact as their last digit allows."""
+        assert ours.keys() == torchs.keys() == right.keys()
+        for name, value in right.items():
+            assert value.dtype == torch.float64
+            assert ours[name].dtype == self.dtype, name
+            assert ours[name].shape == value.shape, name
+            if value.numel():
+                self._ours[name].append((ours[name].double() - value).square().mean())
+                self._torchs[name].append((torchs[name].double() - value).square().mean())
+                terms = value if cancelled is None else cancelled.get(name, value)
+                self._largest[name] = max(self._largest[name], terms.abs().max().item())
+
+    def violations(self) -> dict[str, str]:
+        """What is off by more than the law allows, by name, in words.
+
+        Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value
+        pass."""
+        few_ulp = (32 if self.dtype == torch.float64 else 2) * torch.finfo(self.dtype).eps
+        wrong = {}
+        for name, errors in self._ours.items():
+            error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
+            allowed = 2 * torchs + few_ulp * self._largest[name]
+            if not error <= allowed:  # so that NaN is one
+                wrong[name] = f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+        return wrong
+
+    def assert_at_most_twice_torchs(self) -> None:
+        """No violation, of something."""
+        assert self._ours
+        assert not (wrong := self.violations()), "; ".join(wrong.values())
+
+
+def assert_confident_predictions_keep_their_digits(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """A Bernoulli decoder that is sure, and right: what is left of -log p(x) and of its gradient is small, and known to
+    as many digits as anything else."""
+    errors = Errors(dtype)
+    for seed in range(6):
+        problem = Problem.draw(spec, 4, 3, seed=seed)
+        sure = 10.0 * torch.ones(spec.input_size, dtype=torch.float64)
+        sure[1::2] *= -1
+        problem.inputs["dec_mean.0.bias"] = sure
+        problem.inputs["x"] = (sure > 0).double().expand_as(problem.inputs["x"]).clone()
+        runs = [problem.run(*of) for of in ((executor, dtype), (reference, dtype), (reference, torch.float64))]
+        errors.add(*({name: r[name] for name in ("nll", "d dec_mean.0.bias")} for r in runs))
+        assert runs[-1]["nll"].max() < 0.01
+    errors.assert_at_most_twice_torchs()
+
+
+def assert_no_divergence_no_gradient_of_it(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """Of a prior whose standard deviation is 0 the KL is infinite, which is nothing to a loss that leaves it out."""
+    problem = Problem.draw(spec, 4, 3)
+    problem.inputs["prior_std.0.bias"] -= 1e4
+    kept = {"nll", "z", "final0"}
+    problem.upstream = {name: t for name, t in problem.upstream.items() if name in kept}
+    found, right = (problem.run(e, dtype) for e in (executor, reference))
+    assert not found["kl"].isfinite().any()
+    for name, gradient in right.items():
+        if name.startswith("d "):
+            torch.testing.assert_close(found[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_lawful_where_terms_vanish(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
+    """Posterior collapse: with no weights at all, tiny ones, or heads of equal biases alone, posterior and prior are as
+    good as equal. What of a divergence's gradient is left is as exact as torch's, which often is exactly 0."""
+    particles = 2 if spec.objective == "particle_filter" else 0
+    for scale in (0.0, 1e-38, None):
+        errors = Errors(dtype)
+        for seed in range(4):
+            problem = Problem.draw(spec, 3, 4, seed=seed, particles=particles)
+            for p in spec.parameters():
+                head, _, kind = p.name.rpartition(".")
+                if scale is not None:
+                    problem.inputs[p.name] = (scale * problem.inputs[p.name]).float().double()
+                elif kind == "weight" and head.startswith(("enc_", "prior_")):
+                    problem.inputs[p.name].zero_()
+                elif head.startswith("enc_"):
+                    prior = problem.inputs.get(f"prior_{head[4:]}.{kind}")
+                    same = torch.zeros_like(problem.inputs[p.name]) if prior is None else prior
+                    problem.inputs[p.name] = torch.zeros_like(same) if spec.residual and "mean" in head else same
+            problem.upstream = {"kl": torch.ones_like(problem.upstream["kl"])}
+            runs = [problem.run(*of) for of in ((executor, dtype), (reference, dtype), (reference, torch.float64))]
+            names = [n for n in runs[0] if n == "kl" or n.startswith("d ")]
+            eps = problem.inputs["eps"]
+            cancelled = {"d eps": eps, "kl": eps.square()}  # by the sample, which it has moved, and which was rounded
+            found = ({name: r[name] for name in names} for r in runs)
+            errors.add(*found, None if spec.objective == "kl" else cancelled)
+        errors.assert_at_most_twice_torchs()
+
+
+def assert_masks_stop_infinity(executor: ModuleType, dtype: torch.dtype) -> None:
+    """In a cell that runs away gradients overflow. A unit that ReLU or a clamp has masked stays at 0, as torch's does;
+    0 times infinity would be NaN."""
+    log_variance = Std("log_variance")
+    spec = CellSpec(
+        *(1, 2, 2, "rnn"),
+        nonlinearity="identity",
+        std=log_variance,
+        phi_z=(17, 19),
+        encoder=(23,),
+        prior=None,
+        decoder=(1,),
+        likelihood="gaussian",
+        output_std=log_variance,
+        decoder_heads=(("dec_mean", 1), ("dec_std.0", 1)),
+    )
+    stopped = 0
+    for seed in range(30):
+        problem = Problem.draw(spec, 3, 1, seed=seed)
+        for p in spec.parameters():
+            problem.inputs[p.name] *= 4
+        found, right = (problem.run(e, dtype) for e in (executor, reference))
+        assert_nan_where_torch_has(found, right)
+        stopped += any(t.isnan().any() and (t == 0).any() for t in right.values())
+    assert stopped > 5
+
+
+def assert_nan_where_torch_has(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> None:
+    for name, t in right.items():
+        if t.isfinite().all() or name.startswith("d "):
+            spoiled = found[name].isnan() & ~t.isnan()
+            assert not spoiled.any(), (
+                f"{name}: {int(spoiled.sum())} of {t.numel()} are NaN where torch has {t[spoiled]}"
+            )
+
+
+def assert_obeys_the_law(
+    spec: CellSpec,
+    steps: int,
+    batch: int,
+    lengths: list[int] | None = None,
+    *,
+    executor: ModuleType,
+    dtype: torch.dtype,
+    recompute: bool = False,
+    draws: int = 6,
+    resets: bool = False,
+    mask: bool = False,
+    particles: int = 0,
+) -> None:
+    """Each output's and gradient's error, root mean square over some draws, is at most twice torch's.
+
+    Where rounding made torch draw other ancestors than the oracle, that draw of the problem compares nothing; more than
+    half of them must.
+    """
+    errors = Errors(dtype)
+    compared = resampled = 0
+    for seed in range(draws):
+        problem = Problem.draw(spec, steps, batch, lengths, seed, resets=resets, mask=mask, particles=particles)
+        oracle = problem.run(reference, torch.float64)
+        plain = problem.run(reference, dtype)
+        found = problem.run(executor, dtype, recompute=recompute)
+        if particles:
+            ancestors = oracle.pop("ancestors")
+            if not torch.equal(plain.pop("ancestors"), ancestors):
+                continue
+            compared += 1
+            resampled += int((ancestors >= 0).sum())
+            torch.testing.assert_close(found.pop("ancestors"), ancestors)
+        errors.add(found, plain, oracle)
+    assert not particles or (2 * compared > draws and (resampled > 0) == (particles > 1))
+    errors.assert_at_most_twice_torchs()

@@ -1,0 +1,227 @@
+"""``accelerate``: somebody's own model in, the same model on our executors out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import executors
+from ..layouts import LAYOUTS
+from ..layouts.base import Fault, Layout, Objective
+from ..layouts.mapping import Named, check_names, mapped
+from ..layouts.structure import LayoutError, Shapes
+from ..layouts.words import in_words
+from ..model import VRNN
+from .mirror import activations, parameter_shapes, plain, ready, refuse_draws, shallow, strange, vet
+from .module import Accelerated, Plan, Sampling, arguments_of, build
+from .proof import ProofError, prove, samples
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_ALONE = "module"  # the child of nn.DataParallel and its like
+
+
+def accelerate(
+    model: Module,
+    *,
+    layout: str | Mapping[str, Any] = "auto",
+    mend: Collection[str] = (),
+    example: Tensor | tuple[Any, ...] | None = None,
+    backend: str = "auto",
+) -> Module:
+    """A module that computes what ``model`` computes, all time steps in one launch.
+
+    It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
+    Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
+    reductions are the model's own, faults included. One warning lists the faults; those that give NaN or an exception
+    instead of a number are always mended. Before it is returned it has been proven: in a forked random state the
+    model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with and
+    without gradients, and every returned field and every gradient was the same.
+
+    The model itself goes on working. ``sample`` of the layouts E and Z runs on our executors as well, if it is proven
+    to give the same samples from the same seed; else a warning tells why not. Other methods of the class run as they
+    are written.
+
+    Args:
+        model: a VRNN of a known layout, alone or in ``nn.DataParallel``, ``DistributedDataParallel`` or another module
+            with a single child named ``module``, which then is in such a wrapper as well. Move it to its device before.
+        layout: ``"auto"``, the name of one (see ``vrnn_fast.layouts.LAYOUTS``), or a mapping of your own.
+        mend: the names of faults to mend, as the warning lists them.
+        example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
+        backend: as in :class:`vrnn_fast.VRNN`. One that does not know float64 is stood in for in the proof by
+            ``"reference"``.
+
+    Raises:
+        LayoutError: the model is of no known layout, or holds what cannot be run; the message says what was looked for
+            and what was found.
+        ProofError: the accelerated module would not compute what the model computes; the message names the first
+            field that differs, its size, and the mode in which it does.
+        TypeError, ValueError: an argument out of its domain, naming it. What the model's own code raises is told by one
+            of the errors above.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, Accelerated):
+        raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+    if isinstance(model, VRNN):
+        raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
+    if backend not in executors.names():
+        raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
+    if isinstance(mend, str) or not isinstance(mend, Collection):
+        raise TypeError(f"mend must be a tuple of names, got {in_words(mend)}")
+    if list(model._modules) == [_ALONE] and not model._parameters:
+        return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
+
+    ready(model)
+    looked_at = plain(model)
+    shapes = parameter_shapes(looked_at)
+    every = {name: tuple(p.shape) for name, p in looked_at.named_parameters()} | shapes
+    known = chosen(layout, every, _children(model)).told(model)
+    known = replace(known, apart=_apart(looked_at, known, shapes))
+    called = [path for role in known.apart for path in _paths(known, role)]
+    refuse_draws(looked_at, _paths(known, "decoder") if "decoder" in known.apart else ())
+    cells = known.structures(shapes)
+    used = [name for cell in cells for name in cell.names]
+    vet(looked_at, used, (*known.outside, *called), known.familiar, str(known))
+    told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
+    cells = known.structures(shapes, told)
+    features = sum(cell.spec.input_size for cell in cells)
+    arguments = arguments_of(model)
+    if isinstance(layout, Mapping):
+        check_names(layout, arguments)
+    proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
+
+    def planned(
+        objective: Objective,
+        noise: torch.dtype | None,
+        sampling: Sampling | None = None,
+        *,
+        mended: Iterable[str] = (),
+        on: str = proving,
+    ) -> Plan:
+        return Plan(known, cells, objective, frozenset(mended), on, arguments, noise, sampling)
+
+    def inputs(steps: int, batch: int) -> tuple[Any, ...]:
+        if example is not None:
+            return example if isinstance(example, tuple) else (example,)
+        if isinstance(known.made, Named) and "phi_x" not in known.apart:
+            return known.made.example(arguments, features, cells[0].spec.cond_size, steps, batch)
+        return known.example(model, features, steps, batch)
+
+    proven = prove(
+        model,
+        lambda twin, objective, noise: build(twin, planned(objective, noise)),
+        known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
+        inputs,
+        search=known.written is None,
+    )
+    faults = proven.objective.faults
+    mendable = [name for name, fault in faults.items() if not fault.outside]
+    unknown = [name for name in mend if name not in mendable]
+    if unknown:
+        raise ValueError(
+            f"mend may hold {', '.join(mendable) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
+        )
+    left = {name: fault for name, fault in faults.items() if name not in mend}
+    if left:
+        listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
+        warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
+    sampling = None
+    if known.sampler is not None and len(cells) == 1 and not known.apart:
+        tried = Sampling(known.sampler, gradients=False)
+
+        def sampling_one(twin: nn.Module) -> nn.Module:
+            return build(twin, planned(proven.objective, proven.noise, tried))
+
+        try:
+            gradients = samples(model, sampling_one, known.sampler, features)
+        except (ProofError, LayoutError) as error:
+            warnings.warn(
+                f"{known.sampler.method} runs as its class is written, not on an executor: {error}", stacklevel=2
+            )
+        else:
+            sampling = None if gradients is None else Sampling(known.sampler, gradients)
+    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
+
+
+def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
+    """The networks that are needed outside of the scan only and hold what no launch runs."""
+    if known.listed(shapes):
+        return ()
+    roles = {"phi_x": known.roles.phi_x, "decoder": known.roles.decoder}
+    return tuple(role for role, path in roles.items() if path and strange(model, path, known.familiar))
+
+
+def _paths(known: Layout, role: str) -> tuple[str, ...]:
+    """Of a network and of its heads."""
+    return (getattr(known.roles, role), *known.roles.heads(role))
+
+
+def _fate(fault: Fault) -> str:
+    if fault.no_number:
+        return "always mended: it leaves no number"
+    return "outside of forward, kept" if fault.outside else "kept"
+
+
+def _wrapped(model: Module, **options: Any) -> Module:
+    """The wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the same
+    parameters, with all that it has set up for them."""
+    twin = shallow(model)
+    twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
+    return cast(Module, twin)
+
+
+def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layout:
+    """The layout that was asked for, or for ``"auto"`` the one of these shapes; ``found`` describes them in words.
+
+    Raises:
+        LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
+    """
+    if isinstance(layout, Mapping):
+        return mapped(layout, [known.variant(shapes) for known in LAYOUTS])
+    names = ", ".join(repr(known.name) for known in LAYOUTS)
+    if not isinstance(layout, str):
+        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {in_words(layout)}")
+    if layout == "auto":
+        return _recognised(shapes, found)
+    for known in LAYOUTS:
+        if known.name == layout:
+            return known.variant(shapes)
+    raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
+
+
+def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
+    """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
+    every = [known.variant(shapes) for known in LAYOUTS] if layout == "auto" else [chosen(layout, shapes, "")]
+    return min(_lacking(known, shapes) for known in every)
+
+
+def _lacking(known: Layout, shapes: Shapes) -> float:
+    return len(known.missing(shapes)) / len(known.roles.paths())
+
+
+def _recognised(shapes: Shapes, found: str) -> Layout:
+    """The layout that has all of its names in ``shapes``.
+
+    Raises:
+        LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
+    """
+    every = [known.variant(shapes) for known in LAYOUTS]
+    ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
+    if ordered[0][0] == 0:
+        return ordered[0][1]
+    told = [
+        f"{known}: looked for {', '.join(known.roles.paths())}; "
+        + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
+        for share, known in ordered
+    ]
+    raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
+
+
+def _children(model: nn.Module) -> str:
+    return ", ".join(f"{name} ({type(child).__name__})" for name, child in model.named_children()) or "no sub-modules"

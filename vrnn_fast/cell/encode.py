@@ -1,0 +1,143 @@
+"""A partition as the integers that compiled code reads: csrc/core/decode.cpp has the other half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypeAlias, assert_never
+
+from .partition import generation, partition
+from .spec import ACTIVATIONS, CellSpec, Std
+from .stages import (
+    Activate,
+    Add,
+    Bias,
+    Block,
+    Dense,
+    Divergence,
+    Draw,
+    Keep,
+    Likelihood,
+    Recur,
+    Resample,
+    Sample,
+    Slice,
+    Stage,
+    Term,
+)
+
+Way: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
+
+LINE = 16  # elements; csrc/core/program.h
+ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
+OPS: tuple[type[Stage], ...] = (
+    Bias,
+    Dense,
+    Activate,
+    Add,
+    Sample,
+    Recur,
+    Divergence,
+    Likelihood,
+    Resample,
+    Draw,
+)
+CELLS = ("gru", "lstm", "rnn")
+LIKELIHOODS = ("bernoulli", "gaussian", "external")
+STD_KINDS = ("plain", "softplus", "exponential")
+LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
+FORMAT = 7  # of the code and of what forward saves: compiled graphs are cached by it
+
+
+class Program(NamedTuple):
+    """An encoded partition: what the operators take of a cell's structure."""
+
+    code: list[int]
+    constants: list[float]
+    saved: int  # elements that forward keeps for backward per (time step, sequence)
+    saved_recompute: int  # the same where everything else is recomputed
+
+
+def stride(width: int) -> int:
+    """Elements from one row of a buffer to the next."""
+    lines = -(-width // LINE) * LINE
+    return lines + LINE if lines % ALIAS == 0 else lines
+
+
+@lru_cache(maxsize=256)
+def encode(spec: CellSpec, way: Way = "inference") -> Program:
+    """The partition of a cell as the integers that csrc/core/decode.cpp reads."""
+    program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
+    buffers = {b.name: i for i, b in enumerate(program.buffers)}
+    parameters = {p.name: i for i, p in enumerate(spec.parameters())}
+    constants: list[float] = []
+
+    def slices(*parts: Slice) -> Iterator[int]:
+        for part in parts:
+            yield from (buffers[part.buffer], part.start, part.width)
+
+    def weights(stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
+        yield from slices(stage.target)
+        yield from (terms is None, len(blocks), len(terms or ()))
+        for b in blocks:
+            yield from (parameters[b.parameter], b.row, b.rows, b.column, b.at)
+        for t in terms or ():
+            yield from (parameters[t.parameter], t.row, t.rows, t.at)
+
+    def constant(value: float) -> int:
+        constants.append(value)
+        return len(constants) - 1
+
+    def transform(std: Std) -> Iterator[int]:
+        yield STD_KINDS.index("plain" if std.plain else "softplus" if std.kind == "softplus" else "exponential")
+        yield constant(std.floor)
+        if not std.plain:
+            scale = 0.5 if std.kind == "log_variance" else std.beta
+            for value in (scale, std.shift, std.minimum, max(std.low, -LARGEST), min(std.high, LARGEST)):
+                yield constant(value)
+
+    def integers(stage: Stage) -> Iterator[int]:
+        yield OPS.index(type(stage))
+        match stage:
+            case Bias():
+                yield from weights(stage, (), stage.terms)
+            case Dense():
+                yield from slices(stage.source)
+                yield from weights(stage, stage.blocks, stage.bias)
+            case Activate():
+                yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
+            case Add():
+                yield from slices(stage.source, stage.target)
+            case Sample():
+                yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
+            case Recur():
+                yield from (CELLS.index(stage.cell), *slices(stage.gates, stage.h))
+                for part in (stage.candidate, stage.c, stage.output):
+                    yield part is not None
+                    yield from slices(*(() if part is None else (part,)))
+            case Divergence():
+                yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
+                yield from transform(stage.transform)
+                yield stage.z is not None
+                yield from slices(*(() if stage.z is None else (stage.z,)))
+            case Likelihood():
+                yield from (*slices(stage.source), LIKELIHOODS.index(stage.kind), *transform(stage.transform))
+            case Resample():
+                pass
+            case Draw():
+                yield from slices(stage.source, stage.noise, stage.x)
+                yield from (LIKELIHOODS.index(stage.kind), stage.mean, *transform(stage.transform))
+            case _:
+                assert_never(stage)
+
+    code = [FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
+    for b in program.buffers:
+        code += [b.width, stride(b.width), int(b.keep)]
+    code += [len(program.before), len(program.scan), len(program.after)]
+    for stage in program.stages:
+        code += map(int, integers(stage))
+
+    def saved(least: Keep) -> int:
+        return sum(stride(b.width) for b in program.buffers if b.keep >= least)
+
+    return Program(code, constants, saved(Keep.STORED), saved(Keep.ALWAYS))

@@ -1,0 +1,1 @@
+"""Files of parameters: our own, and those of other implementations as a :class:`vrnn_fast.VRNN`."""

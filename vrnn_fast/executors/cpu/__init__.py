@@ -1,0 +1,198 @@
+"""The fused CPU executor: a partition encoded once, then one operator call per batch of sequences and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ...cell.encode import Program, Way, encode
+from ...cell.spec import CellSpec
+from ...parameters import Reading
+from ..base import SequenceResult, StepResult
+from ..reference import step_of_run
+from . import operators
+
+name = "cpu"
+verified = (
+    "float32, float64 and bfloat16 (computed in float32): baseline and AVX2 builds on AMD Zen 3, all three builds on "
+    "an AVX-512 Intel Xeon"
+)
+
+
+def unavailable() -> str | None:
+    """None if the extension is built and loads, else the reason why not. Loads it."""
+    return operators.load()
+
+
+def refuses(spec: CellSpec, x: Tensor) -> str | None:
+    """None, or why a call with this x cannot run here."""
+    if x.device.type != "cpu":
+        return f"it runs on CPU tensors, and x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it takes float32, float64 or bfloat16, and x is {x.dtype}"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
+    return None
+
+
+def launches(spec: CellSpec) -> str:
+    """How many launches a batch of sequences takes, in words.
+
+    Raises:
+        RuntimeError: as the launch would, where VRNN_FAST_ISA names a build that this machine cannot run.
+    """
+    calls = (
+        f"forward 1 operator call, backward 1, each one parallel region of {operators.chosen_isa()} code, whatever T is"
+    )
+    if spec.likelihood == "external":
+        return f"{calls}; generate and fivo go step by step, for the likelihood is outside of the launch"
+    return f"{calls}; generate 1, and every bound as forward"
+
+
+def source(spec: CellSpec, x: Tensor) -> str:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    return "no kernel is generated: those of csrc/cpu, compiled beforehand, run every cell"
+
+
+def run(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    lengths: Tensor | None,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    resets: Tensor | None = None,
+    mask: Tensor | None = None,
+    uniforms: Tensor | None = None,
+    threshold: float = 0.5,
+    recompute: bool,
+    want_prior: bool,
+    want_raw: bool,
+) -> SequenceResult:
+    """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened: stored in 16 bits, computed in float32."""
+    if x.dtype == torch.bfloat16:
+        wide = run(
+            spec,
+            [p.float() for p in parameters],
+            x.float(),
+            eps.float(),
+            lengths,
+            tuple(s.float() for s in state),
+            cond=None if cond is None else cond.float(),
+            resets=resets,
+            mask=mask,
+            uniforms=None if uniforms is None else uniforms.float(),
+            threshold=threshold,
+            recompute=recompute,
+            want_prior=want_prior,
+            want_raw=want_raw,
+        )
+        return wide.to(x.dtype)
+    number, packed = None, None
+    if not torch.compiler.is_compiling():
+        number = _number(spec)
+        if isinstance(parameters, Reading) and not operators.wanted(x, eps, cond, *state, *parameters):
+            packed = parameters.once(_pack, spec, whole=True)
+    out = operators.forward(
+        program_of(spec),
+        number,
+        x,
+        eps,
+        cond,
+        lengths,
+        resets,
+        mask,
+        uniforms,
+        state,
+        parameters,
+        packed,
+        recompute=recompute,
+        want_prior=want_prior,
+        want_raw=want_raw,
+        threshold=threshold,
+    )
+    return SequenceResult(
+        *out[:5],
+        prior_mean=out.prior_mean if want_prior else None,
+        prior_std=out.prior_std if want_prior else None,
+        raw=out.raw if want_raw else None,
+        state=tuple(out.state),
+        ancestors=None if uniforms is None else out.ancestors,
+    )
+
+
+def step(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    eps: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    recompute: bool,
+    want_raw: bool,
+) -> StepResult:
+    """See :class:`vrnn_fast.executors.Executor`. Without gradients, a cell of one layer steps in one call, on
+    weights that were packed once."""
+    plain = spec.num_layers == 1 and spec.latent_size > 0 and cond is None and x.dtype != torch.bfloat16
+    if not plain or not isinstance(parameters, Reading) or operators.wanted(x, eps, cond, *state, *parameters):
+        return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
+    nll, kl, raw, predicted, after = operators.step(parameters.once(_pack, spec, whole=False), x, eps, state, want_raw)
+    return StepResult(nll, kl, raw if want_raw else None, predicted, after)
+
+
+def generate(
+    spec: CellSpec,
+    parameters: Sequence[Tensor],
+    eps: Tensor,
+    noise: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    cond: Tensor | None = None,
+    mean: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened as in :func:`run`."""
+    if eps.dtype == torch.bfloat16:
+        wide = None if cond is None else cond.float()
+        start = tuple(s.float() for s in state)
+        x, after = generate(
+            spec, [p.float() for p in parameters], eps.float(), noise.float(), start, cond=wide, mean=mean
+        )
+        return x.to(eps.dtype), tuple(s.to(eps.dtype) for s in after)
+    way: Way = "means" if mean else "samples"
+    number, packed = None, None
+    if not torch.compiler.is_compiling():
+        number = _number(spec, way)
+        if isinstance(parameters, Reading):
+            packed = parameters.once(_pack, spec, way, whole=True)
+    drawn, final = operators.generate(program_of(spec, way), number, eps, noise, cond, state, parameters, packed)
+    return drawn, tuple(final)
+
+
+def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: Way = "inference") -> operators.Packed:
+    return operators.Packed(_number(spec, way), parameters)
+
+
+@lru_cache(maxsize=256)
+def _number(spec: CellSpec, way: Way = "inference") -> operators.Number:
+    return operators.number_of(encode(spec, way), len(list(spec.parameters())))
+
+
+# A method: Dynamo of torch 2.10 takes no frozen dataclass as an argument of such a function. It guards what is read of
+# the object, so whoever calls it reads the key.
+torch.compiler.assume_constant_result(CellSpec.constant)
+
+
+def program_of(spec: CellSpec, way: Way = "inference") -> Program:
+    """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+    return spec.constant(spec.key, _encoded, way)
+
+
+def _encoded(spec: CellSpec, way: Way) -> Program:
+    return encode(spec, way)

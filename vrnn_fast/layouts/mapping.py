@@ -1,0 +1,233 @@
+"""A layout that the user writes: a mapping of roles to names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..cell.spec import ACTIVATIONS, Conditioned, Std
+from .base import Layout, Objective, Run, Sequences, sequence
+from .structure import LayoutError, Roles
+from .words import in_words
+
+_ROLES = tuple(f.name for f in fields(Roles))
+_NAMES = ("x", "cond", "target", "lengths", "state")  # of forward's arguments
+_OPTIONS = (
+    "activation",
+    "batch_first",
+    "columns",
+    "cond_to",
+    "like",
+    "noise",
+    "outputs",
+    "outside",
+    "residual",
+    "sequences",
+    "skip",
+    "std",
+)
+_KEYS = (*_ROLES, *_NAMES, *_OPTIONS)
+_INSTEAD = ("x", "cond", "target", "lengths", "batch_first", "skip")  # that a function for sequences stands for
+_COND_TO = ("encoder", "prior", "decoder")
+
+
+@dataclass(frozen=True)
+class Written(Objective):
+    """The user's own: what forward returns, and how noise is drawn."""
+
+    alone: ClassVar[bool] = False
+
+    outputs: Callable[[Run], Any]
+    draw: Callable[[Tensor], Any] | None
+
+    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
+        if self.draw is None:
+            super().noise(out, mend)
+        else:
+            self.draw(out)
+
+    def output(self, run: Run, mend: frozenset[str]) -> Any:
+        return self.outputs(run)
+
+
+@dataclass(frozen=True)
+class Named:
+    """Sequences by the names of forward's arguments, ``""`` where there is none; x is the first by default."""
+
+    x: str
+    cond: str
+    target: str
+    lengths: str
+    skip: int
+    batch_first: bool
+
+    def __call__(self, module: nn.Module, **arguments: Any) -> Sequences:
+        """Each of them without its first ``skip`` steps."""
+        x = self.x or next(iter(arguments))
+
+        def steps(name: str, *, features: bool = True) -> Tensor | None:
+            if not name:
+                return None
+            found = sequence(name, arguments[name], self.batch_first, features=features)
+            if found.shape[0] <= self.skip:
+                raise ValueError(f"{name} must have T > {self.skip} steps, got shape {tuple(found.shape)}")
+            return found[self.skip :]
+
+        lengths = arguments.get(self.lengths)
+        if isinstance(lengths, Tensor):
+            lengths = (lengths - self.skip).clamp(min=0)
+        seen, target = steps(x, features=False), steps(self.target, features=False)
+        return Sequences(seen, steps(self.cond), lengths, target)  # type: ignore[arg-type]
+
+    def example(
+        self, arguments: Mapping[str, Any], features: int, cond: int, steps: int, batch: int
+    ) -> tuple[Any, ...]:
+        """All arguments of forward: sequences for those that are named, defaults for others.
+
+        Raises:
+            LayoutError: another one has no default.
+        """
+        widths = {self.x or next(iter(arguments)): features, self.target: features, self.cond: cond}
+        given = dict(arguments)
+        for name in filter(None, widths):
+            x = torch.rand(steps + self.skip, batch, widths[name])
+            given[name] = x.transpose(0, 1) if self.batch_first else x
+        if self.lengths:
+            given[self.lengths] = (self.skip + steps - torch.arange(batch)).clamp(min=1)
+        for name, value in given.items():
+            if value is inspect.Parameter.empty:
+                raise LayoutError(f"forward takes {name}, which no key of the layout names: pass example=")
+        return tuple(given.values())
+
+
+def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
+    """The layout that a mapping describes.
+
+    Its keys are the roles of :class:`Roles`, each with the path of a sub-module (``decoder_heads`` with a tuple of
+    them, ``""`` where there is no such network), and these. What the cell is:
+
+    - ``"activation"``: after hidden layers, where the modules do not tell; as :class:`vrnn_fast.VRNN` takes it,
+    - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
+    - ``"residual"``: whether the encoder gives what the posterior's mean adds to the prior's,
+    - ``"cond_to"``: which of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"`` read the conditioning input; all
+      but the cell by default, if there is one,
+    - ``"columns"``: a mapping of ``"encoder"``, ``"prior"``, ``"decoder"`` or ``"cell"`` to the order of what it reads,
+      of ``"phi_x"``, ``"phi_z"``, ``"h"`` and ``"cond"``.
+
+    What goes in, by the names of forward's arguments:
+
+    - ``"x"``: the first one by default; ``"batch_first"``: whether it, and all below, are (B, T, ...),
+    - ``"cond"``: (T, B, C) the conditioning input,
+    - ``"target"``: (T, B, ...) what the outputs are compared with, if that is not x; ``outputs`` finds it in the run,
+    - ``"lengths"``: (B,) of the rows, and ``"state"``: the state to start from,
+    - ``"skip"``: how many of the first steps are left out of all of them: 1 where the loop begins at x[1],
+    - ``"sequences"``: in place of all these but the state, a function of the module and forward's arguments, as a
+      method would be, that returns the tuple (x, cond, lengths, target), time first and with None for what there is
+      not. It may call sub-modules that ``"outside"`` names. Give an ``example=`` if forward takes several arguments.
+
+    What comes out:
+
+    - ``"outputs"``: a function of :class:`Run` that gives what the original's forward returns; without it that is found
+      by running,
+    - ``"noise"``: a function that fills (B, Z) with one step's noise in place, ``Tensor.normal_`` by default,
+    - ``"outside"``: a tuple of paths of sub-modules that ``outputs`` or ``sequences`` call.
+
+    And ``"like"`` is the name of a known layout, E by default, of which all is taken that is left out here.
+
+    Raises:
+        LayoutError: a key that is none of these, a value of another kind, or keys that exclude each other.
+    """
+    unknown = [key for key in layout if key not in _KEYS]
+    if unknown:
+        raise LayoutError(f"layout may hold {', '.join(_KEYS)}, got {', '.join(map(repr, unknown))}")
+    bases = {base.name: base for base in known}
+    base = bases.get(layout.get("like", "E"))
+    if base is None:
+        raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {in_words(layout['like'])}")
+    roles = {name: layout[name] for name in _ROLES if name in layout}
+    for name, path in roles.items():
+        if name == "decoder_heads":
+            roles[name] = path = (path,) if isinstance(path, str) else tuple(path)
+        if not all(isinstance(p, str) for p in (path if name == "decoder_heads" else (path,))):
+            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {in_words(path)}")
+    _check(layout)
+    traits = {name: layout[name] for name in ("activation", "std", "residual") if name in layout}
+    if isinstance(layout.get("activation"), Mapping):
+        traits["activations"] = tuple(traits.pop("activation").items())
+    if "columns" in layout:
+        traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
+    if "cond_to" in layout or "cond" in layout:
+        traits["cond_to"] = tuple(layout.get("cond_to", base.traits.cond_to or _COND_TO))
+    written = None
+    if "outputs" in layout:
+        written = Written(layout["outputs"], layout.get("noise"))
+    batch_first = layout.get("batch_first", base.batch_first)
+    made = layout.get("sequences")
+    if any(name in layout for name in ("x", "cond", "target", "skip")):
+        names = {name: layout.get(name, "") for name in ("x", "cond", "target", "lengths")}
+        made = Named(**names, skip=layout.get("skip", 0), batch_first=batch_first)
+    return replace(
+        base,
+        name="mapping",
+        title="the layout given",
+        roles=replace(base.roles, **roles),
+        batch_first=batch_first,
+        traits=replace(base.traits, **traits),
+        outside=(*base.outside, *layout.get("outside", ())),
+        lengths=layout.get("lengths", ""),
+        state=layout.get("state", ""),
+        written=written,
+        made=made,
+    )
+
+
+def _check(layout: Mapping[str, Any]) -> None:
+    """Raise LayoutError for a value of the wrong kind, and for keys that exclude each other."""
+    for name in ("outputs", "noise", "sequences"):
+        if name in layout and not callable(layout[name]):
+            raise LayoutError(f"layout[{name!r}] must be a function, got {in_words(layout[name])}")
+    for name in ("batch_first", "residual"):
+        if not isinstance(layout.get(name, False), bool):
+            raise LayoutError(f"layout[{name!r}] must be True or False, got {in_words(layout[name])}")
+    for name in _NAMES:
+        if not isinstance(layout.get(name, ""), str):
+            raise LayoutError(
+                f"layout[{name!r}] must be the name of an argument of forward, got {in_words(layout[name])}"
+            )
+    skip = layout.get("skip", 0)
+    if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
+        raise LayoutError(f"layout['skip'] must be an int >= 0, got {in_words(skip)}")
+    activation = layout.get("activation", "relu")
+    if not isinstance(activation, Mapping) and activation not in ACTIVATIONS:
+        raise LayoutError(
+            f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, or a mapping, got {in_words(activation)}"
+        )
+    if not isinstance(layout.get("std", Std()), Std):
+        raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {in_words(layout['std'])}")
+    for name in ("cond_to", "outside"):
+        value = layout.get(name, ())
+        if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
+            raise LayoutError(f"layout[{name!r}] must be a tuple of names, got {in_words(value)}")
+    strange = [name for name in layout.get("cond_to", ()) if name not in get_args(Conditioned)]
+    if strange:
+        raise LayoutError(f"layout['cond_to'] may hold {', '.join(get_args(Conditioned))}, got {strange[0]!r}")
+    for name in ("noise", "x", "cond", "target"):
+        if name in layout and "outputs" not in layout:
+            raise LayoutError(f"layout[{name!r}] goes with layout['outputs']")
+    beside = [name for name in _INSTEAD if name in layout]
+    if "sequences" in layout and beside:
+        raise LayoutError(f"layout['sequences'] stands for {', '.join(map(repr, beside))}: leave out one or the other")
+
+
+def check_names(layout: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Raise LayoutError if a mapping names an argument that forward does not take."""
+    for key in _NAMES:
+        if layout.get(key, "") not in ("", *arguments):
+            raise LayoutError(
+                f"layout[{key!r}] must be one of forward's {', '.join(arguments)}, got {in_words(layout[key])}"
+            )
