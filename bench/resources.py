@@ -21,6 +21,7 @@ from bench.shapes import REAL_SHAPES, SIX_SHAPES, Shape
 from vrnn_fast import VRNN
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
+from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
@@ -51,7 +52,7 @@ def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, 
     """The kernels of a training step without gradients of z and eps from outside."""
     from vrnn_fast.executors.triton import kernels
 
-    stored = plan(spec, config.widest).stored(Keep.STORED)
+    stored = plan(spec, config.widest).stored(Keep.STORED, Want())
     return {
         "forward": kernels.forward(spec, config, dtype.itemsize, stored),
         "backward": kernels.backward(spec, config, dtype.itemsize, on_z=False, on_eps=False),

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor
 
 from . import resampling
-from .inputs import Inputs, at_real
+from .executors.base import Batch
+from .inputs import at_real
 from .resampling import widened
 
 Kind = Literal["elbo", "iwae", "fivo"]
 
 State: TypeAlias = tuple[Tensor, ...]
-Launch: TypeAlias = Callable[[Inputs, Tensor], tuple[Tensor, State, object]]
+Launch: TypeAlias = Callable[[Batch], tuple[Tensor, State, object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -68,24 +69,22 @@ def _log_mean_exp(value: Tensor) -> Tensor:
     return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
 
 
-def filtered(launch: Launch, inputs: Inputs, eps: Tensor, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def filtered(launch: Launch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """A particle filter step by step: one launch for every time step, and the resampling between two of them.
 
     Args:
-        launch: runs a batch of sequences, given the noise; returns log w_t of every row, (T, B * N), the state, and
-            whatever else.
-        inputs: B * N rows.
-        eps: (T, B * N, Z) the noise.
+        launch: runs a batch of sequences; returns log w_t of every row, (T, B * N), the state, and whatever else.
+        batch: B * N rows.
         uniforms: (T, B, N) in [0, 1], what is drawn with at the end of each step.
         threshold: resample where the effective sample size is below this share of N.
 
     Returns:
         log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :class:`resampling.Filter`.
     """
-    particles = resampling.Filter(uniforms, threshold, inputs.lengths)
-    state, log_weights = inputs.state, []
+    particles = resampling.Filter(uniforms, threshold, batch.lengths)
+    state, log_weights = batch.state, []
     for t in range(uniforms.shape[0]):
-        weights, state, _ = launch(inputs.step(t, state), eps[t : t + 1])
+        weights, state, _ = launch(batch.step(t, state))
         state = particles.step(weights, state)
         log_weights.append(weights)
     return torch.cat(log_weights), torch.stack(particles.ancestors)

@@ -15,8 +15,9 @@ from . import bounds, checks, executors, parameters
 from . import resampling as filtering
 from .cell.spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
 from .cell.spec import Cell as CellKind
+from .executors.base import Batch, Want
 from .executors.reference import full_precision, generate_by, stacked
-from .inputs import Inputs, at_real, with_frames
+from .inputs import at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
 from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
 
@@ -235,26 +236,17 @@ class VRNN(nn.Module):
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = self._reader(self)
-        inputs = self._inputs(parameters[0], x, lengths, state, cond, resets, mask, mask_inputs)
-        steps, batch = inputs.x.shape[:2]
         beta = checks.number("beta", beta, zero=True)
         free_nats = checks.number("free_nats", free_nats, zero=True)
         if normalizer is not None:
             normalizer = checks.number("normalizer", normalizer, zero=False)
         outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
-        checks.generator(generator, inputs.x.device)
-        if eps is None:
-            eps = self._noise((steps, batch), inputs.x, generator)
-        else:
-            if generator is not None:
-                raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), parameters[0])
-        real = inputs.real()
-        if self.check:
-            self._check(inputs, real)
-
-        executor = executors.choose(self.backend, self.spec, inputs.x, stacklevel=5)  # past torch's __call__
-        result, nll = self._run(executor, self.spec, parameters, inputs, eps, real, outputs)
+        if generator is not None and eps is not None:
+            raise ValueError("generator has nothing to draw where eps is given: pass one of them")
+        batch = self._batch(parameters[0], x, eps, generator, lengths, state, cond, resets, mask, mask_inputs)
+        real = batch.real()
+        executor = executors.choose(self.backend, self.spec, batch.x, stacklevel=5)  # past torch's __call__
+        result, nll = self._run(executor, self.spec, parameters, batch, real, outputs)
         prediction = None
         if "prediction" in outputs:
             predicted = self._prediction(cast(Tensor, result.raw))
@@ -263,7 +255,7 @@ class VRNN(nn.Module):
         if result.prior_mean is not None and result.prior_std is not None:
             prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
         return VRNNOutput(
-            loss=bounds.loss(nll, result.kl, real, inputs.lengths, beta, free_nats, normalizer),
+            loss=bounds.loss(nll, result.kl, real, batch.lengths, beta, free_nats, normalizer),
             nll=self._outer(nll),
             kl=self._outer(result.kl),
             elbo=bounds.evidence(nll, result.kl),
@@ -321,48 +313,42 @@ class VRNN(nn.Module):
         """
         parameters = self._reader(self)
         like = parameters[0]
-        inputs = self._inputs(like, x, lengths, state, cond, resets, mask, mask_inputs)
-        steps, batch = inputs.x.shape[:2]
         checks.one_of("kind", kind, get_args(bounds.Kind))
         checks.positive_int("particles", particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         threshold = checks.share("threshold", threshold)
-        checks.generator(generator, inputs.x.device)
         filters = kind == "fivo"
         if uniforms is not None and not filters:
             raise ValueError(f"uniforms are what kind='fivo' resamples with, and kind is {kind!r}")
         if generator is not None and eps is not None and (uniforms is not None or not filters):
-            given = "eps and uniforms are" if filters else "eps is"
-            raise ValueError(f"generator has nothing to draw where {given} given: leave it out")
-        if eps is None:
-            eps = self._noise((steps, batch, particles), inputs.x, generator)
-        else:
-            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, ("particles", particles))
+            both = "eps and uniforms are" if filters else "eps is"
+            raise ValueError(f"generator has nothing to draw where {both} given: leave it out")
+        given = (x, eps, generator, lengths, state, cond, resets, mask, mask_inputs)
+        batch = self._batch(like, *given, ("particles", particles))
+        steps, sequences = batch.x.shape[:2]
         if uniforms is not None:
-            uniforms = self._sequence("uniforms", uniforms, steps, batch, ("particles", particles), like)
+            uniforms = self._sequence("uniforms", uniforms, steps, sequences, ("particles", particles), like)
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
-            uniforms = filtering.uniforms(resampling, steps, batch, particles, inputs.x, generator)
-        if self.check:
-            self._check(inputs, inputs.real())
+            uniforms = filtering.uniforms(resampling, steps, sequences, particles, batch.x, generator)
 
         fused = filters and self.spec.likelihood != "external"
         spec = self._objectives["particle_filter" if fused else "log_weight"]
-        executor = executors.choose(self.backend, spec, inputs.x, stacklevel=3)
-        rows, eps = inputs.repeated(particles), eps.flatten(1, 2)
+        executor = executors.choose(self.backend, spec, batch.x, stacklevel=3)
+        rows = batch.repeated(particles)
 
-        def launch(inputs: Inputs, eps: Tensor, **filter_by: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-            result, nll = self._run(executor, spec, parameters, inputs, eps, inputs.real(), (), **filter_by)
+        def launch(rows: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+            result, nll = self._run(executor, spec, parameters, rows, rows.real(), ())
             return -(nll + result.kl), result.state, result.ancestors
 
         ancestors: Tensor | None = None
         if filters and not fused:
-            log_weights, ancestors = bounds.filtered(launch, rows, eps, cast(Tensor, uniforms), threshold)
+            log_weights, ancestors = bounds.filtered(launch, rows, cast(Tensor, uniforms), threshold)
         elif filters:
-            log_weights, _, ancestors = launch(rows, eps, uniforms=uniforms, threshold=threshold)
+            log_weights, _, ancestors = launch(rows._replace(uniforms=uniforms, threshold=threshold))
         else:
-            log_weights = launch(rows, eps)[0]
-        log_weights = log_weights.unflatten(1, (batch, particles))
+            log_weights = launch(rows)[0]
+        log_weights = log_weights.unflatten(1, (sequences, particles))
         if ancestors is not None:
             return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
         return bounds.elbo(log_weights) if kind == "elbo" else bounds.iwae(log_weights)
@@ -400,9 +386,8 @@ class VRNN(nn.Module):
                 checks.finite("cond", cond)
         executor = executors.choose(self.backend, self.spec, x_t, stacklevel=3)
         external = self.spec.likelihood == "external"
-        result = executor.step(
-            self.spec, parameters, x_t, eps, start, cond=cond, recompute=self.recompute, want_raw=external
-        )
+        frame, want = Batch(x_t, eps, start, cond=cond), Want(raw=external, recompute=self.recompute)
+        result = executor.step(self.spec, parameters, frame, want)
         nll = -self._log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
         return VRNNStep(nll, result.kl, self._prediction(result.predicted), _pair(result.state))
 
@@ -516,7 +501,7 @@ class VRNN(nn.Module):
         elif not mean:
             noise.normal_(generator=generator).mul_(temperature)
         executor = executors.choose(self.backend, self.spec, eps, stacklevel=5)
-        return executor.generate(self.spec, parameters, eps, noise, state, cond=cond, mean=mean)
+        return executor.generate(self.spec, parameters, Batch(noise, eps, state, cond=cond), mean=mean)
 
     def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
@@ -620,18 +605,22 @@ class VRNN(nn.Module):
         value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), *between, width), like)
         return value.transpose(0, 1) if self.batch_first else value
 
-    def _inputs(
+    def _batch(
         self,
         like: Tensor,
         x: Tensor,
+        eps: Tensor | None,
+        generator: torch.Generator | None,
         lengths: Tensor | None,
         state: State | None,
         cond: Tensor | None,
         resets: Tensor | None,
         mask: Tensor | None,
         mask_inputs: bool,
-    ) -> Inputs:
-        """The checked arguments of a call over a batch of sequences."""
+        *particles: tuple[str, int],
+    ) -> Batch:
+        """The checked arguments of a call over a batch of sequences; eps, which may be drawn, has those dimensions more
+        that ``particles`` names."""
         x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
         steps, batch = x.shape[:2]
         if lengths is not None:
@@ -651,13 +640,18 @@ class VRNN(nn.Module):
             if mask is None:
                 raise ValueError("mask_inputs needs a mask")
             x = torch.where(mask, x, torch.zeros_like(x))
-        return Inputs(x, lengths, start, cond, resets, mask)
-
-    def _check(self, inputs: Inputs, real: Tensor | None) -> None:
-        """Look at the values, as the module may be asked to."""
-        checks.finite("x", inputs.x, real, inputs.mask, support=self.likelihood.support, swap=self.batch_first)
-        if inputs.cond is not None:
-            checks.finite("cond", inputs.cond, real, swap=self.batch_first)
+        checks.generator(generator, x.device)
+        if eps is None:
+            eps = self._noise((steps, batch, *(size for _, size in particles)), x, generator)
+        else:
+            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, *particles)
+        checked = Batch(x, eps, start, lengths, cond, resets, mask)
+        if self.check:
+            real = checked.real()
+            checks.finite("x", x, real, mask, support=self.likelihood.support, swap=self.batch_first)
+            if cond is not None:
+                checks.finite("cond", cond, real, swap=self.batch_first)
+        return checked
 
     def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
@@ -668,34 +662,19 @@ class VRNN(nn.Module):
         executor: executors.Executor,
         spec: CellSpec,
         parameters: Sequence[Tensor],
-        inputs: Inputs,
-        eps: Tensor,
+        batch: Batch,
         real: Tensor | None,
         outputs: Collection[str],
-        **filter_by: Any,
     ) -> tuple[executors.SequenceResult, Tensor]:
         """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it."""
         external = self.spec.likelihood == "external"
-        with full_precision(inputs.x.device):
-            result = executor.run(
-                spec,
-                parameters,
-                inputs.x,
-                eps,
-                inputs.lengths,
-                inputs.state,
-                cond=inputs.cond,
-                resets=inputs.resets,
-                mask=None if external else inputs.mask,
-                recompute=self.recompute,
-                want_prior="prior" in outputs,
-                want_raw=external or "prediction" in outputs,
-                **filter_by,
-            )
+        want = Want("prior" in outputs, external or "prediction" in outputs, self.recompute)
+        with full_precision(batch.x.device):
+            result = executor.run(spec, parameters, batch._replace(mask=None) if external else batch, want)
         if not external:
             return result, result.nll
-        x = with_frames(inputs.x, real, inputs.lengths)
-        return result, at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, inputs.mask))
+        x = with_frames(batch.x, real, batch.lengths)
+        return result, at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, batch.mask))
 
     def _has_condition(self, name: str, cond: Tensor | None) -> None:
         if cond is None and self.spec.cond_size:

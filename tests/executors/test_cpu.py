@@ -33,6 +33,7 @@ from vrnn_fast.cell.partition import partition
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_DEPTH, MOST_LAYERS, CellSpec, Std
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cpu, reference
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cpu import operators
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
@@ -363,17 +364,9 @@ def test_gradcheck(cell: str) -> None:
 
     def outputs(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(names, tensors, strict=True))
-        result = cpu.run(
-            spec,
-            [given[p.name] for p in spec.parameters()],
-            given["x"],
-            given["eps"],
-            problem.lengths,
-            tuple(given[f"state{i}"] for i in range(spec.state_tensors)),
-            recompute=False,
-            want_prior=True,
-            want_raw=True,
-        )
+        state = tuple(given[f"state{i}"] for i in range(spec.state_tensors))
+        batch = Batch(given["x"], given["eps"], state, problem.lengths)
+        result = cpu.run(spec, [given[p.name] for p in spec.parameters()], batch, Want(prior=True, raw=True))
         return (*result[:8], *result.state)
 
     leaves = [t.clone().requires_grad_() for t in problem.inputs.values()]

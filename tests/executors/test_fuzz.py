@@ -18,6 +18,7 @@ from tests.fuzz import Case, Refused, Std, Unlawful, Unrepeatable, case_of, fail
 from tests.support.machine import usable_isas
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import SequenceResult, cpu
+from vrnn_fast.executors.base import Batch, Want
 
 PART = 25
 needs_cpu = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cpu.unavailable()}")
@@ -58,8 +59,8 @@ def planted(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the fused executor be wrong."""
     right = cpu.run
 
-    def wrong(spec: CellSpec, parameters: Sequence[Tensor], x: Tensor, *rest: Any, **options: Any) -> SequenceResult:
-        return fault(spec, right(spec, parameters, x, *rest, **options))
+    def wrong(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
+        return fault(spec, right(spec, parameters, batch, want))
 
     monkeypatch.setattr(cpu, "run", wrong)
 

@@ -13,6 +13,7 @@ from tests.support.eager import EagerVRNN, Run
 from vrnn_fast import VRNN, Gaussian
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec, Std
 from vrnn_fast.executors import reference
+from vrnn_fast.executors.base import Batch, Want
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
 OURS_ALONE = object()
@@ -58,9 +59,8 @@ def _run(
     **optional: Tensor | None,
 ) -> Run:
     parameters = [model.get_parameter(p.name) for p in model.spec.parameters()]
-    result = reference.run(
-        model.spec, parameters, x, eps, lengths, state, **optional, recompute=False, want_prior=True, want_raw=True
-    )
+    batch = Batch(x, eps, state, lengths, **optional)
+    result = reference.run(model.spec, parameters, batch, Want(prior=True, raw=True))
     assert result.prior_mean is not None
     assert result.prior_std is not None
     assert result.raw is not None
@@ -297,7 +297,7 @@ def test_gradcheck(cell: str, likelihood: str) -> None:
 
     def call(x: Tensor, eps: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         states, values = rest[: spec.state_tensors], rest[spec.state_tensors :]
-        out = reference.run(spec, values, x, eps, lengths, states, recompute=False, want_prior=True, want_raw=True)
+        out = reference.run(spec, values, Batch(x, eps, states, lengths), Want(prior=True, raw=True))
         return (*(t for t in out[:-1] if isinstance(t, Tensor)), *out.state)
 
     assert torch.autograd.gradcheck(call, (x, eps, *state, *parameters))

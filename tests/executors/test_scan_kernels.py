@@ -36,6 +36,7 @@ from tests.support.oracle import (
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
 from vrnn_fast.executors import SequenceResult, reference, select, triton
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.triton import kernels, launch, rows, tuning
 from vrnn_fast.executors.triton.tuning import Config
 
@@ -87,13 +88,11 @@ def on_device(*tensors: Any) -> Iterator[Any]:
     return (t.to(DEVICE) if isinstance(t, Tensor) else t for t in tensors)
 
 
-def run(
-    spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **options: Any
-) -> SequenceResult:
+def run(spec: CellSpec, parameters: Any, batch: Batch, want: Want) -> SequenceResult:
     """The executor, with tensors sent to its device and results brought back."""
-    options = dict(zip(options, on_device(*options.values()), strict=True))
-    x, eps = on_device(x, eps)
-    result = triton.run(spec, list(on_device(*parameters)), x, eps, lengths, tuple(on_device(*state)), **options)
+    there = dict(zip(batch._fields, on_device(*batch), strict=True))
+    there |= {"state": tuple(on_device(*batch.state)), "lengths": batch.lengths}
+    result = triton.run(spec, list(on_device(*parameters)), Batch(**there), want)
     *per_step, state, ancestors = result
     rest = tuple(s.cpu() for s in state), None if ancestors is None else ancestors.cpu()
     return SequenceResult(*(t.cpu() for t in per_step), *rest)
@@ -748,7 +747,7 @@ def test_a_captured_call_reads_no_value(kind: str) -> None:
         return calls.names
 
     reads = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
-    with mock.patch.object(launch.Batch, "launch"):
+    with mock.patch.object(launch.Launch, "launch"):
         assert reads & set(train())
         with mock.patch.object(checks, "_captured", return_value=True):
             names = train()

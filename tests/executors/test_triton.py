@@ -24,6 +24,7 @@ from vrnn_fast import VRNN, backends
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import executors, select, triton
+from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.triton import emit, operators, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
@@ -200,7 +201,7 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective
     there, back, none, everything = plan(spec, 16), plan(spec, 16, reverse=True), frozenset[int](), frozenset(range(99))
 
     def sources() -> list[str]:
-        stored, found = there.stored(Keep.STORED, want_prior=True, want_raw=True), []
+        stored, found = there.stored(Keep.STORED, Want(prior=True, raw=True)), []
         for loaded, ahead in ((none, False), (everything, True)):
             found.append(emit.forward(there, loaded, stored, ahead=ahead, late=ahead))
             found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead))
@@ -373,7 +374,7 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
     std = Std("log_variance", shift=0.5, minimum=0.1, low=-2, high=3)
     spec = CellSpec(5, 17, 3, cell=kind, cond_size=2, residual=True, encoder=(8,), activation="elu", std=std)
     config, dtype = Config(16, 4, 64, True, 0), torch.float16
-    stored = plan(spec, 64).stored(Keep.ALWAYS)
+    stored = plan(spec, 64).stored(Keep.ALWAYS, Want())
     for kernel in (
         kernels.forward(spec, config, 2, stored),
         kernels.forward(spec, config, 2, ("x",), mean=False),
@@ -382,7 +383,7 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", ragged=True).registers > 0
     filtered = replace(spec, objective="particle_filter")
     for kernel in (
-        kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, want_prior=True, want_raw=True)),
+        kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, Want(prior=True, raw=True))),
         kernels.backward(filtered, config, 2, on_z=True, on_eps=True),
     ):
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", particles=5, ragged=True).registers > 0

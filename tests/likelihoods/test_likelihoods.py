@@ -30,6 +30,7 @@ from vrnn_fast import (
     SharedMixture,
 )
 from vrnn_fast.executors import reference
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.likelihoods import as_likelihood
 
 
@@ -348,8 +349,7 @@ def test_the_family_is_masked(executor: str, likelihood: Likelihood) -> None:
     nan = torch.where(mask & real[..., None], x, float("nan")).requires_grad_()
     out = model(nan, lengths, eps=eps, mask=mask, mask_inputs=True)
     parameters, start = list(model._reader(model)), (torch.zeros(4, 6, dtype=torch.float64),)
-    shown = reference.run(model.spec, parameters, torch.where(mask, x, 0), eps, lengths, start,
-                          recompute=False, want_prior=False, want_raw=True)  # fmt: skip
+    shown = reference.run(model.spec, parameters, Batch(torch.where(mask, x, 0), eps, start, lengths), Want(raw=True))
     torch.testing.assert_close(out.kl, shown.kl)
     expected = model.likelihood.marginal_log_prob(shown.raw, x, mask)
     torch.testing.assert_close(out.nll, -torch.where(real, expected, 0))

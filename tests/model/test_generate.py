@@ -15,6 +15,7 @@ from vrnn_fast import VRNN, Bernoulli
 from vrnn_fast.cell.encode import encode
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.executors import cpu, executors, reference
+from vrnn_fast.executors.base import Batch
 from vrnn_fast.executors.cpu import operators
 
 NETS: dict[str, Any] = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
@@ -38,29 +39,22 @@ MEMBERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _draw(spec: CellSpec, steps: int, batch: int, seed: int) -> dict[str, Any]:
-    """Inputs of ``generate`` in float64, rounded to float32."""
+def _draw(spec: CellSpec, steps: int, batch: int, seed: int) -> tuple[list[Tensor], Batch]:
+    """Parameters and noise for ``generate`` in float64, rounded to float32."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).double()
 
-    return {
-        "parameters": [normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()],
-        "eps": normal(steps, batch, spec.latent_size),
-        "noise": normal(steps, batch, spec.input_size),
-        "state": tuple(normal(batch, spec.hidden_size) for _ in range(spec.state_tensors)),
-        "cond": normal(steps, batch, spec.cond_size) if spec.cond_size else None,
-    }
+    parameters = [normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()]
+    eps, noise = normal(steps, batch, spec.latent_size), normal(steps, batch, spec.input_size)
+    state = tuple(normal(batch, spec.hidden_size) for _ in range(spec.state_tensors))
+    return parameters, Batch(noise, eps, state, cond=normal(steps, batch, spec.cond_size) if spec.cond_size else None)
 
 
-def _to(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    def cast(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(dtype)
-        return value if value is None else type(value)(cast(v) for v in value)
-
-    return {name: cast(value) for name, value in inputs.items()}
+def _to(inputs: tuple[list[Tensor], Batch], dtype: torch.dtype) -> tuple[list[Tensor], Batch]:
+    parameters, batch = inputs
+    return [p.to(dtype) for p in parameters], batch.to(dtype)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -80,8 +74,8 @@ def test_one_launch_draws_what_the_loop_draws(
         )
         for steps, batch in ((1, 1), (9, 3), (3, 200)):
             inputs = _draw(spec, steps, batch, seed=steps)
-            right, state = reference.generate(spec, **inputs, mean=mean)
-            found, after = cpu.generate(spec, **inputs, mean=mean)
+            right, state = reference.generate(spec, *inputs, mean=mean)
+            found, after = cpu.generate(spec, *inputs, mean=mean)
             torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
             for ours, oracles in zip(after, state, strict=True):
                 torch.testing.assert_close(ours, oracles, rtol=1e-9, atol=1e-9)
@@ -98,7 +92,7 @@ def test_float32_means_obey_the_law(likelihood: dict[str, Any], error_within_twi
             (plain, reference, torch.float32),
             (right, reference, torch.float64),
         ):
-            x, state = executor.generate(spec, **_to(inputs, dtype), mean=True)
+            x, state = executor.generate(spec, *_to(inputs, dtype), mean=True)
             assert x.dtype == dtype
             results.append(torch.cat([x.flatten(), *(s.flatten() for s in state)]))
     error_within_twice_torch(torch.cat(found), torch.cat(plain), torch.cat(right))
@@ -167,11 +161,15 @@ def test_samples_continue_where_they_stopped() -> None:
     assert model(torch.rand(2, 8, 5), state=state).state.shape == out.state.shape == (1, 8, 9)
 
 
-def _in_pieces(generate: Callable[..., Any], spec: CellSpec, inputs: dict[str, Any], mean: bool) -> tuple[Tensor, Any]:
-    state, pieces = inputs["state"], []
+def _in_pieces(
+    generate: Any, spec: CellSpec, inputs: tuple[list[Tensor], Batch], *, mean: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As ``generate``, in pieces of one step, of five, and of the rest."""
+    parameters, batch = inputs
+    pieces, state = [], batch.state
     for part in (slice(0, 1), slice(1, 6), slice(6, None)):
-        given = {key: None if inputs[key] is None else inputs[key][part] for key in ("eps", "noise", "cond")}
-        x, state = generate(spec, inputs["parameters"], state=state, **given, mean=mean)
+        cond = None if batch.cond is None else batch.cond[part]
+        x, state = generate(spec, parameters, Batch(batch.x[part], batch.eps[part], state, cond=cond), mean=mean)
         pieces.append(x)
     return torch.cat(pieces), state
 
@@ -184,7 +182,7 @@ def test_pieces_are_the_whole(name: str, likelihood: dict[str, Any]) -> None:
     spec = CellSpec(5, 19, 3, cell="lstm", num_layers=2, **NETS, **likelihood)
     inputs = _draw(spec, 9, 3, 0)
     x, state = _in_pieces(generate, spec, inputs, mean=False)
-    whole, end = generate(spec, **inputs, mean=False)
+    whole, end = generate(spec, *inputs, mean=False)
     assert torch.equal(x, whole)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, end, strict=True))
 
@@ -200,8 +198,8 @@ def test_conditioned_pieces_obey_the_law(name: str, error_within_twice_torch: Ca
         single = _to(inputs, torch.float32)
         for results, (x, state) in (
             (found, _in_pieces(generate, spec, single, mean=True)),
-            (plain, reference.generate(spec, **single, mean=True)),
-            (right, reference.generate(spec, **inputs, mean=True)),
+            (plain, reference.generate(spec, *single, mean=True)),
+            (right, reference.generate(spec, *inputs, mean=True)),
         ):
             results.append(torch.cat([x.flatten(), *(s.flatten() for s in state)]))
     error_within_twice_torch(torch.cat(found), torch.cat(plain), torch.cat(right))
@@ -253,8 +251,8 @@ def test_generation_is_compiled_whole(executor: str) -> None:
 def test_opcheck_generate() -> None:
     spec = CellSpec(5, 9, 3, cond_size=2, **NETS)
     program = encode(spec, "samples")
-    inputs = _to(_draw(spec, 3, 2, 0), torch.float32)
-    arguments = (inputs["eps"], inputs["noise"], inputs["cond"], list(inputs["state"]), inputs["parameters"], None)
+    parameters, batch = _to(_draw(spec, 3, 2, 0), torch.float32)
+    arguments = (batch.eps, batch.x, batch.cond, list(batch.state), parameters, None)
     torch.library.opcheck(
         torch.ops.vrnn_fast.generate.default,
         (*arguments, program.code, program.constants),
@@ -265,14 +263,7 @@ def test_opcheck_generate() -> None:
         torch.ops.vrnn_fast.generate(*arguments, plain.code, plain.constants)
     with pytest.raises(RuntimeError, match="the program generates: call vrnn_fast::generate"):
         torch.ops.vrnn_fast.forward(
-            *(
-                inputs["noise"],
-                inputs["eps"],
-                inputs["cond"],
-                *(None,) * 4,
-                list(inputs["state"]),
-                inputs["parameters"],
-            ),
+            *(batch.x, batch.eps, batch.cond, *(None,) * 4, list(batch.state), parameters),
             *(None, program.code, program.constants, 0, False, False, False, 0.5),
         )
 

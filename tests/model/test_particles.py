@@ -12,6 +12,7 @@ from tests.support.oracle import Problem, assert_obeys_the_law
 from vrnn_fast.cell.encode import Program, encode
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.executors import cpu, reference
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cpu import operators
 
 NETS: dict[str, Any] = {"phi_x": (9, 17), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (17, 6)}
@@ -111,19 +112,9 @@ def test_uniform_numbers_at_their_ends_draw_particles_with_weight(uniform: float
     inputs = {name: t.float() for name, t in problem.inputs.items()}
     inputs["x"][:, (0, 3)] = 1e4
     for executor in (cpu, reference):
-        result = executor.run(
-            problem.spec,
-            [inputs[p.name] for p in problem.spec.parameters()],
-            inputs["x"],
-            inputs["eps"],
-            None,
-            (inputs["state0"],),
-            uniforms=torch.full((2, 1, 4), uniform),
-            threshold=1.0,
-            recompute=False,
-            want_prior=False,
-            want_raw=False,
-        )
+        batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
+        batch = batch._replace(uniforms=torch.full((2, 1, 4), uniform), threshold=1.0)
+        result = executor.run(problem.spec, [inputs[p.name] for p in problem.spec.parameters()], batch, Want())
         assert result.ancestors is not None
         assert (result.ancestors[0] == (1 if uniform == 0.0 else 2)).all()
         assert (result.ancestors[1] == -1).all()
@@ -136,18 +127,12 @@ def test_gradients_of_resampled_rows() -> None:
 
     def outputs(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = dict(zip(names, leaves, strict=True))
+        batch = Batch(given["x"], given["eps"], (given["state0"], given["state1"]))
         result = cpu.run(
             problem.spec,
             [given[p.name] for p in problem.spec.parameters()],
-            given["x"],
-            given["eps"],
-            None,
-            (given["state0"], given["state1"]),
-            uniforms=problem.flags["uniforms"].double(),
-            threshold=1.0,
-            recompute=False,
-            want_prior=True,
-            want_raw=True,
+            batch._replace(uniforms=problem.flags["uniforms"].double(), threshold=1.0),
+            Want(prior=True, raw=True),
         )
         assert result.ancestors is not None
         assert (result.ancestors[:-1] >= 0).all()

@@ -12,6 +12,7 @@ import torch
 from tests.support.oracle import Errors
 from vrnn_fast import VRNN
 from vrnn_fast.executors import reference
+from vrnn_fast.executors.base import Batch, Want
 
 PATH = Path(__file__).parents[2] / "examples" / "teaching.py"
 TEACHING = runpy.run_path(str(PATH))
@@ -47,10 +48,8 @@ def test_it_is_the_reference(steps: int, batch: int) -> None:
         run = reference.run(
             spec,
             [leaves[name] for name, _ in spec.parameters()],
-            *(leaves["x"], leaves["eps"], None, (leaves["h0"],)),
-            recompute=False,
-            want_prior=True,
-            want_raw=True,
+            Batch(leaves["x"], leaves["eps"], (leaves["h0"],)),
+            Want(prior=True, raw=True),
         )
         right = {name: getattr(run, name) for name in ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std")}
         right |= {"logits": run.raw, "state": run.state[0]}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import triton
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.triton import tuning
 
 SPEC = CellSpec(3, 4, 2, num_layers=2, cond_size=2)
@@ -75,7 +76,7 @@ def train(steps: int, batch: int, at: int, particles: int = 0) -> None:
     spec, rows = SPEC, batch * max(1, particles)
     shapes: dict[str, tuple[int, ...]] = {"resets": (steps, rows), "mask": (steps, rows, 3)}
     flags = {name: tensor(*shape, at=at, dtype=torch.bool) for name, shape in shapes.items()}
-    options: dict[str, Any] = flags | {"recompute": False, "want_prior": False, "want_raw": False}
+    options: dict[str, Any] = {}
     if particles:
         spec = replace(spec, objective="particle_filter")
         options |= {"uniforms": tensor(steps, batch, particles, at=at), "threshold": 0.9 if at else 0.5}
@@ -83,7 +84,7 @@ def train(steps: int, batch: int, at: int, particles: int = 0) -> None:
     x, eps, cond = (tensor(steps, rows, width, at=at).requires_grad_() for width in (3, 2, 2))
     state = tuple(tensor(2, rows, 4, at=at).requires_grad_().unbind())
     parameters = [torch.zeros(p.shape, requires_grad=True) for p in spec.parameters()]
-    out = triton.run(spec, parameters, x, eps, lengths, state, cond=cond, **options)
+    out = triton.run(spec, parameters, Batch(x, eps, state, lengths, cond, **flags, **options), Want())
     final = torch.stack(out.state)
     torch.autograd.backward([out.kl, final], [torch.zeros_like(out.kl), tensor(2, rows, 4, at=at)])
 
@@ -92,7 +93,8 @@ def play(steps: int, batch: int, at: int) -> None:
     """Generate."""
     parameters = [torch.zeros(p.shape) for p in SPEC.parameters()]
     eps, noise, cond = (tensor(steps, batch, width, at=at) for width in (2, 3, 2))
-    triton.generate(SPEC, parameters, eps, noise, tuple(tensor(2, batch, 4, at=at)), cond=cond, mean=False)
+    state = tuple(tensor(2, batch, 4, at=at))
+    triton.generate(SPEC, parameters, Batch(noise, eps, state, cond=cond), mean=False)
 
 
 def main(way: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.executors import reference
+from vrnn_fast.executors.base import Batch, Want
 
 OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
 
@@ -78,19 +79,11 @@ class Problem:
     ) -> dict[str, Tensor]:
         """Every output and, as ``d <input>``, every gradient; ``between`` forward and backward something may happen."""
         leaves = {name: t.to(dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
-        result = executor.run(
-            self.spec,
-            [leaves[p.name] for p in self.spec.parameters()],
-            leaves["x"],
-            leaves["eps"],
-            self.lengths,
-            tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors)),
-            cond=leaves.get("cond"),
-            **{n: t.to(dtype) if t.is_floating_point() else t for n, t in self.flags.items()},
-            recompute=recompute,
-            want_prior=True,
-            want_raw=True,
-        )
+        state = tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors))
+        flags = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.flags.items()}
+        batch = Batch(leaves["x"], leaves["eps"], state, self.lengths, leaves.get("cond"), **flags)
+        parameters = [leaves[p.name] for p in self.spec.parameters()]
+        result = executor.run(self.spec, parameters, batch, Want(prior=True, raw=True, recompute=recompute))
         outputs = {name: getattr(result, name) for name in OUTPUTS}
         outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
         reached = {name: t for name, t in outputs.items() if t.requires_grad and name in self.upstream}

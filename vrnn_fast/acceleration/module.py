@@ -297,16 +297,7 @@ def _launch(
         parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
         spec = wider.spec
     result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
-        spec,
-        parameters,
-        x,
-        eps,
-        lengths,
-        start,
-        cond=cond,
-        recompute=False,
-        want_prior=True,
-        want_raw=True,
+        spec, parameters, executors.Batch(x, eps, start, lengths, cond), executors.Want(prior=True, raw=True)
     )
     prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)
     fields = {"prior_mean": prior_mean[..., :latents], "prior_std": prior_std[..., :latents]}

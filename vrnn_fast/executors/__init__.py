@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ..cell.spec import CellSpec
 from . import cpu, reference, triton
-from .base import SequenceResult, StepResult
+from .base import Batch, SequenceResult, StepResult, Want
 
 __all__ = [
     "Backend",
+    "Batch",
     "Executor",
     "SequenceResult",
     "StepResult",
+    "Want",
     "backends",
     "choose",
     "executors",
@@ -55,58 +57,34 @@ class Executor(Protocol):
         self,
         spec: CellSpec,
         parameters: Sequence[Tensor],
-        x: Tensor,
-        eps: Tensor,
-        lengths: Tensor | None,
-        state: tuple[Tensor, ...],
-        *,
-        cond: Tensor | None = None,
-        resets: Tensor | None = None,
-        mask: Tensor | None = None,
-        uniforms: Tensor | None = None,
-        threshold: float = 0.5,
-        recompute: bool,
-        want_prior: bool,
-        want_raw: bool,
+        batch: Batch,
+        want: Want,
     ) -> SequenceResult:
-        """Run a batch of sequences: parameters in the order of ``spec.parameters()``, x (T, B, X) and eps (T, B, Z)
-        of any strides, lengths (B,) int64 on x's device or None, state of (B, H) tensors, cond (T, B, C) where the spec
-        has a cond_size, resets (T, B) bool, mask (T, B, X) bool for a fused likelihood.
-
-        A particle filter takes uniforms (T, B / particles, particles) in [0, 1), rows of particles that are as long as
-        each other, and resamples a sequence when the effective number of its particles is below ``threshold`` of them,
-        but never after its last step: particle i takes over the state of the first one whose cumulative weight is
-        above its uniform number."""
+        """Run a batch of sequences, parameters in the order of ``spec.parameters()``. The batch has a mask for a fused
+        likelihood alone, and uniforms where the spec's objective is a particle filter."""
 
     def step(
         self,
         spec: CellSpec,
         parameters: Sequence[Tensor],
-        x: Tensor,
-        eps: Tensor,
-        state: tuple[Tensor, ...],
-        *,
-        cond: Tensor | None = None,
-        recompute: bool,
-        want_raw: bool,
+        batch: Batch,
+        want: Want,
     ) -> StepResult:
-        """Run one time step: x (B, X), eps (B, Z), cond (B, C) of any strides, state of (num_layers, B, H) tensors."""
+        """Run one time step, of a batch without a T: x (B, X), eps (B, Z), cond (B, C) of any strides, and the state as
+        (num_layers, B, H) tensors."""
 
     def generate(
         self,
         spec: CellSpec,
         parameters: Sequence[Tensor],
-        eps: Tensor,
-        noise: Tensor,
-        state: tuple[Tensor, ...],
+        batch: Batch,
         *,
-        cond: Tensor | None = None,
         mean: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Let a cell with a Bernoulli or Gaussian likelihood run on its own, without gradients: z_t is the prior's mean
-        + std * eps_t (T, B, Z); x_t, from noise (T, B, X), is logit > noise_t (logistic) or mean + std * noise_t
-        (normal), or its ``mean``, and goes back through phi_x. ``noise`` may be wider than eps of 16 bits. Returns x
-        (T, B, X) and the state after it."""
+        + std * eps_t; x_t, from the batch's noise in the place of x, is logit > noise_t (logistic) or mean + std *
+        noise_t (normal), or its ``mean``, and goes back through phi_x. The noise may be wider than eps of 16 bits.
+        Returns x (T, B, X) and the state after it."""
 
 
 executors: tuple[Executor, ...] = (cpu, reference, triton)

@@ -1,4 +1,4 @@
-"""What every executor returns."""
+"""What every executor takes and returns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,122 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A checked batch of sequences.
+
+    Attributes:
+        x: (T, B, X) of any strides. Where a cell runs on its own, the noise of what is drawn.
+        eps: (T, B, Z) standard normal noise of z, of any strides.
+        state: (B, H) tensors, h of every layer, then for an LSTM c of every layer.
+        lengths: (B,) int64 on the device of x, or None where all T steps of every row are real.
+        cond: (T, B, C) where the cell has a ``cond_size``, else None.
+        resets: (T, B) bool, true where the state is zeroed before the step, or None.
+        mask: (T, B, X) bool, true where x was observed, or None.
+        uniforms: (T, B / particles, particles) in [0, 1], what a particle filter resamples with. The particles of a
+            sequence are rows side by side, as long as each other.
+        threshold: the filter resamples a sequence where the effective number of its particles is below this share of
+            them, but never after its last step: particle i takes over the state of the first one whose cumulative
+            weight is above its uniform number.
+    """
+
+    x: Tensor
+    eps: Tensor
+    state: tuple[Tensor, ...]
+    lengths: Tensor | None = None
+    cond: Tensor | None = None
+    resets: Tensor | None = None
+    mask: Tensor | None = None
+    uniforms: Tensor | None = None
+    threshold: float = 0.5
+
+    @property
+    def sequences(self) -> tuple[Tensor | None, ...]:
+        """x, eps, cond, lengths, resets, mask and uniforms: the order of the operators."""
+        return self.x, self.eps, self.cond, self.lengths, self.resets, self.mask, self.uniforms
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """What may want a gradient: x, eps, cond and the state."""
+        return self.x, self.eps, self.cond, *self.state
+
+    def real(self) -> Tensor | None:
+        """(T, B) bool, true where t < lengths[b]; None without lengths."""
+        if self.lengths is None:
+            return None
+        steps = torch.arange(self.x.shape[0], device=self.x.device)
+        return steps.unsqueeze(1) < self.lengths.to(self.x.device)
+
+    def to(self, dtype: torch.dtype) -> Batch:
+        """The same numbers, rounded or widened to ``dtype``."""
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        return self._replace(
+            x=self.x.to(dtype),
+            eps=self.eps.to(dtype),
+            state=tuple(s.to(dtype) for s in self.state),
+            cond=of(self.cond),
+            uniforms=of(self.uniforms),
+        )
+
+    def repeated(self, times: int) -> Batch:
+        """Every row so many times, side by side: rows b * times to (b + 1) * times - 1 are row b. Each has noise of its
+        own, eps being (T, B, times, Z) before.
+
+        Without a copy where strides can say it, for one row or once.
+        """
+
+        def rows(tensor: Tensor, dim: int) -> Tensor:
+            sizes = [-1] * tensor.dim()
+            return tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], times, *sizes[dim + 1 :]).flatten(dim, dim + 1)
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else rows(tensor, 1)
+
+        return self._replace(
+            x=rows(self.x, 1),
+            eps=self.eps.flatten(1, 2),
+            state=tuple(rows(s, 0) for s in self.state),
+            lengths=None
+            if self.lengths is None
+            else self.lengths.repeat_interleave(times),  # contiguous for the kernels
+            cond=of(self.cond),
+            resets=of(self.resets),
+            mask=of(self.mask),
+        )
+
+    def step(self, t: int, state: tuple[Tensor, ...]) -> Batch:
+        """Step t alone, from this state, without a filter: a length is then 0 or 1."""
+
+        def at(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[t : t + 1]
+
+        return Batch(
+            self.x[t : t + 1],
+            self.eps[t : t + 1],
+            state,
+            None if self.lengths is None else (self.lengths > t).long(),
+            at(self.cond),
+            at(self.resets),
+            at(self.mask),
+        )
+
+
+class Want(NamedTuple):
+    """What a run is asked for beside nll, kl, the posterior and the state.
+
+    Attributes:
+        prior: its mean and standard deviation.
+        raw: the decoder's raw output.
+        recompute: to keep less from forward to backward and compute it again. About memory, never about numbers.
+    """
+
+    prior: bool = False
+    raw: bool = False
+    recompute: bool = False
 
 
 class SequenceResult(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cell.spec import CellSpec, Layer
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..resampling import Filter
-from .base import SequenceResult, StepResult
+from .base import Batch, SequenceResult, StepResult, Want
 
 name = "reference"
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
@@ -171,32 +171,12 @@ def log_ratio(z: Tensor, eps: Tensor, q: MeanStd, p: MeanStd) -> Tensor:
     return (0.5 * (((z - p.mean) / p.std).square() - eps.square()) - (q.std / p.std).log()).sum(-1)
 
 
-def run(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    resets: Tensor | None = None,
-    mask: Tensor | None = None,
-    uniforms: Tensor | None = None,
-    threshold: float = 0.5,
-    recompute: bool,
-    want_prior: bool,
-    want_raw: bool,
-) -> SequenceResult:
-    """Run a batch of sequences: x (T, B, X), eps (T, B, Z), lengths (B,), state of (B, H) tensors, cond (T, B, C),
-    resets (T, B), mask (T, B, X) and uniforms (T, B / particles, particles).
-
-    ``recompute`` is about memory, never about numbers; autograd keeps what it keeps here.
-    """
-    cell = Cell(spec, parameters)
-    real = None
-    if lengths is not None:
-        real = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)).unsqueeze(-1)
+def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
+    """See :class:`vrnn_fast.executors.Executor`. Autograd keeps what it keeps, whatever ``recompute`` says."""
+    cell, real = Cell(spec, parameters), batch.real()
+    x, eps, state, lengths, cond, resets, mask, uniforms, threshold = batch
+    if real is not None:
+        real = real.unsqueeze(-1)
         x, eps = _zero_unless(real, x), _zero_unless(real, eps)
         cond = None if cond is None else _zero_unless(real, cond)
     steps = []
@@ -231,9 +211,9 @@ def run(
         z,
         mean,
         std,
-        prior_mean if want_prior else None,
-        prior_std if want_prior else None,
-        raw if want_raw else None,
+        prior_mean if want.prior else None,
+        prior_std if want.prior else None,
+        raw if want.raw else None,
         state,
         None if particles is None else torch.stack(particles.ancestors),
     )
@@ -242,22 +222,19 @@ def run(
 def generate(
     spec: CellSpec,
     parameters: Sequence[Tensor],
-    eps: Tensor,
-    noise: Tensor,
-    state: tuple[Tensor, ...],
+    batch: Batch,
     *,
-    cond: Tensor | None = None,
     mean: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`."""
 
     def draw(raw: Tensor, t: int) -> Tensor:
         if spec.likelihood == "bernoulli":
-            return torch.sigmoid(raw) if mean else torch.where(raw.isnan(), raw, (raw > noise[t]).to(raw.dtype))
+            return torch.sigmoid(raw) if mean else torch.where(raw.isnan(), raw, (raw > batch.x[t]).to(raw.dtype))
         centre, raw_std = raw.chunk(2, -1)
-        return centre if mean else (centre + standard_deviation(spec.output_std, raw_std) * noise[t]).to(raw.dtype)
+        return centre if mean else (centre + standard_deviation(spec.output_std, raw_std) * batch.x[t]).to(raw.dtype)
 
-    played = generate_by(draw, spec, parameters, eps, state, cond)
+    played = generate_by(draw, spec, parameters, batch.eps, batch.state, batch.cond)
     return played.x, played.state
 
 
@@ -295,48 +272,25 @@ def generate_by(
     return Played(x, z, MeanStd(mean, std), raw, state)
 
 
-def step(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    recompute: bool,
-    want_raw: bool,
-) -> StepResult:
-    """Run one time step: x (B, X), eps (B, Z), cond (B, C), state as the caller holds it, (num_layers, B, H) each."""
-    return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
+def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
+    """See :class:`vrnn_fast.executors.Executor`."""
+    return step_of_run(run, spec, parameters, batch, want)
 
 
 def step_of_run(
-    run: Callable[..., SequenceResult],
+    run: Callable[[CellSpec, Sequence[Tensor], Batch, Want], SequenceResult],
     spec: CellSpec,
     parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    recompute: bool,
-    want_raw: bool,
+    batch: Batch,
+    want: Want,
 ) -> StepResult:
     """A step as an executor's ``run`` over a sequence of one, and the prediction in plain torch."""
-    start = tuple(layer for s in state for layer in s.unbind(0))
-    with full_precision(x.device):
-        result = run(
-            spec,
-            parameters,
-            x.unsqueeze(0),
-            eps.unsqueeze(0),
-            None,
-            start,
-            cond=None if cond is None else cond.unsqueeze(0),
-            recompute=recompute,
-            want_prior=False,
-            want_raw=want_raw,
-        )
+    start, cond = tuple(layer for s in batch.state for layer in s.unbind(0)), batch.cond
+    sequence = Batch(batch.x.unsqueeze(0), batch.eps.unsqueeze(0), start)
+    if cond is not None:
+        sequence = sequence._replace(cond=cond.unsqueeze(0))
+    with full_precision(batch.x.device):
+        result = run(spec, parameters, sequence, want)
         cell = Cell(spec, parameters)
         h = cell.top(start)
         predicted = cell.decoder(cell.phi_z(cell.prior(h, cond).mean), h, cond)
@@ -345,7 +299,7 @@ def step_of_run(
         result.kl[0],
         None if result.raw is None else result.raw[0],
         predicted,
-        stacked(result.state, len(state)),
+        stacked(result.state, len(batch.state)),
     )
 
 

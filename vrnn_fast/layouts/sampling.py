@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import executors
 from ..cell.spec import CellSpec, Std
+from ..executors.base import Batch, Want
 from ..executors.reference import full_precision
 from ..parameters import Reading, gather
 from .structure import LayoutError
@@ -97,7 +98,8 @@ class Player:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x (T, B, X) that the cell makes of noise eps (T, B, Z) and noise (T, B, X), and the state after it."""
         with full_precision(self.like.device), torch.no_grad():
-            return self.executor.generate(self.spec, self.parameters, eps, noise, state, cond=cond, mean=mean)
+            batch = Batch(noise, eps, state, cond=cond)
+            return self.executor.generate(self.spec, self.parameters, batch, mean=mean)
 
     def take_in(
         self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
@@ -105,18 +107,7 @@ class Player:
         """The state after x (T, B, X), where z comes from the prior by the noise eps (T, B, Z)."""
         spec, parameters = _by_prior(self.spec, self.parameters)
         with full_precision(self.like.device), torch.no_grad():
-            return self.executor.run(
-                spec,
-                parameters,
-                x,
-                eps,
-                None,
-                state,
-                cond=cond,
-                recompute=False,
-                want_prior=False,
-                want_raw=False,
-            ).state
+            return self.executor.run(spec, parameters, Batch(x, eps, state, cond=cond), Want()).state
 
 
 def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, list[Tensor]]:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from ...cell.encode import Program, Way, encode
 from ...cell.spec import CellSpec
 from ...parameters import Reading
-from ..base import SequenceResult, StepResult
+from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
 from . import operators
 
@@ -58,120 +58,57 @@ def source(spec: CellSpec, x: Tensor) -> str:
     return "no kernel is generated: those of csrc/cpu, compiled beforehand, run every cell"
 
 
-def run(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    resets: Tensor | None = None,
-    mask: Tensor | None = None,
-    uniforms: Tensor | None = None,
-    threshold: float = 0.5,
-    recompute: bool,
-    want_prior: bool,
-    want_raw: bool,
-) -> SequenceResult:
+def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened: stored in 16 bits, computed in float32."""
-    if x.dtype == torch.bfloat16:
-        wide = run(
-            spec,
-            [p.float() for p in parameters],
-            x.float(),
-            eps.float(),
-            lengths,
-            tuple(s.float() for s in state),
-            cond=None if cond is None else cond.float(),
-            resets=resets,
-            mask=mask,
-            uniforms=None if uniforms is None else uniforms.float(),
-            threshold=threshold,
-            recompute=recompute,
-            want_prior=want_prior,
-            want_raw=want_raw,
-        )
-        return wide.to(x.dtype)
+    dtype = batch.x.dtype
+    if dtype == torch.bfloat16:
+        return run(spec, [p.float() for p in parameters], batch.to(torch.float32), want).to(dtype)
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec)
-        if isinstance(parameters, Reading) and not operators.wanted(x, eps, cond, *state, *parameters):
+        if isinstance(parameters, Reading) and not operators.wanted(*batch.differentiable, *parameters):
             packed = parameters.once(_pack, spec, whole=True)
-    out = operators.forward(
-        program_of(spec),
-        number,
-        x,
-        eps,
-        cond,
-        lengths,
-        resets,
-        mask,
-        uniforms,
-        state,
-        parameters,
-        packed,
-        recompute=recompute,
-        want_prior=want_prior,
-        want_raw=want_raw,
-        threshold=threshold,
-    )
+    out = operators.forward(program_of(spec), number, batch, parameters, packed, want)
     return SequenceResult(
         *out[:5],
-        prior_mean=out.prior_mean if want_prior else None,
-        prior_std=out.prior_std if want_prior else None,
-        raw=out.raw if want_raw else None,
+        prior_mean=out.prior_mean if want.prior else None,
+        prior_std=out.prior_std if want.prior else None,
+        raw=out.raw if want.raw else None,
         state=tuple(out.state),
-        ancestors=None if uniforms is None else out.ancestors,
+        ancestors=None if batch.uniforms is None else out.ancestors,
     )
 
 
-def step(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    recompute: bool,
-    want_raw: bool,
-) -> StepResult:
+def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
     """See :class:`vrnn_fast.executors.Executor`. Without gradients, a cell of one layer steps in one call, on
     weights that were packed once."""
-    plain = spec.num_layers == 1 and spec.latent_size > 0 and cond is None and x.dtype != torch.bfloat16
-    if not plain or not isinstance(parameters, Reading) or operators.wanted(x, eps, cond, *state, *parameters):
-        return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
-    nll, kl, raw, predicted, after = operators.step(parameters.once(_pack, spec, whole=False), x, eps, state, want_raw)
-    return StepResult(nll, kl, raw if want_raw else None, predicted, after)
+    plain = spec.num_layers == 1 and spec.latent_size > 0 and batch.cond is None and batch.x.dtype != torch.bfloat16
+    if (
+        not plain
+        or not isinstance(parameters, Reading)
+        or operators.wanted(batch.x, batch.eps, *batch.state, *parameters)
+    ):
+        return step_of_run(run, spec, parameters, batch, want)
+    packed = parameters.once(_pack, spec, whole=False)
+    nll, kl, raw, predicted, after = operators.step(packed, batch, want.raw)
+    return StepResult(nll, kl, raw if want.raw else None, predicted, after)
 
 
 def generate(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    eps: Tensor,
-    noise: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    mean: bool,
+    spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, *, mean: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. bfloat16 is widened as in :func:`run`."""
-    if eps.dtype == torch.bfloat16:
-        wide = None if cond is None else cond.float()
-        start = tuple(s.float() for s in state)
-        x, after = generate(
-            spec, [p.float() for p in parameters], eps.float(), noise.float(), start, cond=wide, mean=mean
-        )
-        return x.to(eps.dtype), tuple(s.to(eps.dtype) for s in after)
+    dtype = batch.eps.dtype
+    if dtype == torch.bfloat16:
+        x, after = generate(spec, [p.float() for p in parameters], batch.to(torch.float32), mean=mean)
+        return x.to(dtype), tuple(s.to(dtype) for s in after)
     way: Way = "means" if mean else "samples"
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
         if isinstance(parameters, Reading):
             packed = parameters.once(_pack, spec, way, whole=True)
-    drawn, final = operators.generate(program_of(spec, way), number, eps, noise, cond, state, parameters, packed)
+    drawn, final = operators.generate(program_of(spec, way), number, batch, parameters, packed)
     return drawn, tuple(final)
 
 

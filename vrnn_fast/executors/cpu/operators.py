@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ...cell.encode import Program
+from ..base import Batch, Want
 
 LIBRARY = Path(__file__).parents[2] / "_ops.so"
 PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
@@ -95,58 +96,43 @@ class ForwardOutput(NamedTuple):
 def forward(
     program: Program,
     number: Number | None,
-    x: Tensor,
-    eps: Tensor,
-    cond: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    mask: Tensor | None,
-    uniforms: Tensor | None,
-    state: Sequence[Tensor],
+    batch: Batch,
     parameters: Sequence[Tensor],
     packed: Packed | None,
-    *,
-    recompute: bool,
-    want_prior: bool,
-    want_raw: bool,
-    threshold: float,
+    want: Want,
 ) -> ForwardOutput:
-    """Run x (T, B, X) with noise eps (T, B, Z) and cond (T, B, C) from state, (B, H) each. lengths (B,) int64 on the
-    CPU, or None; resets (T, B) and mask (T, B, X) bool, or None. Where the program resamples, uniforms in [0, 1) are
-    (T, B / particles, particles), and so are the ancestors, int64.
+    """Run a batch of sequences.
 
     The program's ``number`` is not for traced code, ``packed`` weights not where gradients are wanted.
     """
-    wants_grad = packed is None and wanted(x, eps, cond, *state, *parameters)
+    wants_grad = packed is None and wanted(*batch.differentiable, *parameters)
     saved: int | SymInt = 0
     if wants_grad:
-        saved = x.shape[0] * x.shape[1] * (program.saved_recompute if recompute else program.saved) + SLACK
+        rows = batch.x.shape[0] * batch.x.shape[1]
+        saved = rows * (program.saved_recompute if want.recompute else program.saved) + SLACK
     code = (program.code, program.constants) if number is None else ([number], [])
-    options = (*code, saved, recompute, want_prior, want_raw, threshold)
-    sequences = (x, eps, cond, lengths, resets, mask, uniforms)
+    options = (*code, saved, want.recompute, want.prior, want.raw, batch.threshold)
+    sequences, state = batch.sequences, batch.state
     if torch.compiler.is_compiling():
         return ForwardOutput(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
         return ForwardOutput(*_below_autograd("forward", *sequences, list(state), *weights, *options))
-    fixed = (lengths, resets, mask, uniforms, len(state), options)
-    flat = _Eager.apply(*fixed, x, eps, cond, *state, *parameters)  # type: ignore[no-untyped-call]
+    fixed = (batch.lengths, batch.resets, batch.mask, batch.uniforms, len(state), options)
+    flat = _Eager.apply(*fixed, *batch.differentiable, *parameters)  # type: ignore[no-untyped-call]
     return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-2]), *flat[-2:]))
 
 
 def generate(
     program: Program,
     number: Number | None,
-    eps: Tensor,
-    noise: Tensor,
-    cond: Tensor | None,
-    state: Sequence[Tensor],
+    batch: Batch,
     parameters: Sequence[Tensor],
     packed: Packed | None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Let a cell run on its own, without gradients: noise of the prior eps (T, B, Z) and of the output (T, B, X) in,
-    x (T, B, X) and the state after it out."""
-    sequences = (eps, noise, cond, list(state))
+    """Let a cell run on its own, without gradients, by the noise in the place of x: x (T, B, X) and the state after
+    it."""
+    sequences = (batch.eps, batch.x, batch.cond, list(batch.state))
     results: tuple[Tensor, list[Tensor]]
     code = (program.code, program.constants) if number is None else ([number], [])
     if torch.compiler.is_compiling():
@@ -203,9 +189,7 @@ class Packed:
         return unchanged
 
 
-def step(
-    packed: Packed, x: Tensor, eps: Tensor, state: Sequence[Tensor], want_raw: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+def step(packed: Packed, batch: Batch, want_raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """Run one time step without gradients: x (B, X), noise eps (B, Z), state (1, B, H) each.
 
     Returns:
@@ -213,7 +197,7 @@ def step(
         (without elements where not wanted) and at the prior's mean; the state after this step, as it came.
     """
     results: tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]
-    results = _below_autograd("step", packed.weights, packed.number, x, eps, state, want_raw)
+    results = _below_autograd("step", packed.weights, packed.number, batch.x, batch.eps, batch.state, want_raw)
     return results
 
 

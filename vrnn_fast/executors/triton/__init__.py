@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
 from .. import reference
-from ..base import SequenceResult, StepResult
+from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
 from . import operators, tuning
 from .plan import plan
@@ -122,81 +122,37 @@ def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -
     return f"{streamed >> 10} of {sum(sizes.values()) >> 10} KB of weights are read from the L2 cache in every step"
 
 
-def run(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    resets: Tensor | None = None,
-    mask: Tensor | None = None,
-    uniforms: Tensor | None = None,
-    threshold: float = 0.5,
-    recompute: bool,
-    want_prior: bool,
-    want_raw: bool,
-) -> SequenceResult:
+def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`. States and sums are float32 in every dtype.
 
     float32 operands are rounded to TF32 where ``torch.set_float32_matmul_precision`` allows it, and nowhere else.
     """
-    tensors = (x, eps, cond, *state, *parameters)
     keep = operators.NO_BACKWARD
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        keep = int(Keep.ALWAYS if recompute else Keep.STORED)
-    out = torch.ops.vrnn_fast.triton_forward(
-        *(x, eps, cond, lengths, resets, mask, uniforms, list(state), list(parameters)),
-        *(spec.constant(spec.key, _text), _precision(), keep, want_prior, want_raw, threshold),
-    )
-    wanted = (True,) * 5 + (want_prior, want_prior, want_raw)
-    per_step = (tensor if want else None for tensor, want in zip(out, wanted, strict=False))
-    return SequenceResult._make((*per_step, tuple(out[8]), None if uniforms is None else out[10]))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*batch.differentiable, *parameters)):
+        keep = int(Keep.ALWAYS if want.recompute else Keep.STORED)
+    options = (spec.constant(spec.key, _text), _precision(), keep, want.prior, want.raw, batch.threshold)
+    out = torch.ops.vrnn_fast.triton_forward(*batch.sequences, list(batch.state), list(parameters), *options)
+    asked = (True,) * 5 + (want.prior, want.prior, want.raw)
+    per_step = (tensor if asked_for else None for tensor, asked_for in zip(out, asked, strict=False))
+    return SequenceResult._make((*per_step, tuple(out[8]), None if batch.uniforms is None else out[10]))
 
 
-def step(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    recompute: bool,
-    want_raw: bool,
-) -> StepResult:
+def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
     """See :class:`vrnn_fast.executors.Executor`: a sequence of one step."""
-    return step_of_run(run, spec, parameters, x, eps, state, cond=cond, recompute=recompute, want_raw=want_raw)
+    return step_of_run(run, spec, parameters, batch, want)
 
 
 def generate(
-    spec: CellSpec,
-    parameters: Sequence[Tensor],
-    eps: Tensor,
-    noise: Tensor,
-    state: tuple[Tensor, ...],
-    *,
-    cond: Tensor | None = None,
-    mean: bool,
+    spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, *, mean: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step, which
     :func:`launches` tells."""
+    eps = batch.eps
     if spec.constant(spec.key, _misfit, eps.dtype.itemsize, eps.device, _precision(), mean) is not None:
-        return reference.generate(spec, parameters, eps, noise, state, cond=cond, mean=mean)
-    x, after = torch.ops.vrnn_fast.triton_generate(
-        *(
-            eps,
-            noise.to(eps.dtype),
-            cond,
-            list(state),
-            list(parameters),
-            spec.constant(spec.key, _text),
-            _precision(),
-            mean,
-        )
-    )
+        return reference.generate(spec, parameters, batch, mean=mean)
+    tensors = eps, batch.x.to(eps.dtype), batch.cond, list(batch.state), list(parameters)
+    options = spec.constant(spec.key, _text), _precision(), mean
+    x, after = torch.ops.vrnn_fast.triton_generate(*tensors, *options)
     return x, tuple(after)
 
 

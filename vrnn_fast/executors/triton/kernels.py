@@ -13,6 +13,7 @@ from typing import Any
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
+from ..base import Want
 from . import emit
 from .plan import plan
 from .tuning import Config, cache_directory, resident
@@ -49,7 +50,7 @@ def training_sources(spec: CellSpec, config: Config, itemsize: int) -> tuple[str
     """Forward and reverse kernel of a training step on the loss alone."""
     there, back = plan(spec, config.widest), plan(spec, config.widest, reverse=True)
     on_z = back.sample is not None and back.sample.z in back.read_after
-    forward = forward_source(spec, config, itemsize, there.stored(Keep.STORED))
+    forward = forward_source(spec, config, itemsize, there.stored(Keep.STORED, Want()))
     return forward, backward_source(spec, config, itemsize, on_z, on_eps=False)
 
 

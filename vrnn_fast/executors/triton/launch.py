@@ -12,25 +12,12 @@ from torch import Tensor
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Keep, Slice
+from ..base import Batch, Want
 from . import tuning
 from .plan import Plan, identifier, plan
 from .rows import Rows, aligned, allocate
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
-
-
-class Inputs(NamedTuple):
-    """The tensors of a call, as the operators take them."""
-
-    x: Tensor
-    eps: Tensor
-    cond: Tensor | None
-    lengths: Tensor | None
-    resets: Tensor | None
-    mask: Tensor | None
-    uniforms: Tensor | None
-    state: Sequence[Tensor]
-    parameters: Sequence[Tensor]
 
 
 class Outputs(NamedTuple):
@@ -63,21 +50,22 @@ def kept(cut: Plan, keep: Keep | None) -> tuple[str, ...]:
     return () if keep is None else tuple(b.name for b in cut.program.buffers if b.keep >= keep)
 
 
-class Batch:
+class Launch:
     """One call: its sizes, its rows, its configuration. Where the cell runs on its own (``mean`` as in :func:`plan`),
     the noise of its outputs is in the place of x."""
 
     def __init__(
         self,
         spec: CellSpec,
-        inputs: Inputs,
+        given: Batch,
+        parameters: Sequence[Tensor],
         precision: str,
         mean: bool | None = None,
         *,
         reverse: bool = False,
     ) -> None:
-        self.spec, self.precision, self.inputs = spec, precision, inputs
-        x, drawn = inputs.x, inputs.uniforms
+        self.spec, self.precision, self.given = spec, precision, given
+        x, drawn = given.x, given.uniforms
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.particles = 1 if drawn is None else drawn.shape[2]
         self.config = tuning.choose(spec, x.dtype, x.device, precision, mean, self.particles)
@@ -87,7 +75,7 @@ class Batch:
         groups = self.batch // self.particles
         if drawn is not None and (drawn.shape[:2] != (self.steps, groups) or groups * self.particles != self.batch):
             raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
-        self.lengths = None if inputs.lengths is None else aligned(inputs.lengths.to(x.device))
+        self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order: Tensor | None = None
         self.real: Tensor | None = None
         if self.lengths is not None:
@@ -96,14 +84,14 @@ class Batch:
                 torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
             self.order = by_length(self.lengths, self.particles)
             self.real = (torch.arange(self.steps, device=x.device)[:, None] < self.lengths).reshape(-1, 1)
-        parameters = dict(zip((p.name for p in spec.parameters()), inputs.parameters, strict=True))
-        mask = None if inputs.mask is None else self.flat(inputs.mask)
+        named = dict(zip((p.name for p in spec.parameters()), parameters, strict=True))
+        mask = None if given.mask is None else self.flat(given.mask)
         widths = {b.name: b.width for b in self.plan.program.buffers}
         zeroed = self.plan.tiles.keys() if self.real is not None else ()
-        self.rows = Rows(spec, widths, parameters, x, self.steps * self.batch, mask, zeroed)
-        for name, given in (("x" if mean is None else "noise", x), ("eps", inputs.eps), ("cond", inputs.cond)):
-            if given is not None:
-                self.rows.value[name] = self.real_only(self.flat(given))
+        self.rows = Rows(spec, widths, named, x, self.steps * self.batch, mask, zeroed)
+        for name, tensor in (("x" if mean is None else "noise", x), ("eps", given.eps), ("cond", given.cond)):
+            if tensor is not None:
+                self.rows.value[name] = self.real_only(self.flat(tensor))
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(T, B, ...) as (rows, ...)."""
@@ -131,12 +119,12 @@ class Batch:
     def per_row(self, tensor: Tensor | None) -> Tensor:
         """(T, B) in the dtype of x, with zeros at padding."""
         if tensor is None:
-            return self.inputs.x.new_zeros((self.steps, self.batch))
-        return self.result(tensor.to(self.inputs.x.dtype).unsqueeze(1)).squeeze(2)
+            return self.given.x.new_zeros((self.steps, self.batch))
+        return self.result(tensor.to(self.given.x.dtype).unsqueeze(1)).squeeze(2)
 
     def workspace(self) -> Tensor:
         """The weights of the scan side by side, as its kernels read them."""
-        like = self.inputs.x
+        like = self.given.x
         space = allocate(like, (self.plan.workspace,), 0.0)
         into, of = [], []
         for matrix in self.plan.matrices:
@@ -154,8 +142,8 @@ class Batch:
     def add_states(self, tensors: dict[str, Any]) -> list[Tensor]:
         """Hand the states to a forward kernel; returns those it ends in."""
         final = []
-        for name, start in zip(self.plan.states, self.inputs.state, strict=True):
-            final.append(allocate(self.inputs.x, tuple(start.shape)))
+        for name, start in zip(self.plan.states, self.given.state, strict=True):
+            final.append(allocate(self.given.x, tuple(start.shape)))
             tensors |= {f"start_{identifier(name)}": aligned(start), f"final_{identifier(name)}": final[-1]}
         return final
 
@@ -165,7 +153,7 @@ class Batch:
 
         launches[way] += 1
         whole = self.config.rows // self.particles * self.particles
-        with on(self.inputs.x.device):
+        with on(self.given.x.device):
             kernel[(-(-self.batch // whole),)](
                 **arguments,
                 weights=self.workspace(),
@@ -173,7 +161,7 @@ class Batch:
                 batch=self.batch,
                 lengths=self.lengths,
                 order=self.order,
-                resets=self.flags(self.inputs.resets),
+                resets=self.flags(self.given.resets),
                 ROWS=self.config.rows,
                 PARTICLES=self.particles,
                 PRECISION=self.precision,
@@ -187,36 +175,34 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 def forward(
     spec: CellSpec,
-    inputs: Inputs,
+    batch: Batch,
+    parameters: Sequence[Tensor],
     precision: str,
     keep: Keep | None,
-    *,
-    want_prior: bool,
-    want_raw: bool,
-    threshold: float,
+    want: Want,
 ) -> Outputs:
     """Run a batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
     from . import kernels
 
-    call = Batch(spec, inputs, precision)
-    cut, rows, like = call.plan, call.rows, inputs.x
+    call = Launch(spec, batch, parameters, precision)
+    cut, rows, like = call.plan, call.rows, batch.x
     rows.run(cut.program.before)
-    stored = cut.stored(keep, want_prior=want_prior, want_raw=want_raw)
+    stored = cut.stored(keep, want)
     tensors: dict[str, Any] = {f"b_{identifier(name)}": rows.buffer(rows.value, name) for name in (*cut.given, *stored)}
     if cut.sample is not None and call.real is not None:  # a density needs one, at padding too
         rows.value[cut.sample.std.buffer].fill_(1.0)
     state, ancestors = call.add_states(tensors), like.new_empty((0, 0, 0), dtype=torch.int64)
-    if inputs.uniforms is not None:
-        ancestors = allocate(like, tuple(inputs.uniforms.shape), -1, torch.int64)
-        tensors |= {"b_uniforms": aligned(inputs.uniforms), "b_ancestors": ancestors}
-        tensors |= {"enough": threshold * call.particles, "mask": call.flags(inputs.mask)}
+    if batch.uniforms is not None:
+        ancestors = allocate(like, tuple(batch.uniforms.shape), -1, torch.int64)
+        tensors |= {"b_uniforms": aligned(batch.uniforms), "b_ancestors": ancestors}
+        tensors |= {"enough": batch.threshold * call.particles, "mask": call.flags(batch.mask)}
         rows.nll = tensors["b_nll"] = allocate(like, (rows.count,), 0.0)
         if cut.divergence is not None:
             rows.kl = tensors["b_kl"] = allocate(like, (rows.count,), 0.0)
     kernel = kernels.forward(spec, call.config, like.element_size(), stored)
     call.launch("forward", kernel, tensors)
     rows.run(cut.program.after)
-    if want_prior and cut.divergence is not None and cut.resamples:
+    if want.prior and cut.divergence is not None and cut.resamples:
         rows.prior_std(cut.divergence)
 
     def result(part: Slice, wanted: bool = True) -> Tensor:
@@ -232,22 +218,24 @@ def forward(
     latent = [like.new_zeros((call.steps, call.batch, 0)) for _ in range(5)]
     if sample is not None and divergence is not None:
         latent = [result(part) for part in (sample.z, half(sample.source), sample.std)]
-        latent += [result(part, want_prior) for part in (half(divergence.prior), divergence.prior_std)]
-    per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want_raw))
+        latent += [result(part, want.prior) for part in (half(divergence.prior), divergence.prior_std)]
+    per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want.raw))
     return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut, keep)], ancestors))
 
 
-def generate(spec: CellSpec, inputs: Inputs, precision: str, *, mean: bool) -> tuple[Tensor, list[Tensor]]:
+def generate(
+    spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, mean: bool
+) -> tuple[Tensor, list[Tensor]]:
     """Let a cell run on its own in one launch, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
     from . import kernels
 
-    call = Batch(spec, inputs, precision, mean)
+    call = Launch(spec, batch, parameters, precision, mean)
     cut, rows = call.plan, call.rows
     rows.run(cut.program.before)
     tensors: dict[str, Any] = {f"b_{identifier(name)}": rows.value[name] for name in cut.given}
     tensors["b_x"] = rows.buffer(rows.value, "x")
     state = call.add_states(tensors)
-    kernel = kernels.forward(spec, call.config, inputs.x.element_size(), ("x",), mean)
+    kernel = kernels.forward(spec, call.config, batch.x.element_size(), ("x",), mean)
     call.launch("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
     return call.result(rows.value["x"]), state
 
@@ -264,7 +252,8 @@ class Gradients(NamedTuple):
 
 def backward(
     spec: CellSpec,
-    inputs: Inputs,
+    batch: Batch,
+    parameters: Sequence[Tensor],
     upstream: Mapping[str, Tensor],
     z: Tensor,
     std: Tensor,
@@ -283,8 +272,8 @@ def backward(
     """
     from . import kernels
 
-    call = Batch(spec, inputs, precision, reverse=True)
-    cut, rows, like = call.plan, call.rows, inputs.x
+    call = Launch(spec, batch, parameters, precision, reverse=True)
+    cut, rows, like = call.plan, call.rows, batch.x
     rows.value.update(zip(kept(cut, keep), saved, strict=True))
     if cut.sample is not None:
         rows.value[cut.sample.z.buffer] = call.flat(z)
@@ -305,7 +294,7 @@ def backward(
     for name in dict.fromkeys((*cut.summed, *sorted(given))):
         tensors[f"g_{identifier(name)}"] = rows.buffer(rows.gradient, name)
     d_state = []
-    for i, (name, start) in enumerate(zip(cut.states, inputs.state, strict=True)):
+    for i, (name, start) in enumerate(zip(cut.states, batch.state, strict=True)):
         d_final = upstream.get(f"state{i}")
         tensors[f"d_final_{identifier(name)}"] = torch.zeros_like(start) if d_final is None else aligned(d_final)
         d_state.append(allocate(like, tuple(start.shape)))
@@ -326,5 +315,5 @@ def backward(
     def of(name: str, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None or name not in wanted else rows.buffer(rows.gradient, name).view(tensor.shape)
 
-    sequences = of("x", inputs.x), of("eps", inputs.eps), of("cond", inputs.cond)
+    sequences = of("x", batch.x), of("eps", batch.eps), of("cond", batch.cond)
     return Gradients(*sequences, d_state, [rows.d_parameters[p.name] for p in spec.parameters()])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...cell.spec import CellSpec, Std
 from ...cell.stages import Keep
+from ..base import Batch, Want
 from . import launch
 from .plan import plan
 
@@ -60,10 +61,9 @@ def _forward(
     threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
     """Run x (T, B, X); ``keep`` is the least Keep that backward wants, or NO_BACKWARD. See launch.Outputs."""
-    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, uniforms, state, parameters)
+    batch = Batch(x, eps, tuple(state), lengths, cond, resets, mask, uniforms, threshold)
     least = None if keep == NO_BACKWARD else Keep(keep)
-    wanted = {"want_prior": want_prior, "want_raw": want_raw}
-    return (*launch.forward(decode(spec), inputs, precision, least, **wanted, threshold=threshold),)
+    return (*launch.forward(decode(spec), batch, parameters, precision, least, Want(want_prior, want_raw)),)
 
 
 def _fake_forward(
@@ -127,10 +127,11 @@ def _backward(
     """
     names = [*PER_STEP, *(f"state{i}" for i in range(len(state)))]
     given = {names[slot]: gradient for slot, gradient in zip(slots, upstream, strict=True)}
-    inputs = launch.Inputs(x, eps, cond, lengths, resets, mask, uniforms, state, parameters)
+    batch = Batch(x, eps, tuple(state), lengths, cond, resets, mask, uniforms)
     flags = {"x": want_x, "eps": want_eps, "cond": want_cond}
     wanted = {name for name, flag in flags.items() if flag}
-    found = launch.backward(decode(spec), inputs, given, z, std, ancestors, saved, precision, Keep(keep), wanted)
+    run = decode(spec), batch, parameters
+    found = launch.backward(*run, given, z, std, ancestors, saved, precision, Keep(keep), wanted)
     sequences = (x.new_empty((0,)) if d is None else d for d in found[:3])
     return (*sequences, found.state, found.parameters)  # type: ignore[return-value]
 
@@ -174,8 +175,7 @@ def _generate(
     mean: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """See launch.generate."""
-    inputs = launch.Inputs(noise, eps, cond, None, None, None, None, state, parameters)
-    return launch.generate(decode(spec), inputs, precision, mean=mean)
+    return launch.generate(decode(spec), Batch(noise, eps, tuple(state), cond=cond), parameters, precision, mean=mean)
 
 
 def _fake_generate(

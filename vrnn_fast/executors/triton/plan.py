@@ -31,6 +31,7 @@ from ...cell.stages import (
     Slice,
     Stage,
 )
+from ..base import Want
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 
@@ -159,15 +160,15 @@ class Plan:
     def width(self, buffer: str) -> int:
         return next(b.width for b in self.program.buffers if b.name == buffer)
 
-    def stored(self, keep: Keep | None, *, want_prior: bool = False, want_raw: bool = False) -> tuple[str, ...]:
+    def stored(self, keep: Keep | None, want: Want) -> tuple[str, ...]:
         """The buffers that forward writes to memory: results, what ``after`` reads, and what backward shall find.
 
         ``keep`` is the least that backward asks for, or None without a backward.
         """
         wanted = {s.buffer for s in self.read_after}
-        if want_raw:
+        if want.raw:
             wanted.add(self.likelihood.source.buffer)
-        if want_prior and self.divergence is not None:
+        if want.prior and self.divergence is not None:
             wanted.add(self.divergence.prior.buffer)
         if self.sample is not None:
             wanted |= {s.buffer for s in (self.sample.source, self.sample.std, self.sample.z)}
