@@ -3,6 +3,7 @@
 from .acceleration.accelerate import accelerate
 from .acceleration.proof import ProofError
 from .cell.spec import Std
+from .checkpoints.convert import load_checkpoint
 from .executors import backends
 from .layouts.structure import LayoutError
 from .likelihoods import (
@@ -50,4 +51,5 @@ __all__ = [
     "__version__",
     "accelerate",
     "backends",
+    "load_checkpoint",
 ]

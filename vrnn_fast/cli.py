@@ -240,7 +240,7 @@ def convert(
     agent: Annotated[int | None, typer.Option(help="Which of its agents, counted from 0, if OLD has several.")] = None,
     likelihood: Annotated[Output | None, typer.Option(help="What its output means, where that cannot be told.")] = None,
 ) -> None:
-    """Make a checkpoint of somebody's own VRNN one that VRNN.from_state_dict(NEW) reads."""
+    """Make a checkpoint of somebody's own VRNN one that load_checkpoint(NEW) reads."""
     from .checkpoints.convert import convert as translate
 
     model = translate(old, new, layout, {} if likelihood is None else {"likelihood": likelihood}, agent)

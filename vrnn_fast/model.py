@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
@@ -15,6 +14,7 @@ from . import bounds, checks, executors, parameters
 from . import resampling as filtering
 from .cell.spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
 from .cell.spec import Cell as CellKind
+from .description import MARK, described
 from .executors.base import Batch, Want
 from .executors.reference import full_precision, generate_by, stacked
 from .inputs import at_real, with_frames
@@ -740,47 +740,12 @@ class VRNN(nn.Module):
             "is in another one of x, of lengths and of the state. Use DistributedDataParallel, a process for each GPU"
         )
 
-    @classmethod
-    def from_state_dict(
-        cls,
-        state: Mapping[str, Any] | str | PathLike[str],
-        layout: str | Mapping[str, Any] = "auto",
-        *,
-        agent: int | None = None,
-        **arguments: Any,
-    ) -> VRNN:
-        """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
-
-        Names and shapes do not tell which activation a model had: pass ``activation=`` where it was not that of the
-        layout. Nor do they tell what follows a mean in an ``nn.Sequential``: pass ``likelihood="bernoulli"`` for a
-        sigmoid. ``std=`` is that of posterior and prior, and of a Gaussian output by its name too. A state dict of a
-        VRNN tells all, as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign
-        one); only a likelihood of your own must be passed.
-
-        Args:
-            state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
-                included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. A prefix
-                that all names have goes, and a dictionary with a state dict among other things is searched for it.
-            layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
-            agent: which one, counted from 0, of a checkpoint with networks for each of several agents.
-            arguments: of the module, instead of those that follow from the checkpoint.
-
-        Raises:
-            LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
-                what its output means; the message says what was looked for and what was found.
-        """
-        from .checkpoints.convert import from_state_dict
-
-        return from_state_dict(state, layout, arguments, agent)
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Besides tensors, note what :meth:`from_state_dict` needs to make such a module again."""
-        from .checkpoints.convert import MARK, described
-
+        """Besides tensors, note what :func:`vrnn_fast.load_checkpoint` needs to make such a module again."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if notes is not None:
-            notes[MARK] = described(self)
+            notes[MARK] = described(self.spec, self.likelihood, self.batch_first)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from tests.support.foreign import copied, wild
-from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, cli
+from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, cli, load_checkpoint
 from vrnn_fast.acceleration.module import Accelerated
 from vrnn_fast.cell.spec import Std
 from vrnn_fast.checkpoints.convert import convert
@@ -83,13 +83,13 @@ def test_a_checkpoint_with_log_variances() -> None:
     kl, nll, _, logvars = theirs(x)
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in x])
-    out = VRNN.from_state_dict(state)(x, eps=eps)
+    out = load_checkpoint(state)(x, eps=eps)
     torch.testing.assert_close(2 * out.posterior.std.log(), torch.stack(logvars))
     torch.testing.assert_close((out.kl.sum(), out.nll.sum()), (kl, nll))
     hidden = {name.replace("enc_logvar.", "enc_logvar.0."): t for name, t in state.items()}
     with pytest.raises(LayoutError, match=r"do not tell whether enc_logvar gives log variances: pass std="):
-        VRNN.from_state_dict(hidden)
-    assert VRNN.from_state_dict(hidden, std=Std(floor=0.0)).spec.std == Std(floor=0.0)
+        load_checkpoint(hidden)
+    assert load_checkpoint(hidden, std=Std(floor=0.0)).spec.std == Std(floor=0.0)
 
 
 class Renamed(copied.VRNN):
@@ -122,12 +122,12 @@ def test_no_likelihood_is_guessed_from_a_name(std: Std | None) -> None:
     state = theirs.state_dict()
     words = r"what is made of the output of dec_mean\.0: pass likelihood='bernoulli' .*, 'gaussian' if dec_std\.0 gives"
     with pytest.raises(LayoutError, match=words):
-        VRNN.from_state_dict(state)
+        load_checkpoint(state)
     torch.manual_seed(0)
     _, nll, _, _ = theirs(x)
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4, dtype=torch.float32) for _ in x]).double()
-    ours = VRNN.from_state_dict(state, likelihood="gaussian", **({} if std is None else {"std": std}))
+    ours = load_checkpoint(state, likelihood="gaussian", **({} if std is None else {"std": std}))
     torch.testing.assert_close(ours(x, eps=eps).nll.sum(), nll, rtol=0, atol=7 * 5 * 6 * 4 * copied.EPS / 0.1)
 
 
@@ -144,9 +144,9 @@ def test_a_head_alone_is_asked_for() -> None:
     with pytest.raises(
         LayoutError, match=r"made of the output of dec_mean\.0: pass likelihood='bernoulli' if a sigmoid"
     ):
-        VRNN.from_state_dict(wild.OneHead(6, 9, 4).state_dict())
+        load_checkpoint(wild.OneHead(6, 9, 4).state_dict())
     state = wild.OneHead(6, 9, 4, inside=True).state_dict()
-    assert VRNN.from_state_dict(state, likelihood="bernoulli").spec.decoder == (9, 9)
+    assert load_checkpoint(state, likelihood="bernoulli").spec.decoder == (9, 9)
 
 
 # --- parts outside of the scan
@@ -321,9 +321,9 @@ def test_who_reads_the_conditioning_input() -> None:
             layout = {"cond_to": cond_to} | ({} if phi_x else {"phi_x": ""})
             if cond_to == ("encoder", "cell") and not phi_x:
                 with pytest.raises(LayoutError, match="the widths of x and cond cannot be told"):
-                    VRNN.from_state_dict(state, layout, likelihood="bernoulli")
+                    load_checkpoint(state, layout, likelihood="bernoulli")
                 continue
-            spec = VRNN.from_state_dict(state, layout, likelihood="bernoulli").spec
+            spec = load_checkpoint(state, layout, likelihood="bernoulli").spec
             assert (spec.input_size, spec.cond_size, spec.cond_to) == (6, 3, cond_to)
 
 
@@ -355,20 +355,20 @@ def test_a_mapping_that_says_nothing_sensible(layout: dict[str, Any], words: str
 def test_a_trainers_file(tmp_path: Path) -> None:
     theirs = copied.VRNN(6, 9, 4, gaussian=True)
     torch.save(wild.Wrapped(theirs).checkpoint(), tmp_path / "epoch=3.ckpt")
-    ours = VRNN.from_state_dict(tmp_path / "epoch=3.ckpt")
+    ours = load_checkpoint(tmp_path / "epoch=3.ckpt")
     torch.testing.assert_close(ours.enc_mean.weight, theirs.enc_mean.weight)
     own = VRNN(6, 9, 4, phi_x=(3,), activation="tanh")
     torch.save(wild.Wrapped(own).checkpoint(), tmp_path / "own.ckpt")
-    assert VRNN.from_state_dict(tmp_path / "own.ckpt").spec == own.spec
+    assert load_checkpoint(tmp_path / "own.ckpt").spec == own.spec
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_whole_model_in_a_file(legacy: bool, tmp_path: Path) -> None:
     torch.save(copied.VRNN(6, 9, 4), tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(LayoutError, match=r"m\.pt holds no tensors .*; save model\.state_dict\(\)$") as caught:
-        VRNN.from_state_dict(tmp_path / "m.pt")
+        load_checkpoint(tmp_path / "m.pt")
     assert str(caught.value).isprintable()
-    assert legacy or "a whole model or other objects in it (foreign.copied.VRNN)" in str(caught.value)
+    assert legacy or "a whole model or other objects in it (tests.support.foreign.copied.VRNN)" in str(caught.value)
 
 
 FLIPS = 150  # of each kind of file
@@ -389,7 +389,7 @@ def test_a_flipped_bit_is_no_others_exception(ours: bool, legacy: bool, tmp_path
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                VRNN.from_state_dict(path, **({} if ours else {"likelihood": "bernoulli"}))
+                load_checkpoint(path, **({} if ours else {"likelihood": "bernoulli"}))
         except LayoutError:
             refused += 1
     assert FLIPS // 10 < refused < FLIPS

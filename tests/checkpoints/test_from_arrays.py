@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from vrnn_fast import VRNN, Gaussian, GaussianMixture, Handwriting, LayoutError, Std, Stream, backends, cli
+from vrnn_fast import (
+    VRNN,
+    Gaussian,
+    GaussianMixture,
+    Handwriting,
+    LayoutError,
+    Std,
+    Stream,
+    backends,
+    cli,
+    load_checkpoint,
+)
 
 Arrays = dict[str, np.ndarray]
 Tensors = dict[str, Tensor]
@@ -68,7 +79,7 @@ def assert_gradients(ours: VRNN, gradients: Arrays) -> None:
     The cell's two biases have that of the single one each, the copies of a correlation that all components share have
     it in parts.
     """
-    places = dict(VRNN.from_state_dict(gradients).named_parameters())
+    places = dict(load_checkpoint(gradients).named_parameters())
     for name, p in ours.named_parameters():
         assert p.grad is not None
         found, right = p.grad, places[name.replace("bias_hh", "bias_ih")].data
@@ -169,13 +180,13 @@ def walk_paper(a: Tensors, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("output", ["gaussian", "mixture"])
 def test_the_papers_models_of_speech(prior: bool, latent: int, output: str) -> None:
     arrays = paper(prior, latent, output)
-    ours = VRNN.from_state_dict(arrays)
+    ours = load_checkpoint(arrays)
     kind = {"gaussian": Gaussian(1e-4), "mixture": GaussianMixture(3, 1e-4)}[output]
     assert repr(ours.likelihood) == repr(kind)
     generator = np.random.default_rng(1)
     x, eps = generator.normal(size=(7, 5, 6)), generator.normal(size=(7, 5, latent))
     assert_gradients(ours, agree(ours, walk_paper, arrays, x, eps))
-    assert isinstance(VRNN.from_state_dict(arrays, layout="P"), VRNN)
+    assert isinstance(load_checkpoint(arrays, layout="P"), VRNN)
 
 
 @pytest.mark.parametrize("change", ["", "without coeff", "a correlation for each"])
@@ -185,7 +196,7 @@ def test_the_papers_models_of_handwriting(change: str, latent: int) -> None:
     if change == "without coeff":  # a single component
         arrays = {n: a[..., :2] if n.endswith(("theta_mu", "theta_sig")) else a for n, a in arrays.items()}
         arrays = {n: a for n, a in arrays.items() if not n.endswith("coeff")}
-    ours = VRNN.from_state_dict(arrays)
+    ours = load_checkpoint(arrays)
     assert repr(ours.likelihood) == repr(Handwriting(1 if change == "without coeff" else 3, 1e-4, 1.0))
     generator = np.random.default_rng(1)
     x, eps = generator.normal(size=(7, 5, 3)), generator.normal(size=(7, 5, latent))
@@ -197,14 +208,14 @@ def test_the_papers_models_of_handwriting(change: str, latent: int) -> None:
 
 def test_the_papers_arrays_are_all_needed_and_all_used() -> None:
     with pytest.raises(LayoutError, match="layout P needs W_x_2__rnn, found"):
-        VRNN.from_state_dict({n: a for n, a in paper().items() if n != "W_x_2__rnn"})
+        load_checkpoint({n: a for n, a in paper().items() if n != "W_x_2__rnn"})
     with pytest.raises(LayoutError, match="layout P has no place for b_corr"):
-        VRNN.from_state_dict({**paper(), "b_corr": np.zeros(1)})
+        load_checkpoint({**paper(), "b_corr": np.zeros(1)})
     with pytest.raises(LayoutError, match="theta_mu must have a multiple of 4 outputs, found 6"):
-        VRNN.from_state_dict({**paper(), "b_coeff": np.zeros(4), "W_theta_1__coeff": np.zeros((11, 4))})
+        load_checkpoint({**paper(), "b_coeff": np.zeros(4), "W_theta_1__coeff": np.zeros((11, 4))})
     strokes = paper(output="strokes", features=3)
     with pytest.raises(LayoutError, match="corr must have 1 or 3 outputs, found 2"):
-        VRNN.from_state_dict({**strokes, "b_corr": np.zeros(2), "W_theta_1__corr": np.zeros((11, 2))})
+        load_checkpoint({**strokes, "b_corr": np.zeros(2), "W_theta_1__corr": np.zeros((11, 2))})
 
 
 # ---- F: filtering objectives
@@ -281,40 +292,40 @@ def test_filtering_objectives(binary: bool, hidden: int, suffix: str) -> None:
     arrays = filtering(binary, hidden, suffix=suffix)
     slots = {f"{name}/Adam": array for name, array in arrays.items()}
     beside = {"global_step": np.int64(7), "beta1_power": np.float32(0.9), "rnn/lstm_cell/kernel": np.zeros((17, 40))}
-    ours = VRNN.from_state_dict({**arrays, **slots, **beside} if not suffix else arrays)
+    ours = load_checkpoint({**arrays, **slots, **beside} if not suffix else arrays)
     x, eps = drawn(binary)
     agree(ours, walk_filtering, arrays, x, eps)
-    assert VRNN.from_state_dict(arrays, layout="F").spec == ours.spec
+    assert load_checkpoint(arrays, layout="F").spec == ours.spec
 
 
 def test_a_mean_of_real_valued_x_centres_what_the_cell_sees() -> None:
     arrays = {**filtering(binary=False), "mean": np.linspace(-1, 1, 6)}
     x, eps = drawn(binary=False)
-    agree(VRNN.from_state_dict(arrays), walk_filtering, arrays, x, eps)
+    agree(load_checkpoint(arrays), walk_filtering, arrays, x, eps)
 
 
 def test_filtering_arrays_are_all_needed_and_all_used() -> None:
     arrays = filtering()
     with pytest.raises(LayoutError, match="layout F needs mean, found"):
-        VRNN.from_state_dict({n: a for n, a in arrays.items() if n != "mean"})
+        load_checkpoint({n: a for n, a in arrays.items() if n != "mean"})
     with pytest.raises(LayoutError, match="layout F needs approximate_posterior_fcnet/linear_0/w, found"):
-        VRNN.from_state_dict({n: a for n, a in arrays.items() if not n.startswith("approximate")})
+        load_checkpoint({n: a for n, a in arrays.items() if not n.startswith("approximate")})
     with pytest.raises(LayoutError, match="layout F has no place for tilt_fcnet/linear_0/w"):
-        VRNN.from_state_dict({**arrays, "tilt_fcnet/linear_0/w": np.zeros((18, 6))})
+        load_checkpoint({**arrays, "tilt_fcnet/linear_0/w": np.zeros((18, 6))})
     with pytest.raises(LayoutError, match=r"linear_0/w must have shape \(17, any\), found \(20, 9\)"):  # smoothing
-        VRNN.from_state_dict({**arrays, "approximate_posterior_fcnet/linear_0/w": np.zeros((20, 9))})
+        load_checkpoint({**arrays, "approximate_posterior_fcnet/linear_0/w": np.zeros((20, 9))})
     with pytest.raises(LayoutError, match=r"lstm_cell/kernel must have shape \(25, 40\), found \(24, 40\)"):
-        VRNN.from_state_dict({**arrays, "lstm_cell/kernel": np.zeros((24, 40))})
+        load_checkpoint({**arrays, "lstm_cell/kernel": np.zeros((24, 40))})
 
 
 def test_a_posterior_that_may_be_the_smoothing_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WIDTHS, "data", 10)
     with pytest.warns(UserWarning, match="layout F: the posterior is taken as the filtering one"):
-        VRNN.from_state_dict(filtering())
+        load_checkpoint(filtering())
 
 
 def test_constants_of_filtering_objectives_are_arguments() -> None:
-    ours = VRNN.from_state_dict(filtering(), std=Std(shift=0.5, floor=0.0, minimum=0.1), batch_first=True)
+    ours = load_checkpoint(filtering(), std=Std(shift=0.5, floor=0.0, minimum=0.1), batch_first=True)
     assert ours.spec.std.minimum == 0.1
     assert ours.batch_first
 
@@ -325,7 +336,7 @@ def test_constants_of_filtering_objectives_are_arguments() -> None:
 @pytest.fixture
 def started() -> VRNN:
     """Of one LSTM layer, in float64."""
-    return VRNN.from_state_dict(filtering())
+    return load_checkpoint(filtering())
 
 
 def same_numbers(ours: VRNN, theirs: VRNN) -> None:
@@ -421,7 +432,7 @@ def test_arrays_are_converted_on_the_command_line(binary: bool, tmp_path: Path) 
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     x, eps = drawn(binary)
-    agree(VRNN.from_state_dict(tmp_path / "new.safetensors"), walk_filtering, filtering(binary), x, eps)
+    agree(load_checkpoint(tmp_path / "new.safetensors"), walk_filtering, filtering(binary), x, eps)
 
 
 def test_the_start_compiles_whole(started: VRNN) -> None:

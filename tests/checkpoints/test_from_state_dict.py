@@ -28,6 +28,7 @@ from vrnn_fast import (
     Likelihood,
     SharedMixture,
     cli,
+    load_checkpoint,
 )
 from vrnn_fast.cell.spec import Std
 from vrnn_fast.checkpoints import files
@@ -63,7 +64,7 @@ def agree(ours: VRNN, theirs: nn.Module) -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "a.net."])
 def test_a_state_dict(gaussian: bool, bias: bool, prefix: str) -> None:
     theirs = copied.VRNN(6, 9, 4, bias=bias, gaussian=gaussian, fixed=True)
-    ours = VRNN.from_state_dict({prefix + name: t for name, t in theirs.state_dict().items()}, **meant(gaussian))
+    ours = load_checkpoint({prefix + name: t for name, t in theirs.state_dict().items()}, **meant(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
     assert ours.spec.bias == bias
     agree(ours, theirs)
@@ -71,7 +72,7 @@ def test_a_state_dict(gaussian: bool, bias: bool, prefix: str) -> None:
 
 def test_ours_goes_through_too() -> None:
     model = VRNN(6, 9, 4, phi_x=(7,), decoder=(5,), dtype=torch.float64)
-    again = VRNN.from_state_dict(model.state_dict())
+    again = load_checkpoint(model.state_dict())
     assert again.spec == model.spec
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
@@ -101,7 +102,7 @@ def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) ->
     for number in range({"converted": 1, "twice": 2}.get(kept, 0)):
         convert(state, tmp_path / f"{number}.safetensors", "auto", {})
         state = tmp_path / f"{number}.safetensors"
-    again = VRNN.from_state_dict(state)
+    again = load_checkpoint(state)
     assert again.spec == model.spec
     assert repr(again.likelihood) == repr(model.likelihood)
     assert again.batch_first == model.batch_first
@@ -121,9 +122,9 @@ def test_a_likelihood_of_your_own_is_passed(converted: bool, tmp_path: Path) -> 
         torch.save(state, tmp_path / "ours.pt")
         state = tmp_path / "ours.safetensors"
         convert(tmp_path / "ours.pt", state, "auto", {"likelihood": Laplace()})
-    assert VRNN.from_state_dict(state, likelihood=Laplace()).spec == model.spec
+    assert load_checkpoint(state, likelihood=Laplace()).spec == model.spec
     with pytest.raises(LayoutError, match="the likelihood Laplace is a class of your own: pass likelihood="):
-        VRNN.from_state_dict(state)
+        load_checkpoint(state)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -135,8 +136,8 @@ def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, besi
     if beside:
         stored = {"epoch": 3, "optimizer": optimizer.state_dict(), "model": stored}
     torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
-    agree(VRNN.from_state_dict(path, likelihood="bernoulli"), theirs)
-    agree(VRNN.from_state_dict(str(path), layout="E", likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(path, likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(str(path), layout="E", likelihood="bernoulli"), theirs)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def double() -> Iterator[None]:
 def test_e_is_exact(gaussian: bool) -> None:
     """No floor that the original does not have: its losses up to what it adds inside of logarithms itself."""
     theirs, x = copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True), (torch.rand(7, 5, 6) < 0.4).double()
-    ours = VRNN.from_state_dict(theirs.state_dict(), **meant(gaussian))
+    ours = load_checkpoint(theirs.state_dict(), **meant(gaussian))
     torch.manual_seed(0)
     kl, nll, (means, stds), _ = theirs(x)
     torch.manual_seed(0)
@@ -165,15 +166,15 @@ def test_e_is_exact(gaussian: bool) -> None:
 
 def test_arrays(theirs: copied.VRNN, tmp_path: Path) -> None:
     arrays = {name: t.numpy() for name, t in theirs.state_dict().items()}
-    agree(VRNN.from_state_dict(arrays, likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(arrays, likelihood="bernoulli"), theirs)
     np.savez(tmp_path / "old.npz", **arrays)
-    agree(VRNN.from_state_dict(tmp_path / "old.npz", likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(tmp_path / "old.npz", likelihood="bernoulli"), theirs)
 
 
 def test_arguments_say_what_names_and_shapes_do_not() -> None:
     theirs = copied.VRNN(6, 9, 4, act=nn.Tanh)
     told = {"activation": "tanh", "batch_first": True, "std": Std(floor=0.0), "likelihood": "bernoulli"}
-    ours = VRNN.from_state_dict(theirs.state_dict(), **told)
+    ours = load_checkpoint(theirs.state_dict(), **told)
     assert ours.batch_first
     ours.batch_first = False
     agree(ours, theirs)
@@ -196,7 +197,7 @@ def test_a_mapping() -> None:
         "batch_first": True,
     }
     theirs = own.SequenceModel(6, 9, 4)
-    ours = VRNN.from_state_dict(theirs.state_dict(), layout, likelihood="bernoulli")
+    ours = load_checkpoint(theirs.state_dict(), layout, likelihood="bernoulli")
     x = torch.rand(5, 7, 6)
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in range(7)], 1)
@@ -209,7 +210,7 @@ def test_d(tmp_path: Path) -> None:
     theirs = dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9)
     torch.save(theirs.state_dict(), tmp_path / "d.pt")
     with pytest.warns(UserWarning, match="hidden layers are taken as tanh and the output as log variances"):
-        ours = VRNN.from_state_dict(tmp_path / "d.pt")
+        ours = load_checkpoint(tmp_path / "d.pt")
     x, eps = torch.rand(7, 5, 6), torch.randn(7, 5, 4)
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
@@ -226,8 +227,8 @@ def test_h() -> None:
     with pytest.raises(
         LayoutError, match=r"what is made of the output of decoder_mean\.4: pass likelihood='bernoulli'"
     ):
-        VRNN.from_state_dict(state)
-    ours = VRNN.from_state_dict(state, likelihood="bernoulli")
+        load_checkpoint(state)
+    ours = load_checkpoint(state, likelihood="bernoulli")
     assert ours.batch_first
     torch.manual_seed(0)
     eps = torch.stack([torch.rand(5, 4) for _ in range(7)], 1)
@@ -241,14 +242,14 @@ def test_affine_ends_are_told_by_an_argument() -> None:
     """Shapes are those of layers with an activation behind them."""
     theirs = variants.AffineEnds(6, 9, 4)
     affine = {"phi_x": ("relu", "identity"), "phi_z": "identity", "encoder": ("elu", "relu"), "prior": "identity"}
-    ours = VRNN.from_state_dict(theirs.state_dict(), activation=affine, likelihood="gaussian", std=Std(floor=0.0))
+    ours = load_checkpoint(theirs.state_dict(), activation=affine, likelihood="gaussian", std=Std(floor=0.0))
     agree(ours, theirs)
 
 
 def test_heads_with_layers_of_their_own_are_told_by_shapes() -> None:
     theirs = variants.DeepMean(6, 9, 4)
     told = {"likelihood": "bernoulli", "activation": {"dec_mean": "tanh"}, "std": Std(floor=0.0)}
-    ours = VRNN.from_state_dict(theirs.state_dict(), **told)
+    ours = load_checkpoint(theirs.state_dict(), **told)
     assert ours.spec.own_layers == (("dec_mean", (7,)),)
     agree(ours, theirs)
     again = VRNN(6, 9, 4, bias=False, head_layers={"dec_mean": (7,)}, **told)
@@ -265,7 +266,7 @@ def test_heads_with_layers_of_their_own_are_told_by_shapes() -> None:
 @pytest.mark.usefixtures("double")
 def test_z() -> None:
     theirs, states = trajectories.VRNN(6, 6, 4, 7, 9), torch.randn(8, 5, 6)
-    ours = VRNN.from_state_dict(theirs.state_dict())
+    ours = load_checkpoint(theirs.state_dict())
     assert ours.num_layers == 2
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
@@ -295,9 +296,9 @@ def test_one_of_several_agents(agent: int, agents: int, tmp_path: Path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "z.pth")
     arguments = ["convert", str(tmp_path / "z.pth"), str(tmp_path / "z.safetensors"), "--agent", str(agent)]
     CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
-    gradients = VRNN.from_state_dict({name: p.grad for name, p in theirs.named_parameters()}, agent=agent)
+    gradients = load_checkpoint({name: p.grad for name, p in theirs.named_parameters()}, agent=agent)
     x = states[1:, :, 2 * agent : 2 * agent + 2]
-    for ours in (VRNN.from_state_dict(theirs.state_dict(), agent=agent), VRNN.from_state_dict(arguments[2])):
+    for ours in (load_checkpoint(theirs.state_dict(), agent=agent), load_checkpoint(arguments[2])):
         out = ours(x, cond=states[:-1], eps=eps, outputs=("prior", "prediction"))
         found = (*out.posterior, *out.prior, *out.prediction)
         for name, value in zip(names, found, strict=True):
@@ -311,15 +312,15 @@ def test_one_of_several_agents(agent: int, agents: int, tmp_path: Path) -> None:
 def test_which_agent_must_be_told(agent: Any) -> None:
     words = r"holds the networks of 3 agents, .* by agent=0 to agent=2 \(--agent on the command line\), got "
     with pytest.raises(LayoutError, match=words + repr(agent)):
-        VRNN.from_state_dict(trajectories.Agents(3, 2, 4, 7, 9).state_dict(), agent=agent)
+        load_checkpoint(trajectories.Agents(3, 2, 4, 7, 9).state_dict(), agent=agent)
 
 
 def test_of_a_list_of_one_agent_none_need_be_told() -> None:
     state = trajectories.Agents(1, 6, 4, 7, 9).state_dict()
-    one, told = VRNN.from_state_dict(state).state_dict(), VRNN.from_state_dict(state, agent=0).state_dict()
+    one, told = load_checkpoint(state).state_dict(), load_checkpoint(state, agent=0).state_dict()
     assert all(torch.equal(one[name], told[name]) for name in told)
     with pytest.raises(LayoutError, match=r"holds the networks of 1 agent, .* by agent=0 \(.*\), got 1"):
-        VRNN.from_state_dict(state, agent=1)
+        load_checkpoint(state, agent=1)
 
 
 @pytest.mark.parametrize("kept", ["theirs", "ours", "converted"])
@@ -330,7 +331,7 @@ def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: cop
         source = tmp_path / "e.safetensors"
         convert(tmp_path / "e.pth", source, "auto", {"likelihood": "bernoulli"})
     with pytest.raises(LayoutError, match=r"agent must be left out, .* got 0"):
-        VRNN.from_state_dict(source, agent=0)
+        load_checkpoint(source, agent=0)
 
 
 class Agents(nn.Module):
@@ -349,8 +350,8 @@ def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int, agents: int)
     state = Agents(gaussian, agents).state_dict()
     if not gaussian:
         with pytest.raises(LayoutError, match=r"what is made of the output of dec_mean\.\d\.0: pass likelihood="):
-            VRNN.from_state_dict(state, agent=agent)
-    ours = VRNN.from_state_dict(state, agent=agent, **meant(gaussian))
+            load_checkpoint(state, agent=agent)
+    ours = load_checkpoint(state, agent=agent, **meant(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
 
 
@@ -384,21 +385,21 @@ def test_b(residual: bool, one: bool, tmp_path: Path) -> None:
     told: dict[str, Any] = {} if residual else {"residual": False}
     words = GAUSSIAN if residual else r"\): the output is taken as Gaussian"
     with pytest.warns(UserWarning, match=words):
-        ours = VRNN.from_state_dict(tmp_path / "b.pt", **told)
+        ours = load_checkpoint(tmp_path / "b.pt", **told)
     assert ours.input_size == 6
     assert ours.batch_first
     assert len(list(ours.parameters())) == len(list(theirs.parameters()))
     run_b(theirs, ours)
     with pytest.warns(UserWarning, match=words):
         convert(tmp_path / "b.pt", tmp_path / "b.safetensors", "auto", told)
-    run_b(theirs, VRNN.from_state_dict(tmp_path / "b.safetensors"))
+    run_b(theirs, load_checkpoint(tmp_path / "b.safetensors"))
 
 
 def test_b_with_another_floor() -> None:
     theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.OneGaussianDense()).double()
     theirs.vrnn.likelihood.sd_activation = audio.deviation(2.0, 0.3)
     likelihood = SharedMixture(1, 0.3, 2.0, width=2)
-    run_b(theirs, VRNN.from_state_dict(theirs.state_dict(), likelihood=likelihood, residual=True))
+    run_b(theirs, load_checkpoint(theirs.state_dict(), likelihood=likelihood, residual=True))
 
 
 class SharedLogistic(nn.Module, Likelihood):
@@ -428,42 +429,42 @@ def test_b_with_logistic_distributions() -> None:
     theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.LogisticMixtureDense(3)).double()
     state = theirs.state_dict()
     with pytest.warns(UserWarning, match=GAUSSIAN):
-        assert isinstance(VRNN.from_state_dict(state).likelihood, SharedMixture)
+        assert isinstance(load_checkpoint(state).likelihood, SharedMixture)
     with pytest.warns(UserWarning, match=r"\): the posterior is taken as residual, which .* pass residual=False$"):
-        VRNN.from_state_dict(state, likelihood=SharedLogistic(3, 256))
+        load_checkpoint(state, likelihood=SharedLogistic(3, 256))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours = VRNN.from_state_dict(state, likelihood=SharedLogistic(3, 256), residual=True)
+        ours = load_checkpoint(state, likelihood=SharedLogistic(3, 256), residual=True)
     run_b(theirs, ours)
     words = (
         r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout B .* K logits, means "
         r"and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such layer, and scales "
     )
     with pytest.raises(LayoutError, match=words):
-        VRNN.from_state_dict(state, likelihood=DiscretizedLogisticMixture(3))
+        load_checkpoint(state, likelihood=DiscretizedLogisticMixture(3))
     with pytest.raises(LayoutError, match="gaussian has no params"):
-        VRNN.from_state_dict(state, likelihood="gaussian")
+        load_checkpoint(state, likelihood="gaussian")
 
 
 def test_of_b_two_or_three_values_are_read() -> None:
     state = audio.VRNNAudio(7, 4, 6, 3).state_dict()
     state |= {"vrnn.decoder.4.weight": torch.zeros(24, 7), "vrnn.decoder.4.bias": torch.zeros(24)}
     with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give two values .* found 24"):
-        VRNN.from_state_dict(state)
+        load_checkpoint(state)
 
 
 def test_safetensors_of_others(theirs: copied.VRNN, tmp_path: Path) -> None:
     save_file(theirs.state_dict(), tmp_path / "old.safetensors")
-    agree(VRNN.from_state_dict(tmp_path / "old.safetensors", likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(tmp_path / "old.safetensors", likelihood="bernoulli"), theirs)
     convert(tmp_path / "old.safetensors", tmp_path / "new.safetensors", "auto", {"likelihood": "bernoulli"})
-    agree(VRNN.from_state_dict(tmp_path / "new.safetensors"), theirs)
+    agree(load_checkpoint(tmp_path / "new.safetensors"), theirs)
 
 
 def test_a_run_is_not_converted(tmp_path: Path) -> None:
     """What it was trained on may be standardised, as its checkpoint alone tells."""
     files.save(tmp_path / "best.safetensors", VRNN(6, 9, 4).state_dict(), {"source": {}, "model": {}, "train": {}})
     with pytest.raises(LayoutError, match=r"best\.safetensors is a run's checkpoint, not a converted file"):
-        VRNN.from_state_dict(tmp_path / "best.safetensors")
+        load_checkpoint(tmp_path / "best.safetensors")
     with pytest.raises(LayoutError, match=r"best\.safetensors is a run's checkpoint, not a converted file"):
         convert(tmp_path / "best.safetensors", tmp_path / "new.safetensors", "auto", {})
 
@@ -475,7 +476,7 @@ def test_converted_on_the_command_line(theirs: copied.VRNN, tmp_path: Path) -> N
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "VRNN(" in result.output
-    agree(VRNN.from_state_dict(new), theirs)
+    agree(load_checkpoint(new), theirs)
 
 
 @pytest.mark.parametrize("arguments", [("missing.pth", "new.safetensors"), ("old.pth", "new.pth")])
@@ -503,10 +504,10 @@ def test_nothing_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for legacy in (False, True):
         torch.save({"x": Malicious()}, tmp_path / "bad.pth", _use_new_zipfile_serialization=not legacy)
         with pytest.raises(LayoutError, match=r"bad\.pth holds no tensors that can be read without running code"):
-            VRNN.from_state_dict(tmp_path / "bad.pth")
+            load_checkpoint(tmp_path / "bad.pth")
     (tmp_path / "bad.pth").write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(LayoutError):
-        VRNN.from_state_dict(tmp_path / "bad.pth")
+        load_checkpoint(tmp_path / "bad.pth")
     assert capsys.readouterr().out == ""
 
 
@@ -516,7 +517,7 @@ def test_an_archive_of_arrays_that_is_damaged(theirs: copied.VRNN, tmp_path: Pat
     np.savez(path, **{name: t.numpy() for name, t in theirs.state_dict().items()})
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(LayoutError, match=r"bad\.npz holds no tensors that can be read"):
-        VRNN.from_state_dict(path)
+        load_checkpoint(path)
 
 
 def without(name: str) -> dict[str, Tensor]:
@@ -546,10 +547,10 @@ def without(name: str) -> dict[str, Tensor]:
 )
 def test_what_is_no_checkpoint_of_a_known_layout(state: dict[str, Any], words: str) -> None:
     with pytest.raises(LayoutError, match=f"(?s){words}"):
-        VRNN.from_state_dict(state)
+        load_checkpoint(state)
 
 
 def test_a_likelihood_that_the_heads_do_not_fit() -> None:
     state = copied.VRNN(6, 9, 4).state_dict()
     with pytest.raises(LayoutError, match=r"GaussianMixture\(.*\) needs a decoder head dec_.* of width \d+, found 6"):
-        VRNN.from_state_dict(state, likelihood=GaussianMixture(20))
+        load_checkpoint(state, likelihood=GaussianMixture(20))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from vrnn_fast import VRNN, Bernoulli, Likelihood, VRNNStep, backends, parameters
-from vrnn_fast.acceleration.mirror import shallow
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cpu
 from vrnn_fast.executors.cpu import operators
+from vrnn_fast.layouts.modules import shallow
 
 pytestmark = pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
 X, H, Z = 5, 18, 3

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import executors
-from ..layouts import LAYOUTS
+from ..layouts import chosen
 from ..layouts.base import Fault, Layout, Objective
-from ..layouts.mapping import Named, check_names, mapped
+from ..layouts.mapping import Named, check_names
+from ..layouts.modules import parameter_shapes, shallow
+from ..layouts.plan import Plan, Sampling
 from ..layouts.structure import LayoutError, Shapes
 from ..layouts.words import in_words
 from ..model import VRNN
-from .mirror import activations, parameter_shapes, plain, ready, refuse_draws, shallow, strange, vet
-from .module import Accelerated, Plan, Sampling, arguments_of, build
+from .mirror import activations, plain, ready, refuse_draws, strange, vet
+from .module import Accelerated, arguments_of, build
 from .proof import ProofError, prove, samples
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -174,53 +176,6 @@ def _wrapped(model: Module, **options: Any) -> Module:
     twin = shallow(model)
     twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
     return cast(Module, twin)
-
-
-def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layout:
-    """The layout that was asked for, or for ``"auto"`` the one of these shapes; ``found`` describes them in words.
-
-    Raises:
-        LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
-    """
-    if isinstance(layout, Mapping):
-        return mapped(layout, [known.variant(shapes) for known in LAYOUTS])
-    names = ", ".join(repr(known.name) for known in LAYOUTS)
-    if not isinstance(layout, str):
-        raise TypeError(f"layout must be 'auto', {names} or a mapping, got {in_words(layout)}")
-    if layout == "auto":
-        return _recognised(shapes, found)
-    for known in LAYOUTS:
-        if known.name == layout:
-            return known.variant(shapes)
-    raise ValueError(f"layout must be 'auto', {names} or a mapping, got {layout!r}")
-
-
-def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
-    """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
-    every = [known.variant(shapes) for known in LAYOUTS] if layout == "auto" else [chosen(layout, shapes, "")]
-    return min(_lacking(known, shapes) for known in every)
-
-
-def _lacking(known: Layout, shapes: Shapes) -> float:
-    return len(known.missing(shapes)) / len(known.roles.paths())
-
-
-def _recognised(shapes: Shapes, found: str) -> Layout:
-    """The layout that has all of its names in ``shapes``.
-
-    Raises:
-        LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
-    """
-    every = [known.variant(shapes) for known in LAYOUTS]
-    ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
-    if ordered[0][0] == 0:
-        return ordered[0][1]
-    told = [
-        f"{known}: looked for {', '.join(known.roles.paths())}; "
-        + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
-        for share, known in ordered
-    ]
-    raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
 
 
 def _children(model: nn.Module) -> str:

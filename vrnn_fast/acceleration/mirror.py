@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.loss import _Loss
@@ -22,10 +21,10 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from ..cell.spec import Activation
+from ..layouts.modules import RECURRENT, Recurrence, parameters_of, shallow
 from ..layouts.structure import LayoutError
 from ..parameters import Held, Slot
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: "relu",
@@ -36,24 +35,6 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 _HARMLESS = (nn.Identity, nn.Softplus, nn.Sigmoid, _Loss)
 _TORCHS = "__torch__.torch.nn.modules."  # what torch.jit calls its own classes
 _CONSTANTS = {nn.LeakyReLU: ("negative_slope", 0.01), nn.ELU: ("alpha", 1.0), nn.Softplus: ("beta", 1.0)}
-
-
-class Recurrence(nn.Module):
-    """The parameters and attributes of one of torch's recurrent modules.
-
-    Called, it computes what that one does: methods of the original that step through time themselves go on working.
-    """
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        skeleton = shallow(source)
-        self.__dict__.update({name: v for name, v in vars(skeleton).items() if not name.startswith("_")})
-        self._parameters = copy.copy(source._parameters)
-        self._skeleton = (skeleton,)  # in a tuple: not a sub-module
-
-    def forward(self, *args: Any) -> Any:
-        """As the module it stands for."""
-        return functional_call(self._skeleton[0], dict(self.named_parameters(recurse=False)), args)
 
 
 class Scripted(nn.Module):
@@ -132,14 +113,6 @@ def switch(model: nn.Module, training: bool | None) -> None:
                 module._source().train(training)
 
 
-def shallow(module: nn.Module) -> nn.Module:
-    """A module of the same class with the same attributes, parameters, buffers and children, in dictionaries of its
-    own."""
-    twin = module.__class__.__new__(module.__class__)
-    twin.__dict__.update({n: copy.copy(v) if isinstance(v, (dict, set, list)) else v for n, v in vars(module).items()})
-    return twin
-
-
 def mirror(module: nn.Module) -> nn.Module:
     """The tree over the same parameters. Its root is of the class of ``module``, not made by ``__init__``."""
     return _mirror(module, {})
@@ -154,32 +127,12 @@ def _mirror(
             scripted = scripted or module
             twin = _unscripted(module, scripted, path)
         else:
-            twin = Recurrence(module) if isinstance(module, _RECURRENT) else shallow(module)
+            twin = Recurrence(module) if isinstance(module, RECURRENT) else shallow(module)
         known[id(module)] = twin
         for name, child in module._modules.items():
             below = f"{path}.{name}" if path else name
             twin._modules[name] = child if child is None else _mirror(child, known, scripted, below if scripted else "")
     return known[id(module)]
-
-
-def parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a call of this affine layer or recurrent cell reads, by name; nothing for any other module."""
-    if isinstance(module, nn.Linear):
-        for name in ("weight", "bias"):
-            value = getattr(module, name)
-            if value is not None:
-                yield name, value
-    elif isinstance(module, (*_RECURRENT, Recurrence)):
-        yield from module.named_parameters(recurse=False)
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of all affine layers and recurrent cells by name, as their calls see them."""
-    return {
-        f"{path}.{leaf}": tuple(value.shape)
-        for path, module in model.named_modules(remove_duplicate=False)
-        for leaf, value in parameters_of(module)
-    }
 
 
 def ready(model: nn.Module) -> None:
@@ -277,7 +230,7 @@ def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
     """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
     ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-    if isinstance(module, (_DropoutNd, *_RECURRENT, Recurrence)):
+    if isinstance(module, (_DropoutNd, *RECURRENT, Recurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
     if isinstance(module, _BatchNorm):
@@ -334,14 +287,3 @@ def _activation(model: nn.Module, prefix: str, layout: str) -> Activation | None
             f"{parent}.{after}, {type(module).__name__}"
         )
     return kind
-
-
-def follows(model: nn.Module, prefix: str) -> type[nn.Module] | None:
-    """The class of the module that an ``nn.Sequential`` calls after this layer; None where there is none."""
-    parent, _, key = prefix.rpartition(".")
-    beside = model.get_submodule(parent)
-    if not isinstance(beside, nn.Sequential) or not parent:
-        return None
-    names = list(beside._modules)
-    after = names[names.index(key) + 1 :]
-    return type(beside._modules[after[0]]) if after else None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +14,20 @@ from torch import Tensor, nn
 from .. import checks, executors
 from ..cell.spec import Network
 from ..executors.reference import full_precision
-from ..layouts.base import Layout, Objective, Run
+from ..layouts.base import Run
 from ..layouts.outside import at_once, by_steps, decoded
-from ..layouts.sampling import Sampler
+from ..layouts.plan import Plan, Planned, Sampling
 from ..layouts.structure import LayoutError, Structure
-from ..parameters import Slot, gather
+from ..parameters import gather
 from .mirror import mirror, slots
 
 _SATURATED = 800.0  # beyond 745 exp of a number in double precision is zero or infinite
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a foreign model runs: all that :class:`Accelerated` needs beside its parameters.
-
-    Attributes:
-        structures: of its cells, which see one input and never one another; nearly always one.
-        arguments: forward's parameters and their defaults.
-        noise: the dtype in which the original draws, or None for that of the parameters.
-        sampling: how it samples on our executors, or None where it does as its class is written.
-    """
-
-    layout: Layout
-    structures: tuple[Structure, ...]
-    objective: Objective
-    mend: frozenset[str]
-    backend: str
-    arguments: dict[str, Any]
-    noise: torch.dtype | None = None
-    sampling: Sampling | None = None
-
-
-class Sampling(NamedTuple):
-    """A layout's sampler, and whether the original's samples have gradients."""
-
-    sampler: Sampler
-    gradients: bool
-
-
-class Accelerated(nn.Module):
+class Accelerated(Planned):
     """The first base of every class that :func:`build` makes; the second is the original's class."""
 
     _original: ClassVar[type[nn.Module]]
-
-    _plan: Plan
-    _slots: tuple[Slot, ...]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Its class is made anew where it is read, of the original's, which must be importable there."""

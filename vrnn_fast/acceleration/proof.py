@@ -18,8 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..layouts.base import Objective, Run
-from ..layouts.sampling import Sampler
+from ..layouts.base import Objective, Run, Sampler
 from ..layouts.structure import LayoutError
 from ..layouts.words import in_words, reason
 from .double import double_by_default

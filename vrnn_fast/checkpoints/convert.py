@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -15,28 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import likelihoods
-from ..acceleration.accelerate import chosen, lacking
-from ..cell.spec import CellSpec, Std
+from ..cell.spec import Std
+from ..description import MARK, arguments_of, described, own_layers
+from ..layouts import chosen, lacking
 from ..layouts.base import Layout
 from ..layouts.structure import LayoutError, Shapes
 from ..model import VRNN
 from . import chung2015, fivo
 
-_SHARED = (
-    "cell",
-    "num_layers",
-    "bias",
-    "nonlinearity",
-    "phi_x",
-    "phi_z",
-    "encoder",
-    "prior",
-    "decoder",
-    "head_layers",
-    "packed_heads",
-    "residual",
-)  # arguments of VRNN that are fields of its spec
-MARK = "vrnn_fast"  # among what torch notes of a module in a state dict
 _HEADER = "arguments"  # of the VRNN that a converted file holds
 _Ours: TypeAlias = tuple[Mapping[str, Any], dict[str, Tensor]]  # what a VRNN's file tells of it, and its tensors
 
@@ -55,14 +39,34 @@ class _ArrayLayout(Protocol):
 _ARRAYS: tuple[_ArrayLayout, ...] = (chung2015, fivo)
 
 
-def from_state_dict(
-    source: Mapping[str, Any] | str | PathLike[str],
-    layout: str | Mapping[str, Any],
-    arguments: Mapping[str, Any],
+def load_checkpoint(
+    state: Mapping[str, Any] | str | PathLike[str],
+    layout: str | Mapping[str, Any] = "auto",
+    *,
     agent: int | None = None,
+    **arguments: Any,
 ) -> VRNN:
-    """See :meth:`vrnn_fast.VRNN.from_state_dict`."""
-    stored, ours = (source, None) if isinstance(source, Mapping) else _read(Path(source))
+    """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
+
+    Names and shapes do not tell which activation a model had: pass ``activation=`` where it was not that of the
+    layout. Nor do they tell what follows a mean in an ``nn.Sequential``: pass ``likelihood="bernoulli"`` for a
+    sigmoid. ``std=`` is that of posterior and prior, and of a Gaussian output by its name too. A state dict of a
+    VRNN tells all, as long as it is torch's own (a plain dictionary of its tensors tells no more than a foreign
+    one); only a likelihood of your own must be passed.
+
+    Args:
+        state: a state dict or a plain dictionary of arrays, or a file that holds one: of torch.save (legacy ones
+            included; nothing but tensors is ever unpickled), of numpy.savez, or of ``vrnn-fast convert``. A prefix
+            that all names have goes, and a dictionary with a state dict among other things is searched for it.
+        layout: ``"auto"``, the name of one, or a mapping, as :func:`vrnn_fast.accelerate` takes it.
+        agent: which one, counted from 0, of a checkpoint with networks for each of several agents.
+        arguments: of the module, instead of those that follow from the checkpoint.
+
+    Raises:
+        LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
+            what its output means; the message says what was looked for and what was found.
+    """
+    stored, ours = (state, None) if isinstance(state, Mapping) else _read(Path(state))
     if ours is None and layout == "auto":
         ours = _own(stored)
     if ours is not None:
@@ -74,7 +78,7 @@ def from_state_dict(
 
 
 def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], agent: int | None = None) -> VRNN:
-    """Write the model that ``old`` holds as a file that :meth:`vrnn_fast.VRNN.from_state_dict` reads untold.
+    """Write the model that ``old`` holds as a file that :func:`vrnn_fast.load_checkpoint` reads untold.
 
     Raises:
         LayoutError: the checkpoint is of no known layout or a run's own, or ``new`` does not end in .safetensors.
@@ -83,8 +87,8 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
 
     if new.suffix != ".safetensors":
         raise LayoutError(f"the new file must end in .safetensors, got {new}")
-    model = from_state_dict(old, layout, arguments, agent)
-    files.save(new, model.state_dict(), {_HEADER: described(model)})
+    model = load_checkpoint(old, layout, agent=agent, **arguments)
+    files.save(new, model.state_dict(), {_HEADER: described(model.spec, model.likelihood, model.batch_first)})
     return model
 
 
@@ -122,7 +126,7 @@ def _given(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Ma
         return given | {"likelihood": arguments["likelihood"]}
     kind, constants = told["likelihood"]
     if constants is None:
-        raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to from_state_dict")
+        raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to load_checkpoint")
     constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
     return given | {"likelihood": getattr(likelihoods, kind)(**constants)}
 
@@ -138,40 +142,6 @@ def _own(stored: Mapping[str, Any]) -> _Ours | None:
             if isinstance(about, Mapping) and MARK in about and all(name.startswith(prefix) for name in candidate):
                 return about[MARK], {name.removeprefix(prefix): t for name, t in candidate.items()}
     return None
-
-
-def _shared(spec: CellSpec) -> dict[str, Any]:
-    """Arguments of a VRNN with this cell, beside its sizes, its standard deviation and its likelihood."""
-    about = {name: getattr(spec, name) for name in _SHARED}
-    if spec.prior is None and spec.latent_size:
-        about["prior"] = "standard_normal"
-    if spec.own_layers:
-        heads = (head for name in ("encoder", "prior", "decoder") for head in spec.head_names(name))
-        about["head_layers"] = {head: spec.layers_of(head) for head in heads if spec.layers_of(head)}
-    every = () if spec.activation == "relu" else ("phi_x", "phi_z", "encoder", "prior", "decoder")
-    others = dict.fromkeys(every, spec.activation)
-    own = {head: spec.activations_of(n, head) for n in every for head in spec.head_names(n) if spec.layers_of(head)}
-    about["activation"] = others | own | dict(spec.activations) if spec.activations else spec.activation
-    about["columns"] = dict(spec.columns)
-    return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
-
-
-def _own_layers(spec: CellSpec, likelihood: likelihoods.Likelihood) -> dict[str, tuple[int, ...]]:
-    """The hidden layers of each head, by the names that the likelihood has for the decoder's."""
-    own = {head: spec.layers_of(head) for name in ("encoder", "prior") for head in spec.head_names(name)}
-    decoders = zip(likelihood.heads(spec.input_size), spec.head_names("decoder"), strict=False)
-    return own | {ours.partition(".")[0]: spec.layers_of(theirs) for ours, theirs in decoders}
-
-
-def described(model: VRNN) -> dict[str, Any]:
-    """The arguments that make such a module again, as plain data; of a likelihood of the user's own its name alone."""
-    spec, kind = model.spec, type(model.likelihood)
-    about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | _shared(spec)
-    constants = None
-    if getattr(likelihoods, kind.__name__, None) is kind:
-        found = {name: getattr(model.likelihood, name) for name in inspect.signature(kind).parameters}
-        constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in found.items()}
-    return about | {"std": asdict(spec.std), "likelihood": (kind.__name__, constants), "batch_first": model.batch_first}
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
@@ -310,7 +280,7 @@ def _translate(
     spec = structure.spec
     like = tensors[structure.names[0]]
     given: dict[str, Any] = {
-        **_shared(spec),
+        **arguments_of(spec),
         "std": spec.std,
         "batch_first": known.batch_first,
         "dtype": like.dtype,
@@ -318,7 +288,7 @@ def _translate(
         **known.arguments(structure, arguments),
     }
     if spec.own_layers and not spec.packed_heads:
-        own = _own_layers(spec, likelihoods.as_likelihood(given.get("likelihood", "bernoulli")))
+        own = own_layers(spec, likelihoods.as_likelihood(given.get("likelihood", "bernoulli")))
         given["head_layers"] = arguments.get("head_layers", own)
     model = VRNN(spec.input_size, spec.hidden_size, spec.latent_size, **given)
     tensors = known.completed(tensors, model.likelihood)

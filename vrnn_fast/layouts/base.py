@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..cell.spec import Activations, Std
 from ..likelihoods import Gaussian, Likelihood
 from . import outside
-from .sampling import Sampler
 from .structure import PASSED, LayoutError, Passed, Roles, Shapes, Structure, Traits, chain, read
 from .widening import widening
 
@@ -133,6 +132,21 @@ class Objective:
     def methods(self, original: type[nn.Module], mend: frozenset[str]) -> dict[str, Callable[..., Any]]:
         """Further methods of the original that mending changes, as the accelerated module has them."""
         return {}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a layout samples.
+
+    Attributes:
+        method: the name of the original's method.
+        examples: arguments for its proof, of the number of features.
+        sample: what stands in for it.
+    """
+
+    method: str
+    examples: Callable[[int], tuple[tuple[Any, ...], ...]]
+    sample: Callable[..., Any]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..acceleration.mirror import follows, parameter_shapes
 from ..cell.spec import Std
 from ..likelihoods import MeanStd
 from . import losses
-from .base import Fault, Layout, Objective, Run, holds, std_of, steps_of
+from .base import Fault, Layout, Objective, Run, Sampler, holds, std_of, steps_of
 from .losses import EPS
-from .sampling import Player, Sampler
+from .modules import follows, parameter_shapes
+from .sampling import Player
 from .structure import LayoutError, Roles, Shapes, Structure, chain
 
 _LOGVAR = Std("log_variance", floor=0.0)

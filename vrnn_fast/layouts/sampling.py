@@ -6,9 +6,9 @@ the executors do here has no gradients: where the original's samples would have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from ..cell.spec import CellSpec, Std
 from ..executors.base import Batch, Want
 from ..executors.reference import full_precision
 from ..parameters import Reading, gather
+from .plan import Planned
 from .structure import LayoutError
-
-if TYPE_CHECKING:
-    from ..acceleration.module import Accelerated
 
 Named = TypeVar("Named")
 
@@ -30,21 +28,6 @@ class Draw(Protocol):
     """Fills a tensor with the noise of one step."""
 
     def __call__(self, out: Tensor) -> None: ...
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How a layout samples.
-
-    Attributes:
-        method: the name of the original's method.
-        examples: arguments for its proof, of the number of features.
-        sample: what stands in for it.
-    """
-
-    method: str
-    examples: Callable[[int], tuple[tuple[Any, ...], ...]]
-    sample: Callable[..., Any]
 
 
 class Player:
@@ -56,7 +39,7 @@ class Player:
         LayoutError: the decoder has no such heads.
     """
 
-    def __init__(self, module: Accelerated, likelihood: str, heads: int) -> None:
+    def __init__(self, module: Planned, likelihood: str, heads: int) -> None:
         plan = module._plan
         (structure,) = plan.structures
         parameters = gather(module, module._slots)

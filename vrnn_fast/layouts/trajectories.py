@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from .base import Layout, Sequences, sequence
-from .sampling import Player, Sampler
+from .base import Layout, Sampler, Sequences, sequence
+from .sampling import Player
 from .structure import Roles, Structure, Traits
 
 

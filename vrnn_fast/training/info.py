@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .. import backends
+from ..executors import backends
 
 _PEAK_SECONDS = 0.3
 

@@ -1,0 +1,93 @@
+"""Data flows one way, and so do imports: a room knows those below it and none above."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "vrnn_fast"
+FLOORS = (
+    ("replacing",),
+    ("cell",),
+    ("resampling", "likelihoods", "checks"),
+    ("outputs", "inputs", "parameters", "description"),
+    ("executors",),
+    ("bounds",),
+    ("model",),
+    ("stream", "layouts", "data"),
+    ("acceleration", "checkpoints"),
+    ("training",),
+    ("cli",),
+)
+"""The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other, unless the lists
+above say so: a room that needs another stands above it."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of the package that a module imports, wherever in it."""
+    here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            module = ".".join([*base, alias.name])
+            yield module if module in known else ".".join(base)
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: set(imported(name, path, known)) - {name} for name, path in known.items() if name}
+
+
+def floor(name: str) -> int:
+    room = name.partition(".")[0]
+    if not room:
+        return len(FLOORS)  # what a user sees: the names of the package, made of all rooms
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {name.partition(".")[0] for name in modules() if name}
+    assert rooms == {room for rooms in FLOORS for room in rooms}
+
+
+def test_no_import_runs_upward() -> None:
+    upward = [
+        f"{name} imports {other}" for name, others in graph().items() for other in others if floor(other) > floor(name)
+    ]
+    assert not upward
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Nor along a longer way. A package stands for its ``__init__``."""
+    edges, done = graph(), set[str]()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            pytest.fail(" -> ".join((*way[way.index(name) :], name)))
+        if name in done:
+            return
+        for other in sorted(edges.get(name, ())):
+            visit(other, (*way, name))
+        done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_the_package_is_found_as_a_whole() -> None:
+    """The other tests see what there is to see."""
+    assert len(graph()["model"]) > 5
+    assert "cell.partition" in graph()["cell.encode"]
