@@ -23,7 +23,7 @@ from vrnn_fast import VRNN
 from vrnn_fast.likelihoods import as_likelihood
 
 STRUCTURE = {f.name for f in fields(Case)} & signature(VRNN).parameters.keys() - {"dtype", "likelihood"}
-DRAWS = 6  # of the numbers of a case that broke the law once
+DRAWS = (6, 24)  # of the numbers of a case that broke the law once, and of one that still does
 
 Results = dict[str, Tensor]
 
@@ -50,7 +50,8 @@ def run(case: Case) -> None:
     One draw of the numbers may be bad luck: an input of a ReLU or of a clamp that lies on its kink but for rounding, a
     particle that is drawn by a hair, an error of torch's that happens to be zero. So for what broke the law numbers are
     drawn anew, and it is wrong where it breaks the law over all these draws together, and in more than half of them
-    alone. A defect does so on every draw.
+    alone: six of them, and once more four times as many, for of ten thousand cases one or two are wrong in four draws
+    of six by chance alone. A defect does so on every draw.
 
     In float64 the oracle is plain torch itself, which cannot show its own error. That of float32, smaller by the ratio
     of roundings, stands for it. Numbers that plain torch has not (NaN and infinity) are not compared.
@@ -61,8 +62,9 @@ def run(case: Case) -> None:
     """
     first = _Draw(case)
     wrong = _alone(case, *first.compared())
-    if wrong:
-        wrong = _on_every_draw(case, wrong)
+    for draws in DRAWS:
+        if wrong:
+            wrong = _on_every_draw(case, wrong, draws)
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Unlawful("; ".join(list(wrong.values())[:3]) + more)
@@ -71,17 +73,17 @@ def run(case: Case) -> None:
             raise Unrepeatable(f"{name} is {value.flatten()[:3]}, and was {first.found[name].flatten()[:3]}")
 
 
-def _on_every_draw(case: Case, wrong: Iterable[str]) -> dict[str, str]:
-    """What of it is wrong on other numbers as well."""
+def _on_every_draw(case: Case, wrong: Iterable[str], draws: int) -> dict[str, str]:
+    """What of it is wrong on so many other draws as well."""
     together, often = Errors(getattr(torch, case.dtype)), Counter[str]()
-    for seed in range(1, DRAWS + 1):
+    for seed in range(1, draws + 1):
         compared = _Draw(replace(case, seed=case.seed + (seed << 16))).compared()
         together.add(*compared)
         often.update(_alone(case, *compared).keys())
-        if not any(2 * (often[name] + DRAWS - seed) > DRAWS for name in wrong):
+        if not any(2 * (often[name] + draws - seed) > draws for name in wrong):
             return {}
     still = together.violations()
-    return {n: f"{still[n]} ({often[n]} of {DRAWS})" for n in wrong if n in still and 2 * often[n] > DRAWS}
+    return {n: f"{still[n]} ({often[n]} of {draws})" for n in wrong if n in still and 2 * often[n] > draws}
 
 
 def _alone(case: Case, *compared: Results) -> dict[str, str]:
