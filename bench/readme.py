@@ -1,16 +1,14 @@
-"""``python -m bench.readme``: the records as tables and pictures, in short in README.md, in full beside each record."""
+"""``python -m bench.readme``: the records as tables, in short in README.md; in full, with pictures, beside each one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from . import figures
 from .record import RESULTS, ROOT, Record
 from .scaling import curves
-from .table import in_full, of_curve, problems, remarks, summary
+from .table import in_full, of_curve, problems, put, remarks, summary
 
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 EXPERIMENTS = {
     "training": "Whole sequences",
     "real": "Shapes of known models",
@@ -31,12 +29,11 @@ def heading(record: Record) -> str:
     )
 
 
-def section(record: Record, folder: str, pictures: Sequence[str]) -> str:
+def section(record: Record, folder: str) -> str:
     """One machine's part of README.md."""
     name = record.file_name.removesuffix(".json")
-    images = [f"![{p}]({folder}/{name}/{p}.svg)" for p in pictures if not p.startswith("real")]
     table = summary(record.rows, record.state)
-    return "\n\n".join([heading(record), table, *images, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    return "\n\n".join([heading(record), table, f"All of it: [{name}.md]({folder}/{name}.md)"])
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
@@ -48,6 +45,7 @@ def page(record: Record, pictures: Sequence[str]) -> str:
             images = [f"![{p}]({name}/{p}.svg)" for p in pictures if p.startswith(experiment)]
             notes = [f"- {text}" for text in (*remarks(rows), *problems(rows))]
             parts += [f"## {title}", *images, in_full(rows, record.state), *(["\n".join(notes)] if notes else [])]
+    parts += [f"![{p}]({name}/{p}.svg)" for p in pictures if p == "scaling"]
     for curve in curves(record.rows):
         parts += [f"## Forward and backward against {curve.varied} ({curve.fixed})", of_curve(curve, record.state)]
     return "\n\n".join(parts) + "\n"
@@ -60,10 +58,8 @@ def main() -> None:
         record = Record.load(path)
         pictures = figures.draw(record, path.with_suffix(""))
         path.with_suffix(".md").write_text(page(record, pictures))
-        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix(), pictures))
-    readme = ROOT / "README.md"
-    text = "\n\n".join([BEGIN, *sections, END])
-    readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, readme.read_text(), flags=re.DOTALL))
+        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
+    put(ROOT / "README.md", sections)
 
 
 if __name__ == "__main__":

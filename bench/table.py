@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -53,7 +55,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "speed-up": lambda row: _number(row.speedup, 2),
 }
 OLDER = "measured"
-WORDS = {*PLACE, "contender", OLDER}
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+WORDS = {*PLACE, "contender", "function", OLDER}
 
 
 def older(rows: Collection[Row], latest: State) -> str:
@@ -150,3 +153,9 @@ def summary(rows: Iterable[Row], latest: State, us: str = "vrnn_fast", eager: st
 
     header = ["shape", "T x B", "x, h, z", *names, "GFLOP/s", "% of peak", "speed-up", "memory", OLDER]
     return markdown(header, (line(place, row) for place, row in shapes.items()))
+
+
+def put(page: Path, parts: Iterable[str]) -> None:
+    """Replace what stands between a page's two markers."""
+    text = "\n\n".join([BEGIN, *parts, END])
+    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, page.read_text(), flags=re.DOTALL))
