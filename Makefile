@@ -50,7 +50,7 @@ gpu:
 
 # The pages into build/docs; a warning is an error. Open build/docs/index.html.
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

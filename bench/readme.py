@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from . import figures
 from .record import RESULTS, ROOT, Record
 from .scaling import curves
-from .table import in_full, of_curve, problems, put, remarks, summary
+from .table import in_full, of_curve, places, problems, put, remarks, summary
 
 EXPERIMENTS = {
     "training": "Whole sequences",
@@ -33,7 +33,10 @@ def section(record: Record, folder: str) -> str:
     """One machine's part of README.md."""
     name = record.file_name.removesuffix(".json")
     table = summary(record.rows, record.state)
-    return "\n\n".join([heading(record), table, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    gains = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
+    known = [gain for gain in gains if gain is not None]
+    told = [f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop:"] if known else []
+    return "\n\n".join([heading(record), *told, table, f"All of it: [{name}.md]({folder}/{name}.md)"])
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
