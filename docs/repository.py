@@ -9,7 +9,14 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/results/*.md", "bench/results/*/*.svg", "examples/*.py")
+RESULTS = "bench/results/*.md"
+TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/*.py", RESULTS, "bench/results/*/*.svg")
+
+
+def on_config(config: Any) -> Any:
+    benchmarks = next(pages for section in config.nav for title, pages in section.items() if title == "Benchmarks")
+    benchmarks += [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(RESULTS))]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
