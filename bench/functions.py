@@ -1,7 +1,7 @@
 """How far the kernels' elementary functions are from the exact ones, in every build that this machine can run.
 
-``python -m bench.functions`` writes the table of docs/pages/functions.md, in about five minutes. ``--every 1`` tries
-all floats, in hours.
+``python -m bench.functions`` writes the table of docs/pages/functions.md, in a few minutes. ``--every 1`` tries all
+floats.
 """
 
 from __future__ import annotations
