@@ -1,14 +1,34 @@
-"""``python -m bench.readme``: the records as tables, in short in README.md; in full, with pictures, beside each one."""
+"""``python -m bench.readme``: the records as tables, in short in README.md; in full, with pictures, beside each one.
+
+README.md and the first page of the documentation also get the table of executors and of what they were verified on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from vrnn_fast import backends
 
 from . import figures
 from .record import RESULTS, ROOT, Record
 from .scaling import curves
 from .table import in_full, of_curve, places, problems, put, remarks, summary
 
+SUPPORT = "<!-- support -->", "<!-- /support -->"
+ABOUT = {  # an executor: what it is, and what it runs on
+    "cpu": (
+        "fused: one operator call each way",
+        "CPU, float32, float64, and bfloat16 widened to float32",
+    ),
+    "reference": (
+        "the equations in plain torch, a loop over time",
+        "any device and floating dtype of torch",
+    ),
+    "triton": (
+        "the scan in one launch each way, all else dense torch operations",
+        "GPUs, float32, TF32, bfloat16, float16",
+    ),
+}
 EXPERIMENTS = {
     "training": "Whole sequences",
     "real": "Shapes of known models",
@@ -27,6 +47,12 @@ def heading(record: Record) -> str:
         f"**{record.processor}**, {record.threads} threads, `{record.kernel_build}` kernels, float32; {versions}; "
         f"{record.state}"
     )
+
+
+def support() -> str:
+    """The executors, a line for each."""
+    lines = [f"| `{name}` | {' | '.join(ABOUT[name])} | {known.verified} |" for name, known in backends().items()]
+    return "\n".join(["| executor | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
 
 
 def section(record: Record, folder: str) -> str:
@@ -63,6 +89,8 @@ def main() -> None:
         path.with_suffix(".md").write_text(page(record, pictures))
         sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
     put(ROOT / "README.md", sections)
+    for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "index.md"):
+        put(path, [support()], *SUPPORT)
 
 
 if __name__ == "__main__":

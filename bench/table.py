@@ -155,7 +155,7 @@ def summary(rows: Iterable[Row], latest: State, us: str = "vrnn_fast", eager: st
     return markdown(header, (line(place, row) for place, row in shapes.items()))
 
 
-def put(page: Path, parts: Iterable[str]) -> None:
+def put(page: Path, parts: Iterable[str], begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between a page's two markers."""
-    text = "\n\n".join([BEGIN, *parts, END])
-    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, page.read_text(), flags=re.DOTALL))
+    text = "\n\n".join([begin, *parts, end])
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: text, page.read_text(), flags=re.DOTALL))

@@ -539,7 +539,11 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
 
     page = tmp_path / "README.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    first = tmp_path / "docs" / "pages" / "index.md"
+    first.parent.mkdir(parents=True)
+    first.write_text(f"{readme.SUPPORT[0]}\nold\n{readme.SUPPORT[1]}\n")
     readme.main()
+    assert readme.support() in first.read_text()
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
