@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
 
-.PHONY: demo test fuzz sanitize bench gpu lint format build extensions clean
+.PHONY: demo test fuzz sanitize bench gpu docs lint format build extensions clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -47,6 +47,10 @@ bench: build
 gpu:
 	$(BIN)/python -m pytest tests/executors/test_scan_kernels.py
 	$(BIN)/python -m bench.gpu
+
+# The pages into build/docs; a warning is an error. Open build/docs/index.html.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bench import experiments
-from bench.contest import Contest
-from bench.record import RESULTS, Key, Record
-from bench.table import problems, render
+from . import experiments
+from .contest import Contest
+from .record import RESULTS, Key, Record
+from .table import problems, render
 
 
 def left(contest: Contest, record: Record) -> tuple[str, ...]:

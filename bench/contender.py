@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bench.shapes import Shape
+from .shapes import Shape
 
 FORWARD, TRAINING, UPDATE = "forward", "forward+backward", "training step"
 TIMES_FORWARD = {FORWARD: 1, TRAINING: 3, UPDATE: 3}  # the arithmetic of a pass

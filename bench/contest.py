@@ -8,12 +8,12 @@ from functools import cache
 
 import torch
 
-from bench import peak
-from bench.contender import TIMES_FORWARD, TRAINING, Contender, Results, Run
-from bench.measure import Timed, Timing, disagreements, take_turns
-from bench.memory import Scales
-from bench.record import Row
-from bench.shapes import Shape
+from . import peak
+from .contender import TIMES_FORWARD, TRAINING, Contender, Results, Run
+from .measure import Timed, Timing, disagreements, take_turns
+from .memory import Scales
+from .record import Row
+from .shapes import Shape
 
 DRAWS = 5
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from bench.contender import ALL, FORWARD, TRAINING, UPDATE, Contender
-from bench.contest import Contest
-from bench.peers import functions, jax_scan, ours, playing, torch_loops
-from bench.shapes import REAL_SHAPES, REFERENCE, SINGLE, SIX_SHAPES, Shape, uniform
+from .contender import ALL, FORWARD, TRAINING, UPDATE, Contender
+from .contest import Contest
+from .peers import functions, jax_scan, ours, playing, torch_loops
+from .shapes import REAL_SHAPES, REFERENCE, SINGLE, SIX_SHAPES, Shape, uniform
 
 EITHER = (ALL, 1)  # small operations may be faster on one thread
 OTHERS = 8.0  # times the eager loop's error

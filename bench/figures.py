@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
-from bench.record import Record, Row
-from bench.scaling import Curve, curves
-from bench.table import places
+from .record import Record, Row
+from .scaling import Curve, curves
+from .table import places
 
 INK, FAINT = "#1f2328", "#d0d7de"
 STYLE: dict[Any, Any] = {

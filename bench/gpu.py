@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.contender import FORWARD_LOSS, drop_gradients
-from bench.measure import disagreements
-from bench.record import RESULTS
-from bench.resources import SHAPES
-from bench.shapes import Shape
 from vrnn_fast import VRNN
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.tuning import Config
+
+from .contender import FORWARD_LOSS, drop_gradients
+from .measure import disagreements
+from .record import RESULTS
+from .resources import SHAPES
+from .shapes import Shape
 
 Call = Callable[[], object]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

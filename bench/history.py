@@ -20,10 +20,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.contender import TRAINING
-from bench.figures import FAINT, STYLE
-from bench.record import RESULTS, Key, Row, State
-from bench.table import COLUMNS, PLACE
+from .contender import TRAINING
+from .figures import FAINT, STYLE
+from .record import RESULTS, Key, Row, State
+from .table import COLUMNS, PLACE
 
 Course: TypeAlias = Sequence[Row]  # one row's measurements, from the oldest to the latest
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.record import RESULTS
 from vrnn_fast.executors.cpu import operators
+
+from .record import RESULTS
 
 TILES = {"avx512": (12, 2), "avx2": (6, 2), "baseline": (4, 2)}  # rows and vectors of csrc/cpu/tuning.h
 _FUSED, _MULTIPLY = re.compile(r"vfmadd\d+ps"), re.compile(r"v?mulps")

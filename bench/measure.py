@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.contender import Results
+from .contender import Results
 
 PATIENCE = 60  # seconds, after which three rounds are enough
 

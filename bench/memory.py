@@ -22,8 +22,8 @@ from typing import Self
 
 import torch
 
-from bench.contender import TRAINING, Contender
-from bench.shapes import Shape
+from .contender import TRAINING, Contender
+from .shapes import Shape
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _M_MMAP_THRESHOLD, _PR_SET_THP_DISABLE = -3, 41

@@ -1,16 +1,34 @@
-"""``python -m bench.readme``: the records as tables and pictures, in short in README.md, in full beside each record."""
+"""``python -m bench.readme``: the records as tables, in short in README.md; in full, with pictures, beside each one.
+
+README.md and the first page of the documentation also get the table of executors and of what they were verified on.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from bench import figures
-from bench.record import RESULTS, ROOT, Record
-from bench.scaling import curves
-from bench.table import in_full, of_curve, problems, remarks, summary
+from vrnn_fast import backends
 
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+from . import figures
+from .record import RESULTS, ROOT, Record
+from .scaling import curves
+from .table import in_full, of_curve, places, problems, put, remarks, summary
+
+SUPPORT = "<!-- support -->", "<!-- /support -->"
+ABOUT = {  # an executor: what it is, and what it runs on
+    "cpu": (
+        "fused: one operator call each way",
+        "CPU, float32, float64, and bfloat16 widened to float32",
+    ),
+    "reference": (
+        "the equations in plain torch, a loop over time",
+        "any device and floating dtype of torch",
+    ),
+    "triton": (
+        "the scan in one launch each way, all else dense torch operations",
+        "GPUs, float32, TF32, bfloat16, float16",
+    ),
+}
 EXPERIMENTS = {
     "training": "Whole sequences",
     "real": "Shapes of known models",
@@ -31,12 +49,20 @@ def heading(record: Record) -> str:
     )
 
 
-def section(record: Record, folder: str, pictures: Sequence[str]) -> str:
+def support() -> str:
+    """The executors, a line for each."""
+    lines = [f"| `{name}` | {' | '.join(ABOUT[name])} | {known.verified} |" for name, known in backends().items()]
+    return "\n".join(["| executor | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
+
+
+def section(record: Record, folder: str) -> str:
     """One machine's part of README.md."""
     name = record.file_name.removesuffix(".json")
-    images = [f"![{p}]({folder}/{name}/{p}.svg)" for p in pictures if not p.startswith("real")]
     table = summary(record.rows, record.state)
-    return "\n\n".join([heading(record), table, *images, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    gains = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
+    known = [gain for gain in gains if gain is not None]
+    told = [f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop:"] if known else []
+    return "\n\n".join([heading(record), *told, table, f"All of it: [{name}.md]({folder}/{name}.md)"])
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
@@ -48,6 +74,7 @@ def page(record: Record, pictures: Sequence[str]) -> str:
             images = [f"![{p}]({name}/{p}.svg)" for p in pictures if p.startswith(experiment)]
             notes = [f"- {text}" for text in (*remarks(rows), *problems(rows))]
             parts += [f"## {title}", *images, in_full(rows, record.state), *(["\n".join(notes)] if notes else [])]
+    parts += [f"![{p}]({name}/{p}.svg)" for p in pictures if p == "scaling"]
     for curve in curves(record.rows):
         parts += [f"## Forward and backward against {curve.varied} ({curve.fixed})", of_curve(curve, record.state)]
     return "\n\n".join(parts) + "\n"
@@ -60,10 +87,10 @@ def main() -> None:
         record = Record.load(path)
         pictures = figures.draw(record, path.with_suffix(""))
         path.with_suffix(".md").write_text(page(record, pictures))
-        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix(), pictures))
-    readme = ROOT / "README.md"
-    text = "\n\n".join([BEGIN, *sections, END])
-    readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, readme.read_text(), flags=re.DOTALL))
+        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
+    put(ROOT / "README.md", sections)
+    for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "index.md"):
+        put(path, [support()], *SUPPORT)
 
 
 if __name__ == "__main__":

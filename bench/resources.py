@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from bench.record import RESULTS
-from bench.shapes import REAL_SHAPES, SIX_SHAPES, Shape
 from vrnn_fast import VRNN
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
@@ -25,6 +23,9 @@ from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
+
+from .record import RESULTS
+from .shapes import REAL_SHAPES, SIX_SHAPES, Shape
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SHAPES = {shape.name: shape for shape in (*REAL_SHAPES, *SIX_SHAPES) if shape.model}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.record import Row
+from .record import Row
 
 EXPERIMENT = "scaling"
 VARIED: dict[str, Callable[[Row], int]] = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
-from bench.contender import TRAINING
-from bench.record import Row, State
-from bench.scaling import Curve
+from .contender import TRAINING
+from .record import Row, State
+from .scaling import Curve
 
 MICROSECONDS_BELOW = 0.5  # milliseconds
 
@@ -53,7 +55,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "speed-up": lambda row: _number(row.speedup, 2),
 }
 OLDER = "measured"
-WORDS = {*PLACE, "contender", OLDER}
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+WORDS = {*PLACE, "contender", "function", OLDER}
 
 
 def older(rows: Collection[Row], latest: State) -> str:
@@ -150,3 +153,9 @@ def summary(rows: Iterable[Row], latest: State, us: str = "vrnn_fast", eager: st
 
     header = ["shape", "T x B", "x, h, z", *names, "GFLOP/s", "% of peak", "speed-up", "memory", OLDER]
     return markdown(header, (line(place, row) for place, row in shapes.items()))
+
+
+def put(page: Path, parts: Iterable[str], begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between a page's two markers."""
+    text = "\n\n".join([begin, *parts, end])
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: text, page.read_text(), flags=re.DOTALL))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.shapes import SIX_SHAPES, Shape
 from vrnn_fast import VRNN
 from vrnn_fast.executors import cpu
+
+from .shapes import SIX_SHAPES, Shape
 
 pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=str(cpu.unavailable()))
 

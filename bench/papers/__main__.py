@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from bench.papers.chorales import KINDS, Result, Setting, read, run
-from bench.papers.page import page
-from bench.record import RESULTS
 from vrnn_fast.data.dataset import DataError
+
+from ..record import RESULTS
+from .chorales import KINDS, Result, Setting, read, run
+from .page import page
 
 DATA = "VRNN_FAST_JSB"
 SEEDS = (0, 1, 2)

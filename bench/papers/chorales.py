@@ -16,12 +16,13 @@ from scipy.io import loadmat
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from bench.record import Record
 from vrnn_fast import VRNN, Std
 from vrnn_fast.bounds import Kind
 from vrnn_fast.data import Dataset, bucketed, pad
 from vrnn_fast.data.dataset import PARTS, DataError
 from vrnn_fast.executors.reference import Cell
+
+from ..record import Record
 
 PITCHES, WIDTH = 88, 32
 KINDS: tuple[Kind, ...] = get_args(Kind)

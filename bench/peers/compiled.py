@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.peers.eager import EagerVRNN, State
+from .eager import EagerVRNN, State
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.contender import Run
-from bench.shapes import Shape
+from ..contender import Run
+from ..shapes import Shape
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "exp": torch.exp,

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run
-from bench.peers.eager import OUTPUT_STD_FLOOR
-from bench.shapes import Shape
 from vrnn_fast.cell.spec import STD_FLOOR
+
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run
+from ..shapes import Shape
+from .eager import OUTPUT_STD_FLOOR
 
 Parameters = dict[str, Any]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from bench.contender import Run, run_of
-from bench.shapes import Shape, forward_flops
 from vrnn_fast import VRNN
 from vrnn_fast.executors import cpu
+
+from ..contender import Run, run_of
+from ..shapes import Shape, forward_flops
 
 
 def not_built(shape: Shape) -> str | None:

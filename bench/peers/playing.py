@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contender import Results, Run
-from bench.peers.eager import EagerVRNN, State
-from bench.peers.ours import model_of
-from bench.shapes import Shape
 from vrnn_fast import Stream
+
+from ..contender import Results, Run
+from ..shapes import Shape
+from .eager import EagerVRNN, State
+from .ours import model_of
 
 GENERATION, FRAME = "generation", "frame"
 

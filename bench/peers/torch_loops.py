@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from bench.contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run, run_of
-from bench.peers.compiled import CompiledCell, CompiledLoop
-from bench.peers.eager import EagerVRNN
-from bench.shapes import Shape, forward_flops
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run, run_of
+from ..shapes import Shape, forward_flops
+from .compiled import CompiledCell, CompiledLoop
+from .eager import EagerVRNN
 
 MOST_UNROLLED = 8  # steps; compilation takes about ten seconds for each of them
 

@@ -15,9 +15,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from bench.functions import FUNCTIONS, measure
 from tests.support.oracle import Errors
 from vrnn_fast import VRNN, Gaussian, Likelihood, Std, Stream
-from vrnn_fast.stream import Array
 
 native = pytest.importorskip("vrnn_fast._native", reason="the native module is optional and not built here")
 ISAS = native.usable_isas()
@@ -29,39 +29,10 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def ulps(found: Array, right: Array) -> Array:
-    """Distance in units in the last place of float32; equal infinities are 0 apart."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = right.astype(np.float32)
-        unit = np.spacing(np.maximum(np.abs(rounded), np.float32(np.finfo(np.float32).tiny))).astype(np.float64)
-        apart = np.abs(found.astype(np.float64) - right) / unit
-    return np.where(found == rounded, np.minimum(np.nan_to_num(apart, posinf=0.0), 0.5), apart)
-
-
-def softplus(x: Array) -> Array:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-
-FUNCTIONS: dict[str, tuple[Any, float, float, float]] = {  # exact function, range, ulp
-    "exp": (np.exp, -87.3, 89.0, 2),
-    "log": (np.log, 0.0, 3.4e38, 2),
-    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), -87.3, 3.4e38, 3),
-    "tanh": (np.tanh, -3.4e38, 3.4e38, 3),
-    "softplus": (softplus, -87.3, 3.4e38, 3),
-    "expm1": (np.expm1, -3.4e38, 88.7, 3),
-}
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_elementary_functions_over_all_floats(isa: str, name: str) -> None:
     """Every 251st float of the range: 17 million values, all exponents and both signs."""
-    exact, low, high, bound = FUNCTIONS[name]
-    bits = np.arange(0, 2**32, 251, dtype=np.uint32)
-    x = bits.view(np.float32)
-    x = x[np.isfinite(x) & (x >= low) & (x <= high)]
-    with np.errstate(over="ignore", divide="ignore", under="ignore"):
-        worst = ulps(native.apply(name, x), exact(x.astype(np.float64))).max()
-    assert worst <= bound
+    assert measure(name, [isa], every=251)[isa].error <= FUNCTIONS[name].bound
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "tanh"])
@@ -70,14 +41,14 @@ def test_functions_that_gradients_sum_up_are_right_on_average(isa: str, name: st
     """A bias' gradient adds sigmoids over all rows, where errors of one sign add up. A mean error below an 80th of an
     ulp is less than chance leaves of half an ulp's in 1,600 rows."""
     x = (scale * np.random.default_rng(0).standard_normal(1 << 20)).astype(np.float32)
-    right = FUNCTIONS[name][0](x.astype(np.float64))
+    right = FUNCTIONS[name].exact(x.astype(np.float64))
     unit = np.spacing(np.abs(right).astype(np.float32)).astype(np.float64)
     assert abs(((native.apply(name, x) - right) / unit).mean()) < 1 / 80
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_elementary_functions_at_the_edges(isa: str, name: str) -> None:
-    exact = FUNCTIONS[name][0]
+    exact = FUNCTIONS[name].exact
     x = np.array([np.nan, -np.inf, -1e4, -0.0, 0.0, 1e4, np.inf], np.float32)
     with np.errstate(all="ignore"):
         right = exact(x.astype(np.float64)).astype(np.float32)

@@ -17,7 +17,7 @@ import torch
 
 from bench import __main__ as bench
 from bench import contest as contests
-from bench import experiments, figures, history, memory, peak, readme, record, scaling, table
+from bench import experiments, figures, functions, history, memory, peak, readme, record, scaling, table
 from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run, run_of
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
@@ -26,7 +26,7 @@ from bench.peers import EagerVRNN
 from bench.peers.torch_loops import prepare_eager
 from bench.record import Record, Row
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
-from bench.table import in_full, markdown, problems, render, summary
+from bench.table import BEGIN, END, in_full, markdown, problems, render, summary
 from vrnn_fast import VRNN
 from vrnn_fast.executors.cpu import operators
 
@@ -539,8 +539,12 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     assert Record.load(path) == begun
 
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    first = tmp_path / "docs" / "pages" / "index.md"
+    first.parent.mkdir(parents=True)
+    first.write_text(f"{readme.SUPPORT[0]}\nold\n{readme.SUPPORT[1]}\n")
     readme.main()
+    assert readme.support() in first.read_text()
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -548,13 +552,11 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     assert begun.processor in text
     assert "| 12.50 | 2.50 |" in text
     assert "| 150 | 75 | 5.00 | 0.25 |" in text
-    for link in (
-        path.stem + ".md",
-        *(f"{path.stem}/{name}.svg" for name in ("training-share", "training-comparison", "scaling")),
-    ):
-        assert f"(results/{link})" in text
-        assert (folder / link).stat().st_size > 0
+    assert f"(results/{path.stem}.md)" in text
     full = path.with_suffix(".md").read_text()
+    for name in ("training-share", "training-comparison", "scaling"):
+        assert f"({path.stem}/{name}.svg)" in full
+        assert (folder / path.stem / f"{name}.svg").stat().st_size > 0
     assert "- nn.GRU alone computes something else" in full
     assert "| exponent | 1.00 | 2.00 |" in full
 
@@ -613,3 +615,23 @@ def test_every_build_keeps_its_sums_in_registers(isa: str) -> None:
     rows, vectors = TILES[isa]
     loop = innermost(disassembled(operators.LIBRARY, isa, rows, vectors))
     assert (loop.products, loop.loads, loop.spills) == (rows * vectors, rows + vectors, 0)
+
+
+def test_errors_of_functions_reach_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRNN_FAST_ISA", "")
+    page = tmp_path / "functions.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    functions.main(["--every", "1000003"], page)
+    text = page.read_text()
+    assert "old" not in text
+    assert "| `tanh` | 3 | " in text
+    assert text.count("\n| `") == len(functions.FUNCTIONS)
+
+
+def test_the_page_of_functions_holds_what_is_allowed() -> None:
+    lines = [line.strip("| ").split(" | ") for line in functions.PAGE.read_text().splitlines() if line[:3] == "| `"]
+    assert {line[0].strip("`"): float(line[1]) for line in lines} == {
+        name: function.bound for name, function in functions.FUNCTIONS.items()
+    }
+    for _, allowed, *measured in lines:
+        assert 0 < max(map(float, measured[::2])) <= float(allowed)
