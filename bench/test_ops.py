@@ -46,6 +46,6 @@ def test_backward(benchmark: BenchmarkFixture, model: VRNN, shape: Shape) -> Non
 
 def test_single_step(benchmark: BenchmarkFixture, model: VRNN, shape: Shape) -> None:
     x, eps = (t[0, :1] for t in shape.data())
-    state = model.init_state(1)
+    state = model.new_state(1)
     with torch.no_grad():
         benchmark(model.step, x, state, eps=eps)

@@ -21,7 +21,7 @@ from .likelihoods import (
     SharedMixture,
 )
 from .model import VRNN
-from .outputs import VRNNOutput, VRNNRollOut, VRNNStep
+from .outputs import VRNNOutput, VRNNRollout, VRNNStep
 from .stream import Stream, StreamStep
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ __all__ = [
     "Stream",
     "StreamStep",
     "VRNNOutput",
-    "VRNNRollOut",
+    "VRNNRollout",
     "VRNNStep",
     "__version__",
     "accelerate",

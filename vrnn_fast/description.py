@@ -39,8 +39,8 @@ def arguments_of(spec: CellSpec) -> dict[str, Any]:
     others = dict.fromkeys(every, spec.activation)
     own = {head: spec.activations_of(n, head) for n in every for head in spec.head_names(n) if spec.layers_of(head)}
     about["activation"] = others | own | dict(spec.activations) if spec.activations else spec.activation
-    about["columns"] = dict(spec.columns)
-    return about | ({"cond_size": spec.cond_size, "cond_to": spec.cond_to} if spec.cond_size else {})
+    about["input_order"] = dict(spec.input_order)
+    return about | ({"cond_size": spec.cond_size, "cond_networks": spec.cond_networks} if spec.cond_size else {})
 
 
 def own_layers(spec: CellSpec, likelihood: Likelihood) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from .executors.base import Batch, Want
 from .executors.reference import full_precision, generate_by, stacked
 from .inputs import at_real, with_frames
 from .likelihoods import Likelihood, MeanStd, as_likelihood
-from .outputs import State, VRNNOutput, VRNNRollOut, VRNNStep, each
+from .outputs import State, VRNNOutput, VRNNRollout, VRNNStep, each
 
 Widths: TypeAlias = Sequence[int] | None
 
@@ -48,9 +48,9 @@ class VRNN(nn.Module):
     of sequences, by a few of each parameter before a single step. So after a change of a part of a tensor in such a
     way, call :meth:`refresh` before :meth:`step`.
 
-    The buffer ``start`` is the state that ``state=None`` stands for, the same for every row: h of every layer, for an
-    LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you set
-    it; it is saved and moved with the parameters, and not trained.
+    The buffer ``initial_state`` is the state that ``state=None`` stands for, the same for every row: h of every layer,
+    for an LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you
+    set it; it is saved and moved with the parameters, and not trained.
 
     Args:
         input_size: X, features of x_t.
@@ -71,9 +71,9 @@ class VRNN(nn.Module):
         packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
             (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
-        cond_to: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first in
-            prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
-        columns: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
+        cond_networks: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first
+            in prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
+        input_order: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
             where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
         activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
@@ -89,10 +89,10 @@ class VRNN(nn.Module):
             one over; a name insists on that executor. May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
-        check: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x, at
-            every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU. Without
-            it a NaN reaches all results of its row from its step on, the loss and so every gradient; the results of
-            other rows stay right.
+        check_values: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x,
+            at every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU.
+            Without it a NaN reaches all results of its row from its step on, the loss and so every gradient; the
+            results of other rows stay right.
         device, dtype: of the parameters, those of the likelihood too, as everywhere in torch. They decide the
             precision, under autocast too: what comes in another one there is converted.
 
@@ -115,19 +115,19 @@ class VRNN(nn.Module):
         encoder: Widths = None,
         prior: Widths | Literal["standard_normal"] = None,
         decoder: Widths = None,
-        columns: Mapping[str, Sequence[str]] | None = None,
+        input_order: Mapping[str, Sequence[str]] | None = None,
         activation: Activation | Mapping[str, Activation | Sequence[Activation]] = "relu",
         head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
         packed_heads: bool = False,
         cond_size: int = 0,
-        cond_to: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
+        cond_networks: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
         residual: bool = False,
         std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
         batch_first: bool = False,
         backend: str = "auto",
         recompute: bool = False,
-        check: bool = False,
+        check_values: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -144,7 +144,7 @@ class VRNN(nn.Module):
             ("residual", residual),
             ("batch_first", batch_first),
             ("recompute", recompute),
-            ("check", check),
+            ("check_values", check_values),
         ):
             checks.flag(name, value)
         self.spec = CellSpec(
@@ -162,7 +162,7 @@ class VRNN(nn.Module):
             decoder=_widths("decoder", decoder, (h, h)),
             activation="relu" if isinstance(activation, Mapping) else activation,
             activations=_activations(activation) if isinstance(activation, Mapping) else (),
-            columns=tuple((name, tuple(order)) for name, order in (columns or {}).items()),
+            input_order=tuple((name, tuple(order)) for name, order in (input_order or {}).items()),
             head_layers=() if isinstance(head_layers, Mapping) else _widths("head_layers", head_layers, ()),
             own_layers=_own_layers(head_layers) if isinstance(head_layers, Mapping) else (),
             packed_heads=packed_heads,
@@ -172,21 +172,23 @@ class VRNN(nn.Module):
             decoder_heads=_heads(self.likelihood, input_size),
             output_std=self.likelihood.output_std,
             cond_size=cond_size,
-            cond_to=cast(tuple[Conditioned, ...], tuple(checks.names("cond_to", cond_to, get_args(Conditioned)))),
+            cond_networks=cast(
+                tuple[Conditioned, ...], tuple(checks.names("cond_networks", cond_networks, get_args(Conditioned)))
+            ),
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.num_layers = num_layers
         self.batch_first = batch_first
         self.backend = backend
         self.recompute = recompute
-        self.check = check
+        self.check_values = check_values
         objectives: tuple[Objective, ...]
         objectives = ("log_weight",) if self.spec.likelihood == "external" else ("log_weight", "particle_filter")
         self._objectives = {o: replace(self.spec, objective=o) for o in objectives}
         if isinstance(self.likelihood, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
-        self.start: Tensor | None
-        self.register_buffer("start", None)
+        self.initial_state: Tensor | None
+        self.register_buffer("initial_state", None)
         self._reader = parameters.Reader(parameters.install(self, self.spec, device, dtype))
 
     def forward(
@@ -212,7 +214,7 @@ class VRNN(nn.Module):
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
                 of length 0 adds nothing and passes its state through. Their values are looked at, which for those on a
                 GPU costs a wait; while a CUDA graph is captured they are not, and must be on the device of x.
-            state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`init_state`.
+            state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`new_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
                 ``batch_first``.
             generator: the source of that draw, on the device of x. Not with ``eps``.
@@ -231,8 +233,8 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it; what
-                ``check`` finds in x. While torch.compile traces or a CUDA graph is captured, the values of ``lengths``
-                and of x are asserted at run time by torch (RuntimeError).
+                ``check_values`` finds in x. While torch.compile traces or a CUDA graph is captured, the values of
+                ``lengths`` and of x are asserted at run time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
         """
         parameters = self._reader(self)
@@ -361,7 +363,7 @@ class VRNN(nn.Module):
 
         Args:
             x_t: (B, X).
-            state: from the last step, from ``VRNNOutput.state`` or :meth:`init_state`; None is the latter.
+            state: from the last step, from ``VRNNOutput.state`` or :meth:`new_state`; None is the latter.
             eps: (B, Z) noise of the posterior's sample; None draws it.
             cond: (B, C) conditioning input, where the model was built with a ``cond_size``.
 
@@ -380,7 +382,7 @@ class VRNN(nn.Module):
         self._has_condition("cond", cond)
         if cond is not None:
             cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
-        if self.check:
+        if self.check_values:
             checks.finite("x_t", x_t, support=self.likelihood.support)
             if cond is not None:
                 checks.finite("cond", cond)
@@ -423,7 +425,7 @@ class VRNN(nn.Module):
             prefix_cond: (T, B, C) that of the prefix.
             samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
             state: the state to start from, as this method, :meth:`forward` and :meth:`step` return it; None is that of
-                :meth:`init_state`. A long sequence may so be drawn in pieces. Not with ``prefix``.
+                :meth:`new_state`. A long sequence may so be drawn in pieces. Not with ``prefix``.
 
         Returns:
             The new steps, (steps, B, X) (batch first if the module is), and the state after them. With ``samples`` the
@@ -503,7 +505,7 @@ class VRNN(nn.Module):
         executor = executors.choose(self.backend, self.spec, eps, stacklevel=5)
         return executor.generate(self.spec, parameters, Batch(noise, eps, state, cond=cond), mean=mean)
 
-    def roll_out(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollOut:
+    def rollout_prior(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollout:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
 
         For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
@@ -524,16 +526,16 @@ class VRNN(nn.Module):
         cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
         with full_precision(like.device):
             played = generate_by(lambda raw, _: self.likelihood.mean(raw), self.spec, parameters, eps, start, cond)
-        return VRNNRollOut(
+        return VRNNRollout(
             latent=self._outer(played.z),
             prior=MeanStd(*map(self._outer, played.prior)),
             prediction=each(self._outer, self._prediction(played.raw)),
             state=self._packed(played.state),
         )
 
-    def init_state(self, batch_size: int) -> State:
+    def new_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
-        the buffer ``start`` in every row."""
+        the buffer ``initial_state`` in every row."""
         checks.positive_int("batch_size", batch_size)
         return _pair(self._start(None, batch_size, self._reader(self)[0]))
 
@@ -629,8 +631,8 @@ class VRNN(nn.Module):
         cond = self._condition(cond, steps, batch, like)
         if resets is not None:
             resets = self._flags("resets", resets, steps, batch, None, like)
-            if self.start is not None:
-                raise ValueError("resets go back to a state of zeros, and this model has another start")
+            if self.initial_state is not None:
+                raise ValueError("resets go back to a state of zeros, and this model has another initial_state")
         if mask is not None:
             mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
             if not self.likelihood.takes_mask:
@@ -646,7 +648,7 @@ class VRNN(nn.Module):
         else:
             eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, *particles)
         checked = Batch(x, eps, start, lengths, cond, resets, mask)
-        if self.check:
+        if self.check_values:
             real = checked.real()
             checks.finite("x", x, real, mask, support=self.likelihood.support, swap=self.batch_first)
             if cond is not None:
@@ -706,14 +708,14 @@ class VRNN(nn.Module):
         return _pair(stacked(state, self._state_parts))
 
     def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`init_state`."""
+        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`new_state`."""
         if state is not None:
             return self._given(state, batch, like)
         sizes = self.num_layers, batch, self.hidden_size
-        if self.start is None:
+        if self.initial_state is None:
             return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
         parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
-        start = checks.tensor("start", self.start, parts, like)
+        start = checks.tensor("initial_state", self.initial_state, parts, like)
         return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in start)  # one row's is a copy too
 
     def _given(self, state: State, batch: int | None, like: Tensor) -> tuple[Tensor, ...]:
@@ -777,9 +779,11 @@ class VRNN(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Read checkpoints of the same names that were made for another likelihood, and those with a start."""
-        start = state_dict.get(f"{prefix}start")
-        if isinstance(start, Tensor) and self.start is None:
-            self.start = next(self.parameters()).new_zeros((self._state_parts, self.num_layers, self.hidden_size))
+        start = state_dict.get(f"{prefix}initial_state")
+        if isinstance(start, Tensor) and self.initial_state is None:
+            self.initial_state = next(self.parameters()).new_zeros(
+                (self._state_parts, self.num_layers, self.hidden_size)
+            )
         heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
         apart = not self.spec.packed_heads
         single = apart and not self.spec.layers_of("dec_mean")

@@ -93,7 +93,7 @@ class VRNNStep(NamedTuple):
     state: State
 
 
-class VRNNRollOut(NamedTuple):
+class VRNNRollout(NamedTuple):
     """What the prior alone makes of a state. Per-step results are (T, B, ...), or (B, T, ...) with ``batch_first``.
 
     Attributes:

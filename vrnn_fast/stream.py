@@ -105,8 +105,8 @@ class Stream:
             self._engine.state(i)[:] = part
 
     def reset(self) -> None:
-        """Begin anew from the state that :meth:`VRNN.init_state` gives."""
-        start = self.model.start
+        """Begin anew from the state that :meth:`VRNN.new_state` gives."""
+        start = self.model.initial_state
         for i in range(self.model.spec.state_tensors):
             self._engine.state(i)[:] = 0 if start is None else start.flatten(0, 1)[i].numpy()
 

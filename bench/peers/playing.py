@@ -93,7 +93,7 @@ def prepare_steps(shape: Shape, dtype: torch.dtype) -> Run:
     def frame(t: int, state: Any) -> tuple[Any, ...]:
         return tuple(model.step(x[t], state, eps[t]))
 
-    return _frames(lambda: model.init_state(shape.batch), frame, shape)
+    return _frames(lambda: model.new_state(shape.batch), frame, shape)
 
 
 def prepare_stream(shape: Shape, dtype: torch.dtype) -> Run:

@@ -493,7 +493,7 @@ def test_it_is_saved_whole_where_the_original_is(name: str) -> None:
 
 
 def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
-    fast = accelerate(copied.VRNN(6, 9, 4), mend=("kl",))
+    fast = accelerate(copied.VRNN(6, 9, 4), fix=("kl",))
     twin = pickle.loads(pickle.dumps(fast))
     assert isinstance(twin, copied.VRNN)
     assert twin._plan == fast._plan
@@ -501,7 +501,7 @@ def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
         before = sum(operators.launch_counts().values())
         twin.sample(3)
         assert sum(operators.launch_counts().values()) == before + 1
-    dynamic = pickle.loads(pickle.dumps(accelerate(dynamical.VRNN(6, 4, dim_RNN=9), mend=("kl",))))
+    dynamic = pickle.loads(pickle.dumps(accelerate(dynamical.VRNN(6, 4, dim_RNN=9), fix=("kl",))))
     x = torch.rand(7, 5, 6)
     y = dynamic(x)
     q, p = (
@@ -672,7 +672,7 @@ def test_a_wrapper_with_the_prefix_module() -> None:
     torch.testing.assert_close(both(fast(x)), theirs)
 
 
-# --- faults
+# --- deviations
 
 
 def told(**options: Any) -> str:
@@ -686,11 +686,11 @@ def told(**options: Any) -> str:
 
 def test_one_warning_lists_each_fault() -> None:
     text = told()
-    assert "layout E (the most copied PyTorch VRNN)" in text
+    assert "layout eager-vrnn (the most copied PyTorch VRNN)" in text
     for name in ("nan:", "nll:", "kl:"):
         assert name in text
-    assert "kl:" not in told(mend=("kl",))
-    assert told(mend=("kl", "nll", "nan")) == ""
+    assert "kl:" not in told(fix=("kl",))
+    assert told(fix=("kl", "nll", "nan")) == ""
     assert "TypeError" in told(model={"gaussian": True})
 
 
@@ -729,7 +729,7 @@ def test_a_gaussian_original_that_raises_gets_its_number() -> None:
 def test_mended_losses_are_the_exact_ones(gaussian: bool) -> None:
     with default_dtype(torch.float64):
         model = copied.VRNN(6, 9, 4, gaussian=gaussian)
-        fast = accelerate(model, mend=("kl", "nll"))
+        fast = accelerate(model, fix=("kl", "nll"))
         x = real() if gaussian else binary()
         _, nll, _, (outputs, output_stds) = fast(x)
         if gaussian:
@@ -797,7 +797,7 @@ def test_b_as_it_is_called(samples: int, rank: int) -> None:
 def test_b_mended_goes_on_from_its_last_frame() -> None:
     with default_dtype(torch.float64):
         model, x = audio.VRNNAudio(7, 4, 6, 3), sound()
-        fast = accelerate(model, mend=("h_n",))
+        fast = accelerate(model, fix=("h_n",))
         torch.manual_seed(0)
         states, _ = model.vrnn.walk(x, torch.zeros(5, 14))
         torch.manual_seed(0)
@@ -847,7 +847,7 @@ def test_d_is_mended_where_its_kl_is_computed(beta: float) -> None:
             accelerate(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            fast = accelerate(model, mend=("kl",))
+            fast = accelerate(model, fix=("kl",))
         y = fast(x)
         left = {name: getattr(fast, name) for name in ("z_mean", "z_logvar", "z_mean_p", "z_logvar_p")}
         loss, parts = fast.loss(x, y), fast.parts(x, y, beta)
@@ -856,17 +856,17 @@ def test_d_is_mended_where_its_kl_is_computed(beta: float) -> None:
         torch.testing.assert_close(loss, divergence + kl)
         torch.testing.assert_close(parts, {"recon": divergence / 35, "kl": beta * kl / 35, "nats": True})
         assert all(getattr(fast, name) is value for name, value in left.items())
-        mended, exact = (
+        fixed, exact = (
             torch.autograd.grad(t, list(fast.parameters()), retain_graph=True) for t in (loss, divergence + kl)
         )
-        torch.testing.assert_close(mended, exact)
+        torch.testing.assert_close(fixed, exact)
 
 
 def test_a_fault_outside_of_the_class_is_told_and_cannot_be_mended() -> None:
     with pytest.warns(UserWarning, match=r"kl: its KL drops the -1, .* \(outside of forward, kept\)"):
         accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9))
-    with pytest.raises(ValueError, match="mend may hold nothing for layout D"):
-        accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9), mend=("kl",))
+    with pytest.raises(ValueError, match="fix may hold nothing for layout dynamical-vae"):
+        accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9), fix=("kl",))
 
 
 def test_faults_of_an_objective_that_was_found_by_running() -> None:
@@ -878,7 +878,7 @@ def test_faults_of_an_objective_that_was_found_by_running() -> None:
         plain, faulty, x = copied.VRNN(6, 9, 4), variants.DrawsUniform(6, 9, 4), binary()
         faulty.load_state_dict(plain.state_dict())
         torch.manual_seed(0)
-        theirs = accelerate(faulty, mend=("noise",))(x)
+        theirs = accelerate(faulty, fix=("noise",))(x)
         torch.manual_seed(0)
         run = [torch.randn(5, 4) for _ in x]  # uniform noise has the parameters' dtype here
         model = copied.VRNN(6, 9, 4)
@@ -888,12 +888,12 @@ def test_faults_of_an_objective_that_was_found_by_running() -> None:
 
         faulty = variants.ReturnsMeans(6, 9, 4)
         faulty.load_state_dict(plain.state_dict())
-        mended = accelerate(faulty, mend=("kl", "nll", "reduction"))
-        exact = accelerate(plain, mend=("kl", "nll"))
+        fixed = accelerate(faulty, fix=("kl", "nll", "reduction"))
+        exact = accelerate(plain, fix=("kl", "nll"))
         torch.manual_seed(0)
         kl, nll, _, _ = exact(x)
         torch.manual_seed(0)
-        found = mended(x)
+        found = fixed(x)
     steps = x.shape[0] * x.shape[1]
     torch.testing.assert_close(found["kl"], kl / steps)
     torch.testing.assert_close(found["loss"], (kl + nll) / steps)
@@ -909,7 +909,7 @@ def saturated(model: nn.Module, logit: float) -> nn.Module:
 @pytest.mark.parametrize("logit", [0.0, 16.0, 20.0, 40.0])
 def test_theta_that_loses_its_digits_is_accelerated_and_told(logit: float) -> None:
     model = saturated(variants.WithoutEps(6, 9, 4), logit)
-    with pytest.warns(UserWarning, match=r"nan: .* NaN or infinite from logit 17 on \(always mended"):
+    with pytest.warns(UserWarning, match=r"nan: .* NaN or infinite from logit 17 on \(always fixed"):
         fast = accelerate(model)
     kl, nll, _, _ = fast(binary())
     assert kl.isfinite()
@@ -918,16 +918,16 @@ def test_theta_that_loses_its_digits_is_accelerated_and_told(logit: float) -> No
 
 @pytest.mark.parametrize("build", [variants.CrossEntropy, variants.Clamped])
 def test_a_bounded_likelihood_stays_bounded(build: Callable[[int, int, int], nn.Module]) -> None:
-    """It is what the original gives, until mended."""
+    """It is what the original gives, until fixed."""
     with default_dtype(torch.float64):
         model, x = build(6, 9, 4), binary()
         with pytest.warns(UserWarning, match="bound: .*likelihood"):
             fast = accelerate(model)
-        mended = accelerate(model, mend=("bound",))
+        fixed = accelerate(model, fix=("bound",))
         for logit in (1.0, 20.0, 50.0, 200.0):
             saturated(model, logit)
             found = []
-            for module in (model, fast, mended):
+            for module in (model, fast, fixed):
                 torch.manual_seed(0)
                 kl, nll, _, outputs = module(x)
                 gradients = torch.autograd.grad(kl + nll, list(module.parameters()), allow_unused=True)
@@ -951,9 +951,9 @@ def test_a_constant_of_single_precision_is_found_told_and_mended() -> None:
         model, x = trajectories.VRNN(6, 6, 4, 7, 9), real()
         with pytest.warns(UserWarning, match=r"constant: .* off by -?[\d.]+e-08 nats .* rounded to float32 \(kept\)"):
             fast = accelerate(model)
-        mended = accelerate(model, mend=("constant",))
+        fixed = accelerate(model, fix=("constant",))
         found = []
-        for module in (model, fast, mended):
+        for module in (model, fast, fixed):
             torch.manual_seed(0)
             found.append(module(x)["recon_loss"].item())
         off = float(trajectories.half_log_two_pi(x).double()) - 0.5 * torch.log(torch.tensor(2 * torch.pi)).item()
@@ -1154,7 +1154,7 @@ ROLES_OF_E = {
 
 def test_a_layout_that_lacks_what_it_calls_is_refused() -> None:
     with pytest.raises(LayoutError, match=r"calls vrnn\.encoder of the model, found no vrnn;"):
-        accelerate(copied.VRNN(6, 9, 4), layout={"like": "B", **ROLES_OF_E})
+        accelerate(copied.VRNN(6, 9, 4), layout={"like": "speech-benchmark", **ROLES_OF_E})
 
 
 class Unfriendly(copied.VRNN):
@@ -1330,12 +1330,15 @@ def put(path: str, module: nn.Module) -> Callable[[nn.Module], None]:
         (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
         (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
         (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),
-        (put("enc.1", nn.LayerNorm(9)), r"enc\.1 is LayerNorm, a sub-module that layout E .* does not know"),
-        (put("enc.1", Swish()), r"enc\.1 is Swish, a sub-module that layout E .* does not know"),
+        (put("enc.1", nn.LayerNorm(9)), r"enc\.1 is LayerNorm, a sub-module that layout eager-vrnn .* does not know"),
+        (put("enc.1", Swish()), r"enc\.1 is Swish, a sub-module that layout eager-vrnn .* does not know"),
         (put("enc.1", nn.Sigmoid()), r"one of ReLU, .* or nothing after enc\.0, found enc\.1, Sigmoid"),
         (lambda m: m.add_module("norm", nn.BatchNorm1d(9)), "norm is BatchNorm1d"),
-        (lambda m: m.add_module("extra", nn.Linear(3, 3)), r"extra\.weight \(Linear\) has no role in layout E"),
-        (lambda m: m.register_parameter("h0", nn.Parameter(torch.zeros(9))), "h0 .* has no role in layout E"),
+        (
+            lambda m: m.add_module("extra", nn.Linear(3, 3)),
+            r"extra\.weight \(Linear\) has no role in layout eager-vrnn",
+        ),
+        (lambda m: m.register_parameter("h0", nn.Parameter(torch.zeros(9))), "h0 .* has no role in layout eager-vrnn"),
         (put("rnn", nn.GRU(18, 9, 2, dropout=0.1)), r"rnn is GRU\(dropout=0\.1\): dropout"),
         (put("rnn", nn.GRU(18, 9, bidirectional=True)), "rnn runs in both directions"),
         (put("rnn", nn.Linear(18, 9)), "rnn must be a recurrent cell with weight_hh_l0 or weight_hh"),
@@ -1376,7 +1379,7 @@ def test_an_unknown_model_hears_what_was_looked_for_and_found() -> None:
     with pytest.raises(LayoutError) as caught:
         accelerate(model)
     text = str(caught.value)
-    assert "layout E (the most copied PyTorch VRNN): looked for phi_x, phi_z, enc, enc_mean" in text
+    assert "layout eager-vrnn (the most copied PyTorch VRNN): looked for phi_x, phi_z, enc, enc_mean" in text
     assert "; no enc" in text
     assert "encoder (Sequential)" in text
     with pytest.raises(LayoutError, match="found: 0 \\(Linear\\)"):
@@ -1386,9 +1389,9 @@ def test_an_unknown_model_hears_what_was_looked_for_and_found() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"mend": ("speed",)}, ValueError, "mend may hold nan, nll, kl for layout E .*, got 'speed'"),
-        ({"mend": "kl"}, TypeError, "mend must be a tuple of names"),
-        ({"layout": "Q"}, ValueError, "layout must be 'auto', 'E'.* or a mapping, got 'Q'"),
+        ({"fix": ("speed",)}, ValueError, "fix may hold nan, nll, kl for layout eager-vrnn .*, got 'speed'"),
+        ({"fix": "kl"}, TypeError, "fix must be a tuple of names"),
+        ({"layout": "Q"}, ValueError, "layout must be 'auto', 'eager-vrnn'.* or a mapping, got 'Q'"),
         ({"layout": 3}, TypeError, "layout must be"),
         ({"layout": {"encodr": "enc"}}, LayoutError, "layout may hold phi_x, .* got 'encodr'"),
         ({"layout": {"encoder": 3}}, LayoutError, r"layout\['encoder'\] must be the path of a sub-module, got 3"),
@@ -1408,7 +1411,7 @@ def test_no_model_and_one_that_is_fast_already() -> None:
     with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these executors as it is"):
         accelerate(VRNN(6, 9, 4))
     fast = accelerate(copied.VRNN(6, 9, 4))
-    with pytest.raises(ValueError, match="accelerated already, as layout E"):
+    with pytest.raises(ValueError, match="accelerated already, as layout eager-vrnn"):
         accelerate(fast)
 
 

@@ -271,7 +271,7 @@ FORECASTER = {
     "outputs": forecast,
 }
 BY_NAMES = {"x": "sees", "cond": "plan", "target": "after", "skip": 1, "batch_first": True}
-BY_FUNCTION = {"sequences": apart, "cond_to": ("encoder", "prior", "decoder")}
+BY_FUNCTION = {"sequences": apart, "cond_networks": ("encoder", "prior", "decoder")}
 SIZES = 6, 3, 2, 9, 4
 ARGUMENTS = torch.randn(5, 7, 6), torch.randn(5, 7, 3), torch.randn(5, 7, 2), 0.3
 
@@ -315,16 +315,16 @@ def test_a_loop_that_begins_at_the_second_step(layout: dict[str, Any]) -> None:
 
 def test_who_reads_the_conditioning_input() -> None:
     """Its width follows from any network that reads it."""
-    for cond_to in (("cell",), ("encoder",), ("encoder", "cell"), ("decoder",), ("prior", "cell")):
+    for cond_networks in (("cell",), ("encoder",), ("encoder", "cell"), ("decoder",), ("prior", "cell")):
         for phi_x in ((9,), ()):
-            state = dict(VRNN(6, 9, 4, phi_x=phi_x, cond_size=3, cond_to=cond_to).state_dict())
-            layout = {"cond_to": cond_to} | ({} if phi_x else {"phi_x": ""})
-            if cond_to == ("encoder", "cell") and not phi_x:
+            state = dict(VRNN(6, 9, 4, phi_x=phi_x, cond_size=3, cond_networks=cond_networks).state_dict())
+            layout = {"cond_networks": cond_networks} | ({} if phi_x else {"phi_x": ""})
+            if cond_networks == ("encoder", "cell") and not phi_x:
                 with pytest.raises(LayoutError, match="the widths of x and cond cannot be told"):
                     load_checkpoint(state, layout, likelihood="bernoulli")
                 continue
             spec = load_checkpoint(state, layout, likelihood="bernoulli").spec
-            assert (spec.input_size, spec.cond_size, spec.cond_to) == (6, 3, cond_to)
+            assert (spec.input_size, spec.cond_size, spec.cond_networks) == (6, 3, cond_networks)
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,11 @@ def test_who_reads_the_conditioning_input() -> None:
     [
         ({"residual": 1}, r"layout\['residual'\] must be True or False, got 1"),
         ({"skip": -1}, r"layout\['skip'\] must be an int >= 0, got -1"),
-        ({"cond_to": ("phi_x",)}, r"layout\['cond_to'\] may hold encoder, prior, decoder, cell, got 'phi_x'"),
-        ({"cond_to": "cell"}, r"layout\['cond_to'\] must be a tuple of names, got 'cell'"),
+        (
+            {"cond_networks": ("phi_x",)},
+            r"layout\['cond_networks'\] may hold encoder, prior, decoder, cell, got 'phi_x'",
+        ),
+        ({"cond_networks": "cell"}, r"layout\['cond_networks'\] must be a tuple of names, got 'cell'"),
         ({"std": "softplus"}, r"layout\['std'\] must be a vrnn_fast\.Std, got 'softplus'"),
         ({"activation": "swish"}, r"layout\['activation'\] must be one of relu, .*, got 'swish'"),
         ({"cond": 3}, r"layout\['cond'\] must be the name of an argument of forward, got 3"),

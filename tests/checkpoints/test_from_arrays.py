@@ -186,7 +186,7 @@ def test_the_papers_models_of_speech(prior: bool, latent: int, output: str) -> N
     generator = np.random.default_rng(1)
     x, eps = generator.normal(size=(7, 5, 6)), generator.normal(size=(7, 5, latent))
     assert_gradients(ours, agree(ours, walk_paper, arrays, x, eps))
-    assert isinstance(load_checkpoint(arrays, layout="P"), VRNN)
+    assert isinstance(load_checkpoint(arrays, layout="chung-2015"), VRNN)
 
 
 @pytest.mark.parametrize("change", ["", "without coeff", "a correlation for each"])
@@ -207,9 +207,9 @@ def test_the_papers_models_of_handwriting(change: str, latent: int) -> None:
 
 
 def test_the_papers_arrays_are_all_needed_and_all_used() -> None:
-    with pytest.raises(LayoutError, match="layout P needs W_x_2__rnn, found"):
+    with pytest.raises(LayoutError, match="layout chung-2015 needs W_x_2__rnn, found"):
         load_checkpoint({n: a for n, a in paper().items() if n != "W_x_2__rnn"})
-    with pytest.raises(LayoutError, match="layout P has no place for b_corr"):
+    with pytest.raises(LayoutError, match="layout chung-2015 has no place for b_corr"):
         load_checkpoint({**paper(), "b_corr": np.zeros(1)})
     with pytest.raises(LayoutError, match="theta_mu must have a multiple of 4 outputs, found 6"):
         load_checkpoint({**paper(), "b_coeff": np.zeros(4), "W_theta_1__coeff": np.zeros((11, 4))})
@@ -295,7 +295,7 @@ def test_filtering_objectives(binary: bool, hidden: int, suffix: str) -> None:
     ours = load_checkpoint({**arrays, **slots, **beside} if not suffix else arrays)
     x, eps = drawn(binary)
     agree(ours, walk_filtering, arrays, x, eps)
-    assert load_checkpoint(arrays, layout="F").spec == ours.spec
+    assert load_checkpoint(arrays, layout="fivo").spec == ours.spec
 
 
 def test_a_mean_of_real_valued_x_centres_what_the_cell_sees() -> None:
@@ -306,11 +306,11 @@ def test_a_mean_of_real_valued_x_centres_what_the_cell_sees() -> None:
 
 def test_filtering_arrays_are_all_needed_and_all_used() -> None:
     arrays = filtering()
-    with pytest.raises(LayoutError, match="layout F needs mean, found"):
+    with pytest.raises(LayoutError, match="layout fivo needs mean, found"):
         load_checkpoint({n: a for n, a in arrays.items() if n != "mean"})
-    with pytest.raises(LayoutError, match="layout F needs approximate_posterior_fcnet/linear_0/w, found"):
+    with pytest.raises(LayoutError, match="layout fivo needs approximate_posterior_fcnet/linear_0/w, found"):
         load_checkpoint({n: a for n, a in arrays.items() if not n.startswith("approximate")})
-    with pytest.raises(LayoutError, match="layout F has no place for tilt_fcnet/linear_0/w"):
+    with pytest.raises(LayoutError, match="layout fivo has no place for tilt_fcnet/linear_0/w"):
         load_checkpoint({**arrays, "tilt_fcnet/linear_0/w": np.zeros((18, 6))})
     with pytest.raises(LayoutError, match=r"linear_0/w must have shape \(17, any\), found \(20, 9\)"):  # smoothing
         load_checkpoint({**arrays, "approximate_posterior_fcnet/linear_0/w": np.zeros((20, 9))})
@@ -320,7 +320,7 @@ def test_filtering_arrays_are_all_needed_and_all_used() -> None:
 
 def test_a_posterior_that_may_be_the_smoothing_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WIDTHS, "data", 10)
-    with pytest.warns(UserWarning, match="layout F: the posterior is taken as the filtering one"):
+    with pytest.warns(UserWarning, match="layout fivo: the posterior is taken as the filtering one"):
         load_checkpoint(filtering())
 
 
@@ -346,7 +346,7 @@ def same_numbers(ours: VRNN, theirs: VRNN) -> None:
 
 def test_the_start_is_what_no_state_stands_for(started: VRNN, executor: str) -> None:
     started.backend = executor
-    state = started.init_state(5)
+    state = started.new_state(5)
     assert isinstance(state, tuple)
     assert all(s.shape == (1, 5, 10) and s.abs().min() > 0 for s in state)
     x, eps = (torch.from_numpy(a) for a in drawn(binary=True))
@@ -363,7 +363,7 @@ def test_the_start_is_what_no_state_stands_for(started: VRNN, executor: str) -> 
 def test_the_start_is_generated_from(started: VRNN) -> None:
     generator = torch.Generator().manual_seed(0)
     samples, _ = started.generate(1, 3, mean=True, generator=generator)
-    state = started.init_state(3)
+    state = started.new_state(3)
     with torch.no_grad():
         noise = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         cell = _cell(started)
@@ -378,7 +378,7 @@ def test_the_start_is_bounded_from(started: VRNN, kind: Any) -> None:
     x = torch.from_numpy(drawn(binary=True)[0])
     bounds = [
         started.bound(x, kind, 3, state=state, generator=torch.Generator().manual_seed(0))
-        for state in (None, started.init_state(5), tuple(map(torch.zeros_like, started.init_state(5))))
+        for state in (None, started.new_state(5), tuple(map(torch.zeros_like, started.new_state(5))))
     ]
     torch.testing.assert_close(bounds[0], bounds[1])
     assert not torch.allclose(bounds[0], bounds[2])
@@ -393,7 +393,7 @@ def _cell(model: VRNN) -> Any:
 @pytest.mark.skipif(not backends()["cpu"].available, reason="the native module is not built")
 def test_a_stream_begins_and_begins_anew_from_the_start(started: VRNN) -> None:
     stream = Stream(started, 2, seed=0)
-    expected = [s[0].detach().numpy() for s in started.init_state(2)]
+    expected = [s[0].detach().numpy() for s in started.new_state(2)]
     for got, want in zip(stream.state, expected, strict=True):
         np.testing.assert_array_equal(got, want)
     x, eps = drawn(binary=True)
@@ -406,23 +406,23 @@ def test_a_stream_begins_and_begins_anew_from_the_start(started: VRNN) -> None:
 
 
 def test_the_start_is_saved_copied_and_moved(started: VRNN) -> None:
-    assert "start" in started.state_dict()
+    assert "initial_state" in started.state_dict()
     same_numbers(copy.deepcopy(started), started)
     same_numbers(pickle.loads(pickle.dumps(started)), started)
     options = {"phi_x": (18,), "phi_z": (9,), "encoder": (9,), "prior": (9,), "decoder": (9,), "packed_heads": True}
-    fresh = VRNN(6, 10, 4, cell="lstm", columns={"encoder": ("h", "phi_x")}, residual=True, dtype=torch.float64,
+    fresh = VRNN(6, 10, 4, cell="lstm", input_order={"encoder": ("h", "phi_x")}, residual=True, dtype=torch.float64,
                  std=Std(shift=0.5, floor=0.0), **options)  # fmt: skip
-    assert fresh.start is None
-    assert "start" not in fresh.state_dict()
+    assert fresh.initial_state is None
+    assert "initial_state" not in fresh.state_dict()
     assert fresh.spec == started.spec
     fresh.load_state_dict(started.state_dict())
     same_numbers(fresh, started)
-    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "start"'):
-        fresh.load_state_dict({n: t for n, t in started.state_dict().items() if n != "start"})
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "initial_state"'):
+        fresh.load_state_dict({n: t for n, t in started.state_dict().items() if n != "initial_state"})
     single = copy.deepcopy(started).float()
-    assert single.start is not None
-    assert single.start.dtype == torch.float32
-    assert started.to("meta").init_state(2)[0].device.type == "meta"
+    assert single.initial_state is not None
+    assert single.initial_state.dtype == torch.float32
+    assert started.to("meta").new_state(2)[0].device.type == "meta"
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -450,9 +450,9 @@ def test_the_start_compiles_whole(started: VRNN) -> None:
     ],
 )
 def test_a_start_that_does_not_fit_is_named(started: VRNN, start: Tensor, words: str) -> None:
-    started.start = start
+    started.initial_state = start
     with pytest.raises(ValueError, match=words):
-        started.init_state(2)
+        started.new_state(2)
 
 
 def test_resets_go_to_zeros_and_so_not_with_a_start(started: VRNN) -> None:
@@ -464,7 +464,7 @@ def test_resets_go_to_zeros_and_so_not_with_a_start(started: VRNN) -> None:
 def test_a_start_of_your_own_for_every_kind_of_cell() -> None:
     for cell, parts in (("gru", 1), ("lstm", 2), ("rnn", 1)):
         model = VRNN(3, 4, 2, cell=cell, num_layers=2)  # type: ignore[arg-type]
-        model.start = torch.randn(parts, 2, 4)
-        state = model.init_state(5)
-        for got, want in zip(state if isinstance(state, tuple) else (state,), model.start, strict=True):
+        model.initial_state = torch.randn(parts, 2, 4)
+        state = model.new_state(5)
+        for got, want in zip(state if isinstance(state, tuple) else (state,), model.initial_state, strict=True):
             assert torch.equal(got, want[:, None].expand(2, 5, 4))

@@ -80,7 +80,11 @@ def test_ours_goes_through_too() -> None:
 OURS: dict[str, dict[str, Any]] = {
     "of other constants": {"std": Std("log_std", low=-3.0), "likelihood": Gaussian(0.1), "activation": "tanh"},
     "of another cell": {"cell": "rnn", "nonlinearity": "elu", "num_layers": 2, "bias": False, "residual": True},
-    "of packed heads": {"packed_heads": True, "columns": {"encoder": ("h", "phi_x")}, "likelihood": SharedMixture(2)},
+    "of packed heads": {
+        "packed_heads": True,
+        "input_order": {"encoder": ("h", "phi_x")},
+        "likelihood": SharedMixture(2),
+    },
     "without a prior": {"prior": "standard_normal", "batch_first": True, "likelihood": Categorical(3)},
     "of layers by name": {
         "activation": {"phi_x": ("tanh", "identity"), "dec_mean": "elu"},
@@ -137,7 +141,7 @@ def test_a_file_of_torch(theirs: copied.VRNN, tmp_path: Path, legacy: bool, besi
         stored = {"epoch": 3, "optimizer": optimizer.state_dict(), "model": stored}
     torch.save(stored, path, _use_new_zipfile_serialization=not legacy)
     agree(load_checkpoint(path, likelihood="bernoulli"), theirs)
-    agree(load_checkpoint(str(path), layout="E", likelihood="bernoulli"), theirs)
+    agree(load_checkpoint(str(path), layout="eager-vrnn", likelihood="bernoulli"), theirs)
 
 
 @pytest.fixture
@@ -437,8 +441,9 @@ def test_b_with_logistic_distributions() -> None:
         ours = load_checkpoint(state, likelihood=SharedLogistic(3, 256), residual=True)
     run_b(theirs, ours)
     words = (
-        r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout B .* K logits, means "
-        r"and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such layer, and scales "
+        r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout speech-benchmark .* "
+        r"K logits, means and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such layer, "
+        r"and scales "
     )
     with pytest.raises(LayoutError, match=words):
         load_checkpoint(state, likelihood=DiscretizedLogisticMixture(3))
@@ -528,16 +533,19 @@ def without(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (without("enc_mean"), r"layout E .*: looked for phi_x, .*; no enc_mean\n.*found: phi_x\.0\.weight \(9, 6\)"),
+        (
+            without("enc_mean"),
+            r"layout eager-vrnn .*: looked for phi_x, .*; no enc_mean\n.*found: phi_x\.0\.weight \(9, 6\)",
+        ),
         ({}, "there is no state dict in {}"),
         ({"epoch": 3, "model": {"lr": 0.1}}, "there is no state dict in {epoch, model}"),
         (
             {**copied.VRNN(6, 9, 4).state_dict(), "extra.weight": torch.zeros(3, 3)},
-            r"layout E .* has no place for extra\.weight",
+            r"layout eager-vrnn .* has no place for extra\.weight",
         ),
         (
             {**trajectories.Agents(2, 3, 4, 7, 9).state_dict(), "enc.2.0.weight": torch.zeros(3, 3)},
-            r"layout Z .* has no place for enc\.2\.0\.weight$",
+            r"layout trajectories .* has no place for enc\.2\.0\.weight$",
         ),
         (
             {**without("rnn"), "rnn.weight_hh_l0": torch.zeros(18, 9)},

@@ -34,7 +34,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     },
     "packed heads": {"packed_heads": True},
     "log variance": {"std": "log_variance"},
-    "conditioned": {"cond_size": C, "cond_to": EVERYWHERE},
+    "conditioned": {"cond_size": C, "cond_networks": EVERYWHERE},
     "no z": {"latent_size": 0},
 }
 
@@ -70,7 +70,7 @@ def test_steps_chained_equal_a_sequence(executor: str, member: str) -> None:
     model = build(executor, **MEMBERS[member])
     given = data(model)
     whole = model(**given)
-    state = model.init_state(B)
+    state = model.new_state(B)
     assert [s.shape for s in parts(state)] == [(model.num_layers, B, H)] * (2 if model.spec.cell == "lstm" else 1)
     for t in range(T):
         step = model.step(given["x"][t], state, given["eps"][t], *([given["cond"][t]] if "cond" in given else []))
@@ -111,7 +111,7 @@ def test_generation_continues_a_prefix(executor: str, member: str) -> None:
     again, _ = model.generate(9, batch_size=B, generator=torch.Generator().manual_seed(1), **cond)
     assert samples.shape == (9, B, X)
     assert torch.equal(samples, again)
-    assert [s.shape for s in parts(state)] == [s.shape for s in parts(model.init_state(B))]
+    assert [s.shape for s in parts(state)] == [s.shape for s in parts(model.new_state(B))]
     given = data(model)
     prefix = {"prefix": given["x"], "lengths": LENGTHS} | ({"prefix_cond": given["cond"]} if cond else {})
     continued, _ = model.generate(9, **prefix, **cond)
@@ -187,7 +187,7 @@ def test_a_standard_normal_prior_has_no_parameters(executor: str) -> None:
 
 def test_the_gradient_reaches_the_conditioning_input(executor: str) -> None:
     for to in (EVERYWHERE, ("prior",), ("cell",)):
-        model = build(executor, cond_size=C, cond_to=to)
+        model = build(executor, cond_size=C, cond_networks=to)
         given = data(model)
         given["cond"].requires_grad_()
         given["x"].requires_grad_()
@@ -366,7 +366,7 @@ def test_bad_input_is_named(case: str) -> None:
 
 
 def test_check_looks_at_the_condition(executor: str) -> None:
-    model = build(executor, cond_size=C, check=True)
+    model = build(executor, cond_size=C, check_values=True)
     given = data(model)
     given["cond"][2, 0, 1] = given["cond"][1, 1, 0] = float("nan")
     with pytest.raises(ValueError, match=re.escape("cond[2, 0, 1] is nan: expected finite values")):

@@ -144,11 +144,11 @@ FAMILY: dict[str, dict[str, Any]] = {
     "deep heads": {"head_layers": (4, 3)},
     "packed heads": {"packed_heads": True},
     "packed deep heads": {"packed_heads": True, "head_layers": (4,)},
-    **{f"condition to {' '.join(to)}": {"cond_size": 2, "cond_to": to} for to in CONDITIONED},
+    **{f"condition to {' '.join(to)}": {"cond_size": 2, "cond_networks": to} for to in CONDITIONED},
     "residual, conditioned": {"cond_size": 2, "residual": True},
     "all at once": {
         "cond_size": 2,
-        "cond_to": CONDITIONED[1],
+        "cond_networks": CONDITIONED[1],
         "residual": True,
         "num_layers": 2,
         "head_layers": (4,),
@@ -158,7 +158,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "head_layers": {"enc_std": (4,), "prior_mean": (5, 2), "prior_std": (3,), "dec_mean": (6, 4)},
         "activation": {"encoder": "elu", "prior_mean": ("tanh", "identity"), "decoder": "tanh"},
         "cond_size": 2,
-        "cond_to": CONDITIONED[1],
+        "cond_networks": CONDITIONED[1],
         "residual": True,
     },
     "packed heads of their own": {"packed_heads": True, "head_layers": {"enc_params": (4,), "dec_params": (3, 2)}},
@@ -200,7 +200,7 @@ def test_heads_of_an_output_have_layers_of_their_own(head_layers: dict[str, tupl
 
 def test_columns_in_another_order_are_the_same_columns() -> None:
     """A weight's columns moved together with their sources change nothing."""
-    options: dict[str, Any] = {"cond_size": 2, "cond_to": CONDITIONED[1], **NETS["one"]}
+    options: dict[str, Any] = {"cond_size": 2, "cond_networks": CONDITIONED[1], **NETS["one"]}
     orders = {
         "encoder": ("h", "phi_x", "cond"),
         "prior": ("h", "cond"),
@@ -208,7 +208,7 @@ def test_columns_in_another_order_are_the_same_columns() -> None:
         "cell": ("cond", "phi_z", "phi_x"),
     }
     plain, eager = _pair(**options)
-    moved = VRNN(X, H, Z, backend="reference", dtype=torch.float64, columns=orders, **options)
+    moved = VRNN(X, H, Z, backend="reference", dtype=torch.float64, input_order=orders, **options)
     state = plain.state_dict()
     readers = {"encoder": "enc.0", "prior": "prior.0", "decoder": "dec.0", "cell": "rnn"}
     for name, order in orders.items():

@@ -160,11 +160,17 @@ FAMILY: dict[str, dict[str, Any]] = {
     "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
     "residual": {"residual": True, **DEEP},
     "standard normal": {"prior": None, "encoder": (8,)},
-    "conditioned everywhere": {"cond_size": 33, "cond_to": EVERYWHERE, **DEEP},
+    "conditioned everywhere": {"cond_size": 33, "cond_networks": EVERYWHERE, **DEEP},
     "conditioned residual": {"cell": "lstm", "prior": (7,), **RESIDUAL},
-    "all at once": {"cond_size": 2, "cond_to": EVERYWHERE, "residual": True, "num_layers": 2, "head_layers": (4,)},
+    "all at once": {
+        "cond_size": 2,
+        "cond_networks": EVERYWHERE,
+        "residual": True,
+        "num_layers": 2,
+        "head_layers": (4,),
+    },
     "no z": NO_Z,
-    "no z, the rest": NO_Z | {"cond_size": 2, "cond_to": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
+    "no z, the rest": NO_Z | {"cond_size": 2, "cond_networks": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
     "weights of the sample": {"objective": "log_weight", **DEEP},
     "weights, residual, no network of z": {"objective": "log_weight", "residual": True, "encoder": (8,)},
     "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
@@ -610,7 +616,7 @@ def test_a_module_trains_steps_and_generates() -> None:
         out.loss.backward()
     for a, b in zip(own.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    steps = [m.step(x[0], own.init_state(4), eps=eps[0]) for m in (own, plain)]
+    steps = [m.step(x[0], own.new_state(4), eps=eps[0]) for m in (own, plain)]
     torch.testing.assert_close(steps[0], steps[1])
     drawn, state = own.generate(3, prefix=x, lengths=lengths)
     assert drawn.shape == (3, 4, 5)
@@ -734,7 +740,7 @@ def test_an_accelerated_model_trains_on_ragged_batches() -> None:
 def test_a_captured_call_reads_no_value(kind: str) -> None:
     """What a CUDA graph forbids: nothing but assertions looks at lengths, uniforms and x."""
     own, (x, lengths, _) = model(), batch()
-    own.check, lengths = True, lengths.to(DEVICE)
+    own.check_values, lengths = True, lengths.to(DEVICE)
     theirs = accelerated(audio.FramesOnly(5, 8, 3, 2).to(DEVICE))
 
     def train() -> list[str]:

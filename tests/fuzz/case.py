@@ -76,12 +76,12 @@ class Case:
     encoder: tuple[int, ...] = ()
     prior: tuple[int, ...] | str = ()
     decoder: tuple[int, ...] = ()
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    input_order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     activation: str | Mapping[str, str | tuple[str, ...]] = "identity"
     head_layers: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     packed_heads: bool = False
     cond_size: int = 0
-    cond_to: tuple[str, ...] = ("encoder", "prior", "decoder")
+    cond_networks: tuple[str, ...] = ("encoder", "prior", "decoder")
     residual: bool = False
     std: Std = field(default_factory=Std)
     likelihood: str = "bernoulli"
@@ -199,7 +199,7 @@ def draw(random: Random, executor: str, isas: Sequence[str | None]) -> Case:
         "decoder": widths(),
         "packed_heads": chance(0.2),
         "cond_size": cond_size,
-        "cond_to": (*several(get_args(Conditioned)[:-1]), "cell")
+        "cond_networks": (*several(get_args(Conditioned)[:-1]), "cell")
         if chance(0.7) or not with_prior
         else ("encoder", "prior"),
         "residual": with_prior and chance(0.25),
@@ -226,7 +226,7 @@ def draw(random: Random, executor: str, isas: Sequence[str | None]) -> Case:
     given = several(GIVEN, 0.15) if chance(0.4) else ()
     return Case(
         **structure,
-        columns=_orders(random, structure) if chance(0.2) else {},
+        input_order=_orders(random, structure) if chance(0.2) else {},
         likelihood=likelihood,
         output_std=std() if likelihood == "gaussian" and chance(0.5) else None,
         batch_first=chance(0.25),

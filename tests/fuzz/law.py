@@ -212,7 +212,7 @@ class _Draw:
                 p.requires_grad_(not name.startswith(case.frozen))
             if case.state == "start":
                 parts = len(self._parts()), case.num_layers, case.hidden_size
-                model.start = self._numbers("start", *parts).to(dtype)
+                model.initial_state = self._numbers("start", *parts).to(dtype)
         model = self.models[dtype]
         model.backend = backend
         model.zero_grad()

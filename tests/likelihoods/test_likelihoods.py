@@ -228,7 +228,7 @@ class LogNormal(SharedStd):
 
 
 def test_padding_never_reaches_a_likelihood(executor: str) -> None:
-    model = VRNN(3, 5, 2, likelihood=LogNormal(3), backend=executor, check=True)
+    model = VRNN(3, 5, 2, likelihood=LogNormal(3), backend=executor, check_values=True)
     x, lengths, eps = torch.rand(4, 3, 3) + 0.1, torch.tensor([0, 4, 2]), torch.randn(4, 3, 2)
     results = []
     for padding in (-1.0, float("nan")):
@@ -247,7 +247,7 @@ def test_padding_never_reaches_a_likelihood(executor: str) -> None:
 def test_what_is_outside_of_the_support_is_named_where_asked(executor: str) -> None:
     for likelihood, bad, support in ((LogNormal(3), 0.0, "GreaterThan"), ("bernoulli", 1.5, "Interval")):
         for batch_first in (False, True):
-            model = VRNN(3, 5, 2, likelihood=likelihood, backend=executor, batch_first=batch_first, check=True)
+            model = VRNN(3, 5, 2, likelihood=likelihood, backend=executor, batch_first=batch_first, check_values=True)
             x = torch.full((4, 2, 3), 0.5)
             x[2, 1, 0] = bad
             place = "x[1, 2, 0]" if batch_first else "x[2, 1, 0]"
@@ -394,7 +394,7 @@ def test_the_family_is_saved_and_copied(likelihood: Likelihood) -> None:
 @family
 def test_the_family_compiles_whole(executor: str, likelihood: Likelihood) -> None:
     torch._dynamo.reset()
-    model = VRNN(3, 6, 2, likelihood=likelihood, backend=executor, check=True)
+    model = VRNN(3, 6, 2, likelihood=likelihood, backend=executor, check_values=True)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     x, eps, lengths = family_data(likelihood, 3, 2).float(), torch.randn(3, 2, 2), torch.tensor([2, 3])
     with warnings.catch_warnings():
@@ -428,13 +428,13 @@ def test_the_family_is_exported() -> None:
 def test_a_family_that_does_not_fit_the_input() -> None:
     with pytest.raises(ValueError, match=r"Handwriting needs input_size = 3 \(offset, offset, pen\), got 4"):
         VRNN(4, 6, 2, likelihood=Handwriting(2))
-    model = VRNN(3, 6, 2, likelihood=Categorical(5), check=True)
+    model = VRNN(3, 6, 2, likelihood=Categorical(5), check_values=True)
     x = torch.zeros(2, 2, 3)
     x[1, 0, 2] = 0.5
     message = "x[1, 0, 2] is 0.5: expected finite values in IntegerInterval(lower_bound=0, upper_bound=4)"
     with pytest.raises(ValueError, match=re.escape(message)):
         model(x)
-    model.check = False
+    model.check_values = False
     assert model(x).nll[1, 0] == math.inf
 
 

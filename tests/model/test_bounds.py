@@ -409,7 +409,7 @@ def test_bad_arguments_have_their_own_words(case: str) -> None:
 
 
 def test_check_looks_at_x() -> None:
-    model, x = VRNN(X, H, Z, check=True), torch.rand(T, B, X)
+    model, x = VRNN(X, H, Z, check_values=True), torch.rand(T, B, X)
     x[2, 1, 0] = float("nan")
     with pytest.raises(ValueError, match=re.escape("x[2, 1, 0] is nan")):
         model.bound(x, "iwae", N)

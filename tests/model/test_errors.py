@@ -221,18 +221,18 @@ def test_check_names_the_first_bad_index(executor: str, value: float) -> None:
     data[4, 2, 1], data[3, 3, 4], data[2, 0, 0] = value, value, NAN
     lengths = torch.tensor([2, 6, 6, 6])  # hides [2, 0, 0]
     with pytest.raises(ValueError, match=re.escape(f"x[3, 3, 4] is {value}: expected finite values")):
-        VRNN(X, H, Z, check=True, backend=executor)(data, lengths=lengths)
-    swapped = VRNN(X, H, Z, check=True, backend=executor, batch_first=True)
+        VRNN(X, H, Z, check_values=True, backend=executor)(data, lengths=lengths)
+    swapped = VRNN(X, H, Z, check_values=True, backend=executor, batch_first=True)
     with pytest.raises(ValueError, match=re.escape(f"x[3, 3, 4] is {value}")):
         swapped(data.transpose(0, 1), lengths=lengths)
     with pytest.raises(ValueError, match=re.escape("x_t[0, 0] is nan")):
-        VRNN(X, H, Z, check=True, backend=executor).step(data[2], None)
+        VRNN(X, H, Z, check_values=True, backend=executor).step(data[2], None)
 
 
 def test_check_lets_hidden_values_be(executor: str) -> None:
     """What was not observed has no likelihood, so that it may lie outside of its support; what a network reads must be
     finite."""
-    model = VRNN(X, H, Z, likelihood=Gamma(2.0), check=True, backend=executor)
+    model = VRNN(X, H, Z, likelihood=Gamma(2.0), check_values=True, backend=executor)
     data, mask = torch.rand(T, B, X) + 0.1, torch.rand(T, B, X) < 0.7
     mask[2, 1, 3], mask[2, 1, 4] = True, False
     hidden = data.masked_fill(~mask, NAN)
@@ -347,29 +347,29 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "num_layers": (lambda: VRNN(X, H, Z, num_layers=0), "num_layers must be an int from 1 to 8, got 0"),
     "too many layers": (lambda: VRNN(X, H, Z, num_layers=9), "num_layers must be an int from 1 to 8, got 9"),
     "cond_size": (lambda: VRNN(X, H, Z, cond_size=-1), "cond_size must be an int >= 0, got -1"),
-    "cond_to": (
-        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("encoder", "phi_x")),  # type: ignore[arg-type]
-        "cond_to may hold encoder, prior, decoder, cell, got 'phi_x'",
+    "cond_networks": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("encoder", "phi_x")),  # type: ignore[arg-type]
+        "cond_networks may hold encoder, prior, decoder, cell, got 'phi_x'",
     ),
-    "cond_to twice": (
-        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("prior", "prior")),
-        "cond_to must not name anything twice, got ('prior', 'prior')",
+    "cond_networks twice": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("prior", "prior")),
+        "cond_networks must not name anything twice, got ('prior', 'prior')",
     ),
-    "cond_to nobody": (
-        lambda: VRNN(X, H, Z, cond_size=2, cond_to=()),
-        "cond_to must name who reads the conditioning input, got ()",
+    "cond_networks nobody": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_networks=()),
+        "cond_networks must name who reads the conditioning input, got ()",
     ),
-    "cond_to a prior of no parameters": (
-        lambda: VRNN(X, H, Z, cond_size=2, cond_to=("prior",), prior="standard_normal"),
-        "cond_to must name who reads the conditioning input, got ('prior',)",
+    "cond_networks a prior of no parameters": (
+        lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("prior",), prior="standard_normal"),
+        "cond_networks must name who reads the conditioning input, got ('prior',)",
     ),
-    "columns": (
-        lambda: VRNN(X, H, Z, columns={"encoder": ("h", "x")}),
-        "columns of encoder must be h, phi_x in some order, got ('h', 'x')",
+    "input_order": (
+        lambda: VRNN(X, H, Z, input_order={"encoder": ("h", "x")}),
+        "input_order of encoder must be h, phi_x in some order, got ('h', 'x')",
     ),
     "columns of a net of one": (
-        lambda: VRNN(X, H, Z, columns={"phi_x": ("x",)}),
-        "columns may order those of encoder, prior, decoder and cell, got 'phi_x'",
+        lambda: VRNN(X, H, Z, input_order={"phi_x": ("x",)}),
+        "input_order may name those of encoder, prior, decoder and cell, got 'phi_x'",
     ),
     "activations": (
         lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
@@ -414,7 +414,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (lambda: VRNN(X, H, Z, backend="tpu"), "backend must be one of auto, cpu, reference, triton, got 'tpu'"),
-    "init_state": (lambda: VRNN(X, H, Z).init_state(0), "batch_size must be a positive int, got 0"),
+    "new_state": (lambda: VRNN(X, H, Z).new_state(0), "batch_size must be a positive int, got 0"),
 }
 
 
@@ -425,7 +425,7 @@ def test_build(case: str) -> None:
         build()
 
 
-@pytest.mark.parametrize("name", ["bias", "packed_heads", "residual", "batch_first", "recompute", "check"])
+@pytest.mark.parametrize("name", ["bias", "packed_heads", "residual", "batch_first", "recompute", "check_values"])
 @pytest.mark.parametrize("value", [None, "no", 1])
 def test_build_with_a_flag_that_is_none(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=re.escape(f"{name} must be True or False, got {value!r}")):

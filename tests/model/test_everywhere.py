@@ -252,7 +252,7 @@ def along_the_prior(vrnn: VRNN, x: Tensor, eps: Tensor) -> Gradients:
 def rolled_out(vrnn: VRNN, x: Tensor, eps: Tensor) -> Gradients:
     """A sequence, and what the model makes of its end: the last states are pulled to what the prior alone reaches."""
     out = vrnn(x[:2], eps=eps[:2])
-    imagined = vrnn.roll_out(eps[2:], out.state)
+    imagined = vrnn.rollout_prior(eps[2:], out.state)
     loss = (imagined.prediction - x[2:]).square().mean() + (imagined.latent.mean(0) - out.latent.mean(0)).square().sum()
     found = of_parameters(vrnn, loss)
     assert all(g.any() for g in found.values())
@@ -361,7 +361,7 @@ def test_autocast_leaves_likelihoods_outside_of_the_launch_alone(executor: str) 
 
     def results() -> list[Tensor]:
         outs = [model(x, eps=eps, outputs=("prediction",), mask=given) for given in (None, mask)]
-        step, played = model.step(x[0], None, eps[0]), model.roll_out(eps)
+        step, played = model.step(x[0], None, eps[0]), model.rollout_prior(eps)
         found = [t for out in outs for t in (out.nll, *out.prediction)]
         return [*found, step.nll, *step.prediction, *played.prediction, model.bound(x, particles=2, eps=two)]
 
@@ -401,7 +401,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "gru": {},
     "lstm of two layers": {"cell": "lstm", "num_layers": 2, "bias": False},
     "raw x": {"cell": "rnn", "packed_heads": True, "phi_x": ()},
-    "cond": {"cond_size": 2, "cond_to": ("decoder", "cell"), "residual": True, "head_layers": (4,)},
+    "cond": {"cond_size": 2, "cond_networks": ("decoder", "cell"), "residual": True, "head_layers": (4,)},
     "affine ends": {
         "activation": {"phi_x": ("relu", "identity"), "phi_z": "identity"},
         "head_layers": {"enc_std": (4,), "dec_mean": (3,)},

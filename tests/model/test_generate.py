@@ -26,8 +26,9 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "bare": {},
     "residual": NETS | {"residual": True, "std": Std(shift=0.5, minimum=0.1)},
     "standard normal": NETS | {"prior": None},
-    "conditioned": NETS | {"cond_size": 2, "cond_to": EVERYWHERE},
-    "other columns": NETS | {"cond_size": 2, "cond_to": EVERYWHERE, "columns": (("cell", ("cond", "phi_z", "phi_x")),)},
+    "conditioned": NETS | {"cond_size": 2, "cond_networks": EVERYWHERE},
+    "other columns": NETS
+    | {"cond_size": 2, "cond_networks": EVERYWHERE, "input_order": (("cell", ("cond", "phi_z", "phi_x")),)},
     "three layers": NETS | {"num_layers": 3, "bias": False, "head_layers": (4,)},
     "heads of their own": NETS
     | {
@@ -191,7 +192,7 @@ def test_pieces_are_the_whole(name: str, likelihood: dict[str, Any]) -> None:
 def test_conditioned_pieces_obey_the_law(name: str, error_within_twice_torch: Callable[..., None]) -> None:
     """The columns of cond are taken at once for all steps of a piece, and so rounded as their number has it."""
     generate = next(e.generate for e in executors if e.name == name)
-    spec = CellSpec(5, 19, 3, num_layers=2, cond_size=2, cond_to=EVERYWHERE, **NETS)
+    spec = CellSpec(5, 19, 3, num_layers=2, cond_size=2, cond_networks=EVERYWHERE, **NETS)
     found, plain, right = [], [], []
     for seed in range(6):
         inputs = _draw(spec, 9, 3, seed)
@@ -210,7 +211,7 @@ def test_a_long_sequence_may_be_drawn_in_pieces(executor: str, cell: str) -> Non
     # 16 numbers a step: torch draws them in that many at a time, and so the same in pieces
     model = VRNN(5, 9, 4, cell=cell, num_layers=2, backend=executor, batch_first=True, dtype=torch.float64)
     whole, end = model.generate(8, batch_size=4, mean=True, generator=torch.Generator().manual_seed(3))
-    seeded, state, pieces = torch.Generator().manual_seed(3), model.init_state(4), []
+    seeded, state, pieces = torch.Generator().manual_seed(3), model.new_state(4), []
     for steps in (1, 4, 3):
         x, state = model.generate(steps, mean=True, generator=seeded, state=state)
         pieces.append(x)

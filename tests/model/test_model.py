@@ -229,7 +229,7 @@ def test_steps_chained_equal_a_sequence(executor: str, cell: str) -> None:
     model = build(executor, cell=cell, likelihood="gaussian")
     x, eps = data("gaussian")
     whole = model(x, eps=eps)
-    state: Any = model.init_state(B)
+    state: Any = model.new_state(B)
     for t in range(T):
         step = model.step(x[t], state, eps[t])
         assert isinstance(step, VRNNStep)
@@ -254,13 +254,13 @@ def test_the_prediction_of_a_step_is_the_decoder_at_the_priors_mean(executor: st
 
 def test_init_state(executor: str) -> None:
     gru, lstm = build(executor), build(executor, cell="lstm")
-    state = gru.init_state(2)
+    state = gru.new_state(2)
     assert isinstance(state, Tensor)
     assert state.shape == (1, 2, H)
     assert state.dtype == torch.float64
-    assert [s.shape for s in lstm.init_state(2)] == [(1, 2, H)] * 2
+    assert [s.shape for s in lstm.new_state(2)] == [(1, 2, H)] * 2
     x, eps = data()
-    assert torch.equal(gru(x, eps=eps).loss, gru(x, eps=eps, state=gru.init_state(B)).loss)
+    assert torch.equal(gru(x, eps=eps).loss, gru(x, eps=eps, state=gru.new_state(B)).loss)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -389,21 +389,21 @@ def test_data_parallel_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch
 def test_what_is_carried_on_may_be_detached_in_place(executor: str, cell: str, layers: int) -> None:
     """As the state of nn.GRU: a view could not be, for one layer alone. Nor does anything alias the start."""
     model = build(executor, cell=cell, num_layers=layers, batch_first=True)
-    model.start = torch.randn(model._state_parts, layers, H, dtype=torch.float64)
+    model.initial_state = torch.randn(model._state_parts, layers, H, dtype=torch.float64)
     x, eps = data()
     xs, noise = x.transpose(0, 1), eps.transpose(0, 1)
-    states = [model(xs, eps=noise).state, model.step(x[0], None).state, model.roll_out(noise).state]
+    states = [model(xs, eps=noise).state, model.step(x[0], None).state, model.rollout_prior(noise).state]
     with torch.no_grad():
         states += [model(xs, eps=noise).state, model.step(x[0], None).state]
-    states += [model.generate(3, batch_size=B)[1], model.init_state(1)]
+    states += [model.generate(3, batch_size=B)[1], model.new_state(1)]
     for carried in (*states, model.generate(3)[0], model.generate(3, samples=2)[0]):
         for tensor in tensors(carried):
             tensor.detach_()
             assert not tensor.requires_grad
-    before = model.start.clone()
+    before = model.initial_state.clone()
     for tensor in tensors(states[-1]):
         tensor.zero_()
-    assert torch.equal(model.start, before)
+    assert torch.equal(model.initial_state, before)
 
 
 def test_recompute_changes_no_number(executor: str) -> None:

@@ -23,7 +23,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "bare": {},
     "residual": NETS | {"residual": True, "std": Std(shift=0.5, minimum=0.1)},
     "standard normal": NETS | {"prior": None},
-    "conditioned": NETS | {"cond_size": 2, "cond_to": ("encoder", "prior", "decoder", "cell"), "residual": True},
+    "conditioned": NETS | {"cond_size": 2, "cond_networks": ("encoder", "prior", "decoder", "cell"), "residual": True},
     "two layers": NETS | {"num_layers": 2, "head_layers": (4,)},
     "heads of their own": {"own_layers": (("enc_std", (4,)), ("prior_mean", (3,)), ("dec_mean", (9, 17)))},
 }

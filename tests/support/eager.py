@@ -90,18 +90,18 @@ class EagerVRNN(nn.Module):
         latent_std: Callable[[Tensor], Tensor] | None = None,
         output_std: Callable[[Tensor], Tensor] | None = None,
         cond_size: int = 0,
-        cond_to: tuple[str, ...] = ("encoder", "prior", "decoder"),
+        cond_networks: tuple[str, ...] = ("encoder", "prior", "decoder"),
     ) -> None:
         super().__init__()
         self.cell, self.likelihood, self.layers = cell, likelihood, num_layers
         self.h, self.z, self.residual, self.packed_heads = h, z, residual, packed_heads
-        self.cond_to = cond_to if cond_size else ()
+        self.cond_networks = cond_networks if cond_size else ()
         softplus = nn.Softplus(threshold=100)
         self.latent_std = latent_std or (lambda raw: softplus(raw) + latent_floor)
         self.output_std = output_std or (lambda raw: softplus(raw) + min_std)
 
         def conditioned(name: str, width: int) -> int:
-            return width + (cond_size if name in self.cond_to else 0)
+            return width + (cond_size if name in self.cond_networks else 0)
 
         def own(name: str) -> Activation:
             return activation if isinstance(activation, str) else activation.get(name, "relu")
@@ -167,7 +167,7 @@ class EagerVRNN(nn.Module):
         for t, (x_t, eps_t) in enumerate(zip(x, eps, strict=True)):
             if resets is not None:
                 state = tuple(torch.stack([row * (not r) for row, r in zip(s, resets[t], strict=True)]) for s in state)
-            with_cond = {name: [cond[t]] if cond is not None and name in self.cond_to else [] for name in PLACES}
+            with_cond = {name: [cond[t]] if cond is not None and name in self.cond_networks else [] for name in PLACES}
             h = state[self.layers - 1]
             fx = self.phi_x(x_t)
             p = Normal(x.new_zeros(batch, self.z), x.new_ones(batch, self.z))

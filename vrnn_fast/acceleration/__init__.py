@@ -1,1 +1,1 @@
-"""Somebody's own model on our executors: mirrored, proven by running, faithful to the last fault."""
+"""Somebody's own model on our executors: mirrored, proven by running, faithful to the last deviation."""

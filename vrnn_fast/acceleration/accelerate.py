@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import executors
 from ..layouts import chosen
-from ..layouts.base import Fault, Layout, Objective
+from ..layouts.base import Deviation, Layout, Objective
 from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
 from ..layouts.plan import Plan, Sampling
@@ -32,7 +32,7 @@ def accelerate(
     model: Module,
     *,
     layout: str | Mapping[str, Any] = "auto",
-    mend: Collection[str] = (),
+    fix: Collection[str] = (),
     example: Tensor | tuple[Any, ...] | None = None,
     backend: str = "auto",
 ) -> Module:
@@ -40,20 +40,20 @@ def accelerate(
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
     Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
-    reductions are the model's own, faults included. One warning lists the faults; those that give NaN or an exception
-    instead of a number are always mended. Before it is returned it has been proven: in a forked random state the
-    model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with and
-    without gradients, and every returned field and every gradient was the same.
+    reductions are the model's own, deviations included. One warning lists the deviations; those that give NaN or an
+    exception instead of a number are always fixed. Before it is returned it has been proven: in a forked random state
+    the model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with
+    and without gradients, and every returned field and every gradient was the same.
 
-    The model itself goes on working. ``sample`` of the layouts E and Z runs on our executors as well, if it is proven
-    to give the same samples from the same seed; else a warning tells why not. Other methods of the class run as they
-    are written.
+    The model itself goes on working. ``sample`` of the layouts eager-vrnn and trajectories runs on our executors as
+    well, if it is proven to give the same samples from the same seed; else a warning tells why not. Other methods of
+    the class run as they are written.
 
     Args:
         model: a VRNN of a known layout, alone or in ``nn.DataParallel``, ``DistributedDataParallel`` or another module
             with a single child named ``module``, which then is in such a wrapper as well. Move it to its device before.
         layout: ``"auto"``, the name of one (see ``vrnn_fast.layouts.LAYOUTS``), or a mapping of your own.
-        mend: the names of faults to mend, as the warning lists them.
+        fix: the names of deviations to fix, as the warning lists them.
         example: an x for the proof, or the tuple of all arguments of forward; random numbers by default.
         backend: as in :class:`vrnn_fast.VRNN`. One that does not know float64 is stood in for in the proof by
             ``"reference"``.
@@ -74,10 +74,10 @@ def accelerate(
         raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
     if backend not in executors.names():
         raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
-    if isinstance(mend, str) or not isinstance(mend, Collection):
-        raise TypeError(f"mend must be a tuple of names, got {in_words(mend)}")
+    if isinstance(fix, str) or not isinstance(fix, Collection):
+        raise TypeError(f"fix must be a tuple of names, got {in_words(fix)}")
     if list(model._modules) == [_ALONE] and not model._parameters:
-        return _wrapped(model, layout=layout, mend=mend, example=example, backend=backend)
+        return _wrapped(model, layout=layout, fix=fix, example=example, backend=backend)
 
     ready(model)
     looked_at = plain(model)
@@ -103,10 +103,10 @@ def accelerate(
         noise: torch.dtype | None,
         sampling: Sampling | None = None,
         *,
-        mended: Iterable[str] = (),
+        fixed: Iterable[str] = (),
         on: str = proving,
     ) -> Plan:
-        return Plan(known, cells, objective, frozenset(mended), on, arguments, noise, sampling)
+        return Plan(known, cells, objective, frozenset(fixed), on, arguments, noise, sampling)
 
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
@@ -122,17 +122,17 @@ def accelerate(
         inputs,
         search=known.written is None,
     )
-    faults = proven.objective.faults
-    mendable = [name for name, fault in faults.items() if not fault.outside]
-    unknown = [name for name in mend if name not in mendable]
+    deviations = proven.objective.deviations
+    fixable = [name for name, deviation in deviations.items() if not deviation.outside]
+    unknown = [name for name in fix if name not in fixable]
     if unknown:
         raise ValueError(
-            f"mend may hold {', '.join(mendable) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
+            f"fix may hold {', '.join(fixable) or 'nothing'} for {known}, got {', '.join(map(repr, unknown))}"
         )
-    left = {name: fault for name, fault in faults.items() if name not in mend}
+    left = {name: deviation for name, deviation in deviations.items() if name not in fix}
     if left:
         listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
-        warnings.warn(f"accelerated as {known}, faithfully; mend= takes the faults by name. {listed}", stacklevel=2)
+        warnings.warn(f"accelerated as {known}, faithfully; fix= takes the deviations by name. {listed}", stacklevel=2)
     sampling = None
     if known.sampler is not None and len(cells) == 1 and not known.apart:
         tried = Sampling(known.sampler, gradients=False)
@@ -148,7 +148,7 @@ def accelerate(
             )
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
-    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, mended=mend, on=backend)))
+    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, fixed=fix, on=backend)))
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
@@ -164,10 +164,10 @@ def _paths(known: Layout, role: str) -> tuple[str, ...]:
     return (getattr(known.roles, role), *known.roles.heads(role))
 
 
-def _fate(fault: Fault) -> str:
-    if fault.no_number:
-        return "always mended: it leaves no number"
-    return "outside of forward, kept" if fault.outside else "kept"
+def _fate(deviation: Deviation) -> str:
+    if deviation.no_number:
+        return "always fixed: it leaves no number"
+    return "outside of forward, kept" if deviation.outside else "kept"
 
 
 def _wrapped(model: Module, **options: Any) -> Module:

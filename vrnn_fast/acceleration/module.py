@@ -63,7 +63,7 @@ def _class(original: type[nn.Module], plan: Plan) -> type[nn.Module]:
     def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
         return _run(self, args, kwargs)
 
-    methods: dict[str, Any] = {"forward": forward, **plan.objective.methods(original, plan.mend)}
+    methods: dict[str, Any] = {"forward": forward, **plan.objective.methods(original, plan.fix)}
     if plan.objective.finishes:
         methods["forward"] = _finished(forward, plan.objective.finish)
     if plan.sampling is not None:
@@ -162,7 +162,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         run = run._replace(target=run.x if given.target is None else given.target)
         for attribute, value in objective.attributes(run).items():
             setattr(self, attribute, value)
-        return objective.output(run, plan.mend)
+        return objective.output(run, plan.fix)
 
 
 def _seen(plan: Plan, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -199,7 +199,7 @@ def _draw(
         if before is not None:
             before(t)
         for view in views:
-            plan.objective.noise(view[t], plan.mend)
+            plan.objective.noise(view[t], plan.fix)
     return [view.to(like.dtype) for view in views]
 
 
@@ -208,7 +208,7 @@ def _conditioning(cond: Tensor | None, size: int, steps: int, batch: int, like: 
         return None
     if cond is None or not size:
         raise ValueError(
-            f"the networks read a conditioning input of {size} features, as layout['cond_to'] says, and "
+            f"the networks read a conditioning input of {size} features, as layout['cond_networks'] says, and "
             f"{'none' if cond is None else 'one'} is given, as layout['cond'] or ['sequences'] says"
         )
     return checks.tensor("cond", cond, (("T", steps), ("B", batch), ("C", size)), like)
@@ -230,7 +230,7 @@ def _walk(
 ) -> tuple[Latent, tuple[Tensor, ...], State, State | None]:
     """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
     before the last step."""
-    if not plan.objective.asks_before(plan.mend):
+    if not plan.objective.asks_before(plan.fix):
         return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), None
     last_cond = None if cond is None else cond[-1:]
     if x.shape[0] == 1:

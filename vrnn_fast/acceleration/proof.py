@@ -174,7 +174,9 @@ def _theirs(
     where = _where(weights, twin, mode)
     theirs = _observe_original(twin, inputs, objective, mode, where)
     missing = {name for name, value in theirs.fields.items() if not _finite(value)}
-    if missing and (weights != "its own" or not any(fault.no_number for fault in objective.faults.values())):
+    if missing and (
+        weights != "its own" or not any(deviation.no_number for deviation in objective.deviations.values())
+    ):
         first = next(name for name in theirs.fields if name in missing)
         before = list(theirs.fields).index(first)
         raise ProofError(f"{_named(first, objective.quantities)} of the original is not finite {where}", before)
@@ -452,7 +454,7 @@ def _finite(value: Any) -> bool:
 
 _CURE = (
     "layout={'outputs': ...} says what forward returns; "
-    "'activation', 'columns' and 'std' beside it say how the cell computes"
+    "'activation', 'input_order' and 'std' beside it say how the cell computes"
 )
 
 

@@ -19,7 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ..layouts import losses
-from ..layouts.base import Fault, Objective, Run
+from ..layouts.base import Deviation, Objective, Run
 from ..layouts.losses import EPS
 from ..layouts.words import in_words
 from ..likelihoods import MeanStd
@@ -233,51 +233,55 @@ class Inferred(Objective):
         return list(_fields((self.returned, [node for _, node in self.left])))
 
     @property
-    def faults(self) -> Mapping[str, Fault]:
+    def deviations(self) -> Mapping[str, Deviation]:
         fields = self.fields
         names = {field.quantity for field in fields}
         found = {}
         if self.uniform:
-            found["noise"] = Fault("its noise is uniform on [0, 1) instead of standard normal")
+            found["noise"] = Deviation("its noise is uniform on [0, 1) instead of standard normal")
         if any(name.startswith("kl reversed") for name in names):
-            found["kl"] = Fault("its KL is that of the prior to the posterior")
+            found["kl"] = Deviation("its KL is that of the prior to the posterior")
         elif "kl without its -1" in names:
-            found["kl"] = Fault("its KL drops the -1, and is too high by half a nat per latent and step")
+            found["kl"] = Deviation("its KL drops the -1, and is too high by half a nat per latent and step")
         elif "kl with eps" in names:
-            found["kl"] = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only")
+            found["kl"] = Deviation(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only")
         if any(name.startswith("bernoulli with") for name in names):
-            found["nan"] = Fault("its negative log-likelihood is NaN from logit 16 on", no_number=True)
+            found["nan"] = Deviation("its negative log-likelihood is NaN from logit 16 on", no_number=True)
         elif self.no_number:
             where = (
                 "from logit 17 on" if _OF_THETA in names else "where the decoder's output is beyond what exp can hold"
             )
             words = [self.quantities.get(name, name) for name in self.no_number]
-            found["nan"] = Fault(f"{', '.join(dict.fromkeys(words))}: NaN or infinite {where}", no_number=True)
+            found["nan"] = Deviation(f"{', '.join(dict.fromkeys(words))}: NaN or infinite {where}", no_number=True)
         if "bernoulli up to 100" in names:
-            found["bound"] = Fault("its negative log-likelihood is at most 100 per feature, without a gradient there")
+            found["bound"] = Deviation(
+                "its negative log-likelihood is at most 100 per feature, without a gradient there"
+            )
         elif any(name in _THETA for name in names):
             bound = next(_THETA[name] for name in names if name in _THETA)
-            found["bound"] = Fault(f"its likelihood knows no theta closer to 0 or 1 than {bound:.3g}")
+            found["bound"] = Deviation(f"its likelihood knows no theta closer to 0 or 1 than {bound:.3g}")
         constants = {field.constant for field in fields if field.constant}
         if constants:
             nats = max(constants, key=abs)
-            found["constant"] = Fault(
+            found["constant"] = Deviation(
                 f"its negative log-likelihood is off by {nats:.2g} nats per feature: a constant is rounded to float32"
             )
         if any(name.endswith("eps") and not name.startswith("kl") for name in names):
-            found["nll"] = Fault(f"its negative log-likelihood has {EPS:.3g} inside the logarithms")
+            found["nll"] = Deviation(f"its negative log-likelihood has {EPS:.3g} inside the logarithms")
         if any(field.reduction is not None and "F" in field.reduction.mean_over for field in fields):
-            found["reduction"] = Fault("its losses are means over features, so KL and likelihood lose their balance")
+            found["reduction"] = Deviation(
+                "its losses are means over features, so KL and likelihood lose their balance"
+            )
         return found
 
-    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
-        if self.uniform and "noise" not in mend:
+    def noise(self, out: Tensor, fix: frozenset[str]) -> None:
+        if self.uniform and "noise" not in fix:
             out.uniform_()
         else:
             out.normal_()
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
-        return _make(self.returned, _Mended(self.vocabulary, run, mend))
+    def output(self, run: Run, fix: frozenset[str]) -> Any:
+        return _make(self.returned, _Mended(self.vocabulary, run, fix))
 
     def attributes(self, run: Run) -> dict[str, Any]:
         return {name: _make(node, _Mended(self.vocabulary, run, frozenset())) for name, node in self.left}
@@ -295,8 +299,8 @@ class Inferred(Objective):
             )
             ours = _entries(this.output(run, frozenset()), this.attributes(run))
             differs = [name for name, value in theirs.items() if not _agree(ours[name], value)]
-            mended = tuple(name for name, v in theirs.items() if (~v.isfinite() & ours[name].isfinite()).any())
-            found.append((differs, bool(mended) and quantity != _OF_THETA, replace(this, no_number=mended)))
+            fixed = tuple(name for name, v in theirs.items() if (~v.isfinite() & ours[name].isfinite()).any())
+            found.append((differs, bool(fixed) and quantity != _OF_THETA, replace(this, no_number=fixed)))
         differs, _, best = min(found, key=lambda one: (len(one[0]), one[1]))
         if differs:
             raise Unknown(differs[0], "is, where the decoder saturates, another number than any quantity of a run")
@@ -322,18 +326,18 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
 
 
 class _Mended:
-    """The quantities of a run, each computed once, with faults mended."""
+    """The quantities of a run, each computed once, with deviations fixed."""
 
-    def __init__(self, vocabulary: Vocabulary, run: Run, mend: frozenset[str]) -> None:
-        self.vocabulary, self.run, self.mend = vocabulary, run, mend
+    def __init__(self, vocabulary: Vocabulary, run: Run, fix: frozenset[str]) -> None:
+        self.vocabulary, self.run, self.fix = vocabulary, run, fix
         self.known: dict[str, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
-        if name.startswith("kl") and "kl" in self.mend:
+        if name.startswith("kl") and "kl" in self.fix:
             name = "kl"
-        if "bound" in self.mend and name.startswith("bernoulli"):
+        if "bound" in self.fix and name.startswith("bernoulli"):
             name = "bernoulli"
-        if "nll" in self.mend:
+        if "nll" in self.fix:
             for part in (" with one eps", " with eps"):
                 name = name if name.startswith("kl") else name.replace(part, "")
         if name not in self.known:
@@ -342,11 +346,11 @@ class _Mended:
 
     def field(self, field: Field) -> Tensor:
         found = self.tensor(field.quantity)
-        if field.constant and "constant" not in self.mend:
+        if field.constant and "constant" not in self.fix:
             found = found + field.constant
         if field.reduction is not None:
             how = field.reduction
-            mean_over = how.mean_over.replace("F", "") if "reduction" in self.mend else how.mean_over
+            mean_over = how.mean_over.replace("F", "") if "reduction" in self.fix else how.mean_over
             return Reduction(how.kept, mean_over, how.sign).of(found)
         return found.transpose(0, 1) if field.swap else found
 
@@ -440,13 +444,13 @@ class Probe(Objective):
 
     uniform: bool = False
 
-    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
+    def noise(self, out: Tensor, fix: frozenset[str]) -> None:
         if self.uniform:
             out.uniform_()
         else:
             out.normal_()
 
-    def output(self, run: Run, mend: frozenset[str]) -> Run:
+    def output(self, run: Run, fix: frozenset[str]) -> Run:
         return run
 
 

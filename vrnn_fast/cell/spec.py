@@ -155,14 +155,14 @@ class CellSpec:
     the prior's (Fraccaro et al. 2016, "Sequential Neural Models with Stochastic Layers", equation 12).
 
     ``num_layers`` recurrent layers are chained as in ``torch.nn.GRU``; all networks read the top one's state.
-    ``cond_size`` features of a conditioning input go to those that ``cond_to`` names. ``head_layers`` are hidden layers
-    that every head of encoder, prior and decoder has for itself, ``own_layers`` those of heads (``dec_mean``) that have
-    other ones; with ``packed_heads`` each of these networks has one head for all its parameters. ``latent_size`` 0
-    leaves z out, and with it phi_z, encoder and prior: an ordinary autoregressive network whose decoder is the output
-    layer.
+    ``cond_size`` features of a conditioning input go to those that ``cond_networks`` names. ``head_layers`` are hidden
+    layers that every head of encoder, prior and decoder has for itself, ``own_layers`` those of heads (``dec_mean``)
+    that have other ones; with ``packed_heads`` each of these networks has one head for all its parameters.
+    ``latent_size`` 0 leaves z out, and with it phi_z, encoder and prior: an ordinary autoregressive network whose
+    decoder is the output layer.
     ``activations`` names networks and heads whose activation is another one, or a tuple of one for each hidden layer;
     ``"identity"`` leaves a layer affine. A head that is not named has its network's, where that is one for all.
-    ``columns`` names networks whose sources stand in another order than in ``SOURCES``.
+    ``input_order`` names networks whose sources stand in another order than in ``SOURCES``.
 
     ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
     ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
@@ -192,10 +192,10 @@ class CellSpec:
     decoder_heads: tuple[tuple[str, int], ...] = ()
     output_std: Std = Std(floor=0.0)
     cond_size: int = 0
-    cond_to: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
+    cond_networks: tuple[Conditioned, ...] = ("encoder", "prior", "decoder")
     activations: tuple[tuple[str, Activations], ...] = ()
     own_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    input_order: tuple[tuple[str, tuple[str, ...]], ...] = ()
     objective: Objective = "kl"
 
     def __post_init__(self) -> None:
@@ -223,15 +223,15 @@ class CellSpec:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if type(self.num_layers) is not int or not 1 <= self.num_layers <= MOST_LAYERS:
             raise ValueError(f"num_layers must be an int from 1 to {MOST_LAYERS}, got {self.num_layers!r}")
-        for name in self.cond_to:
+        for name in self.cond_networks:
             if name not in get_args(Conditioned):
-                raise ValueError(f"cond_to may hold {', '.join(get_args(Conditioned))}, got {name!r}")
-        for name, order in self.columns:
+                raise ValueError(f"cond_networks may hold {', '.join(get_args(Conditioned))}, got {name!r}")
+        for name, order in self.input_order:
             if name not in SOURCES or len(SOURCES[name]) < 2:
-                raise ValueError(f"columns may order those of encoder, prior, decoder and cell, got {name!r}")
-            sources = sorted(replace(self, columns=()).inputs(name))
+                raise ValueError(f"input_order may name those of encoder, prior, decoder and cell, got {name!r}")
+            sources = sorted(replace(self, input_order=()).inputs(name))
             if sorted(order) != sources:
-                raise ValueError(f"columns of {name} must be {', '.join(sources)} in some order, got {order!r}")
+                raise ValueError(f"input_order of {name} must be {', '.join(sources)} in some order, got {order!r}")
         if not self.latent_size:
             if self.phi_z or self.encoder or self.prior:
                 raise ValueError("with latent_size=0 there is no z: phi_z, encoder and prior must be ()")
@@ -255,8 +255,8 @@ class CellSpec:
         other = tuple((head, self.layers_of(head)) for head in heads if self.layers_of(head) != self.head_layers)
         object.__setattr__(self, "own_layers", other)
         self._check_activations((*networks, *heads))
-        if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_to):
-            raise ValueError(f"cond_to must name who reads the conditioning input, got {self.cond_to!r}")
+        if self.cond_size and not any(name == "cell" or self.network(name).layers for name in self.cond_networks):
+            raise ValueError(f"cond_networks must name who reads the conditioning input, got {self.cond_networks!r}")
         widths = [width for _, width in self.decoder_heads]
         expected = {"bernoulli": 1, "gaussian": 2, "external": 0}[self.likelihood] * [self.input_size]
         if expected and widths != expected:
@@ -304,14 +304,14 @@ class CellSpec:
 
     def inputs(self, name: str) -> dict[str, int]:
         """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""
-        sources = dict(self.columns).get(name, SOURCES[name])
+        sources = dict(self.input_order).get(name, SOURCES[name])
         widths = {
             "x": self.input_size,
             "z": self.latent_size,
             "h": self.hidden_size,
             "phi_x": self.phi_x_size,
             "phi_z": self.phi_z_size,
-            "cond": self.cond_size if name in self.cond_to else 0,
+            "cond": self.cond_size if name in self.cond_networks else 0,
         }
         return {source: widths[source] for source in sources if widths[source]}
 

@@ -25,7 +25,7 @@ from ..likelihoods import Gaussian, GaussianMixture, Handwriting, Likelihood
 from ..model import VRNN
 from .arrays import Arrays
 
-NAME = "P"
+NAME = "chung-2015"
 _FLOOR = 1e-4
 _STATE = "s_tm1"
 

@@ -15,8 +15,8 @@ by it, while the posterior sees x as it is. Slots of the optimiser, the step, an
 posterior does not read are left out.
 
 There the LSTM comes first in each step, on x_{t-1}, zero before the first one. Here it comes last, so what it makes of
-zeros becomes the ``start`` of the module. The encoders end in a linear layer; it is multiplied into whoever reads it.
-Both are done in float64: the module computes the same function, with fewer parameters.
+zeros becomes the ``initial_state`` of the module. The encoders end in a linear layer; it is multiplied into whoever
+reads it. Both are done in float64: the module computes the same function, with fewer parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..likelihoods import Gaussian
 from ..model import VRNN
 from .arrays import Arrays
 
-NAME = "F"
+NAME = "fivo"
 _CLIP = 1e-4  # of the mean, before its logits are taken
 _FORGET = 1.0  # added to the forget gate
 _IDLE = re.compile(r"global_step|beta\d_power|.*/Adam(_1)?|rnn/lstm_cell/.*")
@@ -94,7 +94,7 @@ def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[
     if binary:
         generative[-1] = generative[-1][0], generative[-1][1] + torch.logit(mean.clamp(_CLIP, 1 - _CLIP))
 
-    state = {"start": start}
+    state = {"initial_state": start}
     for name, layers in {"phi_x": phi_x, "phi_z": phi_z}.items():
         state |= _affine((f"{name}.{2 * n}", layer) for n, layer in enumerate(layers))
     for name, layers in {"enc": posterior, "prior": prior, "dec": generative}.items():
@@ -113,7 +113,7 @@ def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[
         "encoder": _widths(posterior[:-1]),
         "prior": _widths(prior[:-1]),
         "decoder": _widths(generative[:-1]),
-        "columns": {"encoder": ("h", "phi_x")},
+        "input_order": {"encoder": ("h", "phi_x")},
         "packed_heads": True,
         "residual": True,
         "std": Std(shift=0.5, floor=0.0),

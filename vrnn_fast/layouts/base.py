@@ -1,4 +1,4 @@
-"""What a layout says of a foreign model: its names, its noise, its objective, and their faults."""
+"""What a layout says of a foreign model: its names, its noise, its objective, and their deviations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .widening import widening
 _TRAITS = Traits()
 
 
-class Fault(NamedTuple):
-    """A known fault of a foreign model.
+class Deviation(NamedTuple):
+    """A known deviation of a foreign model.
 
     Attributes:
         text: what is wrong.
-        no_number: it gives NaN or an exception instead of a number, and is always mended.
-        outside: it is not in forward, and stays whatever ``mend`` says.
+        no_number: it gives NaN or an exception instead of a number, and is always fixed.
+        outside: it is not in forward, and stays whatever ``fix`` says.
     """
 
     text: str
@@ -101,15 +101,15 @@ class Objective:
         return {}
 
     @property
-    def faults(self) -> Mapping[str, Fault]:
-        """By the names under which ``mend`` takes them."""
+    def deviations(self) -> Mapping[str, Deviation]:
+        """By the names under which ``fix`` takes them."""
         return {}
 
-    def asks_before(self, mend: frozenset[str]) -> bool:
+    def asks_before(self, fix: frozenset[str]) -> bool:
         """Whether it needs the state before the last step, which costs another launch."""
         return False
 
-    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
+    def noise(self, out: Tensor, fix: frozenset[str]) -> None:
         """Fill (B, Z) with the noise of one time step, by the same draws as the original's."""
         out.normal_()
 
@@ -117,8 +117,8 @@ class Objective:
         """What the original needs around it to yield a number at all."""
         return nullcontext()
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
-        """What the original's forward returns, with the faults that ``mend`` names mended, or its parts."""
+    def output(self, run: Run, fix: frozenset[str]) -> Any:
+        """What the original's forward returns, with the deviations that ``fix`` names fixed, or its parts."""
         raise NotImplementedError
 
     def finish(self, output: Any) -> Any:
@@ -129,7 +129,7 @@ class Objective:
         """What the original's forward leaves as attributes of the module."""
         return {}
 
-    def methods(self, original: type[nn.Module], mend: frozenset[str]) -> dict[str, Callable[..., Any]]:
+    def methods(self, original: type[nn.Module], fix: frozenset[str]) -> dict[str, Callable[..., Any]]:
         """Further methods of the original that mending changes, as the accelerated module has them."""
         return {}
 

@@ -19,7 +19,7 @@ class Deep(Layout):
 
 
 LAYOUT = Deep(
-    "H",
+    "deep-features",
     "deep features",
     Roles(
         phi_x="x_fea",

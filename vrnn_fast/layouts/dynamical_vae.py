@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..cell.spec import Std
 from ..likelihoods import ItakuraSaito
-from .base import Fault, Layout, Objective, Run
+from .base import Deviation, Layout, Objective, Run
 from .structure import Roles, Structure, Traits
 
 
@@ -28,11 +28,11 @@ class DynamicalObjective(Objective):
     losses: tuple[str, ...] = ()
 
     @property
-    def faults(self) -> Mapping[str, Fault]:
+    def deviations(self) -> Mapping[str, Deviation]:
         text = "its KL drops the -1, and is too high by half a nat per latent and step"
-        return {"kl": Fault(text, outside=not self.losses)}
+        return {"kl": Deviation(text, outside=not self.losses)}
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
+    def output(self, run: Run, fix: frozenset[str]) -> Any:
         return torch.exp(run.heads[0]) if self.exponential else run.heads[0]
 
     def attributes(self, run: Run) -> dict[str, Any]:
@@ -45,8 +45,8 @@ class DynamicalObjective(Objective):
             "z": run.z,
         }
 
-    def methods(self, original: type[nn.Module], mend: frozenset[str]) -> dict[str, Callable[..., Any]]:
-        return {name: _mended(getattr(original, name)) for name in self.losses} if "kl" in mend else {}
+    def methods(self, original: type[nn.Module], fix: frozenset[str]) -> dict[str, Callable[..., Any]]:
+        return {name: _mended(getattr(original, name)) for name in self.losses} if "kl" in fix else {}
 
 
 def _mended(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,7 +56,7 @@ def _mended(loss: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(loss)
-    def mended(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def fixed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         left = {name: getattr(self, name) for name in _LEFT}
         prior = (left["z_mean_p"].detach(), left["z_logvar_p"].detach())
         found = []
@@ -69,10 +69,10 @@ def _mended(loss: Callable[..., Any]) -> Callable[..., Any]:
             vars(self).update(left)
         result = loss(self, *args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
-            raise TypeError(f"{loss.__name__} returns no tensor that mend=('kl',) could mend: {result!r}")
+            raise TypeError(f"{loss.__name__} returns no tensor that fix=('kl',) could fix: {result!r}")
         return pytree.tree_map(lambda r, one, two: r - (two - one) if isinstance(r, Tensor) else r, result, *found)
 
-    return mended
+    return fixed
 
 
 _LEFT = ("z_mean", "z_logvar", "z_mean_p", "z_logvar_p")
@@ -101,7 +101,7 @@ class Dynamical(Layout):
 _NETWORKS = ("feature_extractor_x", "feature_extractor_z", "mlp_hx_z", "mlp_h_z", "mlp_hz_x")
 
 LAYOUT = Dynamical(
-    "D",
+    "dynamical-vae",
     "the dynamical-VAE collection",
     Roles(
         *_NETWORKS[:3],

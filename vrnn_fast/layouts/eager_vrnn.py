@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ..cell.spec import Std
 from ..likelihoods import MeanStd
 from . import losses
-from .base import Fault, Layout, Objective, Run, Sampler, holds, std_of, steps_of
+from .base import Deviation, Layout, Objective, Run, Sampler, holds, std_of, steps_of
 from .losses import EPS
 from .modules import follows, parameter_shapes
 from .sampling import Player
 from .structure import LayoutError, Roles, Shapes, Structure, chain
 
 _LOGVAR = Std("log_variance", floor=0.0)
-_KL = Fault(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
+_KL = Deviation(f"its KL adds {EPS:.3g} to the standard deviations inside the logarithms only, and may be negative")
 
 
 @dataclass(frozen=True)
@@ -35,43 +35,45 @@ class _Copied(Objective):
     def quantities(self) -> Mapping[str, str]:
         return {"output[0]": "the KL", "output[1]": "the negative log-likelihood"}
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
+    def output(self, run: Run, fix: frozenset[str]) -> Any:
         raw, raw_std = run.heads
         mean, std = self.mean(raw), std_of(raw_std)
         return (
-            self.kl(run, mend),
-            self.nll(raw, mean, std, run.x, mend),
+            self.kl(run, fix),
+            self.nll(raw, mean, std, run.x, fix),
             (steps_of(run.mean), steps_of(run.std)),
             (steps_of(mean), steps_of(std)),
         )
 
-    def kl(self, run: Run, mend: frozenset[str]) -> Tensor:
+    def kl(self, run: Run, fix: frozenset[str]) -> Tensor:
         """Of everything, in nats."""
         q, p = MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)
-        return losses.kl(q, p, 0.0 if "kl" in mend else self.eps).sum()
+        return losses.kl(q, p, 0.0 if "kl" in fix else self.eps).sum()
 
     def mean(self, raw: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, fix: frozenset[str]) -> Tensor:
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class CopiedBernoulli(_Copied):
     @property
-    def faults(self) -> Mapping[str, Fault]:
+    def deviations(self) -> Mapping[str, Deviation]:
         return {
-            "nan": Fault("its negative log-likelihood is NaN from logit 16 on", no_number=True),
-            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside the logarithms, on the wrong side of one"),
+            "nan": Deviation("its negative log-likelihood is NaN from logit 16 on", no_number=True),
+            "nll": Deviation(
+                f"its negative log-likelihood has {EPS:.3g} inside the logarithms, on the wrong side of one"
+            ),
             "kl": _KL,
         }
 
     def mean(self, raw: Tensor) -> Tensor:
         return torch.sigmoid(raw)
 
-    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
-        if "nll" in mend:
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, fix: frozenset[str]) -> Tensor:
+        if "nll" in fix:
             return losses.bernoulli(raw, x).sum()
         return losses.bernoulli_with_eps(raw, mean, x, self.eps, self.floor).sum()
 
@@ -79,12 +81,12 @@ class CopiedBernoulli(_Copied):
 @dataclass(frozen=True)
 class CopiedGaussian(_Copied):
     @property
-    def faults(self) -> Mapping[str, Fault]:
+    def deviations(self) -> Mapping[str, Deviation]:
         return {
-            "type": Fault(
+            "type": Deviation(
                 "its negative log-likelihood raises a TypeError, taking torch.log of a number", no_number=True
             ),
-            "nll": Fault(f"its negative log-likelihood has {EPS:.3g} inside its logarithm"),
+            "nll": Deviation(f"its negative log-likelihood has {EPS:.3g} inside its logarithm"),
             "kl": _KL,
         }
 
@@ -94,8 +96,8 @@ class CopiedGaussian(_Copied):
     def mean(self, raw: Tensor) -> Tensor:
         return raw
 
-    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, mend: frozenset[str]) -> Tensor:
-        return losses.gaussian(mean, std, x, 0.0 if "nll" in mend else self.floor).sum()
+    def nll(self, raw: Tensor, mean: Tensor, std: Tensor, x: Tensor, fix: frozenset[str]) -> Tensor:
+        return losses.gaussian(mean, std, x, 0.0 if "nll" in fix else self.floor).sum()
 
 
 @contextmanager
@@ -183,7 +185,7 @@ def _examples(features: int) -> tuple[tuple[Any, ...], ...]:
 
 
 LAYOUT = Copied(
-    "E",
+    "eager-vrnn",
     "the most copied PyTorch VRNN",
     Roles(),
     ("dec_std",),

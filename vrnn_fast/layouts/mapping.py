@@ -20,8 +20,8 @@ _NAMES = ("x", "cond", "target", "lengths", "state")  # of forward's arguments
 _OPTIONS = (
     "activation",
     "batch_first",
-    "columns",
-    "cond_to",
+    "input_order",
+    "cond_networks",
     "like",
     "noise",
     "outputs",
@@ -45,13 +45,13 @@ class Written(Objective):
     outputs: Callable[[Run], Any]
     draw: Callable[[Tensor], Any] | None
 
-    def noise(self, out: Tensor, mend: frozenset[str]) -> None:
+    def noise(self, out: Tensor, fix: frozenset[str]) -> None:
         if self.draw is None:
-            super().noise(out, mend)
+            super().noise(out, fix)
         else:
             self.draw(out)
 
-    def output(self, run: Run, mend: frozenset[str]) -> Any:
+    def output(self, run: Run, fix: frozenset[str]) -> Any:
         return self.outputs(run)
 
 
@@ -114,10 +114,10 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     - ``"activation"``: after hidden layers, where the modules do not tell; as :class:`vrnn_fast.VRNN` takes it,
     - ``"std"``: the :class:`vrnn_fast.Std` of posterior and prior,
     - ``"residual"``: whether the encoder gives what the posterior's mean adds to the prior's,
-    - ``"cond_to"``: which of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"`` read the conditioning input; all
-      but the cell by default, if there is one,
-    - ``"columns"``: a mapping of ``"encoder"``, ``"prior"``, ``"decoder"`` or ``"cell"`` to the order of what it reads,
-      of ``"phi_x"``, ``"phi_z"``, ``"h"`` and ``"cond"``.
+    - ``"cond_networks"``: which of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"`` read the conditioning
+      input; all but the cell by default, if there is one,
+    - ``"input_order"``: a mapping of ``"encoder"``, ``"prior"``, ``"decoder"`` or ``"cell"`` to the order of what it
+      reads, of ``"phi_x"``, ``"phi_z"``, ``"h"`` and ``"cond"``.
 
     What goes in, by the names of forward's arguments:
 
@@ -146,7 +146,7 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     if unknown:
         raise LayoutError(f"layout may hold {', '.join(_KEYS)}, got {', '.join(map(repr, unknown))}")
     bases = {base.name: base for base in known}
-    base = bases.get(layout.get("like", "E"))
+    base = bases.get(layout.get("like", "eager-vrnn"))
     if base is None:
         raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {in_words(layout['like'])}")
     roles = {name: layout[name] for name in _ROLES if name in layout}
@@ -159,10 +159,10 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     traits = {name: layout[name] for name in ("activation", "std", "residual") if name in layout}
     if isinstance(layout.get("activation"), Mapping):
         traits["activations"] = tuple(traits.pop("activation").items())
-    if "columns" in layout:
-        traits["columns"] = tuple((network, tuple(order)) for network, order in layout["columns"].items())
-    if "cond_to" in layout or "cond" in layout:
-        traits["cond_to"] = tuple(layout.get("cond_to", base.traits.cond_to or _COND_TO))
+    if "input_order" in layout:
+        traits["input_order"] = tuple((network, tuple(order)) for network, order in layout["input_order"].items())
+    if "cond_networks" in layout or "cond" in layout:
+        traits["cond_networks"] = tuple(layout.get("cond_networks", base.traits.cond_networks or _COND_TO))
     written = None
     if "outputs" in layout:
         written = Written(layout["outputs"], layout.get("noise"))
@@ -209,13 +209,13 @@ def _check(layout: Mapping[str, Any]) -> None:
         )
     if not isinstance(layout.get("std", Std()), Std):
         raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {in_words(layout['std'])}")
-    for name in ("cond_to", "outside"):
+    for name in ("cond_networks", "outside"):
         value = layout.get(name, ())
         if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
             raise LayoutError(f"layout[{name!r}] must be a tuple of names, got {in_words(value)}")
-    strange = [name for name in layout.get("cond_to", ()) if name not in get_args(Conditioned)]
+    strange = [name for name in layout.get("cond_networks", ()) if name not in get_args(Conditioned)]
     if strange:
-        raise LayoutError(f"layout['cond_to'] may hold {', '.join(get_args(Conditioned))}, got {strange[0]!r}")
+        raise LayoutError(f"layout['cond_networks'] may hold {', '.join(get_args(Conditioned))}, got {strange[0]!r}")
     for name in ("noise", "x", "cond", "target"):
         if name in layout and "outputs" not in layout:
             raise LayoutError(f"layout[{name!r}] goes with layout['outputs']")

@@ -27,7 +27,7 @@ class Plan:
     layout: Layout
     structures: tuple[Structure, ...]
     objective: Objective
-    mend: frozenset[str]
+    fix: frozenset[str]
     backend: str
     arguments: dict[str, Any]
     noise: torch.dtype | None = None

@@ -45,7 +45,7 @@ class Player:
         parameters = gather(module, module._slots)
         self.like = parameters[0]
         self.drawn_as = plan.noise
-        self.draw: Draw = lambda out: plan.objective.noise(out, plan.mend)
+        self.draw: Draw = lambda out: plan.objective.noise(out, plan.fix)
         spec = structure.spec
         gone = dict(spec.decoder_heads[heads:])
         try:
@@ -115,8 +115,11 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
         residual=False,
         own_layers=as_prior(spec.own_layers),
         activations=as_prior(spec.activations),
-        columns=tuple(order for order in spec.columns if order[0] != "encoder"),
-        cond_to=(*(n for n in spec.cond_to if n != "encoder"), *(("encoder",) if "prior" in spec.cond_to else ())),
+        input_order=tuple(order for order in spec.input_order if order[0] != "encoder"),
+        cond_networks=(
+            *(n for n in spec.cond_networks if n != "encoder"),
+            *(("encoder",) if "prior" in spec.cond_networks else ()),
+        ),
     )
     held = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
     first = blind.network("encoder").first

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..cell.spec import Std
 from ..likelihoods import Likelihood, MeanStd, SharedMixture
 from . import losses
-from .base import Fault, Layout, Objective, Run, Sequences
+from .base import Deviation, Layout, Objective, Run, Sequences
 from .structure import LayoutError, Roles, Shapes, Structure, Traits
 
 _MODEL = "vrnn"
@@ -53,13 +53,15 @@ class AudioObjective(Objective):
     metrics: Mapping[str, Callable[..., Any]]
 
     @property
-    def faults(self) -> Mapping[str, Fault]:
-        return {"h_n": Fault("the state it returns is that before its last frame, so that chunks in a row lose one")}
+    def deviations(self) -> Mapping[str, Deviation]:
+        return {
+            "h_n": Deviation("the state it returns is that before its last frame, so that chunks in a row lose one")
+        }
 
-    def asks_before(self, mend: frozenset[str]) -> bool:
-        return "h_n" not in mend
+    def asks_before(self, fix: frozenset[str]) -> bool:
+        return "h_n" not in fix
 
-    def output(self, run: Run, mend: frozenset[str]) -> Parts:
+    def output(self, run: Run, fix: frozenset[str]) -> Parts:
         model: Any = run.module.get_submodule(_MODEL)
         x, x_sl, beta, free_nats, _ = run.arguments.values()
         x = x.unsqueeze(-1) if x.dim() == 2 else x
@@ -201,7 +203,7 @@ def _needed(model: nn.Module) -> list[str]:
 
 
 LAYOUT = Audio(
-    "B",
+    "speech-benchmark",
     "the speech benchmark",
     Roles(
         phi_x="",
@@ -221,7 +223,7 @@ LAYOUT = Audio(
     traits=Traits(
         std=Std(beta=math.log(2) / (1 - 1e-6), floor=1e-6),
         residual=True,
-        columns=(("encoder", ("h", "phi_x")),),
+        input_order=(("encoder", ("h", "phi_x")),),
     ),
     outside=(_ENCODER, "vrnn.likelihood"),
     familiar=(

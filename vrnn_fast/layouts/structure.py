@@ -80,16 +80,16 @@ class Traits:
         activations: after those of single networks and heads, where it is another one: of all or of each.
         std: of posterior and prior.
         residual: whether the encoder gives what the posterior's mean adds to the prior's.
-        cond_to: the networks that see the conditioning input.
-        columns: of networks, or the cell, that read their sources in another order than those of this package.
+        cond_networks: the networks that see the conditioning input.
+        input_order: of networks, or the cell, that read their sources in another order than those of this package.
     """
 
     activation: Activation = "relu"
     activations: tuple[tuple[str, Activations], ...] = ()
     std: Std = _STD
     residual: bool = False
-    cond_to: tuple[Conditioned, ...] = ()
-    columns: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cond_networks: tuple[Conditioned, ...] = ()
+    input_order: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Passed(NamedTuple):
@@ -174,15 +174,15 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     packed = not roles.encoder_std
     latent = widths(heads["encoder"][0])[-1] // (2 if packed else 1)
     cond = 0
-    if traits.cond_to:
+    if traits.cond_networks:
         inputs = {name: reads(name) for name in ("encoder", "prior", "decoder")}
         inputs["cell"] = shapes[_recurrent(shapes, roles.cell, "weight_ih_l0")][1]
         top_x, top_z = (widths(networks[name])[-1] if networks[name] else None for name in ("phi_x", "phi_z"))
-        cond = _conditioning(inputs, traits.cond_to, hidden_size, top_x, latent if top_z is None else top_z)
+        cond = _conditioning(inputs, traits.cond_networks, hidden_size, top_x, latent if top_z is None else top_z)
     if networks["phi_x"]:
         input_size = shapes[f"{networks['phi_x'][0]}.weight"][1]
     else:
-        input_size = reads("encoder") - hidden_size - (cond if "encoder" in traits.cond_to else 0)
+        input_size = reads("encoder") - hidden_size - (cond if "encoder" in traits.cond_networks else 0)
     own = [widths(head[:-1]) for name in _NETWORKS for head in heads[name]]
     try:
         spec = CellSpec(
@@ -200,13 +200,13 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
             head_layers=own[0] if len(set(own)) == 1 else (),
             packed_heads=packed,
             activation=traits.activation,
-            columns=traits.columns,
+            input_order=traits.input_order,
             residual=traits.residual,
             std=traits.std,
             likelihood="external",
             decoder_heads=tuple((f"dec_{i}", widths(head)[-1]) for i, head in enumerate(heads["decoder"])),
             cond_size=cond,
-            cond_to=traits.cond_to,
+            cond_networks=traits.cond_networks,
         )
         owners = [head for name in _NETWORKS for head in spec.head_names(name)]
         spec = replace(spec, own_layers=tuple(zip(owners, own, strict=True)), activations=traits.activations)
@@ -240,7 +240,9 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     )
 
 
-def _conditioning(inputs: Mapping[str, int], cond_to: Sequence[str], hidden: int, top_x: int | None, top_z: int) -> int:
+def _conditioning(
+    inputs: Mapping[str, int], cond_networks: Sequence[str], hidden: int, top_x: int | None, top_z: int
+) -> int:
     """The width of the conditioning input, out of the width of all that each network and the cell read.
 
     ``top_x`` is that of phi_x, None where there is none and the width of x is not known either.
@@ -248,15 +250,15 @@ def _conditioning(inputs: Mapping[str, int], cond_to: Sequence[str], hidden: int
     Raises:
         LayoutError: encoder and cell alone read it, beside an x of unknown width.
     """
-    if "prior" in cond_to:
+    if "prior" in cond_networks:
         return inputs["prior"] - hidden
-    if "decoder" in cond_to:
+    if "decoder" in cond_networks:
         return inputs["decoder"] - hidden - top_z
-    if top_x is None and {"encoder", "cell"} <= set(cond_to):
+    if top_x is None and {"encoder", "cell"} <= set(cond_networks):
         raise LayoutError("without phi_x the widths of x and cond cannot be told where encoder and cell alone read it")
-    beside_x = inputs["cell"] - top_z if "cell" not in cond_to else inputs["encoder"] - hidden
+    beside_x = inputs["cell"] - top_z if "cell" not in cond_networks else inputs["encoder"] - hidden
     top_x = beside_x if top_x is None else top_x
-    return inputs["encoder"] - hidden - top_x if "encoder" in cond_to else inputs["cell"] - top_z - top_x
+    return inputs["encoder"] - hidden - top_x if "encoder" in cond_networks else inputs["cell"] - top_z - top_x
 
 
 def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:

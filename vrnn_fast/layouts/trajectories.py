@@ -61,9 +61,9 @@ def _examples(features: int) -> tuple[tuple[Any, ...], ...]:
 
 
 LAYOUT = Trajectories(
-    "Z",
+    "trajectories",
     "conditional trajectories",
     Roles(phi_x="", phi_z=""),
-    traits=Traits(cond_to=("encoder", "prior", "decoder")),
+    traits=Traits(cond_networks=("encoder", "prior", "decoder")),
     sampler=Sampler("sample", _examples, sample),
 )

@@ -36,7 +36,7 @@ class Likelihood:
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where x may lie; ``VRNN(check=True)`` raises where it does not."""
+        """Where x may lie; ``VRNN(check_values=True)`` raises where it does not."""
         return constraints.real
 
     def heads(self, features: int) -> dict[str, int]:

@@ -361,4 +361,4 @@ def speech(run: Any) -> Any:
     return loss, {"kl": kl.sum(0), "log_prob": log_prob.sum(0), "h_n": run.state[0]}
 
 
-SPEECH = {"like": "B", "lengths": "x_sl", "state": "h0", "outputs": speech}
+SPEECH = {"like": "speech-benchmark", "lengths": "x_sl", "state": "h0", "outputs": speech}
