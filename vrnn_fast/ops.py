@@ -2,7 +2,7 @@
 
 ``vrnn_fast::forward`` runs a whole batch of sequences, ``vrnn_fast::backward`` its gradient: one launch each,
 whatever T is. ``vrnn_fast::step`` runs one time step on weights that ``vrnn_fast::pack`` has laid out beforehand.
-csrc/ops.cpp has their schemas.
+csrc/torch/operators.cpp has their schemas.
 """
 
 from __future__ import annotations

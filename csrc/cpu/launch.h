@@ -1,4 +1,5 @@
-// What one call hands to the kernels: plain pointers, filled by ops.cpp, read by every instruction set's build.
+// What one call hands to the kernels: plain pointers, filled by torch/ and numpy/, read by every instruction set's
+// build.
 //
 // Rows. The batch is dealt out to shards, one thread each, that never wait for one another. Inside a shard the
 // sequences are sorted by falling length, so that those still running at a time step are the first ones, and the real

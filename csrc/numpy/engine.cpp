@@ -4,18 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "features.h"
+#include "cpu/features.h"
 
 namespace vrnn {
-const Isa& chosen_kernels() {
-    const std::string name = chosen_isa();
-#ifdef VRNN_X86
-    for (const Isa* isa : {&isa_avx2, &isa_avx512})
-        if (name == isa->name) return *isa;
-#endif
-    return isa_baseline;
-}
-
 namespace {
 
 int64_t at_least_one(int64_t batch) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/decode.h"
-#include "ops/digest.h"
+#include "digest.h"
 
 namespace vrnn::ops {
 

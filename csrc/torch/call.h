@@ -12,12 +12,11 @@
 
 #include "core/validate.h"
 #include "cpu/deal.h"
-#include "cpu/engine.h"
 #include "cpu/features.h"
 #include "cpu/room.h"
-#include "ops/digest.h"
-#include "ops/programs.h"
-#include "ops/tensors.h"
+#include "digest.h"
+#include "programs.h"
+#include "tensors.h"
 
 namespace vrnn::ops {
 

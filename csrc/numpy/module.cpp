@@ -8,9 +8,9 @@
 #include <memory>
 #include <optional>
 
-#include "cpu/engine.h"
 #include "cpu/features.h"
 #include "cpu/peak.h"
+#include "engine.h"
 
 namespace py = pybind11;
 

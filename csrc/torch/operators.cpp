@@ -13,11 +13,11 @@
 #include <tuple>
 #include <vector>
 
+#include "call.h"
 #include "cpu/features.h"
-#include "ops/call.h"
-#include "ops/programs.h"
-#include "ops/tensors.h"
-#include "ops/watch.h"
+#include "programs.h"
+#include "tensors.h"
+#include "watch.h"
 
 namespace vrnn::ops {
 namespace {
