@@ -7,7 +7,7 @@ SANITIZED_TESTS := tests/test_operators.py tests/test_cpu.py tests/test_step.py 
 	tests/test_particles.py tests/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*.h csrc/*/*.h)
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
 .PHONY: demo test fuzz sanitize bench gpu lint format build extensions clean
 

@@ -80,7 +80,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     }
     if (want_raw) launch.raw = steps_of<T>(raw);
 
-    call.make_room(packed || save ? 0 : known.weights(), false);
+    call.reserve_scratch(packed || save ? 0 : known.weights(), false);
     if (packed) {
         launch.packed = data<T>(*packed);
     } else {
@@ -163,7 +163,7 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     }
     launch.d_parameters = d_parameter_data.data();
 
-    call.make_room(call.program.packed_size, true);
+    call.reserve_scratch(call.program.packed_size, true);
     launch.packed_backward = launch.packed;
     launch.packed = packed;
     call.pack(parameters, true);
@@ -239,7 +239,7 @@ Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& no
         final_state.push_back(torch::stable::new_empty(noise, {batch, known.width(buffer_state)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
-    call.make_room(packed ? 0 : known.weights(), false);
+    call.reserve_scratch(packed ? 0 : known.weights(), false);
     if (packed)
         launch.packed = data<T>(*packed);
     else
@@ -305,7 +305,7 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
     launch.kl = {data<T>(kl), 0, 1};
     if (want_raw) launch.raw = {data<T>(raw), 0, output};
     launch.predicted = {data<T>(predicted), 0, output};
-    call.make_room(0, false);
+    call.reserve_scratch(0, false);
     launch.packed = data<T>(packed);
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(Way::step);
