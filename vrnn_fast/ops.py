@@ -20,7 +20,6 @@ from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = Path(__file__).with_name("_ops.so")
-PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
 
 
 class Program(NamedTuple):
@@ -97,6 +96,9 @@ class ForwardOutput(NamedTuple):
     state: list[Tensor]
     ancestors: Tensor
     saved: Tensor
+
+
+PER_STEP_OUTPUTS = ForwardOutput._fields.index("state")  # those before it: Output of csrc/core, whom `slots` numbers
 
 
 def forward(

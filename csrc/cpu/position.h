@@ -40,6 +40,15 @@ struct Position {
         return {work.gradient[buffer][row - chunk.row], work.gradient[buffer].stride};
     }
     Matrix<T> gradient(const Slice& s) const { return gradient(s.buffer, begin).columns(s.start); }
+    // What forward found of an output, from the chunk's first row on; null for zeros.
+    Matrix<T> output(Output o) const {
+        const Slice& s = program.outputs[o];
+        if (s.buffer >= 0) return value(s.buffer, chunk.row).columns(s.start);
+        if (o == Output::nll) return {work.nll, 1};
+        return {o == Output::kl && program.divergence ? work.kl : nullptr, 1};
+    }
+    // The gradient that reaches an output from outside, null for zeros.
+    Matrix<T> upstream(Output o) const { return launch.upstream[o] ? work.upstream[o].rows(in_chunk()) : Matrix<T>{}; }
     Matrix<T> mask() const { return work.mask ? work.mask.rows(in_chunk()) : Matrix<T>{}; }
 
     // Whether whole vectors may be stored: what lies behind the slice's columns, up to the row's end, is nobody's.

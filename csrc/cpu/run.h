@@ -76,11 +76,7 @@ static void run(const Position<T>& p, Span<Stage> stages) {
 
 template <class T>
 static void run_backward(const Position<T>& p, const Stage& s) {
-    const int64_t at = p.in_chunk();
-    const auto part = [&](const Steps<const T>& given, const Matrix<T>& m) {
-        return given ? Matrix<T>{m[at], m.stride} : Matrix<T>{};
-    };
-    const T* const d_kl = p.launch.d_kl ? p.work.kl + at : nullptr;  // nobody's gradient is none, not 0 times infinity
+    const T* const d_kl = p.upstream(Output::kl).data;  // nobody's gradient is none, not 0 times infinity
     switch (s.op) {
         case Op::bias: return;
         case Op::dense: {
@@ -96,7 +92,7 @@ static void run_backward(const Position<T>& p, const Stage& s) {
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(s.target), p.gradient(s.source));
         case Op::sample: {
             const Matrix<T> dz = p.gradient(s.target);
-            if (p.launch.d_z) add_rows<T>(p.rows, s.target.width, part(p.launch.d_z, p.work.on_z), dz);
+            if (const Matrix<T> d = p.upstream(Output::z)) add_rows<T>(p.rows, s.target.width, d, dz);
             return with_deviation<T>(s.deviation, [&](auto deviation) {
                 sample_backward<T>(p.rows, s.target.width, deviation, p.value(s.source), p.value(buffer_eps, p.begin),
                                    p.value(s.std), dz, p.gradient(s.source),
@@ -106,9 +102,8 @@ static void run_backward(const Position<T>& p, const Stage& s) {
         }
         case Op::divergence:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
-                const Upstream<T> on_q{part(p.launch.d_mean, p.work.on_mean), part(p.launch.d_std, p.work.on_std)};
-                const Upstream<T> on_p{part(p.launch.d_prior_mean, p.work.on_prior_mean),
-                                       part(p.launch.d_prior_std, p.work.on_prior_std)};
+                const Upstream<T> on_q{p.upstream(Output::mean), p.upstream(Output::std)};
+                const Upstream<T> on_p{p.upstream(Output::prior_mean), p.upstream(Output::prior_std)};
                 if (s.z.width)
                     log_ratio_backward<T>(p.rows, s.std.width, deviation, d_kl, on_q, on_p, p.value(s.posterior_std),
                                           p.value(s.source), p.value(s.std), p.value(s.z), p.gradient(s.posterior),
@@ -119,16 +114,17 @@ static void run_backward(const Position<T>& p, const Stage& s) {
                                            p.gradient(s.posterior), p.gradient(s.source));
             });
         case Op::likelihood: {
-            if (!p.launch.d_nll) return;
+            const T* const d_nll = p.upstream(Output::nll).data;
+            if (!d_nll) return;
             const Matrix<T> x = p.value(buffer_x, p.begin), mask = p.mask();
             const Matrix<T> dx = p.launch.d_x ? p.gradient(buffer_x, p.begin) : Matrix<T>{};
             const int64_t width = p.program.buffers[buffer_x].width;
             if (static_cast<Loss>(s.kind) == Loss::bernoulli)
-                return bernoulli_backward<T>(p.rows, width, p.work.nll + at, p.value(s.source), x, mask,
-                                             p.gradient(s.source), dx);
+                return bernoulli_backward<T>(p.rows, width, d_nll, p.value(s.source), x, mask, p.gradient(s.source),
+                                             dx);
             if (static_cast<Loss>(s.kind) == Loss::gaussian)
                 return with_deviation<T>(s.deviation, [&](auto deviation) {
-                    gaussian_backward<T>(p.rows, width, deviation, p.work.nll + at, p.value(s.source), x, mask,
+                    gaussian_backward<T>(p.rows, width, deviation, d_nll, p.value(s.source), x, mask,
                                          p.gradient(s.source), dx);
                 });
             return;

@@ -11,13 +11,9 @@ static void gather(const Position<T>& p, const Steps<const T>& from, Matrix<T> t
 }
 
 template <class T>
-static void gather(const Position<T>& p, const Steps<const T>& from, T* to) {
-    p.for_rows([&](int64_t row, int64_t t, int64_t b) { to[row] = *from.at(t, b); });
-}
-
-template <class T>
 static void scatter(const Position<T>& p, Matrix<T> from, const Steps<T>& to, int64_t width) {
-    if (to) p.for_rows([&](int64_t row, int64_t t, int64_t b) { copy(to.at(t, b), from[row], width); });
+    if (to)
+        p.for_rows([&](int64_t row, int64_t t, int64_t b) { copy(to.at(t, b), from ? from[row] : nullptr, width); });
 }
 
 template <class T>
@@ -38,17 +34,12 @@ static void gather_inputs(const Position<T>& p) {
 template <class T>
 static void gather_upstream(const Position<T>& p) {
     const Launch<T>& launch = p.launch;
-    if (launch.d_nll) gather(p, launch.d_nll, p.work.nll);
-    if (launch.d_kl) gather(p, launch.d_kl, p.work.kl);
-    const int64_t latent = p.program.buffers[buffer_eps].width;
-    const Steps<const T> from[] = {launch.d_z, launch.d_mean, launch.d_std, launch.d_prior_mean, launch.d_prior_std};
-    const Matrix<T> to[] = {p.work.on_z, p.work.on_mean, p.work.on_std, p.work.on_prior_mean, p.work.on_prior_std};
-    for (int k = 0; k < 5; ++k)
-        if (from[k]) gather(p, from[k], to[k], latent);
-    const Slice& raw = p.program.output->source;
-    const Matrix<T> d_raw = p.gradient(raw.buffer, p.chunk.row).columns(raw.start);
-    p.for_rows([&](int64_t row, int64_t t, int64_t b) {
-        copy(d_raw[row], launch.d_raw ? launch.d_raw.at(t, b) : nullptr, raw.width);
+    for_outputs([&](Output o) {
+        const int64_t width = p.program.outputs[o].width;
+        if (launch.upstream[o])
+            gather(p, launch.upstream[o], p.work.upstream[o], width);
+        else if (o == Output::raw)  // the likelihood adds to it
+            for (int64_t row = 0; row < p.chunk.rows(); ++row) set_zero(p.work.upstream[o][row], width);
     });
     if (launch.d_x)
         for (int64_t row = 0; row < p.chunk.rows(); ++row)
@@ -57,24 +48,8 @@ static void gather_upstream(const Position<T>& p) {
 
 template <class T>
 static void scatter_results(const Position<T>& p) {
-    const Launch<T>& launch = p.launch;
-    const Stage *sample = p.program.sample, *divergence = p.program.divergence;
-    const auto matrix = [&](const Slice& s) { return p.value(s.buffer, p.chunk.row).columns(s.start); };
-    scatter(p, matrix({buffer_x, 0, 0}), launch.drawn, p.program.buffers[buffer_x].width);
-    if (launch.drawn) return;
-    p.for_rows([&](int64_t row, int64_t t, int64_t b) {
-        *launch.nll.at(t, b) = p.work.nll[row];
-        *launch.kl.at(t, b) = divergence ? p.work.kl[row] : T(0);
-    });
-    const Slice& raw = p.program.output->source;
-    scatter(p, matrix(raw), launch.raw, raw.width);
-    if (!sample || !divergence) return;
-    const int64_t latent = sample->target.width;
-    scatter(p, matrix(sample->target), launch.z, latent);
-    scatter(p, matrix(sample->source), launch.mean, latent);
-    scatter(p, matrix(sample->std), launch.std, latent);
-    scatter(p, matrix(divergence->source), launch.prior_mean, latent);
-    scatter(p, matrix(divergence->std), launch.prior_std, latent);
+    scatter(p, p.value(buffer_x, p.chunk.row), p.launch.drawn, p.program.buffers[buffer_x].width);
+    for_outputs([&](Output o) { scatter(p, p.output(o), p.launch.outputs[o], p.program.outputs[o].width); });
 }
 
 template <class T>
@@ -96,13 +71,8 @@ static void clear_padding(const Position<T>& p, int64_t i, const Steps<T>& to, i
 template <class T>
 static void clear_padding_of_results(const Position<T>& p) {
     const Launch<T>& launch = p.launch;
-    const int64_t latent = p.program.buffers[buffer_eps].width;
-    const int64_t output = p.program.output->source.width;
-    const Steps<T> results[] = {launch.nll, launch.kl,         launch.z,         launch.mean,
-                                launch.std, launch.prior_mean, launch.prior_std, launch.raw};
-    const int64_t widths[] = {1, 1, latent, latent, latent, latent, latent, output};
     for (int64_t i = 0; i < p.shard.sequences; ++i) {
-        for (int r = 0; r < 8; ++r) clear_padding(p, i, results[r], widths[r]);
+        for_outputs([&](Output o) { clear_padding(p, i, launch.outputs[o], p.program.outputs[o].width); });
         if (launch.ancestors)
             for (int64_t t = p.shard.length[i]; t < launch.steps; ++t)
                 *launch.ancestors.at(t, p.shard.sequence[i]) = -1;

@@ -53,11 +53,12 @@ template <class T>
 struct Workspace {
     Matrix<T> value[most_buffers], gradient[most_buffers];
     bool chunked[most_buffers];
-    T *carry[most_states], *nll, *kl;
-    T* tiles;                // of weight_gradient()
-    T *log_weight, *weight;  // (sequences) since a row was resampled; (particles)
-    Matrix<T> group;         // (particles, hidden) states, or their gradients, while they are resampled
-    Matrix<T> on_z, on_mean, on_std, on_prior_mean, on_prior_std, d_final[most_states];
+    T *carry[most_states], *nll, *kl;  // (rows): of these two the values or, going back, the gradients
+    T* tiles;                          // of weight_gradient()
+    T *log_weight, *weight;            // (sequences) since a row was resampled; (particles)
+    Matrix<T> group;                   // (particles, hidden) states, or their gradients, while they are resampled
+    PerOutput<Matrix<T>> upstream;     // (rows, width): the gradients that reach outputs
+    Matrix<T> d_final[most_states];
     Matrix<T> mask;  // 1 where x was observed, else 0; null where all was
     int64_t used;
 
@@ -82,8 +83,15 @@ struct Workspace {
         mask = {launch.mask ? arena.take(capacity * input + slack) : nullptr, input};
         nll = arena.take(capacity);
         kl = arena.take(capacity);
-        Matrix<T>* upstream[] = {&on_z, &on_mean, &on_std, &on_prior_mean, &on_prior_std};
-        for (Matrix<T>* m : upstream) *m = {backward ? arena.take(capacity * latent) : nullptr, latent};
+        for_outputs([&](Output o) {
+            const Slice& s = program.outputs[o];
+            if (o == Output::raw)  // its buffer's gradient starts there
+                upstream[o] = gradient[s.buffer] ? gradient[s.buffer].columns(s.start) : Matrix<T>{};
+            else if (is_scalar(o))
+                upstream[o] = {o == Output::nll ? nll : kl, 1};
+            else
+                upstream[o] = {backward ? arena.take(capacity * latent) : nullptr, latent};
+        });
         int64_t widest = 0;
         for (const Buffer& b : program.buffers) widest = largest(widest, b.width);
         tiles = backward ? arena.take(weight_gradient_scratch<T>(widest)) : nullptr;

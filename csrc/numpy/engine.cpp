@@ -64,8 +64,8 @@ void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* mean, T* std) {
     const int64_t width = input();
     launch_.x = {x, 0, width};
     launch_.eps = {eps, 0, latent()};
-    launch_.nll = {nll, 0, 1};
-    launch_.kl = {kl, 0, 1};
+    launch_.outputs[Output::nll] = {nll, 0, 1};
+    launch_.outputs[Output::kl] = {kl, 0, 1};
     launch_.predicted = {raw_.data(), 0, likelihood().source.width};
     k.forward(launch_, 0);
     if (!gaussian()) return k.apply(Function::sigmoid, batch_ * width, raw_.data(), mean);
