@@ -76,7 +76,7 @@ class NinjaBuild(build_ext):
         objects = []
         for source in ext.sources:
             objects.append(f"{folder / Path(source).stem}.o")
-            flags = FLAGS + (own if Path(source).parent.name == "csrc" else ISA_FLAGS.get(isa(source), []))
+            flags = FLAGS + (ISA_FLAGS.get(isa(source), []) if source in KERNELS else own)
             command = shlex.join(flags) + " " + os.environ.get("CXXFLAGS", "")
             lines.append(f"build {objects[-1]}: cxx {source}\n  flags = " + command.replace("$", "$$"))
         linking = os.environ.get("LDFLAGS", "").replace("$", "$$")
@@ -92,8 +92,7 @@ class NinjaBuild(build_ext):
 
 
 KERNELS = sources("csrc/core/*.cpp", "csrc/cpu/*.cpp")  # both modules hold them; they are compiled once
-OPS = Extension(
-    "vrnn_fast._ops", ["csrc/ops.cpp", *KERNELS], define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")]
-)
-NATIVE = Extension("vrnn_fast._native", ["csrc/module.cpp", *KERNELS], optional=True)
+STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
+OPS = Extension("vrnn_fast._ops", sources("csrc/torch/*.cpp") + KERNELS, define_macros=STABLE_ABI)
+NATIVE = Extension("vrnn_fast._native", sources("csrc/numpy/*.cpp") + KERNELS, optional=True)
 setup(ext_modules=[OPS, NATIVE], cmdclass={"build_ext": NinjaBuild})

@@ -212,6 +212,17 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         if (s.op == Op::divergence) program.divergence = &s;
         if (s.op == Op::recur && program.gates < 0) program.gates = s.target.buffer;
     }
+    // [mean | raw], whose second half is no output
+    const auto half = [](const Slice& s) { return Slice{s.buffer, s.start, s.width / 2}; };
+    const Slice none{-1, 0, buffers_[buffer_eps].width};
+    const Stage *q = program.divergence ? program.sample : nullptr, *p = program.divergence;
+    program.outputs[Output::nll] = program.outputs[Output::kl] = {-1, 0, 1};
+    program.outputs[Output::z] = q ? q->target : none;
+    program.outputs[Output::mean] = q ? half(q->source) : none;
+    program.outputs[Output::std] = q ? q->std : none;
+    program.outputs[Output::prior_mean] = p ? half(p->source) : none;
+    program.outputs[Output::prior_std] = p ? p->std : none;
+    program.outputs[Output::raw] = program.output->source;
     validate(program);
 }
 

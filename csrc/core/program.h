@@ -29,11 +29,33 @@ VRNN_ENCODED(Cell, gru, lstm, rnn);
 VRNN_ENCODED(Loss, bernoulli, gaussian, external);
 VRNN_ENCODED(StdKind, plain, softplus, exponential);
 VRNN_ENCODED(Keep, never, stored, always);  // a buffer from forward to backward; stored ones unless told to recompute
+// What forward gives of each row, (T, B, width): the numbers by which backward knows their gradients.
+VRNN_ENCODED(Output, nll, kl, z, mean, std, prior_mean, prior_std, raw);
 
 constexpr int64_t members(const char* names) {
     int64_t n = 1;
     for (; *names; ++names) n += *names == ',';
     return n;
+}
+
+inline constexpr int64_t outputs = members(Output_names);
+
+// One of each output.
+template <class V>
+struct PerOutput {
+    V each[outputs];
+    V& operator[](Output o) { return each[static_cast<int64_t>(o)]; }
+    const V& operator[](Output o) const { return each[static_cast<int64_t>(o)]; }
+};
+
+template <class F>
+void for_outputs(F f) {
+    for (int64_t o = 0; o < outputs; ++o) f(static_cast<Output>(o));
+}
+
+// nll and kl: one number for each row, (T, B), which lies in no buffer.
+constexpr bool is_scalar(Output o) {
+    return o == Output::nll || o == Output::kl;
 }
 
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
@@ -101,6 +123,7 @@ struct Program {
     Span<Stage> before, scan, after, stages;  // the last is all of them
     const Stage* output = nullptr;            // the likelihood, or the draw of a cell that runs on its own
     const Stage *sample = nullptr, *divergence = nullptr;
+    PerOutput<Slice> outputs;   // where each lies; in no buffer what has no stage, which is zero, and a scalar
     int64_t gates = -1;         // the first recurrent layer's buffer of sums
     int64_t states = 0;         // buffers from buffer_state on
     int64_t cond = -1;          // the conditioning input's buffer

@@ -8,7 +8,7 @@
 namespace vrnn {
 
 // Throws std::invalid_argument unless every width is what the loops over a stage's columns take it for, and every
-// stage stands where the executor looks for it.
+// stage is where a walk looks for it.
 void validate(const Program& program);
 
 // How many dimensions, 1 or 2, a parameter has, and its rows and columns, 1 of a bias.

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "launch.h"
+
 namespace vrnn {
 
 std::vector<Feature> cpu_features() {
@@ -42,6 +44,15 @@ std::string chosen_isa() {
         known += (known.empty() ? "" : ", ") + isa;
     }
     throw std::runtime_error("VRNN_FAST_ISA is '" + std::string(wanted) + "'; this machine can run: " + known);
+}
+
+const Isa& chosen_kernels() {
+    const std::string name = chosen_isa();
+#ifdef VRNN_X86
+    for (const Isa* isa : {&isa_avx2, &isa_avx512})
+        if (name == isa->name) return *isa;
+#endif
+    return isa_baseline;
 }
 
 }  // namespace vrnn

@@ -19,4 +19,8 @@ std::vector<std::string> usable_isas();
 // The best of them, or what VRNN_FAST_ISA asks for. Throws std::runtime_error if that cannot be had.
 std::string chosen_isa();
 
+// The build of the kernels that it names.
+struct Isa;
+const Isa& chosen_kernels();
+
 }  // namespace vrnn

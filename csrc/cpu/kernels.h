@@ -1,5 +1,6 @@
 // The body of every kernel_<isa>.cpp: one instance of the templates for each dtype.
-#include "executor.h"
+#include "pack.h"
+#include "walker.h"
 
 namespace vrnn::VRNN_ISA {
 
@@ -10,12 +11,12 @@ static int64_t scratch_size(const Launch<T>& launch, int64_t sequences, bool bac
 
 template <class T>
 static void forward(const Launch<T>& launch, int64_t shard) {
-    Executor<T>(launch, shard, false).forward();
+    Walker<T>(launch, shard, false).forward();
 }
 
 template <class T>
 static void backward(const Launch<T>& launch, int64_t shard) {
-    Executor<T>(launch, shard, true).backward();
+    Walker<T>(launch, shard, true).backward();
 }
 
 template <class T>

@@ -1,4 +1,5 @@
-// What one call hands to the kernels: plain pointers, filled by ops.cpp, read by every instruction set's build.
+// What one call hands to the kernels: plain pointers, filled by torch/ and numpy/, read by every instruction set's
+// build.
 //
 // Rows. The batch is dealt out to shards, one thread each, that never wait for one another. Inside a shard the
 // sequences are sorted by falling length, so that those still running at a time step are the first ones, and the real
@@ -67,13 +68,13 @@ struct Launch {
     T* weight_gradients;  // (shards, gradient_size)
 
     // forward, each (T, B, width) and zero at padding
-    Steps<T> nll, kl, z, mean, std, prior_mean, prior_std, raw;
+    PerOutput<Steps<T>> outputs;
     T* final_state[most_states];  // (B, hidden)
     Steps<T> predicted;           // (T, B, output): the decoder at the prior's mean, for p(x_t | x_<t)
     Steps<T> drawn;               // (T, B, input), of a cell that runs on its own
 
     // backward: upstream gradients, each null for zeros; then results
-    Steps<const T> d_nll, d_kl, d_z, d_mean, d_std, d_prior_mean, d_prior_std, d_raw;
+    PerOutput<Steps<const T>> upstream;
     const T* d_final_state[most_states];
     Steps<T> d_x, d_eps, d_cond;  // null where nobody asked
     T* d_state[most_states];

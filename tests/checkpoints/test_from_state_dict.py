@@ -442,8 +442,8 @@ def test_b_with_logistic_distributions() -> None:
     run_b(theirs, ours)
     words = (
         r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout speech-benchmark .* "
-        r"K logits, means and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such layer, "
-        r"and scales "
+        r"K logits, means and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such "
+        r"layer, and scales "
     )
     with pytest.raises(LayoutError, match=words):
         load_checkpoint(state, likelihood=DiscretizedLogisticMixture(3))

@@ -2,7 +2,7 @@
 
 ``vrnn_fast::forward`` runs a whole batch of sequences, ``vrnn_fast::backward`` its gradient: one launch each,
 whatever T is. ``vrnn_fast::step`` runs one time step on weights that ``vrnn_fast::pack`` has laid out beforehand.
-csrc/ops.cpp has their schemas.
+csrc/torch/operators.cpp has their schemas.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ...cell.encode import Program
 from ..base import Batch, Want
 
 LIBRARY = Path(__file__).parents[2] / "_ops.so"
-PER_STEP_OUTPUTS = 8  # nll, kl, z, mean, std, prior_mean, prior_std, raw: the numbers that `slots` counts
 
 
 @cache
@@ -91,6 +90,9 @@ class ForwardOutput(NamedTuple):
     state: list[Tensor]
     ancestors: Tensor
     saved: Tensor
+
+
+PER_STEP_OUTPUTS = ForwardOutput._fields.index("state")  # those before it: Output of csrc/core, whom `slots` numbers
 
 
 def forward(

@@ -13,19 +13,19 @@
 #include <tuple>
 #include <vector>
 
+#include "call.h"
 #include "cpu/features.h"
-#include "ops/call.h"
-#include "ops/programs.h"
-#include "ops/tensors.h"
-#include "ops/watch.h"
+#include "programs.h"
+#include "tensors.h"
+#include "watch.h"
 
 namespace vrnn::ops {
 namespace {
 
 // ---- batches of sequences
 
-using Forward =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, Tensor, Tensor>;
+using Outputs = std::array<Tensor, outputs>;
+using Forward = decltype(std::tuple_cat(Outputs(), std::tuple<std::vector<Tensor>, Tensor, Tensor>()));
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
 template <class T>
@@ -51,7 +51,6 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
-    const int64_t latent = eps.size(2);
 
     const bool save = saved_size > 0;
     const Tensor saved = torch::stable::new_empty(x, {save ? saved_size + known.packed_size() : 0});
@@ -59,28 +58,20 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
         in_large_pages(data<T>(saved), saved_size * sizeof(T));
         call.keep(data<T>(saved), saved_size, recompute);
     }
-    const auto scalars = [&] { return torch::stable::new_empty(x, {x.size(0), x.size(1)}); };
-    const Tensor nll = scalars(), kl = scalars();
-    const Tensor z = per_step(x, latent, true), mean = per_step(x, latent, true), std = per_step(x, latent, true);
-    const Tensor prior_mean = per_step(x, latent, want_prior), prior_std = per_step(x, latent, want_prior);
-    const Tensor raw = per_step(x, known.output(), want_raw);
+    Outputs found;
+    for_outputs([&](Output o) {
+        const bool prior = o == Output::prior_mean || o == Output::prior_std;
+        const bool wanted = prior ? want_prior : o != Output::raw || want_raw;
+        Tensor& own = found[static_cast<size_t>(o)];
+        own = is_scalar(o) ? torch::stable::new_empty(x, {x.size(0), x.size(1)}) : per_step(x, known.width(o), wanted);
+        if (wanted) launch.outputs[o] = steps_of<T>(own);
+    });
     std::vector<Tensor> final_state;
     for (size_t i = 0; i < state.size(); ++i) {
         final_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
-    launch.nll = steps_of<T>(nll);
-    launch.kl = steps_of<T>(kl);
-    launch.z = steps_of<T>(z);
-    launch.mean = steps_of<T>(mean);
-    launch.std = steps_of<T>(std);
-    if (want_prior) {
-        launch.prior_mean = steps_of<T>(prior_mean);
-        launch.prior_std = steps_of<T>(prior_std);
-    }
-    if (want_raw) launch.raw = steps_of<T>(raw);
-
-    call.make_room(packed || save ? 0 : known.weights(), false);
+    call.reserve_scratch(packed || save ? 0 : known.weights(), false);
     if (packed) {
         launch.packed = data<T>(*packed);
     } else {
@@ -92,7 +83,7 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(Way::forward);
-    return {nll, kl, z, mean, std, prior_mean, prior_std, raw, final_state, ancestors, saved};
+    return std::tuple_cat(found, std::make_tuple(final_state, ancestors, saved));
 }
 
 template <class T>
@@ -118,28 +109,25 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
 
-    Steps<const T>* const per_step_slots[] = {&launch.d_nll, &launch.d_kl,         &launch.d_z,         &launch.d_mean,
-                                              &launch.d_std, &launch.d_prior_mean, &launch.d_prior_std, &launch.d_raw};
     STD_TORCH_CHECK(upstream.size() == slots.size(), "slots must number each of ", upstream.size(),
                     " upstream gradients, got ", slots.size());
     std::vector<Tensor> gradients;
     for (size_t i = 0; i < upstream.size(); ++i) {
         const int64_t slot = slots[i];
-        STD_TORCH_CHECK(slot >= 0 && slot < 8 + static_cast<int64_t>(state.size()), "no output ", slot);
+        STD_TORCH_CHECK(slot >= 0 && slot < outputs + static_cast<int64_t>(state.size()), "no output ", slot);
         const auto check_shape = [&](const Sizes& sizes) {
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);
         };
-        if (slot < 2)
-            check_shape({x.size(0), batch});
-        else if (slot < 8)
-            check_shape({x.size(0), batch, slot == 7 ? known.output() : eps.size(2)});
-        else
+        if (slot >= outputs) {
             check_shape({batch, known.width(buffer_state)});
-        gradients.push_back(slot < 8 ? with_dense_rows(upstream[i]) : dense(upstream[i]));
-        if (slot < 8)
-            *per_step_slots[slot] = steps_of<const T>(gradients.back());
-        else
-            launch.d_final_state[slot - 8] = data<T>(gradients.back());
+            gradients.push_back(dense(upstream[i]));
+            launch.d_final_state[slot - outputs] = data<T>(gradients.back());
+            continue;
+        }
+        const auto o = static_cast<Output>(slot);
+        is_scalar(o) ? check_shape({x.size(0), batch}) : check_shape({x.size(0), batch, known.width(o)});
+        gradients.push_back(with_dense_rows(upstream[i]));
+        launch.upstream[o] = steps_of<const T>(gradients.back());
     }
 
     const Tensor d_x = per_step(x, x.size(2), want_x), d_eps = per_step(eps, eps.size(2), want_eps);
@@ -163,7 +151,7 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     }
     launch.d_parameters = d_parameter_data.data();
 
-    call.make_room(call.program.packed_size, true);
+    call.reserve_scratch(call.program.packed_size, true);
     launch.packed_backward = launch.packed;
     launch.packed = packed;
     call.pack(parameters, true);
@@ -239,7 +227,7 @@ Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& no
         final_state.push_back(torch::stable::new_empty(noise, {batch, known.width(buffer_state)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
-    call.make_room(packed ? 0 : known.weights(), false);
+    call.reserve_scratch(packed ? 0 : known.weights(), false);
     if (packed)
         launch.packed = data<T>(*packed);
     else
@@ -287,7 +275,7 @@ using Step = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 template <class T>
 Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const Tensor& eps_in,
              const std::vector<Tensor>& state, bool want_raw) {
-    const int64_t batch = x_in.size(0), output = known.output(), hidden = known.width(buffer_state);
+    const int64_t batch = x_in.size(0), output = known.width(Output::raw), hidden = known.width(buffer_state);
     Call<T> call(known, build_of<T>(packed, known), 1, batch, std::nullopt);
     Launch<T>& launch = call.launch;
     call.start_from(state);
@@ -301,11 +289,11 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
     }
     launch.x = {data<T>(x), 0, x.size(1)};
     launch.eps = {data<T>(eps), 0, eps.size(1)};
-    launch.nll = {data<T>(nll), 0, 1};
-    launch.kl = {data<T>(kl), 0, 1};
-    if (want_raw) launch.raw = {data<T>(raw), 0, output};
+    launch.outputs[Output::nll] = {data<T>(nll), 0, 1};
+    launch.outputs[Output::kl] = {data<T>(kl), 0, 1};
+    if (want_raw) launch.outputs[Output::raw] = {data<T>(raw), 0, output};
     launch.predicted = {data<T>(predicted), 0, output};
-    call.make_room(0, false);
+    call.reserve_scratch(0, false);
     launch.packed = data<T>(packed);
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(Way::step);
@@ -346,7 +334,7 @@ int64_t packed_size(int64_t number) {
     return programs[number]->packed_size();
 }
 int64_t output_width(int64_t number) {
-    return programs[number]->output();
+    return programs[number]->width(Output::raw);
 }
 
 // Multiplications and additions of the dense stages, of one row and time step forward: of all, of those that read x, of

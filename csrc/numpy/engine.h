@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "../core/decode.h"
-#include "../core/validate.h"
-#include "deal.h"
-#include "launch.h"
+#include "core/decode.h"
+#include "core/validate.h"
+#include "cpu/deal.h"
+#include "cpu/launch.h"
 
 namespace vrnn {
 
@@ -49,8 +49,5 @@ class Engine {
     std::vector<T> packed_, scratch_, state_, raw_;
     Launch<T> launch_{};
 };
-
-// The build of the kernels that chosen_isa() names.
-const Isa& chosen_kernels();
 
 }  // namespace vrnn

@@ -4,18 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "features.h"
+#include "cpu/features.h"
 
 namespace vrnn {
-const Isa& chosen_kernels() {
-    const std::string name = chosen_isa();
-#ifdef VRNN_X86
-    for (const Isa* isa : {&isa_avx2, &isa_avx512})
-        if (name == isa->name) return *isa;
-#endif
-    return isa_baseline;
-}
-
 namespace {
 
 int64_t at_least_one(int64_t batch) {
@@ -73,8 +64,8 @@ void Engine<T>::step(const T* x, const T* eps, T* nll, T* kl, T* mean, T* std) {
     const int64_t width = input();
     launch_.x = {x, 0, width};
     launch_.eps = {eps, 0, latent()};
-    launch_.nll = {nll, 0, 1};
-    launch_.kl = {kl, 0, 1};
+    launch_.outputs[Output::nll] = {nll, 0, 1};
+    launch_.outputs[Output::kl] = {kl, 0, 1};
     launch_.predicted = {raw_.data(), 0, likelihood().source.width};
     k.forward(launch_, 0);
     if (!gaussian()) return k.apply(Function::sigmoid, batch_ * width, raw_.data(), mean);

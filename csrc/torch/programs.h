@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/decode.h"
-#include "ops/digest.h"
+#include "digest.h"
 
 namespace vrnn::ops {
 
@@ -30,7 +30,7 @@ struct Known {
     int64_t weights() const { return decoded.program.packed_size + decoded.program.bias_size; }
     int64_t packed_size() const { return weights() + line; }  // a label lies behind the weights
     int64_t width(int64_t buffer) const { return decoded.program.buffers[buffer].width; }
-    int64_t output() const { return decoded.program.output->source.width; }
+    int64_t width(Output o) const { return decoded.program.outputs[o].width; }
     bool draws() const { return decoded.program.output->op == Op::draw; }
     bool resamples() const {
         const auto& scan = decoded.program.scan;

@@ -1,4 +1,4 @@
-// Memory for one call.
+// Memory for one call's intermediate results.
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,9 @@ inline void in_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t 
 #endif
 }
 
-// Room for a call's intermediate results, on the calling thread. Small rooms outlive the call: to touch fresh pages
-// takes longer than what a short sequence computes.
-class Room {
+// It belongs to the calling thread. A small one outlives the call: to touch fresh pages takes longer than what a short
+// sequence computes.
+class Scratch {
   public:
     void reserve(size_t bytes) {
         static thread_local Memory kept;

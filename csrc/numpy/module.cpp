@@ -8,9 +8,9 @@
 #include <memory>
 #include <optional>
 
-#include "cpu/engine.h"
 #include "cpu/features.h"
 #include "cpu/peak.h"
+#include "engine.h"
 
 namespace py = pybind11;
 
@@ -126,6 +126,7 @@ PYBIND11_MODULE(_native, m) {
             found["Cell"] = vrnn::Cell_names;
             found["Loss"] = vrnn::Loss_names;
             found["StdKind"] = vrnn::StdKind_names;
+            found["Output"] = vrnn::Output_names;
             found["Keep"] = vrnn::Keep_names;
             return found;
         },

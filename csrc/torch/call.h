@@ -12,12 +12,11 @@
 
 #include "core/validate.h"
 #include "cpu/deal.h"
-#include "cpu/engine.h"
 #include "cpu/features.h"
-#include "cpu/room.h"
-#include "ops/digest.h"
-#include "ops/programs.h"
-#include "ops/tensors.h"
+#include "cpu/scratch.h"
+#include "digest.h"
+#include "programs.h"
+#include "tensors.h"
 
 namespace vrnn::ops {
 
@@ -157,7 +156,7 @@ struct Call {
     std::vector<int64_t> saved_offset;
     std::vector<Tensor> state;
     std::optional<Tensor> cond, resets, mask;
-    Room room;
+    Scratch scratch;
     Launch<T> launch{};
 
     Call(const Known& known, Build& build, int64_t steps, int64_t batch, const std::optional<Tensor>& lengths,
@@ -201,12 +200,12 @@ struct Call {
         STD_TORCH_CHECK(size >= used, "saved must have room for ", used, " elements, got ", size);
     }
 
-    void make_room(int64_t packed, bool backward) {
+    void reserve_scratch(int64_t packed, bool backward) {
         launch.scratch_size = kernels.scratch_size(launch, deal.most_sequences(), backward);
-        const int64_t shards = launch.shards.size, scratch = launch.scratch_size * shards;
-        room.reserve((scratch + packed + (backward ? program.gradient_size * shards : 0)) * sizeof(T));
-        launch.scratch = room.data<T>();
-        launch.packed = launch.scratch + scratch;
+        const int64_t shards = launch.shards.size, stages = launch.scratch_size * shards;
+        scratch.reserve((stages + packed + (backward ? program.gradient_size * shards : 0)) * sizeof(T));
+        launch.scratch = scratch.data<T>();
+        launch.packed = launch.scratch + stages;
         launch.weight_gradients = launch.packed + packed;
     }
 
