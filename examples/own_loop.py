@@ -34,7 +34,7 @@ def update(loss: Tensor) -> None:
 @torch.no_grad()
 def measured() -> float:
     """Log p(x) of the test sequences in nats per step, from below, with 32 particles."""
-    return model.bound(test, "fivo", particles=32).mean().item() / len(test)
+    return model.bound(test, objective="fivo", num_particles=32).mean().item() / len(test)
 
 
 print(f"untrained                        log p(x) >= {measured():6.2f} nats per step")
@@ -43,9 +43,11 @@ for i in range(120):
     update(model(train, beta=beta, free_nats=0.1).loss)
 print(f"after 120 updates with the ELBO  log p(x) >= {measured():6.2f}")
 for _ in range(40):
-    update(-model.bound(train, "fivo", particles=4).mean() / len(train))
+    update(-model.bound(train, objective="fivo", num_particles=4).mean() / len(train))
 print(f"after 40 more with FIVO          log p(x) >= {measured():6.2f}")
 
 with torch.no_grad():
-    elbo, iwae = (model.bound(test, kind, particles=32).mean().item() / len(test) for kind in ("elbo", "iwae"))
+    elbo, iwae = (
+        model.bound(test, objective=kind, num_particles=32).mean().item() / len(test) for kind in ("elbo", "iwae")
+    )
 print(f"the same model by other bounds:  ELBO {elbo:.2f}, IWAE {iwae:.2f}")

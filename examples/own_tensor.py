@@ -28,6 +28,8 @@ for update in range(201):
             losses.append(model(test).loss.item())
         print(f"after {update:3d} updates: {losses[-1]:6.2f} nats per step on sequences that were not trained on")
 
-forecasts, state = model.generate(20, prefix=test[:40], samples=100)  # (100, 20, 16, 3): a hundred for each sequence
+forecasts, state = model.generate(
+    20, prefix=test[:40], num_samples=100
+)  # (100, 20, 16, 3): a hundred for each sequence
 error = (forecasts.mean(0) - test[40:]).square().mean().sqrt().item()
 print(f"20 steps ahead the mean forecast is off by {error:.2f}; zero would be off by {test.square().mean().sqrt():.2f}")

@@ -195,6 +195,7 @@ class VRNN(nn.Module):
         self,
         x: Tensor,
         lengths: Tensor | None = None,
+        *,
         state: State | None = None,
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -271,9 +272,10 @@ class VRNN(nn.Module):
     def bound(
         self,
         x: Tensor,
-        kind: bounds.Kind = "elbo",
-        particles: int = 1,
         lengths: Tensor | None = None,
+        *,
+        objective: bounds.Kind = "elbo",
+        num_particles: int = 1,
         state: State | None = None,
         eps: Tensor | None = None,
         uniforms: Tensor | None = None,
@@ -292,10 +294,10 @@ class VRNN(nn.Module):
 
         Args:
             x: (T, B, X), as in :meth:`forward`.
-            kind: ``"elbo"``, the evidence lower bound by sampled log-weights (:meth:`forward` has the exact KL, which
-                is less noisy); ``"iwae"``, the importance weighted bound; ``"fivo"``, that of a particle filter.
-            particles: N, samples of z for each sequence.
             lengths: (B,) int64, real steps of each row, as in :meth:`forward`. A row of length 0 has a bound of 0.
+            objective: ``"elbo"``, the evidence lower bound by sampled log-weights (:meth:`forward` has the exact KL,
+                which is less noisy); ``"iwae"``, the importance weighted bound; ``"fivo"``, that of a particle filter.
+            num_particles: N, samples of z for each sequence.
             state: the state to start from, (num_layers, B, H), one for all particles of a sequence.
             eps: (T, B, N, Z) standard normal noise; None draws it, in that order also where ``batch_first``.
             uniforms: (T, B, N) in [0, 1], what resampling at the end of a step draws with, for ``"fivo"``; None draws
@@ -315,29 +317,29 @@ class VRNN(nn.Module):
         """
         parameters = self._reader(self)
         like = parameters[0]
-        checks.one_of("kind", kind, get_args(bounds.Kind))
-        checks.positive_int("particles", particles)
+        checks.one_of("objective", objective, get_args(bounds.Kind))
+        checks.positive_int("num_particles", num_particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         threshold = checks.share("threshold", threshold)
-        filters = kind == "fivo"
+        filters = objective == "fivo"
         if uniforms is not None and not filters:
-            raise ValueError(f"uniforms are what kind='fivo' resamples with, and kind is {kind!r}")
+            raise ValueError(f"uniforms are what objective='fivo' resamples with, and objective is {objective!r}")
         if generator is not None and eps is not None and (uniforms is not None or not filters):
             both = "eps and uniforms are" if filters else "eps is"
             raise ValueError(f"generator has nothing to draw where {both} given: leave it out")
         given = (x, eps, generator, lengths, state, cond, resets, mask, mask_inputs)
-        batch = self._batch(like, *given, ("particles", particles))
+        batch = self._batch(like, *given, ("num_particles", num_particles))
         steps, sequences = batch.x.shape[:2]
         if uniforms is not None:
-            uniforms = self._sequence("uniforms", uniforms, steps, sequences, ("particles", particles), like)
+            uniforms = self._sequence("uniforms", uniforms, steps, sequences, ("num_particles", num_particles), like)
             checks.within("uniforms", uniforms, 0, 1)
         elif filters:
-            uniforms = filtering.uniforms(resampling, steps, sequences, particles, batch.x, generator)
+            uniforms = filtering.uniforms(resampling, steps, sequences, num_particles, batch.x, generator)
 
         fused = filters and self.spec.likelihood != "external"
         spec = self._objectives["particle_filter" if fused else "log_weight"]
         executor = executors.choose(self.backend, spec, batch.x, stacklevel=3)
-        rows = batch.repeated(particles)
+        rows = batch.repeated(num_particles)
 
         def launch(rows: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
             result, nll = self._run(executor, spec, parameters, rows, rows.real(), ())
@@ -350,10 +352,10 @@ class VRNN(nn.Module):
             log_weights, _, ancestors = launch(rows._replace(uniforms=uniforms, threshold=threshold))
         else:
             log_weights = launch(rows)[0]
-        log_weights = log_weights.unflatten(1, (sequences, particles))
+        log_weights = log_weights.unflatten(1, (sequences, num_particles))
         if ancestors is not None:
             return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
-        return bounds.elbo(log_weights) if kind == "elbo" else bounds.iwae(log_weights)
+        return bounds.elbo(log_weights) if objective == "elbo" else bounds.iwae(log_weights)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
@@ -396,16 +398,17 @@ class VRNN(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        steps: int,
+        num_steps: int,
         batch_size: int = 1,
         prefix: Tensor | None = None,
         lengths: Tensor | None = None,
+        *,
         temperature: float = 1.0,
-        mean: bool = False,
+        sample_output: bool = True,
         generator: torch.Generator | None = None,
         cond: Tensor | None = None,
         prefix_cond: Tensor | None = None,
-        samples: int | None = None,
+        num_samples: int | None = None,
         state: State | None = None,
     ) -> tuple[Tensor, State]:
         """Draw sequences from the model, each x_t fed back through phi_x: forecasts, after a prefix or from a state.
@@ -414,23 +417,23 @@ class VRNN(nn.Module):
         steps and then that of the output; with another one a loop over time.
 
         Args:
-            steps: how many new time steps.
+            num_steps: how many new time steps.
             batch_size: B, how many sequences; with a prefix or a state it is theirs.
             prefix: (T, B, X) sequences to continue, each from its own last real step.
             lengths: (B,) real steps of the prefix, as in :meth:`forward`.
             temperature: > 0; multiplies the prior's and the output's standard deviations, divides logits.
-            mean: take the output's mean instead of a sample (z is sampled still).
+            sample_output: draw x_t; otherwise it is the output's mean (z is sampled still).
             generator: the source of all draws.
-            cond: (steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
+            cond: (num_steps, B, C) conditioning input of the new steps, where the model was built with a ``cond_size``.
             prefix_cond: (T, B, C) that of the prefix.
-            samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
+            num_samples: K, how many times to go on from the same start, which is inferred once; None is a single time.
             state: the state to start from, as this method, :meth:`forward` and :meth:`step` return it; None is that of
                 :meth:`new_state`. A long sequence may so be drawn in pieces. Not with ``prefix``.
 
         Returns:
-            The new steps, (steps, B, X) (batch first if the module is), and the state after them. With ``samples`` the
-            new steps are (K, steps, B, X), and row k * B + b of the state is that of sample k of sequence b: who goes
-            on from it goes on with K * B sequences.
+            The new steps, (num_steps, B, X) (batch first if the module is), and the state after them. With
+            ``num_samples`` the new steps are (K, num_steps, B, X), and row k * B + b of the state is that of sample k
+            of sequence b: who goes on from it goes on with K * B sequences.
 
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; prefix and state as x and state in
@@ -438,12 +441,12 @@ class VRNN(nn.Module):
         """
         parameters = self._reader(self)
         like = parameters[0]
-        checks.positive_int("steps", steps)
+        checks.positive_int("num_steps", num_steps)
         checks.positive_int("batch_size", batch_size)
         if isinstance(temperature, Tensor) and temperature.dim() == 0:
             temperature = temperature.item()
         temperature = checks.number("temperature", temperature, zero=False)
-        checks.flag("mean", mean)
+        checks.flag("sample_output", sample_output)
         checks.generator(generator, like.device)
         if prefix is None:
             if lengths is not None:
@@ -453,7 +456,7 @@ class VRNN(nn.Module):
             start = self._start(None, batch_size, like) if state is None else self._given(state, None, like)
         else:
             if state is not None:
-                raise ValueError("state has no place where a prefix is given, which tells it: pass one of them")
+                raise ValueError("pass either state or prefix: the prefix determines the state")
             batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
             if batch_size not in (1, batch):
                 raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
@@ -464,18 +467,18 @@ class VRNN(nn.Module):
         batch = layers[0].shape[0]
         if state is not None and batch_size not in (1, batch):
             raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
-        cond = self._condition(cond, steps, batch, like)
-        if samples is not None:
-            checks.positive_int("samples", samples)
-            layers = tuple(layer.repeat(samples, 1) for layer in layers)
-            cond = None if cond is None else cond.repeat(1, samples, 1)
-        rows = batch * (samples or 1)
-        eps = temperature * self._noise((steps, rows), like, generator)
+        cond = self._condition(cond, num_steps, batch, like)
+        if num_samples is not None:
+            checks.positive_int("num_samples", num_samples)
+            layers = tuple(layer.repeat(num_samples, 1) for layer in layers)
+            cond = None if cond is None else cond.repeat(1, num_samples, 1)
+        rows = batch * (num_samples or 1)
+        eps = temperature * self._noise((num_steps, rows), like, generator)
         with full_precision(like.device):
-            x, after = self._play(parameters, eps, layers, cond, temperature, mean, generator)
+            x, after = self._play(parameters, eps, layers, cond, temperature, not sample_output, generator)
         drawn = self._outer(x)
-        if samples is not None:
-            drawn = x.unflatten(1, (samples, batch)).movedim(1, 0)
+        if num_samples is not None:
+            drawn = x.unflatten(1, (num_samples, batch)).movedim(1, 0)
             drawn = drawn.transpose(1, 2) if self.batch_first else drawn
         return drawn.detach(), self._packed(after)  # detached: no view, like the state
 

@@ -136,7 +136,7 @@ class Chorist(torch.nn.Module):
         wide = (WIDTH,)
         self.vrnn = VRNN(
             PITCHES, WIDTH, WIDTH, cell="lstm", phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide,
-            residual=True, std=Std(shift=0.5),
+            residual=True, std=Std(offset=0.5),
         )  # fmt: skip
         frames = torch.cat(list(train))
         with torch.no_grad():
@@ -153,7 +153,9 @@ class Chorist(torch.nn.Module):
         """The bound of each roll, (B,)."""
         x, lengths = pad(rolls)
         state = self.first_state(len(rolls))
-        return self.vrnn.bound(x, kind, particles, lengths, state, generator=generator)
+        return self.vrnn.bound(
+            x, objective=kind, num_particles=particles, lengths=lengths, state=state, generator=generator
+        )
 
     @torch.no_grad()
     def nats(self, rolls: Sequence[Tensor], kinds: Sequence[Kind], particles: int, rows: int = 1280) -> Nats:

@@ -325,7 +325,7 @@ def test_a_posterior_that_may_be_the_smoothing_one_is_told(monkeypatch: pytest.M
 
 
 def test_constants_of_filtering_objectives_are_arguments() -> None:
-    ours = load_checkpoint(filtering(), std=Std(shift=0.5, floor=0.0, minimum=0.1), batch_first=True)
+    ours = load_checkpoint(filtering(), std=Std(offset=0.5, floor=0.0, min_std=0.1), batch_first=True)
     assert ours.spec.std.minimum == 0.1
     assert ours.batch_first
 
@@ -362,7 +362,7 @@ def test_the_start_is_what_no_state_stands_for(started: VRNN, executor: str) -> 
 
 def test_the_start_is_generated_from(started: VRNN) -> None:
     generator = torch.Generator().manual_seed(0)
-    samples, _ = started.generate(1, 3, mean=True, generator=generator)
+    samples, _ = started.generate(1, 3, sample_output=False, generator=generator)
     state = started.new_state(3)
     with torch.no_grad():
         noise = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -377,7 +377,7 @@ def test_the_start_is_generated_from(started: VRNN) -> None:
 def test_the_start_is_bounded_from(started: VRNN, kind: Any) -> None:
     x = torch.from_numpy(drawn(binary=True)[0])
     bounds = [
-        started.bound(x, kind, 3, state=state, generator=torch.Generator().manual_seed(0))
+        started.bound(x, objective=kind, num_particles=3, state=state, generator=torch.Generator().manual_seed(0))
         for state in (None, started.new_state(5), tuple(map(torch.zeros_like, started.new_state(5))))
     ]
     torch.testing.assert_close(bounds[0], bounds[1])
@@ -411,7 +411,7 @@ def test_the_start_is_saved_copied_and_moved(started: VRNN) -> None:
     same_numbers(pickle.loads(pickle.dumps(started)), started)
     options = {"phi_x": (18,), "phi_z": (9,), "encoder": (9,), "prior": (9,), "decoder": (9,), "packed_heads": True}
     fresh = VRNN(6, 10, 4, cell="lstm", input_order={"encoder": ("h", "phi_x")}, residual=True, dtype=torch.float64,
-                 std=Std(shift=0.5, floor=0.0), **options)  # fmt: skip
+                 std=Std(offset=0.5, floor=0.0), **options)  # fmt: skip
     assert fresh.initial_state is None
     assert "initial_state" not in fresh.state_dict()
     assert fresh.spec == started.spec

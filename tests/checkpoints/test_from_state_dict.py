@@ -78,7 +78,11 @@ def test_ours_goes_through_too() -> None:
 
 
 OURS: dict[str, dict[str, Any]] = {
-    "of other constants": {"std": Std("log_std", low=-3.0), "likelihood": Gaussian(0.1), "activation": "tanh"},
+    "of other constants": {
+        "std": Std("log_std", clamp=(-3.0, math.inf)),
+        "likelihood": Gaussian(0.1),
+        "activation": "tanh",
+    },
     "of another cell": {"cell": "rnn", "nonlinearity": "elu", "num_layers": 2, "bias": False, "residual": True},
     "of packed heads": {
         "packed_heads": True,
@@ -90,7 +94,7 @@ OURS: dict[str, dict[str, Any]] = {
         "activation": {"phi_x": ("tanh", "identity"), "dec_mean": "elu"},
         "head_layers": {"dec_mean": (5,), "enc_std": (3, 2)},
     },
-    "of constants twice": {"likelihood": Gaussian(std=Std(shift=0.3)), "activation": {"phi_x": "leaky_relu"}},
+    "of constants twice": {"likelihood": Gaussian(std=Std(offset=0.3)), "activation": {"phi_x": "leaky_relu"}},
 }
 
 

@@ -82,10 +82,10 @@ def test_every_activation(isa: str, dtype: torch.dtype, activation: str) -> None
 
 
 STDS = (
-    Std("softplus", shift=0.5, beta=0.7, floor=1e-4),
-    Std("softplus", beta=2.0, floor=0.0, minimum=0.6),
-    Std("log_std", floor=0.0, low=-0.3, high=0.4),
-    Std("log_variance", shift=-0.2, minimum=0.8),
+    Std("softplus", offset=0.5, sharpness=0.7, floor=1e-4),
+    Std("softplus", sharpness=2.0, floor=0.0, min_std=0.6),
+    Std("log_std", floor=0.0, clamp=(-0.3, 0.4)),
+    Std("log_variance", offset=-0.2, min_std=0.8),
 )
 
 

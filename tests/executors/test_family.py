@@ -304,7 +304,7 @@ def test_one_step_is_a_variational_autoencoder(executor: str) -> None:
 
 
 def test_a_standard_deviation_with_its_constants(executor: str) -> None:
-    model = build(executor, std=Std("softplus", beta=math.log(2), floor=0, minimum=0.3))
+    model = build(executor, std=Std("softplus", sharpness=math.log(2), floor=0, min_std=0.3))
     out = model(**data(model), outputs=("prior",))
     h = torch.cat([torch.zeros(1, B, H).double()])
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_a_case_is_a_line_that_makes_it_again() -> None:
         case = case_of(0, number)
         statement, call = str(case).split("; ")
         assert statement == "from tests.fuzz import *"
-        assert eval(call.removeprefix("run"), {"Case": Case, "Std": Std}) == case
+        assert eval(call.removeprefix("run"), {"Case": Case, "Std": Std, "inf": math.inf}) == case
         assert case_of(0, number, isas=("baseline", "avx2")).seed == case.seed
     assert str(Case()) == "from tests.fuzz import *; run(Case())"
 

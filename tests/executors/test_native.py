@@ -139,7 +139,9 @@ def assert_streams_lawfully(m: VRNN, batch: int, steps: int, draws: int = 4) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", Gaussian(std=Std("log_variance", shift=1, low=-1))])
+@pytest.mark.parametrize(
+    "likelihood", ["bernoulli", "gaussian", Gaussian(std=Std("log_variance", offset=1, clamp=(-1, math.inf)))]
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stream_is_the_model_step_by_step(
     isa: str, dtype: torch.dtype, cell: str, likelihood: str | Likelihood, batch: int

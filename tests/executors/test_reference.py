@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,13 +101,16 @@ def test_every_depth_equals_the_module_loop(nets: str, cell: str, likelihood: st
 
 softplus, exp = torch.nn.functional.softplus, torch.exp
 STDS: tuple[tuple[Std, Callable[[Tensor], Tensor]], ...] = (
-    (Std("softplus", shift=0.5, beta=0.7, floor=1e-4), lambda r: softplus(r + 0.5, beta=0.7, threshold=99) + 1e-4),
-    (Std("softplus", floor=0, minimum=0.6), lambda r: softplus(r, threshold=99).clamp(0.6)),
-    (Std("softplus", floor=0, shift=1, low=-0.2, high=0.1), lambda r: softplus(r.clamp(-0.2, 0.1) + 1, threshold=99)),
+    (
+        Std("softplus", offset=0.5, sharpness=0.7, floor=1e-4),
+        lambda r: softplus(r + 0.5, beta=0.7, threshold=99) + 1e-4,
+    ),
+    (Std("softplus", floor=0, min_std=0.6), lambda r: softplus(r, threshold=99).clamp(0.6)),
+    (Std("softplus", floor=0, offset=1, clamp=(-0.2, 0.1)), lambda r: softplus(r.clamp(-0.2, 0.1) + 1, threshold=99)),
     (Std("log_std", floor=0), exp),
-    (Std("log_std", floor=1e-2, low=-0.3), lambda r: exp(r.clamp(-0.3)) + 1e-2),
+    (Std("log_std", floor=1e-2, clamp=(-0.3, math.inf)), lambda r: exp(r.clamp(-0.3)) + 1e-2),
     (Std("log_variance", floor=0), lambda r: exp(r).sqrt()),
-    (Std("log_variance", floor=0, shift=-0.2, minimum=0.8), lambda r: exp(r - 0.2).sqrt().clamp(0.8)),
+    (Std("log_variance", floor=0, offset=-0.2, min_std=0.8), lambda r: exp(r - 0.2).sqrt().clamp(0.8)),
 )
 
 

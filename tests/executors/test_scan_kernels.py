@@ -209,10 +209,10 @@ def test_every_activation(activation: Any) -> None:
 @pytest.mark.parametrize(
     "std",
     [
-        Std("softplus", shift=0.5, beta=0.7, floor=1e-4),
-        Std("softplus", beta=2.0, floor=0.0, minimum=0.6),
-        Std("log_std", floor=0.0, low=-0.3, high=0.4),
-        Std("log_variance", shift=-0.2, minimum=0.8),
+        Std("softplus", offset=0.5, sharpness=0.7, floor=1e-4),
+        Std("softplus", sharpness=2.0, floor=0.0, min_std=0.6),
+        Std("log_std", floor=0.0, clamp=(-0.3, 0.4)),
+        Std("log_variance", offset=-0.2, min_std=0.8),
     ],
     ids=lambda std: std.kind,
 )
@@ -427,7 +427,7 @@ def test_a_module_is_trained_by_a_filter() -> None:
     eps, uniforms = torch.randn(5, 4, 6, 3), torch.rand(5, 4, 6)
     given = {"eps": eps.to(DEVICE), "uniforms": uniforms.to(DEVICE), "lengths": lengths, "threshold": 0.9}
     before = launch.launches.copy()
-    found = [m.bound(x, "fivo", particles=6, **given) for m in (own, plain)]
+    found = [m.bound(x, objective="fivo", num_particles=6, **given) for m in (own, plain)]
     torch.testing.assert_close(*found)
     for bound in found:
         bound.mean().backward()
@@ -748,7 +748,11 @@ def test_a_captured_call_reads_no_value(kind: str) -> None:
             if kind == "accelerated":
                 loss = theirs(torch.rand(4, 3 * 5, device=DEVICE), lengths)[0]
             else:
-                loss = own(x, lengths).loss if kind == "loss" else own.bound(x, kind, 3, lengths).sum()
+                loss = (
+                    own(x, lengths).loss
+                    if kind == "loss"
+                    else own.bound(x, objective=kind, num_particles=3, lengths=lengths).sum()
+                )
             loss.backward()
         return calls.names
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -216,7 +217,7 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective
 
 
 def test_a_spec_survives_as_text() -> None:
-    std = Std("log_std", low=-3.0)
+    std = Std("log_std", clamp=(-3.0, math.inf))
     for spec in (
         spec_of("other columns"),
         spec_of("no z"),
@@ -371,7 +372,7 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
     from bench import resources
     from vrnn_fast.executors.triton import kernels
 
-    std = Std("log_variance", shift=0.5, minimum=0.1, low=-2, high=3)
+    std = Std("log_variance", offset=0.5, min_std=0.1, clamp=(-2, 3))
     spec = CellSpec(5, 17, 3, cell=kind, cond_size=2, residual=True, encoder=(8,), activation="elu", std=std)
     config, dtype = Config(16, 4, 64, True, 0), torch.float16
     stored = plan(spec, 64).stored(Keep.ALWAYS, Want())

@@ -5,9 +5,12 @@ Case i of a seed depends on these two numbers alone, so any machine or process m
 failure, and be asked for one again.
 """
 
-from tests.fuzz.case import Case, case_of
-from tests.fuzz.law import Refused, Unlawful, Unrepeatable, Wrong, run
-from tests.fuzz.shrink import failure, shrink
+from math import inf
+
 from vrnn_fast import Std
 
-__all__ = ["Case", "Refused", "Std", "Unlawful", "Unrepeatable", "Wrong", "case_of", "failure", "run", "shrink"]
+from .case import Case, case_of
+from .law import Refused, Unlawful, Unrepeatable, Wrong, run
+from .shrink import failure, shrink
+
+__all__ = ["Case", "Refused", "Std", "Unlawful", "Unrepeatable", "Wrong", "case_of", "failure", "inf", "run", "shrink"]

@@ -8,10 +8,11 @@ import time
 
 import torch
 
-from tests.fuzz import Refused, case_of, failure, shrink
-from tests.fuzz.programs import try_programs
 from tests.support.machine import patched_once, usable_isas
 from vrnn_fast import backends
+
+from . import Refused, case_of, failure, shrink
+from .programs import try_programs
 
 
 def main() -> int:

@@ -170,12 +170,11 @@ def draw(random: Random, executor: str, isas: Sequence[str | None]) -> Case:
         kind = some(get_args(StdKind))
         return Std(
             kind,
-            shift=some((0.0, 0.0, 0.5, -0.75)),
-            beta=some((1.0, 0.5, 2.0)) if kind == "softplus" else 1.0,
+            offset=some((0.0, 0.0, 0.5, -0.75)),
+            sharpness=some((1.0, 0.5, 2.0)) if kind == "softplus" else 1.0,
             floor=some((1e-6, 1e-3, 0.25)),
-            minimum=some((0.0, 0.0, 0.125, 0.75)),
-            low=some((-math.inf, -math.inf, -3.0, -0.5)),
-            high=some((math.inf, math.inf, 2.0, 0.25)),
+            min_std=some((0.0, 0.0, 0.125, 0.75)),
+            clamp=(some((-math.inf, -math.inf, -3.0, -0.5)), some((math.inf, math.inf, 2.0, 0.25))),
         )
 
     likelihood = some(("bernoulli", "gaussian") * 6 + tuple(OUTSIDE))

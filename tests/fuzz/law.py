@@ -16,11 +16,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from tests.fuzz.case import BOUNDS, Case
 from tests.support.oracle import Errors
 from tests.support.replay import Record, Replay
 from vrnn_fast import VRNN
 from vrnn_fast.likelihoods import as_likelihood
+
+from .case import BOUNDS, Case
 
 STRUCTURE = {f.name for f in fields(Case)} & signature(VRNN).parameters.keys() - {"dtype", "likelihood"}
 DRAWS = (6, 24)  # of the numbers of a case that broke the law once, and of one that still does
@@ -261,7 +262,7 @@ class _Draw:
         elif case.call == "generate":
             found = {"drawn": self._generated(model, given)}
         else:
-            options = {"kind": case.call, "particles": case.particles, "threshold": case.threshold}
+            options = {"objective": case.call, "num_particles": case.particles, "threshold": case.threshold}
             found = {"bound": model.bound(**given, **options, **self._masking())}
         return {f"{n}.{i}": t for n, value in found.items() for i, t in enumerate(pytree.tree_leaves(value))}
 
@@ -278,7 +279,7 @@ class _Draw:
             cond = cond.nan_to_num()
         mode = Replay(self.noise) if self.noise else Record()
         with mode:
-            drawn = model.generate(case.steps, **start, cond=cond, mean=case.mean, temperature=0.75)
+            drawn = model.generate(case.steps, **start, cond=cond, sample_output=not case.mean, temperature=0.75)
         if isinstance(mode, Record):
             self.noise = mode
         return drawn

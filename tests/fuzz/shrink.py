@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 
-from tests.fuzz.case import Case
-from tests.fuzz.law import Wrong, run
 from vrnn_fast import Std
+
+from .case import Case
+from .law import Wrong, run
 
 FIRST = ("steps", "batch", "particles", "threads")  # what makes all further tries quicker
 
@@ -71,6 +72,10 @@ def _plainer(value: object, default: object) -> Iterator[object]:
             yield from ({n: v for n, v in value.items() if n != name} for name in value)
             yield from (value | {n: v} for n, old in value.items() for v in _plainer(old, None) if v is not None)
         case Std():
+            (low, high), (none, no_end) = value.clamp, Std().clamp
+            yield from (replace(value, clamp=pair) for pair in ((none, high), (low, no_end)) if pair != value.clamp)
             for f in fields(Std):
                 own = getattr(value, f.name)
+                if f.name == "clamp":
+                    continue
                 yield from (replace(value, **{f.name: v}) for v in _plainer(own, getattr(Std(), f.name)))

@@ -193,7 +193,7 @@ def test_a_likelihood_with_parameters_trains_with_the_model(executor: str) -> No
     assert "likelihood.log_std" in model.state_dict()
     model(torch.randn(4, 2, 3), outputs=("prediction",)).loss.backward()
     assert model.get_parameter("likelihood.log_std").grad.abs().sum() > 0
-    assert copy.deepcopy(model).generate(3, mean=True)[0].shape == (3, 1, 3)
+    assert copy.deepcopy(model).generate(3, sample_output=False)[0].shape == (3, 1, 3)
 
 
 def test_the_users_density_meets_the_fused_one(executor: str) -> None:
@@ -372,7 +372,9 @@ def test_the_family_streams_and_generates(executor: str, likelihood: Likelihood)
         state = step.state
     for mean in (False, True):
         drawn, again = (
-            model.generate(6, prefix=x, temperature=0.8, mean=mean, generator=torch.Generator().manual_seed(1))[0]
+            model.generate(
+                6, prefix=x, temperature=0.8, sample_output=not mean, generator=torch.Generator().manual_seed(1)
+            )[0]
             for _ in range(2)
         )
         assert drawn.shape == (4, 6, 3)

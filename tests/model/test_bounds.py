@@ -84,9 +84,15 @@ def test_values_and_gradients_are_those_of_the_bound_written_out(
     start = [torch.randn(1, B, H, dtype=torch.float64).requires_grad_() for _ in range(model.spec.state_tensors)]
     share, upstream = 0.9, torch.randn(B, dtype=torch.float64)
     found = model.bound(
-        x, kind, N, LENGTHS, start[0] if cell == "gru" else tuple(start), eps,
-        uniforms if kind == "fivo" else None, threshold=share,
-    )  # fmt: skip
+        x,
+        LENGTHS,
+        objective=kind,
+        num_particles=N,
+        state=start[0] if cell == "gru" else tuple(start),
+        eps=eps,
+        uniforms=uniforms if kind == "fivo" else None,
+        threshold=share,
+    )
     expected, resampled = [], 0
     for b, length in enumerate(LENGTHS.tolist()):
         own = tuple(s[0, b] for s in start)
@@ -126,7 +132,7 @@ def test_the_bound_rises_to_the_exact_likelihood(executor: str, kind: str, steps
     means, errors = [], []
     with torch.no_grad():
         for particles in (1, 8, 64, 4096):
-            found = model.bound(x.expand(-1, replicates, -1), kind, particles)
+            found = model.bound(x.expand(-1, replicates, -1), objective=kind, num_particles=particles)
             means.append(found.mean().item())
             errors.append(found.std().item() / replicates**0.5)
     assert means[0] < log_likelihood - 3 * errors[0]
@@ -144,7 +150,9 @@ def test_with_the_exact_posterior_every_sample_has_the_likelihood(executor: str,
     x = torch.randn(steps, 5, 3, dtype=torch.float64)
     log_likelihood = torch.tensor([exact.filtered(row) for row in x.unbind(1)], dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(model.bound(x, kind, 4), log_likelihood, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            model.bound(x, objective=kind, num_particles=4), log_likelihood, rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize(("kind", "resampling"), [("iwae", "systematic"), *(("fivo", r) for r in RESAMPLINGS)])
@@ -155,7 +163,9 @@ def test_the_estimate_of_the_likelihood_has_no_bias(executor: str, kind: str, re
     exact.write_posterior(model, wider=1.3, off=0.2)
     log_likelihood = exact.filtered(x[:, 0])
     with torch.no_grad():
-        found = model.bound(x.expand(-1, replicates, -1), kind, 3, resampling=resampling, threshold=0.8)  # type: ignore[arg-type]
+        found = model.bound(
+            x.expand(-1, replicates, -1), objective=kind, num_particles=3, resampling=resampling, threshold=0.8
+        )  # type: ignore[arg-type]
     ratio = (found - log_likelihood).exp()
     assert abs(ratio.mean().item() - 1) < 3 * ratio.std().item() / replicates**0.5
 
@@ -163,7 +173,7 @@ def test_the_estimate_of_the_likelihood_has_no_bias(executor: str, kind: str, re
 def test_of_one_particle_all_are_the_same(executor: str) -> None:
     model, x = model_and_data(executor)
     eps, _ = noise(particles=1)
-    found = [model.bound(x, kind, 1, LENGTHS, eps=eps, threshold=1.0) for kind in KINDS]
+    found = [model.bound(x, objective=kind, num_particles=1, lengths=LENGTHS, eps=eps, threshold=1.0) for kind in KINDS]
     torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=0)
     torch.testing.assert_close(found[2], found[0], rtol=1e-13, atol=0)
 
@@ -173,9 +183,11 @@ def test_the_elbo_has_the_mean_of_the_forward_pass(executor: str) -> None:
     particles = 20_000
     eps, _ = noise(particles=particles)
     with torch.no_grad():
-        found = model.bound(x[:, :1], "elbo", particles, eps=eps[:, :1])
+        found = model.bound(x[:, :1], objective="elbo", num_particles=particles, eps=eps[:, :1])
         each = model(x[:, :1].expand(-1, particles, -1), eps=eps[:, 0]).elbo
-        sampled = model.bound(x[:, :1].expand(-1, particles, -1), "elbo", 1, eps=eps[:, 0].unsqueeze(2))
+        sampled = model.bound(
+            x[:, :1].expand(-1, particles, -1), objective="elbo", num_particles=1, eps=eps[:, 0].unsqueeze(2)
+        )
     torch.testing.assert_close(found[0], sampled.mean(), rtol=1e-10, atol=0)
     difference = each - sampled
     assert abs(difference.mean().item()) < 3 * difference.std().item() / particles**0.5
@@ -189,12 +201,12 @@ def test_padding_and_other_rows_change_nothing(executor: str, kind: str) -> None
     beyond = torch.arange(T)[:, None] >= LENGTHS
     x, cond = (t.masked_fill(beyond.unsqueeze(-1), float("nan")) for t in (x, cond))
     eps = eps.masked_fill(beyond[:, :, None, None], float("nan"))
-    found = model.bound(x, kind, N, LENGTHS, eps=eps, uniforms=given, cond=cond)
+    found = model.bound(x, objective=kind, num_particles=N, lengths=LENGTHS, eps=eps, uniforms=given, cond=cond)
     for b, length in enumerate(LENGTHS.tolist()):
         if length:
             real = slice(length), slice(b, b + 1)
             own = None if given is None else given[real]
-            alone = model.bound(x[real], kind, N, eps=eps[real], uniforms=own, cond=cond[real])
+            alone = model.bound(x[real], objective=kind, num_particles=N, eps=eps[real], uniforms=own, cond=cond[real])
             torch.testing.assert_close(found[b], alone[0], rtol=1e-10, atol=1e-12)
     found.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -206,11 +218,13 @@ def test_of_one_sequence_with_a_length(executor: str, kind: str) -> None:
     model, x = model_and_data(executor)
     eps, uniforms = noise()
     given = uniforms if kind == "fivo" else None
-    together = model.bound(x, kind, N, LENGTHS, eps=eps, uniforms=given)
+    together = model.bound(x, objective=kind, num_particles=N, lengths=LENGTHS, eps=eps, uniforms=given)
     for b in LENGTHS.nonzero().flatten().tolist():
         one = slice(None), slice(b, b + 1)
         own = None if given is None else given[one]
-        alone = model.bound(x[one], kind, N, LENGTHS[b : b + 1], eps=eps[one], uniforms=own)
+        alone = model.bound(
+            x[one], objective=kind, num_particles=N, lengths=LENGTHS[b : b + 1], eps=eps[one], uniforms=own
+        )
         torch.testing.assert_close(alone[0], together[b], rtol=1e-10, atol=1e-12)
 
 
@@ -220,27 +234,42 @@ def test_resets_and_masks_reach_every_particle(executor: str, kind: str) -> None
     eps, uniforms = noise()
     given = {"eps": eps} | ({"uniforms": uniforms, "threshold": 0.9} if kind == "fivo" else {})
     mask = torch.rand(T, B, X) < 0.7
-    hidden = model.bound(x.masked_fill(~mask, float("nan")), kind, N, mask=mask, mask_inputs=True, **given)
-    shown = model.bound(x * mask, kind, N, mask=mask, **given)
+    hidden = model.bound(
+        x.masked_fill(~mask, float("nan")), objective=kind, num_particles=N, mask=mask, mask_inputs=True, **given
+    )
+    shown = model.bound(x * mask, objective=kind, num_particles=N, mask=mask, **given)
     torch.testing.assert_close(hidden, shown)
-    assert (shown > model.bound(x * mask, kind, N, **given)).all()
+    assert (shown > model.bound(x * mask, objective=kind, num_particles=N, **given)).all()
     # a reset before step 3 makes two sequences of one; with the particles' weights kept apart as well
     resets = torch.zeros(T, B, dtype=torch.bool)
     resets[3] = True
     if kind == "elbo":
-        parts = [model.bound(x[s], kind, N, eps=eps[s]) for s in (slice(3), slice(3, T))]
-        torch.testing.assert_close(model.bound(x, kind, N, resets=resets, **given), parts[0] + parts[1])
-    assert not torch.equal(model.bound(x, kind, N, resets=resets, **given), model.bound(x, kind, N, **given))
+        parts = [model.bound(x[s], objective=kind, num_particles=N, eps=eps[s]) for s in (slice(3), slice(3, T))]
+        torch.testing.assert_close(
+            model.bound(x, objective=kind, num_particles=N, resets=resets, **given), parts[0] + parts[1]
+        )
+    assert not torch.equal(
+        model.bound(x, objective=kind, num_particles=N, resets=resets, **given),
+        model.bound(x, objective=kind, num_particles=N, **given),
+    )
 
 
 def test_without_a_threshold_the_filter_is_importance_sampling(executor: str) -> None:
     model, x = model_and_data(executor)
     eps, uniforms = noise()
-    iwae = model.bound(x, "iwae", N, LENGTHS, eps=eps)
-    torch.testing.assert_close(model.bound(x, "fivo", N, LENGTHS, eps=eps, uniforms=uniforms, threshold=0), iwae)
-    assert not torch.allclose(model.bound(x, "fivo", N, LENGTHS, eps=eps, uniforms=uniforms, threshold=1.0), iwae)
-    one = model.bound(x[:1], "fivo", N, eps=eps[:1], threshold=1.0)  # the last step is the first
-    torch.testing.assert_close(one, model.bound(x[:1], "iwae", N, eps=eps[:1]))
+    iwae = model.bound(x, objective="iwae", num_particles=N, lengths=LENGTHS, eps=eps)
+    torch.testing.assert_close(
+        model.bound(x, objective="fivo", num_particles=N, lengths=LENGTHS, eps=eps, uniforms=uniforms, threshold=0),
+        iwae,
+    )
+    assert not torch.allclose(
+        model.bound(x, objective="fivo", num_particles=N, lengths=LENGTHS, eps=eps, uniforms=uniforms, threshold=1.0),
+        iwae,
+    )
+    one = model.bound(
+        x[:1], objective="fivo", num_particles=N, eps=eps[:1], threshold=1.0
+    )  # the last step is the first
+    torch.testing.assert_close(one, model.bound(x[:1], objective="iwae", num_particles=N, eps=eps[:1]))
 
 
 def test_one_state_serves_all_particles_and_batch_first_is_the_same(executor: str) -> None:
@@ -249,9 +278,20 @@ def test_one_state_serves_all_particles_and_batch_first_is_the_same(executor: st
     first.load_state_dict(model.state_dict())
     eps, uniforms = noise()
     state = torch.randn(1, B, H, dtype=torch.float64)
-    found = model.bound(x, "fivo", N, LENGTHS, state, eps, uniforms)
-    swapped = (t.transpose(0, 1) for t in (eps, uniforms))
-    torch.testing.assert_close(first.bound(x.transpose(0, 1), "fivo", N, LENGTHS, state, *swapped), found)
+    found = model.bound(x, objective="fivo", num_particles=N, lengths=LENGTHS, state=state, eps=eps, uniforms=uniforms)
+    swapped = [t.transpose(0, 1) for t in (eps, uniforms)]
+    torch.testing.assert_close(
+        first.bound(
+            x.transpose(0, 1),
+            LENGTHS,
+            objective="fivo",
+            num_particles=N,
+            state=state,
+            eps=swapped[0],
+            uniforms=swapped[1],
+        ),
+        found,
+    )
 
 
 def test_noise_is_drawn_once_eps_first(executor: str) -> None:
@@ -264,9 +304,14 @@ def test_noise_is_drawn_once_eps_first(executor: str) -> None:
     eps = torch.randn(T, B, N, Z, generator=drawing, dtype=torch.float64)
     u = torch.rand(T, B, 1, generator=drawing, dtype=torch.float64)
     uniforms = (torch.arange(N) + u) / N
-    found = model.bound(x, "fivo", N, generator=generator(), threshold=0.9)
-    assert torch.equal(found, model.bound(x, "fivo", N, eps=eps, uniforms=uniforms, threshold=0.9))
-    assert torch.equal(model.bound(x, "iwae", N, generator=generator()), model.bound(x, "iwae", N, eps=eps))
+    found = model.bound(x, objective="fivo", num_particles=N, generator=generator(), threshold=0.9)
+    assert torch.equal(
+        found, model.bound(x, objective="fivo", num_particles=N, eps=eps, uniforms=uniforms, threshold=0.9)
+    )
+    assert torch.equal(
+        model.bound(x, objective="iwae", num_particles=N, generator=generator()),
+        model.bound(x, objective="iwae", num_particles=N, eps=eps),
+    )
 
 
 def test_ancestors_follow_the_weights() -> None:
@@ -339,11 +384,12 @@ def test_compiled_without_a_break_at_any_size(executor: str) -> None:
     drawn: list[Tensor] = []
     for bound in (model.bound, compiled):
         torch.manual_seed(1)
-        drawn.append(bound(torch.ones(2, 3, X), "iwae", 4))
+        drawn.append(bound(torch.ones(2, 3, X), objective="iwae", num_particles=4))
     torch.testing.assert_close(drawn[1], drawn[0])
     eps, uniforms = (t.float() for t in noise(steps=2))
-    given = torch.ones(2, B, X), "fivo", N, LENGTHS.clamp(max=2), None, eps, uniforms
-    torch.testing.assert_close(compiled(*given), model.bound(*given))
+    given = {"objective": "fivo", "num_particles": N, "eps": eps, "uniforms": uniforms}
+    x, lengths = torch.ones(2, B, X), LENGTHS.clamp(max=2)
+    torch.testing.assert_close(compiled(x, lengths, **given), model.bound(x, lengths, **given))
 
 
 def test_explain_tells_how_the_filter_runs() -> None:
@@ -352,8 +398,8 @@ def test_explain_tells_how_the_filter_runs() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "kind": ({"kind": "vae"}, ValueError, "kind must be one of elbo, iwae, fivo, got 'vae'"),
-    "particles": ({"particles": 0}, ValueError, "particles must be a positive int, got 0"),
+    "objective": ({"objective": "vae"}, ValueError, "objective must be one of elbo, iwae, fivo, got 'vae'"),
+    "num_particles": ({"num_particles": 0}, ValueError, "num_particles must be a positive int, got 0"),
     "resampling": (
         {"resampling": "residual"},
         ValueError,
@@ -367,22 +413,22 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "eps": (
         {"eps": torch.randn(T, B * N, Z)},
         ValueError,
-        "eps must have 4 dimensions (T = 6, B = 4, particles = 3, Z = 3), got 3: shape (6, 12, 3)",
+        "eps must have 4 dimensions (T = 6, B = 4, num_particles = 3, Z = 3), got 3: shape (6, 12, 3)",
     ),
     "uniforms": (
         {"uniforms": torch.rand(T, B, N + 1)},
         ValueError,
-        "uniforms must have shape (T = 6, B = 4, particles = 3), got (6, 4, 4)",
+        "uniforms must have shape (T = 6, B = 4, num_particles = 3), got (6, 4, 4)",
     ),
     "uniforms beyond": ({"uniforms": torch.full((T, B, N), 1.5)}, ValueError, "uniforms must lie from 0 to 1"),
     "uniforms NaN": ({"uniforms": torch.full((T, B, N), float("nan"))}, ValueError, "uniforms must lie from 0 to 1"),
     "uniforms for nothing": (
-        {"kind": "iwae", "uniforms": torch.rand(T, B, N)},
+        {"objective": "iwae", "uniforms": torch.rand(T, B, N)},
         ValueError,
-        "uniforms are what kind='fivo' resamples with, and kind is 'iwae'",
+        "uniforms are what objective='fivo' resamples with, and objective is 'iwae'",
     ),
     "generator for nothing": (
-        {"kind": "elbo", "eps": torch.randn(T, B, N, Z), "generator": torch.Generator()},
+        {"objective": "elbo", "eps": torch.randn(T, B, N, Z), "generator": torch.Generator()},
         ValueError,
         "generator has nothing to draw where eps is given",
     ),
@@ -405,11 +451,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_bad_arguments_have_their_own_words(case: str) -> None:
     arguments, kind, words = BAD[case]
     with pytest.raises(kind, match=re.escape(words)):
-        VRNN(X, H, Z).bound(**{"x": torch.rand(T, B, X), "kind": "fivo", "particles": N, **arguments})
+        VRNN(X, H, Z).bound(**{"x": torch.rand(T, B, X), "objective": "fivo", "num_particles": N, **arguments})
 
 
 def test_check_looks_at_x() -> None:
     model, x = VRNN(X, H, Z, check_values=True), torch.rand(T, B, X)
     x[2, 1, 0] = float("nan")
     with pytest.raises(ValueError, match=re.escape("x[2, 1, 0] is nan")):
-        model.bound(x, "iwae", N)
+        model.bound(x, objective="iwae", num_particles=N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -277,8 +278,8 @@ def test_step(case: str) -> None:
 
 
 GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "steps": ({"steps": 0}, ValueError, "steps must be a positive int, got 0"),
-    "steps float": ({"steps": 2.0}, ValueError, "steps must be a positive int, got 2.0"),
+    "num_steps": ({"num_steps": 0}, ValueError, "num_steps must be a positive int, got 0"),
+    "num_steps float": ({"num_steps": 2.0}, ValueError, "num_steps must be a positive int, got 2.0"),
     "batch_size": ({"batch_size": -1}, ValueError, "batch_size must be a positive int, got -1"),
     "batch_size of the prefix": (
         {"prefix": x(), "batch_size": 3},
@@ -299,7 +300,7 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "state and prefix": (
         {"state": torch.zeros(1, B, H), "prefix": x()},
         ValueError,
-        "state has no place where a prefix is given, which tells it: pass one of them",
+        "pass either state or prefix: the prefix determines the state",
     ),
     "state and lengths": (
         {"state": torch.zeros(1, 1, H), "lengths": torch.tensor([3])},
@@ -317,7 +318,7 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "temperature must be a number > 0 or a 0-d tensor, got shape (2,)",
     ),
-    "mean": ({"mean": "no"}, TypeError, "mean must be True or False, got 'no'"),
+    "sample_output": ({"sample_output": "no"}, TypeError, "sample_output must be True or False, got 'no'"),
     "generator": ({"generator": 1}, TypeError, "generator must be a torch.Generator, got int"),
     "prefix": ({"prefix": x(T, B, 2)}, ValueError, "prefix must have shape (T, B, input_size = 5), got (6, 4, 2)"),
     "prefix lengths": (
@@ -332,7 +333,7 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_generate(case: str) -> None:
     arguments, kind, words = GENERATE[case]
     with pytest.raises(kind, match=re.escape(words)):
-        VRNN(X, H, Z).generate(**{"steps": 3, **arguments})
+        VRNN(X, H, Z).generate(**{"num_steps": 3, **arguments})
 
 
 BUILD: dict[str, tuple[Callable[[], Any], str]] = {
@@ -403,10 +404,16 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, log_std, log_variance, got 'exp'"),  # type: ignore[arg-type]
     "std floor": (lambda: Std(floor=-1), "std's floor must be a number >= 0, got -1"),
-    "std shift": (lambda: Std(shift=NAN), "std's shift must be a finite number, got nan"),
-    "std beta": (lambda: Std(beta=0), "std's beta must be a number > 0, and 1 without a softplus, got 0"),
-    "std beta of exp": (lambda: Std("log_std", beta=2), "std's beta must be a number > 0, and 1 without a softplus"),
-    "std clamp": (lambda: Std(low=2, high=1), "std's low must be a number below high, got 2 and 1"),
+    "std offset": (lambda: Std(offset=NAN), "std's offset must be a finite number, got nan"),
+    "std sharpness": (
+        lambda: Std(sharpness=0),
+        "std's sharpness must be a number > 0, and 1 without a softplus, got 0",
+    ),
+    "std sharpness of exp": (
+        lambda: Std("log_std", sharpness=2),
+        "std's sharpness must be a number > 0, and 1 without a softplus",
+    ),
+    "std clamp": (lambda: Std(clamp=(2, 1)), "std's clamp must be (low, high), a number and a larger one, got (2, 1)"),
     "residual": (
         lambda: VRNN(X, H, Z, residual=True, prior="standard_normal"),
         "residual adds the prior's mean, and that of a standard normal prior is zero",
@@ -443,9 +450,8 @@ def test_numbers_may_be_those_of_numpy() -> None:
         return found[0] if isinstance(found, tuple) else found
 
     for number in (np.float32(0.5), Fraction(1, 2)):
-        assert torch.equal(
-            seeded(model.bound, data, "fivo", 4, threshold=number), seeded(model.bound, data, "fivo", 4, threshold=0.5)
-        )
+        fivo = functools.partial(model.bound, data, objective="fivo", num_particles=4)
+        assert torch.equal(seeded(fivo, threshold=number), seeded(fivo, threshold=0.5))
         assert torch.equal(
             seeded(model.generate, 3, temperature=number), seeded(model.generate, 3, temperature=torch.tensor(0.5))
         )

@@ -363,7 +363,7 @@ def test_autocast_leaves_likelihoods_outside_of_the_launch_alone(executor: str) 
         outs = [model(x, eps=eps, outputs=("prediction",), mask=given) for given in (None, mask)]
         step, played = model.step(x[0], None, eps[0]), model.rollout_prior(eps)
         found = [t for out in outs for t in (out.nll, *out.prediction)]
-        return [*found, step.nll, *step.prediction, *played.prediction, model.bound(x, particles=2, eps=two)]
+        return [*found, step.nll, *step.prediction, *played.prediction, model.bound(x, num_particles=2, eps=two)]
 
     two = torch.randn(T, B, 2, Z)
     outside = results()

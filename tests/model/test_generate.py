@@ -24,7 +24,7 @@ EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 MEMBERS: dict[str, dict[str, Any]] = {
     "plain": NETS,
     "bare": {},
-    "residual": NETS | {"residual": True, "std": Std(shift=0.5, minimum=0.1)},
+    "residual": NETS | {"residual": True, "std": Std(offset=0.5, min_std=0.1)},
     "standard normal": NETS | {"prior": None},
     "conditioned": NETS | {"cond_size": 2, "cond_networks": EVERYWHERE},
     "other columns": NETS
@@ -143,20 +143,20 @@ def test_many_samples_from_one_prefix(executor: str, likelihood: str, batch_firs
             6, prefix=prefix, lengths=lengths, generator=seeded, cond=cond, prefix_cond=cond, **options
         )
 
-    x, state = drawn(samples=32)
+    x, state = drawn(num_samples=32)
     assert x.shape == (32, *sizes, 5)
     assert state[0].shape == (2, 32 * 4, 9)
     assert not torch.equal(x[0], x[1])
-    torch.testing.assert_close(drawn(samples=1)[0][0], drawn()[0])
+    torch.testing.assert_close(drawn(num_samples=1)[0][0], drawn()[0])
     # from the same start, sample 0 of the means at no temperature is what every sample is
-    cold, _ = drawn(samples=3, mean=True, temperature=1e-9)
+    cold, _ = drawn(num_samples=3, sample_output=False, temperature=1e-9)
     torch.testing.assert_close(cold[1], cold[0])
-    torch.testing.assert_close(cold[2], drawn(mean=True, temperature=1e-9)[0])
+    torch.testing.assert_close(cold[2], drawn(sample_output=False, temperature=1e-9)[0])
 
 
 def test_samples_continue_where_they_stopped() -> None:
     model = VRNN(5, 9, 3)
-    x, state = model.generate(3, batch_size=2, samples=4)
+    x, state = model.generate(3, batch_size=2, num_samples=4)
     out = model(x.transpose(0, 1).flatten(1, 2), state=None)
     assert isinstance(state, Tensor)
     assert model(torch.rand(2, 8, 5), state=state).state.shape == out.state.shape == (1, 8, 9)
@@ -210,10 +210,10 @@ def test_conditioned_pieces_obey_the_law(name: str, error_within_twice_torch: Ca
 def test_a_long_sequence_may_be_drawn_in_pieces(executor: str, cell: str) -> None:
     # 16 numbers a step: torch draws them in that many at a time, and so the same in pieces
     model = VRNN(5, 9, 4, cell=cell, num_layers=2, backend=executor, batch_first=True, dtype=torch.float64)
-    whole, end = model.generate(8, batch_size=4, mean=True, generator=torch.Generator().manual_seed(3))
+    whole, end = model.generate(8, batch_size=4, sample_output=False, generator=torch.Generator().manual_seed(3))
     seeded, state, pieces = torch.Generator().manual_seed(3), model.new_state(4), []
     for steps in (1, 4, 3):
-        x, state = model.generate(steps, mean=True, generator=seeded, state=state)
+        x, state = model.generate(steps, sample_output=False, generator=seeded, state=state)
         pieces.append(x)
     assert torch.equal(torch.cat(pieces, 1), whole)
     torch.testing.assert_close(state, end, rtol=0, atol=0)
@@ -224,11 +224,11 @@ def test_a_state_is_where_its_prefix_ended(executor: str) -> None:
     cond, lengths = torch.randn(6, 4, 2), torch.tensor([6, 1, 3, 0])
     seeded = torch.Generator().manual_seed(1)
     expected = model.generate(
-        6, prefix=prefix, lengths=lengths, generator=seeded, cond=cond, prefix_cond=cond, samples=3
+        6, prefix=prefix, lengths=lengths, generator=seeded, cond=cond, prefix_cond=cond, num_samples=3
     )
     seeded.manual_seed(1)
     state = model(prefix, lengths, generator=seeded, cond=cond).state
-    found = model.generate(6, state=state, generator=seeded, cond=cond, samples=3)
+    found = model.generate(6, state=state, generator=seeded, cond=cond, num_samples=3)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     x, after = model.generate(2, state=found[1], batch_size=12, cond=torch.randn(2, 12, 2))
     assert x.shape == (2, 12, 5)
@@ -238,15 +238,17 @@ def test_a_state_is_where_its_prefix_ended(executor: str) -> None:
 @pytest.mark.parametrize("samples", [0, 1.5, True])
 def test_samples_must_be_a_count(samples: Any) -> None:
     with pytest.raises(ValueError, match="samples must be a positive int"):
-        VRNN(5, 9, 3).generate(2, samples=samples)
+        VRNN(5, 9, 3).generate(2, num_samples=samples)
 
 
 def test_generation_is_compiled_whole(executor: str) -> None:
     model = VRNN(5, 9, 3, backend=executor, likelihood="gaussian")
     compiled = torch.compile(
-        lambda: model.generate(5, batch_size=2, mean=True, temperature=1e-9)[0], fullgraph=True, backend="aot_eager"
+        lambda: model.generate(5, batch_size=2, sample_output=False, temperature=1e-9)[0],
+        fullgraph=True,
+        backend="aot_eager",
     )
-    torch.testing.assert_close(compiled(), model.generate(5, batch_size=2, mean=True, temperature=1e-9)[0])
+    torch.testing.assert_close(compiled(), model.generate(5, batch_size=2, sample_output=False, temperature=1e-9)[0])
 
 
 def test_opcheck_generate() -> None:
@@ -273,7 +275,7 @@ def test_changed_weights_are_seen() -> None:
     model = VRNN(5, 9, 3)
 
     def drawn() -> Tensor:
-        return model.generate(4, mean=True, generator=torch.Generator().manual_seed(0))[0]
+        return model.generate(4, sample_output=False, generator=torch.Generator().manual_seed(0))[0]
 
     first = drawn()
     torch.testing.assert_close(drawn(), first)

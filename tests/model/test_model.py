@@ -276,7 +276,7 @@ def test_generate(executor: str, likelihood: str) -> None:
     assert not samples.requires_grad
     if likelihood == "bernoulli":
         assert set(samples.unique().tolist()) == {0.0, 1.0}
-    means, _ = model.generate(9, batch_size=3, mean=True)
+    means, _ = model.generate(9, batch_size=3, sample_output=False)
     assert means.unique().numel() > 9
     swapped = build(executor, likelihood=likelihood, cell="lstm", batch_first=True)
     swapped.load_state_dict(model.state_dict())
@@ -396,7 +396,7 @@ def test_what_is_carried_on_may_be_detached_in_place(executor: str, cell: str, l
     with torch.no_grad():
         states += [model(xs, eps=noise).state, model.step(x[0], None).state]
     states += [model.generate(3, batch_size=B)[1], model.new_state(1)]
-    for carried in (*states, model.generate(3)[0], model.generate(3, samples=2)[0]):
+    for carried in (*states, model.generate(3)[0], model.generate(3, num_samples=2)[0]):
         for tensor in tensors(carried):
             tensor.detach_()
             assert not tensor.requires_grad

@@ -21,7 +21,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "plain": NETS,
     "gaussian": NETS | GAUSSIAN,
     "bare": {},
-    "residual": NETS | {"residual": True, "std": Std(shift=0.5, minimum=0.1)},
+    "residual": NETS | {"residual": True, "std": Std(offset=0.5, min_std=0.1)},
     "standard normal": NETS | {"prior": None},
     "conditioned": NETS | {"cond_size": 2, "cond_networks": ("encoder", "prior", "decoder", "cell"), "residual": True},
     "two layers": NETS | {"num_layers": 2, "head_layers": (4,)},

@@ -114,7 +114,7 @@ def test_a_likelihood_is_added() -> None:
     hidden = model(x, mask=torch.zeros(x.shape, dtype=torch.bool))
     assert not hidden.nll.any()
     assert model.generate(6, batch_size=2)[0].shape == (6, 2, 3)
-    assert model.bound(x, "iwae", particles=3).isfinite().all()
+    assert model.bound(x, objective="iwae", num_particles=3).isfinite().all()
 
 
 def test_the_recipe_of_a_likelihood_is_complete() -> None:

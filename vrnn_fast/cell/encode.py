@@ -92,8 +92,9 @@ def encode(spec: CellSpec, way: Way = "inference") -> Program:
         yield STD_KINDS.index("plain" if std.plain else "softplus" if std.kind == "softplus" else "exponential")
         yield constant(std.floor)
         if not std.plain:
-            scale = 0.5 if std.kind == "log_variance" else std.beta
-            for value in (scale, std.shift, std.minimum, max(std.low, -LARGEST), min(std.high, LARGEST)):
+            scale = 0.5 if std.kind == "log_variance" else std.sharpness
+            low, high = max(std.clamp[0], -LARGEST), min(std.clamp[1], LARGEST)
+            for value in (scale, std.offset, std.min_std, low, high):
                 yield constant(value)
 
     def integers(stage: Stage) -> Iterator[int]:

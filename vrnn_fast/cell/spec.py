@@ -68,46 +68,53 @@ class Layer(NamedTuple):
 class Std:
     """How a standard deviation comes from the raw output of its head, each feature on its own::
 
-        u            = clamp(raw, low, high) + shift
-        softplus       s = log(1 + exp(beta u)) / beta
+        u            = min(max(raw, low), high) + offset
+        softplus       s = log(1 + exp(sharpness u)) / sharpness
         log_std        s = exp(u)
         log_variance   s = exp(u / 2)
-        std          = max(s + floor, minimum)
+        std          = max(s + floor, min_std)
 
-    ``beta`` is softplus's alone. Where a clamp or the maximum holds a value, no gradient passes. With neither floor nor
-    minimum a standard deviation may become 0, and the KL infinite or, as a difference of infinities, NaN.
+    ``clamp`` is (low, high). ``sharpness`` is softplus's alone. Where a clamp or the maximum holds a value, no gradient
+    passes. With neither floor nor min_std a standard deviation may become 0, and the KL infinite or, as a difference of
+    infinities, NaN.
 
     Raises:
         ValueError: an unknown kind or a constant out of its domain, naming it.
     """
 
     kind: StdKind = "softplus"
-    shift: float = 0.0
-    beta: float = 1.0
+    offset: float = 0.0
+    sharpness: float = 1.0
     floor: float = STD_FLOOR
-    minimum: float = 0.0
-    low: float = -math.inf
-    high: float = math.inf
+    min_std: float = 0.0
+    clamp: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StdKind):
             raise ValueError(f"std must be one of {', '.join(get_args(StdKind))}, got {self.kind!r}")
-        for name in ("shift", "beta", "floor", "minimum"):
+        for name in ("offset", "sharpness", "floor", "min_std"):
             value = getattr(self, name)
             if not _is_number(value) or not math.isfinite(value):
                 raise ValueError(f"std's {name} must be a finite number, got {value!r}")
-        for name in ("floor", "minimum"):
+        for name in ("floor", "min_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"std's {name} must be a number >= 0, got {getattr(self, name)!r}")
-        if self.beta <= 0 or (self.kind != "softplus" and self.beta != 1):
-            raise ValueError(f"std's beta must be a number > 0, and 1 without a softplus, got {self.beta!r}")
-        if not _is_number(self.low) or not _is_number(self.high) or not self.low < self.high:
-            raise ValueError(f"std's low must be a number below high, got {self.low!r} and {self.high!r}")
+        if self.sharpness <= 0 or (self.kind != "softplus" and self.sharpness != 1):
+            raise ValueError(f"std's sharpness must be a number > 0, and 1 without a softplus, got {self.sharpness!r}")
+        pair = self.clamp
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(map(_is_number, pair))
+            or pair[0] >= pair[1]
+        ):
+            raise ValueError(f"std's clamp must be (low, high), a number and a larger one, got {pair!r}")
+        object.__setattr__(self, "clamp", tuple(pair))  # a list where a file was read
 
     @property
     def plain(self) -> bool:
         """Whether it is softplus(raw) + floor."""
-        constants = (self.shift, self.beta, self.minimum, self.low, self.high)
+        constants = (self.offset, self.sharpness, self.min_std, *self.clamp)
         return self.kind == "softplus" and constants == (0, 1, 0, -math.inf, math.inf)
 
 

@@ -116,8 +116,8 @@ def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[
         "input_order": {"encoder": ("h", "phi_x")},
         "packed_heads": True,
         "residual": True,
-        "std": Std(shift=0.5, floor=0.0),
-        "likelihood": "bernoulli" if binary else Gaussian(std=Std(shift=0.25, floor=0.0)),
+        "std": Std(offset=0.5, floor=0.0),
+        "likelihood": "bernoulli" if binary else Gaussian(std=Std(offset=0.25, floor=0.0)),
         "dtype": dtype,
         **arguments,
     }

@@ -221,7 +221,7 @@ LAYOUT = Audio(
     batch_first=True,
     state="h0",
     traits=Traits(
-        std=Std(beta=math.log(2) / (1 - 1e-6), floor=1e-6),
+        std=Std(sharpness=math.log(2) / (1 - 1e-6), floor=1e-6),
         residual=True,
         input_order=(("encoder", ("h", "phi_x")),),
     ),

@@ -93,12 +93,12 @@ def softplus(raw: Tensor) -> Tensor:
 def standard_deviation(std: Std, raw: Tensor) -> Tensor:
     """The standard deviation that a raw output stands for, of the same shape."""
     if not std.plain:
-        u = raw.clamp(std.low, std.high) + std.shift
+        u = raw.clamp(*std.clamp) + std.offset
         if std.kind == "softplus":
-            s = softplus(std.beta * u) / std.beta
+            s = softplus(std.sharpness * u) / std.sharpness
         else:
             s = torch.exp(0.5 * u if std.kind == "log_variance" else u)
-        return (s + std.floor).clamp(min=std.minimum)
+        return (s + std.floor).clamp(min=std.min_std)
     return softplus(raw) + std.floor
 
 

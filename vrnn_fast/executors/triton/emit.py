@@ -305,10 +305,10 @@ def _pairs(plan: Plan, *parts: Slice) -> Iterator[tuple[Tile, ...]]:
 
 def _constants(std: Std) -> str:
     """The constants of functions.deviation."""
-    scale = 0.5 if std.kind == "log_variance" else std.beta
-    low, high = (None if math.isinf(bound) else bound for bound in (std.low, std.high))
-    minimum = None if std.plain else std.minimum
-    return ", ".join(map(repr, (std.kind == "softplus", std.shift, scale, std.floor, minimum, low, high)))
+    scale = 0.5 if std.kind == "log_variance" else std.sharpness
+    low, high = (None if math.isinf(bound) else bound for bound in std.clamp)
+    least = None if std.plain else std.min_std
+    return ", ".join(map(repr, (std.kind == "softplus", std.offset, scale, std.floor, least, low, high)))
 
 
 def _deviation(raw: str, std: Std) -> str:

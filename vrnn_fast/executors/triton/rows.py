@@ -316,14 +316,15 @@ def _deviation_backward(std: Std, raw: Tensor, d: Tensor) -> Tensor:
     """d times the derivative of :func:`standard_deviation`; what a clamp holds is selected, for d may be infinite."""
     if std.plain:
         return d * torch.sigmoid(raw)
-    u = raw.clamp(std.low, std.high) + std.shift
+    low, high = std.clamp
+    u = raw.clamp(low, high) + std.offset
     if std.kind == "softplus":
-        free, slope = softplus(std.beta * u) / std.beta, torch.sigmoid(std.beta * u)
+        free, slope = softplus(std.sharpness * u) / std.sharpness, torch.sigmoid(std.sharpness * u)
     else:
         scale = 0.5 if std.kind == "log_variance" else 1.0
         free = torch.exp(scale * u)
         slope = scale * free
-    free_to_move = (free + std.floor >= std.minimum) & (raw >= std.low) & (raw <= std.high)
+    free_to_move = (free + std.floor >= std.min_std) & (raw >= low) & (raw <= high)
     return torch.where(free_to_move, d * slope, 0.0)
 
 
