@@ -78,7 +78,8 @@ struct Term {
     int64_t parameter, row, rows, at;
 };
 
-// Std of vrnn_fast/cell/spec.py: max(f(clamp(raw, low, high) + shift) + floor, minimum); plain is softplus(raw) + floor.
+// Std of vrnn_fast/cell/spec.py: max(f(clamp(raw, low, high) + offset) + floor, min_std), where plain is softplus(raw)
+// plus floor.
 struct Std {
     StdKind kind;
     double floor, scale, shift, minimum, low, high;

@@ -76,6 +76,7 @@ struct Launch {
     // backward: upstream gradients, each null for zeros; then results
     PerOutput<Steps<const T>> upstream;
     const T* d_final_state[most_states];
+    const bool* reached;          // (buffers): whether any of them reaches it
     Steps<T> d_x, d_eps, d_cond;  // null where nobody asked
     T* d_state[most_states];
     T* const* d_parameters;  // contiguous, shaped as the parameters

@@ -54,14 +54,17 @@ static void reduce(const Launch<T>& launch) {
     };
     const int64_t biases = program.gradient_size - program.bias_size;
     for (const Stage& s : program.stages) {
+        const auto write = [&](int64_t offset, int64_t n, T* to) {
+            launch.reached[s.target.buffer] ? total(offset, n, to) : set_zero(to, n);
+        };
         for (const Block& b : s.blocks) {
             const int64_t columns = launch.columns[b.parameter];
             for (int64_t i = 0; i < b.rows; ++i)
-                total(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
+                write(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
                       launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
         }
         for (const Term& t : s.terms)
-            total(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
+            write(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
     }
 }
 

@@ -1,5 +1,6 @@
-// The torch operators: all schemas in one block, autograd and fake kernels beside their callers in vrnn_fast/executors/cpu/operators.py.
-// Only LibTorch's stable ABI is used, so one build serves torch 2.10 and every later one.
+// The torch operators: all schemas in one block, autograd and fake kernels beside their callers in
+// vrnn_fast/executors/cpu/operators.py. Only LibTorch's stable ABI is used, so one build serves torch 2.10 and every
+// later one.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "call.h"
+#include "core/reach.h"
 #include "cpu/features.h"
 #include "programs.h"
 #include "tensors.h"
@@ -112,6 +114,8 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     STD_TORCH_CHECK(upstream.size() == slots.size(), "slots must number each of ", upstream.size(),
                     " upstream gradients, got ", slots.size());
     std::vector<Tensor> gradients;
+    PerOutput<bool> given_gradients{};
+    bool on_state = false, reached[most_buffers];
     for (size_t i = 0; i < upstream.size(); ++i) {
         const int64_t slot = slots[i];
         STD_TORCH_CHECK(slot >= 0 && slot < outputs + static_cast<int64_t>(state.size()), "no output ", slot);
@@ -122,13 +126,17 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
             check_shape({batch, known.width(buffer_state)});
             gradients.push_back(dense(upstream[i]));
             launch.d_final_state[slot - outputs] = data<T>(gradients.back());
+            on_state = true;
             continue;
         }
         const auto o = static_cast<Output>(slot);
         is_scalar(o) ? check_shape({x.size(0), batch}) : check_shape({x.size(0), batch, known.width(o)});
         gradients.push_back(with_dense_rows(upstream[i]));
         launch.upstream[o] = steps_of<const T>(gradients.back());
+        given_gradients[o] = true;
     }
+    reach(call.program, given_gradients, on_state, reached);
+    launch.reached = reached;
 
     const Tensor d_x = per_step(x, x.size(2), want_x), d_eps = per_step(eps, eps.size(2), want_eps);
     if (want_x) launch.d_x = steps_of<T>(d_x);

@@ -25,6 +25,7 @@ from tests.support.oracle import (
     assert_lawful_where_terms_vanish,
     assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
+    assert_nobody_gets_a_gradient_unasked,
     assert_obeys_the_law,
 )
 from vrnn_fast import VRNN
@@ -621,3 +622,7 @@ def test_what_many_structures_leave_behind_is_bounded() -> None:
     assert all(map(torch.equal, torch.autograd.grad(kept[1], leaves), wanted))
     copied = copy.deepcopy(number := cpu._number(first))
     assert (type(copied), copied) == (int, number), "a copy gives nothing back when it goes"
+
+
+def test_nobody_gets_a_gradient_unasked(isa: str) -> None:
+    assert_nobody_gets_a_gradient_unasked(cpu, torch.float32)

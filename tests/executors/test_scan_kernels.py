@@ -31,6 +31,7 @@ from tests.support.oracle import (
     assert_lawful_where_terms_vanish,
     assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
+    assert_nobody_gets_a_gradient_unasked,
     assert_obeys_the_law,
 )
 from vrnn_fast import VRNN, Std, accelerate, checks
@@ -857,3 +858,7 @@ def test_the_benchmark_takes_flashrnn_where_it_is(kind: str, monkeypatch: pytest
         call()
     monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=lambda *_, **__: 1 / 0))
     assert job.flashrnn() == "does not run: ZeroDivisionError"
+
+
+def test_nobody_gets_a_gradient_unasked() -> None:
+    assert_nobody_gets_a_gradient_unasked(here, torch.float32)

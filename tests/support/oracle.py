@@ -95,6 +95,22 @@ class Problem:
         return found | {f"d {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
 
 
+def assert_nobody_gets_a_gradient_unasked(executor: ModuleType, dtype: torch.dtype) -> None:
+    """Where a state runs away, what nothing asks of has a gradient of zero, and not zero times infinity."""
+    for upstream, unasked in (("final0", ("prior_", "dec")), ("kl", ("dec",)), ("nll", ("prior_",))):
+        spec = CellSpec(3, 5, 2, cell="rnn", nonlinearity="identity", prior=(4,), decoder=(6,))
+        problem = Problem.draw(spec, 4, 3)
+        problem.upstream = {name: g for name, g in problem.upstream.items() if name == upstream}
+        problem.inputs["x"][1, 0] = 3e38
+        problem.inputs["state0"][1] = 3e38
+        found = problem.run(executor, dtype)
+        assert not found["final0"].isfinite().all()
+        silent = [name for name in found if name.startswith(tuple(f"d {u}" for u in unasked))]
+        assert len(silent) >= 2
+        for name in silent:
+            assert not found[name].any(), f"{name} by {upstream}: {found[name]}"
+
+
 class Errors:
     """Our errors beside those of plain torch in the same dtype, root mean square over some draws."""
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...cell.reach import reached
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Keep, Slice
 from ..base import Batch, Want
@@ -280,6 +281,7 @@ def backward(
         spread = call.flat(std)
         rows.value[cut.sample.std.buffer] = spread if call.real is None else torch.where(call.real, spread, 1.0)
     rows.restore(cut.program.stages)
+    rows.reached = reached(cut.program, {"state" if name.startswith("state") else name for name in upstream})
     per_row = {name: call.rows_of(d) for name, d in upstream.items() if not name.startswith("state")}
     for stage in reversed(cut.program.after):
         rows.backward(stage, per_row, wanted=wanted)

@@ -47,6 +47,7 @@ class Rows:
         count: T * B.
         mask: (rows, X) bool, what was observed, or None for all.
         zeroed: buffers that start at zero, since the scan does not write their padding.
+        reached: those that a gradient reaches, in reverse.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Rows:
         self.value: dict[str, Tensor] = {}
         self.gradient: dict[str, Tensor] = {}
         self.d_parameters: dict[str, Tensor] = {}
+        self.reached: Collection[str] = ()
         self.d_eps: Tensor | None = None  # what reaches the noise past z
         self.nll: Tensor | None = None
         self.kl: Tensor | None = None
@@ -251,13 +253,18 @@ class Rows:
         d, source = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
         for b in stage.blocks:
             into = self._block(self._into(b.parameter), b, stage.source.width)
-            torch.mm(d[:, b.at : b.at + b.rows].t(), source, out=into)
+            if stage.target.buffer in self.reached:
+                torch.mm(d[:, b.at : b.at + b.rows].t(), source, out=into)
+            else:
+                into.zero_()
         if stage.bias is not None:
             self.bias_gradient(stage.bias, stage.target)
 
     def bias_gradient(self, terms: tuple[Term, ...], target: Slice) -> None:
         if terms:
             sums = self.view(self.gradient, target).sum(0)
+            if target.buffer not in self.reached:
+                sums.zero_()
             for t in terms:
                 self._into(t.parameter)[t.parameter][t.row : t.row + t.rows] = sums[t.at : t.at + t.rows]
 
