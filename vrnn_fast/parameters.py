@@ -25,10 +25,10 @@ from .cell.spec import Activation, CellSpec, Layer
 
 
 class Derived(Protocol):
-    """What is made of parameters once, and can tell whether it still stands."""
+    """What is made of parameters once, and can tell whether it is still current."""
 
-    def stands(self, whole: bool) -> bool:
-        """Whether it does, by a look at a little or at the ``whole`` of what it was made of."""
+    def is_current(self, thorough: bool) -> bool:
+        """Whether it does, by a look at a little or, ``thorough``, at all of what it was made of."""
 
 
 Made = TypeVar("Made", bound=Derived)
@@ -90,7 +90,7 @@ def _modules(
     yield "rnn", Recurrence(spec, device, dtype)
 
 
-class Held(NamedTuple):
+class SlotParameter(NamedTuple):
     """A parameter of a sub-module: its name there, its place in the order of executors, its shape."""
 
     leaf: str
@@ -106,7 +106,7 @@ class Slot(NamedTuple):
     key: str
     kind: type[nn.Module]
     children: int
-    parameters: tuple[Held, ...]
+    parameters: tuple[SlotParameter, ...]
 
 
 def install(
@@ -120,7 +120,9 @@ def install(
         root.add_module(top, added)
         for name, module in added.named_modules(prefix=top):
             parent, _, key = name.rpartition(".")
-            held = (Held(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False))
+            held = (
+                SlotParameter(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False)
+            )
             found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(held)))
     return tuple(found)
 
@@ -194,7 +196,7 @@ class Reading(tuple[Tensor, ...]):
         self._strides = list(map(Tensor.stride, self._matrices))
         self._made: dict[object, tuple[CellSpec, list[int], Any]] = {}
 
-    def stands(self, root: nn.Module) -> bool:
+    def is_current(self, root: nn.Module) -> bool:
         """Whether :func:`gather` would find the same tensors, laid out in the same memory, whatever their values."""
         return (
             self._containers[0] is root._modules
@@ -205,12 +207,12 @@ class Reading(tuple[Tensor, ...]):
             and list(map(Tensor.stride, self._matrices)) == self._strides
         )
 
-    def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, whole: bool) -> Made:
+    def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, thorough: bool) -> Made:
         """``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no longer
-        :meth:`stands <Derived.stands>`, or for another spec."""
+        :meth:`is current <Derived.is_current>`, or for another spec."""
         versions = list(map(_version, self))
         known, seen, made = self._made.get((make, *arguments), _NOTHING)
-        if known is not spec or seen != versions or not made.stands(whole):
+        if known is not spec or seen != versions or not made.is_current(thorough):
             made = make(spec, self, *arguments)
             self._made[make, *arguments] = spec, versions, made
         return cast(Made, made)
@@ -251,7 +253,7 @@ class Reader:
         if torch.compiler.is_compiling():
             return gather(root, self._layout)
         last = self._last  # fetched once: threads may share a module
-        if last is not None and last.stands(root):
+        if last is not None and last.is_current(root):
             return last
         self._last = None
         parameters = gather(root, self._layout)

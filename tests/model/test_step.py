@@ -272,14 +272,14 @@ def test_weights_are_packed_once() -> None:
         model.step(x, None)
         first = model._reader(model)
         assert isinstance(first, parameters.Reading)
-        packed = first.once(cpu._pack, model.spec, whole=False)
+        packed = first.once(cpu._pack, model.spec, thorough=False)
         model.step(x, None)
         model(x[None])
         assert model._reader(model) is first
-        assert first.once(cpu._pack, model.spec, whole=False) is packed
+        assert first.once(cpu._pack, model.spec, thorough=False) is packed
         model.enc_mean.bias.add_(1)
         assert model._reader(model) is first
-        assert first.once(cpu._pack, model.spec, whole=False) is not packed
+        assert first.once(cpu._pack, model.spec, thorough=False) is not packed
 
 
 def test_what_is_packed_ends_with_the_module() -> None:

@@ -19,7 +19,7 @@ from ..layouts.plan import Plan, Sampling
 from ..layouts.structure import LayoutError, Shapes
 from ..layouts.words import in_words
 from ..model import VRNN
-from .mirror import activations, plain, ready, refuse_draws, strange, vet
+from .mirror import activations, check_modules, plain, ready, refuse_draws, strange
 from .module import Accelerated, arguments_of, build
 from .proof import ProofError, prove, samples
 
@@ -89,7 +89,7 @@ def accelerate(
     refuse_draws(looked_at, _paths(known, "decoder") if "decoder" in known.apart else ())
     cells = known.structures(shapes)
     used = [name for cell in cells for name in cell.names]
-    vet(looked_at, used, (*known.outside, *called), known.familiar, str(known))
+    check_modules(looked_at, used, (*known.outside, *called), known.familiar, str(known))
     told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
     cells = known.structures(shapes, told)
     features = sum(cell.spec.input_size for cell in cells)

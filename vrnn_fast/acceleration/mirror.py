@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 from ..cell.spec import Activation
 from ..layouts.modules import RECURRENT, Recurrence, parameters_of, shallow
 from ..layouts.structure import LayoutError
-from ..parameters import Held, Slot
+from ..parameters import Slot, SlotParameter
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -159,7 +159,7 @@ def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
             continue
         parent, _, key = name.rpartition(".")
         held = tuple(
-            Held(leaf, places[f"{name}.{leaf}"], tuple(value.shape))
+            SlotParameter(leaf, places[f"{name}.{leaf}"], tuple(value.shape))
             for leaf, value in parameters_of(module)
             if f"{name}.{leaf}" in places
         )
@@ -176,7 +176,7 @@ def _owners(name: str) -> Iterator[str]:
         yield ".".join(parts[: i + 1])
 
 
-def vet(
+def check_modules(
     model: nn.Module, used: Iterable[str], outside: tuple[str, ...], familiar: tuple[str, ...], layout: str
 ) -> None:
     """Refuse what a launch cannot do: dropout, batch normalisation, and any sub-module or parameter without a role.

@@ -257,9 +257,9 @@ def _launch(
     spec = structure.spec
     if structure.passed is not None:
         parameters = structure.passed.parameters(parameters)
-    doors = Doors(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
-    if doors is not None:
-        parameters = doors.behind(parameters)
+    reached = Reached(structure) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    if reached is not None:
+        parameters = reached.only_if_reached(parameters)
     latents, wider = spec.latent_size, structure.widening
     if wider is not None:
         parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
@@ -273,8 +273,8 @@ def _launch(
         fields["prior_raw"] = prior_mean[..., latents:]
     widths = [width for _, width in spec.decoder_heads]
     fields |= dict(zip(structure.raw, cast(Tensor, result.raw).split(widths, -1), strict=True))
-    if doors is not None:
-        fields = doors.through(fields)
+    if reached is not None:
+        fields = reached.noted(fields)
     posterior = tuple(t[..., :latents] for t in (result.z, result.mean, result.std))
     latent = (*posterior, fields["prior_mean"], fields["prior_std"])
     if wider is not None:
@@ -302,7 +302,7 @@ def _side_by_side(runs: list[Run]) -> Run:
     )
 
 
-class Doors:
+class Reached:
     """Which results of one run a gradient has come through.
 
     A launch gives every parameter a gradient, zero where none came. An original leaves that of a network whose result
@@ -310,7 +310,7 @@ class Doors:
     """
 
     def __init__(self, structure: Structure) -> None:
-        self.opened: set[str] = set()
+        self.seen: set[str] = set()
         spec = structure.spec
         leads: dict[str, set[str]] = {}
         if not spec.residual:  # then the prior's mean is in the posterior's, and all of its network with it
@@ -318,17 +318,17 @@ class Doors:
         leads |= _leads(spec.network("decoder"), structure.raw)
         self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
 
-    def behind(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Parameters that get a gradient only if one came through a door that leads to them."""
+    def only_if_reached(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Parameters that get a gradient only if one came through a result that depends on them."""
         return [
-            p if fields is None else _Behind.apply(self.opened, fields, p)  # type: ignore[no-untyped-call]
+            p if fields is None else _OnlyIfReached.apply(self.seen, fields, p)  # type: ignore[no-untyped-call]
             for p, fields in zip(parameters, self.leads, strict=True)
         ]
 
-    def through(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The results, each behind a door of its own."""
-        doors = {"prior_raw": "prior_std"}  # of which it is a part
-        return {n: _Door.apply(self.opened, doors.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
+    def noted(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The results, which note the gradient that comes through."""
+        parts = {"prior_raw": "prior_std"}  # of which it is a part
+        return {n: _Noted.apply(self.seen, parts.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
 
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
@@ -339,26 +339,26 @@ def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
     return hidden | {layer.prefix: {f} for head, f in zip(network.heads, fields, strict=True) for layer in head}
 
 
-class _Door(torch.autograd.Function):
+class _Noted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, opened: set[str], name: str, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, seen: set[str], name: str, tensor: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.opened, ctx.name = opened, name
+        ctx.seen, ctx.name = seen, name
         return tensor.view_as(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, Tensor | None]:
         if gradient is not None:
-            ctx.opened.add(ctx.name)
+            ctx.seen.add(ctx.name)
         return None, None, gradient
 
 
-class _Behind(torch.autograd.Function):
+class _OnlyIfReached(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, opened: set[str], fields: set[str], parameter: Tensor) -> Tensor:
-        ctx.opened, ctx.fields = opened, fields
+    def forward(ctx: Any, seen: set[str], fields: set[str], parameter: Tensor) -> Tensor:
+        ctx.seen, ctx.fields = seen, fields
         return parameter.view_as(parameter)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor | None]:
-        return None, None, gradient if ctx.opened & ctx.fields else None
+        return None, None, gradient if ctx.seen & ctx.fields else None

@@ -16,7 +16,7 @@ from ..likelihoods import MeanStd
 from . import losses
 from .base import Deviation, Layout, Objective, Run, Sampler, holds, std_of, steps_of
 from .losses import EPS
-from .modules import follows, parameter_shapes
+from .modules import class_after, parameter_shapes
 from .sampling import Player
 from .structure import LayoutError, Roles, Shapes, Structure, chain
 
@@ -146,14 +146,14 @@ class Copied(Layout):
     def told(self, model: nn.Module) -> Layout:
         """A log variance by name may be a standard deviation by what follows it."""
         last = chain(parameter_shapes(model), self.roles.encoder_std)[-1:]
-        if self.traits.std == _LOGVAR and last and follows(model, last[0]) is nn.Softplus:
+        if self.traits.std == _LOGVAR and last and class_after(model, last[0]) is nn.Softplus:
             return replace(self, traits=replace(self.traits, std=Std(floor=0.0)))
         return self
 
     def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
         if len(structure.heads) != 2 or structure.spec.std == _LOGVAR:
             return
-        bernoulli = follows(model, structure.heads[0]) is nn.Sigmoid
+        bernoulli = class_after(model, structure.heads[0]) is nn.Sigmoid
         own = getattr(type(model).forward, "__globals__", {}).get("EPS")
         for eps in dict.fromkeys((own if isinstance(own, float) else EPS, EPS, 1.19e-7)):
             for floor in (eps, 0.0):
@@ -173,7 +173,7 @@ class Copied(Layout):
 def sample(self: Any, seq_len: int) -> Tensor:
     """One sequence (seq_len, X) of the decoder's means, each fed back."""
     heads = self._plan.structures[0].heads
-    bernoulli = follows(self, heads[0]) is nn.Sigmoid
+    bernoulli = class_after(self, heads[0]) is nn.Sigmoid
     player = Player(self, "bernoulli" if bernoulli else "gaussian", 1 if bernoulli else 2)
     eps = torch.cat([*(player.noise(1, player.spec.latent_size)[0] for _ in range(seq_len))])
     noise = eps.new_zeros((seq_len, 1, player.spec.input_size))

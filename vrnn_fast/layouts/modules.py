@@ -58,7 +58,7 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def follows(model: nn.Module, prefix: str) -> type[nn.Module] | None:
+def class_after(model: nn.Module, prefix: str) -> type[nn.Module] | None:
     """The class of the module that an ``nn.Sequential`` calls after this layer; None where there is none."""
     parent, _, key = prefix.rpartition(".")
     beside = model.get_submodule(parent)

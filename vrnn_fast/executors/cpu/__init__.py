@@ -67,7 +67,7 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
     if not torch.compiler.is_compiling():
         number = _number(spec)
         if isinstance(parameters, Reading) and not operators.wanted(*batch.differentiable, *parameters):
-            packed = parameters.once(_pack, spec, whole=True)
+            packed = parameters.once(_pack, spec, thorough=True)
     out = operators.forward(program_of(spec), number, batch, parameters, packed, want)
     return SequenceResult(
         *out[:5],
@@ -89,7 +89,7 @@ def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want)
         or operators.wanted(batch.x, batch.eps, *batch.state, *parameters)
     ):
         return step_of_run(run, spec, parameters, batch, want)
-    packed = parameters.once(_pack, spec, whole=False)
+    packed = parameters.once(_pack, spec, thorough=False)
     nll, kl, raw, predicted, after = operators.step(packed, batch, want.raw)
     return StepResult(nll, kl, raw if want.raw else None, predicted, after)
 
@@ -107,7 +107,7 @@ def generate(
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
         if isinstance(parameters, Reading):
-            packed = parameters.once(_pack, spec, way, whole=True)
+            packed = parameters.once(_pack, spec, way, thorough=True)
     drawn, final = operators.generate(program_of(spec, way), number, batch, parameters, packed)
     return drawn, tuple(final)
 

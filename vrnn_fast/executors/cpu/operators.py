@@ -184,10 +184,10 @@ class Packed:
         weakref.finalize(self, torch.ops.vrnn_fast.unwatch.default, self._watch).atexit = False
         self.weights: Tensor = _below_autograd("pack", parameters, number)
 
-    def stands(self, whole: bool) -> bool:
-        """Whether the parameters hold what they did, a few values of each or the ``whole``: a look below what torch
-        counts."""
-        unchanged: bool = _overload("unchanged")(self._watch, whole)
+    def is_current(self, thorough: bool) -> bool:
+        """Whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
+        torch counts."""
+        unchanged: bool = _overload("unchanged")(self._watch, thorough)
         return unchanged
 
 
