@@ -326,7 +326,7 @@ def test_a_posterior_that_may_be_the_smoothing_one_is_told(monkeypatch: pytest.M
 
 def test_constants_of_filtering_objectives_are_arguments() -> None:
     ours = load_checkpoint(filtering(), std=Std(offset=0.5, floor=0.0, min_std=0.1), batch_first=True)
-    assert ours.spec.std.minimum == 0.1
+    assert ours.spec.std.min_std == 0.1
     assert ours.batch_first
 
 
@@ -445,8 +445,11 @@ def test_the_start_compiles_whole(started: VRNN) -> None:
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        (torch.zeros(1, 1, 10).double(), r"start must have shape \(parts = 2, num_layers = 1, hidden_size = 10\)"),
-        (torch.zeros(2, 1, 10), "start must have the parameters' dtype"),
+        (
+            torch.zeros(1, 1, 10).double(),
+            r"initial_state must have shape \(parts = 2, num_layers = 1, hidden_size = 10\)",
+        ),
+        (torch.zeros(2, 1, 10), "initial_state must have the parameters' dtype"),
     ],
 )
 def test_a_start_that_does_not_fit_is_named(started: VRNN, start: Tensor, words: str) -> None:
@@ -457,7 +460,7 @@ def test_a_start_that_does_not_fit_is_named(started: VRNN, start: Tensor, words:
 
 def test_resets_go_to_zeros_and_so_not_with_a_start(started: VRNN) -> None:
     x = torch.from_numpy(drawn(binary=True)[0])
-    with pytest.raises(ValueError, match="resets go back to a state of zeros, and this model has another start"):
+    with pytest.raises(ValueError, match="resets go back to .* zeros, and this model has another initial_state"):
         started(x, resets=torch.zeros(7, 5, dtype=torch.bool))
 
 

@@ -127,9 +127,8 @@ def test_confident_predictions_of_particles_keep_their_digits() -> None:
     x, eps, uniforms = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(1, 1, 3), torch.zeros(1, 1, 1)
     spec = cell(**DEEP | {"decoder": ()}, input_size=3, objective="particle_filter")
     parameters = {p.name: torch.zeros(p.shape) for p in spec.parameters()} | {"dec_mean.0.bias": logit}
-    options = {"recompute": False, "want_prior": True, "want_raw": True, "uniforms": uniforms}
-    state = (torch.zeros(1, 17),)
-    found = run(spec, parameters.values(), x.expand(1, 1, 3), eps, None, state, **options).nll
+    batch = Batch(x.expand(1, 1, 3), eps, (torch.zeros(1, 17),), uniforms=uniforms)
+    found = run(spec, parameters.values(), batch, Want(prior=True, raw=True)).nll
     right = torch.nn.functional.softplus(-logit.double().abs()).sum()
     torch.testing.assert_close(found.double().squeeze(), right, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
 
@@ -252,10 +251,10 @@ def test_a_cell_runs_on_in_pieces() -> None:
     parameters = [normal(*p.shape) for p in spec.parameters()]
     eps, noise = normal(5, 3, spec.latent_size), normal(5, 3, spec.input_size)
     state = tuple(normal(3, spec.hidden_size) for _ in range(spec.state_tensors))
-    whole, end = triton.generate(spec, parameters, eps, noise, state, mean=False)
+    whole, end = triton.generate(spec, parameters, Batch(noise, eps, state), mean=False)
     pieces = []
     for part in (slice(0, 2), slice(2, 5)):
-        x, state = triton.generate(spec, parameters, eps[part], noise[part], state, mean=False)
+        x, state = triton.generate(spec, parameters, Batch(noise[part], eps[part], state), mean=False)
         pieces.append(x)
     assert torch.equal(torch.cat(pieces), whole)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state, end, strict=True))
@@ -273,14 +272,9 @@ def test_a_cell_runs_on_its_own(member: str) -> None:
         state = tuple(given[f"state{i}"] for i in range(spec.state_tensors))
         place = list(on_device(*(given[p.name] for p in spec.parameters()), given["eps"], noise.to(dtype), *state))
         count, cond = len(place) - len(state) - 2, given.get("cond")
-        x, after = executor.generate(
-            spec,
-            place[:count],
-            *place[count : count + 2],
-            tuple(place[count + 2 :]),
-            cond=None if cond is None else cond.to(DEVICE),
-            mean=mean,
-        )
+        eps, drawn, *start = place[count:]
+        batch = Batch(drawn, eps, tuple(start), cond=None if cond is None else cond.to(DEVICE))
+        x, after = executor.generate(spec, place[:count], batch, mean=mean)
         return {"x": x.cpu()} | {f"state{i}": s.cpu() for i, s in enumerate(after)}
 
     before, errors = launch.launches.copy(), Errors(torch.float32)
@@ -478,12 +472,13 @@ def test_nothing_is_read_unwritten_nor_written_outside(
     bands: list[Tensor] = []
     allocate, own = poisoned(bands), triton.run
 
-    def among_bands(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
-        place = [_Guard.apply(t, bands) for t in (*parameters, x, eps, *state)]
+    def among_bands(spec: CellSpec, parameters: Any, batch: Batch, want: Want) -> Any:
+        place = [_Guard.apply(t, bands) for t in (*parameters, batch.x, batch.eps, *batch.state)]
         count = len(parameters)
         if particles:
-            o["uniforms"] = guarded(o["uniforms"], bands)
-        return own(spec, place[:count], *place[count : count + 2], lengths, tuple(place[count + 2 :]), **o)
+            batch = batch._replace(uniforms=guarded(batch.uniforms, bands))
+        x, eps, *state = place[count:]
+        return own(spec, place[:count], batch._replace(x=x, eps=eps, state=tuple(state)), want)
 
     with (
         mock.patch.object(rows, "allocate", allocate),
@@ -550,10 +545,9 @@ def test_slices_of_other_tensors() -> None:
         assert found.data_ptr() % 16
         return found
 
-    def of_slices(spec: CellSpec, parameters: Any, x: Tensor, eps: Tensor, lengths: Any, state: Any, **o: Any) -> Any:
-        o |= {name: sliced(o[name]) for name in ("resets", "mask")}
-        state = tuple(map(sliced, state))
-        return own(spec, parameters, sliced(x), sliced(eps), sliced(lengths), state, **o)
+    def of_slices(spec: CellSpec, parameters: Any, batch: Batch, want: Want) -> Any:
+        parts = {name: sliced(getattr(batch, name)) for name in ("x", "eps", "lengths", "resets", "mask")}
+        return own(spec, parameters, batch._replace(**parts, state=tuple(map(sliced, batch.state))), want)
 
     with mock.patch.object(triton, "run", of_slices):
         found = problem.run(here, torch.float32)
@@ -812,9 +806,9 @@ def test_operators_keep_their_promises() -> None:
     state = [torch.randn(3, 4, device=DEVICE, requires_grad=True)]
     parameters = [torch.randn(p.shape, device=DEVICE, requires_grad=True) for p in spec.parameters()]
     arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, None, state, parameters)
-    options = (triton.ops.encode(spec), "ieee", 1, True, True, 0.5)
+    options = (triton.operators.encode(spec), "ieee", 1, True, True, 0.5)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
-    resampling = triton.ops.encode(replace(spec, objective="particle_filter"))
+    resampling = triton.operators.encode(replace(spec, objective="particle_filter"))
     arguments = (x, eps, cond, None, None, None, torch.rand(2, 1, 3, device=DEVICE), state, parameters)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, resampling, *options[1:]))
 

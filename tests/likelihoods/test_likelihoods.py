@@ -306,7 +306,7 @@ def family_data(likelihood: Likelihood, steps: int, batch: int) -> Tensor:
 @family
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_family_runs_through_every_executor(executor: str, likelihood: Likelihood, cell: str) -> None:
-    options = {"cell": cell, "dtype": torch.float64, "check": True}
+    options = {"cell": cell, "dtype": torch.float64, "check_values": True}
     model, oracle = (
         VRNN(3, 6, 2, backend=backend, likelihood=copy.deepcopy(likelihood), **options)
         for backend in (executor, "reference")
