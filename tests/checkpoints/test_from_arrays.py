@@ -460,7 +460,7 @@ def test_a_start_that_does_not_fit_is_named(started: VRNN, start: Tensor, words:
 
 def test_resets_go_to_zeros_and_so_not_with_a_start(started: VRNN) -> None:
     x = torch.from_numpy(drawn(binary=True)[0])
-    with pytest.raises(ValueError, match="resets go back to .* zeros, and this model has another initial_state"):
+    with pytest.raises(ValueError, match=r"resets go back to .* zeros, and this model has another initial_state"):
         started(x, resets=torch.zeros(7, 5, dtype=torch.bool))
 
 

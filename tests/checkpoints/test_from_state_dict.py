@@ -371,7 +371,7 @@ def run_b(theirs: audio.VRNNAudio, ours: VRNN) -> None:
     eps = torch.stack([torch.randn(5, 4, dtype=torch.float64) for _ in range(7)], 1)
     torch.manual_seed(0)
     loss, _, outputs = theirs(x, lengths, beta=0.5, h0=state)
-    out = ours(frames, lengths // 6, state[None], eps, beta=0.5, normalizer=float(lengths.sum()))
+    out = ours(frames, lengths // 6, state=state[None], eps=eps, beta=0.5, normalizer=float(lengths.sum()))
     torch.testing.assert_close(-out.nll.sum(1), outputs.log_prob, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(out.elbo, outputs.elbo, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(out.kl.sum(1), outputs.kl, rtol=1e-11, atol=1e-11)

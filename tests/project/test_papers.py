@@ -51,7 +51,13 @@ def test_reads_rolls_of_unequal_length(rolls: Path, tmp_path: Path) -> None:
 def test_the_network_is_the_papers(rolls: Path) -> None:
     model = Chorist(read(rolls).train)
     spec = model.vrnn.spec
-    assert (spec.cell, spec.hidden_size, spec.latent_size, spec.residual, spec.std.shift) == ("lstm", 32, 32, True, 0.5)
+    assert (spec.cell, spec.hidden_size, spec.latent_size, spec.residual, spec.std.offset) == (
+        "lstm",
+        32,
+        32,
+        True,
+        0.5,
+    )
     assert {len(spec.network(name).hidden) for name in ("phi_x", "phi_z", "encoder", "prior", "decoder")} == {1}
     model.vrnn.get_parameter("rnn.weight_ih_l0").data[:, :WIDTH] = 0  # no phi_x: the state is what biases make of zero
     h, c = model.first_state(2)
