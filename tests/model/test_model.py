@@ -53,7 +53,7 @@ def test_results_are_those_of_the_module_loop(executor: str, cell: str, likeliho
     x, eps = data(likelihood)
     start = tuple(torch.randn(B, H, dtype=torch.float64) for _ in range(model.spec.state_tensors))
     packed = tuple(s.unsqueeze(0) for s in start)
-    out = model(x, LENGTHS, packed if cell == "lstm" else packed[0], eps, outputs=("prior", "prediction"))
+    out = model(x, LENGTHS, state=packed if cell == "lstm" else packed[0], eps=eps, outputs=("prior", "prediction"))
     run = eager.ragged(x, eps, LENGTHS, start)
     raw_mean, raw_std = run.raw[..., :X], run.raw[..., X:]
     wanted: list[tuple[Tensor, Tensor]] = [
@@ -106,7 +106,7 @@ def test_an_empty_row_passes_its_state_through(executor: str) -> None:
         model = build(executor, cell=cell)
         x, eps = data()
         start = tuple(torch.randn(1, B, H, dtype=torch.float64) for _ in range(model.spec.state_tensors))
-        out = model(x, LENGTHS, start if cell == "lstm" else start[0], eps)
+        out = model(x, LENGTHS, state=start if cell == "lstm" else start[0], eps=eps)
         for before, after in zip(start, tensors(out.state), strict=True):
             assert torch.equal(before[:, 1], after[:, 1])
         assert out.elbo[1] == 0
@@ -118,7 +118,7 @@ def test_the_state_of_an_empty_row_reaches_nothing_else(executor: str) -> None:
     state = torch.zeros(1, B, H, dtype=torch.float64)
     state[:, 1] = float("nan")
     state.requires_grad_()
-    out = model(x, LENGTHS, state, eps, outputs=("prior", "prediction"))
+    out = model(x, LENGTHS, state=state, eps=eps, outputs=("prior", "prediction"))
     assert out.state[:, 1].isnan().all()
     assert out.loss.isfinite()
     out.loss.backward()
