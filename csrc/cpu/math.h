@@ -215,4 +215,11 @@ VRNN_INLINE F64 expm1(F64 x) {
     return lane_by_lane<double>(x, [](double v) { return __builtin_expm1(v); });
 }
 
+// d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on, and a state
+// that ran away has slopes of infinity and NaN.
+template <class T>
+VRNN_INLINE Vec<T> unless_zero(Vec<T> d, Vec<T> product) {
+    return d == 0 ? Vec<T>{} : product;
+}
+
 }  // namespace vrnn::VRNN_ISA

@@ -26,6 +26,7 @@ from tests.support.oracle import (
     assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
     assert_nobody_gets_a_gradient_unasked,
+    assert_nothing_comes_from_the_last_update,
     assert_obeys_the_law,
 )
 from vrnn_fast import VRNN
@@ -626,3 +627,7 @@ def test_what_many_structures_leave_behind_is_bounded() -> None:
 
 def test_nobody_gets_a_gradient_unasked(isa: str) -> None:
     assert_nobody_gets_a_gradient_unasked(cpu, torch.float32)
+
+
+def test_nothing_comes_from_the_last_update(isa: str) -> None:
+    assert_nothing_comes_from_the_last_update(cpu, torch.float32)

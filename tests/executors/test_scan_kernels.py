@@ -32,6 +32,7 @@ from tests.support.oracle import (
     assert_masks_stop_infinity,
     assert_no_divergence_no_gradient_of_it,
     assert_nobody_gets_a_gradient_unasked,
+    assert_nothing_comes_from_the_last_update,
     assert_obeys_the_law,
 )
 from vrnn_fast import VRNN, Std, accelerate, checks
@@ -856,3 +857,7 @@ def test_the_benchmark_takes_flashrnn_where_it_is(kind: str, monkeypatch: pytest
 
 def test_nobody_gets_a_gradient_unasked() -> None:
     assert_nobody_gets_a_gradient_unasked(here, torch.float32)
+
+
+def test_nothing_comes_from_the_last_update() -> None:
+    assert_nothing_comes_from_the_last_update(here, torch.float32)

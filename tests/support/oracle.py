@@ -111,6 +111,26 @@ def assert_nobody_gets_a_gradient_unasked(executor: ModuleType, dtype: torch.dty
             assert not found[name].any(), f"{name} by {upstream}: {found[name]}"
 
 
+def assert_nothing_comes_from_the_last_update(executor: ModuleType, dtype: torch.dtype) -> None:
+    """Where no final state is asked for, a sequence's last update that is NaN spoils no gradient, except of the weights
+    that multiplied infinity and NaN themselves."""
+    for cell, nonlinearity in (("gru", "tanh"), ("lstm", "tanh"), ("rnn", "tanh"), ("rnn", "elu"), ("rnn", "identity")):
+        for lengths in ([4, 4, 4], [4, 2, 3]):
+            spec = CellSpec(
+                *(3, 5, 2, cell), nonlinearity=nonlinearity, num_layers=2, cond_size=2, cond_networks=("cell",)
+            )
+            problem = Problem.draw(spec, 4, 3, lengths)
+            problem.upstream = {name: problem.upstream[name] for name in ("nll", "kl")}
+            problem.inputs["rnn.weight_ih_l0"][:, -spec.cond_size :] = 1.0
+            for row, length in enumerate(lengths):
+                problem.inputs["cond"][length - 1, row] = torch.tensor([torch.inf, -torch.inf])
+            found = problem.run(executor, dtype)
+            assert found["final0"].isnan().all()
+            gradients = {name: t for name, t in found.items() if name.startswith("d ")}
+            spoiled = [name for name, t in gradients.items() if not t.isfinite().all()]
+            assert set(spoiled) <= {"d rnn.weight_ih_l0", "d rnn.weight_ih_l1"}, f"{spoiled} of {cell}, {lengths}"
+
+
 class Errors:
     """Our errors beside those of plain torch in the same dtype, root mean square over some draws."""
 

@@ -26,8 +26,8 @@ VRNN_INLINE Vec<T> activate_backward(Activation kind, Vec<T> y, Vec<T> d) {
     switch (kind) {
         case Activation::relu: return y <= 0 ? Vec<T>{} : d;
         case Activation::leaky_relu: return y > 0 ? d : d * T(0.01);
-        case Activation::tanh: return d * (one - y * y);
-        case Activation::elu: return y > 0 ? d : d * (y + one);
+        case Activation::tanh: return unless_zero<T>(d, d * (one - y * y));
+        case Activation::elu: return y > 0 ? d : unless_zero<T>(d, d * (y + one));
         case Activation::identity: break;
     }
     return d;

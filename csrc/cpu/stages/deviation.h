@@ -24,9 +24,9 @@ struct Deviation {
         return s < minimum ? all(minimum) : s;
     }
     Vec<T> backward(Vec<T> raw, Vec<T> d) const {
-        if constexpr (kind == StdKind::plain) return d * sigmoid(raw);
+        if constexpr (kind == StdKind::plain) return unless_zero<T>(d, d * sigmoid(raw));
         const Vec<T> u = argument(raw), slope = kind == StdKind::softplus ? sigmoid(u) : exp(u) * scale;
-        const Vec<T> free = unbounded(u) + floor >= minimum ? d * slope : Vec<T>{};
+        const Vec<T> free = unbounded(u) + floor >= minimum ? unless_zero<T>(d, d * slope) : Vec<T>{};
         return raw >= low ? (raw <= high ? free : Vec<T>{}) : Vec<T>{};
     }
 

@@ -32,12 +32,13 @@ static void gru_backward(int64_t rows, int64_t width, Matrix<T> gates, Matrix<T>
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> one = all<T>(1), d = dnext ? load(dnext[i] + j, n) : Vec<T>{};
             const Vec<T> r = load(g + j, n), u = load(g + width + j, n), candidate = load(g + 2 * width + j, n);
-            const Vec<T> dn = d * (one - u) * (one - candidate * candidate);
-            store(dg + j, dn * load(n_h[i] + j, n) * r * (one - r), n);
-            store(dg + width + j, d * (load(h[i] + j, n) - candidate) * u * (one - u), n);
+            const Vec<T> dn = unless_zero<T>(d, d * (one - u) * (one - candidate * candidate)),
+                         past = load(dh[i] + j, n);
+            store(dg + j, unless_zero<T>(dn, dn * load(n_h[i] + j, n) * r * (one - r)), n);
+            store(dg + width + j, unless_zero<T>(d, d * (load(h[i] + j, n) - candidate) * u * (one - u)), n);
             store(dg + 2 * width + j, dn, n);
-            store(dn_h[i] + j, dn * r, n);
-            store(dh[i] + j, load(dh[i] + j, n) + d * u, n);
+            store(dn_h[i] + j, unless_zero<T>(dn, dn * r), n);
+            store(dh[i] + j, d == 0 ? past : past + d * u, n);
         });
     }
 }
@@ -80,13 +81,13 @@ static __attribute__((noinline)) void lstm_backward(int64_t rows, int64_t width,
             const Vec<T> candidate = load(g + 2 * width + j, n), output = load(g + 3 * width + j, n);
             const Vec<T> before = load(c[k] + j, n), squashed = tanh(forget * before + input * candidate);
             const Vec<T> dh = dnext_h ? load(dnext_h[k] + j, n) : Vec<T>{};
-            Vec<T> dcell = dh * output * (one - squashed * squashed);
-            if (dnext_c) dcell += load(dnext_c[k] + j, n);
-            store(dg + j, dcell * candidate * input * (one - input), n);
-            store(dg + width + j, dcell * before * forget * (one - forget), n);
-            store(dg + 2 * width + j, dcell * input * (one - candidate * candidate), n);
-            store(dg + 3 * width + j, dh * squashed * output * (one - output), n);
-            store(dc[k] + j, dcell * forget, n);
+            const Vec<T> later = dnext_c ? load(dnext_c[k] + j, n) : Vec<T>{};
+            const Vec<T> dcell = dh == 0 ? later : later + dh * output * (one - squashed * squashed);
+            store(dg + j, unless_zero<T>(dcell, dcell * candidate * input * (one - input)), n);
+            store(dg + width + j, unless_zero<T>(dcell, dcell * before * forget * (one - forget)), n);
+            store(dg + 2 * width + j, unless_zero<T>(dcell, dcell * input * (one - candidate * candidate)), n);
+            store(dg + 3 * width + j, unless_zero<T>(dh, dh * squashed * output * (one - output)), n);
+            store(dc[k] + j, unless_zero<T>(dcell, dcell * forget), n);
         });
     }
 }

@@ -173,6 +173,13 @@ def activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def unless_zero(d, product):
+    """d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on, and a
+    state that ran away has slopes of infinity and NaN."""
+    return tl.where(d == 0, 0.0, product)
+
+
+@triton.jit
 def activate_backward(y, d, KIND: tl.constexpr):
     """d times the derivative, from the result y."""
     if KIND == "relu":
@@ -180,9 +187,9 @@ def activate_backward(y, d, KIND: tl.constexpr):
     elif KIND == "leaky_relu":
         return tl.where(y > 0, d, d * 0.01)
     elif KIND == "tanh":
-        return d * (1.0 - y * y)
+        return unless_zero(d, d * (1.0 - y * y))
     elif KIND == "elu":
-        return tl.where(y > 0, d, d * (y + 1.0))
+        return tl.where(y > 0, d, unless_zero(d, d * (y + 1.0)))
     else:
         return d
 
@@ -324,7 +331,7 @@ def deviation_backward(
     """d times the derivative. What a clamp holds is selected, NaN as well where there is one: torch's is stopped so."""
     u = _argument(raw, SHIFT, SCALE, LOW, HIGH)
     slope = sigmoid(u) if SOFTPLUS else exp(u) * SCALE
-    d = d * slope
+    d = unless_zero(d, d * slope)
     if MINIMUM is not None:
         d = tl.where(_unbounded(u, SOFTPLUS, SCALE) + FLOOR >= MINIMUM, d, 0.0)
     if LOW is not None:
@@ -346,8 +353,10 @@ def gru(r, u, n, n_h, h):
 @triton.jit
 def gru_backward(r, u, n, n_h, h, d):
     """d of h_t to those of r, u, n_x and n_h before their activations, and of h_{t-1} past them."""
-    d_n = d * (1.0 - u) * (1.0 - n * n)
-    return d_n * n_h * r * (1.0 - r), d * (h - n) * u * (1.0 - u), d_n, d_n * r, d * u
+    d_n = unless_zero(d, d * (1.0 - u) * (1.0 - n * n))
+    d_r = unless_zero(d_n, d_n * n_h * r * (1.0 - r))
+    d_u = unless_zero(d, d * (h - n) * u * (1.0 - u))
+    return d_r, d_u, d_n, unless_zero(d_n, d_n * r), unless_zero(d, d * u)
 
 
 @triton.jit
@@ -364,6 +373,9 @@ def lstm(i, f, g, o, c):
 def lstm_backward(i, f, g, o, c, d_h, d_c):
     """d of h_t and c_t to those of the gates before their activations, and of c_{t-1}."""
     squashed = tanh(f * c + i * g)
-    d_c += d_h * o * (1.0 - squashed * squashed)
-    d_o = d_h * squashed * o * (1.0 - o)
-    return d_c * g * i * (1.0 - i), d_c * c * f * (1.0 - f), d_c * i * (1.0 - g * g), d_o, d_c * f
+    d_c += unless_zero(d_h, d_h * o * (1.0 - squashed * squashed))
+    d_i = unless_zero(d_c, d_c * g * i * (1.0 - i))
+    d_f = unless_zero(d_c, d_c * c * f * (1.0 - f))
+    d_g = unless_zero(d_c, d_c * i * (1.0 - g * g))
+    d_o = unless_zero(d_h, d_h * squashed * o * (1.0 - o))
+    return d_i, d_f, d_g, d_o, unless_zero(d_c, d_c * f)
