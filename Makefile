@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.h)
 
-.PHONY: demo test fuzz sanitize bench gpu docs lint format build extensions clean
+.PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -38,6 +38,10 @@ sanitize: $(VENV)/installed
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib:. && \
 	$(BIN)/python -P -m pytest -o pythonpath="$(SANITIZED)/lib ." -p no:cacheprovider $(SANITIZED_TESTS) && \
 	$(BIN)/python -P -m tests.fuzz --programs $(CASES) --cases 500 --seed $(SEED)
+
+# The GPU kernels as they are compiled, for two chips and more of the family than "make test" has; an hour.
+ptx: build
+	VRNN_FAST_PTX=sweep $(BIN)/python -m pytest tests/ptx -n 2 --dist worksteal
 
 bench: build
 	$(BIN)/python -m bench

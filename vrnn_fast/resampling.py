@@ -52,7 +52,7 @@ def ancestors(log_weights: Tensor, uniforms: Tensor) -> Tensor:
     """
     upto = _relative(log_weights).cumsum(-1)
     total = upto[:, -1:].contiguous()
-    drawn = torch.searchsorted(upto, uniforms * total, right=True)
+    drawn = torch.searchsorted(upto, (uniforms * total).contiguous(), right=True)
     return drawn.minimum(torch.searchsorted(upto, total))  # rounded up to 1, a uniform would draw beyond the end
 
 

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +188,23 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -
 def test_other_ends_save_as_ctrl_c_does(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
-    step, before = Trainer._step, signal.getsignal(sent)
+    _send_at_step_5(monkeypatch, sent)
+    with _answered(sent, signal.SIG_DFL):  # tests may run under nohup
+        result = CliRunner().invoke(cli.app, ["train", str(notes), "--run", str(tmp_path / "run"), *SMALL])
+        assert signal.getsignal(sent) is signal.SIG_DFL
+    assert result.exit_code == cli.INTERRUPTED, result.output
+    assert "go on with: vrnn-fast train --resume" in result.output
+    assert load(tmp_path / "run" / LAST)[1]["progress"]["step"] == 6
+
+
+def test_nohup_keeps_its_promise(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _send_at_step_5(monkeypatch, signal.SIGHUP)
+    with _answered(signal.SIGHUP, signal.SIG_IGN):
+        assert "best validation bound" in _run("train", notes, "--run", tmp_path / "run", "--epochs", 2, *SMALL)
+
+
+def _send_at_step_5(monkeypatch: pytest.MonkeyPatch, sent: signal.Signals) -> None:
+    step = Trainer._step
 
     def interrupted(self: Trainer, batch: Batch) -> Step:
         if self._progress.step == 5:
@@ -194,11 +212,15 @@ def test_other_ends_save_as_ctrl_c_does(
         return step(self, batch)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
-    result = CliRunner().invoke(cli.app, ["train", str(notes), "--run", str(tmp_path / "run"), *SMALL])
-    assert result.exit_code == cli.INTERRUPTED, result.output
-    assert "go on with: vrnn-fast train --resume" in result.output
-    assert load(tmp_path / "run" / LAST)[1]["progress"]["step"] == 6
-    assert signal.getsignal(sent) is before
+
+
+@contextmanager
+def _answered(sent: signal.Signals, handler: signal.Handlers) -> Iterator[None]:
+    before = signal.signal(sent, handler)
+    try:
+        yield
+    finally:
+        signal.signal(sent, before)
 
 
 def test_one_process_at_a_time(

@@ -1,0 +1,169 @@
+"""The Triton executor's kernels as they are compiled, executed on the CPU: the law of errors, races, reads of nothing.
+
+``make ptx`` runs more of the family on both chips (VRNN_FAST_PTX=sweep)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.oracle import Problem, assert_obeys_the_law
+from vrnn_fast import Std
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors import reference, triton
+from vrnn_fast.executors.base import Batch, Want
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from tests.support.ptx.launches import compiled
+from tests.support.ptx.report import Report
+
+DEEP: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (6,)}
+GAUSSIAN: dict[str, Any] = {
+    "likelihood": "gaussian",
+    "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)),
+    "output_std": Std(floor=1e-3),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step as compiled: forward and backward."""
+
+    name: str
+    spec: CellSpec
+    dtype: torch.dtype = torch.bfloat16
+    steps: int = 2
+    batch: int = 3
+    lengths: tuple[int, ...] | None = None
+    chip: str = "sm_90"
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def cell(hidden: int = 17, **options: Any) -> CellSpec:
+    return CellSpec(**{"input_size": 5, "hidden_size": hidden, "latent_size": 3, **options})
+
+
+RAGGED = (1, 2, 0) * 6
+CASES = [
+    Case("gru, several blocks, ragged", cell(**DEEP), batch=18, lengths=RAGGED, options={"resets": True, "mask": True}),
+    Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
+         torch.float16, chip="sm_80"),
+    Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),
+    Case("particle filter", cell(objective="particle_filter"), steps=4, batch=8, options={"particles": 4}),
+    Case("gru of 64", cell(64), steps=1),
+]  # fmt: skip
+SWEEP = [
+    Case(f"{kind}, {chip}, {dtype}, {name}", cell(cell=kind, **options), dtype, chip=chip)
+    for chip in ("sm_80", "sm_90")
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for kind in ("gru", "lstm", "rnn")
+    for name, options in {
+        "plain": {},
+        "deep, gaussian": DEEP | GAUSSIAN,
+        "two layers": {"num_layers": 2},
+        "residual, cond": {"residual": True, "cond_size": 2, "cond_networks": ("encoder", "prior", "decoder", "cell")},
+        "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None},
+        "log weight": {"objective": "log_weight"},
+    }.items()
+] + [Case("gru of 100", cell(100), steps=1), Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
+if os.environ.get("VRNN_FAST_PTX") == "sweep":
+    CASES = CASES + SWEEP
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_compiled_kernels_obey_the_law(case: Case) -> None:
+    lengths = None if case.lengths is None else list(case.lengths)
+    with compiled(case.chip) as seen:
+        assert_obeys_the_law(
+            case.spec, case.steps, case.batch, lengths, executor=triton, dtype=case.dtype, draws=1, **case.options
+        )
+    assert {way for way, _ in seen.reports} == {"forward", "backward"}
+    seen.total.assert_clean()
+
+
+def test_generation_as_compiled() -> None:
+    spec = cell()
+    problem = Problem.draw(spec, 3, 2)
+    noise, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
+    parameters = [problem.inputs[p.name].float() for p in spec.parameters()]
+    batch = Batch(torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0)).logit(), noise, state)
+    with compiled() as seen:
+        x, after = triton.generate(spec, parameters, batch, mean=False)
+    right, right_after = reference.generate(spec, parameters, batch, mean=False)
+    assert [way for way, _ in seen.reports] == ["generate"]
+    seen.total.assert_clean()
+    assert torch.equal(x, right)
+    torch.testing.assert_close(after[0], right_after[0])
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_operands_in_tf32(tf32: None) -> None:
+    """Ten bits of each operand are left, so that errors are some 2^-11 of what is added up."""
+    problem = Problem.draw(cell(**DEEP), 2, 3)
+    with compiled() as seen:
+        found = problem.run(triton, torch.float32)
+    seen.total.assert_clean()
+    right = problem.run(reference, torch.float64)
+    off = {n: ((found[n].double() - t).norm() / t.norm().clamp_min(1e-3)).item() for n, t in right.items() if t.numel()}
+    assert max(off.values()) < 8 * 2.0**-11, max(off.items(), key=lambda item: item[1])
+    assert max(off.values()) > 2.0**-14, "it ran in full float32"
+
+
+# ---- faults that are planted in a program must be found
+
+SMALL = cell(phi_x=(), decoder=())
+
+
+def forward(edit: Callable[[str], str]) -> tuple[dict[str, torch.Tensor], Report]:
+    """What the forward pass of an edited program gives, and what it was seen to do."""
+    inputs = {name: t.bfloat16() for name, t in Problem.draw(SMALL, 3, 3).inputs.items()}
+    batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
+    with torch.no_grad(), compiled(edit=edit) as seen:
+        result = triton.run(SMALL, [inputs[p.name] for p in SMALL.parameters()], batch, Want())
+    return {"z": result.z, "kl": result.kl, "state": result.state[0]}, seen.total
+
+
+def without(text: str, pattern: str, number: int) -> str:
+    """The text without one of the places where the pattern is."""
+    found = list(re.finditer(pattern, text))[number]
+    return text[: found.start()] + text[found.end() :]
+
+
+def test_a_barrier_that_is_taken_out_is_a_race() -> None:
+    _, whole = forward(str)
+    whole.assert_clean()
+    barriers = r"bar\.sync\s+0;"
+    texts: list[str] = []
+    forward(lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
+    count = len(re.findall(barriers, texts[0]))
+    found = [bool(forward(lambda text, n=n: without(text, barriers, n))[1].races) for n in range(0, count, 4)]
+    assert len(found) >= 4
+    assert sum(found) > len(found) // 2, "and the others guard nothing that this batch does"
+
+
+def test_a_wrong_lane_map_is_a_wrong_number() -> None:
+    """Two operands of one product in each other's place: a fragment of A whose halves are swapped."""
+    right, _ = forward(str)
+    product = r"(mma\.sync\S+\s*\{[^}]*\},\s*\{\s*)(%r\d+), (%r\d+)"
+    wrong, _ = forward(lambda text: re.sub(product, r"\1\3, \2", text))
+    assert not torch.allclose(right["state"].float(), wrong["state"].float(), atol=0.05)
+
+
+def test_a_matrix_that_is_read_across_is_a_wrong_number() -> None:
+    right, _ = forward(str)
+    wrong, _ = forward(lambda text: text.replace("m8n8.x4.shared", "m8n8.x4.trans.shared"))
+    assert not torch.allclose(right["state"].float(), wrong["state"].float(), atol=0.05)
