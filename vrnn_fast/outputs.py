@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .likelihoods import FeatureComponents, GaussianComponents, LogisticComponents, MeanStd, StrokeComponents
-
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+from .state import State
 
 
 @dataclass

@@ -264,7 +264,7 @@ def _launch(
     if wider is not None:
         parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
         spec = wider.spec
-    result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
+    result = executors.choose(plan.backend, spec, x).run(
         spec, parameters, executors.Batch(x, eps, start, lengths, cond), executors.Want(prior=True, raw=True)
     )
     prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)

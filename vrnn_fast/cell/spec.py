@@ -307,7 +307,12 @@ class CellSpec:
     @property
     def state_tensors(self) -> int:
         """How many (B, H) tensors a recurrent state has: h of every layer, then for an LSTM c of every layer."""
-        return self.num_layers * (2 if self.cell == "lstm" else 1)
+        return self.num_layers * self.state_parts
+
+    @property
+    def state_parts(self) -> int:
+        """How many tensors (num_layers, B, H) the caller's state has: h, and c of an LSTM."""
+        return 2 if self.cell == "lstm" else 1
 
     def inputs(self, name: str) -> dict[str, int]:
         """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""

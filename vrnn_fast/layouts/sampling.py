@@ -63,7 +63,7 @@ class Player:
         kept = [p for (n, _), p in zip(structure.spec.parameters(), parameters, strict=True) if n in names]
         every = len(kept) == len(parameters) and all(p.is_leaf for p in parameters)
         self.parameters = Reading(module, module._slots, parameters) if every else kept
-        self.executor = executors.choose(plan.backend, self.spec, self.like, stacklevel=5)
+        self.executor = executors.choose(plan.backend, self.spec, self.like)
 
     def zeros(self, batch: int) -> tuple[Tensor, ...]:
         """A state to start from."""

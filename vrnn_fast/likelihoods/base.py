@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -83,6 +84,27 @@ class Likelihood:
     def mean(self, raw: Tensor) -> Tensor:
         """The expected x, (..., R) -> (..., X)."""
         raise NotImplementedError(f"{type(self).__name__} does not define mean(raw)")
+
+
+def decoder_heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
+    """The likelihood's decoder heads, names and widths, fit to be attributes of the module.
+
+    Raises:
+        TypeError, ValueError: its :meth:`Likelihood.heads` gives something else.
+    """
+    if not callable(likelihood.heads):
+        raise TypeError(f"likelihood.heads must be a method, heads(features), got {likelihood.heads!r}")
+    heads = likelihood.heads(features)
+    if not isinstance(heads, Mapping):
+        raise TypeError(f"likelihood.heads(features) must return a mapping of names to widths, got {heads!r}")
+    owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
+    good = all(
+        o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
+    )
+    if not heads or not good or len(set(owners)) != len(owners):
+        names = tuple(heads)
+        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {names!r}")
+    return tuple(heads.items())
 
 
 def softplus(raw: Tensor) -> Tensor:
