@@ -8,7 +8,6 @@ import io
 import operator
 import pickle
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
+from tests.support.oracle import Errors
 from tests.support.replay import Record, Replay
 from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks
 from vrnn_fast.acceleration.double import double_by_default
@@ -247,7 +247,7 @@ def test_every_field_and_every_gradient_in_double_precision(case: Case) -> None:
 
 def test_in_single_precision_by_the_law(case: Case) -> None:
     """The error, root mean square over some seeds, is at most twice the original's own, both against float64."""
-    errors, spread, largest = defaultdict(float), defaultdict(float), defaultdict(float)
+    errors = Errors(torch.float32)
     for seed in range(6):
         torch.manual_seed(seed)
         model, x = case.build(), case.data()
@@ -264,13 +264,9 @@ def test_in_single_precision_by_the_law(case: Case) -> None:
         for name, right in oracle.items():
             if isinstance(right, Tensor) and right.is_floating_point():
                 part = name.rstrip("0123456789[]")
-                errors[part] += (ours[name] - right).square().mean().item()
-                spread[part] += (theirs[name] - right).square().mean().item()
-                largest[part] = max(largest[part], right.abs().max().item())
-                assert ours[name].dtype == theirs[name].dtype
-    for part, error in errors.items():
-        allowed = 2 * spread[part] ** 0.5 + 2 * torch.finfo(torch.float32).eps * largest[part]
-        assert error**0.5 <= allowed, f"{part}: error {error**0.5:.3g}, allowed {allowed:.3g}"
+                single = ours[name].float(), theirs[name].float()  # some metrics are float64, of float32 numbers
+                errors.add({part: single[0]}, {part: single[1]}, {part: right})
+    errors.assert_at_most_twice_torchs()
 
 
 def test_three_steps_of_an_optimiser_that_was_built_before(case: Case) -> None:

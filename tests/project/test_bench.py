@@ -87,7 +87,7 @@ def test_wrong_results_disagree() -> None:
         found = disagreements({**eager, "gradient of w": torch.tensor([1, wrong, 1])}, eager, exact)
         assert list(found) == ["gradient of w"]
         assert found["gradient of w"].startswith("gradient of w is off by")
-    assert disagreements({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, errors=8) == {}
+    assert disagreements({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, times=8) == {}
 
 
 @pytest.mark.parametrize(("unlucky", "agrees"), [((0, 1, 2, 3), True), ((0, 1, 2, 3, 4), False)])

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "vrnn_fast"
 FLOORS = (
-    ("replacing",),
+    ("replacing", "agreement"),
     ("cell",),
     ("resampling", "likelihoods", "checks"),
     ("padding", "parameters", "description", "state_dicts", "call"),

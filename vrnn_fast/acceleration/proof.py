@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..agreement import allowed
 from ..layouts.base import Objective, Run, Sampler
 from ..layouts.structure import LayoutError
 from ..layouts.words import in_words, reason
@@ -28,7 +29,7 @@ from .returns import Probe, Unknown, infer
 from .rounding import Shaken
 
 SIZES = {"its own": (3, 2), "random": (4, 3)}  # T and B by whose parameters
-ROUNDING = 2**18 * torch.finfo(torch.float64).eps  # of the largest value; one rounding to float32 is 2**29 of them
+ROUNDINGS = 2**18  # of float64 that two runs in it may be apart, none of them an oracle; one to float32 is 2**29
 _SEED = 0
 _KINDS = {"randn": "normal", "randn_like": "normal", "normal_": "normal", "normal": "normal"}
 _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
@@ -192,7 +193,7 @@ def _moved(value: Any, shaken: Any) -> bool:
         return False
     if value.shape != shaken.shape or value.numel() == 0:
         return value.shape != shaken.shape
-    return not (value - shaken).abs().max().item() <= ROUNDING / 8 * value.abs().max().item()
+    return not (value - shaken).abs().max().item() <= _apart(value.abs().max().item(), ROUNDINGS / 8)
 
 
 def samples(
@@ -515,9 +516,14 @@ def _difference(theirs: Any, ours: Any, where: str, scale: float | None = None) 
         return None if torch.equal(theirs, ours) else f"differs {where}"
     size = (theirs - ours).abs().max().item()
     largest = theirs.abs().max().item()
-    if size <= ROUNDING * (largest if scale is None else scale):
+    if size <= _apart(largest if scale is None else scale):
         return None
     return f"differs by {size:.3g} {where}, where the original's largest value is {largest:.3g}"
+
+
+def _apart(largest: float, roundings: float = ROUNDINGS) -> float:
+    """How far apart values may be of which the largest is so large."""
+    return allowed(0, largest, torch.float64, roundings=roundings)
 
 
 def _alike(theirs: Any, ours: Any) -> bool:
@@ -525,7 +531,7 @@ def _alike(theirs: Any, ours: Any) -> bool:
     if it does not say yes."""
     try:
         if isinstance(theirs, (float, np.ndarray)):
-            return bool(np.allclose(theirs, ours, rtol=ROUNDING, atol=ROUNDING, equal_nan=True))
+            return bool(np.allclose(theirs, ours, rtol=_apart(1), atol=_apart(1), equal_nan=True))
         return bool(theirs == ours)
     except Exception:
         return False
