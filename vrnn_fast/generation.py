@@ -31,8 +31,8 @@ def generate(
     state: State | None,
 ) -> tuple[Tensor, State]:
     """Draw sequences from the model: arguments, result and errors are those of :meth:`VRNN.generate`."""
-    checks.positive_int("num_steps", num_steps)
-    checks.positive_int("batch_size", batch_size)
+    checks.integer("num_steps", num_steps)
+    checks.integer("batch_size", batch_size)
     if isinstance(temperature, Tensor) and temperature.dim() == 0:
         temperature = temperature.item()
     temperature = checks.number("temperature", temperature, zero=False)
@@ -53,7 +53,7 @@ def generate(
         raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
     cond = inputs.condition(call, cond, num_steps, batch)
     if num_samples is not None:
-        checks.positive_int("num_samples", num_samples)
+        checks.integer("num_samples", num_samples)
         begin = tuple(layer.repeat(num_samples, 1) for layer in begin)
         cond = None if cond is None else cond.repeat(1, num_samples, 1)
     eps = temperature * inputs.noise(call, num_steps, batch * (num_samples or 1), generator=generator)

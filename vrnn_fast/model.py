@@ -81,8 +81,8 @@ class VRNN(nn.Module):
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
             :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
-        backend: ``"auto"`` picks the fastest executor that can run a call, and warns once per reason when it passes
-            one over; a name insists on that executor. May be reassigned at any time.
+        backend: ``"auto"`` picks the fastest that can run a call, and warns once per reason when it passes one over; a
+            name insists on that one (:func:`vrnn_fast.backends` has them). May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
         check_values: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x,
@@ -129,7 +129,7 @@ class VRNN(nn.Module):
     ) -> None:
         super().__init__()
         checks.one_of("backend", backend, executors.names())
-        checks.positive_int("input_size", input_size)
+        checks.integer("input_size", input_size)
         flags = {"bias": bias, "packed_heads": packed_heads, "residual": residual, "batch_first": batch_first}
         for name, value in {**flags, "recompute": recompute, "check_values": check_values}.items():
             checks.flag(name, value)
@@ -362,7 +362,7 @@ class VRNN(nn.Module):
     def rollout_prior(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollout:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
 
-        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the backend, differentiable any
         number of times; :meth:`generate` draws samples and has no gradients.
 
         Args:
@@ -378,7 +378,7 @@ class VRNN(nn.Module):
     def new_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
         the buffer ``initial_state`` in every row."""
-        checks.positive_int("batch_size", batch_size)
+        checks.integer("batch_size", batch_size)
         return paired(start(self._call(), None, batch_size))
 
     def refresh(self) -> None:
@@ -387,7 +387,7 @@ class VRNN(nn.Module):
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
-        """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
+        """Which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
         why not the others; with ``source``, the kernels that it generates.
 
         Raises:

@@ -30,7 +30,7 @@ class Bound(NamedTuple):
     ) -> Bound:
         """Raise ValueError or TypeError, naming it, where one is out of its domain."""
         checks.one_of("objective", objective, get_args(bounds.Kind))
-        checks.positive_int("num_particles", num_particles)
+        checks.integer("num_particles", num_particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         return cls(objective, num_particles, checks.share("threshold", threshold), resampling)
 

@@ -46,7 +46,7 @@ class Stream:
     """
 
     def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
-        checks.positive_int("batch_size", batch_size)
+        checks.integer("batch_size", batch_size)
         if model.spec.cond_size:
             raise ValueError("Stream takes no conditioning input, and this model has one: use VRNN.step")
         if model.spec.likelihood == "external":

@@ -521,7 +521,7 @@ class SamplesDoubled(copied.VRNN):
 def test_methods_of_the_class_run_as_they_are_written() -> None:
     """A sampling of its own, too."""
     model = SamplesDoubled(6, 9, 4)
-    with pytest.warns(UserWarning, match="sample runs as its class is written, not on an executor"):
+    with pytest.warns(UserWarning, match="sample runs as its class is written, not on a backend"):
         fast = accelerate(model)
     torch.manual_seed(4)
     theirs = model.sample(5)
@@ -1404,7 +1404,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words:
 def test_no_model_and_one_that_is_fast_already() -> None:
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
         accelerate(3)  # type: ignore[type-var]
-    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these executors as it is"):
+    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these backends as it is"):
         accelerate(VRNN(6, 9, 4))
     fast = accelerate(copied.VRNN(6, 9, 4))
     with pytest.raises(ValueError, match="accelerated already, as layout eager-vrnn"):

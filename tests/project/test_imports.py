@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "vrnn_fast"
 FLOORS = (
-    ("replacing", "agreement"),
+    ("replacing", "agreement", "checks"),
     ("cell",),
-    ("resampling", "likelihoods", "checks"),
+    ("resampling", "likelihoods"),
     ("padding", "parameters", "description", "state_dicts", "call"),
     ("state",),
     ("outputs",),

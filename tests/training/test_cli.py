@@ -264,7 +264,7 @@ def test_mistakes_end_in_one_line(
         ("cannot be written", "train", notes, "--run", notes / "run"),
         ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
         ("tiny.npz expands to", "eval", tmp_path / "run", "--data", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
-        ("epochs must be at least 1, got 0", "train", notes, "--epochs", 0),
+        ("epochs must be a positive int, got 0", "train", notes, "--epochs", 0),
         ("no checkpoint at", "train", "--resume", tmp_path / "empty"),
         ("no checkpoint at", "eval", tmp_path / "empty"),
         ("is not a safetensors file: found a zip archive", "sample", notes),

@@ -155,12 +155,12 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, got -1.0"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
-        ({"clip": math.nan}, "clip must be positive, got nan"),
-        ({"free_nats": -0.5}, "free_nats must not be negative, got -0.5"),
-        ({"seed": 2**63}, "seed must be at most 9223372036854775807, got 9223372036854775808"),
+        ({"epochs": 0}, "epochs must be a positive int, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number > 0, got -1.0"),
+        ({"learning_rate": math.inf}, "learning_rate must be a number > 0, got inf"),
+        ({"clip": math.nan}, "clip must be a number > 0, or infinity, got nan"),
+        ({"free_nats": -0.5}, "free_nats must be a number >= 0, got -0.5"),
+        ({"seed": 2**63}, "seed must be an int from 0 to 9223372036854775807, got 9223372036854775808"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant, got 'steps'"),
     ],
 )

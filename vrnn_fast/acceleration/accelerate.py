@@ -1,4 +1,4 @@
-"""``accelerate``: somebody's own model in, the same model on our executors out."""
+"""``accelerate``: somebody's own model in, the same model on our backends out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .. import executors
+from .. import checks, executors
 from ..layouts import chosen
 from ..layouts.base import Deviation, Layout, Objective
 from ..layouts.mapping import Named, check_names
@@ -45,7 +45,7 @@ def accelerate(
     the model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with
     and without gradients, and every returned field and every gradient was the same.
 
-    The model itself goes on working. ``sample`` of the layouts eager-vrnn and trajectories runs on our executors as
+    The model itself goes on working. ``sample`` of the layouts eager-vrnn and trajectories runs on our backends as
     well, if it is proven to give the same samples from the same seed; else a warning tells why not. Other methods of
     the class run as they are written.
 
@@ -71,9 +71,8 @@ def accelerate(
     if isinstance(model, Accelerated):
         raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
     if isinstance(model, VRNN):
-        raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
-    if backend not in executors.names():
-        raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
+        raise ValueError("model is a vrnn_fast.VRNN: it runs on these backends as it is")
+    checks.one_of("backend", backend, executors.names())
     if isinstance(fix, str) or not isinstance(fix, Collection):
         raise TypeError(f"fix must be a tuple of names, got {in_words(fix)}")
     if list(model._modules) == [_ALONE] and not model._parameters:
@@ -144,7 +143,7 @@ def accelerate(
             gradients = samples(model, sampling_one, known.sampler, features)
         except (ProofError, LayoutError) as error:
             warnings.warn(
-                f"{known.sampler.method} runs as its class is written, not on an executor: {error}", stacklevel=2
+                f"{known.sampler.method} runs as its class is written, not on a backend: {error}", stacklevel=2
             )
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)

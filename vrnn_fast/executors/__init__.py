@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..cell.spec import CellSpec
 from . import cpu, reference, triton
 from .base import Batch, SequenceResult, StepResult, Want
@@ -96,7 +97,7 @@ _announced: set[str] = set()
 
 @dataclass(frozen=True)
 class Backend:
-    """An executor on this machine: can it run at all, why not, and what it has been verified on."""
+    """A backend on this machine: can its executor run at all, why not, and what it was verified on."""
 
     available: bool
     reason: str | None
@@ -104,7 +105,7 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every executor by name, in order of preference."""
+    """Every backend by name, in order of preference."""
     return {e.name: Backend(_UNAVAILABLE[e.name] is None, _UNAVAILABLE[e.name], e.verified) for e in executors}
 
 
@@ -127,7 +128,7 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
         reasons[executor.name] = reason
     if reasons:
         raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
-    raise ValueError(f"backend must be one of {', '.join(names())}, got {backend!r}")
+    raise ValueError(checks.unknown("backend", backend, names()))
 
 
 def names() -> tuple[str, ...]:
@@ -173,7 +174,7 @@ def _users_level() -> int:
 
 
 def explain(backend: str, spec: CellSpec, x: Tensor, *, source: bool) -> str:
-    """Which executor runs x, in how many launches, and why not the others; with ``source``, its kernels.
+    """Which backend runs x, in how many launches, and why not the others; with ``source``, its kernels.
 
     Raises:
         RuntimeError, ValueError: as :func:`select`.

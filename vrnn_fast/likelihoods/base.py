@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -122,19 +121,6 @@ def standard_deviation(std: Std, raw: Tensor) -> Tensor:
             s = torch.exp(0.5 * u if std.kind == "log_variance" else u)
         return (s + std.floor).clamp(min=std.min_std)
     return softplus(raw) + std.floor
-
-
-def positive(name: str, value: object, *, zero: bool = False) -> float:
-    """``value`` as a float; ValueError unless it is a finite number above 0, or 0 where that is allowed."""
-    if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (zero and value == 0)):
-        return float(value)
-    raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}, got {value!r}")
-
-
-def at_least(least: int, name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is an int of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
 
 
 def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: int = 0) -> int:

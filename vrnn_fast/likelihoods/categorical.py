@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, at_least, feature_count
+from .. import checks
+from .base import Likelihood, feature_count
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -33,7 +34,7 @@ class Categorical(Likelihood):
     classes: int
 
     def __post_init__(self) -> None:
-        at_least(2, "classes", self.classes)
+        checks.integer("classes", self.classes, least=2)
 
     @property
     def support(self) -> constraints.Constraint:

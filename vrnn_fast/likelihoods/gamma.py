@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, feature_count, positive
+from .. import checks
+from .base import Likelihood, feature_count
 
 
 @dataclass(eq=False)
@@ -32,8 +33,8 @@ class Gamma(Likelihood):
     min_mean: float = 1e-10
 
     def __post_init__(self) -> None:
-        self.concentration = positive("concentration", self.concentration)
-        self.min_mean = positive("min_mean", self.min_mean, zero=True)
+        self.concentration = checks.positive("concentration", self.concentration)
+        self.min_mean = checks.positive("min_mean", self.min_mean, zero=True)
 
     @property
     def support(self) -> constraints.Constraint:

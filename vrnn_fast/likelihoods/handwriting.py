@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, at_least, positive, softplus, standard_normal
+from .. import checks
+from .base import Likelihood, softplus, standard_normal
 from .bernoulli import bernoulli_log_prob
 from .categorical import draw
 
@@ -54,9 +55,9 @@ class Handwriting(Likelihood):
     max_correlation: float = 0.999
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
-        self.max_correlation = positive("max_correlation", self.max_correlation, zero=True)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
+        self.max_correlation = checks.positive("max_correlation", self.max_correlation, zero=True)
         if self.max_correlation > 1:
             raise ValueError(f"max_correlation must be at most 1, got {self.max_correlation}")
 

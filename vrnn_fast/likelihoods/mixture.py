@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Likelihood, at_least, feature_count, positive, softplus, standard_normal
+from .. import checks
+from .base import Likelihood, feature_count, softplus, standard_normal
 from .categorical import draw
 
 
@@ -49,8 +50,8 @@ class GaussianMixture(Likelihood):
     min_std: float = 1e-3
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
 
     def heads(self, features: int) -> dict[str, int]:
         k = self.components
@@ -109,9 +110,9 @@ class FeatureMixture(Likelihood):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
-        self.beta = positive("beta", self.beta)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
+        self.beta = checks.positive("beta", self.beta)
 
     def heads(self, features: int) -> dict[str, int]:
         width = features * self.components
@@ -167,7 +168,7 @@ class SharedMixture(nn.Module, FeatureMixture):
         nn.Module.__init__(self)
         FeatureMixture.__init__(self, components, min_std, beta)
         self.width = 3 * components if width is None else width
-        at_least(1, "width", self.width)
+        checks.integer("width", self.width)
         self.params = nn.Linear(self.width, 3 * components)
 
     def __repr__(self) -> str:

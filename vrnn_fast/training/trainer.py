@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..cell.spec import Activation, Cell
 from ..checkpoints import files
 from ..checkpoints.files import CheckpointError
@@ -96,20 +97,17 @@ class TrainConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise RunError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise RunError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        try:
+            for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 0)):
+                checks.integer(name, getattr(self, name), least=least)
+            checks.integer("seed", self.seed, least=0, most=MAX_SEED)
+            for name in ("learning_rate", "weight_decay", "anneal", "free_nats"):
+                checks.positive(name, getattr(self, name), zero=name != "learning_rate")
+            checks.one_of("schedule", self.schedule, get_args(Schedule))
+        except ValueError as error:
+            raise RunError(str(error)) from None
         if not self.clip > 0:
-            raise RunError(f"clip must be positive, got {self.clip}")
-        for name in ("warmup", "weight_decay", "anneal", "free_nats", "patience", "seed"):
-            if not getattr(self, name) >= 0:
-                raise RunError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.seed > MAX_SEED:
-            raise RunError(f"seed must be at most {MAX_SEED}, got {self.seed}")
-        if self.schedule not in get_args(Schedule):
-            raise RunError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+            raise RunError(f"clip must be a number > 0, or infinity, got {self.clip}")
 
     def learning_rate_at(self, progress: float, step: int) -> float:
         """For optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
