@@ -249,7 +249,7 @@ def convert(
 
 @app.command()
 def info() -> None:
-    """Print versions, what this CPU can do, and which executors can run."""
+    """Print versions, what this CPU can do, and which backends can run."""
     from .training.info import report_on
 
     report_on(console)

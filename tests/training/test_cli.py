@@ -284,7 +284,7 @@ def test_info() -> None:
     assert "torch" in output
     assert "FMA peak" in output or "not built" in output
     for name, backend in backends().items():
-        assert f"executor {name}" in output
+        assert f"backend {name}" in output
         assert f"verified: {' '.join(backend.verified.split())}" in output
 
 
@@ -307,9 +307,9 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"data", "train", "test", "report"} <= summary["phases"].keys()
     assert summary["train_seconds"] == summary["phases"]["train"]
     assert {"python", "vrnn-fast", "torch", "numpy"} == summary["versions"].keys()
-    if summary["executor"] == "reference":
+    if summary["backend"] == "reference":
         assert summary["speedup_vs_reference"] is None
-        assert "ran on the reference executor" in output
+        assert "ran on the reference backend" in output
     else:
         assert summary["disagreement"] is None
         assert summary["speedup_vs_reference"] > 0

@@ -89,7 +89,7 @@ def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Call
 
 
 def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
-    """The method that samples without gradients on our executors, and else as the original does."""
+    """The method that samples without gradients on our backends, and else as the original does."""
     theirs = getattr(original, sampling.sampler.method)
 
     @wraps(theirs)

@@ -1,4 +1,4 @@
-"""Two executors on the same batches: first whether they agree, and only then how fast each of them is."""
+"""Two backends on the same batches: first whether they agree, and only then how fast each of them is."""
 
 from __future__ import annotations
 
