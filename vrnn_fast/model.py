@@ -94,6 +94,10 @@ class VRNN(nn.Module):
 
     Raises:
         ValueError, TypeError: an argument out of its domain, naming it.
+
+    Examples:
+        >>> VRNN(28, 100, 16)(torch.rand(10, 4, 28)).kl.shape
+        torch.Size([10, 4])
     """
 
     def __init__(
@@ -222,6 +226,10 @@ class VRNN(nn.Module):
                 ``check_values`` finds in x. While torch.compile traces or a CUDA graph is captured, the values of
                 ``lengths`` and of x are asserted at run time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
+
+        Examples:
+            >>> model(x, lengths=torch.tensor([5, 3, 1, 0])).elbo.shape
+            torch.Size([4])
         """
         call, weights = self._call(), bounds.Weights.checked(beta, free_nats, normalizer)
         asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
@@ -275,6 +283,10 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> model.bound(x, objective="iwae", num_particles=8).shape
+            torch.Size([4])
         """
         call, wanted = self._call(), objectives.Bound.checked(objective, num_particles, threshold, resampling)
         wanted.check_noise(eps, uniforms, generator)
@@ -296,6 +308,11 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> nll, kl, forecast, state = model.step(x[0], None)
+            >>> forecast.shape
+            torch.Size([4, 3])
         """
         call = self._call()
         return inference.step(call, inputs.frame_of(call, x_t, state, eps, cond))
@@ -343,6 +360,11 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; prefix and state as x and state in
                 :meth:`forward`.
+
+        Examples:
+            >>> samples, state = model.generate(20, prefix=x, num_samples=10)
+            >>> samples.shape
+            torch.Size([10, 20, 4, 3])
         """
         return generation.generate(
             self._call(),
@@ -372,18 +394,32 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> model.rollout_prior(torch.randn(5, 4, 2)).prediction.shape
+            torch.Size([5, 4, 3])
         """
         return generation.rollout(self._call(), eps, state, cond)
 
     def new_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
-        the buffer ``initial_state`` in every row."""
+        the buffer ``initial_state`` in every row.
+
+        Examples:
+            >>> model.new_state(4).shape
+            torch.Size([1, 4, 16])
+        """
         checks.integer("batch_size", batch_size)
         return paired(start(self._call(), None, batch_size))
 
     def refresh(self) -> None:
         """Forget the packed weights: needed only before :meth:`step`, after changes of parts of tensors that torch does
-        not count."""
+        not count.
+
+        Examples:
+            >>> model.phi_x[0].weight.data[0] = 0
+            >>> model.refresh()
+        """
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
@@ -392,6 +428,9 @@ class VRNN(nn.Module):
 
         Raises:
             RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
+
+        Examples:
+            >>> backend, *others = model.explain().splitlines()
         """
         if x is None:
             x = self._call().like.new_empty((1, 1, self.input_size))
@@ -444,6 +483,10 @@ class VRNN(nn.Module):
         Raises:
             RuntimeError: keys are missing or left over and ``strict``; for the cell's biases it says which argument
                 to build the module with.
+
+        Examples:
+            >>> model.load_state_dict(VRNN(3, 16, 2).state_dict())
+            <All keys matched successfully>
         """
         try:
             return super().load_state_dict(state_dict, strict, assign)

@@ -44,6 +44,12 @@ class ProofError(RuntimeError):
     """The accelerated module does not compute what the original computes; the message names the first difference.
 
     ``passed`` counts the trials, and the fields of the next one, that were the same.
+
+    Examples:
+        >>> try:
+        ...     fast = accelerate(theirs)
+        ... except ProofError as error:
+        ...     print(error)
     """
 
     def __init__(self, message: str, fields: int = 0) -> None:

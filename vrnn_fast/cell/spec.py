@@ -82,6 +82,10 @@ class Std:
 
     Raises:
         ValueError: an unknown kind or a constant out of its domain, naming it.
+
+    Examples:
+        >>> VRNN(3, 16, 2, std=Std("log_std", clamp=(-5, 2)))(x).posterior.std.shape
+        torch.Size([5, 4, 2])
     """
 
     kind: StdKind = "softplus"
@@ -111,7 +115,12 @@ class Std:
 
     @property
     def plain(self) -> bool:
-        """Whether it is softplus(raw) + floor."""
+        """Whether it is softplus(raw) + floor.
+
+        Examples:
+            >>> Std(floor=0.1).plain
+            True
+        """
         constants = (self.offset, self.sharpness, self.min_std, *self.clamp)
         return self.kind == "softplus" and constants == (0, 1, 0, -math.inf, math.inf)
 

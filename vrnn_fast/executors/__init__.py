@@ -97,7 +97,12 @@ _announced: set[str] = set()
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend on this machine: can its executor run at all, why not, and what it was verified on."""
+    """A backend on this machine: can its executor run at all, why not, and what it was verified on.
+
+    Examples:
+        >>> backends()["reference"].available
+        True
+    """
 
     available: bool
     reason: str | None
@@ -105,7 +110,12 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend by name, in order of preference."""
+    """Every backend by name, in order of preference.
+
+    Examples:
+        >>> backends()["reference"].reason is None
+        True
+    """
     return {e.name: Backend(_UNAVAILABLE[e.name] is None, _UNAVAILABLE[e.name], e.verified) for e in executors}
 
 

@@ -141,6 +141,9 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
 
     Raises:
         LayoutError: a key that is none of these, a value of another kind, or keys that exclude each other.
+
+    Examples:
+        >>> fast = accelerate(theirs, layout={"like": "eager-vrnn"})
     """
     unknown = [key for key in layout if key not in _KEYS]
     if unknown:

@@ -28,6 +28,9 @@ class Categorical(Likelihood):
     Raises:
         ValueError: classes is not an int of at least 2; by a method, there are more than its dtype counts exactly: 257
             in bfloat16, 2049 in float16.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Categorical(2))(x).loss
     """
 
     independent = 1

@@ -43,6 +43,9 @@ class Gaussian(Likelihood):
 
     Raises:
         ValueError: min_std is not a positive number, or std no such name.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Gaussian(std="log_std"))(x).loss
     """
 
     fused = "gaussian"
@@ -82,6 +85,9 @@ class FixedGaussian(Likelihood):
 
     Raises:
         ValueError: std is not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=FixedGaussian(0.5))(x).loss
     """
 
     independent = 1

@@ -48,6 +48,9 @@ class Handwriting(Likelihood):
     Raises:
         ValueError: components is not an int of at least 1, min_std not a positive number, max_correlation not in
             [0, 1], or a model's input_size not 3.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Handwriting(20))(x).loss
     """
 
     components: int

@@ -43,6 +43,9 @@ class DiscretizedLogisticMixture(Likelihood):
     Raises:
         ValueError: components is not an int of at least 1, bins not one of at least 2, min_scale not a positive
             number, or low and high not finite numbers in this order.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=DiscretizedLogisticMixture(4, bins=2))(x).loss
     """
 
     independent = 3

@@ -44,6 +44,9 @@ class GaussianMixture(Likelihood):
 
     Raises:
         ValueError: components is not an int of at least 1, or min_std not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=GaussianMixture(20))(x).loss
     """
 
     components: int
@@ -102,6 +105,9 @@ class FeatureMixture(Likelihood):
 
     Raises:
         ValueError: components is not an int of at least 1, or min_std or beta not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=FeatureMixture(4))(x).loss
     """
 
     independent = 3
@@ -160,6 +166,9 @@ class SharedMixture(nn.Module, FeatureMixture):
 
     Raises:
         ValueError: as :class:`FeatureMixture`, or width is not an int of at least 1.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=SharedMixture(4))(x).loss
     """
 
     independent = 1
