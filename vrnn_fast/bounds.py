@@ -32,8 +32,7 @@ from .resampling import widened
 
 Kind = Literal["elbo", "iwae", "fivo"]
 
-State: TypeAlias = tuple[Tensor, ...]
-Launch: TypeAlias = Callable[[Batch], tuple[Tensor, State, object]]
+Launch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
 from tests.support.oracle import Errors
-from tests.support.replay import Record, Replay
+from tests.support.replay import RecordNoise, ReplayNoise
 from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks
 from vrnn_fast.acceleration.double import double_by_default
 from vrnn_fast.acceleration.module import Accelerated
@@ -254,12 +254,12 @@ def test_in_single_precision_by_the_law(case: Case) -> None:
         with default_dtype(torch.float64):
             precise = case.copy(model).double()
         fast = case.accelerate(model)
-        with Record() as record:
+        with RecordNoise() as record:
             torch.manual_seed(seed)
             theirs = results(case, model, x)
         torch.manual_seed(seed)
         ours = results(case, fast, x)
-        with default_dtype(torch.float64), Replay(record):
+        with default_dtype(torch.float64), ReplayNoise(record):
             oracle = results(case, precise, x.double())
         for name, right in oracle.items():
             if isinstance(right, Tensor) and right.is_floating_point():
@@ -328,7 +328,7 @@ def test_the_fused_executor_ran(case: Case) -> None:
     fast, x = case.accelerate(case.build()), case.data()
     before = sum(operators.launch_counts().values())
     case.loss(case.run(fast, x)).backward()
-    assert sum(operators.launch_counts().values()) == before + 2 * case.launches * len(fast._plan.structures)
+    assert sum(operators.launch_counts().values()) == before + 2 * case.launches * len(fast._recipe.structures)
 
 
 class Graphs(list[torch.fx.GraphModule]):
@@ -492,7 +492,7 @@ def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
     fast = accelerate(copied.VRNN(6, 9, 4), fix=("kl",))
     twin = pickle.loads(pickle.dumps(fast))
     assert isinstance(twin, copied.VRNN)
-    assert twin._plan == fast._plan
+    assert twin._recipe == fast._recipe
     if backends()["cpu"].available:
         before = sum(operators.launch_counts().values())
         twin.sample(3)
@@ -865,7 +865,7 @@ def test_a_fault_outside_of_the_class_is_told_and_cannot_be_mended() -> None:
         accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9), fix=("kl",))
 
 
-def test_faults_of_an_objective_that_was_found_by_running() -> None:
+def test_faults_of_an_outcome_that_was_found_by_running() -> None:
     with pytest.warns(UserWarning, match=r"noise: its noise is uniform on \[0, 1\) .* \(kept\)"):
         accelerate(variants.DrawsUniform(6, 9, 4))
     with pytest.warns(UserWarning, match=r"kl: its KL is that of the prior to the posterior.*reduction: "):

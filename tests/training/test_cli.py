@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import vrnn_fast
 from vrnn_fast import backends, cli
 from vrnn_fast.checkpoints.files import load
-from vrnn_fast.data import Batch, chorales
+from vrnn_fast.data import Padded, chorales
 from vrnn_fast.training import demo
 from vrnn_fast.training.lock import LOCK
 from vrnn_fast.training.trainer import BEST, LAST, Step, Trainer
@@ -188,7 +188,7 @@ def test_other_ends_save_as_ctrl_c_does(
 ) -> None:
     step, before = Trainer._step, signal.getsignal(sent)
 
-    def interrupted(self: Trainer, batch: Batch) -> Step:
+    def interrupted(self: Trainer, batch: Padded) -> Step:
         if self._progress.step == 5:
             os.kill(os.getpid(), sent)
         return step(self, batch)

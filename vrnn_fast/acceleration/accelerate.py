@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .. import checks, executors
 from ..layouts import chosen
-from ..layouts.base import Deviation, Layout, Objective
+from ..layouts.base import Deviation, Layout, Outcome
 from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
-from ..layouts.plan import Plan, Sampling
+from ..layouts.recipe import Recipe, Sampling
 from ..layouts.structure import LayoutError, Shapes
 from ..layouts.words import in_words
 from ..model import VRNN
@@ -39,7 +39,7 @@ def accelerate(
     """A module that computes what ``model`` computes, all time steps in one launch.
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
-    Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
+    Parameter objects under the same names, and with the same seed its numbers up to rounding. Losses, noise and
     reductions are the model's own, deviations included. One warning lists the deviations; those that give NaN or an
     exception instead of a number are always fixed. Before it is returned it has been proven: in a forked random state
     the model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with
@@ -74,7 +74,7 @@ def accelerate(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, Accelerated):
-        raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+        raise ValueError(f"model has been accelerated already, as {model._recipe.layout}")
     if isinstance(model, VRNN):
         raise ValueError("model is a vrnn_fast.VRNN: it runs on these backends as it is")
     checks.one_of("backend", backend, executors.names())
@@ -102,15 +102,15 @@ def accelerate(
         check_names(layout, arguments)
     proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
 
-    def planned(
-        objective: Objective,
+    def recipe_of(
+        outcome: Outcome,
         noise: torch.dtype | None,
         sampling: Sampling | None = None,
         *,
         fixed: Iterable[str] = (),
         on: str = proving,
-    ) -> Plan:
-        return Plan(known, cells, objective, frozenset(fixed), on, arguments, noise, sampling)
+    ) -> Recipe:
+        return Recipe(known, cells, outcome, frozenset(fixed), on, arguments, noise, sampling)
 
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
@@ -121,12 +121,12 @@ def accelerate(
 
     proven = prove(
         model,
-        lambda twin, objective, noise: build(twin, planned(objective, noise)),
-        known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
+        lambda twin, outcome, noise: build(twin, recipe_of(outcome, noise)),
+        known.outcomes(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
         search=known.written is None,
     )
-    deviations = proven.objective.deviations
+    deviations = proven.outcome.deviations
     fixable = [name for name, deviation in deviations.items() if not deviation.outside]
     unknown = [name for name in fix if name not in fixable]
     if unknown:
@@ -142,7 +142,7 @@ def accelerate(
         tried = Sampling(known.sampler, gradients=False)
 
         def sampling_one(twin: nn.Module) -> nn.Module:
-            return build(twin, planned(proven.objective, proven.noise, tried))
+            return build(twin, recipe_of(proven.outcome, proven.noise, tried))
 
         try:
             gradients = samples(model, sampling_one, known.sampler, features)
@@ -152,7 +152,7 @@ def accelerate(
             )
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
-    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, fixed=fix, on=backend)))
+    return cast(Module, build(model, recipe_of(proven.outcome, proven.noise, sampling, fixed=fix, on=backend)))
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..agreement import allowed
-from ..layouts.base import Objective, Run, Sampler
+from ..layouts.base import Outcome, Run, Sampler
 from ..layouts.structure import LayoutError
 from ..layouts.words import in_words, reason
 from .double import double_by_default
@@ -36,7 +36,7 @@ _KINDS |= {"rand": "uniform", "rand_like": "uniform", "uniform_": "uniform"}
 _NOISE = ("normal", "uniform")  # other draws are those of dropout and the like
 _LOCK = threading.RLock()
 
-Accelerate: TypeAlias = Callable[[nn.Module, Objective, torch.dtype | None], nn.Module]
+Accelerate: TypeAlias = Callable[[nn.Module, Outcome, torch.dtype | None], nn.Module]
 Example: TypeAlias = Callable[[int, int], tuple[Any, ...]]
 
 
@@ -57,14 +57,14 @@ class ProofError(RuntimeError):
         self.passed = (0, fields)
 
 
-class Draw(NamedTuple):
+class RandomDraw(NamedTuple):
     """One draw of random numbers."""
 
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def same(self, other: Draw) -> bool:
+    def same(self, other: RandomDraw) -> bool:
         """Whether a seed gives the same numbers, whatever their shape."""
         return self._replace(shape=()) == other._replace(shape=()) and math.prod(self.shape) == math.prod(other.shape)
 
@@ -99,22 +99,22 @@ class Observed(NamedTuple):
 
     returned: Any
     left: dict[str, Any]
-    draws: list[Draw]
+    draws: list[RandomDraw]
     fields: dict[str, Any]
     gradients: dict[str, Tensor | None]
 
 
 class Proven(NamedTuple):
-    """The objective that the original has, and the dtype of its noise; None is that of the parameters."""
+    """The outcome that the original has, and the dtype of its noise; None is that of the parameters."""
 
-    objective: Objective
+    outcome: Outcome
     noise: torch.dtype | None
 
 
 def prove(
-    model: nn.Module, accelerate: Accelerate, objectives: Iterable[Objective], example: Example, *, search: bool = True
+    model: nn.Module, accelerate: Accelerate, outcomes: Iterable[Outcome], example: Example, *, search: bool = True
 ) -> Proven:
-    """The first objective with which the accelerated module does what the original does, or with ``search`` the one
+    """The first outcome with which the accelerated module does what the original does, or with ``search`` the one
     that :mod:`.inference` finds.
 
     Both run in float64 on copies of the parameters: as they are, then on random ones, which no symmetry or zero of an
@@ -123,25 +123,25 @@ def prove(
     one for all threads, so one proof runs at a time, and what another thread draws meanwhile comes from the same seed.
 
     Raises:
-        ProofError: no objective does; the message tells the first difference from the one that came farthest.
+        ProofError: no outcome does; the message tells the first difference from the one that came farthest.
     """
     errors = []
     with _sandbox(model):
-        for objective in objectives:
+        for outcome in outcomes:
             try:
-                return Proven(objective, _prove(model, accelerate, objective, example))
+                return Proven(outcome, _prove(model, accelerate, outcome, example))
             except ProofError as error:
                 errors.append(error)
         try:
             if search:
-                objective = _inferred(model, accelerate, example)
-                return Proven(objective, _prove(model, accelerate, objective, example))
+                outcome = _inferred(model, accelerate, example)
+                return Proven(outcome, _prove(model, accelerate, outcome, example))
         except ProofError as error:
             errors.append(error)
     raise max(errors, key=lambda error: error.passed)
 
 
-def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, example: Example) -> torch.dtype | None:
+def _prove(model: nn.Module, accelerate: Accelerate, outcome: Outcome, example: Example) -> torch.dtype | None:
     """The dtype of the noise.
 
     Raises:
@@ -158,15 +158,15 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
         try:
             with _original("train"):
                 switch(twin, mode.training)
-            theirs, missing = _theirs(twin, inputs[weights], objective, weights, mode)
+            theirs, missing = _theirs(twin, inputs[weights], outcome, weights, mode)
             where = _where(weights, twin, mode)
             with _accelerated(where):
                 if fast is None:
                     noise = _dtype(theirs.draws)
-                    fast = accelerate(twin, objective, noise)
+                    fast = accelerate(twin, outcome, noise)
                 switch(fast, mode.training)
                 ours = _observe(fast, inputs[weights], mode, missing)
-            _compare(theirs, ours, missing, where, objective.quantities)
+            _compare(theirs, ours, missing, where, outcome.quantities)
         except ProofError as error:
             error.passed = (passed, error.passed[1])
             raise
@@ -174,24 +174,22 @@ def _prove(model: nn.Module, accelerate: Accelerate, objective: Objective, examp
 
 
 def _theirs(
-    twin: nn.Module, inputs: tuple[Any, ...], objective: Objective, weights: str, mode: Mode
+    twin: nn.Module, inputs: tuple[Any, ...], outcome: Outcome, weights: str, mode: Mode
 ) -> tuple[Observed, set[str]]:
     """What the original gives, and the names of the fields that cannot be compared: with its own parameters those that
     are no numbers and may be none, and those that have lost their digits to the original's own rounding."""
     where = _where(weights, twin, mode)
-    theirs = _observe_original(twin, inputs, objective, mode, where)
+    theirs = _observe_original(twin, inputs, outcome, mode, where)
     missing = {name for name, value in theirs.fields.items() if not _finite(value)}
-    if missing and (
-        weights != "its own" or not any(deviation.no_number for deviation in objective.deviations.values())
-    ):
+    if missing and (weights != "its own" or not any(deviation.no_number for deviation in outcome.deviations.values())):
         first = next(name for name in theirs.fields if name in missing)
         before = list(theirs.fields).index(first)
-        raise ProofError(f"{_named(first, objective.quantities)} of the original is not finite {where}", before)
+        raise ProofError(f"{_named(first, outcome.quantities)} of the original is not finite {where}", before)
     if weights == "its own":
         with Shaken():
-            shaken = _observe_original(twin, inputs, objective, mode, where)
+            shaken = _observe_original(twin, inputs, outcome, mode, where)
         missing |= {name for name, value in theirs.fields.items() if _moved(value, shaken.fields.get(name))}
-    return (_observe_original(twin, inputs, objective, mode, where, missing) if missing else theirs), missing
+    return (_observe_original(twin, inputs, outcome, mode, where, missing) if missing else theirs), missing
 
 
 def _moved(value: Any, shaken: Any) -> bool:
@@ -241,8 +239,8 @@ def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...], mode: Mode
     return Observed(returned, {}, recorder.draws, dict(_fields("sample", returned)), {})
 
 
-def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Objective:
-    """The objective that one run of the original tells.
+def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Outcome:
+    """The outcome that one run of the original tells.
 
     Raises:
         ProofError: the original gives what is none of the quantities of a run.
@@ -277,7 +275,7 @@ def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Obj
         ) from None
 
 
-def _probed(fast: Accelerated, inputs: tuple[Any, ...]) -> tuple[Run, list[Draw]]:
+def _probed(fast: Accelerated, inputs: tuple[Any, ...]) -> tuple[Run, list[RandomDraw]]:
     torch.manual_seed(_SEED + 1)
     recorder = _Recorder()
     with torch.no_grad(), recorder:
@@ -299,12 +297,12 @@ def _inputs(arguments: tuple[Any, ...], twin: nn.Module) -> tuple[Any, ...]:
 def _observe_original(
     twin: nn.Module,
     inputs: tuple[Any, ...],
-    objective: Objective,
+    outcome: Outcome,
     mode: Mode,
     where: str,
     leave_out: Iterable[str] = (),
 ) -> Observed:
-    with _original("forward", inputs, where), objective.repaired():
+    with _original("forward", inputs, where), outcome.repaired():
         return _observe(twin, inputs, mode, leave_out)
 
 
@@ -336,7 +334,7 @@ def _accelerated(where: str) -> Iterator[None]:
         ) from error
 
 
-def _dtype(draws: Iterable[Draw]) -> torch.dtype | None:
+def _dtype(draws: Iterable[RandomDraw]) -> torch.dtype | None:
     """That of the noise; None is that of the parameters, float64 here."""
     dtypes = {draw.dtype for draw in draws if draw.kind in _NOISE}
     return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else None
@@ -370,13 +368,13 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.draws: list[Draw] = []
+        self.draws: list[RandomDraw] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in function.tags and isinstance(result, Tensor):
             name = function.overloadpacket.__name__
-            self.draws.append(Draw(_KINDS.get(name, name), tuple(result.shape), result.dtype))
+            self.draws.append(RandomDraw(_KINDS.get(name, name), tuple(result.shape), result.dtype))
         return result
 
 
@@ -485,7 +483,7 @@ def _compare(theirs: Observed, ours: Observed, missing: set[str], where: str, qu
             raise ProofError(f"{name} {difference}", len(theirs.fields))
 
 
-def _same_draws(theirs: list[Draw], ours: list[Draw], where: str) -> None:
+def _same_draws(theirs: list[RandomDraw], ours: list[RandomDraw], where: str) -> None:
     if len(theirs) != len(ours):
         counts = [_counted(draws) for draws in (theirs, ours)]
         raise ProofError(
@@ -500,7 +498,7 @@ def _same_draws(theirs: list[Draw], ours: list[Draw], where: str) -> None:
             )
 
 
-def _counted(draws: list[Draw]) -> str:
+def _counted(draws: list[RandomDraw]) -> str:
     if not draws:
         return "nothing"
     return f"{draws[0]} and so on, {len(draws)} times" if len(draws) > 1 else f"{draws[0]} once"

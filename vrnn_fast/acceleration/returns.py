@@ -19,7 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ..layouts import losses
-from ..layouts.base import Deviation, Objective, Run
+from ..layouts.base import Deviation, Outcome, Run
 from ..layouts.losses import EPS
 from ..layouts.words import in_words
 from ..likelihoods import MeanStd
@@ -206,7 +206,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Inferred(Objective):
+class Inferred(Outcome):
     """What :func:`infer` found.
 
     Attributes:
@@ -439,7 +439,7 @@ def _words(field: Field) -> str:
 
 
 @dataclass(frozen=True)
-class Probe(Objective):
+class Probe(Outcome):
     """Returns the run itself."""
 
     uniform: bool = False

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..agreement import Errors
-from ..data import Batch
+from ..data import Padded
 from ..model import VRNN
 from .threads import using
 
@@ -39,7 +39,7 @@ class Comparison:
         return self.reference_seconds / self.seconds if self.reference_seconds and self.seconds else None
 
 
-def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int = 3) -> Comparison:
+def compare(model: VRNN, reference: VRNN, batches: Sequence[Padded], rounds: int = 3) -> Comparison:
     """Run a training step's forward and backward on both models, in turn, with the same noise.
 
     The results, loss and gradient of every parameter over all batches, are first held against ``reference`` in
@@ -66,14 +66,14 @@ def compare(model: VRNN, reference: VRNN, batches: Sequence[Batch], rounds: int 
     return Comparison(None, ours_total, theirs_total, reference_threads)
 
 
-def _seconds(model: VRNN, batch: Batch, eps: Tensor, threads: int) -> float:
+def _seconds(model: VRNN, batch: Padded, eps: Tensor, threads: int) -> float:
     with using(threads):
         start = perf_counter()
         _backward(model, batch, eps)
         return perf_counter() - start
 
 
-def _backward(model: VRNN, batch: Batch, eps: Tensor) -> Tensor:
+def _backward(model: VRNN, batch: Padded, eps: Tensor) -> Tensor:
     dtype = next(model.parameters()).dtype
     model.zero_grad()
     loss: Tensor = model(batch.x.to(dtype), batch.lengths, eps=eps.to(dtype)).loss
@@ -81,7 +81,7 @@ def _backward(model: VRNN, batch: Batch, eps: Tensor) -> Tensor:
     return loss.detach()
 
 
-def _results(model: VRNN, batches: Sequence[Batch], noise: Sequence[Tensor]) -> Results:
+def _results(model: VRNN, batches: Sequence[Padded], noise: Sequence[Tensor]) -> Results:
     """Each result of all batches side by side."""
     found: dict[str, list[Tensor]] = {}
     for batch, eps in zip(batches, noise, strict=True):

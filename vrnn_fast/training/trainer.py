@@ -23,7 +23,7 @@ from .. import checks
 from ..cell.spec import Activation, Cell
 from ..checkpoints import files
 from ..checkpoints.files import CheckpointError
-from ..data import Batch, Dataset, Source, bucketed, pad
+from ..data import Dataset, Padded, Source, bucketed, pad
 from ..data.dataset import Output
 from ..model import VRNN
 from .threads import using
@@ -279,7 +279,7 @@ class Trainer:
         """A model with the parameters of the epoch that validated best."""
         return load_model(self.folder, self.config.backend)[0]
 
-    def _step(self, batch: Batch) -> Step:
+    def _step(self, batch: Padded) -> Step:
         start = perf_counter()
         config, at = self.config, self._progress
         learning_rate = config.learning_rate_at(at.step / (config.epochs * self.batches), at.step)
