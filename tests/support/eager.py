@@ -25,7 +25,7 @@ NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 PLACES = ("encoder", "prior", "decoder", "cell")
 
 
-class Run(NamedTuple):
+class EagerRun(NamedTuple):
     nll: Tensor
     kl: Tensor
     z: Tensor
@@ -158,7 +158,7 @@ class EagerVRNN(nn.Module):
         cond: Tensor | None = None,
         resets: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> Run:
+    ) -> EagerRun:
         """x (T, B, X), eps (T, B, Z), state of (B, H) tensors: every row at the full length."""
         batch = x.shape[1]
         if state is None:
@@ -195,11 +195,11 @@ class EagerVRNN(nn.Module):
             entered = torch.cat([fx, fz, *with_cond["cell"]], 1).unsqueeze(0)
             _, after = self.rnn(entered, packed if self.cell == "lstm" else packed[0])
             state = tuple(h for part in (after if self.cell == "lstm" else (after,)) for h in part)
-        return Run(*(torch.stack(tensors) for tensors in zip(*steps, strict=True)), state)
+        return EagerRun(*(torch.stack(tensors) for tensors in zip(*steps, strict=True)), state)
 
     def ragged(
         self, x: Tensor, eps: Tensor, lengths: Tensor, state: tuple[Tensor, ...], **optional: Tensor | None
-    ) -> Run:
+    ) -> EagerRun:
         """Row after row, each at its own length, then zeros."""
         steps, rows = x.shape[0], []
         for b, length in enumerate(lengths.tolist()):
@@ -207,14 +207,14 @@ class EagerVRNN(nn.Module):
             if length == 0:
                 widths = (self.z,) * 5 + (self.dec_width(x.shape[2]),)
                 zeros = [x.new_zeros(steps, 1), x.new_zeros(steps, 1), *(x.new_zeros(steps, 1, w) for w in widths)]
-                rows.append(Run(*zeros, start))
+                rows.append(EagerRun(*zeros, start))
                 continue
             own = {name: None if o is None else o[:length, b : b + 1] for name, o in optional.items()}
             run = self(x[:length, b : b + 1], eps[:length, b : b + 1], start, **own)
             padded = [torch.cat([f, f.new_zeros(steps - length, *f.shape[1:])]) for f in run[:-1]]
-            rows.append(Run(*padded, run.state))
+            rows.append(EagerRun(*padded, run.state))
         state = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))
-        return Run(*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), state)
+        return EagerRun(*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), state)
 
     def dec_width(self, x: int) -> int:
         return x if self.likelihood == "bernoulli" else 2 * x
