@@ -21,17 +21,8 @@ from vrnn_fast.checkpoints import files
 from vrnn_fast.checkpoints.files import CheckpointError
 from vrnn_fast.data import Dataset, Source, pad
 from vrnn_fast.training.compare import compare
-from vrnn_fast.training.trainer import (
-    BEST,
-    LAST,
-    ModelConfig,
-    RunError,
-    Sums,
-    TrainConfig,
-    Trainer,
-    evaluate,
-    load_model,
-)
+from vrnn_fast.training.config import ModelConfig, RunError, TrainConfig
+from vrnn_fast.training.trainer import BEST, LAST, Sums, Trainer, evaluate, load_model
 
 MODEL = ModelConfig(input_size=5, likelihood="bernoulli", hidden_size=6, latent_size=2, width=7)
 TRAIN = TrainConfig(epochs=4, batch_size=3, warmup=2, anneal=1.5, free_nats=0.01, weight_decay=0.01)

@@ -21,8 +21,9 @@ from ..data.dataset import PARTS
 from ..model import VRNN
 from . import report
 from .compare import Comparison, compare
+from .config import ModelConfig, TrainConfig
 from .info import versions
-from .trainer import ModelConfig, TrainConfig, Trainer, evaluate
+from .trainer import Trainer, evaluate
 from .watch import watch
 
 PHASES = "VRNN_FAST_PHASES"  # seconds of what went before, as "install=12.3,build=41"
