@@ -19,9 +19,10 @@ from ..layouts.recipe import Recipe, Sampling
 from ..layouts.structure import LayoutError, Shapes
 from ..layouts.words import in_words
 from ..model import VRNN
+from .difference import ProofError
 from .mirror import activations, check_modules, plain, ready, refuse_draws, strange
 from .module import Accelerated, arguments_of, build
-from .proof import ProofError, prove, samples
+from .proof import prove, samples
 
 Module = TypeVar("Module", bound=nn.Module)
 
