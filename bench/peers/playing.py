@@ -80,8 +80,8 @@ def prepare_eager_frames(shape: Shape, dtype: torch.dtype) -> Entry:
     model, (x, eps) = _eager(shape, dtype), shape.data(dtype)
 
     def frame(t: int, state: Tensor) -> tuple[Any, ...]:
-        logits, _ = model.decode(model.phi_z(model.prior_of(state[-1])[0]), state[-1])
-        kl, nll, *_, following = model.step(x[t], eps[t], state)
+        (logits,) = model.decode(model.phi_z(model.prior_of(state[-1])[0]), state[-1])
+        kl, nll, following = model.step(x[t], eps[t], state)
         return nll, kl, torch.sigmoid(logits), following  # sums over a batch of one
 
     return _frames(lambda: model.start(x[0]), frame, shape)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.eager import EagerRun, EagerVRNN
+from bench.peers.eager import EagerRun, EagerVRNN
 from vrnn_fast import VRNN, Gaussian
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec, Std
 from vrnn_fast.executors import reference

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from tests.support.eager import EagerVRNN
+from bench.peers.eager import EagerVRNN
 from vrnn_fast import VRNN, VRNNOutput, VRNNStep, backends
 
 X, H, Z, T, B = 5, 7, 3, 6, 4
