@@ -21,7 +21,7 @@ Results: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Run:
+class Entry:
     """A contender at one shape.
 
     Attributes:
@@ -51,7 +51,7 @@ class Contender:
     """
 
     name: str
-    prepare: Callable[[Shape, torch.dtype], Run]
+    prepare: Callable[[Shape, torch.dtype], Entry]
     refuses: Callable[[Shape], str | None] = everywhere
     threads: tuple[int, ...] = (ALL,)
     errors: float = 2.0
@@ -64,7 +64,7 @@ def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
         p.grad = None
 
 
-def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
+def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Entry:
     """The passes of a torch module whose ``loss`` is a scalar."""
     parameters = tuple(model.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-7)  # so slow that every step sees the same numbers
@@ -88,4 +88,4 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Run:
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
         return {"loss": value, FORWARD_LOSS: forward(), **gradients}
 
-    return Run({FORWARD: forward, TRAINING: train, UPDATE: update}, results, flops)
+    return Entry({FORWARD: forward, TRAINING: train, UPDATE: update}, results, flops)

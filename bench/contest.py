@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from . import peak
-from .contender import TIMES_FORWARD, TRAINING, Contender, Results, Run
+from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, Results
 from .measure import Timed, Timing, disagreements, take_turns
 from .memory import Scales
 from .record import Row
@@ -24,7 +24,7 @@ class Contest:
 
     Attributes:
         experiment: the table that its rows belong to.
-        passes: by name, as in :class:`bench.contender.Run`; after each of them a run may be interrupted.
+        passes: by name, as in :class:`bench.contender.Entry`; after each of them a run may be interrupted.
         oracle: in float64 it is right, in float32 it is the law of errors. Where it takes part, speed-ups are over it.
         memory: whether activations are weighed too.
     """
@@ -60,10 +60,10 @@ class Contest:
                 rows = {who: replace(row, activation_bytes=activations.get(who)) for who, row in rows.items()}
             yield [rows.get(c.name) or self.blank(name, c, problems[c.name]) for c in self.contenders]
 
-    def _enter(self) -> tuple[dict[str, Run], dict[str, str]]:
+    def _enter(self) -> tuple[dict[str, Entry], dict[str, str]]:
         """Who may be timed, and what is wrong with the others."""
         problems = {c.name: reason for c in self.contenders if (reason := self.refusal(c)) is not None}
-        runs: dict[str, Run] = {}
+        runs: dict[str, Entry] = {}
         law = cache(self._law)
         for contender in self.contenders:
             if contender.name not in problems:
@@ -82,7 +82,7 @@ class Contest:
         return (single() if single else {}, double() if double else {})
 
     def _disagreement(
-        self, contender: Contender, run: Run, law: Callable[[int], tuple[Results, Results]]
+        self, contender: Contender, run: Entry, law: Callable[[int], tuple[Results, Results]]
     ) -> str | None:
         """What is wrong with some tensor on every draw of the data.
 
@@ -97,7 +97,7 @@ class Contest:
                 wrong = {name: reason for name, reason in still.items() if name in wrong}
         return next(iter(wrong.values()), None)
 
-    def _weigh(self, runs: Mapping[str, Run]) -> dict[str, int | None]:
+    def _weigh(self, runs: Mapping[str, Entry]) -> dict[str, int | None]:
         """Bytes of activations of those who compute the same thing."""
         with Scales() as scales:
             return {
@@ -106,7 +106,7 @@ class Contest:
                 if c.name in runs and runs[c.name].results
             }
 
-    def _time(self, name: str, runs: Mapping[str, Run], seconds: float) -> dict[str, Row]:
+    def _time(self, name: str, runs: Mapping[str, Entry], seconds: float) -> dict[str, Row]:
         """Rows of all who may be timed. A void run is repeated, and after some tries admitted to be void."""
         contenders = [c for c in self.contenders if c.name in runs]
         timed = {c.name: Timed(runs[c.name].passes[name], _threads(c)) for c in contenders}
@@ -123,7 +123,7 @@ class Contest:
         return {c.name: self.blank(name, c, f"void {peak.TRIES} times: {reason}") for c in contenders}
 
     def _row(
-        self, name: str, contender: Contender, run: Run, timings: Mapping[str, Timing], peaks: Mapping[int, float]
+        self, name: str, contender: Contender, run: Entry, timings: Mapping[str, Timing], peaks: Mapping[int, float]
     ) -> Row:
         """What one contender's timing says."""
         timing = timings[contender.name]

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from .contender import TRAINING
 from .figures import FAINT, STYLE
-from .record import RESULTS, Key, Row, State
+from .record import RESULTS, Key, Provenance, Row
 from .table import COLUMNS, PLACE
 
 Course: TypeAlias = Sequence[Row]  # one row's measurements, from the oldest to the latest
@@ -45,7 +45,7 @@ def courses(rows: Sequence[Row], **wanted: str | Sequence[str] | None) -> dict[K
     return found
 
 
-def _state(row: Row) -> State:
+def _state(row: Row) -> Provenance:
     if row.state is None:
         raise ValueError(f"a row of a history must name its state, and {row.contender} at {row.shape} names none")
     return row.state

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from vrnn_fast.agreement import Errors
+
 from .contender import Results
 
 PATIENCE = 60  # seconds, after which three rounds are enough
@@ -31,23 +33,13 @@ class Timing(NamedTuple):
     threads: int
 
 
-def disagreements(results: Results, eager: Results, exact: Results, errors: float = 2.0) -> dict[str, str]:
-    """What is wrong, by tensor: an error may be ``errors`` times the eager loop's in the same precision, both against
-    float64.
-
-    Errors are Euclidean norms over a tensor: the largest element's is a matter of luck. Where the eager loop happens to
-    be exact, one rounding of every element counts as its error.
-    """
-    wrong = {}
-    for name, truth in exact.items():
-        if name not in results:
-            wrong[name] = f"{name} is missing"
-            continue
-        error, eager_error = ((r[name].double() - truth).norm().item() for r in (results, eager))
-        rounding = torch.finfo(eager[name].dtype).eps * truth.norm().item()
-        if not error <= errors * max(eager_error, rounding):  # so that NaN disagrees
-            wrong[name] = f"{name} is off by {error:.2e}, the eager loop by {eager_error:.2e}"
-    return wrong
+def disagreements(results: Results, eager: Results, exact: Results, times: float = 2.0) -> dict[str, str]:
+    """What is wrong, by tensor, by the law of :mod:`vrnn_fast.agreement`: the eager loop is plain torch there."""
+    missing = {name: f"{name} is missing" for name in exact if name not in results}
+    known = [name for name in exact if name not in missing]
+    errors = Errors(next(iter(eager.values())).dtype, times=times)
+    errors.add(*({name: found[name] for name in known} for found in (results, eager, exact)))
+    return missing | errors.violations()
 
 
 def take_turns(timed: Mapping[str, Timed], seconds: float, block: float = 0.05) -> dict[str, Timing]:

@@ -1,6 +1,6 @@
 """``python -m bench.readme``: the records as tables, in short in README.md; in full, with pictures, beside each one.
 
-README.md and the first page of the documentation also get the table of executors and of what they were verified on.
+README.md and the first page of the documentation also get the table of backends and of what they were verified on.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def heading(record: Record) -> str:
 
 
 def support() -> str:
-    """The executors, a line for each."""
+    """The backends, a line for each."""
     lines = [f"| `{name}` | {' | '.join(ABOUT[name])} | {known.verified} |" for name, known in backends().items()]
-    return "\n".join(["| executor | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
+    return "\n".join(["| backend | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
 
 
 def section(record: Record, folder: str) -> str:

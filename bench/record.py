@@ -34,7 +34,7 @@ Key: TypeAlias = tuple[str, str, int, int, tuple[int, ...], str, str]
 
 
 @dataclass(frozen=True)
-class State:
+class Provenance:
     """Of the checkout and the packages that something was measured with.
 
     Attributes:
@@ -50,7 +50,7 @@ class State:
     source: str = ""
 
     @classmethod
-    def now(cls) -> State:
+    def now(cls) -> Provenance:
         """What is here."""
         packages = ["torch", "numpy", "vrnn-fast", *(["jax"] if find_spec("jax") else [])]
         return cls(
@@ -61,14 +61,14 @@ class State:
             source=_fingerprint(),
         )
 
-    def measures_as(self, other: State) -> bool:
+    def measures_as(self, other: Provenance) -> bool:
         """Whether what was measured in one holds in the other."""
         return (self.source, self.versions) == (other.source, other.versions)
 
     def __str__(self) -> str:
         return f"{self.date[:10]}, commit {self.commit[:10]}{' and changes' if self.uncommitted_changes else ''}"
 
-    def beside(self, other: State) -> str:
+    def beside(self, other: Provenance) -> str:
         """This state in words where it is not the other one, with those versions that are not the same."""
         versions = [f"{name} {v}" for name, v in self.versions.items() if other.versions.get(name) != v]
         return "" if str(self) == str(other) and not versions else ", ".join([str(self), *versions])
@@ -105,15 +105,15 @@ class Row:
     peak: float | None = None
     activation_bytes: int | None = None
     remark: str | None = None
-    state: State | None = None
+    state: Provenance | None = None
 
     @classmethod
-    def of_json(cls, entries: dict[str, Any], state: State | None = None) -> Row:
+    def of_json(cls, entries: dict[str, Any], state: Provenance | None = None) -> Row:
         """A row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it names
         no other."""
         lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
         own = entries.get("state")
-        return cls(**{**entries, **lists, "state": State(**own) if own else state})
+        return cls(**{**entries, **lists, "state": Provenance(**own) if own else state})
 
     @property
     def line(self) -> str:
@@ -164,7 +164,7 @@ class Record:
     cores: int
     threads: int
     kernel_build: str
-    state: State
+    state: Provenance
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
@@ -177,7 +177,7 @@ class Record:
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),
             kernel_build=operators.chosen_isa() if operators.load() is None else "none",
-            state=State.now(),
+            state=Provenance.now(),
         )
 
     @classmethod
@@ -224,7 +224,7 @@ class Record:
     def load(cls, path: Path) -> Record:
         """What :meth:`save` wrote, now or before rows had all their columns."""
         entries = json.loads(path.read_text())
-        state = State(**{f.name: entries.pop(f.name) for f in fields(State) if f.name in entries})
+        state = Provenance(**{f.name: entries.pop(f.name) for f in fields(Provenance) if f.name in entries})
         rows = [Row.of_json(row, state) for row in entries.pop("rows")]
         return cls(**entries, state=state, rows=rows)
 

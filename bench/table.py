@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from .contender import TRAINING
-from .record import Row, State
+from .record import Provenance, Row
 from .scaling import Curve
 
 MICROSECONDS_BELOW = 0.5  # milliseconds
@@ -59,7 +59,7 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 WORDS = {*PLACE, "contender", "function", OLDER}
 
 
-def older(rows: Collection[Row], latest: State) -> str:
+def older(rows: Collection[Row], latest: Provenance) -> str:
     """With which states other than the latest these rows were measured, and who was, if not all."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -100,13 +100,13 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in body)
 
 
-def in_full(rows: Iterable[Row], latest: State) -> str:
+def in_full(rows: Iterable[Row], latest: Provenance) -> str:
     """Every row, with where it was measured, and with what if that was not the latest state."""
     columns = PLACE | COLUMNS | {OLDER: lambda row: older([row], latest)}
     return markdown(list(columns), ([column(row) for column in columns.values()] for row in rows))
 
 
-def of_curve(curve: Curve, latest: State) -> str:
+def of_curve(curve: Curve, latest: Provenance) -> str:
     """Times by size, the faster number of threads, and the exponents below."""
     counts = list(curve.rows)
     header = [curve.varied, *(f"{n} thread{'s' * (n > 1)}" for n in counts), "faster", OLDER]
@@ -135,7 +135,7 @@ def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str,
     return found
 
 
-def summary(rows: Iterable[Row], latest: State, us: str = "vrnn_fast", eager: str = "eager loop") -> str:
+def summary(rows: Iterable[Row], latest: Provenance, us: str = "vrnn_fast", eager: str = "eager loop") -> str:
     """One line for each shape: milliseconds of forward and backward of everybody, and what ours is worth."""
     shapes = places(rows)
     names = list(dict.fromkeys(name for row in shapes.values() for name in row))

@@ -1,7 +1,7 @@
 """Variational recurrent networks (Chung et al. 2015) as one fused launch per batch of sequences."""
 
 from .acceleration.accelerate import accelerate
-from .acceleration.proof import ProofError
+from .acceleration.difference import ProofError
 from .cell.spec import Std
 from .checkpoints.convert import load_checkpoint
 from .executors import backends

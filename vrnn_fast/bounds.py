@@ -20,20 +20,19 @@ added up in float32, and the bound is rounded once; so are the terms of a loss.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from . import resampling
+from . import checks, resampling
 from .executors.base import Batch
-from .inputs import at_real
+from .padding import at_real
 from .resampling import widened
 
 Kind = Literal["elbo", "iwae", "fivo"]
 
-State: TypeAlias = tuple[Tensor, ...]
-Launch: TypeAlias = Callable[[Batch], tuple[Tensor, State, object]]
+Launch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -95,16 +94,26 @@ def evidence(nll: Tensor, kl: Tensor) -> Tensor:
     return -(widened(nll) + widened(kl)).sum(0).to(nll.dtype)
 
 
-def loss(
-    nll: Tensor,
-    kl: Tensor,
-    real: Tensor | None,
-    lengths: Tensor | None,
-    beta: float | Tensor,
-    free_nats: float | Tensor,
-    normalizer: float | Tensor | None,
-) -> Tensor:
+class Weights(NamedTuple):
+    """How the terms of a loss are weighed: see :meth:`VRNN.forward`."""
+
+    beta: float | Tensor
+    free_nats: float | Tensor
+    normalizer: float | Tensor | None
+
+    @classmethod
+    def checked(cls, beta: float | Tensor, free_nats: float | Tensor, normalizer: float | Tensor | None) -> Weights:
+        """Raise ValueError or TypeError, naming it, where one is no number >= 0, or the normalizer none > 0."""
+        beta = checks.number("beta", beta, zero=True)
+        free_nats = checks.number("free_nats", free_nats, zero=True)
+        if normalizer is not None:
+            normalizer = checks.number("normalizer", normalizer, zero=False)
+        return cls(beta, free_nats, normalizer)
+
+
+def loss(nll: Tensor, kl: Tensor, real: Tensor | None, lengths: Tensor | None, weights: Weights) -> Tensor:
     """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer; in the dtype of nll."""
+    beta, free_nats, normalizer = weights
     dtype, nll, kl = nll.dtype, widened(nll), widened(kl)
     if isinstance(free_nats, Tensor) or free_nats > 0:
         kl = at_real(real, torch.clamp(kl, min=free_nats))

@@ -27,10 +27,20 @@ def _unread(device: torch.device) -> bool:
     return torch.compiler.is_compiling() or _captured(device)
 
 
-def positive_int(name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is an int of at least 1."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive int, got {value!r}")
+def integer(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Raise ValueError unless ``value`` is an int from ``least`` to ``most``."""
+    good = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    if not good or value < least or (most is not None and value > most):  # type: ignore[operator]
+        meant = "a positive int" if least == 1 else f"an int >= {least}"
+        raise ValueError(f"{name} must be {meant if most is None else f'an int from {least} to {most}'}, got {value!r}")
+
+
+def widths(name: str, value: object, most: int) -> None:
+    """Raise ValueError unless ``value`` is a tuple of at most so many widths of layers."""
+    if not isinstance(value, tuple) or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in value):
+        raise ValueError(f"{name} must be a tuple of positive layer widths, got {value!r}")
+    if len(value) > most:
+        raise ValueError(f"{name} must have at most {most} layers, got {len(value)}")
 
 
 def flag(name: str, value: object) -> None:
@@ -44,7 +54,7 @@ def number(name: str, value: Number, *, zero: bool) -> Number:
 
     The value of a tensor is read on the CPU only, and not while torch.compile traces.
     """
-    meant = "a number >= 0" if zero else "a number > 0"
+    meant = _meant_number(zero)
     found: object = value
     if isinstance(value, Tensor):
         if value.dim() != 0:
@@ -62,6 +72,26 @@ def number(name: str, value: Number, *, zero: bool) -> Number:
     return value if isinstance(value, Tensor) else cast(Number, plain)
 
 
+def constant(name: str, value: object) -> float:
+    """The finite number, as a float; ValueError for all else."""
+    plain = _real(value)
+    if plain is None or not math.isfinite(plain):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(plain)
+
+
+def positive(name: str, value: object, *, zero: bool = False) -> float:
+    """The finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
+    plain = _real(value)
+    if plain is None or not math.isfinite(plain) or not (plain >= 0 if zero else plain > 0):
+        raise ValueError(f"{name} must be {_meant_number(zero)}, got {value!r}")
+    return float(plain)
+
+
+def _meant_number(zero: bool) -> str:
+    return "a number >= 0" if zero else "a number > 0"
+
+
 def share(name: str, value: object) -> float:
     """The number from 0 to 1."""
     plain = _real(value)
@@ -70,6 +100,11 @@ def share(name: str, value: object) -> float:
     if not 0 <= plain <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {plain!r}")
     return plain
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a real number, infinite ones and NaN too."""
+    return _real(value) is not None
 
 
 def _real(value: object) -> float | None:
@@ -84,7 +119,12 @@ def _real(value: object) -> float | None:
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of the allowed words."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(unknown(name, value, allowed))
+
+
+def unknown(name: str, value: object, allowed: Sequence[str]) -> str:
+    """What to say of a ``value`` that is none of the allowed words."""
+    return f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
 def within(name: str, value: Tensor, low: float, high: float) -> None:

@@ -25,18 +25,8 @@ from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
 from .layouts.structure import LayoutError
-from .training.trainer import (
-    MAX_SEED,
-    ModelConfig,
-    RunError,
-    Schedule,
-    TrainConfig,
-    Trainer,
-    evaluate,
-    load_model,
-    read_configs,
-    run_data,
-)
+from .training.config import MAX_SEED, ModelConfig, RunError, Schedule, TrainConfig
+from .training.trainer import Trainer, evaluate, load_model, read_configs, run_data
 
 app = typer.Typer(
     help="Variational recurrent networks (Chung et al. 2015): train, evaluate, sample.",
@@ -249,7 +239,7 @@ def convert(
 
 @app.command()
 def info() -> None:
-    """Print versions, what this CPU can do, and which executors can run."""
+    """Print versions, what this CPU can do, and which backends can run."""
     from .training.info import report_on
 
     report_on(console)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal, TypeAlias, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import bounds, checks, executors, parameters
+from . import bounds, checks, executors, generation, inference, inputs, parameters, state_dicts
+from . import objective as objectives
 from . import resampling as filtering
-from .cell.spec import Activation, Activations, CellSpec, Conditioned, Objective, Std, StdKind
+from .call import Call
+from .cell import arguments
+from .cell.arguments import Widths
+from .cell.spec import Activation, CellSpec, Conditioned, Std, StdKind
 from .cell.spec import Cell as CellKind
 from .description import MARK, described
-from .executors.base import Batch, Want
-from .executors.reference import full_precision, generate_by, stacked
-from .inputs import at_real, with_frames
-from .likelihoods import Likelihood, MeanStd, as_likelihood
-from .outputs import State, VRNNOutput, VRNNRollout, VRNNStep, each
-
-Widths: TypeAlias = Sequence[int] | None
-
-_OUTPUTS = ("prior", "prediction")
+from .likelihoods import Likelihood, as_likelihood, decoder_heads
+from .outputs import VRNNOutput, VRNNRollout, VRNNStep
+from .state import State, paired, start
 
 
 class VRNN(nn.Module):
@@ -85,8 +81,8 @@ class VRNN(nn.Module):
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
             :mod:`vrnn_fast.likelihoods` or a :class:`~vrnn_fast.likelihoods.Likelihood` of your own.
         batch_first: x, eps and every per-step result are (B, T, ...) instead of (T, B, ...). States never are.
-        backend: ``"auto"`` picks the fastest executor that can run a call, and warns once per reason when it passes
-            one over; a name insists on that executor. May be reassigned at any time.
+        backend: ``"auto"`` picks the fastest that can run a call, and warns once per reason when it passes one over; a
+            name insists on that one (:func:`vrnn_fast.backends` has them). May be reassigned at any time.
         recompute: keep only the states, z and the posterior's parameters for the backward pass, and compute the rest
             again: less memory, the same numbers.
         check_values: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x,
@@ -98,6 +94,10 @@ class VRNN(nn.Module):
 
     Raises:
         ValueError, TypeError: an argument out of its domain, naming it.
+
+    Examples:
+        >>> VRNN(28, 100, 16)(torch.rand(10, 4, 28)).kl.shape
+        torch.Size([10, 4])
     """
 
     def __init__(
@@ -132,21 +132,16 @@ class VRNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if backend not in executors.names():
-            raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
-        h = hidden_size
-        of_z: tuple[int, ...] = (h,) if latent_size else ()
-        self.likelihood = as_likelihood(likelihood)
-        checks.positive_int("input_size", input_size)
-        for name, value in (
-            ("bias", bias),
-            ("packed_heads", packed_heads),
-            ("residual", residual),
-            ("batch_first", batch_first),
-            ("recompute", recompute),
-            ("check_values", check_values),
-        ):
+        checks.one_of("backend", backend, executors.names())
+        checks.integer("input_size", input_size)
+        flags = {"bias": bias, "packed_heads": packed_heads, "residual": residual, "batch_first": batch_first}
+        for name, value in {**flags, "recompute": recompute, "check_values": check_values}.items():
             checks.flag(name, value)
+        self.likelihood = as_likelihood(likelihood)
+        h, of_z = (hidden_size,), ((hidden_size,) if latent_size else ())
+        every_activation, activations = arguments.activations(activation)
+        every_head, own_layers = arguments.of_heads(head_layers)
+        readers = checks.names("cond_networks", cond_networks, get_args(Conditioned))
         self.spec = CellSpec(
             input_size,
             hidden_size,
@@ -155,36 +150,30 @@ class VRNN(nn.Module):
             num_layers=num_layers,
             bias=bias,
             nonlinearity=nonlinearity,
-            phi_x=_widths("phi_x", phi_x, (h, h)),
-            phi_z=_widths("phi_z", phi_z, of_z),
-            encoder=_widths("encoder", encoder, of_z * 2),
-            prior=None if prior == "standard_normal" else _widths("prior", prior, of_z),
-            decoder=_widths("decoder", decoder, (h, h)),
-            activation="relu" if isinstance(activation, Mapping) else activation,
-            activations=_activations(activation) if isinstance(activation, Mapping) else (),
-            input_order=tuple((name, tuple(order)) for name, order in (input_order or {}).items()),
-            head_layers=() if isinstance(head_layers, Mapping) else _widths("head_layers", head_layers, ()),
-            own_layers=_own_layers(head_layers) if isinstance(head_layers, Mapping) else (),
+            phi_x=arguments.widths("phi_x", phi_x, h * 2),
+            phi_z=arguments.widths("phi_z", phi_z, of_z),
+            encoder=arguments.widths("encoder", encoder, of_z * 2),
+            prior=None if prior == "standard_normal" else arguments.widths("prior", prior, of_z),
+            decoder=arguments.widths("decoder", decoder, h * 2),
+            activation=every_activation,
+            activations=activations,
+            input_order=arguments.orders(input_order),
+            head_layers=every_head,
+            own_layers=own_layers,
             packed_heads=packed_heads,
             residual=residual,
             std=std if isinstance(std, Std) else Std(std),
             likelihood=self.likelihood.fused,
-            decoder_heads=_heads(self.likelihood, input_size),
+            decoder_heads=decoder_heads(self.likelihood, input_size),
             output_std=self.likelihood.output_std,
             cond_size=cond_size,
-            cond_networks=cast(
-                tuple[Conditioned, ...], tuple(checks.names("cond_networks", cond_networks, get_args(Conditioned)))
-            ),
+            cond_networks=cast(tuple[Conditioned, ...], tuple(readers)),
         )
         self.input_size, self.hidden_size, self.latent_size = input_size, hidden_size, latent_size
         self.num_layers = num_layers
-        self.batch_first = batch_first
-        self.backend = backend
-        self.recompute = recompute
-        self.check_values = check_values
-        objectives: tuple[Objective, ...]
-        objectives = ("log_weight",) if self.spec.likelihood == "external" else ("log_weight", "particle_filter")
-        self._objectives = {o: replace(self.spec, objective=o) for o in objectives}
+        self.batch_first, self.backend = batch_first, backend
+        self.recompute, self.check_values = recompute, check_values
+        self._measured = objectives.measured(self.spec)
         if isinstance(self.likelihood, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.initial_state: Tensor | None
@@ -237,37 +226,17 @@ class VRNN(nn.Module):
                 ``check_values`` finds in x. While torch.compile traces or a CUDA graph is captured, the values of
                 ``lengths`` and of x are asserted at run time by torch (RuntimeError).
             RuntimeError: the backend asked for by name cannot run this call; a sub-module was replaced or hooked.
+
+        Examples:
+            >>> model(x, lengths=torch.tensor([5, 3, 1, 0])).elbo.shape
+            torch.Size([4])
         """
-        parameters = self._reader(self)
-        beta = checks.number("beta", beta, zero=True)
-        free_nats = checks.number("free_nats", free_nats, zero=True)
-        if normalizer is not None:
-            normalizer = checks.number("normalizer", normalizer, zero=False)
-        outputs = tuple(checks.names("outputs", outputs, _OUTPUTS))
+        call, weights = self._call(), bounds.Weights.checked(beta, free_nats, normalizer)
+        asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
         if generator is not None and eps is not None:
             raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-        batch = self._batch(parameters[0], x, eps, generator, lengths, state, cond, resets, mask, mask_inputs)
-        real = batch.real()
-        executor = executors.choose(self.backend, self.spec, batch.x, stacklevel=5)  # past torch's __call__
-        result, nll = self._run(executor, self.spec, parameters, batch, real, outputs)
-        prediction = None
-        if "prediction" in outputs:
-            predicted = self._prediction(cast(Tensor, result.raw))
-            prediction = each(lambda p: self._outer(at_real(real, p)), predicted)
-        prior = None
-        if result.prior_mean is not None and result.prior_std is not None:
-            prior = MeanStd(self._outer(result.prior_mean), self._outer(result.prior_std))
-        return VRNNOutput(
-            loss=bounds.loss(nll, result.kl, real, batch.lengths, beta, free_nats, normalizer),
-            nll=self._outer(nll),
-            kl=self._outer(result.kl),
-            elbo=bounds.evidence(nll, result.kl),
-            latent=self._outer(result.z),
-            posterior=MeanStd(self._outer(result.mean), self._outer(result.std)),
-            state=self._packed(result.state),
-            prior=prior,
-            prediction=prediction,
-        )
+        batch = inputs.batch_of(call, x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        return inference.infer(call, batch, asked, weights)
 
     def bound(
         self,
@@ -314,48 +283,16 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> model.bound(x, objective="iwae", num_particles=8).shape
+            torch.Size([4])
         """
-        parameters = self._reader(self)
-        like = parameters[0]
-        checks.one_of("objective", objective, get_args(bounds.Kind))
-        checks.positive_int("num_particles", num_particles)
-        checks.one_of("resampling", resampling, get_args(filtering.Resampling))
-        threshold = checks.share("threshold", threshold)
-        filters = objective == "fivo"
-        if uniforms is not None and not filters:
-            raise ValueError(f"uniforms are what objective='fivo' resamples with, and objective is {objective!r}")
-        if generator is not None and eps is not None and (uniforms is not None or not filters):
-            both = "eps and uniforms are" if filters else "eps is"
-            raise ValueError(f"generator has nothing to draw where {both} given: leave it out")
-        given = (x, eps, generator, lengths, state, cond, resets, mask, mask_inputs)
-        batch = self._batch(like, *given, ("num_particles", num_particles))
-        steps, sequences = batch.x.shape[:2]
-        if uniforms is not None:
-            uniforms = self._sequence("uniforms", uniforms, steps, sequences, ("num_particles", num_particles), like)
-            checks.within("uniforms", uniforms, 0, 1)
-        elif filters:
-            uniforms = filtering.uniforms(resampling, steps, sequences, num_particles, batch.x, generator)
-
-        fused = filters and self.spec.likelihood != "external"
-        spec = self._objectives["particle_filter" if fused else "log_weight"]
-        executor = executors.choose(self.backend, spec, batch.x, stacklevel=3)
-        rows = batch.repeated(num_particles)
-
-        def launch(rows: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-            result, nll = self._run(executor, spec, parameters, rows, rows.real(), ())
-            return -(nll + result.kl), result.state, result.ancestors
-
-        ancestors: Tensor | None = None
-        if filters and not fused:
-            log_weights, ancestors = bounds.filtered(launch, rows, cast(Tensor, uniforms), threshold)
-        elif filters:
-            log_weights, _, ancestors = launch(rows._replace(uniforms=uniforms, threshold=threshold))
-        else:
-            log_weights = launch(rows)[0]
-        log_weights = log_weights.unflatten(1, (sequences, num_particles))
-        if ancestors is not None:
-            return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
-        return bounds.elbo(log_weights) if objective == "elbo" else bounds.iwae(log_weights)
+        call, wanted = self._call(), objectives.Bound.checked(objective, num_particles, threshold, resampling)
+        wanted.check_noise(eps, uniforms, generator)
+        given = (x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, *given, particles=(wanted.particles,))
+        return objectives.bound(call, self._measured, batch, wanted, uniforms, generator)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """One time step of a stream: predict x_t, then take it in.
@@ -371,29 +308,14 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> nll, kl, forecast, state = model.step(x[0], None)
+            >>> forecast.shape
+            torch.Size([4, 3])
         """
-        parameters = self._reader(self)
-        like = parameters[0]
-        x_t = checks.tensor("x_t", x_t, (("B", None), ("input_size", self.input_size)), like)
-        batch = x_t.shape[0]
-        start = self._start(state, batch, like)
-        if eps is None:
-            eps = torch.randn(batch, self.latent_size, dtype=x_t.dtype, device=x_t.device)
-        else:
-            eps = checks.tensor("eps", eps, (("B", batch), ("Z", self.latent_size)), like)
-        self._has_condition("cond", cond)
-        if cond is not None:
-            cond = checks.tensor("cond", cond, (("B", batch), ("cond_size", self.spec.cond_size)), like)
-        if self.check_values:
-            checks.finite("x_t", x_t, support=self.likelihood.support)
-            if cond is not None:
-                checks.finite("cond", cond)
-        executor = executors.choose(self.backend, self.spec, x_t, stacklevel=3)
-        external = self.spec.likelihood == "external"
-        frame, want = Batch(x_t, eps, start, cond=cond), Want(raw=external, recompute=self.recompute)
-        result = executor.step(self.spec, parameters, frame, want)
-        nll = -self._log_prob(cast(Tensor, result.raw), x_t) if external else result.nll
-        return VRNNStep(nll, result.kl, self._prediction(result.predicted), _pair(result.state))
+        call = self._call()
+        return inference.step(call, inputs.frame_of(call, x_t, state, eps, cond))
 
     @torch.no_grad()
     def generate(
@@ -438,80 +360,31 @@ class VRNN(nn.Module):
         Raises:
             ValueError, TypeError: an argument out of its domain, naming it; prefix and state as x and state in
                 :meth:`forward`.
+
+        Examples:
+            >>> samples, state = model.generate(20, prefix=x, num_samples=10)
+            >>> samples.shape
+            torch.Size([10, 20, 4, 3])
         """
-        parameters = self._reader(self)
-        like = parameters[0]
-        checks.positive_int("num_steps", num_steps)
-        checks.positive_int("batch_size", batch_size)
-        if isinstance(temperature, Tensor) and temperature.dim() == 0:
-            temperature = temperature.item()
-        temperature = checks.number("temperature", temperature, zero=False)
-        checks.flag("sample_output", sample_output)
-        checks.generator(generator, like.device)
-        if prefix is None:
-            if lengths is not None:
-                raise ValueError("lengths are those of a prefix: pass prefix too")
-            if prefix_cond is not None:
-                raise ValueError("prefix_cond is that of a prefix: pass prefix too")
-            start = self._start(None, batch_size, like) if state is None else self._given(state, None, like)
-        else:
-            if state is not None:
-                raise ValueError("pass either state or prefix: the prefix determines the state")
-            batch = self._sequence("prefix", prefix, None, None, ("input_size", self.input_size), like).shape[1]
-            if batch_size not in (1, batch):
-                raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
-            self._has_condition("prefix_cond", prefix_cond)
-            out = self.forward(prefix, lengths=lengths, generator=generator, cond=prefix_cond)
-            start = self._given(out.state, batch, like)
-        layers = _layers(start)
-        batch = layers[0].shape[0]
-        if state is not None and batch_size not in (1, batch):
-            raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
-        cond = self._condition(cond, num_steps, batch, like)
-        if num_samples is not None:
-            checks.positive_int("num_samples", num_samples)
-            layers = tuple(layer.repeat(num_samples, 1) for layer in layers)
-            cond = None if cond is None else cond.repeat(1, num_samples, 1)
-        rows = batch * (num_samples or 1)
-        eps = temperature * self._noise((num_steps, rows), like, generator)
-        with full_precision(like.device):
-            x, after = self._play(parameters, eps, layers, cond, temperature, not sample_output, generator)
-        drawn = self._outer(x)
-        if num_samples is not None:
-            drawn = x.unflatten(1, (num_samples, batch)).movedim(1, 0)
-            drawn = drawn.transpose(1, 2) if self.batch_first else drawn
-        return drawn.detach(), self._packed(after)  # detached: no view, like the state
-
-    def _play(
-        self,
-        parameters: Sequence[Tensor],
-        eps: Tensor,
-        state: tuple[Tensor, ...],
-        cond: Tensor | None,
-        temperature: float,
-        mean: bool,
-        generator: torch.Generator | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """x (T, B, X) that the cell makes of eps (T, B, Z), and the state after it."""
-        if self.spec.likelihood == "external":
-
-            def draw(raw: Tensor, t: int) -> Tensor:
-                return self.likelihood.mean(raw) if mean else self.likelihood.sample(raw, temperature, generator)
-
-            played = generate_by(draw, self.spec, parameters, eps, state, cond)
-            return played.x, played.state
-        noise = filtering.widened(eps.new_zeros((*eps.shape[:2], self.input_size)))  # 16 bits know no rare event
-        if not mean and self.spec.likelihood == "bernoulli":
-            noise.uniform_(generator=generator).logit_().mul_(temperature)
-        elif not mean:
-            noise.normal_(generator=generator).mul_(temperature)
-        executor = executors.choose(self.backend, self.spec, eps, stacklevel=5)
-        return executor.generate(self.spec, parameters, Batch(noise, eps, state, cond=cond), mean=mean)
+        return generation.generate(
+            self._call(),
+            num_steps,
+            batch_size,
+            prefix,
+            lengths,
+            temperature=temperature,
+            sample_output=sample_output,
+            generator=generator,
+            cond=cond,
+            prefix_cond=prefix_cond,
+            num_samples=num_samples,
+            state=state,
+        )
 
     def rollout_prior(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollout:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
 
-        For auxiliary losses on what the model imagines. A loop in plain torch whatever the executor, differentiable any
+        For auxiliary losses on what the model imagines. A loop in plain torch whatever the backend, differentiable any
         number of times; :meth:`generate` draws samples and has no gradients.
 
         Args:
@@ -521,53 +394,47 @@ class VRNN(nn.Module):
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`forward`.
+
+        Examples:
+            >>> model.rollout_prior(torch.randn(5, 4, 2)).prediction.shape
+            torch.Size([5, 4, 3])
         """
-        parameters = self._reader(self)
-        like = parameters[0]
-        eps = self._sequence("eps", eps, None, None, ("Z", self.latent_size), like)
-        start = _layers(self._start(state, eps.shape[1], like))
-        cond = self._condition(cond, eps.shape[0], eps.shape[1], like)
-        with full_precision(like.device):
-            played = generate_by(lambda raw, _: self.likelihood.mean(raw), self.spec, parameters, eps, start, cond)
-        return VRNNRollout(
-            latent=self._outer(played.z),
-            prior=MeanStd(*map(self._outer, played.prior)),
-            prediction=each(self._outer, self._prediction(played.raw)),
-            state=self._packed(played.state),
-        )
+        return generation.rollout(self._call(), eps, state, cond)
 
     def new_state(self, batch_size: int) -> State:
         """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
-        the buffer ``initial_state`` in every row."""
-        checks.positive_int("batch_size", batch_size)
-        return _pair(self._start(None, batch_size, self._reader(self)[0]))
+        the buffer ``initial_state`` in every row.
+
+        Examples:
+            >>> model.new_state(4).shape
+            torch.Size([1, 4, 16])
+        """
+        checks.integer("batch_size", batch_size)
+        return paired(start(self._call(), None, batch_size))
 
     def refresh(self) -> None:
         """Forget the packed weights: needed only before :meth:`step`, after changes of parts of tensors that torch does
-        not count."""
+        not count.
+
+        Examples:
+            >>> model.phi_x[0].weight.data[0] = 0
+            >>> model.refresh()
+        """
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
-        """Which executor would run ``x`` (by default an input that suits the parameters), in how many launches, and
+        """Which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
         why not the others; with ``source``, the kernels that it generates.
 
         Raises:
             RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
+
+        Examples:
+            >>> backend, *others = model.explain().splitlines()
         """
         if x is None:
-            like = self._reader(self)[0]
-            x = like.new_empty((1, 1, self.input_size))
-        executor, reasons = executors.select(self.backend, self.spec, x)
-        lines = [f"{executor.name}: {executor.launches(self.spec)}"]
-        for other in executors.executors:
-            if other.name in reasons:
-                lines.append(f"not {other.name}: {reasons[other.name]}")
-            elif other.name != executor.name:
-                why = f"{executor.name} is preferred" if self.backend == "auto" else f"backend={self.backend!r}"
-                lines.append(f"not {other.name}: {why}")
-        if source:
-            lines += ["", executor.source(self.spec, x)]
-        return "\n".join(lines)
+            x = self._call().like.new_empty((1, 1, self.input_size))
+        return executors.explain(self.backend, self.spec, x, source=source)
 
     def extra_repr(self) -> str:
         return (
@@ -577,163 +444,18 @@ class VRNN(nn.Module):
             f"backend={self.backend!r}"
         )
 
-    def _outer(self, tensor: Tensor) -> Tensor:
-        """From (T, B, ...) to the layout of the caller."""
-        return tensor.transpose(0, 1) if self.batch_first else tensor
-
-    def _log_prob(self, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The likelihood outside the launch, of what was observed."""
-        with full_precision(raw.device):
-            if mask is None:
-                return self.likelihood.log_prob(raw, x)
-            return self.likelihood.marginal_log_prob(raw, x, mask if real is None else mask & real.unsqueeze(-1))
-
-    def _prediction(self, raw: Tensor) -> Any:
-        """What the decoder's raw output predicts."""
-        if self.spec.likelihood != "external":  # elementwise, and no affair of autocast's
-            return self.likelihood.prediction(raw)
-        with full_precision(raw.device):
-            return self.likelihood.prediction(raw)
-
-    def _sequence(
-        self,
-        name: str,
-        value: Tensor,
-        steps: int | None,
-        batch: int | None,
-        width: tuple[str, int],
-        like: Tensor,
-        *between: tuple[str, int],
-    ) -> Tensor:
-        """A checked argument in the layout of the caller, as (T, B, *between, width)."""
-        sizes = ("T", steps), ("B", batch)
-        value = checks.tensor(name, value, (*(sizes[::-1] if self.batch_first else sizes), *between, width), like)
-        return value.transpose(0, 1) if self.batch_first else value
-
-    def _batch(
-        self,
-        like: Tensor,
-        x: Tensor,
-        eps: Tensor | None,
-        generator: torch.Generator | None,
-        lengths: Tensor | None,
-        state: State | None,
-        cond: Tensor | None,
-        resets: Tensor | None,
-        mask: Tensor | None,
-        mask_inputs: bool,
-        *particles: tuple[str, int],
-    ) -> Batch:
-        """The checked arguments of a call over a batch of sequences; eps, which may be drawn, has those dimensions more
-        that ``particles`` names."""
-        x = self._sequence("x", x, None, None, ("input_size", self.input_size), like)
-        steps, batch = x.shape[:2]
-        if lengths is not None:
-            lengths = checks.lengths(lengths, steps, batch, x.device)
-        start = _layers(self._start(state, batch, like))
-        cond = self._condition(cond, steps, batch, like)
-        if resets is not None:
-            resets = self._flags("resets", resets, steps, batch, None, like)
-            if self.initial_state is not None:
-                raise ValueError("resets go back to a state of zeros, and this model has another initial_state")
-        if mask is not None:
-            mask = self._flags("mask", mask, steps, batch, ("input_size", self.input_size), like)
-            if not self.likelihood.takes_mask:
-                raise ValueError(f"mask needs a likelihood with marginal_log_prob, and {self.likelihood} has none")
-        checks.flag("mask_inputs", mask_inputs)
-        if mask_inputs:
-            if mask is None:
-                raise ValueError("mask_inputs needs a mask")
-            x = torch.where(mask, x, torch.zeros_like(x))
-        checks.generator(generator, x.device)
-        if eps is None:
-            eps = self._noise((steps, batch, *(size for _, size in particles)), x, generator)
-        else:
-            eps = self._sequence("eps", eps, steps, batch, ("Z", self.latent_size), like, *particles)
-        checked = Batch(x, eps, start, lengths, cond, resets, mask)
-        if self.check_values:
-            real = checked.real()
-            checks.finite("x", x, real, mask, support=self.likelihood.support, swap=self.batch_first)
-            if cond is not None:
-                checks.finite("cond", cond, real, swap=self.batch_first)
-        return checked
-
-    def _noise(self, rows: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
-        return x.new_empty((*rows, self.latent_size)).normal_(generator=generator)
-
-    def _run(
-        self,
-        executor: executors.Executor,
-        spec: CellSpec,
-        parameters: Sequence[Tensor],
-        batch: Batch,
-        real: Tensor | None,
-        outputs: Collection[str],
-    ) -> tuple[executors.SequenceResult, Tensor]:
-        """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it."""
-        external = self.spec.likelihood == "external"
-        want = Want("prior" in outputs, external or "prediction" in outputs, self.recompute)
-        with full_precision(batch.x.device):
-            result = executor.run(spec, parameters, batch._replace(mask=None) if external else batch, want)
-        if not external:
-            return result, result.nll
-        x = with_frames(batch.x, real, batch.lengths)
-        return result, at_real(real, -self._log_prob(cast(Tensor, result.raw), x, real, batch.mask))
-
-    def _has_condition(self, name: str, cond: Tensor | None) -> None:
-        if cond is None and self.spec.cond_size:
-            raise ValueError(f"{name} must be given: this model was built with cond_size={self.spec.cond_size}")
-        if cond is not None and not self.spec.cond_size:
-            raise ValueError(f"{name} has no place in a model that was built without a cond_size")
-
-    def _condition(self, cond: Tensor | None, steps: int, batch: int, like: Tensor) -> Tensor | None:
-        """The checked conditioning input, (T, B, C)."""
-        self._has_condition("cond", cond)
-        width = ("cond_size", self.spec.cond_size)
-        return None if cond is None else self._sequence("cond", cond, steps, batch, width, like)
-
-    def _flags(
-        self, name: str, value: Tensor, steps: int, batch: int, width: tuple[str, int] | None, like: Tensor
-    ) -> Tensor:
-        """A checked bool argument in the layout of the caller, as (T, B) or (T, B, width)."""
-        sizes = ("T", steps), ("B", batch)
-        shape = (*(sizes[::-1] if self.batch_first else sizes), *([width] if width else []))
-        value = checks.tensor(name, value, shape, like, dtype=torch.bool)
-        return value.transpose(0, 1) if self.batch_first else value
-
-    @property
-    def _state_parts(self) -> int:
-        return self.spec.state_tensors // self.num_layers
-
-    def _packed(self, state: Sequence[Tensor]) -> State:
-        """(B, H) tensors, h of every layer and then c, as the caller sees them."""
-        return _pair(stacked(state, self._state_parts))
-
-    def _start(self, state: State | None, batch: int, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state as a tuple of its (num_layers, B, H) tensors; for None that of :meth:`new_state`."""
-        if state is not None:
-            return self._given(state, batch, like)
-        sizes = self.num_layers, batch, self.hidden_size
-        if self.initial_state is None:
-            return tuple(like.new_zeros(sizes) for _ in range(self._state_parts))
-        parts = ("parts", self._state_parts), ("num_layers", self.num_layers), ("hidden_size", self.hidden_size)
-        start = checks.tensor("initial_state", self.initial_state, parts, like)
-        return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in start)  # one row's is a copy too
-
-    def _given(self, state: State, batch: int | None, like: Tensor) -> tuple[Tensor, ...]:
-        """The caller's state, checked: of ``batch`` rows, or of as many as it has."""
-
-        def part(name: str, value: Tensor, rows: int | None) -> Tensor:
-            shape = ("num_layers", self.num_layers), ("B", rows), ("hidden_size", self.hidden_size)
-            return checks.tensor(name, value, shape, like)
-
-        if self.spec.cell != "lstm":
-            return (part("state", cast(Tensor, state), batch),)
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"state of an LSTM must be a pair (h, c), got {type(state).__name__}")
-        h = part("state[0]", state[0], batch)
-        return h, part("state[1]", state[1], h.shape[1])
+    def _call(self) -> Call:
+        """This module as it is now."""
+        return Call(
+            self._reader(self),
+            self.spec,
+            self.likelihood,
+            self._buffers["initial_state"],  # a look into the dict: __getattr__ of a module costs a step 2 %
+            self.backend,
+            self.batch_first,
+            self.recompute,
+            self.check_values,
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._reader.forget()  # parameters are about to move; nothing shall hold their old memory
@@ -761,87 +483,23 @@ class VRNN(nn.Module):
         Raises:
             RuntimeError: keys are missing or left over and ``strict``; for the cell's biases it says which argument
                 to build the module with.
+
+        Examples:
+            >>> model.load_state_dict(VRNN(3, 16, 2).state_dict())
+            <All keys matched successfully>
         """
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            theirs = any(name.startswith("rnn.") and "bias_" in name for name in state_dict)
-            if theirs == self.spec.bias or not any(name.startswith("rnn.") for name in state_dict):
-                raise
-            has = "has rnn.bias_*" if theirs else "has no rnn.bias_ih_l0 and rnn.bias_hh_l0"
-            raise RuntimeError(f"{error}\n\tThe checkpoint's cell {has}: build VRNN with bias={theirs}.") from None
+            if about := state_dicts.about_biases(state_dict, self.spec):
+                raise RuntimeError(f"{error}\n\t{about}") from None
+            raise
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Read checkpoints of the same names that were made for another likelihood, and those with a start."""
-        start = state_dict.get(f"{prefix}initial_state")
-        if isinstance(start, Tensor) and self.initial_state is None:
-            self.initial_state = next(self.parameters()).new_zeros(
-                (self._state_parts, self.num_layers, self.hidden_size)
-            )
-        heads = {head.partition(".")[0]: head for head, _ in self.spec.decoder_heads}
-        apart = not self.spec.packed_heads
-        single = apart and not self.spec.layers_of("dec_mean")
-        for key in [k for k in state_dict if single and k.startswith(f"{prefix}dec_mean.")]:
-            leaf = key.removeprefix(f"{prefix}dec_mean.").removeprefix("0.")
-            state_dict[f"{prefix}{heads.get('dec_mean', 'dec_mean')}.{leaf}"] = state_dict.pop(key)
-        unused = [k for k in state_dict if apart and "dec_std" not in heads and k.startswith(f"{prefix}dec_std.")]
-        for key in unused:
-            del state_dict[key]
-        if unused:
-            warnings.warn(f"dropped {', '.join(unused)}: {self.likelihood} has no use for them", stacklevel=2)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-
-def _widths(name: str, widths: Widths, default: tuple[int, ...]) -> tuple[int, ...]:
-    if widths is None:
-        return default
-    if isinstance(widths, (str, int)) or not isinstance(widths, Sequence):
-        raise ValueError(f"{name} must be a tuple of layer widths, got {widths!r}")
-    return tuple(widths)
-
-
-def _own_layers(given: Mapping[str, Sequence[int]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((head, _widths(f"head_layers of {head}", widths, ())) for head, widths in given.items())
-
-
-def _activations(given: Mapping[str, Activation | Sequence[Activation]]) -> tuple[tuple[str, Activations], ...]:
-    several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
-    return tuple((name, several.get(name, cast(Activation, value))) for name, value in given.items())
-
-
-def _heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
-    """The likelihood's decoder heads, names and widths, fit to be attributes of the module."""
-    if not callable(likelihood.heads):
-        raise TypeError(f"likelihood.heads must be a method, heads(features), got {likelihood.heads!r}")
-    heads = likelihood.heads(features)
-    if not isinstance(heads, Mapping):
-        raise TypeError(f"likelihood.heads(features) must return a mapping of names to widths, got {heads!r}")
-    owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
-    good = all(
-        o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
-    )
-    if not heads or not good or len(set(owners)) != len(owners):
-        names = tuple(heads)
-        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {names!r}")
-    return tuple(heads.items())
-
-
-def _layers(state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(num_layers, B, H) tensors, as the caller sees them, as executors take them: h of every layer, then c, (B, H)."""
-    return tuple(layer for part in state for layer in part.unbind(0))
-
-
-def _pair(state: Sequence[Tensor]) -> State:
-    """The one tensor of a state, or the pair of an LSTM's."""
-    return state[0] if len(state) == 1 else (state[0], state[1])
+        begin = state_dict.get(f"{prefix}initial_state")
+        if isinstance(begin, Tensor) and self.initial_state is None:
+            sizes = self.spec.state_parts, self.num_layers, self.hidden_size
+            self.initial_state = next(self.parameters()).new_zeros(sizes)
+        state_dicts.adopt(state_dict, prefix, self.spec, self.likelihood)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

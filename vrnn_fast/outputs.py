@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .likelihoods import FeatureComponents, GaussianComponents, LogisticComponents, MeanStd, StrokeComponents
-
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+from .state import State
 
 
 @dataclass
@@ -34,6 +33,11 @@ class VRNNOutput:
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, if asked for.
         prediction: the parameters of p(x_t | z_<=t, x_<t), if asked for: Bernoulli probabilities (T, B, X), Gaussian
             mean and std (T, B, X) each, or what another likelihood's ``prediction`` makes of the decoder's output.
+
+    Examples:
+        >>> out = model(x)
+        >>> out.loss is out[0] is out["loss"]
+        True
     """
 
     loss: Tensor
@@ -47,7 +51,12 @@ class VRNNOutput:
     prediction: Any = None
 
     def keys(self) -> tuple[str, ...]:
-        """The names of the results that are there, in order."""
+        """The names of the results that are there, in order.
+
+        Examples:
+            >>> model(x).keys()[:4]
+            ('loss', 'nll', 'kl', 'elbo')
+        """
         return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
     def __iter__(self) -> Iterator[Any]:
@@ -85,6 +94,10 @@ class VRNNStep(NamedTuple):
         kl: (B,) KL of posterior and prior in nats.
         prediction: the parameters of p(x_t | x_<t, z_<t) at the prior's mean of z_t: it has not seen x_t.
         state: the state after this step, in the form of ``VRNNOutput.state``.
+
+    Examples:
+        >>> model.step(x[0], None).nll.shape
+        torch.Size([4])
     """
 
     nll: Tensor
@@ -101,6 +114,10 @@ class VRNNRollout(NamedTuple):
         prior: mean and std of p(z_t | z_<t, x_<t), (T, B, Z) each, x_t being what the decoder expects.
         prediction: the parameters of p(x_t | z_<=t, x_<t), in the form of ``VRNNOutput.prediction``.
         state: the state after the last step, in the form of ``VRNNOutput.state``.
+
+    Examples:
+        >>> model.rollout_prior(torch.randn(5, 4, 2)).latent.shape
+        torch.Size([5, 4, 2])
     """
 
     latent: Tensor

@@ -19,7 +19,12 @@ _DRAWN = 4096  # numbers of noise at a time
 
 
 class StreamStep(NamedTuple):
-    """What one frame told: nll (B,) and kl (B,) in nats, and the prediction that was made before it was seen."""
+    """What one frame told: nll (B,) and kl (B,) in nats, and the prediction that was made before it was seen.
+
+    Examples:
+        >>> Stream(model).push(x[0, 0].numpy()).kl.shape
+        (1,)
+    """
 
     nll: Array
     kl: Array
@@ -43,10 +48,14 @@ class Stream:
         TypeError: the model's dtype is neither float32 nor float64.
         ValueError: its likelihood is computed outside the launch, it has a conditioning input, or batch_size is below
             1.
+
+    Examples:
+        >>> stream = Stream(model, batch_size=4)
+        >>> nll, kl, forecast = stream.push(x[0].numpy())
     """
 
     def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
-        checks.positive_int("batch_size", batch_size)
+        checks.integer("batch_size", batch_size)
         if model.spec.cond_size:
             raise ValueError("Stream takes no conditioning input, and this model has one: use VRNN.step")
         if model.spec.likelihood == "external":
@@ -59,7 +68,11 @@ class Stream:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the model's weights again. The state stays."""
+        """Read the model's weights again. The state stays.
+
+        Examples:
+            >>> Stream(model).refresh()
+        """
         try:
             native = importlib.import_module("vrnn_fast._native")
         except ImportError as error:
@@ -88,7 +101,12 @@ class Stream:
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """Copies of every layer's h (B, H) and, for an LSTM, every layer's c. Assign to continue from another state."""
+        """Copies of every layer's h (B, H) and, for an LSTM, every layer's c. Assign to continue from another state.
+
+        Examples:
+            >>> [h.shape for h in Stream(model, batch_size=4).state]
+            [(4, 16)]
+        """
         return tuple(self._engine.state(i).copy() for i in range(self.model.spec.state_tensors))
 
     @state.setter
@@ -105,7 +123,11 @@ class Stream:
             self._engine.state(i)[:] = part
 
     def reset(self) -> None:
-        """Begin anew from the state that :meth:`VRNN.new_state` gives."""
+        """Begin anew from the state that :meth:`VRNN.new_state` gives.
+
+        Examples:
+            >>> Stream(model).reset()
+        """
         start = self.model.initial_state
         for i in range(self.model.spec.state_tensors):
             self._engine.state(i)[:] = 0 if start is None else start.flatten(0, 1)[i].numpy()
@@ -120,6 +142,10 @@ class Stream:
         Raises:
             TypeError: x or eps has another dtype or is not contiguous.
             ValueError: it has another number of elements.
+
+        Examples:
+            >>> Stream(model).push(x[0, 0].numpy()).prediction.shape
+            (1, 3)
         """
         return StreamStep._make(self._engine.step(x, self._draw() if eps is None else eps))
 

@@ -1,32 +1,79 @@
-"""The loop over time, written as people write it: the yardstick of every speed-up, and in float64 the oracle."""
+"""The loop over time, written as people write it: the yardstick of every speed-up, and what the tests compare with.
+
+It shares no arithmetic with the package: modules are called step by step, and the recurrent cells are torch's own.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vrnn_fast.cell.spec import STD_FLOOR
-from vrnn_fast.likelihoods import Gaussian
+STD_FLOOR, OUTPUT_STD_FLOOR = 1e-6, 1e-3  # of the latent variable and of a Gaussian output
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "identity": nn.Identity,
+}
+_NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
-OUTPUT_STD_FLOOR = Gaussian().min_std
+State: TypeAlias = Tensor | tuple[Tensor, Tensor]  # (num_layers, B, H), for an LSTM (h, c)
+Layers: TypeAlias = tuple[Tensor, ...]  # the same as (B, H) tensors, h of every layer, then c
+Activation: TypeAlias = str | tuple[str, ...]  # of all hidden layers, or of each
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+class Advanced(NamedTuple):
+    """One time step: z, its posterior and prior (B, Z), the decoder's heads before any transform, the next state."""
+
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    raw: tuple[Tensor, ...]
+    state: State
 
 
-class EagerOutput(NamedTuple):
-    """Sums over every step and sequence, then one tensor (B, .) per time step."""
+class EagerRun(NamedTuple):
+    """Results of every step, (T, B) and (T, B, .), and the state after the last one."""
 
-    kl: Tensor
     nll: Tensor
-    posterior_means: list[Tensor]
-    posterior_stds: list[Tensor]
-    decoder_means: list[Tensor]
+    kl: Tensor
+    z: Tensor
+    mean: Tensor
+    std: Tensor
+    prior_mean: Tensor
+    prior_std: Tensor
+    raw: Tensor
+    state: Layers
+
+
+class LinearCell(nn.Module):
+    """One layer of torch.nn.RNN without its nonlinearity, for one step."""
+
+    def __init__(self, inputs: int, h: int, bias: bool) -> None:
+        super().__init__()
+        for name, p in nn.RNN(inputs, h, bias=bias).named_parameters():
+            self.register_parameter(name, p)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[None, Tensor]:
+        values = dict(self.named_parameters())
+        from_input = F.linear(x, values["weight_ih_l0"], values.get("bias_ih_l0"))
+        return None, from_input + F.linear(h, values["weight_hh_l0"], values.get("bias_hh_l0"))
+
+
+def _stack(size: int, widths: Sequence[int], activation: Activation) -> tuple[nn.Sequential, int]:
+    layers: list[nn.Module] = []
+    for i, width in enumerate(widths):
+        layers += [nn.Linear(size, width), ACTIVATIONS[activation if isinstance(activation, str) else activation[i]]()]
+        size = width
+    return nn.Sequential(*layers), size
 
 
 class EagerVRNN(nn.Module):
@@ -34,6 +81,7 @@ class EagerVRNN(nn.Module):
 
     Arguments and parameters are those of :class:`vrnn_fast.VRNN`, so one's state dict loads into the other. Its
     losses are the stable ones (logits, floors under the standard deviations), that results can be compared.
+    ``latent_std`` and ``output_std`` make standard deviations of raw outputs; None is a softplus and a floor.
     """
 
     def __init__(
@@ -42,51 +90,85 @@ class EagerVRNN(nn.Module):
         hidden_size: int,
         latent_size: int,
         *,
-        phi_x: Sequence[int],
-        phi_z: Sequence[int],
-        encoder: Sequence[int],
-        prior: Sequence[int],
-        decoder: Sequence[int],
+        phi_x: Sequence[int] = (),
+        phi_z: Sequence[int] = (),
+        encoder: Sequence[int] = (),
+        prior: Sequence[int] | str = (),
+        decoder: Sequence[int] = (),
         cell: str = "gru",
         num_layers: int = 1,
-        cond_size: int = 0,
         bias: bool = True,
-        activation: str = "relu",
+        nonlinearity: str = "tanh",
+        activation: str | Mapping[str, Activation] = "relu",
+        head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
+        packed_heads: bool = False,
+        residual: bool = False,
         likelihood: str = "bernoulli",
+        latent_std: Callable[[Tensor], Tensor] | None = None,
+        output_std: Callable[[Tensor], Tensor] | None = None,
+        cond_size: int = 0,
+        cond_networks: Sequence[str] = ("encoder", "prior", "decoder"),
     ) -> None:
         super().__init__()
+        self.hidden_size, self.latent_size, self.num_layers = hidden_size, latent_size, num_layers
+        self.lstm, self.gaussian, self.residual = cell == "lstm", likelihood == "gaussian", residual
+        self.packed_heads = packed_heads
+        self.cond_networks = frozenset(cond_networks if cond_size else ())
+        self.learned_prior = latent_size > 0 and not isinstance(prior, str)
+        self.latent_std = latent_std or (lambda raw: F.softplus(raw, threshold=100) + STD_FLOOR)
+        self.output_std = output_std or (lambda raw: F.softplus(raw, threshold=100) + OUTPUT_STD_FLOOR)
 
-        def network(inputs: int, widths: Sequence[int]) -> tuple[nn.Sequential, int]:
-            layers: list[nn.Module] = []
-            for width in widths:
-                layers += [nn.Linear(inputs, width), ACTIVATIONS[activation]()]
-                inputs = width
-            return nn.Sequential(*layers), inputs
+        def conditioned(name: str, width: int) -> int:
+            return width + (cond_size if name in self.cond_networks else 0)
 
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.lstm = cell == "lstm"
-        self.gaussian = likelihood == "gaussian"
-        self.phi_x, x_size = network(input_size, phi_x)
-        self.phi_z, z_size = network(latent_size, phi_z)
+        def of(name: str) -> Activation:
+            return activation if isinstance(activation, str) else activation.get(name, "relu")
 
-        self.enc, width = network(x_size + cond_size + hidden_size, encoder)
-        self.enc_mean = nn.Linear(width, latent_size)
-        self.enc_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
+        def of_head(name: str, network: str) -> Activation:
+            if isinstance(activation, Mapping) and name in activation:
+                return activation[name]
+            of_network = of(network)
+            return of_network if isinstance(of_network, str) else "relu"
 
-        self.prior, width = network(cond_size + hidden_size, prior)
-        self.prior_mean = nn.Linear(width, latent_size)
-        self.prior_std = nn.Sequential(nn.Linear(width, latent_size), nn.Softplus())
+        def heads(prefix: str, inputs: int, outputs: int, pair: bool = True) -> None:
+            if packed_heads:
+                head(f"{prefix}_params", inputs, outputs * (1 + pair))
+                return
+            head(f"{prefix}_mean", inputs, outputs, sequence=not pair)
+            if pair:
+                head(f"{prefix}_std", inputs, outputs, sequence=True)
 
-        self.dec, width = network(cond_size + z_size + hidden_size, decoder)
-        if self.gaussian:
-            self.dec_mean: nn.Module = nn.Linear(width, input_size)
-            self.dec_std = nn.Sequential(nn.Linear(width, input_size), nn.Softplus())
+        def head(name: str, inputs: int, outputs: int, sequence: bool = False) -> None:
+            widths = head_layers.get(name, ()) if isinstance(head_layers, Mapping) else head_layers
+            hidden, width = _stack(inputs, widths, of_head(name, _NETWORKS[name.partition("_")[0]]))
+            last = nn.Linear(width, outputs)
+            setattr(self, name, nn.Sequential(*hidden, last) if sequence or widths else last)
+
+        self.phi_x, x_size = _stack(input_size, phi_x, of("phi_x"))
+        self.phi_z, z_size = _stack(latent_size, phi_z, of("phi_z"))
+        self.enc, width = _stack(conditioned("encoder", x_size + hidden_size), encoder, of("encoder"))
+        if latent_size:
+            heads("enc", width, latent_size)
+        widths = () if isinstance(prior, str) else prior
+        self.prior, width = _stack(conditioned("prior", hidden_size), widths, of("prior"))
+        if self.learned_prior:
+            heads("prior", width, latent_size)
+        self.dec, width = _stack(conditioned("decoder", z_size + hidden_size), decoder, of("decoder"))
+        heads("dec", width, input_size, pair=self.gaussian)
+        inputs = conditioned("cell", x_size + z_size)
+        if nonlinearity == "identity":
+            self.rnn: nn.Module = LinearCell(inputs, hidden_size, bias)
         else:
-            self.dec_mean = nn.Sequential(nn.Linear(width, input_size))
+            options = {"nonlinearity": nonlinearity} if cell == "rnn" else {}
+            self.rnn = getattr(nn, cell.upper())(inputs, hidden_size, num_layers, bias=bias, **options)
 
-        recurrent = nn.LSTM if self.lstm else nn.GRU
-        self.rnn: nn.Module = recurrent(x_size + z_size, hidden_size, num_layers, bias)
+    def heads(self, prefix: str, features: Tensor, pair: bool = True) -> tuple[Tensor, ...]:
+        """What the heads of a network give: a mean (or logits) and, of a pair, what a standard deviation is made of."""
+        if self.packed_heads:
+            raw: Tensor = getattr(self, f"{prefix}_params")(features)
+            return raw.chunk(2, 1) if pair else (raw,)
+        names = ("mean", "std") if pair else ("mean",)
+        return tuple(getattr(self, f"{prefix}_{name}")(features) for name in names)
 
     def start(self, like: Tensor) -> State:
         """Zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
@@ -98,58 +180,109 @@ class EagerVRNN(nn.Module):
         following: State = self.rnn(inputs.unsqueeze(0), state)[1]
         return following
 
+    def read(self, name: str, before: Sequence[Tensor], cond: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+        """What a network reads side by side; the conditioning input (B, C), where it reads one, in between."""
+        sources = (*before, *(cond if name in self.cond_networks else ()), *after)
+        return torch.cat(sources, 1) if len(sources) > 1 else sources[0]
+
     def prior_of(self, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
-        prior = self.prior(torch.cat([*cond, h], 1) if cond else h)
-        return self.prior_mean(prior), self.prior_std(prior) + STD_FLOOR
+        if not self.learned_prior:
+            zeros = h.new_zeros(h.size(0), self.latent_size)
+            return zeros, torch.ones_like(zeros)
+        mean, raw = self.heads("prior", self.prior(self.read("prior", (), cond, (h,))))
+        return mean, self.latent_std(raw)
 
-    def decode(self, phi_z: Tensor, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The decoder's mean, or logits, and the standard deviation of a Gaussian."""
-        dec = self.dec(torch.cat([*cond, phi_z, h], 1))
-        return self.dec_mean(dec), self.dec_std(dec) + OUTPUT_STD_FLOOR if self.gaussian else None
+    def decode(self, phi_z: Tensor, h: Tensor, *cond: Tensor) -> tuple[Tensor, ...]:
+        """The decoder's heads before any transform: logits, or a Gaussian's mean and what its deviation is made of."""
+        return self.heads("dec", self.dec(self.read("decoder", (), cond, (phi_z, h))), self.gaussian)
 
-    def step(
-        self, x: Tensor, eps: Tensor, state: State, *cond: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, State]:
-        """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, mean and std of z, mean (or logits) of x, state."""
+    def advance(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> Advanced:
+        """x (B, X), eps (B, Z): everything that a step computes but for its losses."""
         h = (state[0] if isinstance(state, tuple) else state)[-1]
-
         phi_x = self.phi_x(x)
-        enc = self.enc(torch.cat([phi_x, *cond, h], 1))
-        enc_mean, enc_std = self.enc_mean(enc), self.enc_std(enc) + STD_FLOOR
         prior_mean, prior_std = self.prior_of(h, *cond)
-
-        z = enc_mean + enc_std * eps
+        mean, std = prior_mean, prior_std
+        if self.latent_size:
+            mean, raw = self.heads("enc", self.enc(self.read("encoder", (phi_x,), cond, (h,))))
+            mean, std = prior_mean + mean if self.residual else mean, self.latent_std(raw)
+        z = mean + std * eps
         phi_z = self.phi_z(z)
-        dec_mean, dec_std = self.decode(phi_z, h, *cond)
-        state = self.recur(torch.cat([phi_x, phi_z], 1), state)
+        raws = self.decode(phi_z, h, *cond)
+        state = self.recur(self.read("cell", (phi_x, phi_z), cond, ()), state)
+        return Advanced(z, mean, std, prior_mean, prior_std, raws, state)
 
-        kl = gaussian_kl(enc_mean, enc_std, prior_mean, prior_std)
-        if dec_std is not None:
-            nll = gaussian_nll(dec_mean, dec_std, x)
+    def step(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> tuple[Tensor, Tensor, State]:
+        """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, and the next state."""
+        now = self.advance(x, eps, state, *cond)
+        kl = 0.5 * torch.sum(twice_gaussian_kl(now.mean, now.std, now.prior_mean, now.prior_std))
+        if self.gaussian:
+            nll = torch.sum(gaussian_nll(now.raw[0], self.output_std(now.raw[1]), x))
         else:
-            nll = F.binary_cross_entropy_with_logits(dec_mean, x, reduction="sum")
-        return kl, nll, enc_mean, enc_std, dec_mean, state
-
-    def forward(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> EagerOutput:
-        """x (T, B, X), eps (T, B, Z), cond (T, B, C), which encoder, prior and decoder read."""
-        state = self.start(x[0])
-        kl_sum, nll_sum = x.new_zeros(()), x.new_zeros(())
-        posterior_means, posterior_stds, decoder_means = [], [], []
-        for t in range(x.size(0)):
-            kl, nll, enc_mean, enc_std, dec_mean, state = self.step(
-                *(x[t], eps[t], state), *(() if cond is None else (cond[t],))
-            )
-            kl_sum, nll_sum = kl_sum + kl, nll_sum + nll
-            posterior_means.append(enc_mean)
-            posterior_stds.append(enc_std)
-            decoder_means.append(dec_mean)
-        return EagerOutput(kl_sum, nll_sum, posterior_means, posterior_stds, decoder_means)
+            nll = F.binary_cross_entropy_with_logits(now.raw[0], x, reduction="sum")
+        return kl, nll, now.state
 
     def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The negative evidence lower bound in nats per time step and sequence."""
-        out = self.forward(x, eps, cond)
-        return (out.nll + out.kl) / (x.size(0) * x.size(1))
+        """The negative evidence lower bound in nats per time step and sequence.
+
+        x is (T, B, X), eps (T, B, Z), cond (T, B, C).
+        """
+        state = self.start(x[0])
+        kl_sum, nll_sum = x.new_zeros(()), x.new_zeros(())
+        for t in range(x.size(0)):
+            kl, nll, state = self.step(x[t], eps[t], state, *(() if cond is None else (cond[t],)))
+            kl_sum, nll_sum = kl_sum + kl, nll_sum + nll
+        return (nll_sum + kl_sum) / (x.size(0) * x.size(1))
+
+    def forward(
+        self,
+        x: Tensor,
+        eps: Tensor,
+        state: Layers | None = None,
+        cond: Tensor | None = None,
+        resets: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> EagerRun:
+        """All results of x (T, B, X) and eps (T, B, Z), every row at the full length."""
+        held, steps = self.start(x[0]) if state is None else self._packed(state), []
+        for t, (x_t, eps_t) in enumerate(zip(x, eps, strict=True)):
+            if resets is not None:
+                kept = (~resets[t]).to(x.dtype).unsqueeze(1)
+                held = (held[0] * kept, held[1] * kept) if isinstance(held, tuple) else held * kept
+            now = self.advance(x_t, eps_t, held, *(() if cond is None else (cond[t],)))
+            if self.gaussian:
+                nll = gaussian_nll(now.raw[0], self.output_std(now.raw[1]), x_t)
+            else:
+                nll = F.binary_cross_entropy_with_logits(now.raw[0], x_t, reduction="none")
+            nll = (nll if mask is None else nll * mask[t]).sum(1)
+            kl = 0.5 * twice_gaussian_kl(now.mean, now.std, now.prior_mean, now.prior_std).sum(1)
+            steps.append((nll, kl, *now[:5], torch.cat(now.raw, 1)))
+            held = now.state
+        after = held if isinstance(held, tuple) else (held,)
+        return EagerRun._make(
+            (*map(torch.stack, zip(*steps, strict=True)), tuple(layer for part in after for layer in part))
+        )
+
+    def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: Layers, **optional: Tensor | None) -> EagerRun:
+        """Row after row, each at its own length, then zeros: no mask can be wrong here."""
+        steps, rows = x.shape[0], []
+        for b, length in enumerate(lengths.tolist()):
+            begin = tuple(s[b : b + 1] for s in state)
+            if length == 0:
+                widths = (self.latent_size,) * 5 + (x.shape[2] * (1 + self.gaussian),)
+                zeros = [x.new_zeros(steps, 1), x.new_zeros(steps, 1), *(x.new_zeros(steps, 1, w) for w in widths)]
+                rows.append(EagerRun._make((*zeros, begin)))
+                continue
+            own: dict[str, Any] = {n: None if o is None else o[:length, b : b + 1] for n, o in optional.items()}
+            run = self(x[:length, b : b + 1], eps[:length, b : b + 1], begin, **own)
+            padded = [torch.cat([f, f.new_zeros(steps - length, *f.shape[1:])]) for f in run[:-1]]
+            rows.append(EagerRun._make((*padded, run.state)))
+        after = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))
+        return EagerRun._make((*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), after))
+
+    def _packed(self, state: Layers) -> State:
+        parts = [torch.stack(state[i : i + self.num_layers]) for i in range(0, len(state), self.num_layers)]
+        return (parts[0], parts[1]) if self.lstm else parts[0]
 
     def generate(self, steps: int, like: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
         """Draw sequences (steps, B, X), each x_t fed back; ``like`` is a (B, .) tensor. And the state after them.
@@ -162,9 +295,9 @@ class EagerVRNN(nn.Module):
             h = (state[0] if isinstance(state, tuple) else state)[-1]
             prior_mean, prior_std = self.prior_of(h)
             phi_z = self.phi_z(prior_mean + prior_std * (noise[0][t] if noise else torch.randn_like(prior_mean)))
-            x, std = self.decode(phi_z, h)
-            if std is not None:
-                x = x + std * (noise[1][t] if noise else torch.randn_like(x))
+            x, *raw = self.decode(phi_z, h)
+            if self.gaussian:
+                x = x + self.output_std(raw[0]) * (noise[1][t] if noise else torch.randn_like(x))
             elif noise:
                 x = (noise[1][t] < torch.sigmoid(x)).to(x.dtype)
             else:
@@ -174,12 +307,11 @@ class EagerVRNN(nn.Module):
         return torch.stack(samples), state
 
 
-def gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
-    """KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, summed over everything."""
-    terms = 2 * torch.log(prior_std) - 2 * torch.log(std) + (std**2 + (mean - prior_mean) ** 2) / prior_std**2 - 1
-    return 0.5 * torch.sum(terms)
+def twice_gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
+    """2 KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, of every feature."""
+    return 2 * torch.log(prior_std) - 2 * torch.log(std) + (std**2 + (mean - prior_mean) ** 2) / prior_std**2 - 1
 
 
 def gaussian_nll(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-    """-log N(x; mean, std²) in nats, summed over everything."""
-    return torch.sum(0.5 * ((x - mean) / std) ** 2 + torch.log(std) + 0.5 * math.log(2 * math.pi))
+    """-log N(x; mean, std²) in nats, of every feature."""
+    return 0.5 * ((x - mean) / std) ** 2 + torch.log(std) + 0.5 * math.log(2 * math.pi)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contender import Run
+from ..contender import Entry
 from ..shapes import Shape
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -30,19 +30,19 @@ def _inputs(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: (x.abs() if name == "log" else x).to(dtype) for name in FUNCTIONS}
 
 
-def prepare_torch(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_torch(shape: Shape, dtype: torch.dtype) -> Entry:
     inputs = _inputs(shape, dtype)
     out = torch.empty(shape.batch, dtype=dtype)
     passes = {name: partial(call, inputs[name], out=out) for name, call in FUNCTIONS.items()}
-    return Run(passes, lambda: {name: call().clone() for name, call in passes.items()})
+    return Entry(passes, lambda: {name: call().clone() for name, call in passes.items()})
 
 
-def prepare_ours(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_ours(shape: Shape, dtype: torch.dtype) -> Entry:
     native: Any = importlib.import_module("vrnn_fast._native")
     inputs = {name: x.numpy() for name, x in _inputs(shape, dtype).items()}
     out = torch.empty(shape.batch, dtype=dtype)
     passes = {name: partial(native.apply, name, x, out.numpy()) for name, x in inputs.items()}
-    return Run(passes, lambda: {name: torch.from_numpy(call()).clone() for name, call in passes.items()})
+    return Entry(passes, lambda: {name: torch.from_numpy(call()).clone() for name, call in passes.items()})
 
 
 def no_native_module(shape: Shape) -> str | None:

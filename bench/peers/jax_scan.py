@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.spec import STD_FLOOR
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results
 from ..shapes import Shape
 from .eager import OUTPUT_STD_FLOOR
 
@@ -110,7 +110,7 @@ def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
     return per_step.sum(1).sum() / (x.shape[0] * x.shape[1])
 
 
-def prepare(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare(shape: Shape, dtype: torch.dtype) -> Entry:
     """Passes in float32, whatever ``dtype``: only the oracle wants another."""
     os.environ.setdefault("NPROC", str(torch.get_num_threads()))
     import jax
@@ -139,4 +139,4 @@ def prepare(shape: Shape, dtype: torch.dtype) -> Run:
         return {name: torch.from_numpy(np.array(t)) for name, t in found.items()}
 
     flops = 2 * shape.steps * shape.batch * sum(t.numel() for t in weights.values() if t.dim() == 2)
-    return Run({FORWARD: lambda: value(parameters).block_until_ready(), TRAINING: train}, results, flops)
+    return Entry({FORWARD: lambda: value(parameters).block_until_ready(), TRAINING: train}, results, flops)

@@ -7,7 +7,7 @@ import torch
 from vrnn_fast import VRNN
 from vrnn_fast.executors import cpu
 
-from ..contender import Run, run_of
+from ..contender import Entry, run_of
 from ..shapes import Shape, forward_flops
 
 
@@ -22,11 +22,11 @@ def model_of(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> VR
     return model
 
 
-def prepare(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> Run:
+def prepare(shape: Shape, dtype: torch.dtype, *, recompute: bool = False) -> Entry:
     model = model_of(shape, dtype, recompute=recompute)
     (x, eps), cond = shape.data(dtype), shape.condition(dtype)
     return run_of(model, lambda: model(x, eps=eps, cond=cond).loss, forward_flops(model, shape))
 
 
-def prepare_recompute(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_recompute(shape: Shape, dtype: torch.dtype) -> Entry:
     return prepare(shape, dtype, recompute=True)

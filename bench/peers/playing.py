@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vrnn_fast import Stream
 
-from ..contender import Results, Run
+from ..contender import Entry, Results
 from ..shapes import Shape
 from .eager import EagerVRNN, State
 from .ours import model_of
@@ -34,7 +34,7 @@ def _drawn(x: Tensor, state: State) -> Results:
     return {"samples": x, "state": torch.stack(state) if isinstance(state, tuple) else state}
 
 
-def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Entry:
     model, like = _eager(shape, dtype), shape.data(dtype)[0][0]
 
     @torch.no_grad()
@@ -48,19 +48,19 @@ def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Run:
         output = output.normal_(generator=source) if model.gaussian else output.uniform_(generator=source)
         return _drawn(*generate((eps.to(dtype), output.to(dtype))))
 
-    return Run({GENERATION: generate}, results)
+    return Entry({GENERATION: generate}, results)
 
 
-def prepare_generation(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_generation(shape: Shape, dtype: torch.dtype) -> Entry:
     model = model_of(shape, dtype)
 
     def generate(source: torch.Generator | None = None) -> tuple[Tensor, State]:
         return model.generate(shape.steps, shape.batch, generator=source)
 
-    return Run({GENERATION: generate}, lambda: _drawn(*generate(_source(shape))))
+    return Entry({GENERATION: generate}, lambda: _drawn(*generate(_source(shape))))
 
 
-def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...]], shape: Shape) -> Run:
+def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...]], shape: Shape) -> Entry:
     """``frame(t, state)`` gives NLL, KL, the prediction and the next state. The first frame is what is timed."""
 
     @torch.no_grad()
@@ -72,22 +72,22 @@ def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...
         return dict(zip(("nll", "kl", "prediction"), map(torch.stack, zip(*frames, strict=True)), strict=True))
 
     start = begin()
-    return Run({FRAME: torch.no_grad()(lambda: frame(0, start))}, results)
+    return Entry({FRAME: torch.no_grad()(lambda: frame(0, start))}, results)
 
 
-def prepare_eager_frames(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_eager_frames(shape: Shape, dtype: torch.dtype) -> Entry:
     """What a user of the eager model writes: predict from the prior, then one step of the loop."""
     model, (x, eps) = _eager(shape, dtype), shape.data(dtype)
 
     def frame(t: int, state: Tensor) -> tuple[Any, ...]:
-        logits, _ = model.decode(model.phi_z(model.prior_of(state[-1])[0]), state[-1])
-        kl, nll, *_, following = model.step(x[t], eps[t], state)
+        (logits,) = model.decode(model.phi_z(model.prior_of(state[-1])[0]), state[-1])
+        kl, nll, following = model.step(x[t], eps[t], state)
         return nll, kl, torch.sigmoid(logits), following  # sums over a batch of one
 
     return _frames(lambda: model.start(x[0]), frame, shape)
 
 
-def prepare_steps(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_steps(shape: Shape, dtype: torch.dtype) -> Entry:
     model, (x, eps) = model_of(shape, dtype), shape.data(dtype)
 
     def frame(t: int, state: Any) -> tuple[Any, ...]:
@@ -96,7 +96,7 @@ def prepare_steps(shape: Shape, dtype: torch.dtype) -> Run:
     return _frames(lambda: model.new_state(shape.batch), frame, shape)
 
 
-def prepare_stream(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_stream(shape: Shape, dtype: torch.dtype) -> Entry:
     stream = Stream(model_of(shape, dtype), shape.batch)
     x, eps = (t.numpy() for t in shape.data(dtype))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Results, Run, run_of
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results, run_of
 from ..shapes import Shape, forward_flops
 from .compiled import CompiledCell, CompiledLoop
 from .eager import EagerVRNN
@@ -21,23 +21,23 @@ def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return (*shape.data(dtype), *(() if cond is None else (cond,)))
 
 
-def _prepare(kind: type[EagerVRNN], shape: Shape, dtype: torch.dtype) -> Run:
+def _prepare(kind: type[EagerVRNN], shape: Shape, dtype: torch.dtype) -> Entry:
     model = kind(**shape.model).to(dtype)
     model.load_state_dict(shape.parameters(dtype))
     inputs = _inputs(shape, dtype)
     return run_of(model, lambda: model.loss(*inputs), forward_flops(model, shape))
 
 
-def prepare_eager(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_eager(shape: Shape, dtype: torch.dtype) -> Entry:
     return _prepare(EagerVRNN, shape, dtype)
 
 
-def prepare_compiled_cell(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_compiled_cell(shape: Shape, dtype: torch.dtype) -> Entry:
     torch.compiler.reset()  # what was compiled for another shape would be looked at, and passed over, at every step
     return _prepare(CompiledCell, shape, dtype)
 
 
-def prepare_compiled_loop(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_compiled_loop(shape: Shape, dtype: torch.dtype) -> Entry:
     return _prepare(CompiledLoop, shape, dtype)
 
 
@@ -63,16 +63,16 @@ class _Alone(nn.Module):
         return out.sum()
 
 
-def _alone(kind: type[nn.GRU | nn.LSTM], shape: Shape, dtype: torch.dtype) -> Run:
+def _alone(kind: type[nn.GRU | nn.LSTM], shape: Shape, dtype: torch.dtype) -> Entry:
     model = _Alone(kind, shape).to(dtype)
     return replace(run_of(model, model, forward_flops(model, shape)), results=None)
 
 
-def prepare_gru_alone(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_gru_alone(shape: Shape, dtype: torch.dtype) -> Entry:
     return _alone(nn.GRU, shape, dtype)
 
 
-def prepare_lstm_alone(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_lstm_alone(shape: Shape, dtype: torch.dtype) -> Entry:
     return _alone(nn.LSTM, shape, dtype)
 
 
@@ -80,7 +80,7 @@ def no_gpu(shape: Shape) -> str | None:
     return None if torch.cuda.is_available() else "there is no GPU here"
 
 
-def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Entry:
     """The eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
     model = EagerVRNN(**shape.model).to("cuda", dtype)
     model.load_state_dict(shape.parameters(dtype))
@@ -111,4 +111,4 @@ def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Run:
         return {name: t.detach().cpu() for name, t in found.items()}
 
     passes = {FORWARD: lambda: replay(forward_graph), TRAINING: lambda: replay(train_graph)}
-    return Run(passes, results, forward_flops(model, shape))
+    return Entry(passes, results, forward_flops(model, shape))

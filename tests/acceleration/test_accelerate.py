@@ -8,7 +8,6 @@ import io
 import operator
 import pickle
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
-from tests.support.replay import Record, Replay
+from tests.support.oracle import Errors
+from tests.support.replay import RecordNoise, ReplayNoise
 from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks
 from vrnn_fast.acceleration.double import double_by_default
 from vrnn_fast.acceleration.module import Accelerated
@@ -247,30 +247,26 @@ def test_every_field_and_every_gradient_in_double_precision(case: Case) -> None:
 
 def test_in_single_precision_by_the_law(case: Case) -> None:
     """The error, root mean square over some seeds, is at most twice the original's own, both against float64."""
-    errors, spread, largest = defaultdict(float), defaultdict(float), defaultdict(float)
+    errors = Errors(torch.float32)
     for seed in range(6):
         torch.manual_seed(seed)
         model, x = case.build(), case.data()
         with default_dtype(torch.float64):
             precise = case.copy(model).double()
         fast = case.accelerate(model)
-        with Record() as record:
+        with RecordNoise() as record:
             torch.manual_seed(seed)
             theirs = results(case, model, x)
         torch.manual_seed(seed)
         ours = results(case, fast, x)
-        with default_dtype(torch.float64), Replay(record):
+        with default_dtype(torch.float64), ReplayNoise(record):
             oracle = results(case, precise, x.double())
         for name, right in oracle.items():
             if isinstance(right, Tensor) and right.is_floating_point():
                 part = name.rstrip("0123456789[]")
-                errors[part] += (ours[name] - right).square().mean().item()
-                spread[part] += (theirs[name] - right).square().mean().item()
-                largest[part] = max(largest[part], right.abs().max().item())
-                assert ours[name].dtype == theirs[name].dtype
-    for part, error in errors.items():
-        allowed = 2 * spread[part] ** 0.5 + 2 * torch.finfo(torch.float32).eps * largest[part]
-        assert error**0.5 <= allowed, f"{part}: error {error**0.5:.3g}, allowed {allowed:.3g}"
+                single = ours[name].float(), theirs[name].float()  # some metrics are float64, of float32 numbers
+                errors.add({part: single[0]}, {part: single[1]}, {part: right})
+    errors.assert_at_most_twice_torchs()
 
 
 def test_three_steps_of_an_optimiser_that_was_built_before(case: Case) -> None:
@@ -332,7 +328,7 @@ def test_the_fused_executor_ran(case: Case) -> None:
     fast, x = case.accelerate(case.build()), case.data()
     before = sum(operators.launch_counts().values())
     case.loss(case.run(fast, x)).backward()
-    assert sum(operators.launch_counts().values()) == before + 2 * case.launches * len(fast._plan.structures)
+    assert sum(operators.launch_counts().values()) == before + 2 * case.launches * len(fast._recipe.structures)
 
 
 class Graphs(list[torch.fx.GraphModule]):
@@ -496,7 +492,7 @@ def test_a_pickle_keeps_what_is_mended_and_how_it_samples() -> None:
     fast = accelerate(copied.VRNN(6, 9, 4), fix=("kl",))
     twin = pickle.loads(pickle.dumps(fast))
     assert isinstance(twin, copied.VRNN)
-    assert twin._plan == fast._plan
+    assert twin._recipe == fast._recipe
     if backends()["cpu"].available:
         before = sum(operators.launch_counts().values())
         twin.sample(3)
@@ -525,7 +521,7 @@ class SamplesDoubled(copied.VRNN):
 def test_methods_of_the_class_run_as_they_are_written() -> None:
     """A sampling of its own, too."""
     model = SamplesDoubled(6, 9, 4)
-    with pytest.warns(UserWarning, match="sample runs as its class is written, not on an executor"):
+    with pytest.warns(UserWarning, match="sample runs as its class is written, not on a backend"):
         fast = accelerate(model)
     torch.manual_seed(4)
     theirs = model.sample(5)
@@ -869,7 +865,7 @@ def test_a_fault_outside_of_the_class_is_told_and_cannot_be_mended() -> None:
         accelerate(dynamical.WithoutLoss(6, 4, dim_RNN=9), fix=("kl",))
 
 
-def test_faults_of_an_objective_that_was_found_by_running() -> None:
+def test_faults_of_an_outcome_that_was_found_by_running() -> None:
     with pytest.warns(UserWarning, match=r"noise: its noise is uniform on \[0, 1\) .* \(kept\)"):
         accelerate(variants.DrawsUniform(6, 9, 4))
     with pytest.warns(UserWarning, match=r"kl: its KL is that of the prior to the posterior.*reduction: "):
@@ -1408,7 +1404,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], words:
 def test_no_model_and_one_that_is_fast_already() -> None:
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got int"):
         accelerate(3)  # type: ignore[type-var]
-    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these executors as it is"):
+    with pytest.raises(ValueError, match=r"model is a vrnn_fast\.VRNN: it runs on these backends as it is"):
         accelerate(VRNN(6, 9, 4))
     fast = accelerate(copied.VRNN(6, 9, 4))
     with pytest.raises(ValueError, match="accelerated already, as layout eager-vrnn"):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.support.foreign import copied
 from tests.support.oracle import Errors
-from tests.support.replay import Record, Replay
+from tests.support.replay import RecordNoise, ReplayNoise
 from vrnn_fast import accelerate
 from vrnn_fast.acceleration.double import double_by_default
 from vrnn_fast.acceleration.module import Accelerated
@@ -49,11 +49,11 @@ def compare(rank: int, folder: str, around: bool) -> None:
     for seed in range(6):
         torch.manual_seed(PROCESSES * seed + rank)
         x, state = (torch.rand(7, 5, 6) < 0.4).float(), torch.get_rng_state()
-        with Record() as record:
+        with RecordNoise() as record:
             theirs = gradients(original, x)
         torch.set_rng_state(state)
         ours = gradients(fast, x)
-        with double_by_default(), Replay(record):
+        with double_by_default(), ReplayNoise(record):
             oracle = gradients(precise, x.double())
         errors.add(ours, theirs, oracle)
     errors.assert_at_most_twice_torchs()

@@ -106,7 +106,7 @@ class Renamed(copied.VRNN):
 
 def test_a_log_variance_by_name_is_a_deviation_by_its_softplus() -> None:
     fast = accelerate(Renamed(6, 9, 4))
-    assert fast._plan.structures[0].spec.std == Std(floor=0.0)
+    assert fast._recipe.structures[0].spec.std == Std(floor=0.0)
 
 
 # --- what the output is
@@ -250,8 +250,8 @@ def forecast(run: Run) -> Any:
     return {"kl": kl.mean(), "loss": error.mean() + run.arguments["weight"] * kl.mean()}
 
 
-def apart(module: nn.Module, sees: Tensor, after: Tensor, plan: Tensor, weight: float) -> tuple[Any, ...]:
-    x, target, cond = (t.transpose(0, 1)[1:] for t in (sees, after, plan))
+def apart(module: nn.Module, sees: Tensor, after: Tensor, recipe: Tensor, weight: float) -> tuple[Any, ...]:
+    x, target, cond = (t.transpose(0, 1)[1:] for t in (sees, after, recipe))
     return x, cond, None, target
 
 
@@ -270,7 +270,7 @@ FORECASTER = {
     "residual": True,
     "outputs": forecast,
 }
-BY_NAMES = {"x": "sees", "cond": "plan", "target": "after", "skip": 1, "batch_first": True}
+BY_NAMES = {"x": "sees", "cond": "recipe", "target": "after", "skip": 1, "batch_first": True}
 BY_FUNCTION = {"sequences": apart, "cond_networks": ("encoder", "prior", "decoder")}
 SIZES = 6, 3, 2, 9, 4
 ARGUMENTS = torch.randn(5, 7, 6), torch.randn(5, 7, 3), torch.randn(5, 7, 2), 0.3

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.eager import EagerVRNN
+from bench.peers.eager import EagerVRNN
 from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Likelihood, Std
 
 X, H, Z, C, T, B = 5, 7, 3, 2, 6, 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.eager import EagerVRNN, Run
+from bench.peers.eager import EagerRun, EagerVRNN
 from vrnn_fast import VRNN, Gaussian
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec, Std
 from vrnn_fast.executors import reference
@@ -44,7 +44,7 @@ def _data(likelihood: str = "bernoulli") -> tuple[Tensor, Tensor]:
     return x.double().requires_grad_(), torch.randn(T, B, Z, dtype=torch.float64, requires_grad=True)
 
 
-def _weighted(run: Run, seed: int = 1) -> Tensor:
+def _weighted(run: EagerRun, seed: int = 1) -> Tensor:
     """A scalar in which every number of every result has a weight of its own."""
     g = torch.Generator().manual_seed(seed)
     tensors = [*run[:-1], *run.state]
@@ -58,14 +58,14 @@ def _run(
     lengths: Tensor | None,
     state: tuple[Tensor, ...],
     **optional: Tensor | None,
-) -> Run:
+) -> EagerRun:
     parameters = [model.get_parameter(p.name) for p in model.spec.parameters()]
     batch = Batch(x, eps, state, lengths, **optional)
     result = reference.run(model.spec, parameters, batch, Want(prior=True, raw=True))
     assert result.prior_mean is not None
     assert result.prior_std is not None
     assert result.raw is not None
-    return Run(*result[:-1])  # type: ignore[arg-type]  # without particles there are no ancestors
+    return EagerRun(*result[:-1])  # type: ignore[arg-type]  # without particles there are no ancestors
 
 
 def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str, **optional: Tensor | None) -> None:
@@ -77,7 +77,7 @@ def _same(ours: VRNN, eager: EagerVRNN, lengths: Tensor | None, likelihood: str,
         optional["cond"] = torch.randn(T, B, ours.spec.cond_size, dtype=torch.float64, requires_grad=True)
     a = _run(ours, x, eps, lengths, state, **optional)
     b = eager(x, eps, state, **optional) if lengths is None else eager.ragged(x, eps, lengths, state, **optional)
-    for name, p, q in zip(Run._fields[:-1], a, b, strict=False):
+    for name, p, q in zip(EagerRun._fields[:-1], a, b, strict=False):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
     for p, q in zip(a.state, b.state, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)

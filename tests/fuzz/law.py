@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from tests.support.oracle import Errors
-from tests.support.replay import Record, Replay
+from tests.support.replay import RecordNoise, ReplayNoise
 from vrnn_fast import VRNN
 from vrnn_fast.likelihoods import as_likelihood
 
@@ -113,7 +113,7 @@ class _Draw:
     def __init__(self, case: Case) -> None:
         self.case, self.found = case, dict[str, Tensor]()
         self.rows = (case.batch, case.steps) if case.batch_first and case.call != "step" else (case.steps, case.batch)
-        self.noise: Record | None = None
+        self.noise: RecordNoise | None = None
         self.models: dict[torch.dtype, VRNN] = {}
         self.likelihood = as_likelihood(case.make_likelihood())
         if isinstance(self.likelihood, nn.Module):
@@ -277,10 +277,10 @@ class _Draw:
             start = {"prefix": given["x"], "lengths": given.get("lengths"), "prefix_cond": cond}
         if cond is not None:
             cond = cond.nan_to_num()
-        mode = Replay(self.noise) if self.noise else Record()
+        mode = ReplayNoise(self.noise) if self.noise else RecordNoise()
         with mode:
             drawn = model.generate(case.steps, **start, cond=cond, sample_output=not case.mean, temperature=0.75)
-        if isinstance(mode, Record):
+        if isinstance(mode, RecordNoise):
             self.noise = mode
         return drawn
 

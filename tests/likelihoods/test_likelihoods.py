@@ -275,7 +275,7 @@ def test_arguments() -> None:
     with pytest.raises(TypeError, match="likelihood must be"):
         as_likelihood(Bernoulli)  # type: ignore[arg-type]
     for bad in (0, -1.0, float("nan"), "small"):
-        with pytest.raises(ValueError, match="min_std must be a positive number"):
+        with pytest.raises(ValueError, match="min_std must be a number > 0"):
             Gaussian(bad)  # type: ignore[arg-type]
 
 
@@ -461,8 +461,8 @@ def test_heads_that_cannot_be_are_named() -> None:
         (lambda self, x: {"mean": x}, Likelihood, ValueError, r"must be distinct names .* got \('mean',\)"),
         (lambda self, x: {}, Likelihood, ValueError, r"must be distinct names .* got \(\)"),
         (lambda self, x: {"dec_a": x, "dec_a.0": x}, Likelihood, ValueError, "must be distinct names"),
-        (lambda self, x: {"dec_mean": 0}, Likelihood, ValueError, "head 'dec_mean' must have a positive width, got 0"),
-        (lambda self, x: {"dec_mean": x / 2}, Likelihood, ValueError, "must have a positive width, got 1.0"),
+        (lambda self, x: {"dec_mean": 0}, Likelihood, ValueError, "head 'dec_mean' must be a positive int, got 0"),
+        (lambda self, x: {"dec_mean": x / 2}, Likelihood, ValueError, "must be a positive int, got 1.0"),
         (lambda self, x: {"dec_mean": x}, Gaussian, ValueError, r"gaussian likelihood reads heads of widths \[2, 2\]"),
     ):
         with pytest.raises(error, match=message):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from tests.support.eager import EagerVRNN
+from bench.peers.eager import EagerVRNN
 from tests.support.kalman import LinearGaussian, build
 from vrnn_fast import VRNN, Bernoulli, bounds
 from vrnn_fast.resampling import Filter, ancestors, effective_sample_size, uniforms

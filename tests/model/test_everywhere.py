@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.eager import EagerVRNN
+from bench.peers.eager import EagerVRNN
 from tests.support.oracle import Errors
 from vrnn_fast import VRNN, SharedMixture, backends
 
@@ -438,7 +438,7 @@ def test_flops_of_a_module_loop_of_padding_and_of_a_step() -> None:
     x, eps = data()
     loop, run = counted(lambda: eager(x, eps))
     features = torch.cat([eager.phi_z(run.prior_mean[0]), torch.zeros(B, H)], 1).detach()
-    decoded, _ = counted(lambda: eager.head("dec", eager.dec(features)))
+    decoded, _ = counted(lambda: eager.heads("dec", eager.dec(features), pair=False))
     again = 2 * B * Z * H + decoded  # phi_z and decoder, at the prior's mean
     with torch.no_grad():
         assert counted(lambda: model(x, eps=eps))[0] == loop  # on packed weights

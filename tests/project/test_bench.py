@@ -18,7 +18,7 @@ import torch
 from bench import __main__ as bench
 from bench import contest as contests
 from bench import experiments, figures, functions, history, memory, peak, readme, record, scaling, table
-from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Run, run_of
+from bench.contender import FORWARD, TRAINING, UPDATE, Contender, Entry, run_of
 from bench.contest import Contest
 from bench.inner_loop import TILES, disassembled, innermost
 from bench.measure import Timed, disagreements, take_turns
@@ -36,14 +36,14 @@ TRAJECTORIES = next(shape for shape in REAL_SHAPES if shape.name == "trajectorie
 EAGER = experiments.EAGER
 
 
-def prepare_wrong(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_wrong(shape: Shape, dtype: torch.dtype) -> Entry:
     run = prepare_eager(shape, dtype)
     assert run.results is not None
     right = run.results()
     return replace(run, results=lambda: {name: t + 1e-3 for name, t in right.items()})
 
 
-def prepare_wrong_forward(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_wrong_forward(shape: Shape, dtype: torch.dtype) -> Entry:
     """Right as long as gradients are wanted."""
     model, (x, eps) = EagerVRNN(**shape.model).to(dtype), shape.data(dtype)
     model.load_state_dict(shape.parameters(dtype))
@@ -87,12 +87,12 @@ def test_wrong_results_disagree() -> None:
         found = disagreements({**eager, "gradient of w": torch.tensor([1, wrong, 1])}, eager, exact)
         assert list(found) == ["gradient of w"]
         assert found["gradient of w"].startswith("gradient of w is off by")
-    assert disagreements({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, errors=8) == {}
+    assert disagreements({**eager, "gradient of w": torch.tensor([1, 1 + 5e-5, 1])}, eager, exact, times=8) == {}
 
 
 @pytest.mark.parametrize(("unlucky", "agrees"), [((0, 1, 2, 3), True), ((0, 1, 2, 3, 4), False)])
 def test_bad_luck_is_told_from_a_defect(unlucky: tuple[int, ...], agrees: bool) -> None:
-    def prepare(shape: Shape, dtype: torch.dtype) -> Run:
+    def prepare(shape: Shape, dtype: torch.dtype) -> Entry:
         return (prepare_wrong if shape.draw in unlucky else prepare_eager)(shape, dtype)
 
     lucky = Contender("lucky", prepare)
@@ -146,7 +146,7 @@ def test_no_speed_without_agreement() -> None:
         assert gru.milliseconds
         assert gru.speedup is None
         assert "wrong at reference, 3 x 2: loss is off by" in problems(rows)[0]
-        assert "no result" in in_full([wrong], record.State.now())
+        assert "no result" in in_full([wrong], record.Provenance.now())
         assert render(rows).row_count == 4
 
 
@@ -225,7 +225,7 @@ def test_a_batch_of_one_has_one_core() -> None:
 MIB = 1 << 20
 
 
-def prepare_known(shape: Shape, dtype: torch.dtype) -> Run:
+def prepare_known(shape: Shape, dtype: torch.dtype) -> Entry:
     """24 MiB by torch, then 40 by NumPy, still there while 8 of gradients come, as many as there were before."""
     gradients: list[torch.Tensor] = []
 
@@ -236,11 +236,11 @@ def prepare_known(shape: Shape, dtype: torch.dtype) -> Run:
         gradients.append(torch.ones(2 * MIB))
         del work
 
-    return Run({TRAINING: train}, None)
+    return Entry({TRAINING: train}, None)
 
 
-def prepare_nothing(shape: Shape, dtype: torch.dtype) -> Run:
-    return Run({TRAINING: lambda: None}, None)
+def prepare_nothing(shape: Shape, dtype: torch.dtype) -> Entry:
+    return Entry({TRAINING: lambda: None}, None)
 
 
 @pytest.mark.skipif(not memory.measurable(), reason="memory is read from Linux and returned by glibc")
@@ -329,7 +329,7 @@ def test_measuring_some_leaves_the_others_and_their_dates(
         bench.main([*partial_run, *arguments])
         after = Record.load(path)
         assert [row.key for row in after.rows] == [row.key for row in before.rows]
-        assert after.rows[0].state == after.state == replace(record.State.now(), date=after.state.date)
+        assert after.rows[0].state == after.state == replace(record.Provenance.now(), date=after.state.date)
         assert after.rows[1:] == before.rows[1:]
         new, *old = in_full(after.rows, after.state).splitlines()[2:]
         told = "| 2020-02-02, commit 0123456789" + (", torch 2.10.0 |" if changed == "versions" else " |")
@@ -400,7 +400,7 @@ def test_a_course_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     versions = {"a": {"torch": "2.10.0"}, "b": {"torch": "2.10.0"}, "c": {"torch": "2.13.0"}}
     for date, commit, measured in courses:
-        state = record.State(versions[commit], commit * 40, False, f"{date}T00:00:00+00:00", commit)
+        state = record.Provenance(versions[commit], commit * 40, False, f"{date}T00:00:00+00:00", commit)
         path = replace(begun, state=state).append([measured], tmp_path)
 
     picture = tmp_path / "pictures" / "course.svg"

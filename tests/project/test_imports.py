@@ -10,20 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "vrnn_fast"
 FLOORS = (
-    ("replacing",),
+    ("replacing", "agreement", "checks"),
     ("cell",),
-    ("resampling", "likelihoods", "checks"),
-    ("outputs", "inputs", "parameters", "description"),
+    ("resampling", "likelihoods"),
+    ("padding", "parameters", "description", "state_dicts", "call"),
+    ("state",),
+    ("outputs",),
     ("executors",),
-    ("bounds",),
+    ("inputs", "bounds"),
+    ("inference",),
+    ("objective", "generation"),
     ("model",),
     ("stream", "layouts", "data"),
     ("acceleration", "checkpoints"),
     ("training",),
     ("cli",),
 )
-"""The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other, unless the lists
-above say so: a room that needs another stands above it."""
+"""The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other: a room that needs
+another stands above it."""
 
 
 def modules() -> dict[str, Path]:
@@ -63,11 +67,11 @@ def test_every_room_has_a_floor() -> None:
     assert rooms == {room for rooms in FLOORS for room in rooms}
 
 
-def test_no_import_runs_upward() -> None:
-    upward = [
-        f"{name} imports {other}" for name, others in graph().items() for other in others if floor(other) > floor(name)
-    ]
-    assert not upward
+def test_every_import_runs_downward() -> None:
+    """Or stays in its room."""
+    arrows = ((name, other) for name, others in graph().items() for other in others)
+    between = ((a, b) for a, b in arrows if a.partition(".")[0] != b.partition(".")[0])
+    assert not [f"{a} imports {b}" for a, b in between if floor(b) >= floor(a)]
 
 
 def test_no_two_modules_import_each_other() -> None:

@@ -58,7 +58,7 @@ def test_every_file_and_folder_of_a_recipe_exists(title: str) -> None:
 def test_the_recipe_of_an_activation_is_complete() -> None:
     files = recipe("An activation")
     known = ("leaky_relu", "tanh", "elu")  # where identity is, nothing is done
-    naming = {path for path in sources("vrnn_fast", "csrc") if names_all(path, known)}
+    naming = {path for path in sources("vrnn_fast", "csrc", "bench") if names_all(path, known)}
     listed = {path for path in files if "tests" not in path.relative_to(ROOT).parts}
     assert relative(list(naming)) == relative(list(listed))
     for path in set(files) - listed:

@@ -1,4 +1,4 @@
-"""The law of tests: the reference executor in float64 is right, and we may be wrong by twice what torch is.
+"""The law of errors in tests: what :mod:`vrnn_fast.agreement` says, of cells drawn at random.
 
 A :class:`Problem` is a cell, its inputs and one upstream gradient for every output, all drawn in float64 and rounded
 to float32 first, so that the same numbers can be given to every executor in every dtype.
@@ -6,7 +6,6 @@ to float32 first, so that the same numbers can be given to every executor in eve
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from vrnn_fast import agreement
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import Batch, Want
@@ -131,53 +131,21 @@ def assert_nothing_comes_from_the_last_update(executor: ModuleType, dtype: torch
             assert set(spoiled) <= {"d rnn.weight_ih_l0", "d rnn.weight_ih_l1"}, f"{spoiled} of {cell}, {lengths}"
 
 
-class Errors:
+class Errors(agreement.Errors):
     """Our errors beside those of plain torch in the same dtype, root mean square over some draws."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._ours: dict[str, list[Tensor]] = defaultdict(list)
-        self._torchs: dict[str, list[Tensor]] = defaultdict(list)
-        self._largest: dict[str, float] = defaultdict(float)
-
-    def add(
-        self,
-        ours: Mapping[str, Tensor],
-        torchs: Mapping[str, Tensor],
-        right: Mapping[str, Tensor],
-        cancelled: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """One draw: what we found, what torch did, and the float64 oracle; and terms that cancel each other in some of
-        these, where the oracle is as exact as their last digit allows."""
-        assert ours.keys() == torchs.keys() == right.keys()
-        for name, value in right.items():
-            assert value.dtype == torch.float64
-            assert ours[name].dtype == self.dtype, name
-            assert ours[name].shape == value.shape, name
-            if value.numel():
-                self._ours[name].append((ours[name].double() - value).square().mean())
-                self._torchs[name].append((torchs[name].double() - value).square().mean())
-                terms = value if cancelled is None else cancelled.get(name, value)
-                self._largest[name] = max(self._largest[name], terms.abs().max().item())
-
-    def violations(self) -> dict[str, str]:
-        """What is off by more than the law allows, by name, in words.
-
-        Torch's own error may be zero by luck (or by being the oracle, in float64), so a few ulp of the largest value
-        pass."""
-        few_ulp = (32 if self.dtype == torch.float64 else 2) * torch.finfo(self.dtype).eps
-        wrong = {}
-        for name, errors in self._ours.items():
-            error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
-            allowed = 2 * torchs + few_ulp * self._largest[name]
-            if not error <= allowed:  # so that NaN is one
-                wrong[name] = f"{name}: error {error:.3g}, allowed {allowed:.3g}"
-        return wrong
 
     def assert_at_most_twice_torchs(self) -> None:
         """No violation, of something."""
-        assert self._ours
+        assert self
         assert not (wrong := self.violations()), "; ".join(wrong.values())
+
+
+def assert_at_most_twice_torchs(ours: Tensor, torchs: Tensor, right: Tensor, name: str = "the result") -> None:
+    """One result, of one draw, obeys the law."""
+    assert ours.dtype == torchs.dtype
+    errors = Errors(ours.dtype)
+    errors.add(*({name: tensor.detach()} for tensor in (ours, torchs, right)))
+    errors.assert_at_most_twice_torchs()
 
 
 def assert_confident_predictions_keep_their_digits(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:

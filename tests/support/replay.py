@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Record(TorchDispatchMode):
+class RecordNoise(TorchDispatchMode):
     """Keeps every random tensor that is drawn inside."""
 
     def __init__(self) -> None:
@@ -23,10 +23,10 @@ class Record(TorchDispatchMode):
         return result
 
 
-class Replay(TorchDispatchMode):
-    """Hands out what a :class:`Record` kept, in its order, whatever dtype is asked for."""
+class ReplayNoise(TorchDispatchMode):
+    """Hands out what a :class:`RecordNoise` kept, in its order, whatever dtype is asked for."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RecordNoise) -> None:
         super().__init__()
         self.left = list(record.drawn)
 

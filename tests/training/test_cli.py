@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import vrnn_fast
 from vrnn_fast import backends, cli
 from vrnn_fast.checkpoints.files import load
-from vrnn_fast.data import Batch, chorales
+from vrnn_fast.data import Padded, chorales
 from vrnn_fast.training import demo
 from vrnn_fast.training.lock import LOCK
 from vrnn_fast.training.trainer import BEST, LAST, Step, Trainer
@@ -206,7 +206,7 @@ def test_nohup_keeps_its_promise(notes: Path, tmp_path: Path, monkeypatch: pytes
 def _send_at_step_5(monkeypatch: pytest.MonkeyPatch, sent: signal.Signals) -> None:
     step = Trainer._step
 
-    def interrupted(self: Trainer, batch: Batch) -> Step:
+    def interrupted(self: Trainer, batch: Padded) -> Step:
         if self._progress.step == 5:
             os.kill(os.getpid(), sent)
         return step(self, batch)
@@ -286,7 +286,7 @@ def test_mistakes_end_in_one_line(
         ("cannot be written", "train", notes, "--run", notes / "run"),
         ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
         ("tiny.npz expands to", "eval", tmp_path / "run", "--data", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
-        ("epochs must be at least 1, got 0", "train", notes, "--epochs", 0),
+        ("epochs must be a positive int, got 0", "train", notes, "--epochs", 0),
         ("no checkpoint at", "train", "--resume", tmp_path / "empty"),
         ("no checkpoint at", "eval", tmp_path / "empty"),
         ("is not a safetensors file: found a zip archive", "sample", notes),
@@ -306,7 +306,7 @@ def test_info() -> None:
     assert "torch" in output
     assert "FMA peak" in output or "not built" in output
     for name, backend in backends().items():
-        assert f"executor {name}" in output
+        assert f"backend {name}" in output
         assert f"verified: {' '.join(backend.verified.split())}" in output
 
 
@@ -329,9 +329,9 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"data", "train", "test", "report"} <= summary["phases"].keys()
     assert summary["train_seconds"] == summary["phases"]["train"]
     assert {"python", "vrnn-fast", "torch", "numpy"} == summary["versions"].keys()
-    if summary["executor"] == "reference":
+    if summary["backend"] == "reference":
         assert summary["speedup_vs_reference"] is None
-        assert "ran on the reference executor" in output
+        assert "ran on the reference backend" in output
     else:
         assert summary["disagreement"] is None
         assert summary["speedup_vs_reference"] > 0

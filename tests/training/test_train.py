@@ -21,17 +21,8 @@ from vrnn_fast.checkpoints import files
 from vrnn_fast.checkpoints.files import CheckpointError
 from vrnn_fast.data import Dataset, Source, pad
 from vrnn_fast.training.compare import compare
-from vrnn_fast.training.trainer import (
-    BEST,
-    LAST,
-    ModelConfig,
-    RunError,
-    Sums,
-    TrainConfig,
-    Trainer,
-    evaluate,
-    load_model,
-)
+from vrnn_fast.training.config import ModelConfig, RunError, TrainConfig
+from vrnn_fast.training.trainer import BEST, LAST, Sums, Trainer, evaluate, load_model
 
 MODEL = ModelConfig(input_size=5, likelihood="bernoulli", hidden_size=6, latent_size=2, width=7)
 TRAIN = TrainConfig(epochs=4, batch_size=3, warmup=2, anneal=1.5, free_nats=0.01, weight_decay=0.01)
@@ -155,12 +146,12 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be positive and finite, got -1.0"),
-        ({"learning_rate": math.inf}, "learning_rate must be positive and finite, got inf"),
-        ({"clip": math.nan}, "clip must be positive, got nan"),
-        ({"free_nats": -0.5}, "free_nats must not be negative, got -0.5"),
-        ({"seed": 2**63}, "seed must be at most 9223372036854775807, got 9223372036854775808"),
+        ({"epochs": 0}, "epochs must be a positive int, got 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number > 0, got -1.0"),
+        ({"learning_rate": math.inf}, "learning_rate must be a number > 0, got inf"),
+        ({"clip": math.nan}, "clip must be a number > 0, or infinity, got nan"),
+        ({"free_nats": -0.5}, "free_nats must be a number >= 0, got -0.5"),
+        ({"seed": 2**63}, "seed must be an int from 0 to 9223372036854775807, got 9223372036854775808"),
         ({"schedule": "steps"}, "schedule must be one of cosine, linear, constant, got 'steps'"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Somebody's own model on our executors: mirrored, proven by running, faithful to the last deviation."""
+"""Somebody's own model on our backends: mirrored, proven by running, faithful to the last deviation."""

@@ -1,4 +1,4 @@
-"""``accelerate``: somebody's own model in, the same model on our executors out."""
+"""``accelerate``: somebody's own model in, the same model on our backends out."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from .. import executors
+from .. import checks, executors
 from ..layouts import chosen
-from ..layouts.base import Deviation, Layout, Objective
+from ..layouts.base import Deviation, Layout, Outcome
 from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
-from ..layouts.plan import Plan, Sampling
+from ..layouts.recipe import Recipe, Sampling
 from ..layouts.structure import LayoutError, Shapes
 from ..layouts.words import in_words
 from ..model import VRNN
+from .difference import ProofError
 from .mirror import activations, check_modules, plain, ready, refuse_draws, strange
 from .module import Accelerated, arguments_of, build
-from .proof import ProofError, prove, samples
+from .proof import prove, samples
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -39,13 +40,13 @@ def accelerate(
     """A module that computes what ``model`` computes, all time steps in one launch.
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
-    Parameter objects under the same names, and with the same seed its numbers up to rounding. Objective, noise and
+    Parameter objects under the same names, and with the same seed its numbers up to rounding. Losses, noise and
     reductions are the model's own, deviations included. One warning lists the deviations; those that give NaN or an
     exception instead of a number are always fixed. Before it is returned it has been proven: in a forked random state
     the model's own forward and the accelerated one ran on a small input in float64, in ``train()`` and ``eval()``, with
     and without gradients, and every returned field and every gradient was the same.
 
-    The model itself goes on working. ``sample`` of the layouts eager-vrnn and trajectories runs on our executors as
+    The model itself goes on working. ``sample`` of the layouts eager-vrnn and trajectories runs on our backends as
     well, if it is proven to give the same samples from the same seed; else a warning tells why not. Other methods of
     the class run as they are written.
 
@@ -65,15 +66,19 @@ def accelerate(
             field that differs, its size, and the mode in which it does.
         TypeError, ValueError: an argument out of its domain, naming it. What the model's own code raises is told by one
             of the errors above.
+
+    Examples:
+        >>> fast = accelerate(theirs)
+        >>> isinstance(fast, type(theirs))
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if isinstance(model, Accelerated):
-        raise ValueError(f"model has been accelerated already, as {model._plan.layout}")
+        raise ValueError(f"model has been accelerated already, as {model._recipe.layout}")
     if isinstance(model, VRNN):
-        raise ValueError("model is a vrnn_fast.VRNN: it runs on these executors as it is")
-    if backend not in executors.names():
-        raise ValueError(f"backend must be one of {', '.join(executors.names())}, got {backend!r}")
+        raise ValueError("model is a vrnn_fast.VRNN: it runs on these backends as it is")
+    checks.one_of("backend", backend, executors.names())
     if isinstance(fix, str) or not isinstance(fix, Collection):
         raise TypeError(f"fix must be a tuple of names, got {in_words(fix)}")
     if list(model._modules) == [_ALONE] and not model._parameters:
@@ -98,15 +103,15 @@ def accelerate(
         check_names(layout, arguments)
     proving = executors.in_float64(backend, cells[0].spec, next(looked_at.parameters()))
 
-    def planned(
-        objective: Objective,
+    def recipe_of(
+        outcome: Outcome,
         noise: torch.dtype | None,
         sampling: Sampling | None = None,
         *,
         fixed: Iterable[str] = (),
         on: str = proving,
-    ) -> Plan:
-        return Plan(known, cells, objective, frozenset(fixed), on, arguments, noise, sampling)
+    ) -> Recipe:
+        return Recipe(known, cells, outcome, frozenset(fixed), on, arguments, noise, sampling)
 
     def inputs(steps: int, batch: int) -> tuple[Any, ...]:
         if example is not None:
@@ -117,12 +122,12 @@ def accelerate(
 
     proven = prove(
         model,
-        lambda twin, objective, noise: build(twin, planned(objective, noise)),
-        known.objectives(model, cells[0]) if known.written is None else iter((known.written,)),
+        lambda twin, outcome, noise: build(twin, recipe_of(outcome, noise)),
+        known.outcomes(model, cells[0]) if known.written is None else iter((known.written,)),
         inputs,
         search=known.written is None,
     )
-    deviations = proven.objective.deviations
+    deviations = proven.outcome.deviations
     fixable = [name for name, deviation in deviations.items() if not deviation.outside]
     unknown = [name for name in fix if name not in fixable]
     if unknown:
@@ -138,17 +143,17 @@ def accelerate(
         tried = Sampling(known.sampler, gradients=False)
 
         def sampling_one(twin: nn.Module) -> nn.Module:
-            return build(twin, planned(proven.objective, proven.noise, tried))
+            return build(twin, recipe_of(proven.outcome, proven.noise, tried))
 
         try:
             gradients = samples(model, sampling_one, known.sampler, features)
         except (ProofError, LayoutError) as error:
             warnings.warn(
-                f"{known.sampler.method} runs as its class is written, not on an executor: {error}", stacklevel=2
+                f"{known.sampler.method} runs as its class is written, not on a backend: {error}", stacklevel=2
             )
         else:
             sampling = None if gradients is None else Sampling(known.sampler, gradients)
-    return cast(Module, build(model, planned(proven.objective, proven.noise, sampling, fixed=fix, on=backend)))
+    return cast(Module, build(model, recipe_of(proven.outcome, proven.noise, sampling, fixed=fix, on=backend)))
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:

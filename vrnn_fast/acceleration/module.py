@@ -16,7 +16,7 @@ from ..cell.spec import Network
 from ..executors.reference import full_precision
 from ..layouts.base import Run
 from ..layouts.outside import at_once, by_steps, decoded
-from ..layouts.plan import Plan, Planned, Sampling
+from ..layouts.recipe import Recipe, RunsByRecipe, Sampling
 from ..layouts.structure import LayoutError, Structure
 from ..parameters import gather
 from .mirror import mirror, slots
@@ -24,25 +24,25 @@ from .mirror import mirror, slots
 _SATURATED = 800.0  # beyond 745 exp of a number in double precision is zero or infinite
 
 
-class Accelerated(Planned):
+class Accelerated(RunsByRecipe):
     """The first base of every class that :func:`build` makes; the second is the original's class."""
 
     _original: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Its class is made anew where it is read, of the original's, which must be importable there."""
-        return _restored, (self._original, self._plan), self.__getstate__()  # type: ignore[no-untyped-call]
+        return _restored, (self._original, self._recipe), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
-        return f"accelerated by vrnn_fast as {self._plan.layout}, {self._plan.structures[0].spec}"
+        return f"accelerated by vrnn_fast as {self._recipe.layout}, {self._recipe.structures[0].spec}"
 
 
-def build(model: nn.Module, plan: Plan) -> nn.Module:
-    """The module that computes what ``model`` computes by ``plan``, over the same parameters."""
+def build(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The module that computes what ``model`` computes by ``recipe``, over the same parameters."""
     fast = mirror(model)
-    fast.__class__ = _class(type(model), plan)
+    fast.__class__ = _class(type(model), recipe)
     vars(fast).update(
-        _plan=plan, _slots=slots(fast, [name for structure in plan.structures for name in structure.names])
+        _recipe=recipe, _slots=slots(fast, [name for structure in recipe.structures for name in structure.names])
     )
     return fast
 
@@ -50,30 +50,30 @@ def build(model: nn.Module, plan: Plan) -> nn.Module:
 def saturate(fast: Accelerated) -> None:
     """Put the decoder's outputs, in turn, where sigmoid and exp end on either side."""
     with torch.no_grad():
-        for head in (head for structure in fast._plan.structures for head in structure.heads):
+        for head in (head for structure in fast._recipe.structures for head in structure.heads):
             bias = cast(Tensor, fast.get_submodule(head).bias)
             signs = 1 - 2 * (torch.arange(len(bias), device=bias.device) % 2)
             bias.copy_(_SATURATED * signs)
 
 
-def _class(original: type[nn.Module], plan: Plan) -> type[nn.Module]:
-    """The class whose forward, and whatever else ``plan`` changes, runs by it."""
+def _class(original: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+    """The class whose forward, and whatever else ``recipe`` changes, runs by it."""
 
     @wraps(original.forward)
     def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
         return _run(self, args, kwargs)
 
-    methods: dict[str, Any] = {"forward": forward, **plan.objective.methods(original, plan.fix)}
-    if plan.objective.finishes:
-        methods["forward"] = _finished(forward, plan.objective.finish)
-    if plan.sampling is not None:
-        methods[plan.sampling.sampler.method] = _sampling(original, plan.sampling)
+    methods: dict[str, Any] = {"forward": forward, **recipe.outcome.methods(original, recipe.fix)}
+    if recipe.outcome.finishes:
+        methods["forward"] = _finished(forward, recipe.outcome.finish)
+    if recipe.sampling is not None:
+        methods[recipe.sampling.sampler.method] = _sampling(original, recipe.sampling)
     return type(f"Accelerated{original.__name__}", (Accelerated, original), {**methods, "_original": original})
 
 
-def _restored(original: type[nn.Module], plan: Plan) -> nn.Module:
+def _restored(original: type[nn.Module], recipe: Recipe) -> nn.Module:
     """A module of that class that has no state yet."""
-    kind = _class(original, plan)
+    kind = _class(original, recipe)
     return kind.__new__(kind)
 
 
@@ -89,7 +89,7 @@ def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Call
 
 
 def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
-    """The method that samples without gradients on our executors, and else as the original does."""
+    """The method that samples without gradients on our backends, and else as the original does."""
     theirs = getattr(original, sampling.sampler.method)
 
     @wraps(theirs)
@@ -112,11 +112,11 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters}
 
 
-def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A call's arguments by name, as the original would receive them."""
-    names, defaults = list(plan.arguments), plan.arguments
+    names, defaults = list(recipe.arguments), recipe.arguments
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    known = names[:1] if plan.objective.alone else names
+    known = names[:1] if recipe.outcome.alone else names
     strange = [name for name in given if name not in known]
     lacking = [name for name in known if name not in given and defaults[name] is inspect.Parameter.empty]
     if len(args) > len(names) or strange or lacking or any(name in kwargs for name in names[: len(args)]):
@@ -126,13 +126,13 @@ def _bind(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
 
 
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    plan = self._plan
-    layout, objective, cells = plan.layout, plan.objective, plan.structures
+    recipe = self._recipe
+    layout, outcome, cells = recipe.layout, recipe.outcome, recipe.structures
     held = gather(self, self._slots)
     like = held[0]
-    arguments = _bind(plan, args, kwargs)
+    arguments = _bind(recipe, args, kwargs)
     given = layout.given(self, arguments)
-    x, noise = _seen(plan, self, given.x, next(iter(arguments)), like)
+    x, noise = _seen(recipe, self, given.x, next(iter(arguments)), like)
     steps, batch = x.shape[0], x.shape[1]
     lengths = None if given.lengths is None else checks.lengths(given.lengths, steps, batch, x.device)
     cond = _conditioning(given.cond, cells[0].spec.cond_size, steps, batch, like)
@@ -148,7 +148,9 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
-            latent, heads, state, before = _walk(plan, structure, parameters, x_, eps, lengths, start[begin:end], cond)
+            latent, heads, state, before = _walk(
+                recipe, structure, parameters, x_, eps, lengths, start[begin:end], cond
+            )
             z, mean, std, prior_mean, prior_std, *raws = latent
             runs.append(
                 Run(self, arguments, x_, z, mean, std, prior_mean, prior_std, heads, state, before, tuple(raws))
@@ -160,46 +162,46 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         if "decoder" in layout.apart:
             run = run._replace(heads=decoded(self, layout.roles, cells[0].heads, run.heads[0]))
         run = run._replace(target=run.x if given.target is None else given.target)
-        for attribute, value in objective.attributes(run).items():
+        for attribute, value in outcome.attributes(run).items():
             setattr(self, attribute, value)
-        return objective.output(run, plan.fix)
+        return outcome.output(run, recipe.fix)
 
 
-def _seen(plan: Plan, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _seen(recipe: Recipe, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
     """What the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x draws."""
-    shape = ("T", None), ("B", None), ("X", sum(structure.spec.input_size for structure in plan.structures))
-    if "phi_x" not in plan.layout.apart:
+    shape = ("T", None), ("B", None), ("X", sum(structure.spec.input_size for structure in recipe.structures))
+    if "phi_x" not in recipe.layout.apart:
         x = checks.tensor(name, x, shape, like)
-        return x, _draw(plan, x.shape[0], x.shape[1], like)
-    path = plan.layout.roles.phi_x
+        return x, _draw(recipe, x.shape[0], x.shape[1], like)
+    path = recipe.layout.roles.phi_x
     network, (steps, batch) = module.get_submodule(path), x.shape[:2]
     if not steps or not batch:
         raise ValueError(f"{name} must have T >= 1 and B >= 1, got shape {tuple(x.shape)}")
     if by_steps(network):
         made: list[Tensor] = []
-        noise = _draw(plan, steps, batch, like, lambda t: made.append(network(x[t])))
+        noise = _draw(recipe, steps, batch, like, lambda t: made.append(network(x[t])))
         features = torch.stack(made)
     else:
         features = at_once(network, x)
-        noise = _draw(plan, steps, batch, like)
+        noise = _draw(recipe, steps, batch, like)
     return checks.tensor(f"the output of {path}", features, shape, like), noise
 
 
 def _draw(
-    plan: Plan, steps: int, batch: int, like: Tensor, before: Callable[[int], None] | None = None
+    recipe: Recipe, steps: int, batch: int, like: Tensor, before: Callable[[int], None] | None = None
 ) -> list[Tensor]:
     """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell, ``before`` called first.
 
     All draws fill one buffer, since traced code may change the order of those that have nothing to do with one another.
     """
-    sizes = [structure.spec.latent_size for structure in plan.structures]
-    drawn = like.new_empty((steps, batch * sum(sizes)), dtype=plan.noise)
+    sizes = [structure.spec.latent_size for structure in recipe.structures]
+    drawn = like.new_empty((steps, batch * sum(sizes)), dtype=recipe.noise)
     views = [part.unflatten(1, (batch, -1)) for part in drawn.split([batch * size for size in sizes], 1)]
     for t in range(steps):
         if before is not None:
             before(t)
         for view in views:
-            plan.objective.noise(view[t], plan.fix)
+            recipe.outcome.noise(view[t], recipe.fix)
     return [view.to(like.dtype) for view in views]
 
 
@@ -215,44 +217,43 @@ def _conditioning(cond: Tensor | None, size: int, steps: int, batch: int, like: 
 
 
 Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, and raws of a layout that wants them
-State: TypeAlias = tuple[Tensor, ...]
 
 
 def _walk(
-    plan: Plan,
+    recipe: Recipe,
     structure: Structure,
     parameters: list[Tensor],
     x: Tensor,
     eps: Tensor,
     lengths: Tensor | None,
-    start: State,
+    start: tuple[Tensor, ...],
     cond: Tensor | None,
-) -> tuple[Latent, tuple[Tensor, ...], State, State | None]:
+) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...] | None]:
     """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
     before the last step."""
-    if not plan.objective.asks_before(plan.fix):
-        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), None
+    if not recipe.outcome.asks_before(recipe.fix):
+        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), None
     last_cond = None if cond is None else cond[-1:]
     if x.shape[0] == 1:
-        return *_launch(plan, structure, parameters, x, eps, lengths, start, cond), start
+        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), start
     latent, heads, before = _launch(
-        plan, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
+        recipe, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
     )
-    last, last_heads, state = _launch(plan, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
+    last, last_heads, state = _launch(recipe, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
     joined = tuple(map(torch.cat, zip(latent, last, strict=True)))
     return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
 
 
 def _launch(
-    plan: Plan,
+    recipe: Recipe,
     structure: Structure,
     parameters: list[Tensor],
     x: Tensor,
     eps: Tensor,
     lengths: Tensor | None,
-    start: State,
+    start: tuple[Tensor, ...],
     cond: Tensor | None,
-) -> tuple[Latent, tuple[Tensor, ...], State]:
+) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """One cell's latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
     if structure.passed is not None:
@@ -264,7 +265,7 @@ def _launch(
     if wider is not None:
         parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
         spec = wider.spec
-    result = executors.choose(plan.backend, spec, x, stacklevel=7).run(
+    result = executors.choose(recipe.backend, spec, x).run(
         spec, parameters, executors.Batch(x, eps, start, lengths, cond), executors.Want(prior=True, raw=True)
     )
     prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
+from .. import checks
+
 Made = TypeVar("Made")
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
@@ -80,6 +82,10 @@ class Std:
 
     Raises:
         ValueError: an unknown kind or a constant out of its domain, naming it.
+
+    Examples:
+        >>> VRNN(3, 16, 2, std=Std("log_std", clamp=(-5, 2)))(x).posterior.std.shape
+        torch.Size([5, 4, 2])
     """
 
     kind: StdKind = "softplus"
@@ -90,22 +96,18 @@ class Std:
     clamp: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(StdKind):
-            raise ValueError(f"std must be one of {', '.join(get_args(StdKind))}, got {self.kind!r}")
-        for name in ("offset", "sharpness", "floor", "min_std"):
-            value = getattr(self, name)
-            if not _is_number(value) or not math.isfinite(value):
-                raise ValueError(f"std's {name} must be a finite number, got {value!r}")
+        checks.one_of("std", self.kind, get_args(StdKind))
+        for name in ("offset", "sharpness"):
+            checks.constant(f"std's {name}", getattr(self, name))
         for name in ("floor", "min_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"std's {name} must be a number >= 0, got {getattr(self, name)!r}")
+            checks.positive(f"std's {name}", getattr(self, name), zero=True)
         if self.sharpness <= 0 or (self.kind != "softplus" and self.sharpness != 1):
             raise ValueError(f"std's sharpness must be a number > 0, and 1 without a softplus, got {self.sharpness!r}")
         pair = self.clamp
         if (
             not isinstance(pair, (tuple, list))
             or len(pair) != 2
-            or not all(map(_is_number, pair))
+            or not all(map(checks.is_number, pair))
             or pair[0] >= pair[1]
         ):
             raise ValueError(f"std's clamp must be (low, high), a number and a larger one, got {pair!r}")
@@ -113,21 +115,14 @@ class Std:
 
     @property
     def plain(self) -> bool:
-        """Whether it is softplus(raw) + floor."""
+        """Whether it is softplus(raw) + floor.
+
+        Examples:
+            >>> Std(floor=0.1).plain
+            True
+        """
         constants = (self.offset, self.sharpness, self.min_std, *self.clamp)
         return self.kind == "softplus" and constants == (0, 1, 0, -math.inf, math.inf)
-
-
-def _check_widths(name: str, widths: object) -> None:
-    """Raise ValueError unless these may be the widths of hidden layers."""
-    if not isinstance(widths, tuple) or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
-        raise ValueError(f"{name} must be a tuple of positive layer widths, got {widths!r}")
-    if len(widths) > MOST_DEPTH:
-        raise ValueError(f"{name} must have at most {MOST_DEPTH} layers, got {len(widths)}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -206,18 +201,12 @@ class CellSpec:
     objective: Objective = "kl"
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name in ("latent_size", "cond_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{name} must be an int >= 0, got {value!r}")
+        for name, least in (("input_size", 1), ("hidden_size", 1), ("latent_size", 0), ("cond_size", 0)):
+            checks.integer(name, getattr(self, name), least=least)
         networks = tuple(name for name in SOURCES if name != "cell")
         for name in (*networks, "head_layers"):
             if name != "prior" or self.prior is not None:
-                _check_widths(name, getattr(self, name))
+                checks.widths(name, getattr(self, name), MOST_DEPTH)
         for name, allowed in (
             ("cell", get_args(Cell)),
             ("activation", ACTIVATIONS),
@@ -225,11 +214,8 @@ class CellSpec:
             ("likelihood", get_args(Fused)),
             ("objective", get_args(Objective)),
         ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if type(self.num_layers) is not int or not 1 <= self.num_layers <= MOST_LAYERS:
-            raise ValueError(f"num_layers must be an int from 1 to {MOST_LAYERS}, got {self.num_layers!r}")
+            checks.one_of(name, getattr(self, name), allowed)
+        checks.integer("num_layers", self.num_layers, most=MOST_LAYERS)
         for name in self.cond_networks:
             if name not in get_args(Conditioned):
                 raise ValueError(f"cond_networks may hold {', '.join(get_args(Conditioned))}, got {name!r}")
@@ -252,13 +238,12 @@ class CellSpec:
         if not self.decoder_heads:
             object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))
         for name, width in self.decoder_heads:
-            if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-                raise ValueError(f"the decoder's head {name!r} must have a positive width, got {width!r}")
+            checks.integer(f"the width of the decoder's head {name!r}", width)
         heads = tuple(head for name in networks for head in self.head_names(name))
         for name, own in self.own_layers:
             if name not in heads:
                 raise ValueError(f"head_layers may be given for each of {', '.join(heads)}, got {name!r}")
-            _check_widths(f"head_layers of {name}", own)
+            checks.widths(f"head_layers of {name}", own, MOST_DEPTH)
         other = tuple((head, self.layers_of(head)) for head in heads if self.layers_of(head) != self.head_layers)
         object.__setattr__(self, "own_layers", other)
         self._check_activations((*networks, *heads))
@@ -307,7 +292,12 @@ class CellSpec:
     @property
     def state_tensors(self) -> int:
         """How many (B, H) tensors a recurrent state has: h of every layer, then for an LSTM c of every layer."""
-        return self.num_layers * (2 if self.cell == "lstm" else 1)
+        return self.num_layers * self.state_parts
+
+    @property
+    def state_parts(self) -> int:
+        """How many tensors (num_layers, B, H) the caller's state has: h, and c of an LSTM."""
+        return 2 if self.cell == "lstm" else 1
 
     def inputs(self, name: str) -> dict[str, int]:
         """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""

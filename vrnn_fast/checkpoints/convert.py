@@ -65,6 +65,10 @@ def load_checkpoint(
     Raises:
         LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
             what its output means; the message says what was looked for and what was found.
+
+    Examples:
+        >>> load_checkpoint(model.state_dict()).spec == model.spec
+        True
     """
     stored, ours = (state, None) if isinstance(state, Mapping) else _read(Path(state))
     if ours is None and layout == "auto":

@@ -1,9 +1,9 @@
 """Sequences to learn from: the Bach chorales of music21, array files, and folders of sound."""
 
-from .batches import Batch, bucketed, pad
-from .dataset import DataError, Dataset, Reading, Source
+from .batches import Padded, bucketed, pad
+from .dataset import Contents, DataError, Dataset, Source
 
-__all__ = ["Batch", "DataError", "Dataset", "Reading", "Source", "bucketed", "load", "pad", "read"]
+__all__ = ["Contents", "DataError", "Dataset", "Padded", "Source", "bucketed", "load", "pad", "read"]
 
 
 def load(source: Source) -> Dataset:
@@ -15,7 +15,7 @@ def load(source: Source) -> Dataset:
     return read(source).dataset()
 
 
-def read(source: Source) -> Reading:
+def read(source: Source) -> Contents:
     """What ``source`` describes, as it is there.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-class Batch(NamedTuple):
+class Padded(NamedTuple):
     """x (T, B, X) float32, zero from row b's ``lengths[b]`` on; lengths (B,) int64."""
 
     x: Tensor
@@ -22,9 +22,9 @@ class Batch(NamedTuple):
         return int(self.lengths.sum())
 
 
-def pad(sequences: Sequence[Tensor]) -> Batch:
+def pad(sequences: Sequence[Tensor]) -> Padded:
     """One batch of all the sequences, each (T_i, X)."""
-    return Batch(pad_sequence(list(sequences)), torch.tensor([len(x) for x in sequences]))
+    return Padded(pad_sequence(list(sequences)), torch.tensor([len(x) for x in sequences]))
 
 
 def bucketed(lengths: Sequence[int], size: int, generator: torch.Generator, jitter: float = 0.3) -> list[list[int]]:

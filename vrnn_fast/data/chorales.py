@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..replacing import replacing
-from .dataset import DataError, Part, Reading, Source, hash_of
+from .dataset import Contents, DataError, Part, Source, hash_of
 
 NAME = "chorales"
 LOWEST, PITCHES = 21, 88  # the keys of a piano, as MIDI numbers from 21 on
@@ -41,7 +41,7 @@ class Score(NamedTuple):
     tonic: int
 
 
-def load(source: Source) -> Reading:
+def load(source: Source) -> Contents:
     """All chorales, split by a hash of the file name: six tenths to train, two to valid, two to test."""
     if source.likelihood == "gaussian":
         raise DataError("the chorales are 0 or 1: likelihood must be 'bernoulli', got 'gaussian'")
@@ -50,7 +50,7 @@ def load(source: Source) -> Reading:
         tenth = hash_of(name) % 10
         part: Part = "train" if tenth < 6 else "valid" if tenth < 8 else "test"
         parts[part].append(torch.from_numpy(roll).float())
-    return Reading(NAME, "bernoulli", parts)
+    return Contents(NAME, "bernoulli", parts)
 
 
 def rolls() -> dict[str, Roll]:

@@ -104,7 +104,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Contents:
     """What a source holds: float32 sequences of shape (T_i, X) as they were read, by part; a part may be empty."""
 
     name: str

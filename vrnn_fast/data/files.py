@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import PARTS, DataError, Item, Output, Part, Reading, Source, divide
+from .dataset import PARTS, Contents, DataError, Item, Output, Part, Source, divide
 
 _PART = re.compile(r"train|valid|val(?![a-z])|test", re.IGNORECASE)  # a valse is no validation
 
 
-def load(source: Source) -> Reading:
+def load(source: Source) -> Contents:
     """Read an array file, or a folder of ``.wav`` or of ``.npy`` files.
 
     Raises:
@@ -81,14 +81,14 @@ def _named(path: Path, source: Source) -> list[tuple[str, NDArray[Any]]]:
     return named
 
 
-def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Source) -> Reading:
+def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Source) -> Contents:
     likelihood = source.likelihood or "bernoulli"
     sequences = [(name, _checked(f"{path}: {name!r}", array, likelihood)) for name, array in named]
     sizes = {x.shape[1]: name for name, x in sequences}
     if len(sizes) > 1:
         found = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
         raise DataError(f"{path}: every sequence must have the same feature size, got {found}")
-    return Reading(path.name, likelihood, _parts(path, sequences))
+    return Contents(path.name, likelihood, _parts(path, sequences))
 
 
 def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
@@ -127,7 +127,7 @@ def _checked(name: str, array: NDArray[Any], likelihood: Output) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _load_sound(folder: Path, files: list[Path], source: Source) -> Reading:
+def _load_sound(folder: Path, files: list[Path], source: Source) -> Contents:
     """Frames of ``source.frame`` samples; whole files go to one part, where there are at least three."""
     if source.likelihood == "bernoulli":
         raise DataError(f"{folder} holds sound: likelihood must be 'gaussian', got 'bernoulli'")
@@ -147,7 +147,7 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Reading:
     if len(pieces) < 3:
         pieces = [(f"{name}[{i}]", [cut]) for name, cuts in pieces for i, cut in enumerate(cuts)]
     parts = {part: [x for cuts in found for x in cuts] for part, found in _parts(folder, pieces).items()}
-    return Reading(folder.name, "gaussian", parts, rate)
+    return Contents(folder.name, "gaussian", parts, rate)
 
 
 def _read_sound(file: Path, source: Source) -> tuple[NDArray[np.float32], int]:

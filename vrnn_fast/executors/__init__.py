@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..cell.spec import CellSpec
 from . import cpu, reference, triton
 from .base import Batch, SequenceResult, StepResult, Want
@@ -24,6 +26,7 @@ __all__ = [
     "backends",
     "choose",
     "executors",
+    "explain",
     "in_float64",
     "names",
     "select",
@@ -94,7 +97,12 @@ _announced: set[str] = set()
 
 @dataclass(frozen=True)
 class Backend:
-    """An executor on this machine: can it run at all, why not, and what it has been verified on."""
+    """A backend on this machine: can its executor run at all, why not, and what it was verified on.
+
+    Examples:
+        >>> backends()["reference"].available
+        True
+    """
 
     available: bool
     reason: str | None
@@ -102,7 +110,12 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every executor by name, in order of preference."""
+    """Every backend by name, in order of preference.
+
+    Examples:
+        >>> backends()["reference"].reason is None
+        True
+    """
     return {e.name: Backend(_UNAVAILABLE[e.name] is None, _UNAVAILABLE[e.name], e.verified) for e in executors}
 
 
@@ -125,7 +138,7 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
         reasons[executor.name] = reason
     if reasons:
         raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
-    raise ValueError(f"backend must be one of {', '.join(names())}, got {backend!r}")
+    raise ValueError(checks.unknown("backend", backend, names()))
 
 
 def names() -> tuple[str, ...]:
@@ -148,15 +161,42 @@ def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
     return backend
 
 
-def choose(backend: str, spec: CellSpec, x: Tensor, *, stacklevel: int) -> Executor:
-    """:func:`select`, warning once per reason that a preferred executor was passed over.
+def choose(backend: str, spec: CellSpec, x: Tensor) -> Executor:
+    """:func:`select`, warning once per reason that a preferred executor was passed over, at the user's own line.
 
-    Silent while torch.compile traces. ``stacklevel`` is how far up the user's own line is, as in ``warnings.warn``.
+    Silent while torch.compile traces.
     """
     executor, reasons = select(backend, spec, x)
-    if not torch.compiler.is_compiling():
+    if reasons and not torch.compiler.is_compiling():
         for name, reason in reasons.items():
             if reason not in _announced:
                 _announced.add(reason)
-                warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=stacklevel)
+                warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=_users_level())
     return executor
+
+
+def _users_level() -> int:
+    """How far up the user's own line is, past ours and torch's, as ``warnings.warn`` counts it from our caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("vrnn_fast", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def explain(backend: str, spec: CellSpec, x: Tensor, *, source: bool) -> str:
+    """Which backend runs x, in how many launches, and why not the others; with ``source``, its kernels.
+
+    Raises:
+        RuntimeError, ValueError: as :func:`select`.
+    """
+    executor, reasons = select(backend, spec, x)
+    lines = [f"{executor.name}: {executor.launches(spec)}"]
+    for other in executors:
+        if other.name in reasons:
+            lines.append(f"not {other.name}: {reasons[other.name]}")
+        elif other.name != executor.name:
+            why = f"{executor.name} is preferred" if backend == "auto" else f"backend={backend!r}"
+            lines.append(f"not {other.name}: {why}")
+    if source:
+        lines += ["", executor.source(spec, x)]
+    return "\n".join(lines)

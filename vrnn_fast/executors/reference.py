@@ -17,6 +17,7 @@ from torch import Tensor
 from ..cell.spec import CellSpec, Layer
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..resampling import Filter
+from ..state import layers_of, stacked
 from .base import Batch, SequenceResult, StepResult, Want
 
 name = "reference"
@@ -285,7 +286,7 @@ def step_of_run(
     want: Want,
 ) -> StepResult:
     """A step as an executor's ``run`` over a sequence of one, and the prediction in plain torch."""
-    start, cond = tuple(layer for s in batch.state for layer in s.unbind(0)), batch.cond
+    start, cond = layers_of(batch.state), batch.cond
     sequence = Batch(batch.x.unsqueeze(0), batch.eps.unsqueeze(0), start)
     if cond is not None:
         sequence = sequence._replace(cond=cond.unsqueeze(0))
@@ -301,15 +302,6 @@ def step_of_run(
         predicted,
         stacked(result.state, len(batch.state)),
     )
-
-
-def stacked(state: Sequence[Tensor], parts: int) -> tuple[Tensor, ...]:
-    """(B, H) tensors, h of every layer and then c, as ``parts`` tensors (num_layers, B, H).
-
-    No views, not of one layer either: whoever carries a state on may ``detach_()`` it.
-    """
-    layers = len(state) // parts
-    return tuple(torch.stack(tuple(state[i : i + layers])) for i in range(0, len(state), layers))
 
 
 def _nll(spec: CellSpec, raw: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a layout says of a foreign model: its names, its noise, its objective, and their deviations."""
+"""What a layout says of a foreign model: its names, its noise, its outcome, and their deviations."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Run(NamedTuple):
         prior_mean, prior_std: (T, B, Z) of the prior.
         heads: the decoder's heads before any transform, (T, B, .) each.
         state: (B, H) tensors after the last step: h of every layer, for an LSTM then c of every layer.
-        before: the same before the last step, where the objective asks for it; else None.
+        before: the same before the last step, where the outcome asks for it; else None.
         raws: (T, B, Z) what posterior and prior have their standard deviations from, where the layout wants them.
         target: (T, B, ...) what the outputs are compared with: x, unless the layout says otherwise.
     """
@@ -83,7 +83,7 @@ class Run(NamedTuple):
     target: Tensor | None = None
 
 
-class Objective:
+class Outcome:
     """What a foreign model makes of a run, and of chance.
 
     Attributes:
@@ -163,11 +163,11 @@ class Layout:
         outside: paths of what is called outside of the launch, by the layout or by the user's functions.
         familiar: paths of what the layout knows without looking.
         lengths, state: the names of the arguments that hold the rows' lengths and the state to start from.
-        written: the objective, where the user wrote one.
+        written: the outcome, where the user wrote one.
         made: the user's function of the module and a call's arguments that gives :class:`Sequences`.
         apart: ``"phi_x"`` or ``"decoder"``, where the model's own modules are called outside of the launch.
         sampler: how its models sample, where that runs here too.
-        raws: whether its objective reads ``Run.raws``, which are there where heads are separate and single layers.
+        raws: whether its outcome reads ``Run.raws``, which are there where heads are separate and single layers.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Layout:
     familiar: tuple[str, ...] = ()
     lengths: str = ""
     state: str = ""
-    written: Objective | None = None
+    written: Outcome | None = None
     made: Callable[..., Any] | None = None
     apart: tuple[str, ...] = ()
     sampler: Sampler | None = None
@@ -261,7 +261,7 @@ class Layout:
         """This layout, with what attributes of the model tell of it."""
         return self
 
-    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+    def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
         """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
         another by running."""
         yield from ()

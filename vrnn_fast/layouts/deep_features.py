@@ -1,4 +1,4 @@
-"""H, deep features: x (B, T, X), four layers for x and z, heads with hidden layers of their own."""
+"""Deep features: x (B, T, X), four layers for x and z, heads with hidden layers of their own."""
 
 from __future__ import annotations
 

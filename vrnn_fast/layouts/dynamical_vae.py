@@ -1,4 +1,4 @@
-"""D, the dynamical-VAE collection: LSTM, exp(logvar / 2), one output head, results left as attributes."""
+"""The dynamical-VAE collection: LSTM, exp(logvar / 2), one output head, results left as attributes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..cell.spec import Std
 from ..likelihoods import ItakuraSaito
-from .base import Deviation, Layout, Objective, Run
+from .base import Deviation, Layout, Outcome, Run
 from .structure import Roles, Structure, Traits
 
 
 @dataclass(frozen=True)
-class DynamicalObjective(Objective):
+class DynamicalOutcome(Outcome):
     """``exponential``: forward returns exp(output), not the output. ``losses`` are the methods that read what forward
     left; where there are none, the KL is computed in nobody's class."""
 
@@ -80,14 +80,14 @@ _LEFT = ("z_mean", "z_logvar", "z_mean_p", "z_logvar_p")
 
 @dataclass(frozen=True)
 class Dynamical(Layout):
-    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+    def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
         losses = tuple(
             name
             for name, method in inspect.getmembers(type(model), inspect.isfunction)
             if name != "forward" and set(_LEFT) <= set(method.__code__.co_names)
         )
-        yield DynamicalObjective(False, losses)
-        yield DynamicalObjective(True, losses)
+        yield DynamicalOutcome(False, losses)
+        yield DynamicalOutcome(True, losses)
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""E, the most copied PyTorch VRNN: x (T, B, X), sums over everything and lists of per-step tensors."""
+"""The most copied PyTorch VRNN: x (T, B, X), sums over everything and lists of per-step tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..cell.spec import Std
 from ..likelihoods import MeanStd
 from . import losses
-from .base import Deviation, Layout, Objective, Run, Sampler, holds, std_of, steps_of
+from .base import Deviation, Layout, Outcome, Run, Sampler, holds, std_of, steps_of
 from .losses import EPS
 from .modules import class_after, parameter_shapes
 from .sampling import Player
@@ -25,7 +25,7 @@ _KL = Deviation(f"its KL adds {EPS:.3g} to the standard deviations inside the lo
 
 
 @dataclass(frozen=True)
-class _Copied(Objective):
+class _Copied(Outcome):
     """``eps`` is the constant inside its logarithms, ``floor`` that of the ones that have none in some copies."""
 
     eps: float
@@ -150,7 +150,7 @@ class Copied(Layout):
             return replace(self, traits=replace(self.traits, std=Std(floor=0.0)))
         return self
 
-    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+    def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
         if len(structure.heads) != 2 or structure.spec.std == _LOGVAR:
             return
         bernoulli = class_after(model, structure.heads[0]) is nn.Sigmoid
@@ -172,7 +172,7 @@ class Copied(Layout):
 
 def sample(self: Any, seq_len: int) -> Tensor:
     """One sequence (seq_len, X) of the decoder's means, each fed back."""
-    heads = self._plan.structures[0].heads
+    heads = self._recipe.structures[0].heads
     bernoulli = class_after(self, heads[0]) is nn.Sigmoid
     player = Player(self, "bernoulli" if bernoulli else "gaussian", 1 if bernoulli else 2)
     eps = torch.cat([*(player.noise(1, player.spec.latent_size)[0] for _ in range(seq_len))])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cell.spec import ACTIVATIONS, Conditioned, Std
-from .base import Layout, Objective, Run, Sequences, sequence
+from .base import Layout, Outcome, Run, Sequences, sequence
 from .structure import LayoutError, Roles
 from .words import in_words
 
@@ -37,7 +37,7 @@ _COND_TO = ("encoder", "prior", "decoder")
 
 
 @dataclass(frozen=True)
-class Written(Objective):
+class Written(Outcome):
     """The user's own: what forward returns, and how noise is drawn."""
 
     alone: ClassVar[bool] = False
@@ -137,10 +137,14 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     - ``"noise"``: a function that fills (B, Z) with one step's noise in place, ``Tensor.normal_`` by default,
     - ``"outside"``: a tuple of paths of sub-modules that ``outputs`` or ``sequences`` call.
 
-    And ``"like"`` is the name of a known layout, E by default, of which all is taken that is left out here.
+    And ``"like"`` is the name of a known layout, ``"eager-vrnn"`` by default, of which all is taken that is left out
+    here.
 
     Raises:
         LayoutError: a key that is none of these, a value of another kind, or keys that exclude each other.
+
+    Examples:
+        >>> fast = accelerate(theirs, layout={"like": "eager-vrnn"})
     """
     unknown = [key for key in layout if key not in _KEYS]
     if unknown:

@@ -18,13 +18,13 @@ from ..cell.spec import CellSpec, Std
 from ..executors.base import Batch, Want
 from ..executors.reference import full_precision
 from ..parameters import Reading, gather
-from .plan import Planned
+from .recipe import RunsByRecipe
 from .structure import LayoutError
 
 Named = TypeVar("Named")
 
 
-class Draw(Protocol):
+class FillNoise(Protocol):
     """Fills a tensor with the noise of one step."""
 
     def __call__(self, out: Tensor) -> None: ...
@@ -39,13 +39,13 @@ class Player:
         LayoutError: the decoder has no such heads.
     """
 
-    def __init__(self, module: Planned, likelihood: str, heads: int) -> None:
-        plan = module._plan
-        (structure,) = plan.structures
+    def __init__(self, module: RunsByRecipe, likelihood: str, heads: int) -> None:
+        recipe = module._recipe
+        (structure,) = recipe.structures
         parameters = gather(module, module._slots)
         self.like = parameters[0]
-        self.drawn_as = plan.noise
-        self.draw: Draw = lambda out: plan.objective.noise(out, plan.fix)
+        self.drawn_as = recipe.noise
+        self.draw: FillNoise = lambda out: recipe.outcome.noise(out, recipe.fix)
         spec = structure.spec
         gone = dict(spec.decoder_heads[heads:])
         try:
@@ -58,12 +58,12 @@ class Player:
                 output_std=Std(floor=0.0),
             )
         except ValueError as error:
-            raise LayoutError(f"{plan.layout} does not sample from such a decoder: {error}") from error
+            raise LayoutError(f"{recipe.layout} does not sample from such a decoder: {error}") from error
         names = {name for name, _ in self.spec.parameters()}
         kept = [p for (n, _), p in zip(structure.spec.parameters(), parameters, strict=True) if n in names]
         every = len(kept) == len(parameters) and all(p.is_leaf for p in parameters)
         self.parameters = Reading(module, module._slots, parameters) if every else kept
-        self.executor = executors.choose(plan.backend, self.spec, self.like, stacklevel=5)
+        self.executor = executors.choose(recipe.backend, self.spec, self.like)
 
     def zeros(self, batch: int) -> tuple[Tensor, ...]:
         """A state to start from."""

@@ -1,4 +1,4 @@
-"""B, the speech benchmark: frames of sound, a residual posterior, packed heads, a mixture for every sample."""
+"""The speech benchmark: frames of sound, a residual posterior, packed heads, a mixture for every sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..cell.spec import Std
 from ..likelihoods import Likelihood, MeanStd, SharedMixture
 from . import losses
-from .base import Deviation, Layout, Objective, Run, Sequences
+from .base import Deviation, Layout, Outcome, Run, Sequences
 from .structure import LayoutError, Roles, Shapes, Structure, Traits
 
 _MODEL = "vrnn"
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AudioObjective(Objective):
+class AudioOutcome(Outcome):
     """What its own forward returns: a loss, metrics to log, and a namespace.
 
     Its likelihood, its bound and the classes of its metrics are called as they are, beside the launch.
@@ -128,11 +128,11 @@ class Audio(Layout):
         residual = getattr(model.get_submodule(_MODEL), "residual_posterior", self.traits.residual)
         return replace(self, traits=replace(self.traits, residual=bool(residual)))
 
-    def objectives(self, model: nn.Module, structure: Structure) -> Iterator[Objective]:
+    def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
         own = model.get_submodule(_MODEL)
         known = getattr(type(own).forward, "__globals__", {})
         if len(_needed(model)) == 2 and all(name in known for name in _METRICS) and hasattr(own, "compute_elbo"):
-            yield AudioObjective({name: known[name] for name in _METRICS})
+            yield AudioOutcome({name: known[name] for name in _METRICS})
 
     def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Any, ...]:
         """x alone, or with lengths, beta, free nats and a state."""

@@ -27,7 +27,15 @@ _NETWORKS = ("phi_x", "phi_z", "encoder", "prior", "decoder")
 
 
 class LayoutError(ValueError):
-    """The model or checkpoint is not of a layout that can be run; the message says what was looked for and found."""
+    """The model or checkpoint is not of a layout that can be run; the message says what was looked for and found.
+
+    Examples:
+        >>> try:
+        ...     accelerate(torch.nn.Sequential(torch.nn.Linear(3, 3)))
+        ... except LayoutError:
+        ...     print("no VRNN")
+        no VRNN
+    """
 
 
 @dataclass(frozen=True)

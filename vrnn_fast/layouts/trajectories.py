@@ -1,4 +1,4 @@
-"""Z, conditional trajectories: x_t is the state after y_t, raw x and z go in, and y_t conditions all but the cell."""
+"""Conditional trajectories: x_t is the state after y_t, raw x and z go in, and y_t conditions all but the cell."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ inside a fused launch; any other :class:`Likelihood` receives the raw output tha
 
 from __future__ import annotations
 
-from .base import Likelihood, softplus, standard_deviation
+from .base import Likelihood, decoder_heads, softplus, standard_deviation
 from .bernoulli import Bernoulli, bernoulli_log_prob
 from .categorical import Categorical
 from .gamma import Gamma, ItakuraSaito
@@ -35,6 +35,7 @@ __all__ = [
     "StrokeComponents",
     "as_likelihood",
     "bernoulli_log_prob",
+    "decoder_heads",
     "gaussian_log_prob",
     "softplus",
     "standard_deviation",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,13 @@ class Likelihood:
     At padding, raw is zeros and x repeats a frame that is real, so whatever a likelihood sees is data; what it returns
     there is discarded. A likelihood with parameters of its own is a ``torch.nn.Module`` as well: the model then trains
     and saves them under ``likelihood.``.
+
+    Examples:
+        >>> class Laplace(Likelihood):
+        ...     def log_prob(self, raw, x):
+        ...         return torch.distributions.Laplace(raw, 1.0).log_prob(x).sum(-1)
+        >>> VRNN(3, 16, 2, likelihood=Laplace())(x).nll.shape
+        torch.Size([5, 4])
     """
 
     fused: ClassVar[Fused] = "external"
@@ -36,7 +43,12 @@ class Likelihood:
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where x may lie; ``VRNN(check_values=True)`` raises where it does not."""
+        """Where x may lie; ``VRNN(check_values=True)`` raises where it does not.
+
+        Examples:
+            >>> Bernoulli().support
+            Interval(lower_bound=0.0, upper_bound=1.0)
+        """
         return constraints.real
 
     def heads(self, features: int) -> dict[str, int]:
@@ -44,6 +56,10 @@ class Likelihood:
 
         ``raw`` holds them in this order. A name is an attribute of the module (``"dec_mean"``), or that and the place
         in a ``Sequential`` (``"dec_mean.0"``). Whoever cannot have that many features raises ValueError.
+
+        Examples:
+            >>> Gaussian().heads(3)
+            {'dec_mean': 3, 'dec_std.0': 3}
         """
         return {"dec_mean": features}
 
@@ -52,12 +68,21 @@ class Likelihood:
 
         Outside of their :attr:`support` the likelihoods of this package give -inf, but for Bernoulli and the pen of
         Handwriting, whose formula goes on.
+
+        Examples:
+            >>> Gaussian().log_prob(torch.zeros(5, 4, 6), x).shape
+            torch.Size([5, 4])
         """
         raise NotImplementedError(f"{type(self).__name__} does not define log_prob(raw, x)")
 
     @property
     def takes_mask(self) -> bool:
-        """Whether :meth:`marginal_log_prob` is known."""
+        """Whether :meth:`marginal_log_prob` is known.
+
+        Examples:
+            >>> Gaussian().takes_mask
+            True
+        """
         return self.independent > 0 or type(self).marginal_log_prob is not Likelihood.marginal_log_prob
 
     def marginal_log_prob(self, raw: Tensor, x: Tensor, observed: Tensor) -> Tensor:
@@ -65,6 +90,10 @@ class Likelihood:
 
         It is known where features are independent and the class says so: ``independent`` is the number of its heads,
         each as many values for every feature, those of the first feature first. Otherwise the class defines it.
+
+        Examples:
+            >>> Bernoulli().marginal_log_prob(torch.zeros(3), torch.ones(3), torch.tensor([True, False, False]))
+            tensor(-0.6931)
         """
         if not self.independent:
             raise NotImplementedError(f"{type(self).__name__} does not define marginal_log_prob(raw, x, observed)")
@@ -73,16 +102,52 @@ class Likelihood:
         return torch.where(observed, found, 0).sum(-1)
 
     def prediction(self, raw: Tensor) -> Any:
-        """The distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden."""
+        """The distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden.
+
+        Examples:
+            >>> Gaussian().prediction(torch.zeros(6)).mean
+            tensor([0., 0., 0.])
+        """
         return self.mean(raw)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw x, (..., R) -> (..., X), its spread scaled by ``temperature``."""
+        """Draw x, (..., R) -> (..., X), its spread scaled by ``temperature``.
+
+        Examples:
+            >>> Gaussian().sample(torch.zeros(5, 4, 6)).shape
+            torch.Size([5, 4, 3])
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define sample(raw, temperature, generator)")
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected x, (..., R) -> (..., X)."""
+        """The expected x, (..., R) -> (..., X).
+
+        Examples:
+            >>> Bernoulli().mean(torch.zeros(3))
+            tensor([0.5000, 0.5000, 0.5000])
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define mean(raw)")
+
+
+def decoder_heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
+    """The likelihood's decoder heads, names and widths, fit to be attributes of the module.
+
+    Raises:
+        TypeError, ValueError: its :meth:`Likelihood.heads` gives something else.
+    """
+    if not callable(likelihood.heads):
+        raise TypeError(f"likelihood.heads must be a method, heads(features), got {likelihood.heads!r}")
+    heads = likelihood.heads(features)
+    if not isinstance(heads, Mapping):
+        raise TypeError(f"likelihood.heads(features) must return a mapping of names to widths, got {heads!r}")
+    owners = [head.partition(".")[0] if isinstance(head, str) else "" for head in heads]
+    good = all(
+        o.startswith("dec_") and o.isidentifier() and h in (o, f"{o}.0") for o, h in zip(owners, heads, strict=True)
+    )
+    if not heads or not good or len(set(owners)) != len(owners):
+        names = tuple(heads)
+        raise ValueError(f"likelihood.heads must be distinct names such as 'dec_mean' or 'dec_std.0', got {names!r}")
+    return tuple(heads.items())
 
 
 def softplus(raw: Tensor) -> Tensor:
@@ -100,19 +165,6 @@ def standard_deviation(std: Std, raw: Tensor) -> Tensor:
             s = torch.exp(0.5 * u if std.kind == "log_variance" else u)
         return (s + std.floor).clamp(min=std.min_std)
     return softplus(raw) + std.floor
-
-
-def positive(name: str, value: object, *, zero: bool = False) -> float:
-    """``value`` as a float; ValueError unless it is a finite number above 0, or 0 where that is allowed."""
-    if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or (zero and value == 0)):
-        return float(value)
-    raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}, got {value!r}")
-
-
-def at_least(least: int, name: str, value: object) -> None:
-    """Raise ValueError unless ``value`` is an int of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
 
 
 def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: int = 0) -> int:

@@ -19,7 +19,11 @@ def bernoulli_log_prob(raw: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Bernoulli(Likelihood):
-    """Independent binary features; raw holds logits. x in [0, 1] is taken as it comes (as in cross-entropy)."""
+    """Independent binary features; raw holds logits. x in [0, 1] is taken as it comes (as in cross-entropy).
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Bernoulli())(x).loss
+    """
 
     fused = "bernoulli"
     independent = 1

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, at_least, feature_count
+from .. import checks
+from .base import Likelihood, feature_count
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -27,13 +28,16 @@ class Categorical(Likelihood):
     Raises:
         ValueError: classes is not an int of at least 2; by a method, there are more than its dtype counts exactly: 257
             in bfloat16, 2049 in float16.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Categorical(2))(x).loss
     """
 
     independent = 1
     classes: int
 
     def __post_init__(self) -> None:
-        at_least(2, "classes", self.classes)
+        checks.integer("classes", self.classes, least=2)
 
     @property
     def support(self) -> constraints.Constraint:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, feature_count, positive
+from .. import checks
+from .base import Likelihood, feature_count
 
 
 @dataclass(eq=False)
@@ -25,6 +26,9 @@ class Gamma(Likelihood):
 
     Raises:
         ValueError: concentration is not a positive number, or min_mean neither that nor 0.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Gamma(2.0))(x + 0.1).loss
     """
 
     independent = 1
@@ -32,8 +36,8 @@ class Gamma(Likelihood):
     min_mean: float = 1e-10
 
     def __post_init__(self) -> None:
-        self.concentration = positive("concentration", self.concentration)
-        self.min_mean = positive("min_mean", self.min_mean, zero=True)
+        self.concentration = checks.positive("concentration", self.concentration)
+        self.min_mean = checks.positive("min_mean", self.min_mean, zero=True)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -71,6 +75,9 @@ class ItakuraSaito(Gamma):
     The loss of speech models (Girin et al. 2021, "Dynamical Variational Autoencoders: A Comprehensive Review"; there y
     is exp(raw), ``min_mean=0``). It is no density of x: log_prob - 1 is that of log x under :class:`Gamma` with
     concentration 1. Where x may be zero take Gamma itself, which has the same gradient and a value there.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=ItakuraSaito())(x + 0.1).loss
     """
 
     def __init__(self, min_mean: float = 1e-10) -> None:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..cell.spec import Std, StdKind
-from .base import Likelihood, feature_count, positive, standard_deviation, standard_normal
+from .base import Likelihood, feature_count, standard_deviation, standard_normal
 
 
 class MeanStd(NamedTuple):
@@ -42,6 +43,9 @@ class Gaussian(Likelihood):
 
     Raises:
         ValueError: min_std is not a positive number, or std no such name.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Gaussian(std="log_std"))(x).loss
     """
 
     fused = "gaussian"
@@ -50,7 +54,7 @@ class Gaussian(Likelihood):
     std: StdKind | Std = "softplus"
 
     def __post_init__(self) -> None:
-        self.min_std = positive("min_std", self.min_std)
+        self.min_std = checks.positive("min_std", self.min_std)
         self.output_std = self.std if isinstance(self.std, Std) else Std(self.std, floor=self.min_std)
 
     def heads(self, features: int) -> dict[str, int]:
@@ -81,13 +85,16 @@ class FixedGaussian(Likelihood):
 
     Raises:
         ValueError: std is not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=FixedGaussian(0.5))(x).loss
     """
 
     independent = 1
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        self.std = positive("std", self.std)
+        self.std = checks.positive("std", self.std)
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         constant = feature_count(raw, x, each=1) * math.log(self.std * math.sqrt(2 * math.pi))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, at_least, positive, softplus, standard_normal
+from .. import checks
+from .base import Likelihood, softplus, standard_normal
 from .bernoulli import bernoulli_log_prob
 from .categorical import draw
 
@@ -47,6 +48,9 @@ class Handwriting(Likelihood):
     Raises:
         ValueError: components is not an int of at least 1, min_std not a positive number, max_correlation not in
             [0, 1], or a model's input_size not 3.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=Handwriting(20))(x).loss
     """
 
     components: int
@@ -54,9 +58,9 @@ class Handwriting(Likelihood):
     max_correlation: float = 0.999
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
-        self.max_correlation = positive("max_correlation", self.max_correlation, zero=True)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
+        self.max_correlation = checks.positive("max_correlation", self.max_correlation, zero=True)
         if self.max_correlation > 1:
             raise ValueError(f"max_correlation must be at most 1, got {self.max_correlation}")
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
-from .base import Likelihood, at_least, feature_count, positive, softplus
+from .. import checks
+from .base import Likelihood, feature_count, softplus
 from .categorical import draw
 
 _EDGES_AT_ONCE = 256
@@ -42,6 +43,9 @@ class DiscretizedLogisticMixture(Likelihood):
     Raises:
         ValueError: components is not an int of at least 1, bins not one of at least 2, min_scale not a positive
             number, or low and high not finite numbers in this order.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=DiscretizedLogisticMixture(4, bins=2))(x).loss
     """
 
     independent = 3
@@ -52,10 +56,10 @@ class DiscretizedLogisticMixture(Likelihood):
     min_scale: float = 0.05
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        at_least(2, "bins", self.bins)
-        self.min_scale = positive("min_scale", self.min_scale)
-        self.step = positive("high - low", float(self.high) - float(self.low)) / (self.bins - 1)
+        checks.integer("components", self.components)
+        checks.integer("bins", self.bins, least=2)
+        self.min_scale = checks.positive("min_scale", self.min_scale)
+        self.step = checks.positive("high - low", float(self.high) - float(self.low)) / (self.bins - 1)
 
     @property
     def support(self) -> constraints.Constraint:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Likelihood, at_least, feature_count, positive, softplus, standard_normal
+from .. import checks
+from .base import Likelihood, feature_count, softplus, standard_normal
 from .categorical import draw
 
 
@@ -43,14 +44,17 @@ class GaussianMixture(Likelihood):
 
     Raises:
         ValueError: components is not an int of at least 1, or min_std not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=GaussianMixture(20))(x).loss
     """
 
     components: int
     min_std: float = 1e-3
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
 
     def heads(self, features: int) -> dict[str, int]:
         k = self.components
@@ -101,6 +105,9 @@ class FeatureMixture(Likelihood):
 
     Raises:
         ValueError: components is not an int of at least 1, or min_std or beta not a positive number.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=FeatureMixture(4))(x).loss
     """
 
     independent = 3
@@ -109,9 +116,9 @@ class FeatureMixture(Likelihood):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least(1, "components", self.components)
-        self.min_std = positive("min_std", self.min_std)
-        self.beta = positive("beta", self.beta)
+        checks.integer("components", self.components)
+        self.min_std = checks.positive("min_std", self.min_std)
+        self.beta = checks.positive("beta", self.beta)
 
     def heads(self, features: int) -> dict[str, int]:
         width = features * self.components
@@ -159,6 +166,9 @@ class SharedMixture(nn.Module, FeatureMixture):
 
     Raises:
         ValueError: as :class:`FeatureMixture`, or width is not an int of at least 1.
+
+    Examples:
+        >>> loss = VRNN(3, 16, 2, likelihood=SharedMixture(4))(x).loss
     """
 
     independent = 1
@@ -167,7 +177,7 @@ class SharedMixture(nn.Module, FeatureMixture):
         nn.Module.__init__(self)
         FeatureMixture.__init__(self, components, min_std, beta)
         self.width = 3 * components if width is None else width
-        at_least(1, "width", self.width)
+        checks.integer("width", self.width)
         self.params = nn.Linear(self.width, 3 * components)
 
     def __repr__(self) -> str:

@@ -21,8 +21,9 @@ from ..data.dataset import PARTS
 from ..model import VRNN
 from . import report
 from .compare import Comparison, compare
+from .config import ModelConfig, TrainConfig
 from .info import versions
-from .trainer import ModelConfig, TrainConfig, Trainer, evaluate
+from .trainer import Trainer, evaluate
 from .watch import watch
 
 PHASES = "VRNN_FAST_PHASES"  # seconds of what went before, as "install=12.3,build=41"
@@ -42,7 +43,7 @@ def run(folder: Path, console: Console, epochs: int | None = None) -> dict[str, 
     config = replace(TRAIN, epochs=epochs) if epochs else TRAIN
     trainer = Trainer(Source(), MODEL, config, dataset, folder)
     executor, _ = executors.select("auto", trainer.model.spec, pad(dataset.train[:1]).x)
-    console.print(f"executor: {executor.name}, {torch.get_num_threads()} threads")
+    console.print(f"backend: {executor.name}, {torch.get_num_threads()} threads")
     with _timed(phases, "train"):
         if not watch(trainer, console):
             return None
@@ -65,7 +66,7 @@ def run(folder: Path, console: Console, epochs: int | None = None) -> dict[str, 
         "speedup_vs_reference": comparison.speedup if comparison else None,
         "reference_threads": comparison.reference_threads if comparison else None,
         "disagreement": comparison.disagreement if comparison else None,
-        "executor": executor.name,
+        "backend": executor.name,
         "threads": torch.get_num_threads(),
         "epochs": len(trainer.history),
         "best_epoch": trainer.best[0] + 1,
@@ -131,7 +132,7 @@ def _print(console: Console, folder: Path, summary: dict[str, Any], comparison: 
     table.add_row("independent notes", f"{summary['baseline_nats_per_step']:.3f} nats per step")
     table.add_row("training", f"{summary['train_seconds']:.1f} s, {summary['frames_per_second']:,.0f} frames/s")
     if comparison is None:
-        table.add_row("speed", "this ran on the reference executor: there is nothing faster to compare it with here")
+        table.add_row("speed", "this ran on the reference backend: there is nothing faster to compare it with here")
     elif comparison.speedup is None:
         table.add_row("speed", f"[red]not reported: the results disagree[/] ({comparison.disagreement})")
     else:

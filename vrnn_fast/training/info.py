@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def report_on(console: Console) -> None:
-    """Print versions, CPU features with the measured peak of each instruction set, and the executors."""
+    """Print versions, CPU features with the measured peak of each instruction set, and the backends."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row("[bold]versions[/]", ", ".join(f"{name} {number}" for name, number in versions().items()))
     table.add_row("[bold]threads[/]", str(torch.get_num_threads()))
@@ -29,7 +29,7 @@ def report_on(console: Console) -> None:
         table.add_row(f"[bold]{title}[/]", text)
     for name, backend in backends().items():
         state = "[green]available[/]" if backend.available else f"[yellow]not available[/]: {backend.reason}"
-        table.add_row(f"[bold]executor[/] {name}", f"{state}\n[dim]verified: {backend.verified}[/]")
+        table.add_row(f"[bold]backend[/] {name}", f"{state}\n[dim]verified: {backend.verified}[/]")
     console.print(table)
 
 

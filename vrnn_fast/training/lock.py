@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from .trainer import RunError
+from .config import RunError
 
 LOCK = ".lock"
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .trainer import Epoch, RunError, Step, Trainer
+from .config import RunError
+from .trainer import Epoch, Step, Trainer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

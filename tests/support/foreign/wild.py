@@ -145,28 +145,28 @@ class Notes(VRNN):
 
 
 class Forecaster(nn.Module):
-    """Forecasts what comes ``after`` from what it ``sees``, given a ``plan`` for each step, all (B, T, .).
+    """Forecasts what comes ``after`` from what it ``sees``, given a ``recipe`` for each step, all (B, T, .).
 
-    Its loop begins with the second step, its posterior adds to the prior, and its cell does not see the plan.
+    Its loop begins with the second step, its posterior adds to the prior, and its cell does not see the recipe.
     """
 
-    def __init__(self, seen: int, after: int, plan: int, width: int, latent: int) -> None:
+    def __init__(self, seen: int, after: int, recipe: int, width: int, latent: int) -> None:
         super().__init__()
         self.width = width
         self.look = nn.Sequential(nn.Linear(seen, width), nn.Tanh())
-        self.post = nn.Sequential(nn.Linear(2 * width + plan, width), nn.Tanh())
+        self.post = nn.Sequential(nn.Linear(2 * width + recipe, width), nn.Tanh())
         self.post_mu, self.post_sigma = nn.Linear(width, latent), nn.Sequential(nn.Linear(width, latent), nn.Softplus())
-        self.pri = nn.Sequential(nn.Linear(width + plan, width), nn.Tanh())
+        self.pri = nn.Sequential(nn.Linear(width + recipe, width), nn.Tanh())
         self.pri_mu, self.pri_sigma = nn.Linear(width, latent), nn.Sequential(nn.Linear(width, latent), nn.Softplus())
-        self.tell = nn.Sequential(nn.Linear(plan + latent + width, width), nn.Tanh())
+        self.tell = nn.Sequential(nn.Linear(recipe + latent + width, width), nn.Tanh())
         self.out = nn.Linear(width, after)
         self.cell = nn.LSTMCell(width + latent, width)
 
-    def forward(self, sees: Tensor, after: Tensor, plan: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+    def forward(self, sees: Tensor, after: Tensor, recipe: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
         h = c = sees.new_zeros(len(sees), self.width)
         kl, error = [], []
         for t in range(1, sees.shape[1]):
-            look, hint = self.look(sees[:, t]), plan[:, t]
+            look, hint = self.look(sees[:, t]), recipe[:, t]
             q, p = self.post(torch.cat([look, hint, h], -1)), self.pri(torch.cat([hint, h], -1))
             p_mean, p_std, q_std = self.pri_mu(p), self.pri_sigma(p), self.post_sigma(q)
             change = self.post_mu(q)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..parameters import Slot
-from .base import Layout, Objective, Sampler
+from .base import Layout, Outcome, Sampler
 from .structure import Structure
 
 
 @dataclass(frozen=True)
-class Plan:
+class Recipe:
     """All that a module which stands in for a foreign one needs beside its parameters.
 
     Attributes:
@@ -26,7 +26,7 @@ class Plan:
 
     layout: Layout
     structures: tuple[Structure, ...]
-    objective: Objective
+    outcome: Outcome
     fix: frozenset[str]
     backend: str
     arguments: dict[str, Any]
@@ -41,8 +41,8 @@ class Sampling(NamedTuple):
     gradients: bool
 
 
-class Planned(nn.Module):
-    """A module that runs by a plan."""
+class RunsByRecipe(nn.Module):
+    """A module that runs by a recipe."""
 
-    _plan: Plan
+    _recipe: Recipe
     _slots: tuple[Slot, ...]

@@ -1,0 +1,48 @@
+"""How the arguments of :class:`vrnn_fast.VRNN` say what a cell is: brought into the form that a CellSpec has them in.
+
+What they say is checked there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, cast
+
+from .spec import Activation, Activations
+
+Widths: TypeAlias = Sequence[int] | None
+HeadLayers: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
+Named: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
+
+
+def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The widths of hidden layers, or for None those of the original.
+
+    Raises:
+        ValueError: no sequence.
+    """
+    if given is None:
+        return default
+    if isinstance(given, (str, int)) or not isinstance(given, Sequence):
+        raise ValueError(f"{name} must be a tuple of layer widths, got {given!r}")
+    return tuple(given)
+
+
+def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
+    """The hidden layers of every head, and those of the heads that have other ones."""
+    if not isinstance(given, Mapping):
+        return widths("head_layers", given), ()
+    return (), tuple((head, widths(f"head_layers of {head}", own)) for head, own in given.items())
+
+
+def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
+    """The activation of every network, and those of the networks and heads that have another one."""
+    if not isinstance(given, Mapping):
+        return given, ()
+    several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
+    return "relu", tuple((name, several.get(name, cast(Activation, value))) for name, value in given.items())
+
+
+def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The orders of columns that are other ones."""
+    return tuple((name, tuple(order)) for name, order in (given or {}).items())

@@ -1,0 +1,127 @@
+"""A model that runs on its own: sequences drawn from it, and the prior's own course with gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import checks, executors, inference, inputs
+from .call import Call
+from .executors.base import Batch
+from .executors.reference import full_precision, generate_by
+from .likelihoods import MeanStd
+from .outputs import VRNNRollout, each
+from .resampling import widened
+from .state import State, given, layers_of, paired, stacked, start
+
+
+def generate(
+    call: Call,
+    num_steps: int,
+    batch_size: int,
+    prefix: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    temperature: float,
+    sample_output: bool,
+    generator: torch.Generator | None,
+    cond: Tensor | None,
+    prefix_cond: Tensor | None,
+    num_samples: int | None,
+    state: State | None,
+) -> tuple[Tensor, State]:
+    """Draw sequences from the model: arguments, result and errors are those of :meth:`VRNN.generate`."""
+    checks.integer("num_steps", num_steps)
+    checks.integer("batch_size", batch_size)
+    if isinstance(temperature, Tensor) and temperature.dim() == 0:
+        temperature = temperature.item()
+    temperature = checks.number("temperature", temperature, zero=False)
+    checks.flag("sample_output", sample_output)
+    checks.generator(generator, call.like.device)
+    if prefix is None:
+        if lengths is not None:
+            raise ValueError("lengths are those of a prefix: pass prefix too")
+        if prefix_cond is not None:
+            raise ValueError("prefix_cond is that of a prefix: pass prefix too")
+        begin = layers_of(start(call, None, batch_size) if state is None else given(call, state, None))
+    elif state is not None:
+        raise ValueError("pass either state or prefix: the prefix determines the state")
+    else:
+        begin = _after(call, prefix, lengths, batch_size, prefix_cond, generator)
+    batch = begin[0].shape[0]
+    if state is not None and batch_size not in (1, batch):
+        raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
+    cond = inputs.condition(call, cond, num_steps, batch)
+    if num_samples is not None:
+        checks.integer("num_samples", num_samples)
+        begin = tuple(layer.repeat(num_samples, 1) for layer in begin)
+        cond = None if cond is None else cond.repeat(1, num_samples, 1)
+    eps = temperature * inputs.noise(call, num_steps, batch * (num_samples or 1), generator=generator)
+    with full_precision(call.like.device):
+        x, after = _drawn(call, eps, begin, cond, temperature, not sample_output, generator)
+    if num_samples is None:
+        x = call.turned(x)
+    else:
+        x = x.unflatten(1, (num_samples, batch)).movedim(1, 0)
+        x = x.transpose(1, 2) if call.batch_first else x
+    return x.detach(), paired(stacked(after, call.spec.state_parts))  # detached: no view, like the state
+
+
+def _after(
+    call: Call,
+    prefix: Tensor,
+    lengths: Tensor | None,
+    batch_size: int,
+    cond: Tensor | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, ...]:
+    """The layers of the state after a prefix."""
+    batch = inputs.sequence(call, "prefix", prefix, None, None, ("input_size", call.spec.input_size)).shape[1]
+    if batch_size not in (1, batch):
+        raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
+    inputs.has_condition(call, "prefix_cond", cond)
+    seen = inputs.batch_of(call, prefix, lengths, generator=generator, cond=cond)
+    executor = executors.choose(call.backend, call.spec, seen.x)
+    return inference.run(call, call.spec, executor, seen, seen.real())[0].state
+
+
+def _drawn(
+    call: Call,
+    eps: Tensor,
+    begin: tuple[Tensor, ...],
+    cond: Tensor | None,
+    temperature: float,
+    mean: bool,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x (T, B, X) that the cell makes of eps (T, B, Z), and the layers of the state after it."""
+    if call.external:
+
+        def draw(raw: Tensor, t: int) -> Tensor:
+            return call.likelihood.mean(raw) if mean else call.likelihood.sample(raw, temperature, generator)
+
+        played = generate_by(draw, call.spec, call.parameters, eps, begin, cond)
+        return played.x, played.state
+    noise = widened(eps.new_zeros((*eps.shape[:2], call.spec.input_size)))  # 16 bits know no rare event
+    if not mean and call.spec.likelihood == "bernoulli":
+        noise.uniform_(generator=generator).logit_().mul_(temperature)
+    elif not mean:
+        noise.normal_(generator=generator).mul_(temperature)
+    executor = executors.choose(call.backend, call.spec, eps)
+    return executor.generate(call.spec, call.parameters, Batch(noise, eps, begin, cond=cond), mean=mean)
+
+
+def rollout(call: Call, eps: Tensor, state: State | None, cond: Tensor | None) -> VRNNRollout:
+    """Let the prior run on: arguments, result and errors are those of :meth:`VRNN.rollout_prior`."""
+    eps = inputs.sequence(call, "eps", eps, None, None, ("Z", call.spec.latent_size))
+    steps, batch = eps.shape[:2]
+    begin = layers_of(start(call, state, batch))
+    cond = inputs.condition(call, cond, steps, batch)
+    with full_precision(call.like.device):
+        played = generate_by(lambda raw, _: call.likelihood.mean(raw), call.spec, call.parameters, eps, begin, cond)
+    return VRNNRollout(
+        latent=call.turned(played.z),
+        prior=MeanStd(*map(call.turned, played.prior)),
+        prediction=each(call.turned, inference.prediction(call, played.raw)),
+        state=paired(stacked(played.state, call.spec.state_parts)),
+    )
