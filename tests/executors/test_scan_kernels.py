@@ -36,9 +36,9 @@ from tests.support.oracle import (
 )
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
-from vrnn_fast.executors import SequenceResult, reference, select, triton
+from vrnn_fast.executors import SequenceResult, reference, rows, select, triton
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.triton import kernels, launch, rows, tuning
+from vrnn_fast.executors.triton import kernels, launch, tuning
 from vrnn_fast.executors.triton.tuning import Config
 
 pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")

@@ -1,7 +1,7 @@
 """The Triton executor: dense passes in torch, and the scan in one launch of a generated kernel, forward and backward.
 
 Read plan.py (tiles), emit.py (the kernels, stage by stage, with scan.py and writer.py), functions.py (what they call),
-rows.py (all that is not sequential), launch.py.
+../rows.py (all that is not sequential), launch.py.
 Only kernels.py, functions.py and versions.py import triton, at the first call.
 """
 

@@ -14,9 +14,9 @@ from ...cell.reach import reached
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Keep, Slice
 from ..base import Batch, Want
+from ..rows import Rows, aligned, allocate
 from . import tuning
 from .plan import Plan, identifier, plan
-from .rows import Rows, aligned, allocate
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
 
