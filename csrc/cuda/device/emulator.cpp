@@ -95,7 +95,8 @@ struct Fiber {
 struct Machine {
     const Shape& shape;
     const Schedule& schedule;
-    const std::function<void()>& body;
+    void (*body)(const void*);
+    const void* context;
     std::deque<Block> blocks;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::deque<Fiber*> ready, favoured;  // of the warp that the schedule names, apart
@@ -212,7 +213,7 @@ void check_shared(const char* name, const void* p, size_t bytes, size_t alignmen
 }
 
 void enter() {
-    machine->body();
+    machine->body(machine->context);
     self->done = true;
     self->at = "the end";
     --machine->live;
@@ -278,13 +279,14 @@ std::string damage() {
 
 }  // namespace
 
-void launch(const Shape& shape, const Schedule& schedule, const std::function<void()>& body) {
+void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context) {
     if (shape.shared > shape.shared_limit)
         throw Fault("a block asks for " + number(static_cast<long long>(shape.shared)) +
                     " bytes of shared memory, and the chip has " + number(static_cast<long long>(shape.shared_limit)));
     if (shape.threads < lanes_of_warp || shape.threads > 1024 || shape.threads % lanes_of_warp)
         throw Fault("a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads");
-    Machine now{shape, schedule, body, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1, nullptr, ""};
+    Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
+                nullptr, ""};
     machine = &now;
     now.live = static_cast<size_t>(shape.blocks) * shape.threads;
     const size_t bytes = now.live * stack_bytes;

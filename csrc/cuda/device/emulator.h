@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <stdexcept>
 
 #include "types.h"
@@ -40,7 +39,11 @@ struct Shape {
 };
 
 // Run body as every thread of a grid, all blocks side by side.
-void launch(const Shape& shape, const Schedule& schedule, const std::function<void()>& body);
+void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context);
+template <class Body>
+void launch(const Shape& shape, const Schedule& schedule, const Body& body) {
+    launch_as(shape, schedule, [](const void* context) { (*static_cast<const Body*>(context))(); }, &body);
+}
 
 int thread();
 int threads();
