@@ -20,12 +20,13 @@ from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Objective, Std, StdKind
 from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
+from vrnn_fast.executors import operators as gpu_operators
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.cpu import operators
+from vrnn_fast.executors.cut import written
+from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
-from vrnn_fast.executors.triton import operators as triton_ops
-from vrnn_fast.executors.triton.plan import plan, written
-from vrnn_fast.executors.triton.rows import Rows
+from vrnn_fast.executors.triton.plan import plan
 
 ROOT = Path(__file__).parents[2]
 STAGES: tuple[type, ...] = get_args(Stage)
@@ -124,7 +125,7 @@ def on_triton(example: Example, direction: str) -> str | None:
     try:
         written(example.stage)
     except AssertionError:
-        return "written of executors/triton/plan.py"
+        return "written of executors/cut.py"
     if kind not in emit.STAGES:
         return "STAGES of executors/triton/emit.py"
     pair = emit.STAGES[kind]
@@ -189,7 +190,7 @@ def test_a_stage_that_is_forgotten_in_one_place_is_found(unknown: Example, monke
     monkeypatch.setitem(globals(), "encoding", lambda: known | {"Op": (*known["Op"], "smooth")})
     assert on_cpu(unknown) == "encode of cell/encode.py"
 
-    assert {on_triton(unknown, d) for d in DIRECTIONS} == {"written of executors/triton/plan.py"}
+    assert {on_triton(unknown, d) for d in DIRECTIONS} == {"written of executors/cut.py"}
     monkeypatch.setitem(globals(), "written", lambda stage: (stage.target,))
     assert {on_triton(unknown, d) for d in DIRECTIONS} == {"STAGES of executors/triton/emit.py"}
     monkeypatch.setitem(emit.STAGES, Smooth, emit.Emitter(lambda scan, stage: None, ""))
@@ -237,7 +238,7 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
 
 
 def test_results_have_the_same_places_in_both_executors() -> None:
-    assert operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS] == triton_ops.PER_STEP
+    assert operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS] == gpu_operators.PER_STEP
     schema = torch.ops.vrnn_fast.forward.default._schema
     assert tuple(result.name for result in schema.returns) == operators.ForwardOutput._fields
 

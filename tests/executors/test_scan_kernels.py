@@ -37,9 +37,9 @@ from tests.support.oracle import (
 )
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
-from vrnn_fast.executors import SequenceResult, reference, select, triton
+from vrnn_fast.executors import SequenceResult, call, reference, rows, select, triton
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.triton import kernels, launch, rows, tuning
+from vrnn_fast.executors.triton import kernels, launch, tuning
 from vrnn_fast.executors.triton.tuning import Config
 
 pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
@@ -292,10 +292,10 @@ def test_a_cell_runs_on_its_own(member: str) -> None:
 
 def test_tiles_take_rows_by_their_length() -> None:
     lengths = torch.randint(0, 9, (37,), generator=torch.Generator().manual_seed(0))
-    order = launch.by_length(lengths, 1)
+    order = call.by_length(lengths, 1)
     assert sorted(order.tolist()) == list(range(37))
     assert (lengths[order].diff() <= 0).all()
-    particles = launch.by_length(lengths.repeat_interleave(3), 3).view(37, 3)
+    particles = call.by_length(lengths.repeat_interleave(3), 3).view(37, 3)
     assert torch.equal(particles, 3 * order.unsqueeze(1) + torch.arange(3))
 
 
@@ -308,9 +308,9 @@ def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
     problem = Problem.draw(spec, 3, len(lengths), lengths, **options)
     with rows_apart():
         found = problem.run(here, torch.float32)
-        with mock.patch.object(launch, "by_length", lambda lengths, _: torch.arange(len(lengths), device=DEVICE)):
+        with mock.patch.object(call, "by_length", lambda lengths, _: torch.arange(len(lengths), device=DEVICE)):
             unsorted = problem.run(here, torch.float32)
-        with mock.patch.object(launch, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
+        with mock.patch.object(call, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
             of_the_first = problem.run(here, torch.float32)
     for name, t in found.items():
         assert torch.equal(t, unsorted[name]), name
@@ -483,6 +483,7 @@ def test_nothing_is_read_unwritten_nor_written_outside(
 
     with (
         mock.patch.object(rows, "allocate", allocate),
+        mock.patch.object(call, "allocate", allocate),
         mock.patch.object(launch, "allocate", allocate),
         mock.patch.object(triton, "run", among_bands),
     ):
@@ -849,8 +850,8 @@ def test_the_benchmark_takes_flashrnn_where_it_is(kind: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=flashrnn))
     calls = job.flashrnn()
     assert not isinstance(calls, str)
-    for call in calls:
-        call()
+    for one in calls:
+        one()
     monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=lambda *_, **__: 1 / 0))
     assert job.flashrnn() == "does not run: ZeroDivisionError"
 

@@ -1,7 +1,7 @@
 """The Triton executor: dense passes in torch, and the scan in one launch of a generated kernel, forward and backward.
 
 Read plan.py (tiles), emit.py (the kernels, stage by stage, with scan.py and writer.py), functions.py (what they call),
-rows.py (all that is not sequential), launch.py.
+../rows.py (all that is not sequential), launch.py.
 Only kernels.py, functions.py and versions.py import triton, at the first call.
 """
 
@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Keep
-from .. import reference
+from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import operators, tuning
+from . import launch, tuning
 from .plan import plan
 
 name = "triton"
@@ -127,14 +126,7 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
 
     float32 operands are rounded to TF32 where ``torch.set_float32_matmul_precision`` allows it, and nowhere else.
     """
-    keep = operators.NO_BACKWARD
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*batch.differentiable, *parameters)):
-        keep = int(Keep.ALWAYS if want.recompute else Keep.STORED)
-    options = (spec.constant(spec.key, _text), _precision(), keep, want.prior, want.raw, batch.threshold)
-    out = torch.ops.vrnn_fast.triton_forward(*batch.sequences, list(batch.state), list(parameters), *options)
-    asked = (True,) * 5 + (want.prior, want.prior, want.raw)
-    per_step = (tensor if asked_for else None for tensor, asked_for in zip(out, asked, strict=False))
-    return SequenceResult._make((*per_step, tuple(out[8]), None if batch.uniforms is None else out[10]))
+    return operators.run(name, spec, spec.constant(spec.key, _text), parameters, batch, want, _precision())
 
 
 def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
@@ -169,3 +161,6 @@ def _misfit(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+operators.register(name, launch.make, launch.generate)

@@ -30,7 +30,8 @@ from ...cell.stages import (
     Slice,
     Stage,
 )
-from .plan import Plan, Tile, halves, observed
+from ..cut import halves, observed
+from .plan import Plan, Tile
 from .scan import Backward, Forward
 
 FORWARD, BACKWARD = "forward_scan", "backward_scan"

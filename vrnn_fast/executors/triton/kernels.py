@@ -14,9 +14,10 @@ from typing import Any
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
 from ..base import Want
+from ..cache import cache_directory
 from . import emit
 from .plan import plan
-from .tuning import Config, cache_directory, resident
+from .tuning import Config, resident
 
 
 @lru_cache(maxsize=256)

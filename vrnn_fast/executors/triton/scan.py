@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 from ...cell.stages import Dense
-from .plan import Matrix, Plan, Tile, identifier, slices, written
+from ..cut import slices, written
+from .plan import Matrix, Plan, Tile, identifier
 from .writer import Writer
 
 

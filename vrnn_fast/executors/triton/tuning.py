@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ...cell.spec import CellSpec
+from ..cache import cache_directory
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -250,15 +251,3 @@ def chip_of(device: torch.device) -> Chip:
     if torch.version.hip:
         return Chip(properties.gcnArchName.partition(":")[0], properties.shared_memory_per_block, properties.warp_size)
     return Chip(f"sm_{properties.major}{properties.minor}", properties.shared_memory_per_block_optin)
-
-
-@cache
-def cache_directory() -> Path:
-    """Where generated kernels and tuned choices lie: VRNN_FAST_CACHE, else ~/.cache/vrnn_fast."""
-    path = Path(os.environ.get("VRNN_FAST_CACHE") or Path.home() / ".cache" / "vrnn_fast")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="vrnn_fast"))

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...cell.spec import CellSpec, Std
-from ...cell.stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
-from ...likelihoods import standard_deviation
-from ...likelihoods.base import softplus
+from ..cell.spec import CellSpec, Std
+from ..cell.stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
+from ..likelihoods import standard_deviation
+from ..likelihoods.base import softplus
 
 ALIGNMENT = 16  # bytes
 _HALF_LOG_TWO_PI = 0.91893853320467274178

@@ -1,0 +1,23 @@
+// What a kernel may know of the machine: one set of names, by CUDA (cuda.h) or by fibers on a CPU (emulator.h).
+//
+//   thread, threads, block, blocks, lane, warp   where a thread is
+//   shared                                       the block's dynamic shared memory, from a multiple of 128 bytes on
+//   barrier, sync_warp                           meetings of a block, of some of its warps (1 to 15), of a warp
+//   shuffle_xor                                  a float of the lane whose number differs in some bits
+//   load_matrices, load_matrices_transposed      ldmatrix: 2 or 4 matrices of 8 rows of 16 bytes; see lanes.h
+//   mma                                          sums (16 x 8) += A (16 rows of 32 bytes) times B (8 columns likewise)
+//   copy_async, copy_commit, copy_wait           memory to shared memory; there once the thread has waited, not before
+//   publish, wait_for                            a counter in memory between blocks: release, and acquire
+//   pack, round_tf32                             two floats in 16 bits each; a float with 10 bits of fraction
+//   read, write                                  numbers in memory as float
+//   exp, expm1, log, log1p, tanh                 of float
+#pragma once
+
+#include "lanes.h"
+#include "types.h"
+
+#if defined(__CUDACC__)
+#    include "cuda.h"
+#else
+#    include "emulator.h"
+#endif

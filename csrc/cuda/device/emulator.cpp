@@ -1,0 +1,495 @@
+#include "emulator.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lanes.h"
+
+#if !defined(__x86_64__)
+#    error "the emulator switches stacks in x86-64 assembly"
+#endif
+
+// void vrnn_switch(void** from, void* to): leave this stack, its pointer in *from, and go on with that one.
+extern "C" void vrnn_switch(void** from, void* to);
+asm(R"(
+.text
+.globl vrnn_switch
+.type vrnn_switch,@function
+vrnn_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size vrnn_switch, . - vrnn_switch
+)");
+
+namespace vrnn::device {
+namespace {
+
+constexpr size_t stack_bytes = 64 << 10;
+constexpr size_t guard_bytes = 256;  // beside shared memory: what is written there shows at the end
+constexpr unsigned char guard = 0xa5;
+constexpr int lanes_of_warp = 32;
+constexpr int named_barriers = 16;
+
+struct Fiber;
+
+struct Meeting {  // at a barrier
+    int arrived = 0, expected = 0;
+    std::vector<Fiber*> waiting;
+};
+
+struct Warp {
+    Fiber* lanes[lanes_of_warp];
+    int arrived = 0;  // at a collective
+    Meeting sync;
+};
+
+struct Block {
+    int index;
+    std::vector<unsigned char> memory;  // guard, shared, guard
+    unsigned char* shared = nullptr;
+    std::vector<Warp> warps;
+    Meeting barriers[named_barriers];
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes, group;
+};
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    Block* block = nullptr;
+    Warp* warp = nullptr;
+    int index = 0;
+    bool done = false;
+    const char* at = "the start";
+    std::vector<Copy> copies;  // on their way
+    int groups = 0;            // committed so far
+    // what it brings to its warp's collective
+    const char* collective = nullptr;
+    void* result = nullptr;
+    const void* operands[2] = {};
+    int argument = 0;
+    float value = 0;
+};
+
+struct Machine {
+    const Shape& shape;
+    const Schedule& schedule;
+    void (*body)(const void*);
+    const void* context;
+    std::deque<Block> blocks;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::deque<Fiber*> ready, favoured;  // of the warp that the schedule names, apart
+    std::vector<std::pair<Fiber*, const int*>> polling;
+    size_t live = 0;
+    uint64_t chance;
+    void* stack_pointer = nullptr;
+    std::string fault;
+};
+
+Machine* machine = nullptr;
+Fiber* self = nullptr;
+
+std::string number(long long n) {
+    return std::to_string(n);
+}
+
+std::string where(const Fiber& f) {
+    return "block " + number(f.block->index) + ", thread " + number(f.index);
+}
+
+bool is_favoured(const Fiber& f) {
+    const Schedule& s = machine->schedule;
+    return (s.order == Order::ahead || s.order == Order::behind) && f.index / lanes_of_warp == s.warp;
+}
+
+void wake(Fiber* f) {
+    (is_favoured(*f) ? machine->favoured : machine->ready).push_back(f);
+}
+
+uint64_t draw() {  // xorshift
+    uint64_t& x = machine->chance;
+    x ^= x << 13;
+    x ^= x >> 7;
+    return x ^= x << 17;
+}
+
+Fiber* next() {
+    const bool first = machine->schedule.order == Order::ahead;
+    std::deque<Fiber*>& preferred = first ? machine->favoured : machine->ready;
+    std::deque<Fiber*>& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
+    if (queue.empty()) return nullptr;
+    if (machine->schedule.order == Order::random) std::swap(queue.front(), queue[draw() % queue.size()]);
+    Fiber* const f = queue.front();
+    queue.pop_front();
+    return f;
+}
+
+void go_on_with(void** from, Fiber* f) {
+    self = f;
+    vrnn_switch(from, f ? f->stack_pointer : machine->stack_pointer);
+}
+
+// Wait until somebody makes this fiber ready.
+void park(const char* at) {
+    Fiber* const me = self;
+    me->at = at;
+    Fiber* const f = next();
+    if (f != me) go_on_with(&me->stack_pointer, f);
+}
+
+// Leave all fibers where they are, for good.
+void fail(const std::string& message) {
+    machine->fault = message;
+    go_on_with(&self->stack_pointer, nullptr);
+}
+
+void meet(Meeting& meeting, int expected, const char* at) {
+    if (meeting.arrived && meeting.expected != expected)
+        return fail(where(*self) + " expects " + number(expected) + " threads at a barrier where others expect " +
+                    number(meeting.expected));
+    meeting.expected = expected;
+    if (++meeting.arrived < expected) {
+        meeting.waiting.push_back(self);
+        return park(at);
+    }
+    meeting.arrived = 0;
+    for (Fiber* f : meeting.waiting) wake(f);
+    meeting.waiting.clear();
+    wake(self);  // whoever comes last goes on no sooner than the others
+    park(at);
+}
+
+// All lanes of a warp come here; the last one does the work for them.
+template <class Work>
+void together(const char* name, Work work) {
+    Warp& warp = *self->warp;
+    self->collective = name;
+    if (++warp.arrived < lanes_of_warp) return park(name);
+    warp.arrived = 0;
+    for (const Fiber* f : warp.lanes)
+        if (std::strcmp(f->collective, name) != 0)
+            return fail("lanes of one warp meet in " + std::string(name) + " and " + f->collective + " (" + where(*f) +
+                        ")");
+    work(warp);
+    for (Fiber* f : warp.lanes) wake(f);
+    park(name);
+}
+
+void land(const Copy& copy) {
+    const auto* const from = static_cast<const u32*>(copy.from);
+    for (int i = 0; i < copy.bytes / 4; ++i) static_cast<u32*>(copy.to)[i] = from[i];
+}
+
+void check_shared(const char* name, const void* p, size_t bytes, size_t alignment) {
+    const auto* const byte = static_cast<const unsigned char*>(p);
+    const auto at = byte - self->block->shared;
+    if (at < 0 || at + bytes > machine->shape.shared)
+        fail(where(*self) + ": " + name + " at byte " + number(at) + ", outside of the " +
+             number(static_cast<long long>(machine->shape.shared)) + " bytes of shared memory");
+    if (at % static_cast<long long>(alignment))
+        fail(where(*self) + ": " + name + " at byte " + number(at) + ", which is no multiple of " +
+             number(static_cast<long long>(alignment)));
+}
+
+void enter() {
+    machine->body(machine->context);
+    self->done = true;
+    self->at = "the end";
+    --machine->live;
+    if (self->warp->arrived) fail(where(*self) + " ends while lanes of its warp wait in a collective");
+    go_on_with(&self->stack_pointer, next());
+    std::abort();  // nobody wakes who is done
+}
+
+void prepare_stack(Fiber& f, char* top) {
+    void** at = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(top) & ~uintptr_t{63});
+    *--at = nullptr;  // where a caller's return address would be
+    *--at = reinterpret_cast<void*>(&enter);
+    for (int saved = 0; saved < 6; ++saved) *--at = nullptr;
+    f.stack_pointer = at;
+}
+
+void add_block(int index, char* stacks) {
+    const Shape& shape = machine->shape;
+    machine->blocks.emplace_back();
+    Block& block = machine->blocks.back();
+    block.index = index;
+    block.memory.assign(shape.shared + 2 * guard_bytes, guard);
+    const auto begin = reinterpret_cast<uintptr_t>(block.memory.data());
+    block.shared = block.memory.data() + ((begin + 255) / 128 * 128 - begin);
+    std::memset(block.shared, 0xff, shape.shared);  // NaN in every format
+    block.warps.resize(shape.threads / lanes_of_warp);
+    for (int i = 0; i < shape.threads; ++i) {
+        auto f = std::make_unique<Fiber>();
+        f->block = &block;
+        f->index = i;
+        f->warp = &block.warps[i / lanes_of_warp];
+        f->warp->lanes[i % lanes_of_warp] = f.get();
+        const size_t count =
+            machine->fibers.size();  // stacks a line apart, lest all fall into the same sets of a cache
+        prepare_stack(*f, stacks + (count + 1) * stack_bytes - 64 * (count % 61));
+        wake(f.get());
+        machine->fibers.push_back(std::move(f));
+    }
+}
+
+std::string deadlock() {
+    std::string text = "deadlock: " + number(static_cast<long long>(machine->live)) + " threads wait";
+    int told = 0;
+    const char* last = nullptr;
+    for (const auto& f : machine->fibers) {
+        if (f->done || (last && std::strcmp(last, f->at) == 0) || told == 4) continue;
+        text += (told++ ? "; " : ": ") + where(*f) + " at " + f->at;
+        last = f->at;
+    }
+    return text;
+}
+
+std::string damage() {
+    for (const Block& block : machine->blocks) {
+        const unsigned char* const end = block.memory.data() + block.memory.size();
+        for (const unsigned char* p = block.memory.data(); p < end; ++p) {
+            if (p == block.shared) p += machine->shape.shared;
+            if (*p != guard) return "block " + number(block.index) + " wrote outside of its shared memory";
+        }
+    }
+    return "";
+}
+
+}  // namespace
+
+void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context) {
+    if (shape.shared > shape.shared_limit)
+        throw Fault("a block asks for " + number(static_cast<long long>(shape.shared)) +
+                    " bytes of shared memory, and the chip has " + number(static_cast<long long>(shape.shared_limit)));
+    if (shape.threads < lanes_of_warp || shape.threads > 1024 || shape.threads % lanes_of_warp)
+        throw Fault("a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads");
+    Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
+                nullptr, ""};
+    machine = &now;
+    now.live = static_cast<size_t>(shape.blocks) * shape.threads;
+    const size_t bytes = now.live * stack_bytes;
+    void* const stacks =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stacks == MAP_FAILED) throw Fault("no memory for the stacks of " + number(static_cast<long long>(now.live)));
+    for (int b = 0; b < shape.blocks; ++b) add_block(b, static_cast<char*>(stacks));
+    go_on_with(&now.stack_pointer, next());
+    std::string fault = now.fault;
+    if (fault.empty()) fault = now.live ? deadlock() : damage();
+    munmap(stacks, bytes);
+    machine = nullptr;
+    if (!fault.empty()) throw Fault(fault);
+}
+
+int thread() {
+    return self->index;
+}
+int threads() {
+    return machine->shape.threads;
+}
+int block() {
+    return self->block->index;
+}
+int blocks() {
+    return machine->shape.blocks;
+}
+void* shared() {
+    return self->block->shared;
+}
+
+void barrier() {
+    meet(self->block->barriers[0], machine->shape.threads, "barrier");
+}
+void barrier(int id, int threads) {
+    if (id < 1 || id >= named_barriers || threads % lanes_of_warp)
+        return fail(where(*self) + ": a named barrier is one of 1 to 15, for whole warps, not " + number(id) + " for " +
+                    number(threads) + " threads");
+    meet(self->block->barriers[id], threads, "named barrier");
+}
+void sync_warp() {
+    meet(self->warp->sync, lanes_of_warp, "sync_warp");
+}
+
+float shuffle_xor(float value, int mask) {
+    float result = 0;
+    self->value = value;
+    self->argument = mask;
+    self->result = &result;
+    together("shuffle_xor", [](Warp& warp) {
+        for (int l = 0; l < lanes_of_warp; ++l) {
+            const int other = l ^ warp.lanes[l]->argument;
+            if (other < 0 || other >= lanes_of_warp) return fail("shuffle_xor: the mask leaves the warp");
+            *static_cast<float*>(warp.lanes[l]->result) = warp.lanes[other]->value;
+        }
+    });
+    return result;
+}
+
+void check_row(const char* name, const void* row) {
+    check_shared(name, row, 16, 16);
+}
+
+void exchange_rows(u32* to, int matrices, const Row& row, bool transposed) {
+    self->result = to;
+    self->operands[0] = &row;
+    self->argument = matrices;
+    const auto exchange = [&](Warp& warp) {
+        const auto element = [&](int matrix, lanes::Place at) -> u32 {
+            const auto* const from = static_cast<const Row*>(warp.lanes[lanes::row_owner(matrix, at.row)]->operands[0]);
+            return from->words[at.column / 2] >> (at.column % 2 * 16) & 0xffff;
+        };
+        for (int l = 0; l < lanes_of_warp; ++l)
+            for (int i = 0; i < matrices; ++i) {
+                const auto at = transposed ? lanes::loaded_transposed : lanes::loaded;
+                static_cast<u32*>(warp.lanes[l]->result)[i] = element(i, at(l, 0)) | element(i, at(l, 1)) << 16;
+            }
+    };
+    const char* const names[2][2] = {{"load_matrices of 2", "load_matrices of 4"},
+                                     {"load_matrices_transposed of 2", "load_matrices_transposed of 4"}};
+    together(names[transposed][matrices == 4], exchange);
+}
+
+namespace {
+
+template <int K, class Left, class Right>
+void multiply_in(Warp& warp, Left left, Right right) {
+    float a[16][K], b[K][8], c[16][8];
+    const auto at = [](const Fiber* f, int which) { return static_cast<const u32*>(f->operands[which]); };
+    for (int l = 0; l < lanes_of_warp; ++l) {
+        left(l, at(warp.lanes[l], 0), a);
+        right(l, at(warp.lanes[l], 1), b);
+        const auto* const sums = static_cast<const float*>(warp.lanes[l]->result);
+        for (int i = 0; i < 4; ++i) c[lanes::sums(l, i).row][lanes::sums(l, i).column] = sums[i];
+    }
+    for (int row = 0; row < 16; ++row)
+        for (int k = 0; k < K; ++k)
+            for (int column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
+    for (int l = 0; l < lanes_of_warp; ++l) {
+        auto* const sums = static_cast<float*>(warp.lanes[l]->result);
+        for (int i = 0; i < 4; ++i) sums[i] = c[lanes::sums(l, i).row][lanes::sums(l, i).column];
+    }
+}
+
+template <class Value>
+void multiply_16(Warp& warp, Value value) {
+    const auto element = [=](const u32* registers, int i) {
+        return value(static_cast<u16>(registers[i / 2] >> (i % 2 * 16)));
+    };
+    const auto left = [=](int l, const u32* registers, float (&a)[16][16]) {
+        for (int i = 0; i < 8; ++i) a[lanes::left_16(l, i).row][lanes::left_16(l, i).column] = element(registers, i);
+    };
+    const auto right = [=](int l, const u32* registers, float (&b)[16][8]) {
+        for (int i = 0; i < 4; ++i) b[lanes::right_16(l, i).row][lanes::right_16(l, i).column] = element(registers, i);
+    };
+    multiply_in<16>(warp, left, right);
+}
+
+void multiply_tf32(Warp& warp) {
+    const auto cut = [](u32 bits) { return float_of(bits & ~0x1fffu); };  // the hardware ignores the other bits
+    const auto left = [=](int l, const u32* registers, float (&a)[16][8]) {
+        for (int i = 0; i < 4; ++i) a[lanes::left_32(l, i).row][lanes::left_32(l, i).column] = cut(registers[i]);
+    };
+    const auto right = [=](int l, const u32* registers, float (&b)[8][8]) {
+        for (int i = 0; i < 2; ++i) b[lanes::right_32(l, i).row][lanes::right_32(l, i).column] = cut(registers[i]);
+    };
+    multiply_in<8>(warp, left, right);
+}
+
+}  // namespace
+
+void multiply(Operand kind, float (&sums)[4], const u32 (&left)[4], const u32 (&right)[2]) {
+    self->result = sums;
+    self->operands[0] = left;
+    self->operands[1] = right;
+    if (kind == Operand::bf16)
+        together("mma of bf16", [](Warp& warp) { multiply_16(warp, bf16_value); });
+    else if (kind == Operand::f16)
+        together("mma of f16", [](Warp& warp) { multiply_16(warp, f16_value); });
+    else
+        together("mma of tf32", multiply_tf32);
+}
+
+void copy_async_of(void* to, const void* from, int bytes) {
+    check_shared("copy_async", to, bytes, bytes);
+    if (reinterpret_cast<uintptr_t>(from) % bytes)
+        return fail(where(*self) + ": copy_async from an address that is no multiple of " + number(bytes));
+    const Copy copy{to, from, bytes, self->groups};
+    if (machine->schedule.late)
+        self->copies.push_back(copy);
+    else
+        land(copy);
+}
+
+void copy_commit() {
+    ++self->groups;
+}
+
+void copy_wait_for_all_but(int still_out) {
+    size_t kept = 0;
+    for (const Copy& copy : self->copies) {
+        if (copy.group < self->groups - still_out)
+            land(copy);
+        else
+            self->copies[kept++] = copy;
+    }
+    self->copies.resize(kept);
+}
+
+void publish(int* counter, int value) {
+    *static_cast<volatile int*>(counter) = value;
+    auto& polling = machine->polling;
+    for (size_t i = polling.size(); i-- > 0;)
+        if (polling[i].second == counter) {
+            wake(polling[i].first);
+            polling.erase(polling.begin() + static_cast<std::ptrdiff_t>(i));
+        }
+    wake(self);
+    park("publish");
+}
+
+void wait_for(const int* counter, int at_least) {
+    while (*static_cast<const volatile int*>(counter) < at_least) {
+        machine->polling.emplace_back(self, counter);
+        park("wait_for");
+    }
+}
+
+u16 f16_bits(float x) {
+    const u32 bits = bits_of(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return 0x7fff;
+    if (magnitude >= 0x477ff000) return static_cast<u16>(sign | 0x7c00);  // 65520 and more
+    if (magnitude < 0x38800000) {  // a subnormal: the sum with 0.5 has its bits last
+        return static_cast<u16>(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
+    }
+    return static_cast<u16>(sign | ((magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13));
+}
+
+float f16_value(u16 bits) {
+    const u32 sign = static_cast<u32>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    if (exponent == 0) return float_of(sign | bits_of(static_cast<float>(fraction) * 0x1p-24f));
+    if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
+    return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+}  // namespace vrnn::device

@@ -1,0 +1,31 @@
+// What both sides of the device layer are written in. No header of the standard library: NVRTC has none.
+#pragma once
+
+#if defined(__CUDACC__)
+#    define VRNN_DEVICE __device__ __forceinline__
+#    define VRNN_BOTH __host__ __device__
+#    define VRNN_UNROLL _Pragma("unroll")
+#else
+#    define VRNN_DEVICE inline
+#    define VRNN_BOTH
+#    define VRNN_UNROLL
+#endif
+
+namespace vrnn {
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using i64 = long long;
+
+// What a product reads: its operands are rounded to this, its sums are float32.
+enum class Operand { f32, tf32, bf16, f16 };
+
+// A number of 16 bits in memory; arithmetic is float32.
+struct Bf16 {
+    u16 bits;
+};
+struct F16 {
+    u16 bits;
+};
+
+}  // namespace vrnn

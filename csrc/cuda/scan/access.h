@@ -1,0 +1,205 @@
+// How a lane reaches its own elements of parts: in memory, and in shared memory.
+#pragma once
+
+#include "device/device.h"
+#include "fold.h"
+#include "program.h"
+
+namespace vrnn {
+
+// What a lane holds of a tile of 16 rows x 8 columns: lanes::sums.
+struct alignas(16) Tile {
+    float v[4];
+    VRNN_DEVICE float& operator[](int i) { return v[i]; }
+    VRNN_DEVICE float operator[](int i) const { return v[i]; }
+};
+
+// One launch. A row of a buffer is t * batch + b; there are fewer than 2^31 of them.
+struct Call {
+    program::Value* buffers[program::buffers + 1];     // (steps * batch, stride), what Part::buffer numbers
+    const program::Value* start[program::states + 1];  // (batch, width) states before the first step, and
+    program::Value* last[program::states + 1];         // after the last one of each row
+    const void* weights;                               // program::shared_weights bytes as shared memory holds them,
+    const void* streamed;                              // those in the order of lanes
+    const float* biases;                               // (program::biases)
+    float* kl;                                         // (steps, batch)
+    const i64* lengths;                                // (batch), or null: every row has all steps
+    const i64* order;                                  // (batch) rows, the longest first, or null: as they lie
+    const signed char* resets;                         // (steps, batch), or null
+    int steps, batch;
+};
+
+// The two rows of a lane's elements: 0 and 1 of a tile are in the first, 2 and 3 in the second.
+struct Rows {
+    int index[2];   // in the batch
+    int length[2];  // steps; -1 where there is no such row
+};
+
+struct Context {
+    const Call& call;
+    char* shared;
+    Rows rows;
+    int t;
+
+    // Whether a row has this step, and the one that comes after it in the order of the scan.
+    VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }
+    VRNN_DEVICE bool goes_on(int i) const {
+        if constexpr (program::reverse) return t >= 1 && t - 1 < rows.length[i >> 1];
+        return t + 1 < rows.length[i >> 1];
+    }
+    VRNN_DEVICE int row(int i) const { return t * call.batch + rows.index[i >> 1]; }
+    VRNN_DEVICE int next_row(int i) const { return row(i) + (program::reverse ? -call.batch : call.batch); }
+};
+
+VRNN_DEVICE int column_of(int tile, int i) {
+    return tile * tile_width + lanes::sums(device::lane(), i).column;
+}
+
+// Whether a column of a part is not padding; known to the compiler where a part has none.
+template <int part>
+VRNN_DEVICE bool real(int column) {
+    constexpr Part p = program::parts[part];
+    return p.width == p.tiles * tile_width || column < p.width;
+}
+
+// An element of a part in memory, of a row.
+template <int part>
+VRNN_DEVICE program::Value* in_memory(const Context& c, int row, int column) {
+    constexpr Part p = program::parts[part];
+    return c.call.buffers[p.buffer] + static_cast<i64>(row) * p.stride + p.column + column;
+}
+
+// What a lane has of a tile, as it is in memory.
+struct alignas(4 * sizeof(program::Value)) Own {
+    program::Value v[4];
+};
+template <int part>
+VRNN_DEVICE Own* own_ahead(const Context& c, int tile) {
+    return reinterpret_cast<Own*>(c.shared + program::parts[part].ahead) + tile * 32 + device::lane();
+}
+
+// Begin to copy what this lane will read of a tile in the step after this one. Nobody else reads it, so that no barrier
+// is needed: the lane waits for its own copies.
+template <int part>
+VRNN_DEVICE void fetch(const Context& c, int tile) {
+    if constexpr (part != none)
+        if constexpr (program::parts[part].ahead != none) {
+            constexpr int size = sizeof(program::Value);
+            for (int i = 0; i < 4; i += 2) {
+                if (!c.goes_on(i)) continue;
+                const int column = column_of(tile, i);
+                const program::Value* const from = in_memory<part>(c, c.next_row(i), column);
+                program::Value* const to = own_ahead<part>(c, tile)->v + i;
+                if constexpr (program::parts[part].pairs) {
+                    if (real<part>(column)) device::copy_async<2 * size>(to, from);
+                } else {
+                    if (real<part>(column)) device::copy_async<size>(to, from);
+                    if (real<part>(column + 1)) device::copy_async<size>(to + 1, from + 1);
+                }
+            }
+        }
+}
+
+// A tile in memory of the step's rows; zeros where there is none.
+template <int part>
+VRNN_DEVICE Tile read(const Context& c, int tile) {
+    constexpr Part p = program::parts[part];
+    Tile found{};
+    if constexpr (p.ahead != none) {
+        const Own own = *own_ahead<part>(c, tile);
+        for (int i = 0; i < 4; ++i)
+            if (c.runs(i) && real<part>(column_of(tile, i))) found[i] = device::read(&own.v[i]);
+        fetch<part>(c, tile);
+    } else {
+        for (int i = 0; i < 4; ++i) {
+            const int column = column_of(tile, i);
+            if (c.runs(i) && real<part>(column)) found[i] = device::read(in_memory<part>(c, c.row(i), column));
+        }
+    }
+    return found;
+}
+
+template <int part>
+VRNN_DEVICE void write(const Context& c, int tile, const Tile& value) {
+    for (int i = 0; i < 4; ++i) {
+        const int column = column_of(tile, i);
+        if (c.runs(i) && real<part>(column)) device::write(in_memory<part>(c, c.row(i), column), value[i]);
+    }
+}
+
+// A tile of the states before the first step, or of the gradients behind the last one.
+template <int part>
+VRNN_DEVICE Tile read_state(const Context& c, int tile) {
+    constexpr Part p = program::parts[part];
+    Tile found{};
+    for (int i = 0; i < 4; ++i) {
+        const int column = column_of(tile, i), index = c.rows.index[i >> 1];
+        if (c.rows.length[i >> 1] >= 0 && real<part>(column))
+            found[i] = device::read(c.call.start[p.state] + static_cast<i64>(index) * p.width + column);
+    }
+    return found;
+}
+template <int part>
+VRNN_DEVICE void write_state(const Context& c, int column, int i, float value) {
+    constexpr Part p = program::parts[part];
+    device::write(c.call.last[p.state] + static_cast<i64>(c.rows.index[i >> 1]) * p.width + column, value);
+}
+
+// Bytes of a row of a part's operands, and from one row to the next.
+template <int part>
+VRNN_DEVICE constexpr int row_bytes() {
+    return program::parts[part].tiles * tile_width * program::operand_bytes;
+}
+template <int part>
+VRNN_DEVICE constexpr int row_stride() {
+    return row_bytes<part>() + row_padding;
+}
+
+// Two neighbours as operands.
+struct Pair {
+    float low, high;
+};
+VRNN_DEVICE void write_operands(char* to, float low, float high) {
+    constexpr Operand kind = program::operand;
+    if constexpr (kind == Operand::bf16 || kind == Operand::f16)
+        *reinterpret_cast<u32*>(to) = device::pack<kind>(low, high);
+    else if constexpr (kind == Operand::tf32)
+        *reinterpret_cast<Pair*>(to) = {device::round_tf32(low), device::round_tf32(high)};
+    else
+        *reinterpret_cast<Pair*>(to) = {low, high};
+}
+
+// The result of a part, wherever somebody wants it.
+template <int part>
+VRNN_DEVICE void put_in_shared(const Context& c, int tile, const Tile& value) {
+    constexpr Part p = program::parts[part];
+    if constexpr (p.operand != none)
+        for (int i = 0; i < 4; i += 2) {
+            const int row = lanes::sums(device::lane(), i).row;
+            char* const to = c.shared + p.operand + row * row_stride<part>();
+            write_operands(to + column_of(tile, i) * program::operand_bytes, value[i], value[i + 1]);
+        }
+    if constexpr (p.held != none) reinterpret_cast<Tile*>(c.shared + p.held)[tile * 32 + device::lane()] = value;
+}
+template <int part>
+VRNN_DEVICE void put(const Context& c, int tile, const Tile& value) {
+    if constexpr (part != none) {
+        if constexpr (program::parts[part].stored) write<part>(c, tile, value);
+        put_in_shared<part>(c, tile, value);
+    }
+}
+
+template <int part>
+VRNN_DEVICE Tile held(const Context& c, int tile) {
+    return reinterpret_cast<const Tile*>(c.shared + program::parts[part].held)[tile * 32 + device::lane()];
+}
+
+template <int part>
+VRNN_DEVICE Tile bias(const Context& c, int tile) {
+    const float* const from = reinterpret_cast<const float*>(c.shared + program::shared_biases);
+    Tile found;
+    for (int i = 0; i < 4; ++i) found[i] = from[program::parts[part].bias + column_of(tile, i)];
+    return found;
+}
+
+}  // namespace vrnn

@@ -1,0 +1,249 @@
+// The scan of one tile of 16 rows over all time steps, in one block. The header that defines vrnn::program comes first.
+//
+// A step is a list of visits. In a visit the warps share the tiles of a unit: they begin its sums, add products to
+// them, and finish them, or leave them in registers for a later visit. A barrier stands before a visit that reads what
+// others have written since the last one, or writes what others may still read.
+#pragma once
+
+#include "forward.h"
+#include "reverse.h"
+
+namespace vrnn {
+
+static_assert(program::shared_bytes <= program::shared_limit, "a block asks for more shared memory than the chip has");
+
+// A unit's tiles that one warp has, at most.
+VRNN_DEVICE constexpr int rounds(const Unit& u) {
+    return (u.tiles + program::warps - 1) / program::warps;
+}
+
+// body(tile, round) for each of the unit's tiles that this warp has.
+template <int unit, class Body>
+VRNN_DEVICE void own_tiles(Body body) {
+    constexpr Unit u = program::units[unit];
+    const int first = (device::warp() + program::warps - u.first_warp) % program::warps;
+    unroll<0, rounds(u)>([&](auto round) {
+        const int tile = first + round * program::warps;
+        if ((round + 1) * program::warps <= u.tiles || tile < u.tiles) body(tile, round);
+    });
+}
+
+// What a part's sums begin with.
+template <int part, bool resumes>
+VRNN_DEVICE Tile begun(const Context& c, int tile) {
+    constexpr Part p = program::parts[part];
+    Tile value{};
+    if constexpr (resumes) return held<part>(c, tile);
+    if constexpr (p.given) value = read<part>(c, tile);
+    if constexpr (p.bias != none) {
+        const Tile own = bias<part>(c, tile);
+        for (int i = 0; i < 4; ++i) value[i] += own[i];
+    }
+    return value;
+}
+
+template <int unit>
+VRNN_DEVICE void begin(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+    constexpr Unit u = program::units[unit];
+    unroll<0, u.count>(
+        [&](auto n) { sums[n] = begun<program::units[unit].sums[n], program::units[unit].resumes>(c, tile); });
+    if constexpr (u.from_state)
+        for (int i = 0; i < 4; ++i) sums[0][i] += r.state[u.state + round][i];
+}
+
+template <int unit>
+VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, int round) {
+    constexpr Unit u = program::units[unit];
+    if constexpr (u.kind == Kind::layer) forward::layer<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::sample) forward::sample<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::divergence) forward::divergence<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::draw) forward::draw<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::gru) forward::gru<unit>(c, sums, tile, r.state[u.state + round]);
+    if constexpr (u.kind == Kind::lstm) forward::lstm<unit>(c, sums, tile, r.state[u.state + round]);
+    if constexpr (u.kind == Kind::rnn) forward::rnn<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::layer_back) reverse::layer<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::sample_back) reverse::sample<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::gru_back) reverse::gru<unit>(c, sums[0], tile, r.state[u.state + round]);
+    if constexpr (u.kind == Kind::lstm_back)
+        reverse::lstm<unit>(c, sums[0], tile, r.state[u.state + round], r.state[u.state + rounds(u) + round]);
+    if constexpr (u.kind == Kind::rnn_back) reverse::rnn<unit>(c, sums[0], tile, r.state[u.state + round]);
+    if constexpr (u.kind == Kind::state_back) {
+        reverse::state(c, sums[0], r.state[u.state + round]);
+        if constexpr (u.others[0] != none) reverse::reset(c, r.state[u.state + rounds(u) + round]);
+    }
+}
+
+// What a visit does to one tile.
+template <int index>
+VRNN_DEVICE void work(const Context& c, Registers& r, Tile* sums, int tile, int round) {
+    constexpr Visit v = program::visits[index];
+    if constexpr (v.begins) begin<v.unit>(c, r, sums, tile, round);
+    multiply<v.first, v.first + v.products>(c, r, sums, tile, round);
+    if constexpr (v.finishes) finish<v.unit>(c, r, sums, tile, round);
+}
+
+// The same, on sums that live no longer than that.
+template <int index>
+VRNN_DEVICE void work_at_once(const Context& c, Registers& r, int tile, int round) {
+    Tile sums[program::units[program::visits[index].unit].count];
+    work<index>(c, r, sums, tile, round);
+}
+
+template <int index>
+VRNN_DEVICE void visit(const Context& c, Registers& r) {
+    constexpr Visit v = program::visits[index];
+    constexpr Unit u = program::units[v.unit];
+    if constexpr (v.barrier) device::barrier();
+    if constexpr (u.kind == Kind::total)
+        forward::total<v.unit>(c);
+    else if constexpr (u.kept == none)
+        own_tiles<v.unit>([&](int tile, int round) { work_at_once<index>(c, r, tile, round); });
+    else
+        own_tiles<v.unit>(
+            [&](int tile, int round) { work<index>(c, r, r.kept + u.kept + round * u.count, tile, round); });
+}
+
+// The states before the first step, as if the step before it had made them; of a reverse scan, their gradients.
+template <int unit>
+VRNN_DEVICE void start_tile(const Context& c, Registers& r, int tile, int round) {
+    constexpr Unit u = program::units[unit];
+    if constexpr (u.kind == Kind::state_back) {
+        r.state[u.state + round] = read_state<u.sums[0]>(c, tile);
+        if constexpr (u.others[0] != none) r.state[u.state + rounds(u) + round] = read_state<u.others[0]>(c, tile);
+    } else {
+        Tile h = read_state<u.others[0]>(c, tile);
+        forward::advance<u.others[0]>(c, tile, h);
+        if constexpr (u.kind == Kind::gru) r.state[u.state + round] = h;
+        if constexpr (u.kind == Kind::lstm) {
+            Tile cell = read_state<u.others[2]>(c, tile);
+            forward::advance<u.others[2]>(c, tile, cell);
+            r.state[u.state + round] = cell;
+        }
+    }
+}
+template <int unit>
+VRNN_DEVICE void start(const Context& c, Registers& r) {
+    constexpr Kind kind = program::units[unit].kind;
+    if constexpr (kind == Kind::gru || kind == Kind::lstm || kind == Kind::rnn || kind == Kind::state_back)
+        own_tiles<unit>([&](int tile, int round) { start_tile<unit>(c, r, tile, round); });
+}
+
+// Behind the last step of a reverse scan. Forward, each row leaves its state where it ends.
+template <int unit>
+VRNN_DEVICE void end_tile(const Context& c, const Registers& r, int tile, int round) {
+    constexpr Unit u = program::units[unit];
+    reverse::end<u.sums[0]>(c, tile, r.state[u.state + round]);
+    if constexpr (u.others[0] != none) reverse::end<u.others[0]>(c, tile, r.state[u.state + rounds(u) + round]);
+}
+template <int unit>
+VRNN_DEVICE void end(const Context& c, const Registers& r) {
+    if constexpr (program::units[unit].kind == Kind::state_back)
+        own_tiles<unit>([&](int tile, int round) { end_tile<unit>(c, r, tile, round); });
+}
+
+// What the first step reads.
+template <int unit>
+VRNN_DEVICE void fetch_tile(const Context& c, int tile) {
+    constexpr Unit u = program::units[unit];
+    unroll<0, u.resumes ? 0 : u.count>([&](auto n) { fetch<program::units[unit].sums[n]>(c, tile); });
+    unroll<0, others>([&](auto n) { fetch<program::units[unit].others[n]>(c, tile); });
+}
+template <int unit>
+VRNN_DEVICE void fetch_first(const Context& c) {
+    if constexpr (program::units[unit].kind != Kind::total)
+        own_tiles<unit>([&](int tile, int) { fetch_tile<unit>(c, tile); });
+}
+
+// The weights that stay in registers.
+template <int product>
+VRNN_DEVICE void load_resident(const Context& c, Registers& r) {
+    constexpr Product p = program::products[product];
+    if constexpr (p.place == Place::registers)
+        own_tiles<p.unit>([&](int tile, int round) {
+            VRNN_UNROLL
+            for (int k = 0; k < chunks<p.source>(); ++k)
+                r.resident[p.resident + round * chunks<p.source>() + k] = streamed<product>(c, tile, k);
+        });
+}
+
+// Bring in what stays in shared memory: the weights, then the biases.
+VRNN_DEVICE void copy_weights(const Context& c) {
+    constexpr int bytes = program::shared_weights, biases = program::biases * 4;
+    const auto* const from = static_cast<const char*>(c.call.weights);
+    for (int i = device::thread() * 16; i < bytes; i += device::threads() * 16)
+        device::copy_async<16>(c.shared + i, from + i);
+    for (int i = device::thread() * 16; i < biases; i += device::threads() * 16)
+        device::copy_async<16>(c.shared + program::shared_biases + i, reinterpret_cast<const char*>(c.call.biases) + i);
+}
+
+// The rows of this block that a lane's elements are in.
+VRNN_DEVICE Rows own_rows(const Call& call) {
+    Rows found;
+    for (int half = 0; half < 2; ++half) {
+        const int place = device::block() * rows + lanes::sums(device::lane(), 2 * half).row;
+        const bool there = place < call.batch;
+        found.index[half] = there ? (call.order ? static_cast<int>(call.order[place]) : place) : 0;
+        found.length[half] = !there         ? -1
+                             : call.lengths ? static_cast<int>(call.lengths[found.index[half]])
+                                            : call.steps;
+    }
+    return found;
+}
+
+// Steps of this block's longest row, which is its first one.
+VRNN_DEVICE int longest(const Call& call) {
+    const int first = device::block() * rows;
+    return call.lengths ? static_cast<int>(call.lengths[call.order[first]]) : call.steps;
+}
+
+VRNN_DEVICE void scan(const Call& call) {
+    const int steps = longest(call);
+    Context c{call, static_cast<char*>(device::shared()), own_rows(call), program::reverse ? steps : -1};
+    Registers r;
+    copy_weights(c);
+    unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(c, r); });
+    unroll<0, program::units_in_all>([&](auto unit) {
+        start<unit>(c, r);
+        fetch_first<unit>(c);
+    });
+    device::copy_commit();
+    device::copy_wait<0>();
+    device::barrier();
+    for (int step = 0; step < steps; ++step) {
+        c.t = program::reverse ? steps - 1 - step : step;
+        device::copy_wait<0>();
+        unroll<0, program::visits_in_all>([&](auto index) { visit<index>(c, r); });
+        device::copy_commit();
+    }
+    unroll<0, program::units_in_all>([&](auto unit) { end<unit>(c, r); });
+}
+
+}  // namespace vrnn
+
+#if defined(__CUDACC__)
+
+extern "C" __global__ void __launch_bounds__(vrnn::program::warps * 32, vrnn::program::blocks)
+    vrnn_scan(const __grid_constant__ vrnn::Call call) {
+    vrnn::scan(call);
+}
+
+#else
+
+#    include <string>
+
+// The same in the emulator: nothing, or what went wrong.
+extern "C" const char* vrnn_scan(const vrnn::Call* call, int order, int warp, uint64_t seed, int late) {
+    static std::string said;
+    said.clear();
+    const vrnn::device::Shape shape{(call->batch + vrnn::rows - 1) / vrnn::rows, vrnn::program::warps * 32,
+                                    vrnn::program::shared_bytes, vrnn::program::shared_limit};
+    const vrnn::device::Schedule schedule{static_cast<vrnn::device::Order>(order), warp, seed, late != 0};
+    try {
+        vrnn::device::launch(shape, schedule, [&] { vrnn::scan(*call); });
+    } catch (const vrnn::device::Fault& fault) {
+        said = fault.what();
+    }
+    return said.c_str();
+}
+
+#endif

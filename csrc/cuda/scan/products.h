@@ -1,0 +1,137 @@
+// sums += source times weights, for a tile of each of some sums: the source's operands are loaded once for all of them.
+#pragma once
+
+#include "access.h"
+
+namespace vrnn {
+
+struct alignas(16) Words {  // of the weights for 64 bytes of a source's rows: two mma, or one and a half of nothing
+    u32 w[4];
+};
+
+// Tiles, and words of weights, that live in registers as long as the scan runs.
+struct Registers {
+    Tile state[program::state_tiles + 1];
+    Tile kept[program::kept_tiles + 1];
+    Words resident[program::resident_words + 1];
+};
+
+constexpr int chunk = 64;  // bytes of a row that one load of weights serves
+
+template <int part>
+VRNN_DEVICE constexpr int chunks() {
+    return (row_bytes<part>() + chunk - 1) / chunk;
+}
+
+// How many products from this one on have the same source.
+VRNN_DEVICE constexpr int alike(int first, int end) {
+    int count = 1;
+    while (first + count < end && program::products[first + count].source == program::products[first].source) ++count;
+    return count;
+}
+
+// The words of a streamed or resident product in memory, in the order of lanes: (tiles, chunks, 32 lanes).
+template <int product>
+VRNN_DEVICE Words streamed(const Context& c, int tile, int k) {
+    constexpr Product p = program::products[product];
+    const auto* const from = reinterpret_cast<const Words*>(static_cast<const char*>(c.call.streamed) + p.weights);
+    return from[(tile * chunks<p.source>() + k) * 32 + device::lane()];
+}
+
+// The weights of a tile for chunk k, as two B of an mma.
+template <int product, int k, bool both>
+VRNN_DEVICE Words right(const Context& c, const Registers& r, int tile, int round) {
+    constexpr Product p = program::products[product];
+    if constexpr (p.place == Place::memory) return streamed<product>(c, tile, k);
+    if constexpr (p.place == Place::registers) return r.resident[p.resident + round * chunks<p.source>() + k];
+    const int lane = device::lane();
+    const char* const row = c.shared + p.weights + (tile * tile_width + lane % 8) * row_stride<p.source>();
+    Words found{};
+    if constexpr (both) {
+        device::load_matrices(found.w, row + lane / 8 * 16 + k * chunk);
+    } else {
+        u32 half[2];
+        device::load_matrices(half, row + lane / 8 % 2 * 16 + k * chunk);
+        found.w[0] = half[0], found.w[1] = half[1];
+    }
+    return found;
+}
+
+// sums += one chunk of a source's rows times the weights of one product.
+template <int product, int k, bool both>
+VRNN_DEVICE void multiply_chunk(const Context& c, const Registers& r, const u32 (&left)[2][4], Tile* sums, int tile,
+                                int round) {
+    const Words words = right<product, k, both>(c, r, tile, round);
+    float (&into)[4] = sums[program::products[product].sum].v;
+    device::mma<program::operand>(into, left[0], {words.w[0], words.w[1]});
+    if constexpr (both) device::mma<program::operand>(into, left[1], {words.w[2], words.w[3]});
+}
+
+// The same of count products with the same source.
+template <int first, int count, int k>
+VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+    constexpr int source = program::products[first].source;
+    constexpr bool both = k * chunk + 32 < row_bytes<source>();
+    const int lane = device::lane();
+    const char* const row = c.shared + program::parts[source].operand + lane % 16 * row_stride<source>();
+    u32 left[2][4];
+    device::load_matrices(left[0], row + lane / 16 * 16 + k * chunk);
+    if constexpr (both) device::load_matrices(left[1], row + lane / 16 * 16 + k * chunk + 32);
+    unroll<first, first + count>([&](auto n) { multiply_chunk<n, k, both>(c, r, left, sums, tile, round); });
+}
+
+template <int first, int count>
+VRNN_DEVICE void multiply_by_tensor_cores(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+    unroll<0, chunks<program::products[first].source>()>(
+        [&](auto k) { multiply_chunks<first, count, k>(c, r, sums, tile, round); });
+}
+
+struct alignas(16) Four {
+    float v[4];
+};
+VRNN_DEVICE void add_products(float& sum, const Four& a, const Four& b) {
+    for (int i = 0; i < 4; ++i) sum += a.v[i] * b.v[i];
+}
+
+// In full float32: a lane multiplies its two rows of the source by its two columns of the weights.
+template <int first, int count>
+VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
+    constexpr int source = program::products[first].source, stride = row_stride<source>();
+    const lanes::Place own = lanes::sums(device::lane(), 0);
+    const char* const left_row = c.shared + program::parts[source].operand + own.row * stride;
+    for (int at = 0; at < row_bytes<source>(); at += 16) {
+        const Four low = *reinterpret_cast<const Four*>(left_row + at);
+        const Four high = *reinterpret_cast<const Four*>(left_row + 8 * stride + at);
+        unroll<first, first + count>([&](auto n) {
+            constexpr Product p = program::products[n];
+            const char* from = c.shared + p.weights + (tile * tile_width + own.column) * stride + at;
+            int next = stride;
+            if constexpr (p.place == Place::memory) {  // (tiles, K / 4, 8 columns), four floats each
+                from = static_cast<const char*>(c.call.streamed) + p.weights +
+                       ((tile * (row_bytes<source>() / 16) + at / 16) * tile_width + own.column) * 16;
+                next = 16;
+            }
+            const Four a = *reinterpret_cast<const Four*>(from), b = *reinterpret_cast<const Four*>(from + next);
+            Tile& into = sums[p.sum];
+            add_products(into[0], low, a);
+            add_products(into[1], low, b);
+            add_products(into[2], high, a);
+            add_products(into[3], high, b);
+        });
+    }
+}
+
+// All products from first to end.
+template <int first, int end>
+VRNN_DEVICE void multiply(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+    if constexpr (first < end) {
+        constexpr int count = alike(first, end);
+        if constexpr (program::operand == Operand::f32)
+            multiply_by_lanes<first, count>(c, sums, tile);
+        else
+            multiply_by_tensor_cores<first, count>(c, r, sums, tile, round);
+        multiply<first + count, end>(c, r, sums, tile, round);
+    }
+}
+
+}  // namespace vrnn

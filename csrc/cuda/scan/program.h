@@ -1,0 +1,101 @@
+// The words in which the program of a scan is written down. vrnn_fast/executors/cuda/header.py writes one as tables of
+// these, constants all; the templates beside this file fold over them, so that every index is known to the compiler and
+// every sum is a register.
+#pragma once
+
+#include "device/types.h"
+
+namespace vrnn {
+
+constexpr int rows = 16;         // of the batch in a block: one mma's
+constexpr int tile_width = 8;    // columns of a tile of sums: one mma's
+constexpr int row_padding = 16;  // bytes behind each row of operands: eight rows then meet all banks
+constexpr int none = -1;
+constexpr int others = 10;  // most parts that a unit names besides its sums
+
+enum class Activation { identity, relu, leaky_relu, tanh, elu };
+
+// What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h and reverse.h
+// have a function for each.
+enum class Kind {
+    layer,
+    sample,
+    divergence,
+    total,
+    draw,
+    gru,
+    lstm,
+    rnn,
+    layer_back,
+    sample_back,
+    gru_back,
+    lstm_back,
+    rnn_back,
+    state_back,
+};
+
+// Where the weights of a product lie while the scan runs.
+enum class Place {
+    shared,     // rows of operands, as ldmatrix reads them
+    registers,  // of the lanes that multiply by them
+    memory,     // read in every step from the second-level cache, in the order of lanes
+};
+
+// vrnn_fast.cell.spec.Std: max(s((clamp(raw) + shift) * scale) + floor, minimum)
+struct Deviation {
+    bool softplus;
+    float shift, scale, floor;
+    bool has_minimum;
+    float minimum;
+    bool has_low;
+    float low;
+    bool has_high;
+    float high;
+};
+
+// Columns of a buffer, in tiles. Tile n is columns 8 n to 8 n + 7 of it; those from width on are padding.
+struct Part {
+    int width, tiles;
+    int buffer, column, stride;  // where it is in memory: Call::buffers[buffer][row * stride + column]; or none
+    bool given, stored;          // sums begin with what is there; the result goes there
+    int state;                   // which of Call::start and Call::last it is; or none
+    int bias;                    // sums begin with so many floats into the biases; or none
+    int operand;                 // bytes into shared memory of the result as an operand, 16 rows; or none
+    int ahead;                   // bytes into shared memory of what the next step reads, lane by lane; or none
+    bool pairs;                  // whether two neighbours lie on a multiple of their size, and so are copied as one
+    int held;                    // bytes into shared memory of the result as float32, a tile lane by lane; or none
+};
+
+// sums[sum] += source (16 x columns) times weights.
+struct Product {
+    int source;  // a part that is an operand
+    int sum;     // of the unit
+    Place place;
+    int weights;   // bytes into shared memory, or into those in the order of lanes
+    int resident;  // the first of the words in registers; or none
+    int unit;      // whose sums they are
+};
+
+// Parts that are computed together: tile n of each in the same lanes.
+struct Unit {
+    Kind kind;
+    int tiles, first_warp;     // tile n is that of warp (first_warp + n) % warps
+    int count, sums[4];        // the parts that add up
+    int others[vrnn::others];  // the parts it reads and writes besides; what each is, its kind says
+    bool resumes;              // sums begin with what is held of them, and have been stored
+    int kept;                  // the first tile of sums that lives from visit to visit; or none
+    int state;                 // the first tile of the state that lives from step to step; or none
+    bool from_state;           // whether its first sum begins with that
+    bool means;                // what is drawn is its mean
+    Activation activation;
+    Deviation deviation;
+};
+
+// Some of a unit's work, between two barriers.
+struct Visit {
+    int unit, first, products;
+    bool begins, finishes;
+    bool barrier;  // before it
+};
+
+}  // namespace vrnn

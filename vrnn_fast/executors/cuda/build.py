@@ -1,0 +1,79 @@
+"""Compile kernels for the CPU: with the emulator of csrc/cuda/device in the place of CUDA. Pure but for the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from ..cache import cache_directory
+
+SOURCE = Path(__file__).parents[3] / "csrc" / "cuda"  # of a checkout
+FLAGS = ("-std=c++17", "-O0", "-fPIC", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}")
+
+
+class CompileError(RuntimeError):
+    """What the compiler said."""
+
+
+def unavailable() -> str | None:
+    """None if kernels can be compiled for the emulator and run in it, else the reason why not."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"the emulator switches stacks in x86-64 assembly, and this is {platform.machine()}"
+    if not SOURCE.is_dir():
+        return f"the emulator is a part of a checkout, and there is no {SOURCE}"
+    if shutil.which(_compiler()[0]) is None:
+        return f"the emulator compiles with {_compiler()[0]}, which was not found"
+    return None
+
+
+def library(text: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """A shared library of this C++ and the emulator, compiled if the cache does not have it.
+
+    Raises:
+        CompileError: the compiler refuses it.
+    """
+    path = _compiled("-shared", text, ".so", flags)
+    return ctypes.CDLL(str(path))
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CXX", "g++"))
+
+
+@cache
+def _everything() -> bytes:
+    """All of the sources that a kernel may include, and who compiles them."""
+    files = sorted(p for p in SOURCE.rglob("*") if p.suffix in (".h", ".cpp"))
+    version = subprocess.run([*_compiler(), "--version"], capture_output=True, check=True).stdout
+    return version + b"".join(str(p.relative_to(SOURCE)).encode() + p.read_bytes() for p in files)
+
+
+def _compiled(kind: str, text: str, suffix: str, flags: Sequence[str]) -> Path:
+    options = [*FLAGS, *flags]
+    key = hashlib.sha256(_everything() + repr((kind, text, options)).encode()).hexdigest()[:24]
+    path = cache_directory() / f"emulated_{key}{suffix}"
+    if not path.exists():
+        objects = [] if kind == "-c" else [str(_emulator(tuple(flags)))]
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a rename within a file system is atomic
+            source, made = Path(folder, "kernel.cpp"), Path(folder, "made")
+            source.write_text(text)
+            command = [*_compiler(), *options, kind, str(source), *objects, "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise CompileError(f"{shlex.join(command)}\n{done.stderr}")
+            made.replace(path)
+    return path
+
+
+def _emulator(flags: tuple[str, ...]) -> Path:
+    """The emulator itself, compiled once."""
+    return _compiled("-c", '#include "device/emulator.cpp"\n', ".o", ("-O2", *flags))

@@ -1,0 +1,147 @@
+"""The units of a forward scan: h_{t-1} to h_t, with the prior and the divergence beside the chain. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ...cell.partition import generation, partition
+from ...cell.spec import Activation, CellSpec
+from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Draw, Partition, Recur, Sample, Slice
+from ..cut import Cut, cut, halves
+from .order import planned
+from .plan import Kind, Plan, Product, Unit
+
+
+def inside(program: Partition) -> Partition:
+    """The same program with the prior and the divergence inside the scan, where no weight waits for them."""
+    at = next((i for i, s in enumerate(program.after) if isinstance(s, Divergence)), None)
+    if at is None:
+        return program
+    moved, after = program.after[: at + 1], program.after[at + 1 :]
+    known = tuple(s for s in moved if isinstance(s, Dense) and s.source.buffer == "cond")
+    rest = tuple(s for s in moved if s not in known)
+    return replace(program, before=(*program.before, *known), scan=(*program.scan, *rest), after=after)
+
+
+@lru_cache(maxsize=256)
+def forward(spec: CellSpec) -> Plan:
+    """The forward scan of a cell that is given x. Pure.
+
+    Raises:
+        TypeError: a stage of the scan has no unit here.
+    """
+    return _planned(cut(inside(partition(spec))))
+
+
+@lru_cache(maxsize=256)
+def alone(spec: CellSpec, *, mean: bool) -> Plan:
+    """The scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
+    return _planned(cut(generation(spec, mean=mean)))
+
+
+def _planned(whole: Cut) -> Plan:
+    found = _Units(whole)
+    for stage in whole.program.scan:
+        found.add(stage)
+    return planned(whole, found.units, found.given, found.biases, reverse=False)
+
+
+class _Units:
+    """Collects them, stage by stage."""
+
+    def __init__(self, whole: Cut) -> None:
+        self.cut, self.parts_of = whole, whole.parts_of
+        self.units: list[Unit] = []
+        self.biases: dict[Slice, Dense] = {}
+        self.given = {part for name in whole.given for part in whole.parts.get(name, ())}
+        self.products: dict[Slice, list[Product]] = defaultdict(list)
+        self.activation: dict[Slice, Activation] = {}
+        self.added: dict[Slice, Slice] = {}
+        self.taken: set[Slice] = set()
+
+    def add(self, stage: object) -> None:
+        match stage:
+            case Dense():
+                self.dense(stage)
+            case Bias() if not stage.terms:
+                pass  # sums begin with zero
+            case Activate():
+                self.activation |= dict.fromkeys(self.parts_of(stage.target), stage.activation)
+            case Add():
+                self.layers(self.parts_of(stage.source))
+                self.added |= dict(zip(self.parts_of(stage.target), self.parts_of(stage.source), strict=True))
+            case Sample():
+                self.sample(stage)
+            case Divergence():
+                self.divergence(stage)
+            case Draw():
+                sums = halves(stage.source) if stage.kind == "gaussian" else (stage.source,)
+                others = None if stage.mean else stage.noise, stage.x
+                self.unit("draw", sums, others, writes=(stage.x,), transform=stage.transform, means=stage.mean)
+            case Recur():
+                self.recur(stage)
+            case _:
+                raise TypeError(f"{type(stage).__name__} has no unit in a CUDA scan")
+
+    def unit(self, kind: Kind, sums: Iterable[Slice], others: tuple[Slice | None, ...], **options: Any) -> None:
+        own = tuple(sums)
+        self.taken.update(own)
+        begun = tuple(part for part in own if part in self.given)
+        reads = (*begun, *(part for part in others if part is not None and part in self.given))
+        products = tuple(p for part in own for p in self.products[part])
+        self.units.append(Unit(kind, own, others, reads=reads, products=products, **options))
+
+    def layers(self, parts: Iterable[Slice]) -> None:
+        """A unit for each part that nobody has computed yet, or brought in from memory."""
+        for part in parts:
+            if (part in self.products or part in self.given) and part not in self.taken:
+                self.unit("layer", (part,), (), writes=(part,), activation=self.activation.get(part, "identity"))
+
+    def dense(self, stage: Dense) -> None:
+        self.layers(self.parts_of(stage.source))
+        for target in self.parts_of(stage.target):
+            if stage.bias is not None:
+                self.biases[target] = stage
+            for source in self.parts_of(stage.source):
+                self.products[target].append(Product(source, target, stage))
+
+    def sample(self, stage: Sample) -> None:
+        mean, raw = halves(stage.source)
+        start = self.added.get(mean)
+        others = replace(stage.z, buffer="eps"), stage.std, stage.z, start
+        writes, holds = (mean, raw, stage.std, stage.z), () if start is None else (start,)
+        self.unit("sample", (mean, raw), others, writes=writes, holds=holds, transform=stage.transform)
+
+    def divergence(self, stage: Divergence) -> None:
+        """Of a prior that the posterior's mean starts from, the sums are there already."""
+        prior, (mean, _) = halves(stage.prior), halves(stage.posterior)
+        resumes = prior[0] in self.taken
+        self.layers(prior[1:] if resumes else ())
+        eps = None if stage.z is None else replace(stage.z, buffer="eps")
+        others = mean, stage.posterior_std, stage.z, eps, stage.prior_std
+        holds: tuple[Slice, ...] = (stage.z or mean, stage.posterior_std)
+        if resumes:
+            reads = () if eps is None else (eps,)
+            resumed = Unit("divergence", prior, others, reads=reads, holds=(*holds, *prior), resumes=True)
+            self.units.append(replace(resumed, transform=stage.transform))
+        else:
+            self.unit("divergence", prior, others, holds=holds, transform=stage.transform)
+        self.units.append(Unit("total", prior[:1]))
+
+    def recur(self, stage: Recur) -> None:
+        gates = gates_of(stage)
+        sums = gates if stage.candidate is None else (*gates, stage.candidate)
+        writes = tuple(part for part in (*gates, stage.h, stage.output) if part is not None)
+        kind = self.activation.get(gates[0], "identity")
+        self.unit(stage.cell, sums, (stage.h, stage.output, stage.c), writes=writes, activation=kind)
+
+
+def gates_of(stage: Recur) -> tuple[Slice, ...]:
+    """The gates of a cell update, each as wide as the state."""
+    width = stage.h.width
+    starts = range(stage.gates.start, stage.gates.start + stage.gates.width, width)
+    return tuple(Slice(stage.gates.buffer, start, width) for start in starts)

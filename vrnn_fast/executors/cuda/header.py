@@ -1,0 +1,169 @@
+"""A plan and its memory as the header that csrc/cuda/scan folds over. Pure: the same plan gives the same text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ...cell.spec import Std
+from ...cell.stages import Slice
+from .memory import Memory, in_pairs, operand_bytes
+from .plan import STATEFUL, WARPS, Kind, Unit
+
+VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
+FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back")
+SUMS, OTHERS = 4, 10  # of csrc/cuda/scan/program.h
+
+
+def header(memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str) -> str:
+    """The program of a scan as C++.
+
+    Args:
+        buffers: all that it reads and writes in memory, in the order of its arguments.
+        stored: those that it writes.
+        value: the dtype of memory, one of VALUES.
+    """
+    plan = memory.plan
+    writer = _Writer(memory, buffers, stored)
+    units = [writer.unit(u) for u in range(len(plan.units))]  # which number the parts
+    products = [
+        _braced(
+            (
+                *(writer.part(p.source), plan.units[v.unit].sums.index(p.target), f"Place::{memory.place[p]}"),
+                *(memory.weights[p], memory.resident.get(p, -1), v.unit),
+            )
+        )
+        for v in plan.visits
+        for p in v.products
+    ]
+    visits, first = [], 0
+    for v in plan.visits:
+        visits.append(_braced((v.unit, first, len(v.products), v.begins, v.finishes, v.barrier)))
+        first += len(v.products)
+    constants = {
+        "warps": WARPS,
+        "blocks": memory.blocks,
+        "operand_bytes": operand_bytes(memory.kind),
+        "buffers": len(buffers),
+        "states": len(plan.cut.states),
+        "state_tiles": writer.state_tiles,
+        "kept_tiles": writer.kept_tiles,
+        "resident_words": memory.resident_words,
+        "biases": memory.biases,
+        "shared_weights": memory.shared_weights,
+        "shared_biases": memory.shared_biases,
+        "shared_totals": memory.totals,
+        "shared_bytes": memory.shared,
+        "shared_limit": memory.limit,
+        "products_in_all": len(products),
+        "units_in_all": len(units),
+        "visits_in_all": len(visits),
+    }
+    lines = [
+        "// Written by vrnn_fast/executors/cuda/header.py.",
+        '#include "scan/program.h"',
+        "namespace vrnn::program {",
+        f"using Value = {VALUES[value]};",
+        f"constexpr Operand operand = Operand::{memory.kind};",
+        f"constexpr bool reverse = {_constant(plan.reverse)};",
+        *(f"inline constexpr int {name} = {number};" for name, number in constants.items()),
+        *_table("Part", "parts", writer.parts),
+        *_table("Product", "products", products),
+        *_table("Unit", "units", units),
+        *_table("Visit", "visits", visits),
+        "}  // namespace vrnn::program",
+        '#include "scan/kernel.h"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(kind: str, name: str, entries: list[str]) -> list[str]:
+    empty = [] if entries else ["{}"]  # C++ knows no array of nothing
+    return [f"constexpr {kind} {name}[] = {{", *(f"    {entry}," for entry in (*entries, *empty)), "};"]
+
+
+class _Writer:
+    """Numbers parts as units name them."""
+
+    def __init__(self, memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...]) -> None:
+        self.memory, self.plan = memory, memory.plan
+        self.buffers, self.stored = buffers, stored
+        self.numbers: dict[Slice, int] = {}
+        self.parts: list[str] = []
+        self.states: dict[Slice, int] = {}
+        self.state_tiles = self.kept_tiles = 0
+
+    def part(self, part: Slice | None) -> int:
+        """The number of a part; -1 of none."""
+        if part is None:
+            return -1
+        if part not in self.numbers:
+            self.numbers[part] = len(self.parts)
+            self.parts.append(self._part(part))
+        return self.numbers[part]
+
+    def _part(self, part: Slice) -> str:
+        plan, memory, name = self.plan, self.memory, part.buffer
+        place: tuple[object, ...] = (-1, 0, 0)
+        if name in self.buffers:
+            place = self.buffers.index(name), part.start, plan.width(name)
+        state = plan.state(part)
+        fields = (
+            *(part.width, memory.tiles(part), *place, part in plan.given, name in self.stored),
+            -1 if state is None else state,
+            *(of.get(part, -1) for of in (memory.bias, memory.operand, memory.ahead)),
+            *(name in self.buffers and in_pairs(plan, part), memory.held.get(part, -1)),
+        )
+        return f"/* {len(self.parts)}: {name}, {part.start} to {part.start + part.width - 1} */ {_braced(fields)}"
+
+    def state(self, unit: Unit, rounds: int) -> int:
+        """The first tile of a unit's state: h of a GRU, c of an LSTM, or their gradients. In a reverse scan two units
+        share one."""
+        shared = unit.waits[0] if unit.kind == "state_back" else unit.writes[0]
+        if shared not in self.states:
+            self.states[shared] = self.state_tiles
+            self.state_tiles += rounds * {"rnn": 0, "lstm_back": 2}.get(unit.kind, 1)
+        return self.states[shared]
+
+    def unit(self, number: int) -> str:
+        unit, plan, memory = self.plan.units[number], self.plan, self.memory
+        tiles = memory.tiles(unit.sums[0])
+        rounds = -(-tiles // WARPS)
+        kept = state = -1
+        if unit.kind != "total" and plan.kept(number):
+            kept, self.kept_tiles = self.kept_tiles, self.kept_tiles + rounds * len(unit.sums)
+        if unit.kind in STATEFUL:
+            state = self.state(unit, rounds)
+        fields = (
+            *(f"Kind::{unit.kind}", tiles, plan.first_warp[number], len(unit.sums)),
+            *(_padded(map(self.part, unit.sums), SUMS), _padded(map(self.part, unit.others), OTHERS)),
+            *(unit.resumes, kept, state, unit.kind in FROM_STATE, unit.means, f"Activation::{unit.activation}"),
+            _deviation(unit.transform or Std()),
+        )
+        return _braced(fields)
+
+
+def _padded(numbers: Iterable[int], count: int) -> str:
+    found = list(numbers)
+    return _braced(found + [-1] * (count - len(found)))
+
+
+def _deviation(std: Std) -> str:
+    """The constants of a standard deviation, those that are not infinite as floats."""
+    scale = 0.5 if std.kind == "log_variance" else std.sharpness
+    least = std.min_std if not std.plain and std.min_std > 0 else math.inf
+    bounds = ((math.isfinite(b), b if math.isfinite(b) else 0.0) for b in (least, *std.clamp))
+    return _braced(
+        (std.kind == "softplus", std.offset, scale, std.floor, *(field for pair in bounds for field in pair))
+    )
+
+
+def _braced(fields: Iterable[object]) -> str:
+    """An initialiser of C++."""
+    return "{" + ", ".join(map(_constant, fields)) + "}"
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value!r}f" if isinstance(value, float) else str(value)

@@ -1,0 +1,285 @@
+"""Where a kernel's weights and values lie: the tiers, by arithmetic alone. Pure.
+
+Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
+the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
+the second-level cache in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cell.spec import CellSpec
+from ...cell.stages import Dense, Slice, Term
+from .order import on_chain
+from .plan import TILE, UPDATES, WARPS, Plan, Product
+
+Operand = Literal["f32", "tf32", "bf16", "f16"]
+Place = Literal["shared", "registers", "memory"]
+
+ROWS = 16  # of the batch in a block
+STEP = 32  # bytes of a row that one mma takes
+CHUNK = 64  # that one load of weights serves
+ROW_PADDING = 16  # bytes behind each row in shared memory
+MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
+
+CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10}
+"""Bytes of shared memory that one block may have."""
+
+
+def operand_bytes(operand: Operand) -> int:
+    return 2 if operand in ("bf16", "f16") else 4
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Where everything is.
+
+    Attributes:
+        place: of the weights of each product.
+        weights: their bytes into shared memory, or into what is streamed.
+        resident: the first of a product's words in registers.
+        biases: floats of all biases, and where those of a part begin.
+        operand: bytes into shared memory of each part that products read.
+        held: and of each part that is handed on in float32.
+        ahead: and of what the next step reads of a part in memory, where there is room.
+        totals: of the shares of the divergence.
+        limit: bytes of shared memory that a block may have.
+        shared: those that it has.
+        streamed: bytes of the weights that are not in shared memory.
+    """
+
+    plan: Plan
+    kind: Operand
+    limit: int
+    place: dict[Product, Place]
+    weights: dict[Product, int]
+    resident: dict[Product, int]
+    bias: dict[Slice, int]
+    operand: dict[Slice, int]
+    held: dict[Slice, int]
+    ahead: dict[Slice, int]
+    shared_weights: int
+    shared_biases: int
+    biases: int
+    totals: int
+    shared: int
+    streamed: int
+
+    @property
+    def blocks(self) -> int:
+        """Of one multiprocessor, that registers must leave room for: two where shared memory does."""
+        return 2 if 2 * self.shared + 1024 <= self.limit else 1
+
+    @property
+    def resident_words(self) -> int:
+        """Of 16 bytes, of weights in the registers of a thread."""
+        return sum(_words(self.plan, p, self.kind) for p, place in self.place.items() if place == "registers")
+
+    def tiles(self, part: Slice) -> int:
+        return columns(part, self.kind) // TILE
+
+
+def columns(part: Slice, kind: Operand) -> int:
+    """Of a part with its padding: whole steps of an mma."""
+    return _up(part.width, STEP // operand_bytes(kind))
+
+
+def row_bytes(part: Slice, kind: Operand) -> int:
+    """Of a row of a part's operands."""
+    return columns(part, kind) * operand_bytes(kind)
+
+
+def in_pairs(plan: Plan, part: Slice) -> bool:
+    """Whether two neighbours lie on a multiple of their size, from a part's first column on; cp.async needs that, and
+    copies no less than four bytes."""
+    return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0
+
+
+def shared_weight_bytes(product: Product, kind: Operand) -> int:
+    """Of a product's weights as rows in shared memory."""
+    return columns(product.target, kind) * (row_bytes(product.source, kind) + ROW_PADDING)
+
+
+def streamed_weight_bytes(product: Product, kind: Operand) -> int:
+    """Of a product's weights in the order of lanes."""
+    return columns(product.target, kind) * _up(row_bytes(product.source, kind), STEP if kind == "f32" else CHUNK)
+
+
+def _words(plan: Plan, product: Product, kind: Operand) -> int:
+    """Words of 16 bytes that a thread holds of a product."""
+    rounds = -(-columns(product.target, kind) // TILE // WARPS)
+    return rounds * (-(-row_bytes(product.source, kind) // CHUNK))
+
+
+@lru_cache(maxsize=256)
+def memory(plan: Plan, kind: Operand, limit: int) -> Memory | None:
+    """The first tier that fits into a block's ``limit`` of shared memory; None if none does."""
+    chain = {p for u in on_chain(plan.units) for p in plan.units[u].products}
+    state = _recurrent(plan)
+    tiers: list[dict[Product, Place]] = [{}]
+    held = 4 * sum(_words(plan, p, kind) for p in state)
+    if kind != "f32" and held <= MOST_RESIDENT:
+        tiers.append(dict.fromkeys(state, "registers"))
+    streamed = dict(tiers[-1])
+    rest = (p for p in plan.products if p not in streamed)
+    for product in sorted(rest, key=lambda p: (p in chain, -shared_weight_bytes(p, kind))):
+        streamed = {**streamed, product: "memory"}
+        tiers.append(streamed)
+    found = (_laid(plan, kind, moved, limit) for moved in tiers)
+    return next((m for m in found if m.shared <= limit), None)
+
+
+def _recurrent(plan: Plan) -> tuple[Product, ...]:
+    """The products of the state with the recurrent weights, or of the gates' gradients with their transpose."""
+    gates = {p.target for u in plan.units if u.kind in UPDATES for p in u.products}
+    gates |= {part for u in plan.units if u.kind in ("gru_back", "lstm_back", "rnn_back") for part in u.writes}
+    products = (p for unit in plan.units for p in unit.products)
+    if plan.reverse:
+        return tuple(p for p in products if p.source in gates and plan.state(p.target) is not None)
+    return tuple(p for p in products if p.target in gates and plan.state(p.source) is not None)
+
+
+def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) -> Memory:
+    """Lay everything out, with some weights elsewhere than in shared memory."""
+    place: dict[Product, Place] = {p: moved.get(p, "shared") for p in plan.products}
+    weights, resident = {}, {}
+    shared = streamed = words = 0
+    for product, where in place.items():
+        if where == "shared":
+            weights[product], shared = shared, shared + shared_weight_bytes(product, kind)
+            continue
+        weights[product], streamed = streamed, streamed + streamed_weight_bytes(product, kind)
+        if where == "registers":
+            resident[product], words = words, words + _words(plan, product, kind)
+    shared_weights, shared_biases = shared, shared
+    bias, floats = {}, 0
+    for part in plan.biases:
+        bias[part], floats = floats, floats + columns(part, kind)
+    shared += 4 * floats
+
+    def room(parts: Iterable[Slice], size: int, row_padding: int) -> dict[Slice, int]:
+        nonlocal shared
+        found = {}
+        for part in parts:
+            found[part] = shared
+            shared += ROWS * (columns(part, kind) * size + row_padding)
+        return found
+
+    operand = room(plan.operands, operand_bytes(kind), ROW_PADDING)
+    held = room(plan.held, 4, 0)
+    totals = shared
+    for unit in plan.units:
+        if unit.kind == "divergence":
+            shared += 4 * ROWS * columns(unit.sums[0], kind) // TILE
+    size, ahead = operand_bytes(kind), {}
+    for part in plan.read:
+        more = ROWS * columns(part, kind) * size
+        if shared + more <= limit and (size == 4 or in_pairs(plan, part)):
+            ahead[part], shared = shared, shared + more
+    return Memory(
+        *(plan, kind, limit, place, weights, resident, bias, operand, held, ahead),
+        shared_weights=shared_weights,
+        shared_biases=shared_biases,
+        biases=floats,
+        totals=totals,
+        shared=shared,
+        streamed=streamed,
+    )
+
+
+# ---- what the host makes of parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Weights and biases as indices into all parameters side by side, behind which is a zero.
+
+    Attributes:
+        shared, streamed: of each operand in the two images.
+        biases: (terms, floats); a bias is the sum of its terms.
+    """
+
+    shared: NDArray[np.int64]
+    streamed: NDArray[np.int64]
+    biases: NDArray[np.int64]
+
+
+@lru_cache(maxsize=64)
+def image(spec: CellSpec, found: Memory) -> Image:
+    """What each place of a kernel's weights is filled with."""
+    shapes = {p.name: p.shape for p in spec.parameters()}
+    starts, zero = {}, 0
+    for name, shape in shapes.items():
+        starts[name], zero = zero, zero + int(np.prod(shape))
+    size = operand_bytes(found.kind)
+    shared = np.full(found.shared_weights // size, zero, np.int64)
+    streamed = np.full(found.streamed // size, zero, np.int64)
+    for product, at in found.weights.items():
+        own = _weights(product, shapes, starts, zero)
+        full = np.full((columns(product.target, found.kind), columns(product.source, found.kind)), zero, np.int64)
+        full[: own.shape[0], : own.shape[1]] = own
+        if found.place[product] == "shared":
+            rows = np.pad(full, ((0, 0), (0, ROW_PADDING // size)), constant_values=zero).ravel()
+            shared[at // size : at // size + rows.size] = rows
+        else:
+            lanes = by_lanes(full, found.kind, zero)
+            streamed[at // size : at // size + lanes.size] = lanes
+    most = max((len(stage.bias or ()) for stage in found.plan.biases.values()), default=0)
+    biases = np.full((most, _up(found.biases, 4)), zero, np.int64)
+    for part, at in found.bias.items():
+        stage = found.plan.biases[part]
+        for i, term in enumerate(stage.bias or ()):
+            own = _bias(term, stage, part, starts, zero)
+            biases[i, at : at + own.size] = own
+    return Image(shared, streamed, biases)
+
+
+def _weights(
+    product: Product, shapes: dict[str, tuple[int, ...]], starts: dict[str, int], zero: int
+) -> NDArray[np.int64]:
+    """(target width, source width) of a product."""
+    stage, ends = product.stage, (product.target, product.source)
+    target, source = reversed(ends) if product.transposed else ends
+    found = np.full((target.width, source.width), zero, np.int64)
+    row, column = target.start - stage.target.start, source.start - stage.source.start
+    for b in stage.blocks:
+        first, last = max(b.at, row), min(b.at + b.rows, row + target.width)
+        if first < last:
+            rows = np.arange(first, last)[:, None] - b.at + b.row
+            own = b.column + column + np.arange(source.width)
+            found[first - row : last - row] = starts[b.parameter] + rows * shapes[b.parameter][1] + own
+    return found.T if product.transposed else found
+
+
+def _bias(term: Term, stage: Dense, part: Slice, starts: dict[str, int], zero: int) -> NDArray[np.int64]:
+    """(part width)"""
+    row = part.start - stage.target.start + np.arange(part.width) - term.at
+    inside = (row >= 0) & (row < term.rows)
+    return np.where(inside, starts[term.parameter] + term.row + row, zero)
+
+
+def by_lanes(full: NDArray[np.int64], kind: Operand, zero: int) -> NDArray[np.int64]:
+    """(rows, columns) of weights in the order in which lanes read them: csrc/cuda/scan/products.h.
+
+    For tensor cores (tiles, chunks, 32 lanes, 16 bytes): register i of a lane is what ldmatrix would give it of the
+    i-th 16 bytes of a chunk. For float32 (tiles, columns / 4, 8 rows, 4).
+    """
+    size = operand_bytes(kind)
+    if kind == "f32":
+        return np.ascontiguousarray(full.reshape(-1, TILE, full.shape[1] // 4, 4).transpose(0, 2, 1, 3)).ravel()
+    padding = _up(full.shape[1] * size, CHUNK) // size - full.shape[1]
+    whole = np.pad(full, ((0, 0), (0, padding)), constant_values=zero)
+    # (tile, row, chunk, register, lane's place in a row, elements of a register)
+    split = whole.reshape(-1, TILE, whole.shape[1] * size // CHUNK, 4, 4, 4 // size)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 4, 3, 5)).ravel()

@@ -1,0 +1,209 @@
+"""In which order a step has its units, and where its barriers are. Pure.
+
+Units follow each other in phases, with a barrier between two where one reads what the other has written. The longest
+chain through a step sets the number of phases; what is not on it, such as the prior and the divergence, and products
+whose source is there early, go where the chain leaves warps idle.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from ...cell.stages import Dense, Slice
+from ..cut import Cut
+from .plan import STATEFUL, TILE, UPDATES, WARPS, Plan, Product, Unit, Visit
+
+
+def planned(
+    cut: Cut, units: Iterable[Unit], given: Iterable[Slice], biases: dict[Slice, Dense], *, reverse: bool
+) -> Plan:
+    """Order the units of a scan."""
+    every = tuple(units)
+    computed = tuple(u for u in every if u.kind != "total")  # a total needs nothing but a barrier
+    phases = _Phases(computed)
+    phases.arrange()
+    visits, first_warp = list(phases.visits()), phases.first_warp
+    totals = tuple(u for u in every if u.kind == "total")
+    for number in range(len(computed), len(every)):
+        visits.append(Visit(number, (), True, True))
+        first_warp.append(0)
+    ordered = (*computed, *totals)
+    barriers = _with_barriers(visits, ordered, first_warp)
+    return Plan(cut, reverse, ordered, tuple(first_warp), barriers, frozenset(given), biases)
+
+
+def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
+    """The units that the next step waits for."""
+    wanted = {u for u, unit in enumerate(units) if unit.kind in STATEFUL}
+    makers = _makers(units)
+    for _ in units:
+        wanted |= {makers[s] for u in wanted for s in units[u].sources if s in makers}
+    return frozenset(wanted)
+
+
+def _makers(units: tuple[Unit, ...]) -> dict[Slice, int]:
+    """Which unit computes a part in the same step; a state that forward reads belongs to the step before."""
+    made = {part: u for u, unit in enumerate(units) for part in unit.writes}
+    return {part: u for part, u in made.items() if units[u].kind not in UPDATES or part != units[u].others[0]}
+
+
+class _Phases:
+    """Which work a step does between which barriers, and how much of it each warp has."""
+
+    def __init__(self, units: tuple[Unit, ...]) -> None:
+        self.units, self.makers = units, _makers(units)
+        self.finish = [0] * len(units)
+        for u, unit in enumerate(units):
+            self.finish[u] = 1 + self.ready(unit.sources)
+        self.count = max(self.finish)
+        self.latest = [self.count] * len(units)
+        for unit in units:
+            self._need(unit.sources, self.count - 1)
+        self.update = {unit.others[0]: u for u, unit in enumerate(units) if unit.kind in UPDATES}  # of each state
+        self.first_warp = [0] * len(units)
+        self.work: dict[tuple[int, int], list[Product]] = defaultdict(list)  # by phase and unit
+        self.loads = [[0] * WARPS for _ in range(self.count + 1)]
+
+    def ready(self, sources: Iterable[Slice]) -> int:
+        """The phase behind which all of these are there."""
+        return max((self.finish[self.makers[s]] for s in sources if s in self.makers), default=0)
+
+    def of_warps(self, unit: int, products: Iterable[Product], first_warp: int) -> list[int]:
+        """Multiply-adds of each warp."""
+        depth, loads = sum(p.source.width for p in products), [0] * WARPS
+        for tile in range(-(-self.units[unit].sums[0].width // TILE)):
+            loads[(first_warp + tile) % WARPS] += depth
+        return loads
+
+    def put(self, phase: int, unit: int, products: Iterable[Product]) -> None:
+        own = list(products)
+        self.work[phase, unit] += own
+        more = self.of_warps(unit, own, self.first_warp[unit])
+        self.loads[phase] = [a + b for a, b in zip(self.loads[phase], more, strict=True)]
+
+    def longer(self, phase: int, loads: list[int]) -> tuple[int, int]:
+        """By how much a phase becomes longer with more work, then how busy all of its warps are."""
+        now = self.loads[phase]
+        return max(a + b for a, b in zip(now, loads, strict=True)) - max(now), sum(now) - WARPS * max(now)
+
+    def arrange(self) -> None:
+        """Place all work: the chain, then products that the chain does not wait for, then the units beside it."""
+        chain = [u for u in range(len(self.units)) if self.finish[u] == self.latest[u]]
+        early: list[tuple[int, list[Product]]] = []
+        for u in chain:
+            groups: dict[int, list[Product]] = defaultdict(list)
+            for p in self.units[u].products:
+                groups[self.ready((p.source, *self.units[u].waits))].append(p)
+            self.put(self.finish[u], u, groups.pop(self.finish[u] - 1, []))
+            early += [(u, products) for products in groups.values()]
+        for u, products in early:
+            phase = self._early_phase(u, products)
+            self.put(phase, u, products)
+            self._need((p.source for p in products), phase - 1)
+        for u in sorted(set(range(len(self.units))) - set(chain)):
+            self.finish[u], self.first_warp[u] = self._free_phase(u)
+            self.put(self.finish[u], u, self.units[u].products)
+
+    def meets_update(self, u: int, products: Iterable[Product], phase: int) -> bool:
+        """Whether these read a state in the phase in which another unit overwrites it, which costs a barrier."""
+        updates = (self.update.get(p.source, u) for p in products)
+        return any(other != u and self.finish[other] == phase for other in updates)
+
+    def _is_read(self, phase: int, u: int) -> bool:
+        """Whether a unit overwrites a state in a phase in which others read it: then these come first."""
+        if self.units[u].kind not in UPDATES or phase != self.finish[u]:
+            return False
+        others = (p for at, products in self.work.items() if at[0] == phase and at[1] != u for p in products)
+        return any(p.source == self.units[u].others[0] for p in others)
+
+    def _early_phase(self, u: int, products: list[Product]) -> int:
+        """The phase that some products of a unit make longer by the least."""
+        loads = self.of_warps(u, products, 0)
+        least = 1 + self.ready((products[0].source, *self.units[u].waits))
+
+        def price(phase: int) -> tuple[bool, tuple[int, int]]:
+            return self.meets_update(u, products, phase), self.longer(phase, loads)
+
+        return min(range(least, self.finish[u] + 1), key=price)
+
+    def _need(self, sources: Iterable[Slice], phase: int) -> None:
+        """Let these be there behind a phase, and so what they are made of before it."""
+        for maker in {self.makers[s] for s in sources if s in self.makers}:
+            if self.latest[maker] > phase:
+                self.latest[maker] = phase
+                self._need(self.units[maker].sources, phase - 1)
+
+    def _free_phase(self, u: int) -> tuple[int, int]:
+        """The phase, and the first warp, of a unit that is not on the chain."""
+        unit = self.units[u]
+        phases = range(1 + self.ready(unit.sources), self.latest[u] + 1)
+        warps = range(1 if unit.kind in STATEFUL else WARPS)
+
+        def price(choice: tuple[int, int]) -> tuple[bool, tuple[int, int], tuple[int, int]]:
+            phase, first = choice
+            meets = self.meets_update(u, unit.products, phase)
+            return meets, self.longer(phase, self.of_warps(u, unit.products, first)), choice
+
+        return min(((phase, first) for phase in phases for first in warps), key=price)
+
+    def visits(self) -> Iterator[Visit]:
+        """In order: of a phase, what others wait for comes first."""
+
+        def place(at: tuple[int, int]) -> tuple[int, bool, bool, int, int]:
+            phase, u = at
+            return phase, self._is_read(phase, u), phase != self.finish[u], self.latest[u] - self.finish[u], u
+
+        begun: set[int] = set()
+        for phase, u in sorted(self.work, key=place):
+            unit, products = self.units[u], tuple(self.work[phase, u])
+            finishes, begins = phase == self.finish[u], u not in begun
+            begun.add(u)
+            if finishes and {p.source for p in products} & set(unit.writes):
+                yield Visit(u, products, begins, False)  # all warps have read it before any overwrites it
+                yield Visit(u, (), False, True)
+            else:
+                yield Visit(u, products, begins, finishes)
+
+
+@dataclass(frozen=True)
+class _Access:
+    """To a place in shared memory: by every warp, or each warp to its own tiles, which begin with this one."""
+
+    place: tuple[str, Slice | None]
+    writes: bool
+    first_warp: int | None = None
+
+    def conflicts(self, other: _Access) -> bool:
+        own = self.first_warp is not None and self.first_warp == other.first_warp
+        return self.place == other.place and (self.writes or other.writes) and not own
+
+
+def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
+    for p in visit.products:
+        yield _Access(("operand", p.source), False)
+    if visit.begins and unit.resumes:
+        yield from (_Access(("held", part), False, first_warp) for part in unit.sums)
+    if not visit.finishes:
+        return
+    yield from (_Access(("held", part), False, first_warp) for part in unit.holds)
+    for part in unit.writes:
+        yield _Access(("operand", part), True, first_warp)
+        yield _Access(("held", part), True, first_warp)
+    if unit.kind in ("divergence", "total"):
+        yield _Access(("totals", None), unit.kind == "divergence")
+
+
+def _with_barriers(visits: list[Visit], units: tuple[Unit, ...], first_warp: list[int]) -> tuple[Visit, ...]:
+    """A barrier before each visit that would meet others in shared memory; steps follow each other."""
+    accesses = [list(_accesses(units[v.unit], v, first_warp[v.unit])) for v in visits]
+    barriers = [False] * len(visits)
+    since: list[_Access] = []
+    for _ in range(3):
+        for i, own in enumerate(accesses):
+            if barriers[i] or any(a.conflicts(b) for a in own for b in since):
+                barriers[i] = True
+                since = []
+            since += own
+    return tuple(replace(v, barrier=b) for v, b in zip(visits, barriers, strict=True))

@@ -1,0 +1,161 @@
+"""The scan of a cell as one CUDA block runs it: units, and the order of a step. Pure.
+
+A unit is a group of parts (executors/cut.py) that are computed together, tile by tile: the four sums of a GRU, or the
+mean and the raw deviation of a latent variable. forward.py and reverse.py say what the units of a cell are, order.py
+in which order a step has them, and where its barriers are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ...cell.spec import Activation, CellSpec, Std
+from ...cell.stages import Dense, Slice
+from ..cut import Cut
+
+WARPS = 8  # of a block
+TILE = 8  # columns that one warp computes at a time
+
+Kind = Literal[
+    "layer",
+    "sample",
+    "divergence",
+    "total",
+    "draw",
+    "gru",
+    "lstm",
+    "rnn",
+    "layer_back",
+    "sample_back",
+    "gru_back",
+    "lstm_back",
+    "rnn_back",
+    "state_back",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step
+STATEFUL: tuple[Kind, ...] = (*UPDATES, "gru_back", "lstm_back", "rnn_back", "state_back")  # from step to step
+
+
+def gradient(part: Slice) -> Slice:
+    """The same columns of the gradient's buffer."""
+    return Slice(f"d {part.buffer}", part.start, part.width)
+
+
+@dataclass(frozen=True)
+class Product:
+    """``target`` += ``source`` times the weights of this stage between the two; of gradients, times their transpose."""
+
+    source: Slice
+    target: Slice
+    stage: Dense
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parts that are computed together.
+
+    Attributes:
+        sums: those that products add to.
+        others: what it reads and writes besides, in the order that csrc/cuda/scan gives to its kind.
+        writes: what others may read of it.
+        reads: what it reads in memory.
+        holds: what it reads in float32 of those that other units have computed.
+        waits: what else must be there before it begins.
+        resumes: whether its sums begin with what is held of them.
+        means: whether what it draws is its mean.
+    """
+
+    kind: Kind
+    sums: tuple[Slice, ...]
+    others: tuple[Slice | None, ...] = ()
+    writes: tuple[Slice, ...] = ()
+    reads: tuple[Slice, ...] = ()
+    holds: tuple[Slice, ...] = ()
+    waits: tuple[Slice, ...] = ()
+    products: tuple[Product, ...] = ()
+    activation: Activation = "identity"
+    transform: Std | None = None
+    resumes: bool = False
+    means: bool = False
+
+    @property
+    def sources(self) -> tuple[Slice, ...]:
+        """All that it waits for."""
+        return (*(p.source for p in self.products), *self.holds, *self.waits)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Some of a unit's work: it begins its sums, adds products to them, finishes them."""
+
+    unit: int
+    products: tuple[Product, ...]
+    begins: bool
+    finishes: bool
+    barrier: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What one kernel does.
+
+    Attributes:
+        cut: what it loads and stores.
+        reverse: whether it goes from the last step to the first.
+        units: in the order in which they can be computed.
+        first_warp: of each unit, the warp that has its first tile.
+        visits: the work of one step, in order.
+        given: the parts that begin with what is in memory.
+        biases: the dense stage whose biases a part begins with.
+    """
+
+    cut: Cut
+    reverse: bool
+    units: tuple[Unit, ...]
+    first_warp: tuple[int, ...]
+    visits: tuple[Visit, ...]
+    given: frozenset[Slice]
+    biases: dict[Slice, Dense]
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        return tuple(p for visit in self.visits for p in visit.products)
+
+    @property
+    def operands(self) -> tuple[Slice, ...]:
+        """The parts that products read."""
+        return tuple(dict.fromkeys(p.source for unit in self.units for p in unit.products))
+
+    @property
+    def held(self) -> tuple[Slice, ...]:
+        """The parts that are handed on in float32."""
+        return tuple(dict.fromkeys(part for unit in self.units for part in unit.holds))
+
+    @property
+    def read(self) -> tuple[Slice, ...]:
+        """The parts that one unit alone reads in memory, in the order in which a step does."""
+        found = [part for v in self.visits if v.begins for part in self.units[v.unit].reads]
+        return tuple(part for part in found if found.count(part) == 1)
+
+    def width(self, buffer: str) -> int:
+        """Of a buffer, or of that of a gradient."""
+        return self.cut.width(buffer.removeprefix("d "))
+
+    def state(self, part: Slice) -> int | None:
+        """The number of the state that a part, or a gradient, is."""
+        name = part.buffer.removeprefix("d ")
+        return self.cut.states.index(name) if name in self.cut.states else None
+
+    def kept(self, unit: int) -> bool:
+        """Whether a unit's sums live from one visit to the next."""
+        return sum(visit.unit == unit for visit in self.visits) > 1
+
+
+def misfit(spec: CellSpec) -> str | None:
+    """None, or why no kernel runs the cell, whatever the chip has."""
+    if spec.objective == "particle_filter":
+        return "rows of a particle filter exchange their states, which its kernels do not know yet"
+    return None

@@ -1,0 +1,127 @@
+"""The units of a reverse scan: d h_t to d h_{t-1}. Gradients of activations alone; those of weights come later. Pure.
+
+A part's gradient is the sum of what all products that read the part pass back, times its activation's slope. Of each
+recurrent layer there are two units: one turns the gradient of h_t into those of the gates, and leaves what passes them
+in the state's registers; one adds to that what comes back from all that has read h_{t-1}.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ...cell.partition import partition
+from ...cell.spec import Activation, CellSpec
+from ...cell.stages import Activate, Add, Dense, Recur, Sample, Slice
+from ..cut import Cut, cut, halves
+from .forward import gates_of
+from .order import planned
+from .plan import Kind, Plan, Product, Unit, gradient
+
+
+@lru_cache(maxsize=256)
+def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool) -> Plan:
+    """The reverse scan of a cell. Pure.
+
+    Args:
+        on_z: whether a gradient reaches z from outside.
+        on_eps: whether one is wanted of eps.
+
+    Raises:
+        TypeError: a stage of the scan has no gradient here.
+    """
+    whole = cut(partition(spec))
+    found = _Units(whole, on_z=on_z, on_eps=on_eps)
+    for stage in reversed(whole.program.scan):
+        found.add(stage)
+    found.states()
+    return planned(whole, found.units, found.given, {}, reverse=True)
+
+
+class _Units:
+    """Collects them, stage by stage, from the last one on."""
+
+    def __init__(self, whole: Cut, *, on_z: bool, on_eps: bool) -> None:
+        self.cut, self.on_eps = whole, on_eps
+        self.units: list[Unit] = []
+        read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
+        self.given = {gradient(part) for own in read for part in whole.parts_of(own)}
+        self.products: dict[Slice, list[Product]] = defaultdict(list)
+        self.added: dict[Slice, Slice] = {}
+        self.made: set[Slice] = set()
+        self.layers: list[Recur] = []
+        self.activation: dict[Slice, Activation] = {}
+        for stage in whole.program.scan:
+            if isinstance(stage, Activate):
+                self.activation |= dict.fromkeys(whole.parts_of(stage.target), stage.activation)
+
+    def add(self, stage: object) -> None:
+        match stage:
+            case Dense():
+                self.dense(stage)
+            case Activate():
+                pass  # part of its layer, or of the cell update
+            case Add():
+                self.added |= dict(zip(self.cut.parts_of(stage.source), self.cut.parts_of(stage.target), strict=True))
+            case Sample():
+                self.sample(stage)
+            case Recur():
+                self.recur(stage)
+            case _:
+                raise TypeError(f"{type(stage).__name__} has no gradient in a CUDA scan")
+
+    def unit(
+        self, kind: Kind, sums: Slice, others: tuple[Slice | None, ...], writes: Iterable[Slice], **options: Any
+    ) -> None:
+        made, values = tuple(writes), (part for part in others if part is not None)
+        self.made.update(made)
+        in_memory = (part for part in (sums, *values) if part in self.given or not part.buffer.startswith("d "))
+        reads = tuple(dict.fromkeys(in_memory))
+        products = tuple(self.products[sums])
+        self.units.append(Unit(kind, (sums,), others, made, reads, products=products, **options))
+
+    def dense(self, stage: Dense) -> None:
+        for target in self.cut.parts_of(stage.target):
+            self.layer(target)
+            for source in self.cut.parts_of(stage.source):
+                product = Product(gradient(target), gradient(source), stage, transposed=True)
+                self.products[gradient(source)].append(product)
+
+    def layer(self, part: Slice) -> None:
+        """A unit for a part that no other unit has made."""
+        own, kind = gradient(part), self.activation.get(part, "identity")
+        if own in self.made:
+            return
+        more = None if part not in self.added else gradient(self.added[part])
+        others = None if kind == "identity" else part, more
+        self.unit("layer_back", own, others, (own,), holds=() if more is None else (more,), activation=kind)
+
+    def sample(self, stage: Sample) -> None:
+        mean, raw = halves(stage.source)
+        eps = replace(stage.z, buffer="eps")
+        made = gradient(mean), gradient(raw)
+        others = raw, eps, *made, gradient(eps) if self.on_eps else None
+        self.unit("sample_back", gradient(stage.z), others, made, transform=stage.transform)
+
+    def recur(self, stage: Recur) -> None:
+        """Turn the gradient of h_t, which lies in registers, and that of what the layer above has read."""
+        gates = gates_of(stage)
+        values = gates if stage.candidate is None else (*gates, stage.candidate)
+        made = tuple(gradient(part) for part in values)
+        old = {"gru": stage.h, "lstm": stage.c, "rnn": None}[stage.cell]
+        sums = Slice(f"d turn.{len(self.layers)}", 0, stage.h.width)
+        if stage.output is not None:
+            sums = gradient(stage.output)
+        kinds: dict[str, Kind] = {"gru": "gru_back", "lstm": "lstm_back", "rnn": "rnn_back"}
+        kind = self.activation.get(gates[0], "identity")
+        self.unit(kinds[stage.cell], sums, (*made, *values, old), made, activation=kind)
+        self.layers.append(stage)
+
+    def states(self) -> None:
+        """The units that end a step."""
+        for stage in self.layers:
+            h, c = gradient(stage.h), None if stage.c is None else gradient(stage.c)
+            self.unit("state_back", h, (c,), (), waits=(gradient(gates_of(stage)[0]),))
