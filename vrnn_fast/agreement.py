@@ -13,7 +13,7 @@ float64: so a few roundings of the largest value that is right, eps being the dt
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -76,12 +76,21 @@ class Errors:
     def violations(self) -> dict[str, str]:
         """What is off by more than the law allows, by name, in words."""
         wrong = {}
-        for name, errors in self._ours.items():
-            error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
-            most = allowed(torchs, self._largest[name], self.dtype, times=self._times, roundings=self._roundings)
+        for name, error, torchs, most in self._found():
             if not error <= most:  # so that NaN is one
                 wrong[name] = f"{name} is off by {error:.3g}, plain torch by {torchs:.3g}, allowed are {most:.3g}"
         return wrong
+
+    def largest_share(self) -> float:
+        """The largest error, as a part of what is allowed: above 1 there is a violation. 0 where nothing is off."""
+        return max((error / most if error else 0.0 for _, error, _, most in self._found()), default=0.0)
+
+    def _found(self) -> Iterator[tuple[str, float, float, float]]:
+        """Name, our error, torch's, and how large ours may be."""
+        for name, errors in self._ours.items():
+            error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
+            most = allowed(torchs, self._largest[name], self.dtype, times=self._times, roundings=self._roundings)
+            yield name, error, torchs, most
 
     def __bool__(self) -> bool:
         """Whether anything was compared."""

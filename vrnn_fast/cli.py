@@ -1,4 +1,4 @@
-"""The command ``vrnn-fast``: train, eval, sample, convert, info, demo."""
+"""The command ``vrnn-fast``: train, eval, sample, convert, info, verify, demo."""
 
 from __future__ import annotations
 
@@ -243,6 +243,20 @@ def info() -> None:
     from .training.info import report_on
 
     report_on(console)
+
+
+@app.command()
+def verify(
+    backend: Annotated[str | None, typer.Option(help="One backend; by default all that can run on the device.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda:N; by default the first GPU if there is one.")] = None,
+    record: Annotated[Path, typer.Option(help="File for what was found.")] = Path("vrnn-fast-verified.json"),
+) -> None:
+    """Try backends on this device against the reference, and write a record that can be sent to us."""
+    from .training.verify import verify as verify_all
+
+    where = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    if not verify_all(backend, where, record, console):
+        raise typer.Exit(1)
 
 
 @app.command()

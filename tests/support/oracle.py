@@ -1,13 +1,8 @@
-"""The law of errors in tests: what :mod:`vrnn_fast.agreement` says, of cells drawn at random.
-
-A :class:`Problem` is a cell, its inputs and one upstream gradient for every output, all drawn in float64 and rounded
-to float32 first, so that the same numbers can be given to every executor in every dtype.
-"""
+"""The law of errors in tests: what :mod:`vrnn_fast.agreement` says, of cells drawn at random."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import ModuleType
 
 import torch
@@ -16,83 +11,7 @@ from torch import Tensor
 from vrnn_fast import agreement
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.executors import reference
-from vrnn_fast.executors.base import Batch, Want
-
-OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
-
-
-@dataclass
-class Problem:
-    spec: CellSpec
-    inputs: dict[str, Tensor]
-    lengths: Tensor | None
-    upstream: dict[str, Tensor]
-    flags: dict[str, Tensor]
-
-    @classmethod
-    def draw(
-        cls,
-        spec: CellSpec,
-        steps: int,
-        batch: int,
-        lengths: list[int] | None = None,
-        seed: int = 0,
-        *,
-        resets: bool = False,
-        mask: bool = False,
-        particles: int = 0,
-    ) -> Problem:
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).double()
-
-        inputs = {p.name: 0.5 * normal(*p.shape) / p.shape[-1] ** 0.5 for p in spec.parameters()}
-        inputs["x"] = torch.rand((steps, batch, spec.input_size), generator=generator).double()
-        inputs["eps"] = normal(steps, batch, spec.latent_size)
-        if spec.cond_size:
-            inputs["cond"] = normal(steps, batch, spec.cond_size)
-        for i in range(spec.state_tensors):
-            inputs[f"state{i}"] = 0.5 * normal(batch, spec.hidden_size)
-        inputs = {name: t.float().double() for name, t in inputs.items()}
-        widths = dict.fromkeys(OUTPUTS, spec.latent_size) | {"raw": spec.output_size}
-        upstream = {
-            n: normal(steps, batch, w) if n not in ("nll", "kl") else normal(steps, batch) for n, w in widths.items()
-        }
-        upstream |= {f"final{i}": normal(batch, spec.hidden_size) for i in range(spec.state_tensors)}
-        flags = {}
-        if resets:
-            flags["resets"] = torch.rand((steps, batch), generator=generator) < 0.3
-        if mask:
-            flags["mask"] = torch.rand((steps, batch, spec.input_size), generator=generator) < 0.7
-        if particles:
-            flags["uniforms"] = torch.rand((steps, batch // particles, particles), generator=generator)
-        return cls(spec, inputs, None if lengths is None else torch.tensor(lengths), upstream, flags)
-
-    def run(
-        self,
-        executor: ModuleType,
-        dtype: torch.dtype,
-        *,
-        recompute: bool = False,
-        between: Callable[[], object] = lambda: None,
-    ) -> dict[str, Tensor]:
-        """Every output and, as ``d <input>``, every gradient; ``between`` forward and backward something may happen."""
-        leaves = {name: t.to(dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
-        state = tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors))
-        flags = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.flags.items()}
-        batch = Batch(leaves["x"], leaves["eps"], state, self.lengths, leaves.get("cond"), **flags)
-        parameters = [leaves[p.name] for p in self.spec.parameters()]
-        result = executor.run(self.spec, parameters, batch, Want(prior=True, raw=True, recompute=recompute))
-        outputs = {name: getattr(result, name) for name in OUTPUTS}
-        outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
-        reached = {name: t for name, t in outputs.items() if t.requires_grad and name in self.upstream}
-        between()
-        torch.autograd.backward(list(reached.values()), [self.upstream[n].to(dtype) for n in reached])
-        found = {name: t.detach() for name, t in outputs.items()}
-        if result.ancestors is not None:
-            found["ancestors"] = result.ancestors
-        return found | {f"d {n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+from vrnn_fast.executors.problem import Problem
 
 
 def assert_nobody_gets_a_gradient_unasked(executor: ModuleType, dtype: torch.dtype) -> None:

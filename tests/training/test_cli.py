@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 import vrnn_fast
 from vrnn_fast import backends, cli
 from vrnn_fast.checkpoints.files import load
 from vrnn_fast.data import Padded, chorales
+from vrnn_fast.executors import verification
+from vrnn_fast.executors.verification import Outcome
 from vrnn_fast.training import demo
 from vrnn_fast.training.lock import LOCK
 from vrnn_fast.training.trainer import BEST, LAST, Step, Trainer
@@ -349,3 +352,31 @@ def test_importing_the_core_takes_no_extra() -> None:
     code = f"import sys, {modules}; print([name for name in {extras} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_verify_shows_and_writes_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons: list[str | None] = [None, "gru: z is off"]
+
+    def verified(name: str, device: torch.device, *, again: bool) -> Outcome:
+        assert again
+        return Outcome(name, {"device": str(device)}, reasons.pop(0), {"gru": 0.25}, {"lstm": "too wide"})
+
+    monkeypatch.setattr(verification, "verified", verified)
+    record = tmp_path / "record.json"
+    said = _run("verify", "--device", "cpu", "--record", record)
+    assert "cpu on cpu" in said
+    assert "0.250" in said
+    assert "refused: too wide" in said
+    assert "passed" in said
+    assert json.loads(record.read_text())[0]["shares"] == {"gru": 0.25}
+    failed = CliRunner().invoke(cli.app, ["verify", "--device", "cpu", "--record", str(record)])
+    assert failed.exit_code == 1
+    assert "failed: gru: z is off" in failed.output
+    for wrong, words in (
+        (("--device", "gpu"), "--device gpu: "),
+        (("--backend", "foo"), "--backend must be one of cpu, "),
+        (("--device", "meta"), "no backend can run on meta: none is made for it"),
+    ):
+        assert words in _error(monkeypatch, capsys, "verify", *wrong)

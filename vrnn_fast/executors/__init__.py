@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..cell.spec import CellSpec
-from . import cpu, reference, triton
+from . import cpu, reference, triton, verification
 from .base import Batch, SequenceResult, StepResult, Want
 
 __all__ = [
@@ -43,6 +43,14 @@ class Executor(Protocol):
     @property
     def verified(self) -> str:
         """What it has been verified on, in words."""
+
+    @property
+    def device(self) -> str:
+        """The type of the device whose tensors it is made for; "any" for all."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether ``auto`` takes it as it is, and not after a trial on the device alone."""
 
     def unavailable(self) -> str | None:
         """None if this machine can run it, else the reason why not. Asked once, at import."""
@@ -90,7 +98,7 @@ class Executor(Protocol):
         Returns x (T, B, X) and the state after it."""
 
 
-executors: tuple[Executor, ...] = (cpu, reference, triton)
+executors: tuple[Executor, ...] = (cpu, triton, reference)
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
 
@@ -122,7 +130,7 @@ def backends() -> dict[str, Backend]:
 def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str, str]]:
     """The executor for this call, and for each one preferred to it the reason why it is not that one.
 
-    ``"auto"`` takes the first that can run.
+    ``"auto"`` takes the first that can run, and on a GPU has proven itself there (:mod:`.verification`).
 
     Raises:
         RuntimeError: the named executor cannot run on this machine, or not this call.
@@ -133,12 +141,22 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
         if backend not in ("auto", executor.name):
             continue
         reason = _UNAVAILABLE[executor.name] or executor.refuses(spec, x)
+        if reason is None and backend == "auto" and not executor.trusted:
+            reason = _distrusted(executor, x)
         if reason is None:
             return executor, reasons
         reasons[executor.name] = reason
     if reasons:
         raise RuntimeError("; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in reasons.items()))
     raise ValueError(checks.unknown("backend", backend, names()))
+
+
+def _distrusted(executor: Executor, x: Tensor) -> str | None:
+    """None, or why ``auto`` does not take an executor that could run x."""
+    if x.device.type != executor.device:
+        return f"x is on {x.device}, where it runs only when asked for by name"
+    reason: str | None = verification.distrusted(executor.name, x.device)
+    return reason
 
 
 def names() -> tuple[str, ...]:
@@ -162,14 +180,16 @@ def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
 
 
 def choose(backend: str, spec: CellSpec, x: Tensor) -> Executor:
-    """:func:`select`, warning once per reason that a preferred executor was passed over, at the user's own line.
+    """:func:`select`, warning once per reason that a preferred executor for the device of x was passed over, at the
+    user's own line.
 
     Silent while torch.compile traces.
     """
     executor, reasons = select(backend, spec, x)
     if reasons and not torch.compiler.is_compiling():
+        made_for = {e.name: e.device for e in executors}
         for name, reason in reasons.items():
-            if reason not in _announced:
+            if reason not in _announced and made_for[name] == x.device.type:
                 _announced.add(reason)
                 warnings.warn(f"running on {executor.name!r}, not on {name!r}: {reason}", stacklevel=_users_level())
     return executor

@@ -21,6 +21,8 @@ from ..state import layers_of, stacked
 from .base import Batch, SequenceResult, StepResult, Want
 
 name = "reference"
+device = "any"
+trusted = True
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
 
 Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, activation

@@ -17,6 +17,8 @@ from ..reference import step_of_run
 from . import operators
 
 name = "cpu"
+device = "cpu"
+trusted = True
 verified = (
     "float32, float64 and bfloat16 (computed in float32): baseline and AVX2 builds on AMD Zen 3, all three builds on "
     "an AVX-512 Intel Xeon"

@@ -27,7 +27,9 @@ from . import launch, tuning
 from .plan import plan
 
 name = "triton"
-verified = "in the interpreter; not yet on a GPU"
+device = "cuda"
+trusted = False
+verified = "in triton's interpreter and, as compiled, in one of PTX; not yet on a GPU, where it tries itself first"
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _OLDEST = (3, 6)

@@ -1,0 +1,128 @@
+"""What an executor must get right on a device before it is trusted there: a dozen cells, by the law of errors.
+
+``python -m vrnn_fast.executors.trial MODULE DEVICE`` tries the executor that the module is, and prints a line of JSON
+for each cell, as soon as it is known. :mod:`.verification` runs it in a process of its own, which may crash or hang.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from .. import agreement
+from ..cell.spec import CellSpec, Std
+from . import reference
+from .problem import Problem, Runs
+
+DRAWS = 3
+# A device's own elementary functions are a few roundings off, which none but the law's tests on it can tell apart from
+# luck. What is wrong is wrong by orders of magnitude.
+TIMES, ROUNDINGS = 4.0, 8.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A cell and the shape of a batch of it."""
+
+    name: str
+    spec: CellSpec
+    dtype: torch.dtype = torch.float32
+    steps: int = 5
+    batch: int = 19
+    lengths: tuple[int, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Of one structure: the largest error of a result, as a part of what is allowed, and what was wrong, in words; or
+    why the executor refuses it."""
+
+    name: str
+    share: float = 0.0
+    wrong: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def _cell(hidden: int = 33, **options: Any) -> CellSpec:
+    return CellSpec(**{"input_size": 7, "hidden_size": hidden, "latent_size": 5, **options})
+
+
+_GAUSSIAN: dict[str, Any] = {
+    "likelihood": "gaussian",
+    "decoder_heads": (("dec_mean", 7), ("dec_std.0", 7)),
+    "output_std": Std(floor=1e-3),
+}
+_DEEP: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (6,)}
+_RAGGED = tuple(i % 6 for i in range(19))
+_EVERYWHERE = ("encoder", "prior", "decoder", "cell")
+
+STRUCTURES = (
+    Structure("gru", _cell()),
+    Structure("gru in bfloat16", _cell(), torch.bfloat16),
+    Structure("gru in float16", _cell(), torch.float16),
+    Structure("gru of one step and one sequence", _cell(17), steps=1, batch=1),
+    Structure("gru, ragged, with resets", _cell(**_DEEP), lengths=_RAGGED, options={"resets": True, "mask": True}),
+    Structure("lstm of two layers", _cell(cell="lstm", num_layers=2, **_GAUSSIAN)),
+    Structure("lstm in bfloat16, ragged", _cell(cell="lstm", **_DEEP), torch.bfloat16, lengths=_RAGGED),
+    Structure("rnn", _cell(cell="rnn", nonlinearity="elu", **_DEEP)),
+    Structure("residual and conditioned", _cell(residual=True, cond_size=3, cond_networks=_EVERYWHERE)),
+    Structure("standard normal prior", _cell(prior=None, std=Std("log_variance"))),
+    Structure("without z", _cell(latent_size=0, phi_z=(), encoder=(), prior=None)),
+    Structure("particle filter", _cell(objective="particle_filter"), batch=20, options={"particles": 4}),
+)
+
+
+def findings(executor: Runs, device: torch.device) -> Iterator[Finding]:
+    """Try every structure, forward and backward, against the reference on the CPU."""
+    for structure in STRUCTURES:
+        like = torch.empty((1, 1, 1), dtype=structure.dtype, device=device)
+        refuses = getattr(executor, "refuses", None)
+        if refuses is not None and (reason := refuses(structure.spec, like)) is not None:
+            yield Finding(structure.name, refused=reason)
+            continue
+        yield _finding(executor, device, structure)
+
+
+def _finding(executor: Runs, device: torch.device, structure: Structure) -> Finding:
+    errors = agreement.Errors(structure.dtype, times=TIMES, roundings=ROUNDINGS)
+    lengths = None if structure.lengths is None else list(structure.lengths)
+    for seed in range(DRAWS):
+        problem = Problem.draw(structure.spec, structure.steps, structure.batch, lengths, seed, **structure.options)
+        ours = problem.run(executor, structure.dtype, device=device)
+        torchs, right = (problem.run(reference, dtype) for dtype in (structure.dtype, torch.float64))
+        drawn = [found.pop("ancestors") for found in (ours, torchs, right) if "ancestors" in found]
+        if any(not torch.equal(a, b) for a, b in pairwise(drawn)):
+            continue  # rounding drew another ancestor, and with it another history
+        if repeated := _differing(ours, problem.run(executor, structure.dtype, device=device)):
+            return Finding(structure.name, float("inf"), (f"{repeated} is another number in a second run",))
+        errors.add(ours, torchs, right)
+    if not errors:
+        return Finding(structure.name, float("inf"), ("its ancestors are never those of the reference",))
+    return Finding(structure.name, errors.largest_share(), tuple(errors.violations().values()))
+
+
+def _differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> str | None:
+    """What of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may differ."""
+    names = (name for name in first if not name.startswith("d ") and name in second)
+    return next((n for n in names if not torch.equal(first[n].nan_to_num(), second[n].nan_to_num())), None)
+
+
+def main(module: str, device: str) -> None:
+    """Print that it has begun, each finding as it comes, and at last that there are no more."""
+    executor: Any = importlib.import_module(module)
+    print(json.dumps({"begun": True}), flush=True)
+    for finding in findings(executor, torch.device(device)):
+        print(json.dumps(asdict(finding)), flush=True)
+    print(json.dumps({"done": True}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
