@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cell.spec import CellSpec
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 from .base import Batch, SequenceResult, StepResult, Want
 
 __all__ = [
@@ -87,7 +87,9 @@ class Executor(Protocol):
         Returns x (T, B, X) and the state after it."""
 
 
-executors: tuple[Executor, ...] = (cpu, reference, triton)
+executors: tuple[Executor, ...] = (cpu, reference, triton, cuda)
+if cuda.emulated:
+    executors = (cuda, cpu, reference, triton)  # what was asked for is what runs
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
 
