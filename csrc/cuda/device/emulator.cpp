@@ -1,5 +1,6 @@
 #include "emulator.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -287,7 +288,9 @@ void add_block(int index, char* stacks) {
     block.memory.assign(shape.shared + 2 * guard_bytes, guard);
     const auto begin = reinterpret_cast<uintptr_t>(block.memory.data());
     block.shared = block.memory.data() + ((begin + 255) / 128 * 128 - begin);
-    std::memset(block.shared, 0xff, shape.shared);  // NaN in every format
+    std::memset(block.shared, 0xff, shape.shared);                        // NaN in every format
+    ASAN_POISON_MEMORY_REGION(block.memory.data(), block.memory.size());  // where AddressSanitizer is, it guards too
+    ASAN_UNPOISON_MEMORY_REGION(block.shared, shape.shared);
     block.warps.resize(shape.threads / lanes_of_warp);
     for (Warp& warp : block.warps) warp.sync.waiting.reserve(lanes_of_warp);
     for (Meeting& barrier : block.barriers) barrier.waiting.reserve(shape.threads);
@@ -319,6 +322,7 @@ std::string deadlock() {
 
 std::string damage() {
     for (const Block& block : machine->blocks) {
+        ASAN_UNPOISON_MEMORY_REGION(block.memory.data(), block.memory.size());
         const unsigned char* const end = block.memory.data() + block.memory.size();
         for (const unsigned char* p = block.memory.data(); p < end; ++p) {
             if (p == block.shared) p += machine->shape.shared;
@@ -355,7 +359,8 @@ void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const 
     __tsan_acquire(machine);
     for (auto& f : now.fibers) __tsan_destroy_fiber(f->sanitized);
     std::string fault = now.fault;
-    if (fault.empty()) fault = now.live ? deadlock() : damage();
+    const std::string harm = damage();
+    if (fault.empty()) fault = now.live ? deadlock() : harm;
     munmap(stacks, bytes);
     machine = nullptr;
     if (!fault.empty()) throw Fault(fault);

@@ -27,7 +27,8 @@ int main(int argc, char** argv) {
     std::vector<void*> tensors;
     for (auto left = read<int64_t>(file); left > 0; --left) {
         const auto bytes = read<int64_t>(file);
-        void* const own = bytes < 0 ? nullptr : std::aligned_alloc(64, (bytes + 64) / 64 * 64);
+        void* own = nullptr;
+        if (bytes >= 0 && posix_memalign(&own, 64, bytes) != 0) return 2;
         if (bytes > 0 && std::fread(own, bytes, 1, file) != 1) return 2;
         tensors.push_back(own);
     }

@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.family import DEEP, FAMILY
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem, assert_nan_where_torch_has, assert_obeys_the_law
 from vrnn_fast import VRNN
-from vrnn_fast.cell.spec import CellSpec, Std
+from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import backends, call, cuda, operators, reference, rows, select
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch
@@ -27,11 +28,6 @@ from vrnn_fast.executors.cuda.emulator import Schedule
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
-GAUSSIAN: dict[str, Any] = {
-    "likelihood": "gaussian",
-    "decoder_heads": (("dec_mean", 5), ("dec_std.0", 5)),
-    "output_std": Std(floor=1e-3),
-}
 SCHEDULES = [
     Schedule(late=False),
     Schedule("ahead", 0),
@@ -40,14 +36,6 @@ SCHEDULES = [
     Schedule("random"),
 ]
 RAGGED = [3, 1, 0, 2, 3]
-
-
-def cell(**options: Any) -> CellSpec:
-    return CellSpec(**{"input_size": 5, "hidden_size": 19, "latent_size": 3, **DEEP, **options})
-
-
-GRU = cell()
-LSTM = cell(cell="lstm", num_layers=2, phi_z=(), std=Std("log_std", clamp=(-2.0, 2.0), min_std=0.1), **GAUSSIAN)
 CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
     "gru": (GRU, torch.float32, {"lengths": RAGGED, "resets": True, "mask": True}),
     "gru in bfloat16": (GRU, torch.bfloat16, {"lengths": RAGGED}),

@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.family import DEEP
+from tests.executors.cuda.cells import GRU, LSTM
 from tests.support.oracle import Problem
-from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda
 from vrnn_fast.executors.cuda import build, emulator
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
@@ -28,11 +27,15 @@ from vrnn_fast.executors.cuda.reverse import reverse
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
-SPEC = CellSpec(5, 19, 3, **DEEP)
 FIRST_VISIT = (
     3  # of csrc/cuda/scan/kernel.h, behind the waits for weights and for a step's inputs and the first barrier
 )
-PLANS = {"forward": forward(SPEC), "backward": reverse(SPEC, on_z=True, on_eps=True)}
+CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16)}
+PLANS = {
+    (name, way): forward(spec) if way == "forward" else reverse(spec, on_z=True, on_eps=True)
+    for name, (spec, _) in CELLS.items()
+    for way in ("forward", "backward")
+}
 
 
 def numbers(plan: Plan) -> Iterator[int]:
@@ -49,44 +52,48 @@ def schedules(without: int) -> Iterator[Schedule]:
 
 
 @cache
-def problem() -> Problem:
+def problem(name: str) -> Problem:
     """A few steps, so that what a step leaves behind is met by the next."""
-    return Problem.draw(SPEC, 3, 16)
+    return Problem.draw(CELLS[name][0], 3, 16)
+
+
+def run(name: str) -> dict[str, Tensor]:
+    return problem(name).run(cuda, CELLS[name][1])
 
 
 @cache
-def right() -> dict[str, torch.Tensor]:
-    return problem().run(cuda, torch.float32)
+def right(name: str) -> dict[str, Tensor]:
+    return run(name)
 
 
-def notices(way: str, schedule: Schedule) -> bool:
+def notices(name: str, way: str, schedule: Schedule) -> bool:
     """Whether a run is wrong, or refused, if one of the two launches has this schedule."""
     launch = emulator.launch
     calls = iter(("forward", "backward"))
 
-    def planted(*arguments: object) -> None:
+    def planted(*arguments: Any) -> None:
         with mock.patch.object(emulator, "schedule", schedule if next(calls) == way else Schedule()):
-            launch(*arguments)  # type: ignore[arg-type]
+            launch(*arguments)
 
     with mock.patch.object(emulator, "launch", planted):
         try:
-            found = problem().run(cuda, torch.float32)
+            found = run(name)
         except Fault:
             return True
-    return any(not torch.equal(found[name], t) for name, t in right().items())
+    return any(not torch.equal(found[n], t) for n, t in right(name).items())
 
 
-@pytest.mark.parametrize(("way", "number"), [(way, n) for way, plan in PLANS.items() for n in numbers(plan)])
-def test_no_wait_and_no_barrier_can_be_left_out(way: str, number: int) -> None:
-    assert any(notices(way, schedule) for schedule in schedules(number))
+@pytest.mark.parametrize(("name", "way", "number"), [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)])
+def test_no_wait_and_no_barrier_can_be_left_out(name: str, way: str, number: int) -> None:
+    assert any(notices(name, way, schedule) for schedule in schedules(number))
 
 
-@pytest.mark.parametrize("way", PLANS)
-def test_with_all_of_them_no_schedule_changes_a_bit(way: str) -> None:
-    assert not any(notices(way, schedule) for schedule in schedules(-1))
+@pytest.mark.parametrize(("name", "way"), PLANS)
+def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
+    assert not any(notices(name, way, schedule) for schedule in schedules(-1))
 
 
-# ---- ThreadSanitizer, which sees what no schedule shows
+# ---- sanitizers, which see what no schedule shows
 
 
 HERE = Path(__file__).parent
@@ -103,8 +110,8 @@ def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
         launch(text, tensors, numbers)
 
     with mock.patch.object(emulator, "launch", record):
-        problem().run(cuda, torch.float32)
-    for way, (text, tensors, numbers) in zip(PLANS, calls, strict=True):
+        run("gru")
+    for way, (text, tensors, numbers) in zip(("forward", "backward"), calls, strict=True):
         data = struct.pack("q", len(tensors))
         for t in tensors:
             raw = b"" if t is None else bytes(t.contiguous().view(torch.uint8).flatten().tolist())
@@ -114,39 +121,68 @@ def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
         yield text, path
 
 
-def compiled(text: str, path: Path, *flags: str) -> Path:
-    """The kernel and replay.cpp, with a sanitizer; the emulator, without."""
-    kernel, made = path.with_suffix(".cpp"), path.with_suffix(".exe")
+def compiled(text: str, data: Path, sanitizer: str) -> Path:
+    """The kernel and replay.cpp, with a sanitizer; the emulator without, but for what ThreadSanitizer must know."""
+    folder = data.parent / sanitizer
+    folder.mkdir(exist_ok=True)
+    kernel, made, emulated = folder / f"{data.name}.cpp", folder / data.name, folder / "emulator.o"
     kernel.write_text(text)
-    emulated = path.with_name("emulator.o")
-    thread = ["-DVRNN_THREAD_SANITIZER"] if "-fsanitize=thread" in flags else []
+    own = ["-DVRNN_THREAD_SANITIZER"] if sanitizer == "thread" else [f"-fsanitize={sanitizer}"]
     if not emulated.exists():
         source = str(build.SOURCE / "device" / "emulator.cpp")
-        subprocess.run([*COMMON, *thread, "-O1", "-c", source, "-o", str(emulated)], check=True)
+        subprocess.run([*COMMON, *own, "-O1", "-c", source, "-o", str(emulated)], check=True)
     sources = [str(kernel), str(HERE / "replay.cpp"), str(emulated)]
-    subprocess.run([*COMMON, "-O1", "-g1", *flags, *sources, "-o", str(made)], check=True)
+    subprocess.run([*COMMON, "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-o", str(made)], check=True)
     return made
 
 
-def reports(program: Path, schedule: Schedule) -> int:
-    """How many data races ThreadSanitizer sees. It knows no other layout of addresses than that without ASLR."""
+def replayed(program: Path, data: Path, schedule: Schedule) -> subprocess.CompletedProcess[str]:
+    """ThreadSanitizer knows no other layout of addresses than that without ASLR."""
     given = (0, schedule.warp, schedule.seed, int(schedule.late), schedule.without)
-    command = ["setarch", platform.machine(), "-R", str(program), str(program.with_suffix("")), *map(str, given)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"TSAN_OPTIONS": "exitcode=0"})
+    command = ["setarch", platform.machine(), "-R", str(program), str(data), *map(str, given)]
+    options = {"TSAN_OPTIONS": "exitcode=0", "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=options)
+
+
+def races(program: Path, data: Path, schedule: Schedule) -> int:
+    done = replayed(program, data, schedule)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr.count("WARNING: ThreadSanitizer: data race")
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sanitized")
-    return {path.name: compiled(text, path, "-fsanitize=thread") for text, path in recorded(folder)}
+def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """The source of each launch of a training step, and a file of what it was given."""
+    return {data.name: (text, data) for text, data in recorded(tmp_path_factory.mktemp("launches"))}
 
 
-@pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
-@pytest.mark.parametrize("way", PLANS)
-def test_thread_sanitizer_sees_no_race_and_each_that_is_planted(way: str, sanitized: dict[str, Path]) -> None:
-    assert reports(sanitized[way], Schedule()) == 0
-    for number in numbers(PLANS[way]):
+needs_setarch = pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
+
+
+@needs_setarch
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_thread_sanitizer_sees_no_race_and_each_that_is_planted(
+    way: str, launches: dict[str, tuple[str, Path]]
+) -> None:
+    text, data = launches[way]
+    program = compiled(text, data, "thread")
+    assert races(program, data, Schedule()) == 0
+    for number in numbers(PLANS["gru", way]):
         if number >= FIRST_VISIT:  # a wait orders a lane and its own copies: not what ThreadSanitizer looks at
-            assert reports(sanitized[way], Schedule(without=number)) > 0, f"without barrier {number}"
+            assert races(program, data, Schedule(without=number)) > 0, f"without barrier {number}"
+
+
+@needs_setarch
+def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
+    launches: dict[str, tuple[str, Path]],
+) -> None:
+    text, data = launches["forward"]
+    program = compiled(text, data, "address")
+    done = replayed(program, data, Schedule())
+    assert done.returncode == 0, done.stdout + done.stderr
+    *whole, steps, batch = struct.unpack(f"{data.stat().st_size - 8}s2i", data.read_bytes())
+    longer = data.with_name("longer")
+    longer.write_bytes(struct.pack(f"{len(whole[0])}s2i", whole[0], steps + 1, batch))
+    done = replayed(program, longer, Schedule())
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
