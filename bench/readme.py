@@ -28,6 +28,10 @@ ABOUT = {  # an executor: what it is, and what it runs on
         "the scan in one launch each way, all else dense torch operations",
         "GPUs, float32, TF32, bfloat16, float16",
     ),
+    "cuda": (
+        "the same by kernels written by hand, prior and divergence inside",
+        "an emulator on the CPU so far, float32, TF32, bfloat16, float16",
+    ),
 }
 EXPERIMENTS = {
     "training": "Whole sequences",

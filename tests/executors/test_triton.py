@@ -94,7 +94,10 @@ def test_triton_is_found_by_any_name(name: str | None, monkeypatch: pytest.Monke
 
 def test_the_user_is_told() -> None:
     backend = backends()["triton"]
-    assert backend.verified == "in triton's interpreter and, as compiled, in one of PTX; not yet on a GPU, where it tries itself first"
+    assert (
+        backend.verified
+        == "in triton's interpreter and, as compiled, in one of PTX; not yet on a GPU, where it tries itself first"
+    )
     if backend.available:
         pytest.skip("there is a GPU")
     model = VRNN(3, 4, 2, backend="triton")

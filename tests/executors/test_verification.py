@@ -16,7 +16,7 @@ import torch
 
 from vrnn_fast import executors
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.executors import cpu, reference, select, trial, triton, verification
+from vrnn_fast.executors import cpu, cuda, reference, select, trial, triton, verification
 from vrnn_fast.executors.verification import Outcome
 
 CPU = torch.device("cpu")
@@ -107,10 +107,11 @@ def test_processes_that_start_together_try_once(folder: Path) -> None:
 
 def test_auto_takes_what_has_proven_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons: dict[str, str | None] = {"triton": None}
-    monkeypatch.setattr(executors, "_UNAVAILABLE", {"cpu": None, "triton": None, "reference": None})
+    monkeypatch.setattr(executors, "_UNAVAILABLE", {e.name: None for e in executors.executors})
     monkeypatch.setattr(triton, "refuses", lambda spec, x: None)
     monkeypatch.setattr(reference, "refuses", lambda spec, x: None)
-    monkeypatch.setattr(cpu, "refuses", lambda spec, x: "it runs on CPU tensors")
+    for other in (cpu, cuda):
+        monkeypatch.setattr(other, "refuses", lambda spec, x: "it runs on CPU tensors")
     monkeypatch.setattr(verification, "verified", lambda name, device: Outcome(name, {}, reasons[name]))
     assert select("auto", SPEC, ON_A_GPU)[0] is triton
     verification._distrusted.cache_clear()
@@ -123,7 +124,7 @@ def test_auto_takes_what_has_proven_itself(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_a_trial_auto_stays_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(verification.VARIABLE, "0")
-    monkeypatch.setattr(executors, "_UNAVAILABLE", {"cpu": None, "triton": None, "reference": None})
+    monkeypatch.setattr(executors, "_UNAVAILABLE", {e.name: None for e in executors.executors})
     monkeypatch.setattr(triton, "refuses", lambda spec, x: None)
     monkeypatch.setattr(verification, "verified", lambda *_: pytest.fail("it was tried"))
     executor, why = select("auto", SPEC, ON_A_GPU)

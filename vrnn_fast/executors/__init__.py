@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..cell.spec import CellSpec
-from . import cpu, reference, triton, verification
+from . import cpu, cuda, reference, triton, verification
 from .base import Batch, SequenceResult, StepResult, Want
 
 __all__ = [
@@ -98,7 +98,9 @@ class Executor(Protocol):
         Returns x (T, B, X) and the state after it."""
 
 
-executors: tuple[Executor, ...] = (cpu, triton, reference)
+executors: tuple[Executor, ...] = (cpu, cuda, triton, reference)
+if cuda.emulated:
+    executors = (cuda, cpu, triton, reference)  # what was asked for is what runs
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
 

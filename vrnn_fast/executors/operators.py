@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..cell.partition import partition
 from ..cell.spec import CellSpec, Std
@@ -74,6 +75,13 @@ def run(
     asked = (True,) * 5 + (want.prior, want.prior, want.raw)
     per_step = (tensor if asked_for else None for tensor, asked_for in zip(out, asked, strict=False))
     return SequenceResult._make((*per_step, tuple(out[8]), None if batch.uniforms is None else out[10]))
+
+
+def refuses() -> str | None:
+    """None, or why these operators cannot be called just now. Traced."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
+    return None
 
 
 def register(name: str, make: Make, generate: Generate) -> None:

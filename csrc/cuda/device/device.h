@@ -3,6 +3,7 @@
 //   thread, threads, block, blocks, lane, warp   where a thread is
 //   shared                                       the block's dynamic shared memory, from a multiple of 128 bytes on
 //   barrier, sync_warp                           meetings of a block, of some of its warps (1 to 15), of a warp
+//   present                                      whether a barrier or a wait is there: always, on a GPU
 //   shuffle_xor                                  a float of the lane whose number differs in some bits
 //   load_matrices, load_matrices_transposed      ldmatrix: 2 or 4 matrices of 8 rows of 16 bytes; see lanes.h
 //   mma                                          sums (16 x 8) += A (16 rows of 32 bytes) times B (8 columns likewise)

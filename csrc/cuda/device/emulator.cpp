@@ -1,5 +1,6 @@
 #include "emulator.h"
 
+#include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -12,6 +13,30 @@
 
 #if !defined(__x86_64__)
 #    error "the emulator switches stacks in x86-64 assembly"
+#endif
+
+// What ThreadSanitizer must know: which fiber runs, and what happens before what. It sees the memory of a kernel that
+// was compiled with -fsanitize=thread; this file is not.
+#if defined(VRNN_THREAD_SANITIZER)
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* address);
+void __tsan_release(void* address);
+}
+#else
+static void* __tsan_get_current_fiber() {
+    return nullptr;
+}
+static void* __tsan_create_fiber(unsigned) {
+    return nullptr;
+}
+static void __tsan_destroy_fiber(void*) {}
+static void __tsan_switch_to_fiber(void*, unsigned) {}
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
 #endif
 
 // void vrnn_switch(void** from, void* to): leave this stack, its pointer in *from, and go on with that one.
@@ -52,6 +77,8 @@ struct Fiber;
 
 struct Meeting {  // at a barrier
     int arrived = 0, expected = 0;
+    unsigned generation = 0;
+    char order[2];  // addresses for ThreadSanitizer: of this generation and the next
     std::vector<Fiber*> waiting;
 };
 
@@ -72,7 +99,8 @@ struct Block {
 struct Copy {
     void* to;
     const void* from;
-    int bytes, group;
+    Land land;
+    int group;
 };
 
 struct Fiber {
@@ -80,6 +108,7 @@ struct Fiber {
     Block* block = nullptr;
     Warp* warp = nullptr;
     int index = 0;
+    void* sanitized = nullptr;
     bool done = false;
     const char* at = "the start";
     std::vector<Copy> copies;  // on their way
@@ -92,6 +121,26 @@ struct Fiber {
     float value = 0;
 };
 
+// Fibers that can run, the first one first. Its room never grows: ThreadSanitizer would see fibers race for it.
+class Queue {
+  public:
+    void reserve(size_t most) { slots_.resize(most); }
+    bool empty() const { return count_ == 0; }
+    size_t size() const { return count_; }
+    Fiber*& operator[](size_t i) { return slots_[(first_ + i) % slots_.size()]; }
+    void push(Fiber* f) { (*this)[count_++] = f; }
+    Fiber* pop() {
+        Fiber* const f = (*this)[0];
+        first_ = (first_ + 1) % slots_.size();
+        --count_;
+        return f;
+    }
+
+  private:
+    std::vector<Fiber*> slots_;
+    size_t first_ = 0, count_ = 0;
+};
+
 struct Machine {
     const Shape& shape;
     const Schedule& schedule;
@@ -99,11 +148,12 @@ struct Machine {
     const void* context;
     std::deque<Block> blocks;
     std::vector<std::unique_ptr<Fiber>> fibers;
-    std::deque<Fiber*> ready, favoured;  // of the warp that the schedule names, apart
+    Queue ready, favoured;  // of the warp that the schedule names, apart
     std::vector<std::pair<Fiber*, const int*>> polling;
     size_t live = 0;
     uint64_t chance;
     void* stack_pointer = nullptr;
+    void* sanitized = nullptr;
     std::string fault;
 };
 
@@ -124,7 +174,7 @@ bool is_favoured(const Fiber& f) {
 }
 
 void wake(Fiber* f) {
-    (is_favoured(*f) ? machine->favoured : machine->ready).push_back(f);
+    (is_favoured(*f) ? machine->favoured : machine->ready).push(f);
 }
 
 uint64_t draw() {  // xorshift
@@ -136,17 +186,16 @@ uint64_t draw() {  // xorshift
 
 Fiber* next() {
     const bool first = machine->schedule.order == Order::ahead;
-    std::deque<Fiber*>& preferred = first ? machine->favoured : machine->ready;
-    std::deque<Fiber*>& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
+    Queue& preferred = first ? machine->favoured : machine->ready;
+    Queue& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
     if (queue.empty()) return nullptr;
-    if (machine->schedule.order == Order::random) std::swap(queue.front(), queue[draw() % queue.size()]);
-    Fiber* const f = queue.front();
-    queue.pop_front();
-    return f;
+    if (machine->schedule.order == Order::random) std::swap(queue[0], queue[draw() % queue.size()]);
+    return queue.pop();
 }
 
 void go_on_with(void** from, Fiber* f) {
     self = f;
+    __tsan_switch_to_fiber(f ? f->sanitized : machine->sanitized, 1);  // which orders nothing
     vrnn_switch(from, f ? f->stack_pointer : machine->stack_pointer);
 }
 
@@ -169,15 +218,19 @@ void meet(Meeting& meeting, int expected, const char* at) {
         return fail(where(*self) + " expects " + number(expected) + " threads at a barrier where others expect " +
                     number(meeting.expected));
     meeting.expected = expected;
+    char* const order = &meeting.order[meeting.generation & 1];
+    __tsan_release(order);
     if (++meeting.arrived < expected) {
         meeting.waiting.push_back(self);
-        return park(at);
+    } else {
+        meeting.arrived = 0;
+        ++meeting.generation;
+        for (Fiber* f : meeting.waiting) wake(f);
+        meeting.waiting.clear();
+        wake(self);  // whoever comes last goes on no sooner than the others
     }
-    meeting.arrived = 0;
-    for (Fiber* f : meeting.waiting) wake(f);
-    meeting.waiting.clear();
-    wake(self);  // whoever comes last goes on no sooner than the others
     park(at);
+    __tsan_acquire(order);
 }
 
 // All lanes of a warp come here; the last one does the work for them.
@@ -196,11 +249,6 @@ void together(const char* name, Work work) {
     park(name);
 }
 
-void land(const Copy& copy) {
-    const auto* const from = static_cast<const u32*>(copy.from);
-    for (int i = 0; i < copy.bytes / 4; ++i) static_cast<u32*>(copy.to)[i] = from[i];
-}
-
 void check_shared(const char* name, const void* p, size_t bytes, size_t alignment) {
     const auto* const byte = static_cast<const unsigned char*>(p);
     const auto at = byte - self->block->shared;
@@ -213,7 +261,9 @@ void check_shared(const char* name, const void* p, size_t bytes, size_t alignmen
 }
 
 void enter() {
+    __tsan_acquire(machine);
     machine->body(machine->context);
+    __tsan_release(machine);
     self->done = true;
     self->at = "the end";
     --machine->live;
@@ -238,8 +288,12 @@ void add_block(int index, char* stacks) {
     block.memory.assign(shape.shared + 2 * guard_bytes, guard);
     const auto begin = reinterpret_cast<uintptr_t>(block.memory.data());
     block.shared = block.memory.data() + ((begin + 255) / 128 * 128 - begin);
-    std::memset(block.shared, 0xff, shape.shared);  // NaN in every format
+    std::memset(block.shared, 0xff, shape.shared);                        // NaN in every format
+    ASAN_POISON_MEMORY_REGION(block.memory.data(), block.memory.size());  // where AddressSanitizer is, it guards too
+    ASAN_UNPOISON_MEMORY_REGION(block.shared, shape.shared);
     block.warps.resize(shape.threads / lanes_of_warp);
+    for (Warp& warp : block.warps) warp.sync.waiting.reserve(lanes_of_warp);
+    for (Meeting& barrier : block.barriers) barrier.waiting.reserve(shape.threads);
     for (int i = 0; i < shape.threads; ++i) {
         auto f = std::make_unique<Fiber>();
         f->block = &block;
@@ -268,6 +322,7 @@ std::string deadlock() {
 
 std::string damage() {
     for (const Block& block : machine->blocks) {
+        ASAN_UNPOISON_MEMORY_REGION(block.memory.data(), block.memory.size());
         const unsigned char* const end = block.memory.data() + block.memory.size();
         for (const unsigned char* p = block.memory.data(); p < end; ++p) {
             if (p == block.shared) p += machine->shape.shared;
@@ -286,17 +341,26 @@ void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const 
     if (shape.threads < lanes_of_warp || shape.threads > 1024 || shape.threads % lanes_of_warp)
         throw Fault("a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads");
     Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
-                nullptr, ""};
+                nullptr, nullptr,  ""};
     machine = &now;
     now.live = static_cast<size_t>(shape.blocks) * shape.threads;
+    now.ready.reserve(now.live);
+    now.favoured.reserve(now.live);
+    now.polling.reserve(now.live);
     const size_t bytes = now.live * stack_bytes;
     void* const stacks =
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) throw Fault("no memory for the stacks of " + number(static_cast<long long>(now.live)));
     for (int b = 0; b < shape.blocks; ++b) add_block(b, static_cast<char*>(stacks));
+    now.sanitized = __tsan_get_current_fiber();
+    for (auto& f : now.fibers) f->sanitized = __tsan_create_fiber(0);
+    __tsan_release(machine);
     go_on_with(&now.stack_pointer, next());
+    __tsan_acquire(machine);
+    for (auto& f : now.fibers) __tsan_destroy_fiber(f->sanitized);
     std::string fault = now.fault;
-    if (fault.empty()) fault = now.live ? deadlock() : damage();
+    const std::string harm = damage();
+    if (fault.empty()) fault = now.live ? deadlock() : harm;
     munmap(stacks, bytes);
     machine = nullptr;
     if (!fault.empty()) throw Fault(fault);
@@ -313,6 +377,9 @@ int block() {
 }
 int blocks() {
     return machine->shape.blocks;
+}
+bool present(int number) {
+    return number != machine->schedule.without;
 }
 void* shared() {
     return self->block->shared;
@@ -430,15 +497,14 @@ void multiply(Operand kind, float (&sums)[4], const u32 (&left)[4], const u32 (&
         together("mma of tf32", multiply_tf32);
 }
 
-void copy_async_of(void* to, const void* from, int bytes) {
+void copy_async_of(void* to, const void* from, int bytes, Land land) {
     check_shared("copy_async", to, bytes, bytes);
     if (reinterpret_cast<uintptr_t>(from) % bytes)
         return fail(where(*self) + ": copy_async from an address that is no multiple of " + number(bytes));
-    const Copy copy{to, from, bytes, self->groups};
     if (machine->schedule.late)
-        self->copies.push_back(copy);
+        self->copies.push_back({to, from, land, self->groups});
     else
-        land(copy);
+        land(to, from);
 }
 
 void copy_commit() {
@@ -449,7 +515,7 @@ void copy_wait_for_all_but(int still_out) {
     size_t kept = 0;
     for (const Copy& copy : self->copies) {
         if (copy.group < self->groups - still_out)
-            land(copy);
+            copy.land(copy.to, copy.from);
         else
             self->copies[kept++] = copy;
     }
@@ -457,6 +523,7 @@ void copy_wait_for_all_but(int still_out) {
 }
 
 void publish(int* counter, int value) {
+    __tsan_release(counter);
     *static_cast<volatile int*>(counter) = value;
     auto& polling = machine->polling;
     for (size_t i = polling.size(); i-- > 0;)
@@ -473,6 +540,7 @@ void wait_for(const int* counter, int at_least) {
         machine->polling.emplace_back(self, counter);
         park("wait_for");
     }
+    __tsan_acquire(const_cast<int*>(counter));
 }
 
 u16 f16_bits(float x) {

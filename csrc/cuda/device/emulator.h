@@ -30,6 +30,7 @@ struct Schedule {
     int warp = 0;       // of each block, that is ahead or behind
     uint64_t seed = 1;  // of chance
     bool late = true;   // copies land when they are waited for; else at once
+    int without = -1;   // the number of a barrier or a wait that is left out; see present
 };
 
 struct Shape {
@@ -56,6 +57,9 @@ inline int warp() {
     return thread() / 32;
 }
 void* shared();
+
+// Whether a barrier or a wait of this number is there: tests leave out one at a time.
+bool present(int number);
 
 void barrier();
 void barrier(int id, int threads);
@@ -94,11 +98,16 @@ void mma(float (&sums)[4], const u32 (&left)[4], const u32 (&right)[2]) {
     multiply(kind, sums, left, right);
 }
 
-void copy_async_of(void* to, const void* from, int bytes);
+using Land = void (*)(void* to, const void* from);
+void copy_async_of(void* to, const void* from, int bytes, Land land);
+template <int bytes>
+void land(void* to, const void* from) {  // compiled with the kernel as well, for a sanitizer to see
+    for (int i = 0; i < bytes / 4; ++i) static_cast<u32*>(to)[i] = static_cast<const u32*>(from)[i];
+}
 template <int bytes>
 void copy_async(void* to, const void* from) {
     static_assert(bytes == 4 || bytes == 8 || bytes == 16, "what cp.async copies");
-    copy_async_of(to, from, bytes);
+    copy_async_of(to, from, bytes, land<bytes>);
 }
 void copy_commit();
 void copy_wait_for_all_but(int still_out);

@@ -12,6 +12,9 @@ namespace vrnn {
 
 static_assert(program::shared_bytes <= program::shared_limit, "a block asks for more shared memory than the chip has");
 
+// The numbers of waits and barriers, for device::present; those before visits come last.
+constexpr int weights_wait = 0, first_barrier = 1, step_wait = 2, first_visit = 3;
+
 // A unit's tiles that one warp has, at most.
 VRNN_DEVICE constexpr int rounds(const Unit& u) {
     return (u.tiles + program::warps - 1) / program::warps;
@@ -20,11 +23,11 @@ VRNN_DEVICE constexpr int rounds(const Unit& u) {
 // body(tile, round) for each of the unit's tiles that this warp has.
 template <int unit, class Body>
 VRNN_DEVICE void own_tiles(Body body) {
-    constexpr Unit u = program::units[unit];
-    const int first = (device::warp() + program::warps - u.first_warp) % program::warps;
-    unroll<0, rounds(u)>([&](auto round) {
-        const int tile = first + round * program::warps;
-        if ((round + 1) * program::warps <= u.tiles || tile < u.tiles) body(tile, round);
+    constexpr int warps = program::warps, tiles = program::units[unit].tiles;
+    const int first = (device::warp() + warps - program::units[unit].first_warp) % warps;
+    unroll<0, rounds(program::units[unit])>([&](auto round) {
+        const int tile = first + round * warps;
+        if ((round + 1) * warps <= tiles || tile < tiles) body(tile, round);
     });
 }
 
@@ -82,25 +85,27 @@ VRNN_DEVICE void work(const Context& c, Registers& r, Tile* sums, int tile, int 
     if constexpr (v.finishes) finish<v.unit>(c, r, sums, tile, round);
 }
 
-// The same, on sums that live no longer than that.
+// The same, on sums that live no longer than that, or until a later visit.
 template <int index>
-VRNN_DEVICE void work_at_once(const Context& c, Registers& r, int tile, int round) {
-    Tile sums[program::units[program::visits[index].unit].count];
-    work<index>(c, r, sums, tile, round);
+VRNN_DEVICE void work_on_own(const Context& c, Registers& r, int tile, int round) {
+    constexpr Unit u = program::units[program::visits[index].unit];
+    if constexpr (u.kept == none) {
+        Tile sums[u.count];
+        work<index>(c, r, sums, tile, round);
+    } else {
+        work<index>(c, r, r.kept + u.kept + round * u.count, tile, round);
+    }
 }
 
 template <int index>
 VRNN_DEVICE void visit(const Context& c, Registers& r) {
     constexpr Visit v = program::visits[index];
-    constexpr Unit u = program::units[v.unit];
-    if constexpr (v.barrier) device::barrier();
-    if constexpr (u.kind == Kind::total)
+    if constexpr (v.barrier)
+        if (device::present(first_visit + index)) device::barrier();
+    if constexpr (program::units[v.unit].kind == Kind::total)
         forward::total<v.unit>(c);
-    else if constexpr (u.kept == none)
-        own_tiles<v.unit>([&](int tile, int round) { work_at_once<index>(c, r, tile, round); });
     else
-        own_tiles<v.unit>(
-            [&](int tile, int round) { work<index>(c, r, r.kept + u.kept + round * u.count, tile, round); });
+        own_tiles<v.unit>([&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
 }
 
 // The states before the first step, as if the step before it had made them; of a reverse scan, their gradients.
@@ -145,7 +150,7 @@ VRNN_DEVICE void end(const Context& c, const Registers& r) {
 template <int unit>
 VRNN_DEVICE void fetch_tile(const Context& c, int tile) {
     constexpr Unit u = program::units[unit];
-    unroll<0, u.resumes ? 0 : u.count>([&](auto n) { fetch<program::units[unit].sums[n]>(c, tile); });
+    unroll<0, (u.resumes ? 0 : u.count)>([&](auto n) { fetch<program::units[unit].sums[n]>(c, tile); });
     unroll<0, others>([&](auto n) { fetch<program::units[unit].others[n]>(c, tile); });
 }
 template <int unit>
@@ -156,14 +161,17 @@ VRNN_DEVICE void fetch_first(const Context& c) {
 
 // The weights that stay in registers.
 template <int product>
-VRNN_DEVICE void load_resident(const Context& c, Registers& r) {
+VRNN_DEVICE void load_resident_tile(const Context& c, Registers& r, int tile, int round) {
     constexpr Product p = program::products[product];
-    if constexpr (p.place == Place::registers)
-        own_tiles<p.unit>([&](int tile, int round) {
-            VRNN_UNROLL
-            for (int k = 0; k < chunks<p.source>(); ++k)
-                r.resident[p.resident + round * chunks<p.source>() + k] = streamed<product>(c, tile, k);
-        });
+    constexpr int count = chunks<p.source>();
+    VRNN_UNROLL
+    for (int k = 0; k < count; ++k) r.resident[p.resident + round * count + k] = streamed<product>(c, tile, k);
+}
+template <int product>
+VRNN_DEVICE void load_resident(const Context& c, Registers& r) {
+    if constexpr (program::products[product].place == Place::registers)
+        own_tiles<program::products[product].unit>(
+            [&](int tile, int round) { load_resident_tile<product>(c, r, tile, round); });
 }
 
 // Bring in what stays in shared memory: the weights, then the biases.
@@ -207,11 +215,13 @@ VRNN_DEVICE void scan(const Call& call) {
         fetch_first<unit>(c);
     });
     device::copy_commit();
-    device::copy_wait<0>();
-    device::barrier();
+    if constexpr (program::barrier_first) {
+        if (device::present(weights_wait)) device::copy_wait<0>();
+        if (device::present(first_barrier)) device::barrier();
+    }
     for (int step = 0; step < steps; ++step) {
         c.t = program::reverse ? steps - 1 - step : step;
-        device::copy_wait<0>();
+        if (device::present(step_wait)) device::copy_wait<0>();
         unroll<0, program::visits_in_all>([&](auto index) { visit<index>(c, r); });
         device::copy_commit();
     }
@@ -232,12 +242,12 @@ extern "C" __global__ void __launch_bounds__(vrnn::program::warps * 32, vrnn::pr
 #    include <string>
 
 // The same in the emulator: nothing, or what went wrong.
-extern "C" const char* vrnn_scan(const vrnn::Call* call, int order, int warp, uint64_t seed, int late) {
+extern "C" const char* vrnn_scan(const vrnn::Call* call, int order, int warp, uint64_t seed, int late, int without) {
     static std::string said;
     said.clear();
     const vrnn::device::Shape shape{(call->batch + vrnn::rows - 1) / vrnn::rows, vrnn::program::warps * 32,
                                     vrnn::program::shared_bytes, vrnn::program::shared_limit};
-    const vrnn::device::Schedule schedule{static_cast<vrnn::device::Order>(order), warp, seed, late != 0};
+    const vrnn::device::Schedule schedule{static_cast<vrnn::device::Order>(order), warp, seed, late != 0, without};
     try {
         vrnn::device::launch(shape, schedule, [&] { vrnn::scan(*call); });
     } catch (const vrnn::device::Fault& fault) {

@@ -93,31 +93,34 @@ VRNN_DEVICE void add_products(float& sum, const Four& a, const Four& b) {
     for (int i = 0; i < 4; ++i) sum += a.v[i] * b.v[i];
 }
 
-// In full float32: a lane multiplies its two rows of the source by its two columns of the weights.
+// In full float32: a lane multiplies its two rows of the source by its two columns of the weights, 16 bytes at a time.
+template <int product>
+VRNN_DEVICE void multiply_four(const Context& c, const Four& low, const Four& high, Tile* sums, int tile, int at) {
+    constexpr Product p = program::products[product];
+    constexpr int stride = row_stride<p.source>();
+    const int column = lanes::sums(device::lane(), 0).column;
+    const char* from = c.shared + p.weights + (tile * tile_width + column) * stride + at;
+    int next = stride;
+    if constexpr (p.place == Place::memory) {  // (tiles, K / 4, 8 columns), four floats each
+        from = static_cast<const char*>(c.call.streamed) + p.weights +
+               ((tile * (row_bytes<p.source>() / 16) + at / 16) * tile_width + column) * 16;
+        next = 16;
+    }
+    const Four a = *reinterpret_cast<const Four*>(from), b = *reinterpret_cast<const Four*>(from + next);
+    Tile& into = sums[p.sum];
+    add_products(into[0], low, a);
+    add_products(into[1], low, b);
+    add_products(into[2], high, a);
+    add_products(into[3], high, b);
+}
 template <int first, int count>
 VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
     constexpr int source = program::products[first].source, stride = row_stride<source>();
-    const lanes::Place own = lanes::sums(device::lane(), 0);
-    const char* const left_row = c.shared + program::parts[source].operand + own.row * stride;
+    const char* const row = c.shared + program::parts[source].operand + lanes::sums(device::lane(), 0).row * stride;
     for (int at = 0; at < row_bytes<source>(); at += 16) {
-        const Four low = *reinterpret_cast<const Four*>(left_row + at);
-        const Four high = *reinterpret_cast<const Four*>(left_row + 8 * stride + at);
-        unroll<first, first + count>([&](auto n) {
-            constexpr Product p = program::products[n];
-            const char* from = c.shared + p.weights + (tile * tile_width + own.column) * stride + at;
-            int next = stride;
-            if constexpr (p.place == Place::memory) {  // (tiles, K / 4, 8 columns), four floats each
-                from = static_cast<const char*>(c.call.streamed) + p.weights +
-                       ((tile * (row_bytes<source>() / 16) + at / 16) * tile_width + own.column) * 16;
-                next = 16;
-            }
-            const Four a = *reinterpret_cast<const Four*>(from), b = *reinterpret_cast<const Four*>(from + next);
-            Tile& into = sums[p.sum];
-            add_products(into[0], low, a);
-            add_products(into[1], low, b);
-            add_products(into[2], high, a);
-            add_products(into[3], high, b);
-        });
+        const Four low = *reinterpret_cast<const Four*>(row + at);
+        const Four high = *reinterpret_cast<const Four*>(row + 8 * stride + at);
+        unroll<first, first + count>([&](auto n) { multiply_four<n>(c, low, high, sums, tile, at); });
     }
 }
 

@@ -67,24 +67,29 @@ VRNN_DEVICE void sample(const Context& c, Tile& d, int tile) {
     }
 }
 
-// Sum d h_t; others: d r, d u, d n_x, d n_h, then r, u, n, n_h and h_{t-1}. Leaves what passes the gates.
+// Sum d h_t; others: d r, d u, d n_x, d n_h, then r, u, n, n_h and h_{t-1}. Leaves what passes the gates. Gradients go
+// out as soon as they are known, so that few tiles are in registers at a time.
 template <int unit>
 VRNN_DEVICE void gru(const Context& c, const Tile& d, int tile, Tile& past) {
     constexpr Unit u = program::units[unit];
-    const Tile r = read<u.others[4]>(c, tile), z = read<u.others[5]>(c, tile), n = read<u.others[6]>(c, tile);
-    const Tile n_h = read<u.others[7]>(c, tile), h = read<u.others[8]>(c, tile);
-    Tile d_r{}, d_z{}, d_n{}, d_n_h{};
+    const Tile z = read<u.others[5]>(c, tile), n = read<u.others[6]>(c, tile), h = read<u.others[8]>(c, tile);
+    Tile d_n{}, d_z{};
     for (int i = 0; i < 4; ++i) {
         if (!c.runs(i)) continue;
         d_n[i] = d[i] * (1 - z[i]) * (1 - n[i] * n[i]);
         d_z[i] = d[i] * (h[i] - n[i]) * z[i] * (1 - z[i]);
-        d_r[i] = d_n[i] * n_h[i] * r[i] * (1 - r[i]);
-        d_n_h[i] = d_n[i] * r[i];
         past[i] = d[i] * z[i];
     }
-    put<u.others[0]>(c, tile, d_r);
     put<u.others[1]>(c, tile, d_z);
     put<u.others[2]>(c, tile, d_n);
+    const Tile r = read<u.others[4]>(c, tile), n_h = read<u.others[7]>(c, tile);
+    Tile d_r{}, d_n_h{};
+    for (int i = 0; i < 4; ++i) {
+        if (!c.runs(i)) continue;
+        d_r[i] = d_n[i] * n_h[i] * r[i] * (1 - r[i]);
+        d_n_h[i] = d_n[i] * r[i];
+    }
+    put<u.others[0]>(c, tile, d_r);
     put<u.others[3]>(c, tile, d_n_h);
 }
 

@@ -76,9 +76,8 @@ def compiled(text: str, chip: str, folder: Path) -> Resources:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("way", ["forward", "backward"])
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
-def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(way: str, chip: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chip", "way"), [("sm_80", "forward"), ("sm_90a", "forward"), ("sm_90a", "backward")])
+def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(chip: str, way: str, tmp_path: Path) -> None:
     """That one, of the feasibility study, has 80 forward at H = 64. Left alone the assembler takes more, to have more
     loads on their way; held to 80, it spills nothing."""
     made = kernel(64, "bf16", chip, way)
@@ -89,6 +88,7 @@ def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(way: s
 
 CASES: list[tuple[int, Operand, str, str]] = [
     (64, "f32", "sm_90a", "forward"),
+    (64, "bf16", "sm_80", "backward"),
     (64, "tf32", "sm_80", "backward"),
     (128, "bf16", "sm_90a", "forward"),
     (128, "bf16", "sm_90a", "backward"),

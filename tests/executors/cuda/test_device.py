@@ -33,7 +33,7 @@ SCHEDULES = [Schedule(), Schedule(late=0), *(Schedule(o, w) for o in (1, 2) for 
 
 @pytest.fixture(scope="module")
 def kernels() -> ctypes.CDLL:
-    return build.library('#include "primitives.cpp"\n', [f"-I{HERE}"])
+    return build.library('#include "primitives.cpp"\n', [f"-I{HERE}", "-Wall", "-Wextra", "-Werror"])
 
 
 def pointer(array: Array) -> ctypes.c_void_p:

@@ -1,4 +1,132 @@
-"""What the CUDA executor will be made of. Not an executor yet: nothing registers it.
+"""The CUDA executor: kernels written by hand, folded over a cell's stages; so far in the emulator alone.
 
-Read csrc/cuda/device/device.h (what a kernel may know of the machine), then build.py.
+Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
+program); then plan.py (units), forward.py and reverse.py (those of a cell), order.py (a step), memory.py (tiers),
+header.py (all of it as C++), launch.py, build.py and emulator.py.
 """
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...cell.spec import CellSpec
+from ...cell.stages import Keep
+from .. import operators, reference
+from ..base import Batch, SequenceResult, StepResult, Want
+from ..reference import step_of_run
+from . import build, launch
+from .forward import forward
+from .header import header
+from .memory import Operand, memory
+from .plan import Plan
+from .reverse import reverse
+
+name = "cuda"
+verified = "in the emulator; not yet on a GPU"
+
+emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
+device = "cpu" if emulated else "cuda"
+trusted = emulated
+
+
+def unavailable() -> str | None:
+    """None where the emulator was asked for and can be built, else the reason why not."""
+    if not emulated:
+        return "its kernels have run in the emulator alone (VRNN_FAST_CUDA=emulate: CPU tensors, slowly)"
+    return build.unavailable()
+
+
+def refuses(spec: CellSpec, x: Tensor) -> str | None:
+    """None, or why a call with this x cannot run here."""
+    if x.device.type != "cpu":
+        return f"its emulator runs on CPU tensors, and x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
+    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, _precision())
+
+
+def launches(spec: CellSpec) -> str:
+    """The launches of a training step, and where its weights are, in words."""
+    places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
+    inside = "posterior, sample, phi_z and update" if spec.latent_size else "the update"
+    inside += ", prior and divergence beside them" if spec.latent_size else ""
+    generation = "step by step" if spec.likelihood == "external" else "1"
+    return (
+        f"the scan is 1 launch forward ({inside}) and 1 backward, whatever T is; phi_x and the x columns before it, "
+        "decoder and likelihood after it, their gradients and those of all weights are dense torch operations; "
+        f"generate {generation}, no particle filter; weights of the forward scan: {places}"
+    )
+
+
+def _weights(spec: CellSpec, kind: Operand) -> str:
+    """Where the weights of a forward scan are while it runs, in words."""
+    if launch.misfit(spec, kind, launch.limit(torch.device("cpu"))) is not None:
+        return "no kernel"
+    found = memory(forward(spec), kind, launch.limit(torch.device("cpu")))
+    assert found is not None
+    places = list(found.place.values())
+    words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
+    counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
+    return " and ".join(text for text in counted if not text.startswith("0 "))
+
+
+def source(spec: CellSpec, x: Tensor) -> str:
+    """The programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
+    plan, back = forward(spec), reverse(spec, on_z=False, on_eps=False)
+    stored = plan.cut.stored(Keep.STORED, Want())
+    given = tuple(dict.fromkeys((*plan.cut.given, *stored)))
+    gradients = tuple(f"d {buffer}" for buffer in back.cut.summed)
+    values = tuple(dict.fromkeys((*back.cut.values, "eps", *(part.buffer for part in back.given), *gradients)))
+    return "\n".join((_text(plan, x, given, stored), _text(back, x, values, gradients)))
+
+
+def _text(plan: Plan, x: Tensor, buffers: tuple[str, ...], stored: tuple[str, ...]) -> str:
+    found = memory(plan, launch.operand(x.dtype, _precision()), launch.limit(x.device))
+    assert found is not None
+    return header(found, buffers, stored, str(x.dtype).partition(".")[2])
+
+
+def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
+    """See :class:`vrnn_fast.executors.Executor`. States and sums are float32 in every dtype.
+
+    float32 operands are rounded to TF32 where ``torch.set_float32_matmul_precision`` allows it, and nowhere else.
+    """
+    return operators.run(name, spec, spec.constant(spec.key, _encoded), parameters, batch, want, _precision())
+
+
+def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
+    """See :class:`vrnn_fast.executors.Executor`: a sequence of one step."""
+    return step_of_run(run, spec, parameters, batch, want)
+
+
+def generate(
+    spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, *, mean: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step."""
+    eps = batch.eps
+    if spec.constant(spec.key, _misfit, eps.dtype, _precision(), mean) is not None:
+        return reference.generate(spec, parameters, batch, mean=mean)
+    tensors = eps, batch.x.to(eps.dtype), batch.cond, list(batch.state), list(parameters)
+    options = spec.constant(spec.key, _encoded), _precision(), mean
+    x, after = torch.ops.vrnn_fast.cuda_generate(*tensors, *options)
+    return x, tuple(after)
+
+
+def _encoded(spec: CellSpec) -> str:
+    return operators.encode(spec)
+
+
+def _misfit(spec: CellSpec, dtype: torch.dtype, precision: str, mean: bool | None = None) -> str | None:
+    return launch.misfit(spec, launch.operand(dtype, precision), launch.limit(torch.device("cpu")), mean)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+operators.register(name, launch.make, launch.generate)

@@ -65,7 +65,7 @@ def header(memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], va
         "namespace vrnn::program {",
         f"using Value = {VALUES[value]};",
         f"constexpr Operand operand = Operand::{memory.kind};",
-        f"constexpr bool reverse = {_constant(plan.reverse)};",
+        f"constexpr bool reverse = {_constant(plan.reverse)}, barrier_first = {_constant(plan.barrier_first)};",
         *(f"inline constexpr int {name} = {number};" for name, number in constants.items()),
         *_table("Part", "parts", writer.parts),
         *_table("Product", "products", products),

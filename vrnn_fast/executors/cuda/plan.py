@@ -140,6 +140,11 @@ class Plan:
         found = [part for v in self.visits if v.begins for part in self.units[v.unit].reads]
         return tuple(part for part in found if found.count(part) == 1)
 
+    @property
+    def barrier_first(self) -> bool:
+        """Whether the first step would read weights before it comes to a barrier."""
+        return not next(v for v in self.visits if v.barrier or v.products).barrier
+
     def width(self, buffer: str) -> int:
         """Of a buffer, or of that of a gradient."""
         return self.cut.width(buffer.removeprefix("d "))

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ...cell.spec import CellSpec
 from .. import operators, reference
@@ -70,9 +69,7 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
-    return spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
+    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
 
 
 def launches(spec: CellSpec) -> str:

@@ -1,0 +1,290 @@
+"""The CUDA executor against the oracle: the real operators and the real kernel source, in the emulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.support.family import FAMILY
+from tests.support.oracle import Errors, Problem, assert_nan_where_torch_has, assert_obeys_the_law
+from vrnn_fast import VRNN
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors import backends, call, cuda, operators, reference, rows, select
+from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import build, emulator, launch
+from vrnn_fast.executors.cuda.emulator import Schedule
+
+pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
+
+SCHEDULES = [
+    Schedule(late=False),
+    Schedule("ahead", 0),
+    Schedule("behind", 0),
+    Schedule("ahead", 7),
+    Schedule("random"),
+]
+RAGGED = [3, 1, 0, 2, 3]
+CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
+    "gru": (GRU, torch.float32, {"lengths": RAGGED, "resets": True, "mask": True}),
+    "gru in bfloat16": (GRU, torch.bfloat16, {"lengths": RAGGED}),
+    "lstm of two layers in float16": (LSTM, torch.float16, {"resets": True}),
+    "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, {"lengths": RAGGED}),
+    "all at once": (cell(**FAMILY["all at once"]), torch.float32, {"resets": True, "recompute": True}),
+    "weights of the sample": (
+        cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity"),
+        torch.float32,
+        {},
+    ),
+}
+
+
+@contextmanager
+def scheduled(schedule: Schedule) -> Iterator[None]:
+    with mock.patch.object(emulator, "schedule", schedule):
+        yield
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_law_of_errors(case: str) -> None:
+    spec, dtype, options = CASES[case]
+    options = {"lengths": None, **options}
+    assert_obeys_the_law(spec, 3, 5, executor=cuda, dtype=dtype, draws=6, **options)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 17), (2, 33), (17, 1)])
+def test_odd_sizes_of_a_batch(steps: int, batch: int) -> None:
+    """One kernel runs them all: T and B are not compiled in."""
+    assert_obeys_the_law(GRU, steps, batch, executor=cuda, dtype=torch.float32, draws=3)
+
+
+def test_a_second_run_is_equal_to_the_last_bit() -> None:
+    """Under every schedule, whether copies land at once or as late as they may."""
+    problem = Problem.draw(GRU, 4, 19, resets=True)
+    first = problem.run(cuda, torch.float32)
+    for schedule in SCHEDULES:
+        with scheduled(schedule):
+            again = problem.run(cuda, torch.float32)
+        for name, t in first.items():
+            assert torch.equal(again[name], t), f"{name} under {schedule}"
+
+
+def test_rows_know_nothing_of_each_other() -> None:
+    """NaN in one sequence leaves the others as they are, to the last bit."""
+    problem = Problem.draw(GRU, 3, 20)
+    clean = problem.run(cuda, torch.float32)
+    problem.inputs["x"][1, 4] = float("nan")
+    problem.inputs["state0"][17] = float("nan")
+    dirty = problem.run(cuda, torch.float32)
+    others = [b for b in range(20) if b not in (4, 17)]
+    for name in ("z", "mean", "kl", "nll", "raw"):
+        assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
+        assert dirty[name][1:, 4].isnan().any()
+    assert torch.equal(dirty["final0"][others], clean["final0"][others])
+
+
+def test_every_element_of_a_result_is_written() -> None:
+    """Memory that the kernels are given starts as NaN."""
+    allocate = rows.allocate
+
+    def poisoned(like: Tensor, shape: tuple[int, ...], fill: float | None = None, *rest: Any) -> Tensor:
+        made = allocate(like, shape, fill, *rest)
+        return made.fill_(float("nan")) if fill is None and made.is_floating_point() else made
+
+    problem = Problem.draw(GRU, 3, 5, RAGGED)
+    expected = problem.run(cuda, torch.float32)
+    patches = [mock.patch.object(module, "allocate", poisoned) for module in (rows, call, launch)]
+    with patches[0], patches[1], patches[2]:
+        found = problem.run(cuda, torch.float32)
+    for name, t in found.items():
+        assert torch.equal(t, expected[name]), name
+        assert t.isfinite().all(), name
+
+
+def test_states_go_from_one_launch_to_the_next() -> None:
+    """With the same noise; of gradients, those of the last piece. The dense products before the scan may add up in
+    another order where there are fewer rows."""
+    problem = Problem.draw(GRU, 4, 5)
+    whole = problem.run(cuda, torch.float32)
+    state, found = problem.inputs["state0"], []
+    for start, end in pairwise((0, 1, 4)):
+        piece = replace(problem, inputs={**problem.inputs, "state0": state})
+        for name in ("x", "eps"):
+            piece.inputs[name] = problem.inputs[name][start:end]
+        piece.upstream = {n: t if n == "final0" else t[start:end] for n, t in problem.upstream.items()}
+        found.append(piece.run(cuda, torch.float32))
+        state = found[-1]["final0"].double()
+    for name in ("z", "kl", "raw", "d eps"):
+        pieces = torch.cat([f[name] for f in found])
+        torch.testing.assert_close(pieces[1:], whole[name][1:], rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(found[-1]["final0"], whole["final0"], rtol=1e-5, atol=1e-6)
+
+
+def test_masks_stop_infinity() -> None:
+    spec, _, options = CASES["weights of the sample"]
+    problem = Problem.draw(spec, 3, 1, **options)
+    for p in spec.parameters():
+        problem.inputs[p.name] *= 1e8
+    found, right = (problem.run(e, torch.float32) for e in (cuda, reference))
+    assert any(not t.isfinite().all() for t in right.values())
+    assert_nan_where_torch_has(found, right)
+
+
+def test_tf32_is_as_good_as_float16() -> None:
+    """Its operands have as many digits, and all else is float32."""
+    errors = Errors(torch.float32)
+    precision = torch.get_float32_matmul_precision()
+    for seed in range(4):
+        problem = Problem.draw(GRU, 3, 5, seed=seed)
+        try:
+            torch.set_float32_matmul_precision("high")
+            found = problem.run(cuda, torch.float32)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        oracle, halves = (problem.run(reference, dtype) for dtype in (torch.float64, torch.float16))
+        exact = problem.run(cuda, torch.float32)
+        assert not torch.equal(found["mean"], exact["mean"])
+        errors.add(found, halves, oracle)
+    errors.assert_at_most_twice_torchs()
+
+
+# ---- tiers
+
+
+@pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 18), (torch.float32, 22)], ids=str)
+def test_weights_in_registers_and_from_the_cache(dtype: torch.dtype, kilobytes: int) -> None:
+    """A chip with so little shared memory that every tier is needed."""
+    with mock.patch.object(launch, "limit", return_value=kilobytes << 10):
+        plan = cuda.forward(GRU)
+        found = cuda.memory(plan, launch.operand(dtype, "ieee"), kilobytes << 10)
+        assert found is not None
+        places = set(found.place.values())
+        assert "memory" in places
+        assert "shared" in places
+        assert ("registers" in places) == (dtype == torch.bfloat16)
+        assert len(found.ahead) < len(plan.read), "and none is left for the inputs of the next step"
+        assert_obeys_the_law(GRU, 3, 5, executor=cuda, dtype=dtype, draws=3)
+
+
+# ---- a cell that runs on its own
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["samples", "means"])
+@pytest.mark.parametrize(("spec", "dtype"), [(GRU, torch.float32), (LSTM, torch.bfloat16)], ids=["gru", "lstm"])
+def test_generation(spec: CellSpec, dtype: torch.dtype, mean: bool) -> None:
+    problem = Problem.draw(spec, 3, 5)
+    noise = torch.randn(3, 5, 5, dtype=torch.float64)
+
+    def run(executor: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = {name: t.to(dtype) for name, t in problem.inputs.items()}
+        state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+        batch = Batch(noise.to(dtype), inputs["eps"], state)
+        x, after = executor.generate(spec, [inputs[p.name] for p in spec.parameters()], batch, mean=mean)
+        return x, *after
+
+    before = launch.launches.copy()
+    found = run(cuda, dtype)
+    assert launch.launches - before == {"generate": 1}
+    for ours, torchs, right in zip(found, run(reference, dtype), run(reference, torch.float64), strict=True):
+        allowed = 2 * (torchs.double() - right).abs().max() + 2 * torch.finfo(dtype).eps * right.abs().max()
+        assert (ours.double() - right).abs().max() <= allowed
+
+
+# ---- as an executor
+
+
+def test_launches_do_not_depend_on_the_number_of_steps() -> None:
+    for steps in (2, 6):
+        before = launch.launches.copy()
+        Problem.draw(GRU, steps, 5).run(cuda, torch.float32)
+        assert launch.launches - before == {"forward": 1, "backward": 1}
+    assert "1 launch forward" in cuda.launches(GRU)
+
+
+def test_opcheck() -> None:
+    problem = Problem.draw(GRU, 2, 3)
+    leaves = {name: t.float().requires_grad_() for name, t in problem.inputs.items()}
+    sequences = (leaves["x"], leaves["eps"], None, None, None, None, None)
+    parameters = [leaves[p.name] for p in GRU.parameters()]
+    options = (operators.encode(GRU), "ieee", 1, True, True, 0.5)
+    torch.library.opcheck(
+        torch.ops.vrnn_fast.cuda_forward.default, (*sequences, [leaves["state0"]], parameters, *options)
+    )
+
+
+def test_compiled_code_calls_the_operators() -> None:
+    problem = Problem.draw(GRU, 2, 3)
+    inputs = {name: t.float() for name, t in problem.inputs.items()}
+    inputs["x"].requires_grad_()
+    parameters = [inputs[p.name] for p in GRU.parameters()]
+
+    def loss(x: Tensor) -> Tensor:
+        result = cuda.run(GRU, parameters, Batch(x, inputs["eps"], (inputs["state0"],)), Want(prior=True, raw=True))
+        return (result.nll + result.kl).sum() + result.mean.sum()
+
+    (expected,) = torch.autograd.grad(loss(inputs["x"]), inputs["x"])
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    (found,) = torch.autograd.grad(compiled(inputs["x"]), inputs["x"])
+    assert torch.equal(found, expected)
+
+
+def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "emulated", False)
+    assert cuda.unavailable() == (
+        "its kernels have run in the emulator alone (VRNN_FAST_CUDA=emulate: CPU tensors, slowly)"
+    )
+    monkeypatch.setattr(cuda, "emulated", True)
+    assert cuda.unavailable() is None
+    x = torch.rand(2, 2, 5)
+    assert cuda.refuses(GRU, x) is None
+    assert cuda.refuses(GRU, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
+    assert cuda.refuses(GRU, x.to("meta")) == "its emulator runs on CPU tensors, and x is on meta"
+    filtered = cell(objective="particle_filter")
+    assert (
+        cuda.refuses(filtered, x)
+        == "rows of a particle filter exchange their states, which its kernels do not know yet"
+    )
+    wide = cell(hidden_size=4000)
+    assert cuda.refuses(wide, x) == (
+        "what a block keeps of 16 rows of this cell in f32 does not fit into 227 KB of shared memory"
+    )
+
+
+def test_nobody_gets_it_unasked() -> None:
+    if cuda.emulated:
+        pytest.skip("it was asked for by VRNN_FAST_CUDA")
+    assert not backends()["cuda"].available
+    assert select("auto", GRU, torch.rand(1, 1, 5))[0] is not cuda
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: its kernels have run in the emulator alone"):
+        VRNN(3, 4, 2, backend="cuda")(torch.rand(2, 2, 3))
+
+
+ASKED = """
+import torch, vrnn_fast
+from vrnn_fast.executors.cuda import launch
+torch.manual_seed(0)
+model = vrnn_fast.VRNN(3, 5, 2)
+assert model.explain().startswith("cuda: the scan is 1 launch forward"), model.explain()
+x = torch.rand(4, 2, 3)
+model(x).loss.backward()
+assert launch.launches == {"forward": 1, "backward": 1}, launch.launches
+model.generate(3, batch_size=2)
+assert launch.launches["generate"] == 1
+"""
+
+
+def test_whoever_asks_for_the_emulator_gets_it() -> None:
+    environment = os.environ | {"VRNN_FAST_CUDA": "emulate", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", ASKED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
