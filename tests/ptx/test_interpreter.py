@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,24 @@ def test_a_fused_multiply_add_rounds_once() -> None:
         np.testing.assert_array_equal(found, np.array(exact, np.float32))
 
 
+@pytest.mark.parametrize(("mode", "direction"), [("rz", 0), ("rm", -np.inf)])
+def test_rounding_in_one_direction(mode: str, direction: float) -> None:
+    rng = np.random.default_rng(4)
+    a, b, c = (rng.standard_normal(1024).astype(np.float32) for _ in range(3))
+    b[:512] *= np.float32(1e-12)
+    for name, operands in (("add", (a, b)), ("fma", (a, b, c))):
+        found = apply(f"{name}.{mode}.f32", *operands, result=np.float32)
+        for value, *given in zip(found, *(o.tolist() for o in operands), strict=True):
+            terms = [Fraction(v) for v in given]
+            right = terms[0] * terms[1] + terms[2] if name == "fma" else sum(terms)
+            beyond = np.nextafter(value, np.float32(np.inf if direction or value >= 0 else -np.inf))
+            low, high = sorted((Fraction(float(value)), Fraction(float(beyond))))
+            assert low <= right <= high
+            assert right != Fraction(float(beyond))
+
+
 def _exactly(a: float, b: float, c: float) -> float:
     """a b + c as the nearest float32, by whole numbers."""
-    from fractions import Fraction
-
     right = Fraction(a) * Fraction(b) + Fraction(c)
     guess = np.float32(float(right))
     near = [guess, np.nextafter(guess, np.float32(np.inf)), np.nextafter(guess, np.float32(-np.inf))]
@@ -259,6 +274,10 @@ def test_bits() -> None:
         np.testing.assert_array_equal(found, field)
     signed = apply("bfe.s32 %r1, %r10, 4, 8; //", a, result=np.int32)
     np.testing.assert_array_equal(signed, (a >> np.uint32(4)).astype(np.uint8).view(np.int8))
+    inserted = apply("bfi.b32 %r1, %r10, %r11, 4, 8; //", a, np.roll(a, 5), result=np.uint32)
+    np.testing.assert_array_equal(
+        inserted, (np.roll(a, 5) & np.uint32(0xFFFFF00F)) | ((a & np.uint32(255)) << np.uint32(4))
+    )
     swapped = apply("prmt.b32 %r1, %r10, %r10, 0x1032; //", a, result=np.uint32)
     np.testing.assert_array_equal(swapped, (a >> np.uint32(16)) | (a << np.uint32(16)))
     c = np.roll(a, 7)
@@ -645,6 +664,21 @@ def test_branches_that_diverge_meet_again() -> None:
     snippets.append(snippet.text)
     snippet.run().assert_clean()
     np.testing.assert_array_equal(out, [i * (i - 1) // 2 for i in range(32)])
+
+
+def test_lanes_that_take_a_way_round_are_waited_for() -> None:
+    """A compiler may put the code of a few lanes behind that of the others."""
+    body = """
+    mov.u32 %r1, %tid.x; mov.u32 %r2, 1; setp.lt.u32 %p1, %r1, 7; @%p1 bra away;
+    together: bar.sync 0; redux.sync.add.s32 %r3, %r2, 0xffffffff; bra.uni end;
+    away: mov.u32 %r2, 3; bra together;
+    end: {address} st.global.b32 [%d50], %r3;
+    """
+    out = np.zeros(32, np.uint32)
+    snippet = Snippet(body.replace("{address}", thread_address("%d0", "%d50", 4)), {"out": out}, unwritten=["out"])
+    snippets.append(snippet.text)
+    snippet.run().assert_clean()
+    assert (out == 7 * 3 + 25).all()
 
 
 def test_a_kernel_is_chosen_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -47,6 +48,8 @@ def plain(name: str, modifiers: tuple[str, ...], kind: str) -> Function:
     Raises:
         Unknown: none is known of that name, of these modifiers or of that kind.
     """
+    if kind == "f32" and (directed := {"rz", "rm"} & set(modifiers)) and name in _DIRECTED:
+        return partial(_DIRECTED[name], *directed)
     unknown = set(modifiers) - {"lo", "rn", "ftz", kind, *(("NaN",) if name in ("min", "max") else ())}
     if unknown or (name, kind in FLOATS) not in _PLAIN:
         raise Unknown(".".join((name, *modifiers)))
@@ -60,6 +63,13 @@ def plain(name: str, modifiers: tuple[str, ...], kind: str) -> Function:
     if "ftz" not in modifiers:
         return function
     return lambda *given: flushed(function(*map(flushed, given)))
+
+
+_DIRECTED: dict[str, Function] = {
+    "add": lambda rounding, a, b: fused(a, np.ones_like(a), b, rounding),
+    "mul": lambda rounding, a, b: fused(a, b, np.zeros_like(a), rounding),
+    "fma": lambda rounding, a, b, c: fused(a, b, c, rounding),
+}
 
 
 def _wide_fused(a: Array, b: Array, c: Array) -> Array:
@@ -105,7 +115,8 @@ _PLAIN: dict[tuple[str, bool], Function] = {
     ("min", False): np.minimum, ("max", False): np.maximum, ("min", True): np.fmin, ("max", True): np.fmax,
     ("and", False): np.bitwise_and, ("or", False): np.bitwise_or, ("xor", False): np.bitwise_xor,
     ("not", False): np.invert, ("mad", False): lambda a, b, c: a * b + c,
-    ("fma", True): fused, ("div", True): np.divide, ("sqrt", True): np.sqrt,
+    ("fma", True): fused, ("rcp", True): lambda a: (1 / a).astype(a.dtype),
+    ("div", True): np.divide, ("sqrt", True): np.sqrt,
     ("div", False): _quotient, ("rem", False): _remainder,
     ("copysign", True): lambda sign, size: np.copysign(size, sign),
 }  # fmt: skip
@@ -240,6 +251,14 @@ def bit_field(a: Array, start: Array, length: Array) -> Array:
         negative = (count > 0) & ((word >> last & one) == one)
         field = np.where(negative, field | ~((one << there) - one), field)
     return field.astype(np.uint32).view(a.dtype)
+
+
+def insert_bits(a: Array, b: Array, start: Array, length: Array) -> Array:
+    """``bfi`` of 32 bits: the lowest bits of a in the place of those of b from start on."""
+    first = np.minimum(start & np.uint32(255), np.uint32(32)).astype(np.uint64)
+    count = np.minimum(length & np.uint32(255), np.uint32(32)).astype(np.uint64)
+    mask = ((np.uint64(1) << count) - np.uint64(1)) << first
+    return ((b.astype(np.uint64) & ~mask) | ((a.astype(np.uint64) << first) & mask)).astype(np.uint32)
 
 
 def permute(a: Array, b: Array, selector: Array) -> Array:

@@ -140,7 +140,7 @@ def _plain(d: Decoder) -> Step:
     kind, count = d.kind, len(d.operands) - 1
     if d.name in ("mul", "mad") and {"hi", "wide"} & set(d.modifiers):
         return _long_product(d)
-    if d.name in ("div", "sqrt") and {"full", "approx"} & set(d.modifiers):
+    if d.name in ("div", "sqrt", "rcp") and {"full", "approx"} & set(d.modifiers):
         return _elementary(d)
     if d.name in ("and", "or", "xor", "not") and kind == "pred":
         function = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not}[d.name]
@@ -212,6 +212,12 @@ def _bit_field(d: Decoder) -> Step:
     if d.kind not in ("u32", "s32"):
         raise Unknown(d.kind)
     return d.simple(arithmetic.bit_field, d.kind, d.kind, "u32", "u32")
+
+
+def _insert_bits(d: Decoder) -> Step:
+    if d.kind != "b32":
+        raise Unknown(d.kind)
+    return d.simple(arithmetic.insert_bits, "b32", "b32", "b32", "u32", "u32")
 
 
 def _permute(d: Decoder) -> Step:
@@ -295,8 +301,10 @@ def _load(d: Decoder) -> Step:
     access = moves.Access(d.instruction)
     into, of = d.operands
     writers = [d.write(e, access.kind) for e in moves.elements(into)]  # type: ignore[arg-type]
+    assert isinstance(of, Address)
+    if access.space == "param" and not isinstance(of.base, str):
+        access.space = "global"  # where a parameter lies whose address was taken
     if access.space == "param":
-        assert isinstance(of, Address)
         assert isinstance(of.base, str)
         name, offset = of.base, of.offset
 
@@ -554,10 +562,12 @@ def _trap(d: Decoder) -> Step:
 
 _INSTRUCTIONS: dict[str, Callable[[Decoder], Step]] = {
     **dict.fromkeys(("add", "sub", "mul", "mad", "fma", "div", "rem", "neg", "abs", "min", "max", "and", "or", "xor",
-                     "not", "sqrt", "copysign"), _plain),
-    **dict.fromkeys(("ex2", "lg2", "rcp", "rsqrt", "tanh"), _elementary),
+                     "not", "sqrt", "rcp",
+            "copysign"), _plain),
+    **dict.fromkeys(("ex2", "lg2", "rsqrt", "tanh"), _elementary),
     **dict.fromkeys(("shl", "shr"), _shift),
-    "selp": _select, "setp": _compare, "cvt": _convert, "bfe": _bit_field, "prmt": _permute, "lop3": _logic,
+    "selp": _select, "setp": _compare, "cvt": _convert, "bfe": _bit_field,
+    "bfi": _insert_bits, "prmt": _permute, "lop3": _logic,
     "shf": _funnel, "popc": _count_bits, "clz": _count_bits,
     "mov": _move, "cvta": _address_space, "ld": _load, "ldu": _load, "st": _store, "atom": _atomic, "red": _atomic,
     "cp": _asynchronous,

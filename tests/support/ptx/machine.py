@@ -17,6 +17,7 @@ from .text import Instruction, Kernel
 
 Mask = NDArray[np.bool_]
 WARP = 32
+TOGETHER = ("bar", "barrier", "ldmatrix", "stmatrix", "mma", "shfl", "vote", "redux")  # by whole warps, as a rule
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Launch:
     memory: Memory
     clocks: Clocks
     rounding: Rounding
-    constants: Mapping[str, int]  # addresses of variables in global and constant memory
+    constants: Mapping[str, int]  # addresses of parameters, and of variables in global and constant memory
 
 
 class Block:
@@ -101,13 +102,22 @@ class Block:
         """
         code, steps, ran = self.launch.kernel.code, self.launch.steps, 0
         self._jumped[:] = False
+        held = np.zeros(self.threads, bool)  # at an instruction that their warp-mates have yet to come to
         while ran < limit:
             ready = ~(self.waiting | self.done | self._jumped)
             if not ready.any():
                 break
-            at = int(self.at[ready].min())
+            moving = ready & ~held if (ready & ~held).any() else ready
+            at = int(self.at[moving].min())
             active = ready & (self.at == at)
             instruction = code[at]
+            if instruction.name in TOGETHER and moving is not ready:
+                early = active & np.repeat((ready & ~active & ~held).reshape(-1, WARP).any(1), WARP)
+                held |= early
+                active &= ~early
+                if not active.any():
+                    continue
+            held &= ~active
             self.line = f"{at}: {instruction.line}"
             self.at[active] = at + 1
             lanes = Lanes(active if instruction.guard is None else active & self.predicate(instruction))
@@ -170,7 +180,7 @@ class Block:
 def run(
     kernel: Kernel,
     grid: int,
-    arguments: Mapping[str, int | float],
+    arguments: Mapping[str, int | float | bytes],
     memory: Memory,
     *,
     dynamic_shared: int = 0,
@@ -181,7 +191,7 @@ def run(
     """Run a launch of ``grid`` blocks to its end.
 
     Args:
-        arguments: of each parameter: an address of ``memory``, an integer, or a float.
+        arguments: of each parameter: an address of ``memory``, an integer, a float, or the bytes of a struct.
         dynamic_shared: bytes of shared memory that the launch gives.
         threads: of a block, where the program does not say.
         rounding: of the elementary functions; exact by default.
@@ -204,8 +214,9 @@ def run(
         for name, v in kernel.variables.items()
         if v.space != "shared"
     }
-    memory.prepare(grid * count // WARP)
     given = {name: _bytes(value, kernel.parameters[name]) for name, value in arguments.items()}
+    constants |= {name: memory.add(name, content.copy()) for name, content in given.items()}
+    memory.prepare(grid * count // WARP)
     launch = Launch(
         kernel,
         tuple(decode(instruction, kernel, constants, shared) for instruction in kernel.code),
@@ -246,7 +257,11 @@ def _shared_layout(kernel: Kernel, dynamic: int) -> tuple[dict[str, tuple[int, b
     return layout, (start + dynamic) if dynamic else end
 
 
-def _bytes(value: float, size: int) -> Bytes:
+def _bytes(value: float | bytes, size: int) -> Bytes:
+    if isinstance(value, bytes):
+        if len(value) != size:
+            raise ValueError(f"a parameter has {size} bytes, got {len(value)}")
+        return np.frombuffer(value, np.uint8)
     if isinstance(value, float):
         return np.frombuffer(np.array(value, {4: np.float32, 8: np.float64}[size]).tobytes(), np.uint8)
     return np.frombuffer(int(value).to_bytes(size, "little", signed=value < 0), np.uint8)

@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 GUARD = 4096
-POISON = 0xAA
+POISON = 0xFF  # NaN in every type
 SHARED_WINDOW = 1 << 44  # where shared memory lies among generic addresses
 
 

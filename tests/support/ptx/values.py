@@ -68,15 +68,22 @@ def _bfloat16(value: Array) -> Array:
     return np.where(np.isnan(value), np.uint16(0x7FFF), rounded.astype(np.uint16)).astype(np.uint16)
 
 
-def fused(a: Array, b: Array, c: Array) -> Array:
-    """a b + c of float32, rounded once: the sum in float64 is rounded to odd before it is rounded to float32."""
+def fused(a: Array, b: Array, c: Array, rounding: str = "rn") -> Array:
+    """a b + c of float32, rounded once: to the nearest (rn), towards zero (rz) or down (rm)."""
     product, c = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + c
     other = total - product
-    error = (product - (total - other)) + (c - other)
-    even = (total.view(np.uint64) & np.uint64(1)) == 0
-    inexact = np.isfinite(total) & (error != 0) & even
-    return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)
+    error = (product - (total - other)) + (c - other)  # of the sum, exactly (Knuth); the product has none
+    error = np.where(np.isfinite(error), error, 0.0)
+    if rounding == "rn":  # to odd before it is rounded to float32, so that the first rounding decides no tie
+        even = (total.view(np.uint64) & np.uint64(1)) == 0
+        inexact = np.isfinite(total) & (error != 0) & even
+        return np.where(inexact, np.nextafter(total, np.copysign(np.inf, error)), total).astype(np.float32)
+    near = total.astype(np.float32)
+    left = (total - near) + error  # of what is right
+    if rounding == "rm":
+        return np.where(left < 0, np.nextafter(near, np.float32(-np.inf)), near)
+    return np.where(left * near < 0, np.nextafter(near, np.float32(0)), near)
 
 
 def flushed(value: Array) -> Array:

@@ -1,0 +1,111 @@
+"""The CUDA executor's kernels as NVRTC compiles them, executed on the CPU: the inline assembly, with lane maps that are
+nobody's of this package."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.support.family import FAMILY
+from tests.support.oracle import Problem, assert_obeys_the_law
+from tests.support.ptx import nvrtc
+from tests.support.ptx.report import Report
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors import cuda, reference
+from vrnn_fast.executors.base import Batch, Want
+
+pytestmark = pytest.mark.skipif(
+    nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    spec: CellSpec
+    dtype: torch.dtype = torch.bfloat16
+    batch: int = 5
+    chip: str = "sm_90"
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+CASES = [
+    Case("gru in bfloat16, ragged", GRU, options={"lengths": [3, 1, 0, 2, 3]}),
+    Case("gru in float32, several blocks", GRU, torch.float32, batch=18, options={"resets": True, "mask": True}),
+    Case("lstm of two layers in float16", LSTM, torch.float16, chip="sm_80"),
+    Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
+    Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
+    Case("weights of the sample", cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
+    Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
+    Case("lstm of 100 in float16", cell(cell="lstm", hidden_size=100), torch.float16),
+]
+
+
+def assert_clean(report: Report) -> None:
+    """No race, and no read of what nobody wrote, but of tiles that lanes have to themselves: a lane loads its four
+    values at once, of which those of a row that is not there, or does not run in this step, were never fetched. Shared
+    memory begins as NaN, so that results would tell if it used one of them."""
+    assert not report.races
+    assert not report.overlaps
+    others = [(name, line) for name, line in report.unwritten if "ld.shared.v4" not in line]
+    assert not others
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_compiled_kernels_obey_the_law(case: Case) -> None:
+    with nvrtc.executed(case.chip) as reports:
+        assert_obeys_the_law(case.spec, 3, case.batch, executor=cuda, dtype=case.dtype, draws=1, **case.options)
+    assert len(reports) == 2, "a launch forward and one backward"
+    for report in reports:
+        assert_clean(report)
+        assert report.conflicts <= 1.3, report.worst_lines()
+
+
+def test_generation_as_compiled() -> None:
+    problem = Problem.draw(GRU, 3, 2)
+    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
+    noise = torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0)).logit()
+    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
+    batch = Batch(noise, eps, state)
+    with nvrtc.executed() as reports:
+        x, after = cuda.generate(GRU, parameters, batch, mean=False)
+    right, right_after = reference.generate(GRU, parameters, batch, mean=False)
+    (report,) = reports
+    assert_clean(report)
+    assert torch.equal(x, right)
+    torch.testing.assert_close(after[0], right_after[0])
+
+
+def forward(edit: Any = str) -> tuple[torch.Tensor, Report]:
+    """h of the last step, from an edited program, and what that was seen to do."""
+    inputs = {name: t.bfloat16() for name, t in Problem.draw(GRU, 3, 5).inputs.items()}
+    batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
+    with torch.no_grad(), nvrtc.executed(edit=edit) as reports:
+        result = cuda.run(GRU, [inputs[p.name] for p in GRU.parameters()], batch, Want())
+    return result.state[0].float(), reports[0]
+
+
+def test_each_barrier_that_is_taken_out_is_a_race() -> None:
+    texts: list[str] = []
+    right, _ = forward(lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
+    barriers = list(re.finditer(r"bar\.sync[^;]*;", texts[0]))
+    assert len(barriers) >= 3
+    unnoticed = []
+    for barrier in barriers:
+        without = texts[0][: barrier.start()] + texts[0][barrier.end() :]
+        found, report = forward(lambda text, edited=without: edited)
+        if not report.races and torch.equal(found, right):
+            unnoticed.append(barrier[0])
+    assert not unnoticed
+
+
+def test_a_wrong_lane_map_is_a_wrong_number() -> None:
+    right, _ = forward()
+    product = r"(mma\.sync\S+\s*\{[^}]*\},\s*\{\s*)(%r\d+), (%r\d+)"
+    wrong, _ = forward(lambda text: re.sub(product, r"\1\3, \2", text))
+    assert not torch.allclose(right, wrong, atol=0.05)
