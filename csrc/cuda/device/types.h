@@ -5,10 +5,12 @@
 #    define VRNN_DEVICE __device__ __forceinline__
 #    define VRNN_BOTH __host__ __device__
 #    define VRNN_UNROLL _Pragma("unroll")
+#    define VRNN_UNROLL_BY_2 _Pragma("unroll 2")
 #else
 #    define VRNN_DEVICE inline
 #    define VRNN_BOTH
 #    define VRNN_UNROLL
+#    define VRNN_UNROLL_BY_2
 #endif
 
 namespace vrnn {

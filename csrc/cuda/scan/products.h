@@ -117,6 +117,8 @@ template <int first, int count>
 VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
     constexpr int source = program::products[first].source, stride = row_stride<source>();
     const char* const row = c.shared + program::parts[source].operand + lanes::sums(device::lane(), 0).row * stride;
+    // Unrolled as a whole it spills.
+    VRNN_UNROLL_BY_2
     for (int at = 0; at < row_bytes<source>(); at += 16) {
         const Four low = *reinterpret_cast<const Four*>(row + at);
         const Four high = *reinterpret_cast<const Four*>(row + 8 * stride + at);

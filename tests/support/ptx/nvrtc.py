@@ -40,24 +40,33 @@ def compiled(text: str, chip: str) -> str:
     Raises:
         RuntimeError: the compiler refuses it, in the compiler's words.
     """
+    return built(text, f"compute_{chip.removeprefix('sm_')}", "PTX").decode().rstrip("\0")
+
+
+def built(text: str, architecture: str, what: str) -> bytes:
+    """What NVRTC makes of a kernel's source, ``"PTX"`` or ``"CUBIN"``, without a GPU and without a header of CUDA's.
+
+    Raises:
+        RuntimeError: the compiler refuses it, in the compiler's words.
+    """
     path = library()
     assert path is not None
     nvrtc, program = ctypes.CDLL(str(path)), ctypes.c_void_p()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
-    options = [f"-arch=compute_{chip.removeprefix('sm_')}".encode(), b"-std=c++17", f"-I{build.SOURCE}".encode()]
+    options = [f"-arch={architecture}".encode(), b"-std=c++17", f"-I{build.SOURCE}".encode()]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
 
-    def read(what: str) -> str:
+    def read(result: str) -> bytes:
         size = ctypes.c_size_t()
-        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        getattr(nvrtc, f"nvrtcGet{result}Size")(program, ctypes.byref(size))
         found = ctypes.create_string_buffer(size.value)
-        getattr(nvrtc, f"nvrtcGet{what}")(program, found)
-        return found.value.decode()
+        getattr(nvrtc, f"nvrtcGet{result}")(program, found)
+        return found.raw
 
-    said = read("ProgramLog") if failed else read("PTX")
+    said = read("ProgramLog" if failed else what)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     if failed:
-        raise RuntimeError(said)
+        raise RuntimeError(said.decode())
     return said
 
 

@@ -26,7 +26,7 @@ from .plan import Plan
 from .reverse import reverse
 
 name = "cuda"
-verified = "in the emulator; not yet on a GPU"
+verified = "in the emulator and, as compiled, in an interpreter of PTX; not yet on a GPU"
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"

@@ -29,7 +29,7 @@ CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
-CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10}
+CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
 """Bytes of shared memory that one block may have."""
 
 
