@@ -32,7 +32,7 @@ fuzz: build
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SANITIZED := build/sanitize
 sanitize: $(VENV)/installed
-	CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -g1 -O1" LDFLAGS="$(SANITIZERS)" \
+	CXXFLAGS="$(SANITIZERS) -fno-omit-frame-pointer -g1 -O2" LDFLAGS="$(SANITIZERS)" \
 	$(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" OMP_WAIT_POLICY=passive \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib:. && \

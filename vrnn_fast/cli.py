@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 if find_spec("typer") is None or find_spec("rich") is None or find_spec("safetensors") is None:
+    if sys.argv[1:] == ["info"]:
+        from .training.info import report_plainly
+
+        report_plainly()
+        sys.exit(0)
     sys.exit("vrnn-fast takes a few more packages: pip install 'vrnn-fast[train]'")
 
 import torch

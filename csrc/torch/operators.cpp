@@ -118,6 +118,8 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     bool on_state = false, reached[most_buffers];
     for (size_t i = 0; i < upstream.size(); ++i) {
         const int64_t slot = slots[i];
+        STD_TORCH_CHECK(std::find(slots.begin(), slots.begin() + i, slot) == slots.begin() + i, "slots must number each ",
+                        "output once, got ", slot, " twice");
         STD_TORCH_CHECK(slot >= 0 && slot < outputs + static_cast<int64_t>(state.size()), "no output ", slot);
         const auto check_shape = [&](const Sizes& sizes) {
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);

@@ -85,6 +85,7 @@ inline ScalarType precision(const Tensor& t, const char* name) {
 inline void check(const Tensor& t, const char* name, ScalarType dtype) {
     STD_TORCH_CHECK(t.is_cpu(), name, " must be a CPU tensor");
     STD_TORCH_CHECK(t.scalar_type() == dtype, name, " must be ", in_words(dtype));
+    STD_TORCH_CHECK(t.numel() == 0 || t.data_ptr(), name, " must have memory: its storage was freed");
 }
 
 inline void check(const Tensor& t, const char* name, ScalarType dtype, const Sizes& sizes) {

@@ -24,7 +24,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
+from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants, wild
 from tests.support.oracle import Errors
 from tests.support.replay import RecordNoise, ReplayNoise
 from vrnn_fast import VRNN, LayoutError, ProofError, accelerate, backends, checks
@@ -1090,6 +1090,21 @@ class Swish(nn.Module):
 def test_what_names_and_shapes_cannot_tell_is_found_by_running(model: nn.Module, words: str) -> None:
     with pytest.raises(ProofError, match=words):
         accelerate(model)
+
+
+def test_densities_that_raise_where_a_deviation_is_0() -> None:
+    model, x = wild.Densities(6, 9, 4), torch.randn(5, 3, 6)
+    fast = accelerate(model)
+    torch.manual_seed(3)
+    theirs = model(x)
+    torch.manual_seed(3)
+    for ours, right in zip(fast(x), theirs, strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_a_batch_that_comes_first_is_told_by_its_draws() -> None:
+    with pytest.raises(ProofError, match=r"layout=\{'batch_first': True\} says that x is \(B, T, \.\.\.\)"):
+        accelerate(wild.BatchFirst(6, 9, 4))
 
 
 def test_several_readings_fail_and_the_one_that_came_farthest_is_told() -> None:

@@ -374,6 +374,11 @@ def test_a_whole_model_in_a_file(legacy: bool, tmp_path: Path) -> None:
     assert legacy or "a whole model or other objects in it (tests.support.foreign.copied.VRNN)" in str(caught.value)
 
 
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(LayoutError, match=r"no checkpoint at a{80}\.\.\.: File name too long"):
+        load_checkpoint("a" * 5000)
+
+
 FLIPS = 150  # of each kind of file
 
 

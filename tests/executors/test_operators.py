@@ -307,6 +307,18 @@ def test_numbers_that_no_memory_has_room_for() -> None:
         run("forward", forward_of(PLAIN, saved_size=1))
 
 
+@pytest.mark.parametrize("name", ["x", "eps", "lengths", "cond"])
+def test_memory_that_was_freed(name: str) -> None:
+    arguments = forward_of(CONDITIONED)
+    arguments[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=f"{name} must have memory: its storage was freed"):
+        run("forward", arguments)
+    arguments = forward_of(CONDITIONED)
+    arguments["parameters"][1].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="a parameter must have memory"):
+        run("forward", arguments)
+
+
 def test_upstream_gradients_have_places() -> None:
     arguments = backward_of(PLAIN)
     for slots, message in (
@@ -314,6 +326,7 @@ def test_upstream_gradients_have_places() -> None:
         ([0, 2, 9], "no output 9"),
         ([0, 2, -1], "no output -1"),
         ([2, 0, 8], "an upstream gradient must have shape"),
+        ([0, 0, 8], "slots must number each output once, got 0 twice"),
     ):
         with pytest.raises(RuntimeError, match=message):
             run("backward", arguments | {"slots": slots})

@@ -313,6 +313,34 @@ def test_info() -> None:
         assert f"verified: {' '.join(backend.verified.split())}" in output
 
 
+def test_info_of_a_build_that_this_processor_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not backends()["cpu"].available:
+        pytest.skip("the extension is not built")
+    monkeypatch.setenv("VRNN_FAST_ISA", "avx9")
+    assert "backend cpu not available: VRNN_FAST_ISA" in _run("info")
+
+
+def test_info_needs_no_extra() -> None:
+    """It is the tool for a broken installation."""
+    code = (
+        "import importlib.util as u, sys; there = u.find_spec\n"
+        "u.find_spec = lambda name, package=None: None if name in ('typer', 'rich', 'safetensors') else there(name)\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in ('typer', 'rich', 'safetensors'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent()); sys.argv = ['vrnn-fast', *sys.argv[1:]]\n"
+        "from vrnn_fast.cli import main; main()"
+    )
+    info, train = (
+        subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=False)
+        for word in ("info", "train")
+    )
+    assert info.returncode == 0, info.stderr
+    assert "backend reference: available" in info.stdout
+    assert train.returncode == 1
+    assert "pip install 'vrnn-fast[train]'" in train.stderr
+
+
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("bwv253.mxl", "bwv254.mxl", "bwv255.mxl", "bwv256.mxl", "bwv257.mxl", "bwv258.mxl", "bwv260.mxl")
     few = [score for score in chorales.scores() if score.name in (*names, "bwv1.6.mxl", "bwv10.7.mxl")]

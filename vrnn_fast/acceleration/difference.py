@@ -65,7 +65,7 @@ def same_draws(theirs: list[RandomDraw], ours: list[RandomDraw], where: str) -> 
         counts = [_counted(draws) for draws in (theirs, ours)]
         raise ProofError(
             f"the noise differs {where}: the original draws {counts[0]}, the accelerated one {counts[1]}, "
-            "once for each step of x (layout={'skip': ...} says how many steps the original leaves out)"
+            f"once for each step of x ({_cure(theirs, ours)})"
         )
     for number, (their, our) in enumerate(zip(theirs, ours, strict=True), 1):
         if not their.same(our):
@@ -73,6 +73,16 @@ def same_draws(theirs: list[RandomDraw], ours: list[RandomDraw], where: str) -> 
                 f"the noise differs {where} in draw {number} of {len(theirs)}: the original draws {their}, the "
                 f"accelerated one {our} (layout={{'noise': ...}} says how a step's noise is drawn)"
             )
+
+
+def _cure(theirs: list[RandomDraw], ours: list[RandomDraw]) -> str:
+    """Which argument may make as many draws of ours as of theirs."""
+    sizes = [draws[0].shape[-2:-1] if draws else () for draws in (theirs, ours)]
+    if sizes == [(len(ours),), (len(theirs),)]:
+        return "layout={'batch_first': True} says that x is (B, T, ...)"
+    if len(theirs) > len(ours):
+        return "layout={'noise': ...} says how a step's noise is drawn"
+    return "layout={'skip': ...} says how many steps the original leaves out"
 
 
 def _counted(draws: list[RandomDraw]) -> str:

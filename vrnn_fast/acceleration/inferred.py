@@ -169,10 +169,15 @@ class Inferred(Outcome):
     def attributes(self, run: Run) -> dict[str, Any]:
         return {name: _make(node, _Mended(self.vocabulary, run, frozenset())) for name, node in self.left}
 
+    @property
+    def depends_on_saturation(self) -> bool:
+        """Whether a loss is one of several that differ where the decoder saturates alone."""
+        return any(f.quantity == BERNOULLI for f in self.fields)
+
     def settled(self, returned: Any, left: Mapping[str, Any], run: Run) -> Inferred:
         """This one with the losses that an original has whose decoder saturates, where it gave this."""
         theirs = _entries(returned, left)
-        choices = SATURATED if any(f.quantity == BERNOULLI for f in self.fields) else (BERNOULLI,)
+        choices = SATURATED if self.depends_on_saturation else (BERNOULLI,)
         found = []
         for quantity in choices:
             this = replace(

@@ -150,7 +150,11 @@ def _own(stored: Mapping[str, Any]) -> _Ours | None:
 
 def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
     """What a file of safetensors, torch.save (legacy ones included) or numpy.savez holds, and what ours tell."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # of a name that no file can have
+        raise LayoutError(f"no checkpoint at {str(path)[:80]}...: {error.strerror}") from None
+    if not there:
         raise LayoutError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

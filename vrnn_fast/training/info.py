@@ -1,16 +1,20 @@
-"""What this installation and this machine can do."""
+"""What this installation and this machine can do: the tool for a broken one, so that it needs no extra."""
 
 from __future__ import annotations
 
 import importlib
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from ..executors import backends
+from ..cell.spec import CellSpec
+from ..executors import backends, explain
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PEAK_SECONDS = 0.3
 
@@ -20,17 +24,44 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("vrnn-fast", "torch", "numpy")}
 
 
-def report_on(console: Console) -> None:
-    """Print versions, CPU features with the measured peak of each instruction set, and the backends."""
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_row("[bold]versions[/]", ", ".join(f"{name} {number}" for name, number in versions().items()))
-    table.add_row("[bold]threads[/]", str(torch.get_num_threads()))
+def facts() -> Iterator[tuple[str, str, str]]:
+    """Title, text and a remark: versions, CPU features with the measured peak of each instruction set, the backends."""
+    yield "versions", ", ".join(f"{name} {number}" for name, number in versions().items()), ""
+    yield "threads", str(torch.get_num_threads()), ""
     for title, text in _cpu().items():
-        table.add_row(f"[bold]{title}[/]", text)
+        yield title, text, ""
     for name, backend in backends().items():
-        state = "[green]available[/]" if backend.available else f"[yellow]not available[/]: {backend.reason}"
-        table.add_row(f"[bold]backend[/] {name}", f"{state}\n[dim]verified: {backend.verified}[/]")
+        reason = backend.reason or _fault(name)
+        yield f"backend {name}", f"not available: {reason}" if reason else "available", f"verified: {backend.verified}"
+
+
+def report_on(console: Console) -> None:
+    """Print them as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for title, text, remark in facts():
+        color = {"available": "green", "not available": "yellow"}.get(text.partition(":")[0])
+        shown = f"[{color}]{escape(text)}[/]" if color else escape(text)
+        table.add_row(f"[bold]{title}[/]", f"{shown}\n[dim]{escape(remark)}[/]" if remark else shown)
     console.print(table)
+
+
+def report_plainly() -> None:
+    """Print them line by line, where there is no rich."""
+    for title, text, remark in facts():
+        print(f"{title}: {text}" + (f" ({remark})" if remark else ""))
+
+
+def _fault(name: str) -> str | None:
+    """Why a backend that is there cannot run anything, such as for a variable that names no build."""
+    try:
+        explain(name, CellSpec(1, 1, 1), torch.zeros(1, 1, 1), source=False)
+    except (RuntimeError, ValueError) as error:
+        said = str(error)
+        return None if "x is on cpu" in said else said.partition("cannot run: ")[2] or said
+    return None
 
 
 def _cpu() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from tests.support.foreign.copied import VRNN
 
@@ -78,6 +79,30 @@ class Clamped(VRNN):
     def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
         super().__init__(x_dim, h_dim, z_dim, gaussian=True, fixed=True)
         self.dec_mean = nn.Sequential(nn.Linear(h_dim, x_dim), nn.Hardtanh(-10, 10))
+
+
+class Densities(VRNN):
+    """E in the words of torch.distributions, which raise where a deviation is 0."""
+
+    def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
+        super().__init__(x_dim, h_dim, z_dim, gaussian=True)
+
+    def kld(self, mean_1: Tensor, std_1: Tensor, mean_2: Tensor, std_2: Tensor) -> Tensor:
+        return kl_divergence(Normal(mean_1, std_1), Normal(mean_2, std_2)).sum()
+
+    def nll_gauss(self, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
+        return -Normal(mean, std).log_prob(x).sum()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        kl, nll, (_, means), _ = super().forward(x)
+        return kl, nll, torch.stack(means)
+
+
+class BatchFirst(VRNN):
+    """E for (B, T, X)."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.transpose(0, 1))
 
 
 class Wrapped(nn.Module):
