@@ -107,7 +107,7 @@ class Label {
     int64_t shards(const Digest& call, int64_t batch) const {
         STD_TORCH_CHECK(call.is(at_ + 2 + Digest::pieces) && at_[1] >= 1 && at_[1] <= std::max<int64_t>(1, batch),
                         "saved is not what forward saved of such a batch: pass what the call returned whose gradient "
-                        "this is, with the same lengths and recompute");
+                        "this is, with the same inputs, lengths and recompute");
         return static_cast<int64_t>(at_[1]);
     }
 
@@ -131,11 +131,26 @@ inline int64_t particles_of(const std::optional<Tensor>& t) {
     return t ? t->size(2) : 1;
 }
 
-// What decides where forward puts which row of what it saves.
-inline Digest call_digest(const Tensor& x, const Optionals& given, int64_t particles, bool recompute) {
+// A few elements of (T, B, width), wherever they lie: two calls do not have the same noise.
+template <class T>
+void add_samples(Digest& digest, const Tensor& t) {
+    if (!t.numel()) return;
+    for (int64_t i = 0; i < 16; ++i) {
+        const int64_t step = i * t.size(0) / 16, row = i * 7919 % t.size(1), column = i * 104729 % t.size(2);
+        digest.add(double{data<const T>(t)[step * t.stride(0) + row * t.stride(1) + column * t.stride(2)]});
+    }
+}
+
+// What tells a call: where forward puts which row of the `size` elements that it saves, and what it was given.
+template <class T>
+Digest call_digest(const Tensor& x, const Tensor& eps, const Optionals& given, int64_t particles, int64_t size,
+                   bool recompute) {
     Digest digest;
-    for (const int64_t n : {x.size(0), x.size(1), particles, int64_t{recompute}, int64_t{given.lengths.has_value()}})
-        digest.add(n);
+    for (const int64_t n : {x.size(0), x.size(1), particles, size, int64_t{recompute}}) digest.add(n);
+    for (const std::optional<Tensor>* t : {&given.cond, &given.lengths, &given.resets, &given.mask})
+        digest.add(int64_t{t->has_value()});
+    add_samples<T>(digest, x);
+    add_samples<T>(digest, eps);
     if (given.lengths)
         for (int64_t b = 0; b < x.size(1); ++b) digest.add(data<const int64_t>(*given.lengths)[b]);
     return digest;

@@ -79,7 +79,8 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     } else {
         const Parameters<T> read(call.program, parameters, x);
         if (save)
-            call.pack_to(data<T>(saved) + saved_size, known, read, call_digest(x, given, launch.particles, recompute));
+            call.pack_to(data<T>(saved) + saved_size, known, read,
+                         call_digest<T>(x, eps, given, launch.particles, saved_size, recompute));
         else
             call.pack(read, false);
     }
@@ -98,7 +99,8 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     STD_TORCH_CHECK(saved_size > 0 && saved.dim() == 1 && saved.is_contiguous(), "saved is not what forward saved");
     T* const packed = data<T>(saved) + saved_size;
     const Label<T> label(packed + known.weights());
-    const int64_t shards = label.shards(call_digest(x_in, given, particles_of(ancestors), recompute), batch);
+    const int64_t shards =
+        label.shards(call_digest<T>(x_in, eps_in, given, particles_of(ancestors), saved_size, recompute), batch);
     Call<T> call(known, label.build(known.digest), x_in.size(0), batch, given.lengths, particles_of(ancestors), shards);
     Launch<T>& launch = call.launch;
     if (ancestors) launch.ancestors = particles_in<int64_t>(*ancestors);
@@ -118,8 +120,8 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     bool on_state = false, reached[most_buffers];
     for (size_t i = 0; i < upstream.size(); ++i) {
         const int64_t slot = slots[i];
-        STD_TORCH_CHECK(std::find(slots.begin(), slots.begin() + i, slot) == slots.begin() + i, "slots must number each ",
-                        "output once, got ", slot, " twice");
+        STD_TORCH_CHECK(std::find(slots.begin(), slots.begin() + i, slot) == slots.begin() + i,
+                        "slots must number each ", "output once, got ", slot, " twice");
         STD_TORCH_CHECK(slot >= 0 && slot < outputs + static_cast<int64_t>(state.size()), "no output ", slot);
         const auto check_shape = [&](const Sizes& sizes) {
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);

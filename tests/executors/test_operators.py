@@ -261,15 +261,19 @@ def test_weights_for_another_processor_are_refused(number: int, isa: str) -> Non
 def test_what_another_call_saved_is_refused() -> None:
     arguments = backward_of(PLAIN)
     lengths, swapped = arguments["lengths"], backward_of(PLAIN)["saved"]
-    run("backward", arguments | {"saved": swapped})  # of the same program, shapes and lengths: nothing tells them apart
+    run("backward", arguments)
     other = CellSpec(X, H, Z, phi_x=(7,), activation="tanh")
     for wrong, message in (
-        ({"lengths": lengths.flip(0)}, "with the same lengths and recompute"),
-        ({"lengths": None}, "with the same lengths and recompute"),
-        ({"recompute": True}, "with the same lengths and recompute"),
+        ({"lengths": lengths.flip(0)}, "with the same inputs, lengths and recompute"),
+        ({"lengths": None}, "with the same inputs, lengths and recompute"),
+        ({"recompute": True}, "with the same inputs, lengths and recompute"),
+        ({"saved": swapped}, "with the same inputs, lengths and recompute"),
         ({"saved": torch.zeros_like(swapped)}, "saved is not what forward saved"),
         ({"saved": swapped[:-1]}, "saved is not what forward saved"),
-        ({"saved": backward_of(other)["saved"]}, "not packed for this program"),
+        ({"saved": torch.cat((torch.zeros(64), arguments["saved"]))}, "saved is not what forward saved"),
+        ({"saved": backward_of(other)["saved"]}, "saved is not what forward saved"),
+        (backward_of(other) | {"program": arguments["program"]}, "not packed for this program"),
+        ({"resets": None}, "with the same inputs, lengths and recompute"),
     ):
         with pytest.raises(RuntimeError, match=message):
             run("backward", arguments | wrong)
