@@ -422,7 +422,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (
         lambda: VRNN(X, H, Z, backend="tpu"),
-        "backend must be one of auto, cpu, reference, triton, cuda, got 'tpu'",
+        "backend must be one of auto, cpu, cuda, triton, reference, got 'tpu'",
     ),
     "new_state": (lambda: VRNN(X, H, Z).new_state(0), "batch_size must be a positive int, got 0"),
 }
@@ -465,7 +465,7 @@ def test_a_named_backend_never_falls_back() -> None:
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: "):
         model(x().half())
     model.backend = "gpu"
-    with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference, triton, cuda, got 'gpu'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, cpu, cuda, triton, reference, got 'gpu'"):
         model(x().half())
 
 
