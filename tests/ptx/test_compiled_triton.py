@@ -148,7 +148,7 @@ def test_a_barrier_that_is_taken_out_is_a_race() -> None:
     whole.assert_clean()
     barriers = r"bar\.sync\s+0;"
     texts: list[str] = []
-    forward(lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
+    forward(lambda text: texts.append(text) or text)
     count = len(re.findall(barriers, texts[0]))
     found = [bool(forward(lambda text, n=n: without(text, barriers, n))[1].races) for n in range(0, count, 4)]
     assert len(found) >= 4

@@ -93,7 +93,7 @@ class Densities(VRNN):
     def nll_gauss(self, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
         return -Normal(mean, std).log_prob(x).sum()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kl, nll, (_, means), _ = super().forward(x)
         return kl, nll, torch.stack(means)
 

@@ -188,7 +188,7 @@ def _compare(d: Decoder) -> Step:
     joined = [m for m in d.modifiers if m in ("and", "or", "xor")]
     (name,) = names
     function = arithmetic.compare(name, d.kind)
-    results = moves.elements(d.operands[0])  # type: ignore[arg-type]
+    results = moves.elements(d.operands[0])
     writers = [d.write(r, "pred") for r in results]
     a, b = (d.read(o, d.kind) for o in d.operands[1:3])
     third = d.read(d.operands[3], "pred") if joined else None
@@ -300,7 +300,7 @@ def _address_space(d: Decoder) -> Step:
 def _load(d: Decoder) -> Step:
     access = moves.Access(d.instruction)
     into, of = d.operands
-    writers = [d.write(e, access.kind) for e in moves.elements(into)]  # type: ignore[arg-type]
+    writers = [d.write(e, access.kind) for e in moves.elements(into)]
     assert isinstance(of, Address)
     if access.space == "param" and not isinstance(of.base, str):
         access.space = "global"  # where a parameter lies whose address was taken
@@ -317,7 +317,7 @@ def _load(d: Decoder) -> Step:
         return parameter
     address = d.address(of)
     bits = f"{'s' if access.kind[0] == 's' else 'b'}{8 * access.element}"
-    writers = [d.write(e, bits) for e in moves.elements(into)]  # type: ignore[arg-type]
+    writers = [d.write(e, bits) for e in moves.elements(into)]
 
     def step(block: Block, lanes: Lanes) -> None:
         found = moves.load(block, lanes, access, address(block))
@@ -333,7 +333,7 @@ def _store(d: Decoder) -> Step:
     access = moves.Access(d.instruction)
     into, of = d.operands
     address = d.address(into)
-    readers = [d.read(e, f"b{8 * access.element}") for e in moves.elements(of)]  # type: ignore[arg-type]
+    readers = [d.read(e, f"b{8 * access.element}") for e in moves.elements(of)]
 
     def step(block: Block, lanes: Lanes) -> None:
         values = np.concatenate([moves.as_bytes(r(block)) for r in readers], 1)
@@ -407,7 +407,7 @@ def _asynchronous(d: Decoder) -> Step:
 def _shuffle(d: Decoder) -> Step:
     _, mode, kind = d.modifiers
     assert kind == "b32"
-    value, inside = (*moves.elements(d.operands[0]), None)[:2]  # type: ignore[arg-type]
+    value, inside = (*moves.elements(d.operands[0]), None)[:2]
     write, tell = d.write(value, "b32"), d.write(inside, "pred")
     a, b, c, mask = (d.read(o, "u32") for o in d.operands[1:5])
 
@@ -440,7 +440,7 @@ def _active(d: Decoder) -> Step:
 
 
 def _elect(d: Decoder) -> Step:
-    into, chosen = moves.elements(d.operands[0])  # type: ignore[arg-type]
+    into, chosen = moves.elements(d.operands[0])
     write, tell = d.write(into, "b32"), d.write(chosen, "pred")
 
     def step(block: Block, lanes: Lanes) -> None:
@@ -472,7 +472,7 @@ def _matrix(d: Decoder) -> Step:
         raise Unknown(d.name)
     transposed = "trans" in d.modifiers
     load = d.name == "ldmatrix"
-    registers = moves.elements(d.operands[0 if load else 1])  # type: ignore[arg-type]
+    registers = moves.elements(d.operands[0 if load else 1])
     address = d.address(d.operands[1 if load else 0])
     if int(next(m for m in d.modifiers if m[0] == "x")[1:]) != len(registers):
         raise Unknown("as many registers as matrices are wanted")
@@ -499,7 +499,7 @@ def _product(d: Decoder) -> Step:
         raise Unknown("a shape or a type of mma")
     k, kind = int(shape[1]), shape[2]
     warps.fragments(k, kind)
-    into, a, b, c = (moves.elements(o) for o in d.operands)  # type: ignore[arg-type]
+    into, a, b, c = (moves.elements(o) for o in d.operands)
     writers = [d.write(r, "f32") for r in into]
     left, right, start = (
         [d.read(r, kind) for r in registers] for registers, kind in ((a, "b32"), (b, "b32"), (c, "f32"))

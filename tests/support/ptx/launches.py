@@ -96,7 +96,7 @@ def _type(value: Any) -> str:
 
 def _pass(memory: Memory, name: str, value: Any) -> int | float:
     if not isinstance(value, Tensor):
-        return value  # type: ignore[no-any-return]
+        return value
     assert value.is_contiguous(), name
     bits = value.detach().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()])
     return memory.add(name, bits.numpy())

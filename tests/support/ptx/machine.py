@@ -135,7 +135,7 @@ class Block:
     def predicate(self, instruction: Instruction) -> Mask:
         assert instruction.guard is not None
         value = self.registers[instruction.guard.name]
-        return ~value if instruction.guard.negated else value  # type: ignore[return-value,operator]
+        return ~value if instruction.guard.negated else value
 
     def jump(self, lanes: Lanes, target: int) -> None:
         if (lanes.mask & (target < self.at)).any():  # its warp-mates wait for it, other warps go first

@@ -9,7 +9,7 @@ import numpy as np
 from .machine import WARP, Block, Lanes
 from .memory import SHARED_WINDOW, Bytes, Ints
 from .report import Fault
-from .text import Address, Instruction, Kernel, Number, Register, Unknown, Vector
+from .text import Address, Instruction, Kernel, Number, Operand, Register, Unknown, Vector
 from .values import SIZES, UNSIGNED, Array
 
 Reader = Callable[[Block], Array]
@@ -215,8 +215,13 @@ def as_bytes(bits: Array) -> Bytes:
     return np.ascontiguousarray(bits).view(np.uint8).reshape(len(bits), -1)
 
 
-def elements(operand: Register | Number | Vector) -> tuple[Register | Number | None, ...]:
-    return operand.elements if isinstance(operand, Vector) else (operand,)
+def elements(operand: Operand) -> tuple[Register | Number | None, ...]:
+    """Of a vector, or the operand itself."""
+    if isinstance(operand, Vector):
+        return operand.elements
+    if not isinstance(operand, (Register, Number)):
+        raise Unknown(f"operand {operand}")
+    return (operand,)
 
 
 def from_bytes(content: Bytes, size: int) -> Array:

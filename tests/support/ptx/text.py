@@ -255,7 +255,7 @@ class _Operands:
         return found
 
     def address(self, text: str) -> Address:
-        base, sign, offset = re.fullmatch(r"([^\s+-]+|(?=-))\s*(?:([+-])\s*)?(-?\w+)?", text).groups()  # type: ignore[union-attr]
+        base, sign, offset = re.fullmatch(r"([^\s+-]+|(?=-))\s*(?:([+-])\s*)?(-?\w+)?", text).groups()
         distance = int(offset, 0) * (-1 if sign == "-" else 1) if offset else 0
         if (number := _number(base)) is not None:
             return Address(None, number.value + distance)

@@ -25,7 +25,6 @@ def members(block: Block, lanes: Lanes, mask: Array) -> None:
         Fault: a lane that the mask names is not here, or one is here that it does not name.
     """
     here = lanes.mask.reshape(-1, WARP)
-    named = (mask.reshape(-1, WARP) >> _LANE.astype(np.uint32) & 1).astype(bool)
     of = here.any(1)
     wanted = np.where(here, mask.reshape(-1, WARP), 0).max(1).astype(np.uint32)
     named = (wanted[:, None] >> _LANE.astype(np.uint32) & np.uint32(1)).astype(bool)
