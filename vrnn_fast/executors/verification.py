@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 
+from ..replacing import replacing
 from .cache import cache_directory
 from .trial import Finding
 
@@ -86,9 +87,8 @@ def verified(executor: str, device: torch.device, *, again: bool = False) -> Out
                     *(executor, where["device"], VARIABLE),
                 )
             outcome = attempt(executor, f"vrnn_fast.executors.{executor}", device, where)
-            with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-                file.write(outcome.as_json())
-            os.replace(file.name, path)
+            with replacing(path) as file:
+                file.write(outcome.as_json().encode())
     return outcome
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
-import tempfile
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
+from ...replacing import replacing
 from ..base import Want
 from ..cache import cache_directory
 from . import emit
@@ -66,9 +65,8 @@ def module(source: str) -> ModuleType:
     name = f"vrnn_fast_scan_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = cache_directory() / f"{name}.py"
     if not path.exists() or path.read_text() != source:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            file.write(source)
-        os.replace(file.name, path)
+        with replacing(path) as file:
+            file.write(source.encode())
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot import {path}")

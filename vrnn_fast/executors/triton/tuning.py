@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 
 from ...cell.spec import CellSpec
+from ...replacing import replacing
 from ..cache import cache_directory
 from .plan import Matrix, Plan, plan
 
@@ -223,9 +222,8 @@ def tune(
     chip = chip_of(device)
     best = min(candidates(spec, dtype.itemsize, chip, precision), key=seconds)
     path = _record(spec, dtype, chip, precision)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-        json.dump(asdict(best), file)
-    os.replace(file.name, path)
+    with replacing(path) as file:
+        file.write(json.dumps(asdict(best)).encode())
     _chosen.cache_clear()
     return best
 
