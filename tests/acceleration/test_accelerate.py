@@ -91,7 +91,7 @@ def squares(output: Tensor) -> Tensor:
 
 
 def one_layer_nets() -> nn.Module:
-    """E with other depths and widths."""
+    """The eager VRNN with other depths and widths."""
     model = copied.VRNN(6, 9, 4)
     model.phi_x = nn.Sequential(nn.Linear(6, 7), nn.ReLU())
     model.phi_z = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 8), nn.ReLU())
@@ -1128,7 +1128,7 @@ def test_two_counts_of_draws_are_told_and_no_list_of_them() -> None:
 
 
 def bounded(run: Run) -> Any:
-    """What a Gaussian E returns whose mean has gone through a module."""
+    """What a Gaussian eager VRNN returns whose mean has gone through a module."""
     q, p = Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)
     mean, std = run.module.dec_mean[1](run.heads[0]), F.softplus(run.heads[1])
     logs = torch.log(p.stddev + copied.EPS) - torch.log(q.stddev + copied.EPS)
@@ -1273,7 +1273,7 @@ def test_the_proof_is_seen_by_no_other_thread() -> None:
 
 
 def test_threads_accelerate_at_once() -> None:
-    """Which share a random state and, for a Gaussian E, ``torch.log``."""
+    """Which share a random state and, for a Gaussian eager VRNN, ``torch.log``."""
     log = torch.log
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(accelerate, [copied.VRNN(6, 9, 4, gaussian=i % 2 == 0) for i in range(8)]))

@@ -93,7 +93,7 @@ def test_a_checkpoint_with_log_variances() -> None:
 
 
 class Renamed(copied.VRNN):
-    """E whose standard deviations have another name, behind the same Softplus."""
+    """The eager VRNN whose standard deviations have another name, behind the same Softplus."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)

@@ -36,7 +36,7 @@ from vrnn_fast.checkpoints.convert import convert
 
 
 def means(model: nn.Module, x: Tensor) -> Tensor:
-    """The posterior means of E, or of ours, from the same noise."""
+    """The posterior means of the eager VRNN, or of ours, from the same noise."""
     torch.manual_seed(0)
     if isinstance(model, VRNN):
         eps = torch.stack([torch.randn(x.shape[1], model.latent_size) for _ in x])
@@ -45,7 +45,7 @@ def means(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def meant(gaussian: bool) -> dict[str, Any]:
-    """What no checkpoint of E tells: that a sigmoid follows its mean."""
+    """What no checkpoint of the eager VRNN tells: that a sigmoid follows its mean."""
     return {} if gaussian else {"likelihood": "bernoulli"}
 
 
@@ -343,7 +343,8 @@ def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: cop
 
 
 class Agents(nn.Module):
-    """E for each agent of a list: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
+    """The eager VRNN for each agent of a list: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one
+    as well."""
 
     def __init__(self, gaussian: bool, count: int) -> None:
         super().__init__()

@@ -191,9 +191,9 @@ def check_modules(
         if ".parametrizations" in path or (outside and path.startswith(outside)):
             continue
         free = path.startswith(familiar) if familiar else False
-        fault = _fault(module, path in above, free)
-        if fault is not None:
-            raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout, path=path)}")
+        misfit = _misfit(module, path in above, free)
+        if misfit is not None:
+            raise LayoutError(f"{path} is {type(module).__name__}{misfit.format(layout=layout, path=path)}")
         if free or parametrize.is_parametrized(module):
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
@@ -207,7 +207,7 @@ def strange(model: nn.Module, path: str, familiar: tuple[str, ...]) -> bool:
     below = [(name, m) for name, m in model.named_modules() if name == path or name.startswith(f"{path}.")]
     above = {owner for name, m in below for leaf, _ in parameters_of(m) for owner in _owners(f"{name}.{leaf}")}
     return any(
-        _fault(module, name in above, name.startswith(familiar) if familiar else False) is not None
+        _misfit(module, name in above, name.startswith(familiar) if familiar else False) is not None
         or (isinstance(module, nn.Linear) and module.bias is None)
         for name, module in below
         if ".parametrizations" not in name
@@ -226,7 +226,7 @@ def refuse_draws(model: nn.Module, paths: Iterable[str]) -> None:
                 )
 
 
-def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
+def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
     """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
     ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)

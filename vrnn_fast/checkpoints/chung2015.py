@@ -1,4 +1,4 @@
-"""P, the models of Chung et al. 2015: a dictionary of arrays, one block of weights for each parent of a layer.
+"""Layout chung-2015: the paper's models as a dictionary of arrays, one block of weights for each parent of a layer.
 
 Layer ``c`` that reads ``p`` has ``W_p__c`` (inputs, outputs) and ``b_c`` (outputs,). Layers are ``x_1 ...`` on ``x_t``,
 ``z_1 ...`` on ``z_t``, ``phi_1 ...`` on the last ``x`` and ``s_tm1``, ``prior_1 ...`` on ``s_tm1``, ``theta_1 ...`` on

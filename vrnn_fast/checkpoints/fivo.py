@@ -1,4 +1,4 @@
-"""F, filtering objectives (Maddison et al. 2017, "Filtering Variational Objectives"): a dictionary of arrays.
+"""Layout fivo: filtering objectives (Maddison et al. 2017, "Filtering Variational Objectives"): a dictionary of arrays.
 
 Names are those of the TensorFlow checkpoint, ``{name: reader.get_tensor(name)}``, with or without a last ``:0``::
 
