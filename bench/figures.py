@@ -58,7 +58,7 @@ def _shapes_on(axes: Axes, shapes: Places, *, labels: bool = True) -> None:
 
 
 def share(shapes: Places) -> Figure:
-    """Share of the FMA peak by shape, a marker for each contender."""
+    """Plot the share of the FMA peak by shape, a marker for each contender."""
     figure = Figure(figsize=(9, 1.3 + 0.55 * len(shapes)), layout="constrained")
     axes = figure.add_subplot()
     for i, rows in enumerate(shapes.values()):
@@ -85,7 +85,7 @@ def share(shapes: Places) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Each contender once, below everything."""
+    """Name each contender once, below everything."""
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     names = [name for name in reversed(LOOK) if name in unique]
@@ -93,7 +93,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def comparison(shapes: Places) -> Figure:
-    """Speed-up over the eager loop, and activation memory as a share of its, by shape."""
+    """Plot speed-up over the eager loop, and activation memory as a share of its, by shape."""
     names = [name for name in reversed(LOOK) if any(r[name].speedup for r in shapes.values() if name in r)]
     names.remove(EAGER)
     figure = Figure(figsize=(9, 1.3 + (0.22 * len(names) + 0.12) * len(shapes)), layout="constrained")
@@ -139,7 +139,7 @@ def comparison(shapes: Places) -> Figure:
 
 
 def plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with these ticks, written as people write numbers."""
+    """Make a logarithmic axis with these ticks, written as people write numbers."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -147,7 +147,7 @@ def plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
 
 
 def scaling(found: Sequence[Curve]) -> Figure:
-    """Time against T, B and h, a line for each number of threads; in a dotted line what proportion would be."""
+    """Plot time against T, B and h, a line for each number of threads; in a dotted line what proportion would be."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     colours = (LOOK["vrnn_fast, recompute"][0], LOOK[US][0])
     for axes, curve in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):

@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 def disagreements(results: Results, eager: Results, exact: Results, times: float = 2.0) -> dict[str, str]:
-    """What is wrong, by tensor, by the law of :mod:`vrnn_fast.agreement`: the eager loop is plain torch there."""
+    """Tell what is wrong, by tensor, by the law of :mod:`vrnn_fast.agreement`: the eager loop is plain torch there."""
     missing = {name: f"{name} is missing" for name in exact if name not in results}
     known = [name for name in exact if name not in missing]
     errors = Errors(next(iter(eager.values())).dtype, times=times)

@@ -37,24 +37,24 @@ class Curve:
         return sorted({size for times in self.milliseconds.values() for size in times})
 
     def fastest(self, size: int) -> int:
-        """The number of threads that took the least time."""
+        """Return the number of threads that took the least time."""
         return min((t[size], n) for n, t in self.milliseconds.items() if size in t)[1]
 
     def exponent(self, threads: int) -> float:
-        """Of the power of the size that time grows with."""
+        """Compute the power of the size that time grows with."""
         times = self.milliseconds[threads]
         return exponent(list(times), list(times.values()))
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """The slope of a least-squares line through the logarithms. NaN for fewer than two sizes."""
+    """Compute the slope of a least-squares line through the logarithms. NaN for fewer than two sizes."""
     if len(sizes) < 2:
         return math.nan
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
 def curves(rows: Sequence[Row]) -> list[Curve]:
-    """The curves that were measured, out of all rows of a record."""
+    """Find the curves that were measured, out of all rows of a record."""
     found = []
     for varied, size in VARIED.items():
         mine = [r for r in rows if r.experiment == EXPERIMENT and r.shape == varied and r.milliseconds]

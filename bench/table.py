@@ -23,7 +23,7 @@ def _time(milliseconds: float | None) -> str:
 
 
 def _quartiles(row: Row) -> str:
-    """In the unit of the median."""
+    """Write quartiles in the unit of the median."""
     if row.quartiles is None or row.milliseconds is None:
         return ""
     scale, digits = (1, 2) if row.milliseconds >= MICROSECONDS_BELOW else (1e3, 1)
@@ -60,7 +60,7 @@ WORDS = {*PLACE, "contender", "function", OLDER}
 
 
 def older(rows: Collection[Row], latest: Provenance) -> str:
-    """With which states other than the latest these rows were measured, and who was, if not all."""
+    """Tell with which states other than the latest these rows were measured, and who was, if not all."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.state and (state := row.state.beside(latest)):
@@ -69,19 +69,19 @@ def older(rows: Collection[Row], latest: Provenance) -> str:
 
 
 def problems(rows: Iterable[Row]) -> list[str]:
-    """Why rows have no result, each reason once."""
+    """Tell why rows have no result, each reason once."""
     return list(
         dict.fromkeys(f"{r.contender} at {r.shape}, {r.steps} x {r.batch}: {r.problem}" for r in rows if r.problem)
     )
 
 
 def remarks(rows: Iterable[Row]) -> list[str]:
-    """What must be known of contenders, each once."""
+    """Tell what must be known of contenders, each once."""
     return list(dict.fromkeys(f"{r.contender} {r.remark}" for r in rows if r.remark))
 
 
 def render(rows: Sequence[Row]) -> Table:
-    """One pass at one shape, a line for each contender."""
+    """Write one pass at one shape, a line for each contender."""
     title = ", ".join(text for column in PLACE.values() if (text := column(rows[0])))
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in COLUMNS:
@@ -92,7 +92,7 @@ def render(rows: Sequence[Row]) -> Table:
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table without the columns that are empty."""
+    """Write a table without the columns that are empty."""
     lines = list(lines)
     kept = [i for i in range(len(header)) if any(line[i] for line in lines)]
     rules = ("---" if header[i] in WORDS else "--:" for i in kept)
@@ -101,13 +101,13 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def in_full(rows: Iterable[Row], latest: Provenance) -> str:
-    """Every row, with where it was measured, and with what if that was not the latest state."""
+    """Write every row, with where it was measured, and with what if that was not the latest state."""
     columns = PLACE | COLUMNS | {OLDER: lambda row: older([row], latest)}
     return markdown(list(columns), ([column(row) for column in columns.values()] for row in rows))
 
 
 def of_curve(curve: Curve, latest: Provenance) -> str:
-    """Times by size, the faster number of threads, and the exponents below."""
+    """Write times by size, the faster number of threads, and the exponents below."""
     counts = list(curve.rows)
     header = [curve.varied, *(f"{n} thread{'s' * (n > 1)}" for n in counts), "faster", OLDER]
     times = curve.milliseconds
@@ -126,7 +126,7 @@ def of_curve(curve: Curve, latest: Provenance) -> str:
 
 
 def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str, ...], dict[str, Row]]:
-    """An experiment's forward and backward passes by shape, then by contender."""
+    """Find an experiment's forward and backward passes by shape, then by contender."""
     found: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         if row.experiment == experiment and row.run == TRAINING:
@@ -136,7 +136,7 @@ def places(rows: Iterable[Row], experiment: str = "training") -> dict[tuple[str,
 
 
 def summary(rows: Iterable[Row], latest: Provenance, us: str = "vrnn_fast", eager: str = "eager loop") -> str:
-    """One line for each shape: milliseconds of forward and backward of everybody, and what ours is worth."""
+    """Write one line for each shape: milliseconds of forward and backward of everybody, and what ours is worth."""
     shapes = places(rows)
     names = list(dict.fromkeys(name for row in shapes.values() for name in row))
 

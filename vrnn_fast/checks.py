@@ -23,7 +23,7 @@ def _captured(device: torch.device) -> bool:
 
 
 def _unread(device: torch.device) -> bool:
-    """Whether values on a device cannot be looked at now."""
+    """Tell whether values on a device cannot be looked at now."""
     return torch.compiler.is_compiling() or _captured(device)
 
 
@@ -50,7 +50,8 @@ def flag(name: str, value: object) -> None:
 
 
 def number(name: str, value: Number, *, zero: bool) -> Number:
-    """The positive number (or zero, where allowed), or the tensor of a single one; another real number as a float.
+    """Return the positive number (or zero, where allowed), or the tensor of a single one; another real number as a
+    float.
 
     The value of a tensor is read on the CPU only, and not while torch.compile traces.
     """
@@ -73,7 +74,7 @@ def number(name: str, value: Number, *, zero: bool) -> Number:
 
 
 def constant(name: str, value: object) -> float:
-    """The finite number, as a float; ValueError for all else."""
+    """Return the finite number, as a float; ValueError for all else."""
     plain = _real(value)
     if plain is None or not math.isfinite(plain):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -81,7 +82,7 @@ def constant(name: str, value: object) -> float:
 
 
 def positive(name: str, value: object, *, zero: bool = False) -> float:
-    """The finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
+    """Return the finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
     plain = _real(value)
     if plain is None or not math.isfinite(plain) or not (plain >= 0 if zero else plain > 0):
         raise ValueError(f"{name} must be {_meant_number(zero)}, got {value!r}")
@@ -93,7 +94,7 @@ def _meant_number(zero: bool) -> str:
 
 
 def share(name: str, value: object) -> float:
-    """The number from 0 to 1."""
+    """Return the number from 0 to 1."""
     plain = _real(value)
     if plain is None:
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
@@ -103,12 +104,12 @@ def share(name: str, value: object) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number, infinite ones and NaN too."""
+    """Tell whether ``value`` is a real number, infinite ones and NaN too."""
     return _real(value) is not None
 
 
 def _real(value: object) -> float | None:
-    """A real number, NumPy's too, as one of Python's or of torch.compile's; None for all else."""
+    """Return a real number, NumPy's too, as one of Python's or of torch.compile's; None for all else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
@@ -123,7 +124,7 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def unknown(name: str, value: object, allowed: Sequence[str]) -> str:
-    """What to say of a ``value`` that is none of the allowed words."""
+    """Say of a ``value`` that is none of the allowed words."""
     return f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
@@ -200,12 +201,12 @@ def tensor(
 
 
 def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
-    """In words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
+    """Put a shape into words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
 def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tensor:
-    """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
+    """Return the lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
 
     Into a CUDA graph nothing is copied: there they must be on ``device`` already.
     """

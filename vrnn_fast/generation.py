@@ -75,7 +75,7 @@ def _after(
     cond: Tensor | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, ...]:
-    """The layers of the state after a prefix."""
+    """Compute the layers of the state after a prefix."""
     batch = inputs.sequence(call, "prefix", prefix, None, None, ("input_size", call.spec.input_size)).shape[1]
     if batch_size not in (1, batch):
         raise ValueError(f"batch_size must be the prefix's, {batch}, or left out, got {batch_size}")
@@ -94,7 +94,7 @@ def _drawn(
     mean: bool,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x (T, B, X) that the cell makes of eps (T, B, Z), and the layers of the state after it."""
+    """Draw x (T, B, X) that the cell makes of eps (T, B, Z), and the layers of the state after it."""
     if call.external:
 
         def draw(raw: Tensor, t: int) -> Tensor:

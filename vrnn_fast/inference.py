@@ -28,7 +28,7 @@ def run(
     real: Tensor | None,
     outputs: Collection[str] = (),
 ) -> tuple[SequenceResult, Tensor]:
-    """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it.
+    """Run one launch, and compute -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it.
 
     ``spec`` is that of the call, or the same with another objective; ``real`` are the batch's real steps.
     """
@@ -74,7 +74,7 @@ def step(call: Call, frame: Batch) -> VRNNStep:
 
 
 def prediction(call: Call, raw: Tensor) -> Any:
-    """What the decoder's raw output predicts."""
+    """Return what the decoder's raw output predicts."""
     if not call.external:  # elementwise, and no affair of autocast's
         return call.likelihood.prediction(raw)
     with full_precision(raw.device):
@@ -82,7 +82,7 @@ def prediction(call: Call, raw: Tensor) -> Any:
 
 
 def _log_prob(call: Call, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """The likelihood outside the launch, of what was observed."""
+    """Compute the likelihood outside the launch, of what was observed."""
     with full_precision(raw.device):
         if mask is None:
             return call.likelihood.log_prob(raw, x)

@@ -24,14 +24,15 @@ def sequence(
     *sizes: Size,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A checked argument in the layout of the caller, as (T, B, *sizes); steps or batch None is any of them."""
+    """Check an argument in the layout of the caller, and return it as (T, B, *sizes); steps or batch None is any of
+    them."""
     rows = ("T", steps), ("B", batch)
     shape = (*(rows[::-1] if call.batch_first else rows), *sizes)
     return call.turned(checks.tensor(name, value, shape, call.like, dtype))
 
 
 def condition(call: Call, cond: Tensor | None, steps: int, batch: int) -> Tensor | None:
-    """The checked conditioning input, (T, B, C)."""
+    """Check the conditioning input, and return it as (T, B, C)."""
     has_condition(call, "cond", cond)
     return None if cond is None else sequence(call, "cond", cond, steps, batch, ("cond_size", call.spec.cond_size))
 
@@ -45,7 +46,7 @@ def has_condition(call: Call, name: str, cond: Tensor | None) -> None:
 
 
 def noise(call: Call, *rows: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
+    """Draw standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
     return call.like.new_empty((*rows, call.spec.latent_size)).normal_(generator=generator)
 
 
@@ -63,7 +64,7 @@ def batch_of(
     *,
     particles: tuple[Size, ...] = (),
 ) -> Batch:
-    """The checked arguments of a call over a batch of sequences; eps, which may be drawn, is (T, B, *particles, Z).
+    """Check the arguments of a call over a batch of sequences; eps, which may be drawn, is (T, B, *particles, Z).
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it.
@@ -103,7 +104,7 @@ def batch_of(
 
 
 def frame_of(call: Call, x_t: Tensor, state: State | None, eps: Tensor | None, cond: Tensor | None) -> Batch:
-    """The checked arguments of one time step, as executors take them for a step; eps may be drawn.
+    """Check the arguments of one time step, as executors take them for a step; eps may be drawn.
 
     Raises:
         ValueError, TypeError: as :func:`batch_of`.

@@ -256,7 +256,7 @@ class VRNN(nn.Module):
         mask: Tensor | None = None,
         mask_inputs: bool = False,
     ) -> Tensor:
-        """A lower bound of log p(x) of each sequence, from N samples of z: see :mod:`vrnn_fast.bounds`.
+        """Bound log p(x) of each sequence from below, by N samples of z: see :mod:`vrnn_fast.bounds`.
 
         Its mean over sequences, maximised, trains the model; at N in the hundreds it measures one. x, cond, resets and
         mask are repeated for every particle, in memory too unless B = 1.
@@ -295,7 +295,7 @@ class VRNN(nn.Module):
         return objectives.bound(call, self._measured, batch, wanted, uniforms, generator)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
-        """One time step of a stream: predict x_t, then take it in.
+        """Run one time step of a stream: predict x_t, then take it in.
 
         The prediction is the decoder at the prior's mean of z_t, so it uses nothing of x_t and may be read as a
         forecast; nll and kl are those of the posterior's sample, as :meth:`forward` measures them.
@@ -402,8 +402,8 @@ class VRNN(nn.Module):
         return generation.rollout(self._call(), eps, state, cond)
 
     def new_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
-        the buffer ``initial_state`` in every row.
+        """Return the state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or
+        those of the buffer ``initial_state`` in every row.
 
         Examples:
             >>> model.new_state(4).shape
@@ -423,7 +423,7 @@ class VRNN(nn.Module):
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
-        """Which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
+        """Tell which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
         why not the others; with ``source``, the kernels that it generates.
 
         Raises:
@@ -445,7 +445,7 @@ class VRNN(nn.Module):
         )
 
     def _call(self) -> Call:
-        """This module as it is now."""
+        """Return a view of this module as it is now."""
         return Call(
             self._reader(self),
             self.spec,
@@ -468,14 +468,14 @@ class VRNN(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Besides tensors, note what :func:`vrnn_fast.load_checkpoint` needs to make such a module again."""
+        """Save, besides tensors, what :func:`vrnn_fast.load_checkpoint` needs to make such a module again."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if notes is not None:
             notes[MARK] = described(self.spec, self.likelihood, self.batch_first)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
+        """Load as everywhere in torch; checkpoints of the most copied PyTorch VRNN load as they are.
 
         ``dec_mean`` and ``dec_mean.0`` are the same key; ``dec_std.*`` is dropped, with one warning, where the
         likelihood has no standard deviation.

@@ -54,7 +54,7 @@ class Bound(NamedTuple):
 
 
 def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
-    """A cell as it measures the log-weights of samples, by objective."""
+    """Return a cell as it measures the log-weights of samples, by objective."""
     objectives: tuple[Objective, ...] = ("log_weight", "particle_filter")
     return {o: replace(spec, objective=o) for o in objectives if o == "log_weight" or spec.likelihood != "external"}
 
@@ -67,7 +67,8 @@ def bound(
     uniforms: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The bound of each sequence of a batch whose eps is (T, B, N, Z): (B,) in nats. ``specs`` are :func:`measured`."""
+    """Compute the bound of each sequence of a batch whose eps is (T, B, N, Z): (B,) in nats. ``specs`` are
+    :func:`measured`."""
     particles = wanted.num_particles
     steps, sequences = batch.x.shape[:2]
     if uniforms is not None:

@@ -150,7 +150,7 @@ class Stream:
         return StreamStep._make(self._engine.step(x, self._draw() if eps is None else eps))
 
     def _draw(self) -> Array:
-        """Standard normal (B, Z), drawn for many frames at a time."""
+        """Draw standard normal (B, Z), drawn for many frames at a time."""
         if self._next == len(self._drawn):
             frame = self.batch_size, self.model.latent_size
             frames = max(1, _DRAWN // max(1, frame[0] * frame[1]))

@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 
 def results_in(folder: Path) -> list[Result]:
-    """What runs left there, in the order of bounds and seeds."""
+    """Read what runs left there, in the order of bounds and seeds."""
     found = [Result.of_json(path.read_text()) for path in folder.glob("*.json")]
     return sorted(found, key=lambda r: (KINDS.index(r.setting.kind), r.setting.seed))
 

@@ -105,7 +105,7 @@ class Result:
 
     @classmethod
     def of_json(cls, text: str) -> Result:
-        """What :func:`json.dumps` made of ``asdict``."""
+        """Read what :func:`json.dumps` made of ``asdict``."""
         fields = json.loads(text)
         setting = {**fields["setting"], "learning_rates": tuple(fields["setting"]["learning_rates"])}
         trials = [Trial(**{**t, "history": [(epoch, nats) for epoch, nats in t["history"]]}) for t in fields["trials"]]
@@ -113,7 +113,7 @@ class Result:
 
 
 def read(path: Path) -> Dataset:
-    """The three parts of the file.
+    """Read the three parts of the file.
 
     Raises:
         DataError: it is not that file.
@@ -143,14 +143,14 @@ class Chorist(torch.nn.Module):
             self.vrnn.get_parameter("dec_mean.0.bias").copy_(((frames.sum(0) + 1) / (len(frames) + 2)).logit())
 
     def first_state(self, batch: int) -> tuple[Tensor, Tensor]:
-        """(1, B, 32) h and c: the cell's answer to a silent frame."""
+        """Compute (1, B, 32) h and c: the cell's answer to a silent frame."""
         cell = Cell(self.vrnn.spec, [self.vrnn.get_parameter(p.name) for p in self.vrnn.spec.parameters()])
         nothing = torch.zeros(1, WIDTH)
         h, c = cell.recur(cell.phi_x(torch.zeros(1, PITCHES)), nothing, (nothing, nothing))
         return h.expand(1, batch, WIDTH), c.expand(1, batch, WIDTH)
 
     def forward(self, rolls: Sequence[Tensor], kind: Kind, particles: int, generator: torch.Generator) -> Tensor:
-        """The bound of each roll, (B,)."""
+        """Compute the bound of each roll, (B,)."""
         x, lengths = pad(rolls)
         state = self.first_state(len(rolls))
         return self.vrnn.bound(
@@ -159,7 +159,7 @@ class Chorist(torch.nn.Module):
 
     @torch.no_grad()
     def nats(self, rolls: Sequence[Tensor], kinds: Sequence[Kind], particles: int, rows: int = 1280) -> Nats:
-        """Bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
+        """Compute bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
         by_length, at_once = sorted(rolls, key=len), max(1, rows // particles)
         found: Nats = {}
         for kind in kinds:
@@ -188,7 +188,7 @@ def run(setting: Setting, data: Dataset, console: Console) -> Result:
 
 
 def train(setting: Setting, learning_rate: float, data: Dataset, console: Console) -> tuple[Trial, Chorist]:
-    """One trial, and the running mean of the parameters where it validated best."""
+    """Train one trial, and return the running mean of the parameters where it validated best."""
     trial, start = Trial(learning_rate), perf_counter()
     torch.manual_seed(setting.seed)
     model = Chorist(data.train)

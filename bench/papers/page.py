@@ -15,7 +15,7 @@ STRETCH: dict[Kind, float] = {"fivo": -6.90}  # the published one, as recalled
 
 
 def page(results: Sequence[Result]) -> str:
-    """What all runs reached, against what was aimed for."""
+    """Write what all runs reached, against what was aimed for."""
     measures = results[0].setting.measures
     parts = [
         "# Three bounds on the Bach chorales",
@@ -82,7 +82,7 @@ def _settings(s: Setting) -> str:
 
 
 def _machines(results: Sequence[Result]) -> Iterator[str]:
-    """On what, with what: each once."""
+    """Name what it ran on, and with what: each once."""
 
     def described(machine: dict[str, object]) -> str:
         versions = cast(dict[str, str], machine["versions"])

@@ -23,7 +23,7 @@ class Traceable(EagerVRNN):
         self.rnn = holder
 
     def recur(self, inputs: Tensor, state: State) -> State:
-        """As :meth:`EagerVRNN.recur`."""
+        """Do as :meth:`EagerVRNN.recur`."""
         hs, cs = [], []
         for i in range(self.num_layers):
             weights: list[Any] = [getattr(self.rnn, f"{name}_l{i}", None) for name in WEIGHTS]
@@ -44,7 +44,7 @@ class CompiledCell(Traceable):
         self.step = torch.compile(self.step, dynamic=False)  # type: ignore[method-assign]
 
     def start(self, like: Tensor) -> State:
-        """As :meth:`EagerVRNN.start`. With gradients from the first step on, so that all steps share one graph."""
+        """Do as :meth:`EagerVRNN.start`, with gradients from the first step on, so that all steps share one graph."""
         state = super().start(like)
         for part in state if isinstance(state, tuple) else (state,):
             part.requires_grad_(torch.is_grad_enabled())

@@ -163,7 +163,8 @@ class EagerVRNN(nn.Module):
             self.rnn = getattr(nn, cell.upper())(inputs, hidden_size, num_layers, bias=bias, **options)
 
     def heads(self, prefix: str, features: Tensor, pair: bool = True) -> tuple[Tensor, ...]:
-        """What the heads of a network give: a mean (or logits) and, of a pair, what a standard deviation is made of."""
+        """Compute what the heads of a network give: a mean (or logits) and, of a pair, what a standard deviation is
+        made of."""
         if self.packed_heads:
             raw: Tensor = getattr(self, f"{prefix}_params")(features)
             return raw.chunk(2, 1) if pair else (raw,)
@@ -171,22 +172,22 @@ class EagerVRNN(nn.Module):
         return tuple(getattr(self, f"{prefix}_{name}")(features) for name in names)
 
     def start(self, like: Tensor) -> State:
-        """Zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
+        """Return zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
         zeros = like.new_zeros(self.num_layers, like.size(0), self.hidden_size)
         return (zeros, zeros) if self.lstm else zeros
 
     def recur(self, inputs: Tensor, state: State) -> State:
-        """One step of the recurrent cell on inputs (B, .)."""
+        """Run one step of the recurrent cell on inputs (B, .)."""
         following: State = self.rnn(inputs.unsqueeze(0), state)[1]
         return following
 
     def read(self, name: str, before: Sequence[Tensor], cond: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-        """What a network reads side by side; the conditioning input (B, C), where it reads one, in between."""
+        """Put side by side what a network reads; the conditioning input (B, C), where it reads one, in between."""
         sources = (*before, *(cond if name in self.cond_networks else ()), *after)
         return torch.cat(sources, 1) if len(sources) > 1 else sources[0]
 
     def prior_of(self, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
+        """Compute mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
         if not self.learned_prior:
             zeros = h.new_zeros(h.size(0), self.latent_size)
             return zeros, torch.ones_like(zeros)
@@ -194,11 +195,12 @@ class EagerVRNN(nn.Module):
         return mean, self.latent_std(raw)
 
     def decode(self, phi_z: Tensor, h: Tensor, *cond: Tensor) -> tuple[Tensor, ...]:
-        """The decoder's heads before any transform: logits, or a Gaussian's mean and what its deviation is made of."""
+        """Compute the decoder's heads before any transform: logits, or a Gaussian's mean and what its deviation is made
+        of."""
         return self.heads("dec", self.dec(self.read("decoder", (), cond, (phi_z, h))), self.gaussian)
 
     def advance(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> Advanced:
-        """x (B, X), eps (B, Z): everything that a step computes but for its losses."""
+        """Compute all of a step on x (B, X), eps (B, Z) but for its losses."""
         h = (state[0] if isinstance(state, tuple) else state)[-1]
         phi_x = self.phi_x(x)
         prior_mean, prior_std = self.prior_of(h, *cond)
@@ -213,7 +215,7 @@ class EagerVRNN(nn.Module):
         return Advanced(z, mean, std, prior_mean, prior_std, raws, state)
 
     def step(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> tuple[Tensor, Tensor, State]:
-        """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, and the next state."""
+        """Compute from x (B, X) and eps (B, Z) the KL and NLL summed over the batch, and the next state."""
         now = self.advance(x, eps, state, *cond)
         kl = 0.5 * torch.sum(twice_gaussian_kl(now.mean, now.std, now.prior_mean, now.prior_std))
         if self.gaussian:
@@ -223,7 +225,7 @@ class EagerVRNN(nn.Module):
         return kl, nll, now.state
 
     def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The negative evidence lower bound in nats per time step and sequence.
+        """Compute the negative evidence lower bound in nats per time step and sequence.
 
         x is (T, B, X), eps (T, B, Z), cond (T, B, C).
         """
@@ -243,7 +245,7 @@ class EagerVRNN(nn.Module):
         resets: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> EagerRun:
-        """All results of x (T, B, X) and eps (T, B, Z), every row at the full length."""
+        """Compute all results of x (T, B, X) and eps (T, B, Z), every row at the full length."""
         held, steps = self.start(x[0]) if state is None else self._packed(state), []
         for t, (x_t, eps_t) in enumerate(zip(x, eps, strict=True)):
             if resets is not None:
@@ -264,7 +266,7 @@ class EagerVRNN(nn.Module):
         )
 
     def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: Layers, **optional: Tensor | None) -> EagerRun:
-        """Row after row, each at its own length, then zeros: no mask can be wrong here."""
+        """Run row after row, each at its own length, then zeros: no mask can be wrong here."""
         steps, rows = x.shape[0], []
         for b, length in enumerate(lengths.tolist()):
             begin = tuple(s[b : b + 1] for s in state)
@@ -308,10 +310,10 @@ class EagerVRNN(nn.Module):
 
 
 def twice_gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
-    """2 KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, of every feature."""
+    """Compute 2 KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, of every feature."""
     return 2 * torch.log(prior_std) - 2 * torch.log(std) + (std**2 + (mean - prior_mean) ** 2) / prior_std**2 - 1
 
 
 def gaussian_nll(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-    """-log N(x; mean, std²) in nats, of every feature."""
+    """Compute -log N(x; mean, std²) in nats, of every feature."""
     return 0.5 * ((x - mean) / std) ** 2 + torch.log(std) + 0.5 * math.log(2 * math.pi)

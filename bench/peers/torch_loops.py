@@ -16,7 +16,7 @@ MOST_UNROLLED = 8  # steps; compilation takes about ten seconds for each of them
 
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x, eps and, where the model takes one, the conditioning input."""
+    """Return x, eps and, where the model takes one, the conditioning input."""
     cond = shape.condition(dtype)
     return (*shape.data(dtype), *(() if cond is None else (cond,)))
 
@@ -81,7 +81,7 @@ def no_gpu(shape: Shape) -> str | None:
 
 
 def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Entry:
-    """The eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
+    """Run the eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
     model = EagerVRNN(**shape.model).to("cuda", dtype)
     model.load_state_dict(shape.parameters(dtype))
     inputs = tuple(t.cuda() for t in _inputs(shape, dtype))

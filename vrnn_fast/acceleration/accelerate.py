@@ -37,7 +37,7 @@ def accelerate(
     example: Tensor | tuple[Any, ...] | None = None,
     backend: str = "auto",
 ) -> Module:
-    """A module that computes what ``model`` computes, all time steps in one launch.
+    """Return a module that computes what ``model`` computes, all time steps in one launch.
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
     Parameter objects under the same names, and with the same seed its numbers up to rounding. Losses, noise and
@@ -157,7 +157,7 @@ def accelerate(
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
-    """The networks that are needed outside of the scan only and hold what no launch runs."""
+    """Return the networks that are needed outside of the scan only and hold what no launch runs."""
     if known.listed(shapes):
         return ()
     roles = {"phi_x": known.roles.phi_x, "decoder": known.roles.decoder}
@@ -165,7 +165,7 @@ def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
 
 
 def _paths(known: Layout, role: str) -> tuple[str, ...]:
-    """Of a network and of its heads."""
+    """Return the paths of a network and of its heads."""
     return (getattr(known.roles, role), *known.roles.heads(role))
 
 
@@ -176,8 +176,8 @@ def _fate(deviation: Deviation) -> str:
 
 
 def _wrapped(model: Module, **options: Any) -> Module:
-    """The wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the same
-    parameters, with all that it has set up for them."""
+    """Rebuild the wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the
+    same parameters, with all that it has set up for them."""
     twin = shallow(model)
     twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
     return cast(Module, twin)

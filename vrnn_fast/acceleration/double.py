@@ -21,7 +21,8 @@ _OF_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray)
 
 @contextmanager
 def double_by_default() -> Iterator[None]:
-    """As if float64 were the default dtype, except of ``torch.Tensor(2, 3)``, a class, and ``get_default_dtype``."""
+    """Run as if float64 were the default dtype, except of ``torch.Tensor(2, 3)``, a class, and
+    ``get_default_dtype``."""
     with _Operators(), _Numbers():  # type: ignore[no-untyped-call]
         yield
 

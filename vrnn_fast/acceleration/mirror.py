@@ -48,7 +48,7 @@ class Scripted(nn.Module):
         self._skeleton = (root, path)  # in a tuple: not a sub-module
 
     def forward(self, *args: Any) -> Any:
-        """As it was scripted."""
+        """Run as it was scripted."""
         return self._source()(*args)
 
     def _source(self) -> nn.Module:
@@ -78,7 +78,7 @@ class Scripted(nn.Module):
 
 
 def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, path: str) -> nn.Module:
-    """A plain module with the parameters of one that was scripted, and without its children."""
+    """Make a plain module with the parameters of one that was scripted, and without its children."""
     kind = module._c._type().qualified_name()
     twin: nn.Module
     if not kind.startswith(_TORCHS):
@@ -100,12 +100,12 @@ def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, pa
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The module itself, or its mirror where parts of it are torch.jit's."""
+    """Return the module itself, or its mirror where parts of it are torch.jit's."""
     return mirror(model) if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else model
 
 
 def switch(model: nn.Module, training: bool | None) -> None:
-    """``train()`` or ``eval()``, of what torch.jit holds as well; None leaves all as it is."""
+    """Put into ``train()`` or ``eval()``, what torch.jit holds as well; None leaves all as it is."""
     if training is not None:
         model.train(training)
         for module in model.modules():
@@ -114,14 +114,15 @@ def switch(model: nn.Module, training: bool | None) -> None:
 
 
 def mirror(module: nn.Module) -> nn.Module:
-    """The tree over the same parameters. Its root is of the class of ``module``, not made by ``__init__``."""
+    """Build the tree over the same parameters. Its root is of the class of ``module``, not made by ``__init__``."""
     return _mirror(module, {})
 
 
 def _mirror(
     module: nn.Module, known: dict[int, nn.Module], scripted: torch.jit.ScriptModule | None = None, path: str = ""
 ) -> nn.Module:
-    """``scripted`` is the outermost module of torch.jit above this one, and ``path`` leads from there."""
+    """Mirror a module: ``scripted`` is the outermost module of torch.jit above this one, and ``path`` leads from
+    there."""
     if id(module) not in known:
         if isinstance(module, torch.jit.ScriptModule):
             scripted = scripted or module
@@ -149,8 +150,8 @@ def ready(model: nn.Module) -> None:
 
 
 def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
-    """How :func:`vrnn_fast.parameters.gather` finds the parameters of these names, in their order, below a mirrored
-    root."""
+    """Tell how :func:`vrnn_fast.parameters.gather` finds the parameters of these names, in their order, below a
+    mirrored root."""
     places = {name: place for place, name in enumerate(names)}
     needed = {owner for name in places for owner in _owners(name)}
     found = []
@@ -170,7 +171,7 @@ def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
 
 
 def _owners(name: str) -> Iterator[str]:
-    """The paths of all modules above a parameter, below the root."""
+    """Yield the paths of all modules above a parameter, below the root."""
     parts = name.split(".")[:-1]
     for i in range(len(parts)):
         yield ".".join(parts[: i + 1])
@@ -203,7 +204,7 @@ def check_modules(
 
 
 def strange(model: nn.Module, path: str, familiar: tuple[str, ...]) -> bool:
-    """Whether a network holds what no launch runs, or an affine layer without a bias."""
+    """Tell whether a network holds what no launch runs, or an affine layer without a bias."""
     below = [(name, m) for name, m in model.named_modules() if name == path or name.startswith(f"{path}.")]
     above = {owner for name, m in below for leaf, _ in parameters_of(m) for owner in _owners(f"{name}.{leaf}")}
     return any(
@@ -227,7 +228,7 @@ def refuse_draws(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
-    """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
+    """Tell why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
     ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     if isinstance(module, (_DropoutNd, *RECURRENT, Recurrence)):
@@ -251,7 +252,7 @@ def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
 def activations(
     model: nn.Module, hidden: Iterable[tuple[str, tuple[str, ...]]], layout: str
 ) -> tuple[tuple[str, tuple[Activation, ...]], ...]:
-    """What follows each hidden layer of each network and head, where ``nn.Sequential`` tells.
+    """Return what follows each hidden layer of each network and head, where ``nn.Sequential`` tells.
 
     Raises:
         LayoutError: it is neither an activation nor the next affine layer, or another one in another cell.
@@ -270,7 +271,7 @@ def activations(
 
 
 def _activation(model: nn.Module, prefix: str, layout: str) -> Activation | None:
-    """The activation after an affine layer, or None where its owner does not tell."""
+    """Return the activation after an affine layer, or None where its owner does not tell."""
     parent, _, key = prefix.rpartition(".")
     beside = model.get_submodule(parent)
     if not isinstance(beside, nn.Sequential):

@@ -30,7 +30,7 @@ class Accelerated(RunsByRecipe):
     _original: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Its class is made anew where it is read, of the original's, which must be importable there."""
+        """Make its class anew where it is read, of the original's, which must be importable there."""
         return _restored, (self._original, self._recipe), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
@@ -38,7 +38,7 @@ class Accelerated(RunsByRecipe):
 
 
 def build(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The module that computes what ``model`` computes by ``recipe``, over the same parameters."""
+    """Build the module that computes what ``model`` computes by ``recipe``, over the same parameters."""
     fast = mirror(model)
     fast.__class__ = _class(type(model), recipe)
     vars(fast).update(
@@ -57,7 +57,7 @@ def saturate(fast: Accelerated) -> None:
 
 
 def _class(original: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
-    """The class whose forward, and whatever else ``recipe`` changes, runs by it."""
+    """Make the class whose forward, and whatever else ``recipe`` changes, runs by it."""
 
     @wraps(original.forward)
     def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
@@ -72,13 +72,14 @@ def _class(original: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
 
 
 def _restored(original: type[nn.Module], recipe: Recipe) -> nn.Module:
-    """A module of that class that has no state yet."""
+    """Make a module of that class that has no state yet."""
     kind = _class(original, recipe)
     return kind.__new__(kind)
 
 
 def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The forward that compiled code enters untraced, so that it begins a graph inside, and ends it before finish."""
+    """Make the forward that compiled code enters untraced, so that it begins a graph inside, and ends it before
+    finish."""
     finish = torch.compiler.disable(finish)
 
     @wraps(forward)
@@ -89,7 +90,7 @@ def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Call
 
 
 def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
-    """The method that samples without gradients on our backends, and else as the original does."""
+    """Make the method that samples without gradients on our backends, and else as the original does."""
     theirs = getattr(original, sampling.sampler.method)
 
     @wraps(theirs)
@@ -101,7 +102,7 @@ def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., An
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
-    """The parameters of a module's forward and their defaults.
+    """Return the parameters of a module's forward and their defaults.
 
     Raises:
         LayoutError: it takes none, or any.
@@ -113,7 +114,7 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _bind(recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, as the original would receive them."""
+    """Return a call's arguments by name, as the original would receive them."""
     names, defaults = list(recipe.arguments), recipe.arguments
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     known = names[:1] if recipe.outcome.alone else names
@@ -168,7 +169,8 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 
 def _seen(recipe: Recipe, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x draws."""
+    """Return what the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x
+    draws."""
     shape = ("T", None), ("B", None), ("X", sum(structure.spec.input_size for structure in recipe.structures))
     if "phi_x" not in recipe.layout.apart:
         x = checks.tensor(name, x, shape, like)
@@ -190,7 +192,7 @@ def _seen(recipe: Recipe, module: nn.Module, x: Tensor, name: str, like: Tensor)
 def _draw(
     recipe: Recipe, steps: int, batch: int, like: Tensor, before: Callable[[int], None] | None = None
 ) -> list[Tensor]:
-    """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell, ``before`` called first.
+    """Draw the noise of each cell, (T, B, Z): step by step, and in each step cell by cell, ``before`` called first.
 
     All draws fill one buffer, since traced code may change the order of those that have nothing to do with one another.
     """
@@ -229,8 +231,8 @@ def _walk(
     start: tuple[Tensor, ...],
     cond: Tensor | None,
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
-    before the last step."""
+    """Run all time steps of one cell: return its latent variable, its decoder's heads apart, its state and, if asked
+    for, that before the last step."""
     if not recipe.outcome.asks_before(recipe.fix):
         return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), None
     last_cond = None if cond is None else cond[-1:]
@@ -254,7 +256,7 @@ def _launch(
     start: tuple[Tensor, ...],
     cond: Tensor | None,
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One cell's latent variable, its decoder's heads apart, and its state."""
+    """Launch one cell: return its latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
     if structure.passed is not None:
         parameters = structure.passed.parameters(parameters)
@@ -284,7 +286,7 @@ def _launch(
 
 
 def _side_by_side(runs: list[Run]) -> Run:
-    """One run of several cells: their features beside one another, their states one after another."""
+    """Join the runs of several cells: their features beside one another, their states one after another."""
 
     def beside(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts), -1)
@@ -320,20 +322,20 @@ class Reached:
         self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
 
     def only_if_reached(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Parameters that get a gradient only if one came through a result that depends on them."""
+        """Return parameters that get a gradient only if one came through a result that depends on them."""
         return [
             p if fields is None else _OnlyIfReached.apply(self.seen, fields, p)  # type: ignore[no-untyped-call]
             for p, fields in zip(parameters, self.leads, strict=True)
         ]
 
     def noted(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The results, which note the gradient that comes through."""
+        """Return the results, which note the gradient that comes through."""
         parts = {"prior_raw": "prior_std"}  # of which it is a part
         return {n: _Noted.apply(self.seen, parts.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
 
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
-    """Which fields, one of each head, the layers of a network lead to."""
+    """Find the fields, one of each head, that the layers of a network lead to."""
     if len(network.heads) != len(fields):  # packed
         return {layer.prefix: set(fields) for layer in network.layers}
     hidden = {layer.prefix: set(fields) for layer in network.hidden}

@@ -16,7 +16,7 @@ Named: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
 
 
 def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """The widths of hidden layers, or for None those of the original.
+    """Return the widths of hidden layers, or for None those of the original.
 
     Raises:
         ValueError: no sequence.
@@ -29,14 +29,14 @@ def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int
 
 
 def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
-    """The hidden layers of every head, and those of the heads that have other ones."""
+    """Return the hidden layers of every head, and those of the heads that have other ones."""
     if not isinstance(given, Mapping):
         return widths("head_layers", given), ()
     return (), tuple((head, widths(f"head_layers of {head}", own)) for head, own in given.items())
 
 
 def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
-    """The activation of every network, and those of the networks and heads that have another one."""
+    """Return the activation of every network, and those of the networks and heads that have another one."""
     if not isinstance(given, Mapping):
         return given, ()
     several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
@@ -44,5 +44,5 @@ def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations]
 
 
 def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The orders of columns that are other ones."""
+    """Return the orders of columns that are other ones."""
     return tuple((name, tuple(order)) for name, order in (given or {}).items())

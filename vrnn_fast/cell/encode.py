@@ -59,14 +59,14 @@ class Program(NamedTuple):
 
 
 def stride(width: int) -> int:
-    """Elements from one row of a buffer to the next."""
+    """Count the elements from one row of a buffer to the next."""
     lines = -(-width // LINE) * LINE
     return lines + LINE if lines % ALIAS == 0 else lines
 
 
 @lru_cache(maxsize=256)
 def encode(spec: CellSpec, way: Way = "inference") -> Program:
-    """The partition of a cell as the integers that csrc/core/decode.cpp reads."""
+    """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
     program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
     buffers = {b.name: i for i, b in enumerate(program.buffers)}
     parameters = {p.name: i for i, p in enumerate(spec.parameters())}

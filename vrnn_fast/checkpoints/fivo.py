@@ -43,12 +43,12 @@ Layer = tuple[Tensor, Tensor]  # weight (inputs, outputs) and bias
 
 
 def recognised(arrays: Mapping[str, Tensor]) -> bool:
-    """Whether these are the arrays of such a model."""
+    """Tell whether these are the arrays of such a model."""
     return any(_plain(name) == "data_encoder/linear_0/w" for name in arrays)
 
 
 def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[VRNN, dict[str, Tensor]]:
-    """The module that fits, freshly made, and its state dict.
+    """Make the module that fits, and its state dict.
 
     Raises:
         LayoutError: an array is missing or left over, or has another shape than what it reads asks for.
@@ -129,7 +129,7 @@ def _plain(name: str) -> str:
 
 
 def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
-    """The affine layers of a network that reads so many features."""
+    """Read the affine layers of a network that reads so many features."""
     layers: list[Layer] = []
     while not layers or f"{name}/linear_{len(layers)}/w" in reader:
         prefix = f"{name}/linear_{len(layers)}"
@@ -140,7 +140,7 @@ def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
 
 
 def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Hidden layers with a ReLU after each, and the last one without."""
+    """Run hidden layers with a ReLU after each, and the last one without."""
     *hidden, (last, last_bias) = layers
     for weight, bias in hidden:
         x = torch.relu(x @ weight + bias)
@@ -148,7 +148,8 @@ def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
 
 
 def _centred(layers: Sequence[Layer], mean: Tensor, readers: tuple[Tensor, Tensor]) -> tuple[list[Layer], list[Layer]]:
-    """The hidden layers of the encoder of x, and what its two readers make of it: weight, and what it adds to the bias.
+    """Return the hidden layers of the encoder of x, and what its two readers make of it: weight, and what it adds to
+    the bias.
 
     The second reader sees x less its mean. Where that makes a difference the hidden layers run twice, side by side, and
     each reader has zeros for the columns of the other.
@@ -175,7 +176,7 @@ def _affine(layers: Any) -> dict[str, Tensor]:
 
 
 def _gates(rows: Tensor) -> Tensor:
-    """Rows for the gates i, j, f, o in torch's order, i, f, g, o."""
+    """Put rows for the gates i, j, f, o into torch's order, i, f, g, o."""
     i, j, f, o = rows.chunk(4)
     return torch.cat((i, f, j, o))
 

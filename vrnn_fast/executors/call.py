@@ -38,7 +38,8 @@ class Outputs(NamedTuple):
 
 
 def by_length(lengths: Tensor, particles: int) -> Tensor:
-    """(B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end together.
+    """Return (B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end
+    together.
 
     The ``particles`` of a sequence stay side by side.
     """
@@ -47,7 +48,7 @@ def by_length(lengths: Tensor, particles: int) -> Tensor:
 
 
 def kept(program: Partition, keep: Keep | None) -> tuple[str, ...]:
-    """The buffers that forward hands to backward, besides its results."""
+    """Return the buffers that forward hands to backward, besides its results."""
     return () if keep is None else tuple(b.name for b in program.buffers if b.keep >= keep)
 
 
@@ -124,30 +125,30 @@ class Call(ABC):
         """
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """(T, B, ...) as (rows, ...)."""
+        """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
-        """Of bool, as the kernels read it."""
+        """Turn bool into what the kernels read."""
         return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     def real_only(self, tensor: Tensor) -> Tensor:
-        """(rows, width) with zeros at padding, whatever was there."""
+        """Return (rows, width) with zeros at padding, whatever was there."""
         return tensor if self.real is None else torch.where(self.real, tensor, 0.0)
 
     def rows_of(self, gradient: Tensor) -> Tensor:
-        """An upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
+        """Return an upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
         flat = self.flat(gradient)
         if self.real is None:
             return flat
         return torch.where(self.real if flat.dim() == 2 else self.real.squeeze(1), flat, 0.0)
 
     def result(self, tensor: Tensor) -> Tensor:
-        """(T, B, width) of its own, with zeros at padding."""
+        """Return (T, B, width) of its own, with zeros at padding."""
         return self.real_only(tensor).contiguous().view(self.steps, self.batch, tensor.shape[1])
 
     def per_row(self, tensor: Tensor | None) -> Tensor:
-        """(T, B) in the dtype of x, with zeros at padding."""
+        """Return (T, B) in the dtype of x, with zeros at padding."""
         if tensor is None:
             return self.given.x.new_zeros((self.steps, self.batch))
         return self.result(tensor.to(self.given.x.dtype).unsqueeze(1)).squeeze(2)
@@ -211,7 +212,7 @@ def backward(
     keep: Keep,
     wanted: set[str],
 ) -> Gradients:
-    """The gradients of a batch.
+    """Compute the gradients of a batch.
 
     Args:
         upstream: gradients by the names of results, the states' as ``state0`` and so on.

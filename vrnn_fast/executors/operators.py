@@ -30,13 +30,13 @@ NO_BACKWARD = -1
 
 @lru_cache(maxsize=256)
 def encode(spec: CellSpec) -> str:
-    """A spec as text."""
+    """Write a spec as text."""
     return json.dumps(asdict(spec))
 
 
 @lru_cache(maxsize=256)
 def decode(text: str) -> CellSpec:
-    """The spec of a text that :func:`encode` wrote."""
+    """Read the spec of a text that :func:`encode` wrote."""
     fields = {name: _tuples(value) for name, value in json.loads(text).items()}
     for name in ("std", "output_std"):
         fields[name] = Std(**fields[name])
@@ -79,7 +79,7 @@ def run(
 
 
 def refuses() -> str | None:
-    """None, or why these operators cannot be called just now. Traced."""
+    """Return None, or why these operators cannot be called just now. Traced."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return None
@@ -227,7 +227,7 @@ def register(name: str, make: Make, generate: Generate) -> None:
 
 
 def _schema(arguments: type, results: object) -> str:
-    """The schema of an operator that takes the fields of a named tuple."""
+    """Write the schema of an operator that takes the fields of a named tuple."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     taken = [inspect.Parameter(name, kind, annotation=type_) for name, type_ in get_type_hints(arguments).items()]
 

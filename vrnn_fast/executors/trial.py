@@ -109,7 +109,8 @@ def finding(executor: Runs, device: torch.device, structure: Structure) -> Findi
 
 
 def _differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> str | None:
-    """What of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may differ."""
+    """Find what of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may
+    differ."""
     names = (name for name in first if not name.startswith("d ") and name in second)
     return next((n for n in names if not torch.equal(first[n].nan_to_num(), second[n].nan_to_num())), None)
 

@@ -67,7 +67,7 @@ class Named:
     batch_first: bool
 
     def __call__(self, module: nn.Module, **arguments: Any) -> Sequences:
-        """Each of them without its first ``skip`` steps."""
+        """Return each of them without its first ``skip`` steps."""
         x = self.x or next(iter(arguments))
 
         def steps(name: str, *, features: bool = True) -> Tensor | None:
@@ -87,7 +87,7 @@ class Named:
     def example(
         self, arguments: Mapping[str, Any], features: int, cond: int, steps: int, batch: int
     ) -> tuple[Any, ...]:
-        """All arguments of forward: sequences for those that are named, defaults for others.
+        """Return all arguments of forward: sequences for those that are named, defaults for others.
 
         Raises:
             LayoutError: another one has no default.
@@ -106,7 +106,7 @@ class Named:
 
 
 def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
-    """The layout that a mapping describes.
+    """Describe a layout by a mapping.
 
     Its keys are the roles of :class:`Roles`, each with the path of a sub-module (``decoder_heads`` with a tuple of
     them, ``""`` where there is no such network), and these. What the cell is:

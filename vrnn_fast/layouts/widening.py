@@ -30,7 +30,7 @@ class Widening(NamedTuple):
     readers: tuple[tuple[int, int], ...]
 
     def parameters(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Those of :attr:`spec`."""
+        """Return the parameters of :attr:`spec`."""
         held, latents = list(parameters), self.spec.latent_size // 2
         for mean, std in self.heads:
             held[mean] = torch.cat([held[mean], held[std]])
@@ -42,7 +42,7 @@ class Widening(NamedTuple):
 
 
 def widening(spec: CellSpec) -> Widening | None:
-    """None for a cell whose mean and standard deviation of z are packed or come from layers of their own."""
+    """Return None for a cell whose mean and standard deviation of z are packed or come from layers of their own."""
     if any(len(spec.network(n).layers) != len(getattr(spec, n)) + 2 for n in ("encoder", "prior")):
         return None
     places = {name: place for place, (name, _) in enumerate(spec.parameters())}

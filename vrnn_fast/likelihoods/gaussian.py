@@ -28,7 +28,7 @@ def gaussian_parameters(raw: Tensor, std: Std) -> MeanStd:
 
 
 def gaussian_log_prob(raw: Tensor, x: Tensor, transform: Std) -> Tensor:
-    """log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
+    """Compute log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
     mean, std = gaussian_parameters(raw, transform)
     return -(0.5 * ((x - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
@@ -68,7 +68,7 @@ class Gaussian(Likelihood):
         return gaussian_parameters(raw, self.output_std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """mean + temperature * std * noise."""
+        """Draw mean + temperature * std * noise."""
         mean, std = gaussian_parameters(raw, self.output_std)
         return mean + temperature * std * standard_normal(mean, generator)
 
@@ -104,7 +104,7 @@ class FixedGaussian(Likelihood):
         return MeanStd(raw, torch.full_like(raw, self.std))
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """mean + temperature * std * noise."""
+        """Draw mean + temperature * std * noise."""
         return raw + temperature * self.std * standard_normal(raw, generator)
 
     def mean(self, raw: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ class Handwriting(Likelihood):
         return {"dec_mean": 2 * k, "dec_std.0": 2 * k, "dec_correlation": k, "dec_logits": k, "dec_pen.0": 1}
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """logits (..., K), means and standard deviations (..., K, 2), correlations (..., K), 1 - correlation^2, and
-        the pen's logit (..., 1)."""
+        """Return logits (..., K), means and standard deviations (..., K, 2), correlations (..., K), 1 - correlation^2,
+        and the pen's logit (..., 1)."""
         k = self.components
         if raw.shape[-1] != 6 * k + 1:
             raise ValueError(f"raw must have {6 * k + 1} values in its last dimension, got shape {tuple(raw.shape)}")
@@ -113,7 +113,7 @@ class Handwriting(Likelihood):
         return StrokeComponents(logits.log_softmax(-1), mean, std, correlation, torch.sigmoid(pen.squeeze(-1)))
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Standard deviations times the temperature, logits of components and pen divided by it."""
+        """Draw with standard deviations times the temperature, logits of components and pen divided by it."""
         logits, mean, std, correlation, rest, pen = self._split(raw)
         index = draw(logits, temperature, generator).unsqueeze(-1)
         mean, std = (torch.take_along_dim(p, index.unsqueeze(-1), -2).squeeze(-2) for p in (mean, std))
@@ -125,6 +125,6 @@ class Handwriting(Likelihood):
         return torch.cat([offset, ends], -1)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected offset, and the probability that the stroke ends."""
+        """Compute the expected offset, and the probability that the stroke ends."""
         logits, mean, _, _, _, pen = self._split(raw)
         return torch.cat([(logits.softmax(-1).unsqueeze(-1) * mean).sum(-2), torch.sigmoid(pen)], -1)

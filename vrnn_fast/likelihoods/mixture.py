@@ -61,7 +61,7 @@ class GaussianMixture(Likelihood):
         return {"dec_mean": k * features, "dec_std.0": k * features, "dec_logits": k}
 
     def _split(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits (..., K), means and standard deviations (..., K, X)."""
+        """Return logits (..., K), means and standard deviations (..., K, X)."""
         k = self.components
         width = feature_count(raw, x, each=2 * k, shared=k)
         mean, raw_std, logits = raw.split((k * width, k * width, k), -1)
@@ -81,7 +81,8 @@ class GaussianMixture(Likelihood):
         return GaussianComponents(logits.log_softmax(-1), mean, std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A component with probability softmax(logits / temperature), then its mean + temperature * std * noise."""
+        """Draw a component with probability softmax(logits / temperature), then its mean + temperature * std *
+        noise."""
         logits, mean, std = self._split(raw)
         index = draw(logits, temperature, generator)[..., None, None]
         mean, std = (torch.take_along_dim(p, index, -2).squeeze(-2) for p in (mean, std))
@@ -125,13 +126,13 @@ class FeatureMixture(Likelihood):
         return {"dec_mean": width, "dec_std.0": width, "dec_logits": width}
 
     def _raw(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, raw standard deviations and logits, (..., X, K) each."""
+        """Return means, raw standard deviations and logits, (..., X, K) each."""
         width = feature_count(raw, x, each=3 * self.components)
         mean, raw_std, logits = (part.unflatten(-1, (width, self.components)) for part in raw.chunk(3, -1))
         return mean, raw_std, logits
 
     def _split(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits, means and standard deviations, (..., X, K) each."""
+        """Return logits, means and standard deviations, (..., X, K) each."""
         mean, raw_std, logits = self._raw(raw, x)
         return logits, mean, softplus(self.beta * raw_std) / self.beta + self.min_std
 
@@ -144,7 +145,8 @@ class FeatureMixture(Likelihood):
         return FeatureComponents(logits.log_softmax(-1), mean, std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A component with probability softmax(logits / temperature), then its mean + temperature * std * noise."""
+        """Draw a component with probability softmax(logits / temperature), then its mean + temperature * std *
+        noise."""
         logits, mean, std = self._split(raw)
         index = draw(logits, temperature, generator).unsqueeze(-1)
         mean, std = (torch.take_along_dim(p, index, -1).squeeze(-1) for p in (mean, std))

@@ -26,12 +26,12 @@ verified = (
 
 
 def unavailable() -> str | None:
-    """None if the extension is built and loads, else the reason why not. Loads it."""
+    """Load the extension: return None if it is built and loads, else the reason why not."""
     return operators.load()
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None, or why a call with this x cannot run here."""
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cpu":
         return f"it runs on CPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
@@ -42,7 +42,7 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """How many launches a batch of sequences takes, in words.
+    """Tell how many launches a batch of sequences takes, in words.
 
     Raises:
         RuntimeError: as the launch would, where VRNN_FAST_ISA names a build that this machine cannot run.
@@ -129,7 +129,8 @@ torch.compiler.assume_constant_result(CellSpec.constant)
 
 
 def program_of(spec: CellSpec, way: Way = "inference") -> Program:
-    """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+    """Encode as :func:`encode` does, and remember. A constant to torch.compile, which would otherwise trace through the
+    cache."""
     return spec.constant(spec.key, _encoded, way)
 
 

@@ -146,20 +146,20 @@ def _on_one_device(*arguments: Any) -> None:
 
 
 def _known(call: _Forward | _Backward | _Generate) -> int:
-    """The number of a call's program, given by it or by its whole code."""
+    """Find the number of a call's program, given by it or by its whole code."""
     if len(call.program) == 1:
         return call.program[0]
     return int(torch.ops.vrnn_fast.program_number(call.program, call.constants, len(call.parameters)))
 
 
 def _flops(number: int) -> list[int]:
-    """Of one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
+    """Count for one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
     counts: list[int] = torch.ops.vrnn_fast.flops(number)
     return counts
 
 
 def _rows(x: Tensor, lengths: Tensor | None) -> int:
-    """The real (time step, sequence) pairs; of fake lengths, what they are at most."""
+    """Count the real (time step, sequence) pairs; of fake lengths, what they are at most."""
     if lengths is None or isinstance(lengths, FakeTensor):
         return x.shape[0] * x.shape[1]
     return int(lengths.sum())
@@ -171,7 +171,7 @@ def _forward_flops(*arguments: Any, out_val: Any = None) -> int:
 
 
 def _backward_flops(*arguments: Any, out_val: Any = None) -> int:
-    """Of the gradients alone: what is computed again for them is not counted."""
+    """Count for the gradients alone: what is computed again for them is not counted."""
     a = _Backward(*arguments)
     forward, of_x, of_cond, _ = _flops(_known(a))
     unwanted = (0 if a.want_x else of_x) + (0 if a.want_cond else of_cond)

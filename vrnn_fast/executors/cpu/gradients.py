@@ -38,7 +38,7 @@ def below_autograd(name: str, *arguments: Any) -> Any:
 
 @cache
 def overload(name: str) -> Any:
-    """The operator of a name, found once."""
+    """Find the operator of a name, once."""
     return getattr(torch.ops.vrnn_fast, name).default
 
 
@@ -82,7 +82,8 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], ancestors: Tensor, saved: Tenso
 def _gradients(
     ctx: Any, upstream: Sequence[Tensor | None], wanted: Sequence[bool], call: Callable[..., Any]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    """Of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the state's last."""
+    """Compute the gradients of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the
+    state's last."""
     x, eps, cond, lengths, resets, mask, ancestors, saved, *rest = ctx.saved_tensors
     slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
     d_x, d_eps, d_cond, d_state, d_parameters = call(

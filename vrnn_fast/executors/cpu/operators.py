@@ -39,8 +39,8 @@ def load() -> str | None:
 
 
 def _unbuilt(library: Path) -> str:
-    """Why there is no ``library``, and what to do. Python imports a checkout that it was started in before anything
-    that is installed."""
+    """Tell why there is no ``library``, and what to do. Python imports a checkout that it was started in before
+    anything that is installed."""
     source = f"the extension is not built in {library.parent}, the folder that was imported"
     for folder in sys.path:
         built = Path(folder, library.parent.name, library.name)
@@ -53,7 +53,7 @@ def _unbuilt(library: Path) -> str:
 
 
 def launch_counts() -> dict[str, int]:
-    """How often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
+    """Tell how often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
 
     Keys such as ``"cpu.avx2.forward"``, for forward, backward, step and generate; empty if the extension is not loaded.
     """
@@ -68,7 +68,7 @@ def launch_counts() -> dict[str, int]:
 
 
 def chosen_isa() -> str:
-    """The instruction set that the next CPU launch uses.
+    """Return the instruction set that the next CPU launch uses.
 
     Raises:
         RuntimeError: VRNN_FAST_ISA names one that this machine cannot run.
@@ -130,7 +130,7 @@ def generate(
 
 
 def wanted(*tensors: Tensor | None) -> bool:
-    """Whether a call that reads these tensors has to keep what their gradients need."""
+    """Tell whether a call that reads these tensors has to keep what their gradients need."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -146,7 +146,7 @@ class Number(int):
 
 
 def number_of(program: Program, parameters: int) -> Number:
-    """The number of a program of so many parameters."""
+    """Return the number of a program of so many parameters."""
     return Number(torch.ops.vrnn_fast.hold_program(program.code, program.constants, parameters))
 
 
@@ -169,7 +169,7 @@ class Packed:
         self.weights: Tensor = below_autograd("pack", parameters, number)
 
     def is_current(self, thorough: bool) -> bool:
-        """Whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
+        """Tell whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
         torch counts."""
         unchanged: bool = overload("unchanged")(self._watch, thorough)
         return unchanged
