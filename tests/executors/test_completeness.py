@@ -20,9 +20,10 @@ from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Objective, Std, StdKind
 from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
-from vrnn_fast.executors import operators as gpu_operators
 from vrnn_fast.executors import reference
-from vrnn_fast.executors.cpu import operators
+from vrnn_fast.executors.base import PER_STEP
+from vrnn_fast.executors.call import Outputs
+from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cut import written
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
@@ -229,7 +230,7 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
         "Cell": encode.CELLS,
         "Loss": encode.LIKELIHOODS,
         "StdKind": encode.STD_KINDS,
-        "Output": operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS],
+        "Output": PER_STEP,
         "Keep": tuple(keep.name.lower() for keep in Keep),
     }
     assert get_args(Cell) == encode.CELLS
@@ -238,9 +239,17 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
 
 
 def test_results_have_the_same_places_in_both_executors() -> None:
-    assert operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS] == gpu_operators.PER_STEP
-    schema = torch.ops.vrnn_fast.forward.default._schema
-    assert tuple(result.name for result in schema.returns) == operators.ForwardOutput._fields
+    for result in (schema.ForwardResult, Outputs):
+        assert result._fields[: len(PER_STEP)] == PER_STEP
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "generate", "step"])
+def test_python_names_the_arguments_of_an_operator_as_its_schema_does(name: str) -> None:
+    compiled = getattr(torch.ops.vrnn_fast, name).default._schema
+    arguments = getattr(schema, f"{name.capitalize()}Arguments")
+    assert tuple(argument.name for argument in compiled.arguments) == arguments._fields
+    if name == "forward":
+        assert tuple(result.name for result in compiled.returns) == schema.ForwardResult._fields
 
 
 def test_the_compiler_asks_for_every_member_of_an_enum() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -161,6 +161,25 @@ class SequenceResult(NamedTuple):
         *per_step, state, ancestors = self
         tensors = (None if t is None else t.to(dtype) for t in per_step)
         return SequenceResult._make((*tensors, tuple(s.to(dtype) for s in state), ancestors))
+
+
+PER_STEP = SequenceResult._fields[: SequenceResult._fields.index("state")]  # (T, B) or (T, B, .) each
+
+
+def asked_for(output: Any, batch: Batch, want: Want) -> SequenceResult:
+    """Return the result of a run whose operator gave ``output``, by the same names: all that was wanted."""
+    return SequenceResult(
+        output.nll,
+        output.kl,
+        output.z,
+        output.mean,
+        output.std,
+        output.prior_mean if want.prior else None,
+        output.prior_std if want.prior else None,
+        output.raw if want.raw else None,
+        tuple(output.state),
+        None if batch.uniforms is None else output.ancestors,
+    )
 
 
 class StepResult(NamedTuple):

@@ -177,19 +177,28 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     def result(part: Slice, wanted: bool = True) -> Tensor:
         if not wanted:
             return like.new_empty((0, 0, part.width))
-        whole = rows.value[part.buffer]
-        return call.result(whole if whole.shape[1] == part.width else rows.view(rows.value, part).clone())
+        buffer = rows.value[part.buffer]
+        return call.result(buffer if buffer.shape[1] == part.width else rows.view(rows.value, part).clone())
 
     def half(part: Slice) -> Slice:
         return Slice(part.buffer, part.start, spec.latent_size)
 
     sample, divergence = cut.sample, cut.divergence
-    latent = [like.new_zeros((call.steps, call.batch, 0)) for _ in range(5)]
+    names = "z", "mean", "std", "prior_mean", "prior_std"
+    latent = {name: like.new_zeros((call.steps, call.batch, 0)) for name in names}
     if sample is not None and divergence is not None:
-        latent = [result(part) for part in (sample.z, half(sample.source), sample.std)]
-        latent += [result(part, want.prior) for part in (half(divergence.prior), divergence.prior_std)]
-    per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want.raw))
-    return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut.program, keep)], ancestors))
+        latent = {"z": result(sample.z), "mean": result(half(sample.source)), "std": result(sample.std)}
+        latent["prior_mean"] = result(half(divergence.prior), want.prior)
+        latent["prior_std"] = result(divergence.prior_std, want.prior)
+    return Outputs(
+        nll=call.per_row(rows.nll),
+        kl=call.per_row(rows.kl),
+        **latent,
+        raw=result(cut.likelihood.source, want.raw),
+        state=state,
+        saved=[rows.value[name] for name in kept(cut.program, keep)],
+        ancestors=ancestors,
+    )
 
 
 class Gradients(NamedTuple):

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from ...cell.encode import Program, Way, encode
 from ...cell.spec import CellSpec
 from ...parameters import Reading
-from ..base import Batch, SequenceResult, StepResult, Want
+from ..base import Batch, SequenceResult, StepResult, Want, asked_for
 from ..reference import step_of_run
 from . import operators
 
@@ -71,14 +71,7 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         if isinstance(parameters, Reading) and not operators.wanted(*batch.differentiable, *parameters):
             packed = parameters.once(_pack, spec, thorough=True)
     out = operators.forward(program_of(spec), number, batch, parameters, packed, want)
-    return SequenceResult(
-        *out[:5],
-        prior_mean=out.prior_mean if want.prior else None,
-        prior_std=out.prior_std if want.prior else None,
-        raw=out.raw if want.raw else None,
-        state=tuple(out.state),
-        ancestors=None if batch.uniforms is None else out.ancestors,
-    )
+    return asked_for(out, batch, want)
 
 
 def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:

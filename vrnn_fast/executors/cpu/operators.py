@@ -17,9 +17,10 @@ import torch
 from torch import SymInt, Tensor
 
 from ...cell.encode import Program
-from ..base import Batch, Want
+from ..base import PER_STEP, Batch, Want
 from . import fakes, gradients
-from .gradients import PER_STEP_OUTPUTS, Eager, ForwardOutput, below_autograd, overload
+from .gradients import Eager, below_autograd, overload
+from .schema import ForwardResult
 
 LIBRARY = Path(__file__).parents[2] / "_ops.so"
 
@@ -86,7 +87,7 @@ def forward(
     parameters: Sequence[Tensor],
     packed: Packed | None,
     want: Want,
-) -> ForwardOutput:
+) -> ForwardResult:
     """Run a batch of sequences.
 
     The program's ``number`` is not for traced code, ``packed`` weights not where gradients are wanted.
@@ -100,13 +101,13 @@ def forward(
     options = (*code, saved, want.recompute, want.prior, want.raw, batch.threshold)
     sequences, state = batch.sequences, batch.state
     if torch.compiler.is_compiling():
-        return ForwardOutput(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
+        return ForwardResult(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
-        return ForwardOutput(*below_autograd("forward", *sequences, list(state), *weights, *options))
-    fixed = (batch.lengths, batch.resets, batch.mask, batch.uniforms, len(state), options)
-    flat = Eager.apply(*fixed, *batch.differentiable, *parameters)  # type: ignore[no-untyped-call]
-    return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-2]), *flat[-2:]))
+        return ForwardResult(*below_autograd("forward", *sequences, list(state), *weights, *options))
+    flat = Eager.apply(*sequences, len(state), options, *state, *parameters)  # type: ignore[no-untyped-call]
+    per_step, final, last = flat[: len(PER_STEP)], flat[len(PER_STEP) : -2], flat[-2:]
+    return ForwardResult._make((*per_step, list(final), *last))
 
 
 def generate(
