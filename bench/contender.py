@@ -17,7 +17,7 @@ FORWARD_LOSS = "loss without gradients"  # another path: nothing is kept for bac
 ALL = 0  # as many threads as the benchmark was given
 
 Pass: TypeAlias = Callable[[], object]
-Results: TypeAlias = Mapping[str, Tensor]
+NamedTensors: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Entry:
     """
 
     passes: Mapping[str, Pass]
-    results: Callable[[], Results] | None
+    results: Callable[[], NamedTensors] | None
     flops: int | None = None
 
 
@@ -83,7 +83,7 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Entry:
         train()
         adam.step()
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         value = train()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
         return {"loss": value, FORWARD_LOSS: forward(), **gradients}

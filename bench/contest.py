@@ -9,10 +9,10 @@ from functools import cache
 import torch
 
 from . import peak
-from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, Results
+from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, NamedTensors
 from .measure import Timed, Timing, disagreements, take_turns
 from .memory import Scales
-from .record import Row
+from .record import Measurement
 from .shapes import Shape
 
 DRAWS = 5
@@ -36,9 +36,9 @@ class Contest:
     oracle: Contender
     memory: bool = False
 
-    def blank(self, name: str, contender: Contender, problem: str | None = None) -> Row:
+    def blank(self, name: str, contender: Contender, problem: str | None = None) -> Measurement:
         """Return a contender's row of one pass before anything is measured; ``problem`` says why nothing will be."""
-        return Row(
+        return Measurement(
             *(self.shape.name, self.shape.steps, self.shape.batch, name, contender.name, _threads(contender)[0]),
             problem=problem,
             experiment=self.experiment,
@@ -50,7 +50,7 @@ class Contest:
         """Tell why a contender stays out; None if it does not."""
         return self.shape.lacks or contender.refuses(self.shape)
 
-    def measure(self, passes: Sequence[str], seconds: float) -> Iterator[list[Row]]:
+    def measure(self, passes: Sequence[str], seconds: float) -> Iterator[list[Measurement]]:
         """Measure the rows of each of these passes, timed for about ``seconds``, in the order of the contenders."""
         runs, problems = self._enter()
         activations = self._weigh(runs) if self.memory and TRAINING in passes else {}
@@ -75,14 +75,14 @@ class Contest:
                     problems[contender.name] = problem
         return runs, problems
 
-    def _law(self, draw: int) -> tuple[Results, Results]:
+    def _law(self, draw: int) -> tuple[NamedTensors, NamedTensors]:
         """Compute the oracle's results in float32 and in float64."""
         shape = replace(self.shape, draw=draw)
         single, double = (self.oracle.prepare(shape, dtype).results for dtype in (torch.float32, torch.float64))
         return (single() if single else {}, double() if double else {})
 
     def _disagreement(
-        self, contender: Contender, run: Entry, law: Callable[[int], tuple[Results, Results]]
+        self, contender: Contender, run: Entry, law: Callable[[int], tuple[NamedTensors, NamedTensors]]
     ) -> str | None:
         """Tell what is wrong with some tensor on every draw of the data.
 
@@ -106,7 +106,7 @@ class Contest:
                 if c.name in runs and runs[c.name].results
             }
 
-    def _time(self, name: str, runs: Mapping[str, Entry], seconds: float) -> dict[str, Row]:
+    def _time(self, name: str, runs: Mapping[str, Entry], seconds: float) -> dict[str, Measurement]:
         """Measure rows of all who may be timed. A void run is repeated, and after some tries admitted to be void."""
         contenders = [c for c in self.contenders if c.name in runs]
         timed = {c.name: Timed(runs[c.name].passes[name], _threads(c)) for c in contenders}
@@ -124,7 +124,7 @@ class Contest:
 
     def _row(
         self, name: str, contender: Contender, run: Entry, timings: Mapping[str, Timing], peaks: Mapping[int, float]
-    ) -> Row:
+    ) -> Measurement:
         """Return what one contender's timing says."""
         timing = timings[contender.name]
         oracle = timings.get(self.oracle.name) if run.results else None

@@ -32,7 +32,7 @@ TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
 
 @dataclass(frozen=True)
-class Resources:
+class Registers:
     """Of a thread: registers, and bytes that spilled."""
 
     registers: int
@@ -73,7 +73,7 @@ def kernel(size: int, kind: Operand, target: str, way: Way) -> Kernel | None:
     return Kernel(header(found, tuple(dict.fromkeys(buffers)), stored, VALUES[kind]), found)
 
 
-def compiled(text: str, target: str) -> Resources:
+def compiled(text: str, target: str) -> Registers:
     """Compile it with nvcc and its assembler.
 
     Raises:
@@ -89,7 +89,7 @@ def compiled(text: str, target: str) -> Resources:
     if done.returncode:
         raise ValueError(said)
     (registers,) = re.findall(r"Used (\d+) registers", said)
-    return Resources(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
+    return Registers(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
 
 
 def rows() -> Iterator[str]:

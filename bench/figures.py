@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
-from .record import Record, Row
+from .record import Measurement, Record
 from .scaling import Curve, curves
 from .table import places
 
@@ -43,7 +43,7 @@ LOOK: dict[str, tuple[str, str]] = {  # colour and marker; hollow markers comput
 }
 US, EAGER = "vrnn_fast", "eager loop"
 
-Places = Mapping[tuple[str, ...], Mapping[str, Row]]
+Places = Mapping[tuple[str, ...], Mapping[str, Measurement]]
 
 
 def _label(place: tuple[str, ...]) -> str:
@@ -99,7 +99,7 @@ def comparison(shapes: Places) -> Figure:
     figure = Figure(figsize=(9, 1.3 + (0.22 * len(names) + 0.12) * len(shapes)), layout="constrained")
     speed, memory = figure.subplots(1, 2, width_ratios=(3, 2))
 
-    def bars(axes: Axes, value: Callable[[Row], float | None], start: float, digits: int) -> None:
+    def bars(axes: Axes, value: Callable[[Measurement], float | None], start: float, digits: int) -> None:
         height = 0.85 / len(names)
         for j, name in enumerate(names):
             for i, rows in enumerate(shapes.values()):
@@ -126,7 +126,7 @@ def comparison(shapes: Places) -> Figure:
 
     of = {row.key: rows[EAGER].activation_bytes for rows in shapes.values() if EAGER in rows for row in rows.values()}
 
-    def relative(row: Row) -> float | None:
+    def relative(row: Measurement) -> float | None:
         theirs = of.get(row.key)
         return None if row.activation_bytes is None or not theirs else row.activation_bytes / theirs
 

@@ -75,7 +75,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One contender's pass at one shape. Without times where its results disagree, or where it cannot run.
 
     Attributes:
@@ -108,7 +108,7 @@ class Row:
     state: Provenance | None = None
 
     @classmethod
-    def of_json(cls, entries: dict[str, Any], state: Provenance | None = None) -> Row:
+    def of_json(cls, entries: dict[str, Any], state: Provenance | None = None) -> Measurement:
         """Read a row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it
         names no other."""
         lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
@@ -171,7 +171,7 @@ class Record:
     threads: int
     kernel_build: str
     state: Provenance
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
 
     @classmethod
     def begin(cls) -> Record:
@@ -205,12 +205,12 @@ class Record:
         machine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("state", "rows")}
         return machine | asdict(self.state)
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, rows: Iterable[Measurement]) -> None:
         """Add rows of the present state, in place of earlier ones of the same key."""
         held = {row.key: row for row in self.rows} | {row.key: replace(row, state=self.state) for row in rows}
         self.rows[:] = held.values()
 
-    def append(self, rows: Iterable[Row], folder: Path) -> Path:
+    def append(self, rows: Iterable[Measurement], folder: Path) -> Path:
         """Add a line for each row, of the present state, to this machine's history in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / self.file_name).with_suffix(".jsonl")
@@ -222,7 +222,7 @@ class Record:
         """Forget all other rows."""
         self.rows[:] = [row for row in self.rows if row.key in keys]
 
-    def find(self, key: Key) -> Row | None:
+    def find(self, key: Key) -> Measurement | None:
         """Find the row of this key, if it holds in the present state."""
         return next((r for r in self.rows if r.key == key and r.state and r.state.measures_as(self.state)), None)
 
@@ -231,7 +231,7 @@ class Record:
         """Read what :meth:`save` wrote, now or before rows had all their columns."""
         entries = json.loads(path.read_text())
         state = Provenance(**{f.name: entries.pop(f.name) for f in fields(Provenance) if f.name in entries})
-        rows = [Row.of_json(row, state) for row in entries.pop("rows")]
+        rows = [Measurement.of_json(row, state) for row in entries.pop("rows")]
         return cls(**entries, state=state, rows=rows)
 
     def save(self, folder: Path) -> Path:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .record import Row
+from .record import Measurement
 
 EXPERIMENT = "scaling"
-VARIED: dict[str, Callable[[Row], int]] = {
+VARIED: dict[str, Callable[[Measurement], int]] = {
     "T": lambda row: row.steps,
     "B": lambda row: row.batch,
     "h": lambda row: row.sizes[1],
@@ -24,7 +24,7 @@ class Curve:
 
     varied: str
     fixed: str
-    rows: Mapping[int, Mapping[int, Row]]
+    rows: Mapping[int, Mapping[int, Measurement]]
 
     @property
     def milliseconds(self) -> dict[int, dict[int, float]]:
@@ -53,7 +53,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
-def curves(rows: Sequence[Row]) -> list[Curve]:
+def curves(rows: Sequence[Measurement]) -> list[Curve]:
     """Find the curves that were measured, out of all rows of a record."""
     found = []
     for varied, size in VARIED.items():
@@ -61,7 +61,7 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         if mine:
             others = {"T": mine[0].steps, "B": mine[0].batch, "h": mine[0].sizes[1]}
             fixed = ", ".join(f"{name} = {value}" for name, value in others.items() if name != varied)
-            by_threads: dict[int, dict[int, Row]] = {}
+            by_threads: dict[int, dict[int, Measurement]] = {}
             for row in sorted(mine, key=size):
                 by_threads.setdefault(row.threads, {})[size(row)] = row
             found.append(Curve(varied, fixed, dict(sorted(by_threads.items()))))

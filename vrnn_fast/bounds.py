@@ -30,9 +30,9 @@ from .executors.base import Batch
 from .padding import at_real
 from .resampling import widened
 
-Kind = Literal["elbo", "iwae", "fivo"]
+BoundKind = Literal["elbo", "iwae", "fivo"]
 
-Launch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
+StepLaunch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _log_mean_exp(value: Tensor) -> Tensor:
     return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
 
 
-def filtered(launch: Launch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def filtered(launch: StepLaunch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Run a particle filter step by step: one launch for every time step, and the resampling between two of them.
 
     Args:

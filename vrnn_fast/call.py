@@ -11,7 +11,7 @@ from .cell.spec import CellSpec
 from .likelihoods import Likelihood
 
 
-class Call(NamedTuple):
+class ModelCall(NamedTuple):
     """One call of a model.
 
     Attributes:

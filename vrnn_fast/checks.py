@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-Number = TypeVar("Number", bound=float | Tensor)
+Numeric = TypeVar("Numeric", bound=float | Tensor)
 
 
 def _captured(device: torch.device) -> bool:
@@ -49,7 +49,7 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def number(name: str, value: Number, *, zero: bool) -> Number:
+def number(name: str, value: Numeric, *, zero: bool) -> Numeric:
     """Return the positive number (or zero, where allowed), or the tensor of a single one; another real number as a
     float.
 
@@ -70,7 +70,7 @@ def number(name: str, value: Number, *, zero: bool) -> Number:
         raise ValueError(f"{name} must be {meant}, got {plain!r}")
     if not torch.compiler.is_compiling() and math.isinf(plain):
         raise ValueError(f"{name} must be finite, got {plain!r}")
-    return value if isinstance(value, Tensor) else cast(Number, plain)
+    return value if isinstance(value, Tensor) else cast(Numeric, plain)
 
 
 def constant(name: str, value: object) -> float:

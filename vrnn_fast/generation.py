@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import checks, executors, inference, inputs
-from .call import Call
+from .call import ModelCall
 from .executors.base import Batch
 from .executors.reference import full_precision, generate_by
 from .likelihoods import MeanStd
@@ -16,7 +16,7 @@ from .state import State, given, layers_of, paired, stacked, start
 
 
 def generate(
-    call: Call,
+    call: ModelCall,
     num_steps: int,
     batch_size: int,
     prefix: Tensor | None,
@@ -68,7 +68,7 @@ def generate(
 
 
 def _after(
-    call: Call,
+    call: ModelCall,
     prefix: Tensor,
     lengths: Tensor | None,
     batch_size: int,
@@ -86,7 +86,7 @@ def _after(
 
 
 def _drawn(
-    call: Call,
+    call: ModelCall,
     eps: Tensor,
     begin: tuple[Tensor, ...],
     cond: Tensor | None,
@@ -111,7 +111,7 @@ def _drawn(
     return executor.generate(call.spec, call.parameters, Batch(noise, eps, begin, cond=cond), mean=mean)
 
 
-def rollout(call: Call, eps: Tensor, state: State | None, cond: Tensor | None) -> VRNNRollout:
+def rollout(call: ModelCall, eps: Tensor, state: State | None, cond: Tensor | None) -> VRNNRollout:
     """Let the prior run on: arguments, result and errors are those of :meth:`VRNN.rollout_prior`."""
     eps = inputs.sequence(call, "eps", eps, None, None, ("Z", call.spec.latent_size))
     steps, batch = eps.shape[:2]

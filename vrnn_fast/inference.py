@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from . import bounds, executors
-from .call import Call
+from .call import ModelCall
 from .cell.spec import CellSpec
 from .executors.base import Batch, SequenceResult, Want
 from .executors.reference import full_precision
@@ -21,7 +21,7 @@ OUTPUTS = ("prior", "prediction")  # what a call may ask for
 
 
 def run(
-    call: Call,
+    call: ModelCall,
     spec: CellSpec,
     executor: executors.Executor,
     batch: Batch,
@@ -41,7 +41,7 @@ def run(
     return result, at_real(real, -_log_prob(call, cast(Tensor, result.raw), x, real, batch.mask))
 
 
-def infer(call: Call, batch: Batch, outputs: Collection[str], weights: bounds.Weights) -> VRNNOutput:
+def infer(call: ModelCall, batch: Batch, outputs: Collection[str], weights: bounds.Weights) -> VRNNOutput:
     """Infer z along a batch of sequences and measure the bound: what :meth:`VRNN.forward` returns."""
     executor, real = executors.choose(call.backend, call.spec, batch.x), batch.real()
     result, nll = run(call, call.spec, executor, batch, real, outputs)
@@ -64,7 +64,7 @@ def infer(call: Call, batch: Batch, outputs: Collection[str], weights: bounds.We
     )
 
 
-def step(call: Call, frame: Batch) -> VRNNStep:
+def step(call: ModelCall, frame: Batch) -> VRNNStep:
     """Predict one frame, then take it in: what :meth:`VRNN.step` returns."""
     executor = executors.choose(call.backend, call.spec, frame.x)
     want = Want(raw=call.external, recompute=call.recompute)
@@ -73,7 +73,7 @@ def step(call: Call, frame: Batch) -> VRNNStep:
     return VRNNStep(nll, result.kl, prediction(call, result.predicted), paired(result.state))
 
 
-def prediction(call: Call, raw: Tensor) -> Any:
+def prediction(call: ModelCall, raw: Tensor) -> Any:
     """Return what the decoder's raw output predicts."""
     if not call.external:  # elementwise, and no affair of autocast's
         return call.likelihood.prediction(raw)
@@ -81,7 +81,9 @@ def prediction(call: Call, raw: Tensor) -> Any:
         return call.likelihood.prediction(raw)
 
 
-def _log_prob(call: Call, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def _log_prob(
+    call: ModelCall, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Compute the likelihood outside the launch, of what was observed."""
     with full_precision(raw.device):
         if mask is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .call import Call
+from .call import ModelCall
 from .executors.base import Batch
 from .state import State, layers_of, start
 
@@ -16,7 +16,7 @@ Size: TypeAlias = tuple[str, int]  # the name of a dimension, and how large it m
 
 
 def sequence(
-    call: Call,
+    call: ModelCall,
     name: str,
     value: Tensor,
     steps: int | None,
@@ -31,13 +31,13 @@ def sequence(
     return call.turned(checks.tensor(name, value, shape, call.like, dtype))
 
 
-def condition(call: Call, cond: Tensor | None, steps: int, batch: int) -> Tensor | None:
+def condition(call: ModelCall, cond: Tensor | None, steps: int, batch: int) -> Tensor | None:
     """Check the conditioning input, and return it as (T, B, C)."""
     has_condition(call, "cond", cond)
     return None if cond is None else sequence(call, "cond", cond, steps, batch, ("cond_size", call.spec.cond_size))
 
 
-def has_condition(call: Call, name: str, cond: Tensor | None) -> None:
+def has_condition(call: ModelCall, name: str, cond: Tensor | None) -> None:
     """Raise ValueError where a conditioning input is missing, or has no place."""
     if cond is None and call.spec.cond_size:
         raise ValueError(f"{name} must be given: this model was built with cond_size={call.spec.cond_size}")
@@ -45,13 +45,13 @@ def has_condition(call: Call, name: str, cond: Tensor | None) -> None:
         raise ValueError(f"{name} has no place in a model that was built without a cond_size")
 
 
-def noise(call: Call, *rows: int, generator: torch.Generator | None) -> Tensor:
+def noise(call: ModelCall, *rows: int, generator: torch.Generator | None) -> Tensor:
     """Draw standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
     return call.like.new_empty((*rows, call.spec.latent_size)).normal_(generator=generator)
 
 
 def batch_of(
-    call: Call,
+    call: ModelCall,
     x: Tensor,
     lengths: Tensor | None = None,
     state: State | None = None,
@@ -103,7 +103,7 @@ def batch_of(
     return checked
 
 
-def frame_of(call: Call, x_t: Tensor, state: State | None, eps: Tensor | None, cond: Tensor | None) -> Batch:
+def frame_of(call: ModelCall, x_t: Tensor, state: State | None, eps: Tensor | None, cond: Tensor | None) -> Batch:
     """Check the arguments of one time step, as executors take them for a step; eps may be drawn.
 
     Raises:

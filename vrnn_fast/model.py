@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import bounds, checks, executors, generation, inference, inputs, parameters, state_dicts
 from . import objective as objectives
 from . import resampling as filtering
-from .call import Call
+from .call import ModelCall
 from .cell import arguments
 from .cell.arguments import Widths
 from .cell.spec import Activation, CellSpec, Conditioned, Std, StdKind
@@ -243,7 +243,7 @@ class VRNN(nn.Module):
         x: Tensor,
         lengths: Tensor | None = None,
         *,
-        objective: bounds.Kind = "elbo",
+        objective: bounds.BoundKind = "elbo",
         num_particles: int = 1,
         state: State | None = None,
         eps: Tensor | None = None,
@@ -444,9 +444,9 @@ class VRNN(nn.Module):
             f"backend={self.backend!r}"
         )
 
-    def _call(self) -> Call:
+    def _call(self) -> ModelCall:
         """Return a view of this module as it is now."""
-        return Call(
+        return ModelCall(
             self._reader(self),
             self.spec,
             self.likelihood,

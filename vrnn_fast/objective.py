@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import bounds, checks, executors, inference, inputs
 from . import resampling as filtering
-from .call import Call
+from .call import ModelCall
 from .cell.spec import CellSpec, Objective
 from .executors.base import Batch
 
@@ -19,17 +19,17 @@ from .executors.base import Batch
 class Bound(NamedTuple):
     """Which bound to measure: see :meth:`VRNN.bound`."""
 
-    objective: bounds.Kind
+    objective: bounds.BoundKind
     num_particles: int
     threshold: float
     resampling: filtering.Resampling
 
     @classmethod
     def checked(
-        cls, objective: bounds.Kind, num_particles: int, threshold: float, resampling: filtering.Resampling
+        cls, objective: bounds.BoundKind, num_particles: int, threshold: float, resampling: filtering.Resampling
     ) -> Bound:
         """Raise ValueError or TypeError, naming it, where one is out of its domain."""
-        checks.one_of("objective", objective, get_args(bounds.Kind))
+        checks.one_of("objective", objective, get_args(bounds.BoundKind))
         checks.integer("num_particles", num_particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         return cls(objective, num_particles, checks.share("threshold", threshold), resampling)
@@ -60,7 +60,7 @@ def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
 
 
 def bound(
-    call: Call,
+    call: ModelCall,
     specs: Mapping[str, CellSpec],
     batch: Batch,
     wanted: Bound,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .call import Call
+from .call import ModelCall
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+State: TypeAlias = Tensor | tuple[Tensor, Tensor]  # (num_layers, B, H), for an LSTM (h, c)
 
 
 def layers_of(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -37,7 +37,7 @@ def paired(parts: Sequence[Tensor]) -> State:
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
-def start(call: Call, state: State | None, batch: int) -> tuple[Tensor, ...]:
+def start(call: ModelCall, state: State | None, batch: int) -> tuple[Tensor, ...]:
     """Return the checked parts of the caller's state, of ``batch`` rows; of None those of its initial state, or zeros.
 
     Raises:
@@ -54,7 +54,7 @@ def start(call: Call, state: State | None, batch: int) -> tuple[Tensor, ...]:
     return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in initial)  # one row's is a copy too
 
 
-def given(call: Call, state: State, batch: int | None) -> tuple[Tensor, ...]:
+def given(call: ModelCall, state: State, batch: int | None) -> tuple[Tensor, ...]:
     """Check the parts of the caller's state: of ``batch`` rows, or of as many as it has.
 
     Raises:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .eager import EagerVRNN, State
+from vrnn_fast.state import State
+
+from .eager import EagerVRNN
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vrnn_fast.state import State
+
 STD_FLOOR, OUTPUT_STD_FLOOR = 1e-6, 1e-3  # of the latent variable and of a Gaussian output
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,9 +25,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 _NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]  # (num_layers, B, H), for an LSTM (h, c)
-Layers: TypeAlias = tuple[Tensor, ...]  # the same as (B, H) tensors, h of every layer, then c
-Activation: TypeAlias = str | tuple[str, ...]  # of all hidden layers, or of each
+LayerStates: TypeAlias = tuple[Tensor, ...]  # a State as (B, H) tensors, h of every layer, then c
+Nonlinearity: TypeAlias = str | tuple[str, ...]  # of all hidden layers, or of each
 
 
 class Advanced(NamedTuple):
@@ -51,7 +52,7 @@ class EagerRun(NamedTuple):
     prior_mean: Tensor
     prior_std: Tensor
     raw: Tensor
-    state: Layers
+    state: LayerStates
 
 
 class LinearCell(nn.Module):
@@ -68,7 +69,7 @@ class LinearCell(nn.Module):
         return None, from_input + F.linear(h, values["weight_hh_l0"], values.get("bias_hh_l0"))
 
 
-def _stack(size: int, widths: Sequence[int], activation: Activation) -> tuple[nn.Sequential, int]:
+def _stack(size: int, widths: Sequence[int], activation: Nonlinearity) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
         layers += [nn.Linear(size, width), ACTIVATIONS[activation if isinstance(activation, str) else activation[i]]()]
@@ -99,7 +100,7 @@ class EagerVRNN(nn.Module):
         num_layers: int = 1,
         bias: bool = True,
         nonlinearity: str = "tanh",
-        activation: str | Mapping[str, Activation] = "relu",
+        activation: str | Mapping[str, Nonlinearity] = "relu",
         head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
         packed_heads: bool = False,
         residual: bool = False,
@@ -121,10 +122,10 @@ class EagerVRNN(nn.Module):
         def conditioned(name: str, width: int) -> int:
             return width + (cond_size if name in self.cond_networks else 0)
 
-        def of(name: str) -> Activation:
+        def of(name: str) -> Nonlinearity:
             return activation if isinstance(activation, str) else activation.get(name, "relu")
 
-        def of_head(name: str, network: str) -> Activation:
+        def of_head(name: str, network: str) -> Nonlinearity:
             if isinstance(activation, Mapping) and name in activation:
                 return activation[name]
             of_network = of(network)
@@ -240,7 +241,7 @@ class EagerVRNN(nn.Module):
         self,
         x: Tensor,
         eps: Tensor,
-        state: Layers | None = None,
+        state: LayerStates | None = None,
         cond: Tensor | None = None,
         resets: Tensor | None = None,
         mask: Tensor | None = None,
@@ -265,7 +266,9 @@ class EagerVRNN(nn.Module):
             (*map(torch.stack, zip(*steps, strict=True)), tuple(layer for part in after for layer in part))
         )
 
-    def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: Layers, **optional: Tensor | None) -> EagerRun:
+    def ragged(
+        self, x: Tensor, eps: Tensor, lengths: Tensor, state: LayerStates, **optional: Tensor | None
+    ) -> EagerRun:
         """Run row after row, each at its own length, then zeros: no mask can be wrong here."""
         steps, rows = x.shape[0], []
         for b, length in enumerate(lengths.tolist()):
@@ -282,7 +285,7 @@ class EagerVRNN(nn.Module):
         after = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))
         return EagerRun._make((*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), after))
 
-    def _packed(self, state: Layers) -> State:
+    def _packed(self, state: LayerStates) -> State:
         parts = [torch.stack(state[i : i + self.num_layers]) for i in range(0, len(state), self.num_layers)]
         return (parts[0], parts[1]) if self.lstm else parts[0]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.spec import STD_FLOOR
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, NamedTensors
 from ..shapes import Shape
 from .eager import OUTPUT_STD_FLOOR
 
@@ -132,7 +132,7 @@ def prepare(shape: Shape, dtype: torch.dtype) -> Entry:
         last.clear()
         last.append(jax.block_until_ready(value_and_gradients(parameters)))
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         train()
         loss_value, gradients = last[0]
         found = {"loss": loss_value, FORWARD_LOSS: value(parameters)}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vrnn_fast import Stream
+from vrnn_fast.state import State
 
-from ..contender import Entry, Results
+from ..contender import Entry, NamedTensors
 from ..shapes import Shape
-from .eager import EagerVRNN, State
+from .eager import EagerVRNN
 from .ours import model_of
 
 GENERATION, FRAME = "generation", "frame"
@@ -29,7 +30,7 @@ def _source(shape: Shape) -> torch.Generator:
     return torch.Generator().manual_seed(shape.draw)
 
 
-def _drawn(x: Tensor, state: State) -> Results:
+def _drawn(x: Tensor, state: State) -> NamedTensors:
     """Return what the same noise must lead to: an event that rounding decided otherwise changes all that follows."""
     return {"samples": x, "state": torch.stack(state) if isinstance(state, tuple) else state}
 
@@ -41,7 +42,7 @@ def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Entry:
     def generate(noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
         return model.generate(shape.steps, like, noise)
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         source = _source(shape)
         eps = torch.randn(shape.steps, shape.batch, shape.model["latent_size"], generator=source)
         output = torch.empty(shape.steps, shape.batch, shape.model["input_size"])
@@ -65,7 +66,7 @@ def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...
     is what is timed."""
 
     @torch.no_grad()
-    def results() -> Results:
+    def results() -> NamedTensors:
         state, frames = begin(), []
         for t in range(shape.steps):
             *numbers, state = frame(t, state)

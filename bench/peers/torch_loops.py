@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results, run_of
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, NamedTensors, run_of
 from ..shapes import Shape, forward_flops
 from .compiled import CompiledCell, CompiledLoop
 from .eager import EagerVRNN
@@ -103,7 +103,7 @@ def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Entry:
         graph.replay()
         torch.cuda.synchronize()
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         replay(forward_graph)
         replay(train_graph)
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}

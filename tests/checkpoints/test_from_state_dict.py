@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
+from tests.support.likelihoods import Laplace
 from vrnn_fast import (
     VRNN,
     Categorical,
@@ -120,10 +121,6 @@ def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("converted", [False, True])
 def test_a_likelihood_of_your_own_is_passed(converted: bool, tmp_path: Path) -> None:
-    class Laplace(Likelihood):
-        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-            return -((x - raw).abs() + 1).sum(-1)
-
     model = VRNN(6, 9, 4, likelihood=Laplace(), activation="tanh", residual=True)
     state: Any = model.state_dict()
     if converted:

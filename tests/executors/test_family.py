@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.peers.eager import EagerVRNN
-from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Likelihood, Std
+from tests.support.likelihoods import Laplace
+from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Std
 
 X, H, Z, C, T, B = 5, 7, 3, 2, 6, 4
 LENGTHS = torch.tensor([6, 0, 3, 1])
@@ -37,16 +38,6 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "conditioned": {"cond_size": C, "cond_networks": EVERYWHERE},
     "no z": {"latent_size": 0},
 }
-
-
-class Laplace(Likelihood):
-    """It does not say whether its features are independent."""
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -((x - raw).abs() + math.log(2)).sum(-1)
-
-    def __repr__(self) -> str:
-        return "Laplace"
 
 
 def build(executor: str, **options: Any) -> VRNN:

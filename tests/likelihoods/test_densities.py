@@ -13,6 +13,7 @@ import torch
 import torch.distributions as D
 from torch import Tensor
 
+from tests.support.likelihoods import Laplace
 from tests.support.oracle import assert_at_most_twice_torchs
 from vrnn_fast import (
     Bernoulli,
@@ -171,10 +172,6 @@ def test_what_was_not_observed_is_integrated_out(likelihood: Likelihood, feature
 
 
 def test_a_density_of_your_own_says_whether_it_can_be_masked() -> None:
-    class Laplace(Likelihood):
-        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-            return -((x - raw).abs() + math.log(2)).sum(-1)
-
     class IndependentLaplace(Laplace):
         independent = 1
 

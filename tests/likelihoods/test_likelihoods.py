@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
+from tests.support.likelihoods import ScaledLaplace
 from tests.support.oracle import Errors
 from vrnn_fast import (
     VRNN,
@@ -139,28 +140,9 @@ def test_classes_are_counted_exactly(dtype: torch.dtype, most: int) -> None:
     torch.testing.assert_close(more.log_prob(logits.float(), torch.tensor([most])), -torch.tensor(most + 1.0).log())
 
 
-class Laplace(Likelihood):
-    """A user's own, with a head of another name."""
-
-    def heads(self, features: int) -> dict[str, int]:
-        return {"dec_mean": features, "dec_scale": features}
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        mean, scale = raw.chunk(2, -1)
-        return (scale - (x - mean).abs() * scale.exp()).sum(-1) - x.shape[-1] * math.log(2)
-
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw.chunk(2, -1)[0]
-
-    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        mean, scale = raw.chunk(2, -1)
-        u = torch.rand(mean.shape, generator=generator) - 0.5
-        return mean - temperature * torch.exp(-scale) * u.sign() * torch.log1p(-2 * u.abs())
-
-
 def test_a_likelihood_of_the_users_own(executor: str) -> None:
-    model = VRNN(3, 5, 2, likelihood=Laplace(), backend=executor)
-    assert {"dec_mean.weight", "dec_scale.weight"} <= set(model.state_dict())
+    model = VRNN(3, 5, 2, likelihood=ScaledLaplace(), backend=executor)
+    assert {"dec_mean.weight", "dec_log_scale.weight"} <= set(model.state_dict())
     x = torch.randn(4, 2, 3)
     lengths = torch.tensor([4, 2])
     x[2:, 1] = float("nan")

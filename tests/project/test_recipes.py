@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Laplace as TorchLaplace
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Laplace, Normal, kl_divergence
 
 from tests.support.foreign import own
+from tests.support.likelihoods import ScaledLaplace
 from tests.support.oracle import assert_obeys_the_law
-from vrnn_fast import VRNN, Likelihood, accelerate, backends, executors
+from vrnn_fast import VRNN, accelerate, backends, executors
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
 from vrnn_fast.executors import reference
 
@@ -80,35 +80,14 @@ def test_the_recipe_of_a_stage_is_complete() -> None:
     assert python | cpp <= listed
 
 
-class Laplace(Likelihood):
-    """|x - mean| weighs as much as it is large; the decoder gives means and logarithms of scales."""
-
-    independent = 2
-
-    def heads(self, features: int) -> dict[str, int]:
-        return {"dec_mean": features, "dec_log_scale": features}
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        mean, log_scale = raw.chunk(2, -1)
-        return (-(x - mean).abs() * (-log_scale).exp() - log_scale - torch.log(torch.tensor(2.0))).sum(-1)
-
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw.chunk(2, -1)[0]
-
-    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        mean, log_scale = raw.chunk(2, -1)
-        u = torch.rand(mean.shape, generator=generator, dtype=raw.dtype) - 0.5
-        return mean - temperature * log_scale.exp() * u.sign() * torch.log1p(-2 * u.abs())
-
-
 def test_a_likelihood_is_added() -> None:
-    model = VRNN(3, 8, 2, likelihood=Laplace(), dtype=torch.float64)
+    model = VRNN(3, 8, 2, likelihood=ScaledLaplace(), dtype=torch.float64)
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     out = model(x, outputs=("prediction",))
     assert out.prediction.shape == x.shape
     scale = torch.full_like(x, 0.7)
-    known = TorchLaplace(x + 0.3, scale).log_prob(x).sum(-1)
-    torch.testing.assert_close(Laplace().log_prob(torch.cat([x + 0.3, scale.log()], -1), x), known)
+    known = Laplace(x + 0.3, scale).log_prob(x).sum(-1)
+    torch.testing.assert_close(ScaledLaplace().log_prob(torch.cat([x + 0.3, scale.log()], -1), x), known)
     out.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     hidden = model(x, mask=torch.zeros(x.shape, dtype=torch.bool))

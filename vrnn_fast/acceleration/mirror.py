@@ -2,8 +2,8 @@
 
 The tree that :func:`mirror` builds holds the very same Parameter objects under the same names in the same order, in
 modules of its own: whatever is done to one tree's modules leaves the other alone. Recurrent cells become
-:class:`Recurrence`, since Dynamo refuses any read of an attribute of torch's own, and modules of torch.jit become plain
-ones, :class:`Scripted` where their class is not torch's.
+:class:`TraceableRecurrence`, since Dynamo refuses any read of an attribute of torch's own, and modules of torch.jit
+become plain ones, :class:`Scripted` where their class is not torch's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from ..cell.spec import Activation
-from ..layouts.modules import RECURRENT, Recurrence, parameters_of, shallow
+from ..layouts.modules import RECURRENT, TraceableRecurrence, parameters_of, shallow
 from ..layouts.structure import LayoutError
 from ..parameters import Slot, SlotParameter
 
@@ -87,7 +87,7 @@ def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, pa
         twin = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
     elif module.original_name in ("GRUCell", "LSTMCell", "RNNCell"):
         cell = getattr(nn, module.original_name)
-        twin = Recurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
+        twin = TraceableRecurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
     else:
         twin = getattr(nn, module.original_name)()
         name, _ = _CONSTANTS.get(type(twin), ("", None))
@@ -128,7 +128,7 @@ def _mirror(
             scripted = scripted or module
             twin = _unscripted(module, scripted, path)
         else:
-            twin = Recurrence(module) if isinstance(module, RECURRENT) else shallow(module)
+            twin = TraceableRecurrence(module) if isinstance(module, RECURRENT) else shallow(module)
         known[id(module)] = twin
         for name, child in module._modules.items():
             below = f"{path}.{name}" if path else name
@@ -231,7 +231,7 @@ def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
     """Tell why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
     ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-    if isinstance(module, (_DropoutNd, *RECURRENT, Recurrence)):
+    if isinstance(module, (_DropoutNd, *RECURRENT, TraceableRecurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
     if isinstance(module, _BatchNorm):

@@ -12,7 +12,7 @@ from .spec import Activation, Activations
 
 Widths: TypeAlias = Sequence[int] | None
 HeadLayers: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
-Named: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
+ActivationNames: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
 
 
 def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -35,7 +35,7 @@ def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple
     return (), tuple((head, widths(f"head_layers of {head}", own)) for head, own in given.items())
 
 
-def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
+def activations(given: ActivationNames) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
     """Return the activation of every network, and those of the networks and heads that have another one."""
     if not isinstance(given, Mapping):
         return given, ()

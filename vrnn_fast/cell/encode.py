@@ -26,7 +26,7 @@ from .stages import (
     Term,
 )
 
-Way: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
+ProgramKind: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
 
 LINE = 16  # elements; csrc/core/program.h
 ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
@@ -65,7 +65,7 @@ def stride(width: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def encode(spec: CellSpec, way: Way = "inference") -> Program:
+def encode(spec: CellSpec, way: ProgramKind = "inference") -> Program:
     """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
     program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
     buffers = {b.name: i for i, b in enumerate(program.buffers)}

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from .. import checks
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm", "rnn"]
@@ -270,7 +270,7 @@ class CellSpec:
 
     key: ClassVar[str]  # all of the structure as text: of each spec, but none of its fields
 
-    def constant(self, key: str, make: Callable[..., Made], *arguments: object) -> Made:
+    def constant(self, key: str, make: Callable[..., Value], *arguments: object) -> Value:
         """Return ``make(self, *arguments)``. What traces code may take it for a constant of the cells with this
         ``key``."""
         return make(self, *arguments)

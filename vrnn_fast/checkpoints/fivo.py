@@ -39,7 +39,7 @@ _CLIP = 1e-4  # of the mean, before its logits are taken
 _FORGET = 1.0  # added to the forget gate
 _IDLE = re.compile(r"global_step|beta\d_power|.*/Adam(_1)?|rnn/lstm_cell/.*")
 
-Layer = tuple[Tensor, Tensor]  # weight (inputs, outputs) and bias
+Affine = tuple[Tensor, Tensor]  # weight (inputs, outputs) and bias
 
 
 def recognised(arrays: Mapping[str, Tensor]) -> bool:
@@ -128,9 +128,9 @@ def _plain(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
+def _network(reader: Arrays, name: str, inputs: int | None) -> list[Affine]:
     """Read the affine layers of a network that reads so many features."""
-    layers: list[Layer] = []
+    layers: list[Affine] = []
     while not layers or f"{name}/linear_{len(layers)}/w" in reader:
         prefix = f"{name}/linear_{len(layers)}"
         weight = reader.take(f"{prefix}/w", (inputs, None))
@@ -139,7 +139,7 @@ def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
     return layers
 
 
-def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
+def _forward(layers: Sequence[Affine], x: Tensor) -> Tensor:
     """Run hidden layers with a ReLU after each, and the last one without."""
     *hidden, (last, last_bias) = layers
     for weight, bias in hidden:
@@ -147,7 +147,9 @@ def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return x @ last + last_bias
 
 
-def _centred(layers: Sequence[Layer], mean: Tensor, readers: tuple[Tensor, Tensor]) -> tuple[list[Layer], list[Layer]]:
+def _centred(
+    layers: Sequence[Affine], mean: Tensor, readers: tuple[Tensor, Tensor]
+) -> tuple[list[Affine], list[Affine]]:
     """Return the hidden layers of the encoder of x, and what its two readers make of it: weight, and what it adds to
     the bias.
 
@@ -181,5 +183,5 @@ def _gates(rows: Tensor) -> Tensor:
     return torch.cat((i, f, j, o))
 
 
-def _widths(layers: Sequence[Layer]) -> tuple[int, ...]:
+def _widths(layers: Sequence[Affine]) -> tuple[int, ...]:
     return tuple(weight.shape[1] for weight, _ in layers)

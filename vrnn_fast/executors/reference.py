@@ -64,7 +64,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-class Cell:
+class Equations:
     """The networks of one cell as functions of tensors whose last dimension is features."""
 
     def __init__(self, spec: CellSpec, parameters: Sequence[Tensor]) -> None:
@@ -178,7 +178,7 @@ def log_ratio(z: Tensor, eps: Tensor, q: MeanStd, p: MeanStd) -> Tensor:
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`. Autograd keeps what it keeps, whatever ``recompute`` says."""
-    cell, real = Cell(spec, parameters), batch.real()
+    cell, real = Equations(spec, parameters), batch.real()
     x, eps, state, lengths, cond, resets, mask, uniforms, threshold = batch
     if real is not None:
         real = real.unsqueeze(-1)
@@ -262,7 +262,7 @@ def generate_by(
     cond: Tensor | None,
 ) -> Played:
     """Let a cell run on its own, x_t = draw(decoder's raw output, t)."""
-    cell = Cell(spec, parameters)
+    cell = Equations(spec, parameters)
     steps = []
     for t in range(eps.shape[0]):
         h, cond_t = cell.top(state), None if cond is None else cond[t]
@@ -296,7 +296,7 @@ def step_of_run(
         sequence = sequence._replace(cond=cond.unsqueeze(0))
     with full_precision(batch.x.device):
         result = run(spec, parameters, sequence, want)
-        cell = Cell(spec, parameters)
+        cell = Equations(spec, parameters)
         h = cell.top(start)
         predicted = cell.decoder(cell.phi_z(cell.prior(h, cond).mean), h, cond)
     return StepResult(

@@ -20,7 +20,7 @@ def shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
-class Recurrence(nn.Module):
+class TraceableRecurrence(nn.Module):
     """The parameters and attributes of one of torch's recurrent modules.
 
     Called, it computes what that one does: methods of the original that step through time themselves go on working.
@@ -45,7 +45,7 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             value = getattr(module, name)
             if value is not None:
                 yield name, value
-    elif isinstance(module, (*RECURRENT, Recurrence)):
+    elif isinstance(module, (*RECURRENT, TraceableRecurrence)):
         yield from module.named_parameters(recurse=False)
 
 

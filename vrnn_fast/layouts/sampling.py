@@ -21,7 +21,7 @@ from ..parameters import Reading, gather
 from .recipe import RunsByRecipe
 from .structure import LayoutError
 
-Named = TypeVar("Named")
+Role = TypeVar("Role")
 
 
 class FillNoise(Protocol):
@@ -104,7 +104,7 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
         raise LayoutError("a standard normal prior reads nothing of a prefix")
     stand_ins = {"encoder": "prior", **dict(zip(spec.head_names("encoder"), spec.head_names("prior"), strict=True))}
 
-    def as_prior(named: tuple[tuple[str, Named], ...]) -> tuple[tuple[str, Named], ...]:
+    def as_prior(named: tuple[tuple[str, Role], ...]) -> tuple[tuple[str, Role], ...]:
         """Say of the encoder too what is said of the prior and its heads."""
         said = dict(named)
         of_others = ((name, value) for name, value in named if name not in stand_ins)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ...cell.encode import Program, Way, encode
+from ...cell.encode import Program, ProgramKind, encode
 from ...cell.spec import CellSpec
 from ...parameters import Reading
 from ..base import Batch, SequenceResult, StepResult, Want, asked_for
@@ -97,7 +97,7 @@ def generate(
     if dtype == torch.bfloat16:
         x, after = generate(spec, [p.float() for p in parameters], batch.to(torch.float32), mean=mean)
         return x.to(dtype), tuple(s.to(dtype) for s in after)
-    way: Way = "means" if mean else "samples"
+    way: ProgramKind = "means" if mean else "samples"
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
@@ -107,12 +107,12 @@ def generate(
     return drawn, tuple(final)
 
 
-def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: Way = "inference") -> operators.Packed:
+def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: ProgramKind = "inference") -> operators.Packed:
     return operators.Packed(_number(spec, way), parameters)
 
 
 @lru_cache(maxsize=256)
-def _number(spec: CellSpec, way: Way = "inference") -> operators.Number:
+def _number(spec: CellSpec, way: ProgramKind = "inference") -> operators.Number:
     return operators.number_of(encode(spec, way), len(list(spec.parameters())))
 
 
@@ -121,11 +121,11 @@ def _number(spec: CellSpec, way: Way = "inference") -> operators.Number:
 torch.compiler.assume_constant_result(CellSpec.constant)
 
 
-def program_of(spec: CellSpec, way: Way = "inference") -> Program:
+def program_of(spec: CellSpec, way: ProgramKind = "inference") -> Program:
     """Encode as :func:`encode` does, and remember. A constant to torch.compile, which would otherwise trace through the
     cache."""
     return spec.constant(spec.key, _encoded, way)
 
 
-def _encoded(spec: CellSpec, way: Way) -> Program:
+def _encoded(spec: CellSpec, way: ProgramKind) -> Program:
     return encode(spec, way)
