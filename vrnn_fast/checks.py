@@ -49,6 +49,18 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def instance(name: str, value: object, kind: type, meant: str) -> None:
+    """Raise TypeError unless ``value`` is of this kind, which ``meant`` says in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {meant}, got {value!r}")
+
+
+def function(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` may be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")
+
+
 def number(name: str, value: Numeric, *, zero: bool) -> Numeric:
     """Return the positive number (or zero, where allowed), or the tensor of a single one; another real number as a
     float.
@@ -91,6 +103,15 @@ def positive(name: str, value: object, *, zero: bool = False) -> float:
 
 def _meant_number(zero: bool) -> str:
     return "a number >= 0" if zero else "a number > 0"
+
+
+def interval(name: str, value: object) -> tuple[float, float]:
+    """Return the pair of a number and a larger one, infinite ones too; ValueError for all else."""
+    good = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+    if not good or not value[0] < value[1]:  # type: ignore[index]
+        raise ValueError(f"{name} must be (low, high), a number and a larger one, got {value!r}")
+    low, high = cast(Sequence[float], value)
+    return low, high
 
 
 def share(name: str, value: object) -> float:
@@ -137,16 +158,22 @@ def within(name: str, value: Tensor, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie from {low} to {high}")
 
 
+def several(name: str, value: object, meant: str = "names") -> Collection[str]:
+    """Raise TypeError unless ``value`` is a collection of strings, and no string itself."""
+    if not isinstance(value, (tuple, list, set, frozenset)) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name} must be a tuple of {meant}, got {value!r}")
+    return value
+
+
 def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     """Raise unless ``value`` is a collection of some of the allowed names, none of them twice."""
-    if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
-        raise TypeError(f"{name} must be a tuple of names out of {', '.join(allowed)}, got {value!r}")
-    for entry in value:
+    entries = several(name, value, f"names out of {', '.join(allowed)}")
+    for entry in entries:
         if entry not in allowed:
             raise ValueError(f"{name} may hold {', '.join(allowed)}, got {entry!r}")
-    if len(set(value)) != len(value):
+    if len(set(entries)) != len(entries):
         raise ValueError(f"{name} must not name anything twice, got {value!r}")
-    return value
+    return entries
 
 
 _DENSE = "pass its padded rows, as torch.nested.to_padded_tensor makes them, and their lengths"
@@ -157,6 +184,13 @@ def local(name: str, value: Tensor, instead: str) -> None:
     """Raise TypeError if ``value`` is a DTensor: a launch reads the memory of one process."""
     if hasattr(value, "device_mesh"):
         raise TypeError(f"{name} must be a tensor of one process, got a {type(value).__name__}: {instead}")
+
+
+def any_tensor(name: str, value: object, meant: str = "a tensor") -> Tensor:
+    """Return the tensor; TypeError for all else."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {meant}, got {type(value).__name__}")
+    return value
 
 
 def tensor(
@@ -171,8 +205,7 @@ def tensor(
     ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do. ``dtype``
     may be one that it must have instead. Under autocast another precision is converted to that of ``like``.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    value = any_tensor(name, value)
     local(name, value, "pass what this process shall run, such as its to_local()")
     if value.is_nested:
         raise ValueError(f"{name} must be a dense (strided) tensor, got a nested one: {_DENSE}")
@@ -210,8 +243,7 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
 
     Into a CUDA graph nothing is copied: there they must be on ``device`` already.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"lengths must be a tensor (B,) of int64, got {type(value).__name__}")
+    value = any_tensor("lengths", value, "a tensor (B,) of int64")
     if value.is_nested:
         raise ValueError("lengths must be a dense (strided) tensor, got a nested one")
     if value.layout != torch.strided:

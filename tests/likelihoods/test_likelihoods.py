@@ -75,7 +75,7 @@ def test_bernoulli_obeys_the_law_at_any_logit_through_every_executor(executor: s
 
 def test_gaussian_agrees_with_torch() -> None:
     raw, x = torch.randn(3, 2, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
-    likelihood = Gaussian(min_std=0.25)
+    likelihood = Gaussian(floor=0.25)
     mean, std = likelihood.prediction(raw)
     torch.testing.assert_close(std, torch.nn.functional.softplus(raw[..., 4:]) + 0.25)
     torch.testing.assert_close(likelihood.log_prob(raw, x), Normal(mean, std).log_prob(x).sum(-1))
@@ -257,7 +257,7 @@ def test_arguments() -> None:
     with pytest.raises(TypeError, match="likelihood must be"):
         as_likelihood(Bernoulli)  # type: ignore[arg-type]
     for bad in (0, -1.0, float("nan"), "small"):
-        with pytest.raises(ValueError, match="min_std must be a number > 0"):
+        with pytest.raises(ValueError, match="floor must be a number > 0"):
             Gaussian(bad)  # type: ignore[arg-type]
 
 

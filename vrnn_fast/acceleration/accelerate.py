@@ -17,7 +17,6 @@ from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
 from ..layouts.recipe import Recipe, Sampling
 from ..layouts.structure import LayoutError, Shapes
-from ..layouts.words import in_words
 from ..model import VRNN
 from .difference import ProofError
 from .mirror import activations, check_modules, plain, ready, refuse_draws, strange
@@ -79,8 +78,7 @@ def accelerate(
     if isinstance(model, VRNN):
         raise ValueError("model is a vrnn_fast.VRNN: it runs on these backends as it is")
     checks.one_of("backend", backend, executors.names())
-    if isinstance(fix, str) or not isinstance(fix, Collection):
-        raise TypeError(f"fix must be a tuple of names, got {in_words(fix)}")
+    checks.several("fix", fix)
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, fix=fix, example=example, backend=backend)
 

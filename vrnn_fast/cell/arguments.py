@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
-from .spec import Activation, Activations
+from .. import checks
+from .spec import MOST_DEPTH, Activation, Activations
 
 Widths: TypeAlias = Sequence[int] | None
 HeadLayers: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
@@ -19,13 +20,13 @@ def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int
     """Return the widths of hidden layers, or for None those of the original.
 
     Raises:
-        ValueError: no sequence.
+        ValueError: they are none.
     """
     if given is None:
         return default
-    if isinstance(given, (str, int)) or not isinstance(given, Sequence):
-        raise ValueError(f"{name} must be a tuple of layer widths, got {given!r}")
-    return tuple(given)
+    found = tuple(given) if isinstance(given, list) else given
+    checks.widths(name, found, MOST_DEPTH)
+    return cast(tuple[int, ...], found)
 
 
 def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -89,6 +89,7 @@ class Std:
     """
 
     kind: StdKind = "softplus"
+    _: KW_ONLY
     offset: float = 0.0
     sharpness: float = 1.0
     floor: float = STD_FLOOR
@@ -97,21 +98,13 @@ class Std:
 
     def __post_init__(self) -> None:
         checks.one_of("std", self.kind, get_args(StdKind))
-        for name in ("offset", "sharpness"):
-            checks.constant(f"std's {name}", getattr(self, name))
+        checks.constant("std's offset", self.offset)
+        checks.positive("std's sharpness", self.sharpness)
+        if self.kind != "softplus" and self.sharpness != 1:
+            raise ValueError(f"std's sharpness must be 1 without a softplus, got {self.sharpness!r}")
         for name in ("floor", "min_std"):
             checks.positive(f"std's {name}", getattr(self, name), zero=True)
-        if self.sharpness <= 0 or (self.kind != "softplus" and self.sharpness != 1):
-            raise ValueError(f"std's sharpness must be a number > 0, and 1 without a softplus, got {self.sharpness!r}")
-        pair = self.clamp
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(map(checks.is_number, pair))
-            or pair[0] >= pair[1]
-        ):
-            raise ValueError(f"std's clamp must be (low, high), a number and a larger one, got {pair!r}")
-        object.__setattr__(self, "clamp", tuple(pair))  # a list where a file was read
+        object.__setattr__(self, "clamp", checks.interval("std's clamp", self.clamp))  # a list where a file was read
 
     @property
     def plain(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checks
 from ..cell.spec import Activations, Std
 from ..likelihoods import Gaussian, Likelihood
 from . import outside
@@ -360,8 +361,7 @@ def sequence(name: str, value: object, batch_first: bool, *, features: bool = Tr
     Raises:
         TypeError: it is no tensor. ValueError: it has not three dimensions, or not two.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    value = checks.any_tensor(name, value)
     if value.dim() != 3 if features else value.dim() < 2:
         sizes = ("B, T" if batch_first else "T, B") + (", X" if features else ", ...")
         meant = "3 dimensions" if features else "2 dimensions or more"

@@ -37,16 +37,16 @@ class Handwriting(Likelihood):
     ends (the Bernoulli takes anything in [0, 1], as in cross-entropy)::
 
         p(x) = Bernoulli(pen; sigmoid(raw pen)) sum_k weight_k N(offset; mean_k, std_k, correlation_k)
-        weight = softmax(logits)    std = softplus(raw std) + min_std    correlation = max_correlation tanh(raw)
+        weight = softmax(logits)    std = softplus(raw std) + floor    correlation = max_correlation tanh(raw)
 
-    ``min_std`` (in the units of x) and ``max_correlation`` bound the density of data that the model could reproduce
+    ``floor`` (in the units of x) and ``max_correlation`` bound the density of data that the model could reproduce
     exactly: Graves himself takes exp for the standard deviation and 1 for the bound, which then bounds nothing.
 
     Heads are 2 K means and 2 K raw standard deviations, those of the first component first, K raw correlations, K
     logits, and the logit of the pen.
 
     Raises:
-        ValueError: components is not an int of at least 1, min_std not a positive number, max_correlation not in
+        ValueError: components is not an int of at least 1, floor not a positive number, max_correlation not in
             [0, 1], or a model's input_size not 3.
 
     Examples:
@@ -54,15 +54,13 @@ class Handwriting(Likelihood):
     """
 
     components: int
-    min_std: float = 1e-3
+    floor: float = 1e-3
     max_correlation: float = 0.999
 
     def __post_init__(self) -> None:
         checks.integer("components", self.components)
-        self.min_std = checks.positive("min_std", self.min_std)
-        self.max_correlation = checks.positive("max_correlation", self.max_correlation, zero=True)
-        if self.max_correlation > 1:
-            raise ValueError(f"max_correlation must be at most 1, got {self.max_correlation}")
+        self.floor = checks.positive("floor", self.floor)
+        self.max_correlation = float(checks.share("max_correlation", self.max_correlation))
 
     @property
     def support(self) -> constraints.Constraint:
@@ -81,7 +79,7 @@ class Handwriting(Likelihood):
         if raw.shape[-1] != 6 * k + 1:
             raise ValueError(f"raw must have {6 * k + 1} values in its last dimension, got shape {tuple(raw.shape)}")
         mean, raw_std, raw_correlation, logits, pen = raw.split((2 * k, 2 * k, k, k, 1), -1)
-        std = softplus(raw_std) + self.min_std
+        std = softplus(raw_std) + self.floor
         most = self.max_correlation
         correlation = most * torch.tanh(raw_correlation)
         below, above = (1 - most + 2 * most * torch.sigmoid(s * raw_correlation) for s in (-2, 2))  # 1 -+ correlation
