@@ -301,7 +301,7 @@ def finite(
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if _unread(value.device):
-        torch._assert_async(~bad.any(), f"{name} holds NaN, infinity or what the likelihood has no place for")
+        torch._assert_async(~bad.any(), f"{name} must be finite, and lie in the support of the likelihood")
         return
     if bad.any():
         place = tuple(int(i) for i in bad.nonzero()[0])

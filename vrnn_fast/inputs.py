@@ -38,11 +38,11 @@ def condition(call: ModelCall, cond: Tensor | None, steps: int, batch: int) -> T
 
 
 def has_condition(call: ModelCall, name: str, cond: Tensor | None) -> None:
-    """Raise ValueError where a conditioning input is missing, or has no place."""
+    """Raise ValueError where a conditioning input is missing, or there is none."""
     if cond is None and call.spec.cond_size:
         raise ValueError(f"{name} must be given: this model was built with cond_size={call.spec.cond_size}")
     if cond is not None and not call.spec.cond_size:
-        raise ValueError(f"{name} has no place in a model that was built without a cond_size")
+        raise ValueError(f"{name} must be left out: this model was built without cond_size")
 
 
 def noise(call: ModelCall, *rows: int, generator: torch.Generator | None) -> Tensor:

@@ -234,7 +234,7 @@ class VRNN(nn.Module):
         call, weights = self._call(), bounds.Weights.checked(beta, free_nats, normalizer)
         asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
         if generator is not None and eps is not None:
-            raise ValueError("generator has nothing to draw where eps is given: pass one of them")
+            raise ValueError("pass either `generator` or `eps`: nothing is left to draw where eps is given")
         batch = inputs.batch_of(call, x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
         return inference.infer(call, batch, asked, weights)
 

@@ -42,10 +42,10 @@ class Bound(NamedTuple):
     def check_noise(self, eps: Tensor | None, uniforms: Tensor | None, generator: torch.Generator | None) -> None:
         """Raise ValueError where what is given would have no effect."""
         if uniforms is not None and not self.filters:
-            raise ValueError(f"uniforms are what objective='fivo' resamples with, and objective is {self.objective!r}")
+            raise ValueError(f"uniforms are for objective='fivo' to resample with, got objective={self.objective!r}")
         if generator is not None and eps is not None and (uniforms is not None or not self.filters):
             both = "eps and uniforms are" if self.filters else "eps is"
-            raise ValueError(f"generator has nothing to draw where {both} given: leave it out")
+            raise ValueError(f"leave out generator: {both} given, and nothing is left to draw")
 
     @property
     def particles(self) -> inputs.Size:

@@ -120,10 +120,8 @@ def install(
         root.add_module(top, added)
         for name, module in added.named_modules(prefix=top):
             parent, _, key = name.rpartition(".")
-            held = (
-                SlotParameter(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False)
-            )
-            found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(held)))
+            own = (SlotParameter(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False))
+            found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(own)))
     return tuple(found)
 
 
@@ -185,8 +183,8 @@ class Reading(tuple[Tensor, ...]):
 
     def __init__(self, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> None:
         modules = [root.get_submodule(slot.name) for slot in layout]
-        held = {h.place: (m._parameters, h.leaf) for s, m in zip(layout, modules, strict=True) for h in s.parameters}
-        self._owners, self._leaves = zip(*(held[place] for place in range(len(held))), strict=True)
+        places = {p.place: (m._parameters, p.leaf) for s, m in zip(layout, modules, strict=True) for p in s.parameters}
+        self._owners, self._leaves = zip(*(places[i] for i in range(len(places))), strict=True)
         self._hooks = tuple(chain.from_iterable(map(_hooks, modules)))
         self._containers = (root._modules, *(m._modules for m in modules if m._modules))
         self._children = list(chain.from_iterable(map(dict.values, self._containers)))

@@ -411,7 +411,7 @@ def flipped(content: bytes, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (b"num_layers", b"num_layerq", r"makes none: TypeError: .* 'num_layerq'"),
+        (b"num_layers", b"num_layerq", r"can be built: TypeError: .* 'num_layerq'"),
         (b"enc_mean.weight", b"enc_mea[.weight", "found enc_mean.bias"),
         (b"dec_mean.0.bias", b"dec_mean.0.\x1b[/s", "no such tensor"),
     ],

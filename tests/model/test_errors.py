@@ -123,7 +123,7 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "eps and generator": (
         {"eps": torch.zeros(T, B, Z), "generator": torch.Generator()},
         ValueError,
-        "generator has nothing to draw where eps is given",
+        "pass either `generator` or `eps`: nothing is left to draw",
     ),
     "generator": ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
     "beta": ({"beta": -0.5}, ValueError, "beta must be a number >= 0, got -0.5"),

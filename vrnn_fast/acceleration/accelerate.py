@@ -93,8 +93,8 @@ def accelerate(
     cells = known.structures(shapes)
     used = [name for cell in cells for name in cell.names]
     check_modules(looked_at, used, (*known.outside, *called), known.familiar, str(known))
-    told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
-    cells = known.structures(shapes, told)
+    found = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
+    cells = known.structures(shapes, found)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
     if isinstance(layout, Mapping):

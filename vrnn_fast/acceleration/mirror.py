@@ -159,14 +159,14 @@ def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
         if name not in needed:
             continue
         parent, _, key = name.rpartition(".")
-        held = tuple(
+        own = tuple(
             SlotParameter(leaf, places[f"{name}.{leaf}"], tuple(value.shape))
             for leaf, value in parameters_of(module)
             if f"{name}.{leaf}" in places
         )
         kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
         children = 0 if parametrize.is_parametrized(module) else len(module._modules)
-        found.append(Slot(name, parent, key, kind, children, held))
+        found.append(Slot(name, parent, key, kind, children, own))
     return tuple(found)
 
 
@@ -259,12 +259,12 @@ def activations(
     """
     found: dict[str, tuple[Activation, ...]] = {}
     for name, prefixes in hidden:
-        told = tuple(kind for kind in (_activation(model, prefix, layout) for prefix in prefixes) if kind)
-        if not told or len(told) < len(prefixes):
+        kinds = tuple(kind for kind in (_activation(model, prefix, layout) for prefix in prefixes) if kind)
+        if not kinds or len(kinds) < len(prefixes):
             continue
-        if found.setdefault(name, told) != told:
+        if found.setdefault(name, kinds) != kinds:
             raise LayoutError(
-                f"{', '.join(told)} follow {', '.join(prefixes)}, and {', '.join(found[name])} the same layers of "
+                f"{', '.join(kinds)} follow {', '.join(prefixes)}, and {', '.join(found[name])} the same layers of "
                 "another agent: the same for all agents are run here"
             )
     return tuple(found.items())

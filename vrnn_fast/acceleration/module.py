@@ -129,8 +129,8 @@ def _bind(recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     recipe = self._recipe
     layout, outcome, cells = recipe.layout, recipe.outcome, recipe.structures
-    held = gather(self, self._slots)
-    like = held[0]
+    parameters = gather(self, self._slots)
+    like = parameters[0]
     arguments = _bind(recipe, args, kwargs)
     given = layout.given(self, arguments)
     x, noise = _seen(recipe, self, given.x, next(iter(arguments)), like)
@@ -143,7 +143,7 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     else:
         shape = ("B", batch), ("H", cells[0].spec.hidden_size)
         start = tuple(checks.tensor(layout.state, state, shape, like) for state in start)
-    runs, begin, places = [], 0, iter(held)
+    runs, begin, places = [], 0, iter(parameters)
     features = [structure.spec.input_size for structure in cells]
     with full_precision(like.device):
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):

@@ -79,13 +79,13 @@ def _keeping_buffers(observe: Callable[..., Observed]) -> Callable[..., Observed
 
     @wraps(observe)
     def kept(module: nn.Module, *args: Any) -> Observed:
-        held = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        before = [(buffer, buffer.clone()) for buffer in module.buffers()]
         try:
             return observe(module, *args)
         finally:
             with torch.no_grad():
-                for buffer, before in held:
-                    buffer.copy_(before)
+                for buffer, value in before:
+                    buffer.copy_(value)
 
     return kept
 

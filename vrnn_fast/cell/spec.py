@@ -356,8 +356,8 @@ class CellSpec:
         heads = []
         for head, (place, width) in zip(self.head_names(name), self.heads(name), strict=True):
             own = self.layers_of(head)
-            follows = (*self.activations_of(name, head), "identity")
-            pairs = zip(pairwise((inputs, *own, width)), follows, strict=True)
+            kinds = (*self.activations_of(name, head), "identity")
+            pairs = zip(pairwise((inputs, *own, width)), kinds, strict=True)
             layers = (Layer(f"{head}.{2 * i}", *widths, activation) for i, (widths, activation) in enumerate(pairs))
             heads.append(tuple(layers) if own else (Layer(place, inputs, width),))
         return Network(tuple(hidden), tuple(heads))

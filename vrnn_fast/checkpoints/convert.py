@@ -96,25 +96,25 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
     return model
 
 
-def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
+def _made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
     """Make the module that was :func:`described`, with these tensors.
 
     Raises:
-        LayoutError: what is told makes no module, or not one with such tensors.
+        LayoutError: the description makes no module, or not one with such tensors.
     """
     try:
-        given = _given(told, tensors, arguments)
+        given = _given(description, tensors, arguments)
         shapes = shapes_of(VRNN(**copy.deepcopy(given), device="meta").state_dict())
     except LayoutError:
         raise
-    except Exception as error:  # whatever a damaged file tells
+    except Exception as error:  # whatever a damaged file says
         raise LayoutError(
-            f"what the checkpoint tells of its VRNN makes none: {type(error).__name__}: {error}"
+            f"the checkpoint describes no VRNN that can be built: {type(error).__name__}: {error}"
         ) from error
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
-            raise LayoutError(f"{name} must have shape {shape} by what the checkpoint tells of its VRNN, found {found}")
+            raise LayoutError(f"{name} must have shape {shape}, as the checkpoint describes its VRNN, found {found}")
     model = VRNN(**{**given, **arguments})
     try:
         model.load_state_dict(tensors)
@@ -123,12 +123,14 @@ def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Map
     return model
 
 
-def _given(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _given(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the arguments that were :func:`described`, with the likelihood in ``arguments`` if there is one."""
-    given = {**told, "std": Std(**told["std"]), "dtype": next(iter(tensors.values())).dtype}
+    given = {**description, "std": Std(**description["std"]), "dtype": next(iter(tensors.values())).dtype}
     if "likelihood" in arguments:
         return given | {"likelihood": arguments["likelihood"]}
-    kind, constants = told["likelihood"]
+    kind, constants = description["likelihood"]
     if constants is None:
         raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to load_checkpoint")
     constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
@@ -140,8 +142,8 @@ def _own(stored: Mapping[str, Any]) -> _Ours | None:
     for candidate in _mappings(stored):
         if not _is_state_dict(candidate):
             continue
-        told = getattr(candidate, "_metadata", None)
-        for path, about in told.items() if isinstance(told, Mapping) else ():
+        notes = getattr(candidate, "_metadata", None)
+        for path, about in notes.items() if isinstance(notes, Mapping) else ():
             prefix = f"{path}." if path else ""
             if isinstance(about, Mapping) and MARK in about and all(name.startswith(prefix) for name in candidate):
                 return about[MARK], {name.removeprefix(prefix): t for name, t in candidate.items()}
@@ -166,7 +168,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a reader raises on bytes that anybody may have written
         raise LayoutError(
-            f"{path} holds no tensors that can be read without running code of its own: {_held(path)}; save "
+            f"{path} holds no tensors that can be read without running code of its own: {_beside_tensors(path)}; save "
             "model.state_dict()"
         ) from error
     if not isinstance(found, Mapping):
@@ -174,7 +176,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
     return found, None
 
 
-def _held(path: Path) -> str:
+def _beside_tensors(path: Path) -> str:
     """Say what a file holds that cannot be read."""
     try:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

@@ -129,11 +129,11 @@ def _version(package: str) -> str:
 @lru_cache(maxsize=1)
 def _digest() -> str:
     """Digest all that makes a kernel: a checkout changes without a new version."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*")):
         if path.suffix in (".py", ".so", ".h", ".cu") and path.parent.name != "training":
-            whole.update(path.read_bytes())
-    return whole.hexdigest()[:16]
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def attempt(

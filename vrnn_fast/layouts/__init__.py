@@ -62,9 +62,9 @@ def _recognised(shapes: Shapes, found: str) -> Layout:
     ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
     if ordered[0][0] == 0:
         return ordered[0][1]
-    told = [
+    lines = [
         f"{known}: looked for {', '.join(known.roles.paths())}; "
         + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
         for share, known in ordered
     ]
-    raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
+    raise LayoutError("\n  ".join(["no known layout.", *lines, f"found: {found}"]))

@@ -341,8 +341,8 @@ class Layout:
                 f"likelihood='bernoulli' if a sigmoid follows it{beside}, or another (--likelihood on the command line)"
             )
         if likelihood == "gaussian":
-            told = given.get("std", std)
-            likelihood = Gaussian(std=told if isinstance(told, Std) else Std(told))
+            wanted = given.get("std", std)
+            likelihood = Gaussian(std=wanted if isinstance(wanted, Std) else Std(wanted))
         return {"likelihood": likelihood}
 
     def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:

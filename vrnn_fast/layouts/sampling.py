@@ -122,10 +122,10 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
             *(("encoder",) if "prior" in spec.cond_networks else ()),
         ),
     )
-    held = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
+    values = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
     first = blind.network("encoder").first
     for ours, theirs in zip(blind.network("encoder").layers, spec.network("prior").layers, strict=True):
-        weight = held[theirs.weight]
+        weight = values[theirs.weight]
         if ours in first:
             parts = {
                 source: weight.narrow(1, spec.column("prior", source), width)
@@ -133,5 +133,5 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
             }
             unseen = weight.new_zeros((ours.outputs, spec.phi_x_size))
             weight = torch.cat([parts.get(source, unseen) for source in blind.inputs("encoder")], 1)
-        held |= {ours.weight: weight, ours.bias: held[theirs.bias]}
-    return blind, [held[name] for name, _ in blind.parameters()]
+        values |= {ours.weight: weight, ours.bias: values[theirs.bias]}
+    return blind, [values[name] for name, _ in blind.parameters()]

@@ -31,14 +31,14 @@ class Widening(NamedTuple):
 
     def parameters(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return the parameters of :attr:`spec`."""
-        held, latents = list(parameters), self.spec.latent_size // 2
+        widened, latents = list(parameters), self.spec.latent_size // 2
         for mean, std in self.heads:
-            held[mean] = torch.cat([held[mean], held[std]])
-            held[std] = torch.cat([held[std], torch.zeros_like(held[std])])
+            widened[mean] = torch.cat([widened[mean], widened[std]])
+            widened[std] = torch.cat([widened[std], torch.zeros_like(widened[std])])
         for reader, at in self.readers:
-            before, own, after = held[reader].tensor_split((at, at + latents), 1)
-            held[reader] = torch.cat([before, own, torch.zeros_like(own), after], 1)
-        return held
+            before, own, after = widened[reader].tensor_split((at, at + latents), 1)
+            widened[reader] = torch.cat([before, own, torch.zeros_like(own), after], 1)
+        return widened
 
 
 def widening(spec: CellSpec) -> Widening | None:
