@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,26 +50,28 @@ def noise(call: ModelCall, *rows: int, generator: torch.Generator | None) -> Ten
     return call.like.new_empty((*rows, call.spec.latent_size)).normal_(generator=generator)
 
 
-def batch_of(
-    call: ModelCall,
-    x: Tensor,
-    lengths: Tensor | None = None,
-    state: State | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    cond: Tensor | None = None,
-    resets: Tensor | None = None,
-    mask: Tensor | None = None,
-    mask_inputs: bool = False,
-    *,
-    particles: tuple[Size, ...] = (),
-) -> Batch:
-    """Check the arguments of a call over a batch of sequences; eps, which may be drawn, is (T, B, *particles, Z).
+class Given(NamedTuple):
+    """The arguments of a call over a batch of sequences, as :meth:`VRNN.forward` describes them."""
+
+    x: Tensor
+    lengths: Tensor | None = None
+    state: State | None = None
+    eps: Tensor | None = None
+    generator: torch.Generator | None = None
+    cond: Tensor | None = None
+    resets: Tensor | None = None
+    mask: Tensor | None = None
+    mask_inputs: bool = False
+
+
+def batch_of(call: ModelCall, given: Given, particles: tuple[Size, ...] = ()) -> Batch:
+    """Check what is given; eps, which may be drawn, is (T, B, *particles, Z).
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it.
     """
     spec, features = call.spec, ("input_size", call.spec.input_size)
+    x, lengths, state, eps, generator, cond, resets, mask, mask_inputs = given
     x = sequence(call, "x", x, None, None, features)
     steps, batch = x.shape[:2]
     if lengths is not None:

@@ -235,7 +235,8 @@ class VRNN(nn.Module):
         asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
         if generator is not None and eps is not None:
             raise ValueError("pass either `generator` or `eps`: nothing is left to draw where eps is given")
-        batch = inputs.batch_of(call, x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, given)
         return inference.infer(call, batch, asked, weights)
 
     def bound(
@@ -290,8 +291,8 @@ class VRNN(nn.Module):
         """
         call, wanted = self._call(), objectives.Bound.checked(objective, num_particles, threshold, resampling)
         wanted.check_noise(eps, uniforms, generator)
-        given = (x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
-        batch = inputs.batch_of(call, *given, particles=(wanted.particles,))
+        given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, given, (wanted.particles,))
         return objectives.bound(call, self._measured, batch, wanted, uniforms, generator)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
@@ -366,20 +367,9 @@ class VRNN(nn.Module):
             >>> samples.shape
             torch.Size([10, 20, 4, 3])
         """
-        return generation.generate(
-            self._call(),
-            num_steps,
-            batch_size,
-            prefix,
-            lengths,
-            temperature=temperature,
-            sample_output=sample_output,
-            generator=generator,
-            cond=cond,
-            prefix_cond=prefix_cond,
-            num_samples=num_samples,
-            state=state,
-        )
+        begin = generation.Beginning(batch_size, prefix, lengths, prefix_cond, state)
+        draws = generation.Draws(num_steps, temperature, sample_output, generator, num_samples)
+        return generation.generate(self._call(), begin, draws, cond)
 
     def rollout_prior(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollout:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.

@@ -149,9 +149,8 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
-            latent, heads, state, before = _walk(
-                recipe, structure, parameters, x_, eps, lengths, start[begin:end], cond
-            )
+            sequences = executors.Batch(x_, eps, start[begin:end], lengths, cond)
+            latent, heads, state, before = _walk(recipe, structure, parameters, sequences)
             z, mean, std, prior_mean, prior_std, *raws = latent
             runs.append(
                 Run(self, arguments, x_, z, mean, std, prior_mean, prior_std, heads, state, before, tuple(raws))
@@ -222,39 +221,27 @@ Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, a
 
 
 def _walk(
-    recipe: Recipe,
-    structure: Structure,
-    parameters: list[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    start: tuple[Tensor, ...],
-    cond: Tensor | None,
+    recipe: Recipe, structure: Structure, parameters: list[Tensor], batch: executors.Batch
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...] | None]:
     """Run all time steps of one cell: return its latent variable, its decoder's heads apart, its state and, if asked
     for, that before the last step."""
+
+    def part(steps: slice, start: tuple[Tensor, ...]) -> executors.Batch:
+        cond = None if batch.cond is None else batch.cond[steps]
+        return batch._replace(x=batch.x[steps], eps=batch.eps[steps], state=start, cond=cond)
+
     if not recipe.outcome.asks_before(recipe.fix):
-        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), None
-    last_cond = None if cond is None else cond[-1:]
-    if x.shape[0] == 1:
-        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), start
-    latent, heads, before = _launch(
-        recipe, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
-    )
-    last, last_heads, state = _launch(recipe, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
+        return *_launch(recipe, structure, parameters, batch), None
+    if batch.x.shape[0] == 1:
+        return *_launch(recipe, structure, parameters, batch), batch.state
+    latent, heads, before = _launch(recipe, structure, parameters, part(slice(None, -1), batch.state))
+    last, last_heads, state = _launch(recipe, structure, parameters, part(slice(-1, None), before))
     joined = tuple(map(torch.cat, zip(latent, last, strict=True)))
     return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
 
 
 def _launch(
-    recipe: Recipe,
-    structure: Structure,
-    parameters: list[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    start: tuple[Tensor, ...],
-    cond: Tensor | None,
+    recipe: Recipe, structure: Structure, parameters: list[Tensor], batch: executors.Batch
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Launch one cell: return its latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
@@ -265,11 +252,10 @@ def _launch(
         parameters = reached.only_if_reached(parameters)
     latents, wider = spec.latent_size, structure.widening
     if wider is not None:
-        parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
-        spec = wider.spec
-    result = executors.choose(recipe.backend, spec, x).run(
-        spec, parameters, executors.Batch(x, eps, start, lengths, cond), executors.Want(prior=True, raw=True)
-    )
+        parameters, spec = wider.parameters(parameters), wider.spec
+        batch = batch._replace(eps=torch.cat([batch.eps, torch.zeros_like(batch.eps)], -1))
+    executor = executors.choose(recipe.backend, spec, batch.x)
+    result = executor.run(spec, parameters, batch, executors.Want(prior=True, raw=True))
     prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)
     fields = {"prior_mean": prior_mean[..., :latents], "prior_std": prior_std[..., :latents]}
     if wider is not None:
