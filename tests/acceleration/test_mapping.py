@@ -69,7 +69,7 @@ def binary() -> Tensor:
         (lambda: wild.OneHead(6, 9, 4, inside=True), binary),
     ],
 )
-def test_variants_of_e_by_their_names(build: Callable[[], nn.Module], data: Callable[[], Tensor]) -> None:
+def test_variants_of_the_eager_vrnn_by_their_names(build: Callable[[], nn.Module], data: Callable[[], Tensor]) -> None:
     model = build()
     assert_same(model, accelerate(model), data())
 

@@ -211,24 +211,25 @@ class Gradients(NamedTuple):
     parameters: list[Tensor]
 
 
-def backward(
-    call: Call,
-    upstream: Mapping[str, Tensor],
-    z: Tensor,
-    std: Tensor,
-    ancestors: Tensor,
-    saved: Sequence[Tensor],
-    keep: Keep,
-    wanted: set[str],
-) -> Gradients:
+class Remembered(NamedTuple):
+    """What a reverse pass needs of :func:`forward`: some of its results, and the ``keep`` that it was given."""
+
+    z: Tensor
+    std: Tensor
+    ancestors: Tensor
+    saved: Sequence[Tensor]
+    keep: Keep
+
+
+def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
     """Compute the gradients of a batch.
 
     Args:
         upstream: gradients by the names of results, the states' as ``state0`` and so on.
-        z, std, ancestors, saved: of :func:`forward`, whose ``keep`` this is.
         wanted: those of the inputs x, eps and cond whose gradients somebody wants.
     """
     spec, batch, cut, rows, like = call.spec, call.given, call.cut, call.rows, call.given.x
+    z, std, ancestors, saved, keep = remembered
     rows.value.update(zip(kept(cut.program, keep), saved, strict=True))
     if cut.sample is not None:
         rows.value[cut.sample.z.buffer] = call.flat(z)

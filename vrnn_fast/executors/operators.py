@@ -187,7 +187,8 @@ def register(name: str, make: Make, generate: Generate) -> None:
     def backward(*arguments: Any) -> _Gradients:
         a = _ScanBackward(*arguments)
         own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=True)
-        found = call.backward(own, a.given, a.z, a.std, a.ancestors, a.saved, Keep(a.keep), set(a.wanted))
+        remembered = call.Remembered(a.z, a.std, a.ancestors, a.saved, Keep(a.keep))
+        found = call.backward(own, a.given, remembered, set(a.wanted))
         x, eps, cond = (a.x.new_empty((0,)) if d is None else d for d in (found.x, found.eps, found.cond))
         return x, eps, cond, found.state, found.parameters
 
