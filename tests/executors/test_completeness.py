@@ -27,7 +27,8 @@ from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cuda import plan as cuda_plan
-from vrnn_fast.executors.cut import cut, written
+from vrnn_fast.executors.cut import cut as cut_of
+from vrnn_fast.executors.cut import written
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
 from vrnn_fast.executors.triton.plan import plan
@@ -155,7 +156,7 @@ def on_cuda(example: Example, direction: str) -> str | None:
     if refusal(rows_of(example.spec, example.program), direction, example.stage) is None:
         return None
     try:
-        whole = cut(example.program)
+        whole = cut_of(example.program)
     except AssertionError:
         return "written of executors/cut.py"
     back = direction == "backward"
@@ -248,19 +249,19 @@ def test_a_stage_that_is_forgotten_in_one_place_is_found(unknown: Example, monke
 
 
 def test_an_unknown_stage_is_refused_before_a_kernel_is_written(unknown: Example) -> None:
-    whole = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(unknown.stage,)))
+    cut = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(unknown.stage,)))
     with (
         mock.patch("vrnn_fast.executors.triton.scan.written", return_value=()),
         pytest.raises(TypeError, match="Smooth is not among the stages that emit"),
     ):
-        emit.forward(whole, frozenset(), (), ahead=False, late=False)
+        emit.forward(cut, frozenset(), (), ahead=False, late=False)
     for stage, reason in (
         (examples()[Draw].stage, "Draw has no gradient in the scan: a cell that runs on its own is given nothing"),
         (Bias(Slice("pre", 0, 4), ()), "Bias has no gradient in the scan: zeros have none"),
     ):
-        whole = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(stage,)))
+        cut = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(stage,)))
         with pytest.raises(TypeError, match=reason):
-            emit.backward(whole, frozenset(), on_z=False, on_eps=False, ahead=False)
+            emit.backward(cut, frozenset(), on_z=False, on_eps=False, ahead=False)
 
 
 # ---- the same words on both sides
