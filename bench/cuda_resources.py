@@ -32,7 +32,7 @@ TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
 
 @dataclass(frozen=True)
-class Resources:
+class Registers:
     """Of a thread: registers, and bytes that spilled."""
 
     registers: int
@@ -47,7 +47,7 @@ class Kernel:
     memory: Memory
 
     def for_blocks(self, count: int) -> str:
-        """The source with registers for so many blocks on one multiprocessor."""
+        """Return the source with registers for so many blocks on one multiprocessor."""
         own = f"int blocks = {self.memory.blocks};"
         if own not in self.text:
             raise LookupError(f"the header does not say {own!r}")
@@ -55,7 +55,8 @@ class Kernel:
 
 
 def kernel(size: int, kind: Operand, target: str, way: Way) -> Kernel | None:
-    """Of a GRU cell in training, with one hidden layer as wide as the state in each network; None where none fits."""
+    """Write the kernel of a GRU cell in training, with one hidden layer as wide as the state in each network; None
+    where none fits."""
     wide = (size,)
     spec = CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
     if way == "forward":
@@ -72,8 +73,8 @@ def kernel(size: int, kind: Operand, target: str, way: Way) -> Kernel | None:
     return Kernel(header(found, tuple(dict.fromkeys(buffers)), stored, VALUES[kind]), found)
 
 
-def compiled(text: str, target: str) -> Resources:
-    """What nvcc and its assembler make of it.
+def compiled(text: str, target: str) -> Registers:
+    """Compile it with nvcc and its assembler.
 
     Raises:
         ValueError: the compiler refuses it, or warns.
@@ -88,11 +89,11 @@ def compiled(text: str, target: str) -> Resources:
     if done.returncode:
         raise ValueError(said)
     (registers,) = re.findall(r"Used (\d+) registers", said)
-    return Resources(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
+    return Registers(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
 
 
 def rows() -> Iterator[str]:
-    """The lines of the table, as they are compiled."""
+    """Yield the lines of the table, as they are compiled."""
     columns = ("H", "operands", "chip", "kernel", "registers", "spilled", "KB shared", "weights in shared memory")
     more = ("in registers", "streamed", "inputs ahead", "barriers a step")
     yield f"| {' | '.join((*columns, *more))} |"

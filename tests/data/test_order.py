@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from vrnn_fast.data.loader import Loaded, Pieces, loaded
-from vrnn_fast.data.order import Order, Piece, seed_of, share
+from vrnn_fast.data.order import EpochOrder, Piece, seed_of, share
 
 LENGTHS = [7, 1, 12, 3, 3, 9, 5, 1, 4, 11, 2]
 
 
 @pytest.mark.parametrize("segment", [0, 1, 4, 100])
 def test_every_step_of_every_sequence_is_read_once(segment: int) -> None:
-    updates = list(Order(LENGTHS, 4, segment, seed=3, epoch=1).updates())
+    updates = list(EpochOrder(LENGTHS, 4, segment, seed=3, epoch=1).updates())
     steps = Counter(
         (piece.sequence, t) for update in updates for piece in update.pieces for t in range(piece.start, piece.stop)
     )
@@ -31,14 +31,14 @@ def test_every_step_of_every_sequence_is_read_once(segment: int) -> None:
 
 
 def test_an_epoch_goes_on_in_the_middle() -> None:
-    order = Order(LENGTHS, 4, 3, seed=0, epoch=0)
+    order = EpochOrder(LENGTHS, 4, 3, seed=0, epoch=0)
     updates = list(order.updates())
     for at, update in enumerate(updates):
         assert list(order.updates(update.batch, update.segment)) == updates[at:]
 
 
 def test_seed_and_epoch_decide() -> None:
-    orders = [Order(LENGTHS, 2, 0, seed, epoch).batches for seed, epoch in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    orders = [EpochOrder(LENGTHS, 2, 0, seed, epoch).batches for seed, epoch in ((0, 0), (0, 0), (1, 0), (0, 1))]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] != orders[3] != orders[0]
 

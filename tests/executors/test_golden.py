@@ -1,6 +1,6 @@
 """Generated kernels, kept in tests/golden for a reader to open and a change to show.
 
-``python -m tests.test_golden`` writes them anew.
+``python -m tests.executors.test_golden`` writes them anew.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def test_there_are_no_others() -> None:
 
 @pytest.mark.parametrize("name", sources())
 def test_a_kernel_is_generated_as_it_is_kept(name: str) -> None:
-    """A change that is meant: python -m tests.test_golden, and commit what changed."""
+    """A change that is meant: python -m tests.executors.test_golden, and commit what changed."""
     kept = (GOLDEN / name).read_text()
-    assert sources()[name] == kept, f"{name} is generated otherwise; if that is meant: python -m tests.test_golden"
+    message = f"{name} is generated otherwise; if that is meant: python -m tests.executors.test_golden"
+    assert sources()[name] == kept, message
     ast.parse(kept)
 
 

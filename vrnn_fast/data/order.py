@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
 from .batches import bucketed
-
-Row = TypeVar("Row")
+from .dataset import Item
 
 
 class Piece(NamedTuple):
@@ -41,7 +40,7 @@ class Update(NamedTuple):
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
-class Order:
+class EpochOrder:
     """One epoch: batches of sequences of similar length, in random order, each cut into segments of time.
 
     Args:
@@ -68,7 +67,7 @@ class Order:
                 yield Update(number, at, tuple(pieces), at == segments - 1)
 
 
-def share(rows: Sequence[Row], rank: int, ranks: int, part: int = 0, parts: int = 1) -> Sequence[Row]:
+def share(rows: Sequence[Item], rank: int, ranks: int, part: int = 0, parts: int = 1) -> Sequence[Item]:
     """What a rank takes of the rows of an update in one of the parts that it is accumulated over."""
     return rows[rank + part * ranks :: ranks * parts]
 

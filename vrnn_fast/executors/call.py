@@ -38,7 +38,8 @@ class Outputs(NamedTuple):
 
 
 def by_length(lengths: Tensor, particles: int) -> Tensor:
-    """(B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end together.
+    """Return (B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end
+    together.
 
     The ``particles`` of a sequence stay side by side.
     """
@@ -47,7 +48,7 @@ def by_length(lengths: Tensor, particles: int) -> Tensor:
 
 
 def kept(program: Partition, keep: Keep | None) -> tuple[str, ...]:
-    """The buffers that forward hands to backward, besides its results."""
+    """Return the buffers that forward hands to backward, besides its results."""
     return () if keep is None else tuple(b.name for b in program.buffers if b.keep >= keep)
 
 
@@ -124,30 +125,30 @@ class Call(ABC):
         """
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """(T, B, ...) as (rows, ...)."""
+        """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
-        """Of bool, as the kernels read it."""
+        """Turn bool into what the kernels read."""
         return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     def real_only(self, tensor: Tensor) -> Tensor:
-        """(rows, width) with zeros at padding, whatever was there."""
+        """Return (rows, width) with zeros at padding, whatever was there."""
         return tensor if self.real is None else torch.where(self.real, tensor, 0.0)
 
     def rows_of(self, gradient: Tensor) -> Tensor:
-        """An upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
+        """Return an upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
         flat = self.flat(gradient)
         if self.real is None:
             return flat
         return torch.where(self.real if flat.dim() == 2 else self.real.squeeze(1), flat, 0.0)
 
     def result(self, tensor: Tensor) -> Tensor:
-        """(T, B, width) of its own, with zeros at padding."""
+        """Return (T, B, width) of its own, with zeros at padding."""
         return self.real_only(tensor).contiguous().view(self.steps, self.batch, tensor.shape[1])
 
     def per_row(self, tensor: Tensor | None) -> Tensor:
-        """(T, B) in the dtype of x, with zeros at padding."""
+        """Return (T, B) in the dtype of x, with zeros at padding."""
         if tensor is None:
             return self.given.x.new_zeros((self.steps, self.batch))
         return self.result(tensor.to(self.given.x.dtype).unsqueeze(1)).squeeze(2)
@@ -176,19 +177,28 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     def result(part: Slice, wanted: bool = True) -> Tensor:
         if not wanted:
             return like.new_empty((0, 0, part.width))
-        whole = rows.value[part.buffer]
-        return call.result(whole if whole.shape[1] == part.width else rows.view(rows.value, part).clone())
+        buffer = rows.value[part.buffer]
+        return call.result(buffer if buffer.shape[1] == part.width else rows.view(rows.value, part).clone())
 
     def half(part: Slice) -> Slice:
         return Slice(part.buffer, part.start, spec.latent_size)
 
     sample, divergence = cut.sample, cut.divergence
-    latent = [like.new_zeros((call.steps, call.batch, 0)) for _ in range(5)]
+    names = "z", "mean", "std", "prior_mean", "prior_std"
+    latent = {name: like.new_zeros((call.steps, call.batch, 0)) for name in names}
     if sample is not None and divergence is not None:
-        latent = [result(part) for part in (sample.z, half(sample.source), sample.std)]
-        latent += [result(part, want.prior) for part in (half(divergence.prior), divergence.prior_std)]
-    per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want.raw))
-    return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut.program, keep)], ancestors))
+        latent = {"z": result(sample.z), "mean": result(half(sample.source)), "std": result(sample.std)}
+        latent["prior_mean"] = result(half(divergence.prior), want.prior)
+        latent["prior_std"] = result(divergence.prior_std, want.prior)
+    return Outputs(
+        nll=call.per_row(rows.nll),
+        kl=call.per_row(rows.kl),
+        **latent,
+        raw=result(cut.likelihood.source, want.raw),
+        state=state,
+        saved=[rows.value[name] for name in kept(cut.program, keep)],
+        ancestors=ancestors,
+    )
 
 
 class Gradients(NamedTuple):
@@ -201,24 +211,25 @@ class Gradients(NamedTuple):
     parameters: list[Tensor]
 
 
-def backward(
-    call: Call,
-    upstream: Mapping[str, Tensor],
-    z: Tensor,
-    std: Tensor,
-    ancestors: Tensor,
-    saved: Sequence[Tensor],
-    keep: Keep,
-    wanted: set[str],
-) -> Gradients:
-    """The gradients of a batch.
+class Remembered(NamedTuple):
+    """What a reverse pass needs of :func:`forward`: some of its results, and the ``keep`` that it was given."""
+
+    z: Tensor
+    std: Tensor
+    ancestors: Tensor
+    saved: Sequence[Tensor]
+    keep: Keep
+
+
+def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
+    """Compute the gradients of a batch.
 
     Args:
         upstream: gradients by the names of results, the states' as ``state0`` and so on.
-        z, std, ancestors, saved: of :func:`forward`, whose ``keep`` this is.
         wanted: those of the inputs x, eps and cond whose gradients somebody wants.
     """
     spec, batch, cut, rows, like = call.spec, call.given, call.cut, call.rows, call.given.x
+    z, std, ancestors, saved, keep = remembered
     rows.value.update(zip(kept(cut.program, keep), saved, strict=True))
     if cut.sample is not None:
         rows.value[cut.sample.z.buffer] = call.flat(z)

@@ -28,7 +28,7 @@ from .ranks import Ranks
 FOLDER, HEADER = "checkpoints", "run.json"
 _FORMAT, _KEPT = 1, 2
 _NAME = re.compile(r"step-(\d+)")
-State = dict[str, Any]
+Tensors = dict[str, Any]  # and dictionaries of them
 
 
 class Checkpoints:
@@ -44,7 +44,7 @@ class Checkpoints:
         self._finished: threading.Event = threading.Event()
         self._failure: Exception | None = None
 
-    def save(self, step: int, state: State, header: Mapping[str, Any]) -> Path:
+    def save(self, step: int, state: Tensors, header: Mapping[str, Any]) -> Path:
         """Begin to write a checkpoint; the state may change as soon as this returns. Waits for the one before."""
         self.wait()
         path, place = self._folder / f"step-{step:09d}", self._folder / f"step-{step:09d}.part"
@@ -184,7 +184,7 @@ def header_of(folder: Path) -> dict[str, Any]:
     return header
 
 
-def load(folder: Path, state: State, ranks: Ranks) -> None:
+def load(folder: Path, state: Tensors, ranks: Ranks) -> None:
     """Read the tensors of ``state`` in place, each rank its own part.
 
     Raises:

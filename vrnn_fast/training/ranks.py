@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
+from ..data.dataset import Item
 from ..data.order import share
 from .config import RunError
 
-Item = TypeVar("Item")
 _TIMEOUT = timedelta(minutes=10)  # without a word from another rank
 _JOINING = timedelta(minutes=1)
 

@@ -31,7 +31,7 @@ from ..checkpoints.files import CheckpointError
 from ..data import Dataset, Source
 from ..data.dataset import lengths_of
 from ..data.loader import Loaded, Pieces, loaded
-from ..data.order import Order, Update, share
+from ..data.order import EpochOrder, Update, share
 from ..model import VRNN
 from ..state import State
 from . import checkpoint
@@ -386,9 +386,9 @@ class Trainer:
         at = self._progress
         return len(self._order(at.epoch).batches[at.batch])
 
-    def _order(self, epoch: int) -> Order:
+    def _order(self, epoch: int) -> EpochOrder:
         config = self.config
-        return Order(self._lengths, config.batch_size, config.segment, config.seed, epoch)
+        return EpochOrder(self._lengths, config.batch_size, config.segment, config.seed, epoch)
 
     def _restore(self, path: Path, header: Mapping[str, Any]) -> None:
         progress = header["progress"]
