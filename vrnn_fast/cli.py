@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Its message; names in a damaged file may hold any character."""
+    """Return its message; names in a damaged file may hold any character."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
@@ -114,7 +114,7 @@ def _train(options: Options, ranks: Ranks) -> bool:
 
 
 def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
-    """The folder of the run, and what it goes on from, if it does."""
+    """Return the folder of the run, and what it goes on from, if it does."""
     from .training import checkpoint
 
     if options.resume is None:
@@ -191,7 +191,7 @@ def sample(
     backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
-    """Generate sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
+    """Draw sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
     import numpy as np
 
     from .data import chorales, files
@@ -276,7 +276,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Fewer than the full demonstration.", min=1)] = None,
     threads: Threads = None,
 ) -> None:
-    """Learn the Bach chorales and show what came of it."""
+    """Train on the Bach chorales and show what came of it."""
     from .training import demo as demonstration
     from .training.lock import alone
 
@@ -294,7 +294,7 @@ def _set_threads(threads: int | None) -> None:
 def _other_data(
     run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float
 ) -> tuple[torch.Tensor, ...]:
-    """A part of other data, read and standardised as what the run was trained on.
+    """Return a part of other data, read and standardised as what the run was trained on.
 
     Raises:
         DataError: it is not of the kind, size or rate that the run was trained on.
@@ -309,7 +309,7 @@ def _other_data(
 
 
 def _prefix(dataset: Dataset, steps: int, count: int) -> torch.Tensor:
-    """The first ``steps`` of ``count`` test sequences, (steps, count, X)."""
+    """Return the first ``steps`` of ``count`` test sequences, (steps, count, X)."""
     long = [x[:steps] for x in dataset.test if len(x) >= steps]
     if not long:
         longest = max(len(x) for x in dataset.test)

@@ -77,11 +77,11 @@ class Dataset:
         return self.train[0].shape[1]
 
     def steps(self, part: Part) -> int:
-        """How many time steps the sequences of a part have together."""
+        """Count the time steps that the sequences of a part have together."""
         return sum(lengths_of(self[part]))
 
     def fingerprint(self) -> str:
-        """A hash of every number in every part: two data sets that agree in it train alike."""
+        """Return a hash of every number in every part: two data sets that agree in it train alike."""
         digest = hashlib.sha256(self.likelihood.encode())
         for part in PARTS:
             for x in self[part]:
@@ -90,7 +90,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def baseline(self) -> float:
-        """Nats per time step of the test part when features are independent in time and of each other.
+        """Return nats per time step of the test part when features are independent in time and of each other.
 
         Each is a Bernoulli with its (smoothed) training frequency, or a Gaussian with its training mean and deviation.
         """
@@ -106,7 +106,7 @@ class Dataset:
         return nll / self.steps("test")
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature over the training part, (X,) each, float64."""
+        """Return mean and standard deviation of each feature over the training part, (X,) each, float64."""
         known: tuple[Tensor, Tensor] | None = getattr(self.train, "moments", None)
         return _moments(self.train) if known is None else known
 
@@ -126,7 +126,7 @@ class Contents:
         return next(x.shape[1] for part in PARTS for x in self.parts[part])
 
     def dataset(self) -> Dataset:
-        """All parts; gaussian features are standardised by the training part.
+        """Return all parts; gaussian features are standardised by the training part.
 
         Raises:
             DataError: a part is empty, sound is silent, or a number is too large to be standardised.
@@ -136,7 +136,7 @@ class Contents:
         return Dataset(self.name, self.likelihood, train, valid, test, mean, scale, self.rate)
 
     def standardised(self, part: Part, mean: Sequence[float], scale: Sequence[float]) -> tuple[Tensor, ...]:
-        """``(x - mean) / scale`` of a part's sequences, both for each feature or one for all; DataError as above."""
+        """Return ``(x - mean) / scale`` of a part, both for each feature or one for all; DataError as above."""
         center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, scale))
         _require_sequences(self.name, part, self.parts[part])
         found = tuple(((x.double() - center) / spread).float() for x in self.parts[part])
@@ -151,7 +151,7 @@ class Contents:
         return found
 
     def _scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each training feature; of sound 0 and the deviation of all samples."""
+        """Return mean and deviation of each training feature; of sound 0 and the deviation of all samples."""
         train = self.parts["train"]
         _require_sequences(self.name, "train", train)
         if self.likelihood == "bernoulli":
@@ -166,7 +166,7 @@ class Contents:
 
 
 def _moments(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over time, (X,) each: the same with any number of threads."""
+    """Return mean and standard deviation over time, (X,) each: the same with any number of threads."""
     steps = sum(len(x) for x in sequences)
     mean = torch.stack([x.sum(0, dtype=torch.float64) for x in sequences]).sum(0) / steps
     variance = torch.stack([(x.double() - mean).square().sum(0) for x in sequences]).sum(0) / steps
@@ -180,7 +180,7 @@ def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> No
 
 
 def lengths_of(sequences: Sequence[Tensor]) -> list[int]:
-    """Their time steps, without reading those that lie on a disk."""
+    """Return their time steps, without reading those that lie on a disk."""
     known: list[int] | None = getattr(sequences, "lengths", None)
     return [len(x) for x in sequences] if known is None else known
 
@@ -192,7 +192,7 @@ def piece_of(sequences: Sequence[Tensor], index: int, start: int, stop: int) -> 
 
 
 def hash_of(name: str) -> int:
-    """A number that depends on the name alone, the same on every machine."""
+    """Return a number that depends on the name alone, the same on every machine."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16)
 
 

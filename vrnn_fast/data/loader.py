@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
     eps: Tensor
 
     def to(self, device: torch.device) -> Loaded:
-        """The same, there; without a wait where it can be."""
+        """Return the same, there; without a wait where it can be."""
         return Loaded(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
@@ -52,7 +52,7 @@ NOTHING = Piece(0, 0, 0)  # what a rank without a sequence takes: it still has t
 def loaded(
     pieces: Pieces, wanted: Iterable[Sequence[Piece]], *, workers: int = 0, pin: bool = False
 ) -> Iterator[Loaded]:
-    """A batch for each list of pieces, in order.
+    """Yield a batch for each list of pieces, in order.
 
     Args:
         workers: processes that read ahead; 0 reads when it is asked.

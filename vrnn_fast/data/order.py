@@ -55,7 +55,7 @@ class EpochOrder:
         self.batches = bucketed(lengths, size, generator)
 
     def updates(self, batch: int = 0, segment: int = 0) -> Iterator[Update]:
-        """All from that one on."""
+        """Yield all from that one on."""
         for number in range(batch, len(self.batches)):
             rows = self.batches[number]
             longest = max(self.lengths[row] for row in rows)
@@ -68,10 +68,10 @@ class EpochOrder:
 
 
 def share(rows: Sequence[Item], rank: int, ranks: int, part: int = 0, parts: int = 1) -> Sequence[Item]:
-    """What a rank takes of the rows of an update in one of the parts that it is accumulated over."""
+    """Return what a rank takes of the rows of an update in one of the parts that it is accumulated over."""
     return rows[rank + part * ranks :: ranks * parts]
 
 
 def seed_of(*about: object) -> int:
-    """The seed of what these words and numbers name: 63 bits, the same on every machine."""
+    """Return the seed of what these words and numbers name: 63 bits, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(about).encode()).digest()[:8], "little") >> 1

@@ -73,7 +73,7 @@ class Checkpoints:
         self._ranks.together(self._failure)
 
     def failed(self) -> bool:
-        """Whether the one that is being written could not be; :meth:`wait` says why."""
+        """Tell whether the one that is being written could not be; :meth:`wait` says why."""
         return self._finished.is_set() and self._failure is not None
 
     def _finish(self, written: Future[Any], place: Path, path: Path, content: Mapping[str, Any]) -> None:
@@ -104,13 +104,13 @@ def _unwritten(path: Path, error: BaseException) -> RunError:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of what torch tells of a write that failed on some rank."""
+    """Return the last line of what torch tells of a write that failed on some rank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def latest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest whole checkpoint of a run's folder, or the one that ``path`` is, and its header.
+    """Return the newest whole checkpoint of a run's folder, or the one that ``path`` is, and its header.
 
     One that is damaged is passed over, with a warning, where an older one is whole.
 
@@ -137,12 +137,12 @@ def latest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def exists(run: Path) -> bool:
-    """Whether a folder holds a run."""
+    """Tell whether a folder holds a run."""
     return bool(_by_age(run))
 
 
 def run_of(path: Path) -> Path:
-    """The folder of the run that ``path`` is, or is a checkpoint of.
+    """Return the folder of the run that ``path`` is, or is a checkpoint of.
 
     Raises:
         CheckpointError: it is neither.
@@ -154,7 +154,7 @@ def run_of(path: Path) -> Path:
 
 
 def header_of(folder: Path) -> dict[str, Any]:
-    """What stands beside the tensors of a checkpoint, all of whose files are as they were written.
+    """Return what stands beside the tensors of a checkpoint, all of whose files are as they were written.
 
     Raises:
         CheckpointError: a file is missing or another one; the message names it.
@@ -198,7 +198,7 @@ def load(folder: Path, state: Tensors, ranks: Ranks) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -215,7 +215,7 @@ def _is_one(path: Path) -> bool:
 
 
 def _by_age(run: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the oldest first."""
+    """Return the checkpoints in a run's folder, the oldest first."""
     try:
         return sorted(found for found in (run / FOLDER).iterdir() if _NAME.fullmatch(found.name))
     except OSError:

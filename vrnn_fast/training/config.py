@@ -91,10 +91,10 @@ class TrainConfig:
             raise RunError(f"clip must be a number > 0, or infinity, got {self.clip}")
 
     def learning_rate_at(self, progress: float, step: int) -> float:
-        """For optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
+        """Compute that of optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
         factor = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return self.learning_rate * factor[self.schedule] * min(1.0, (step + 1) / max(1, self.warmup))
 
     def kl_weight_at(self, epochs: float) -> float:
-        """After so many epochs, fractions included."""
+        """Compute the weight after so many epochs, fractions included."""
         return min(1.0, epochs / self.anneal) if self.anneal else 1.0

@@ -35,7 +35,7 @@ _STEPS, _PREFIX = 48, 16
 
 
 def run(folder: Path, console: Console, epochs: int | None = None) -> dict[str, Any] | None:
-    """Everything, in order; returns what ``summary.json`` holds, or None if it was interrupted."""
+    """Do everything, in order; return what ``summary.json`` holds, or None if it was interrupted."""
     phases = _earlier()
     with _timed(phases, "data"), console.status("reading the chorales"):
         dataset = data.load(Source())
@@ -94,7 +94,7 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _compare(model: VRNN, dataset: Dataset) -> Comparison:
-    """On batches cut by length as in training, a few of all lengths: the reference takes its time."""
+    """Compare on batches cut by length as in training, a few of all lengths: the reference takes its time."""
     reference = build(MODEL, chorales.PITCHES, "bernoulli", "reference")
     reference.load_state_dict(model.state_dict())
     by_length = sorted(dataset.train, key=len)

@@ -40,7 +40,7 @@ class Sums:
 
 
 def evaluate(model: VRNN, sequences: Sequence[Tensor], ranks: Ranks | None = None, segment: int = 0) -> Sums:
-    """The evidence lower bound of whole sequences (T_i, X), one latent sample each, always with the same noise.
+    """Return the evidence lower bound of whole sequences (T_i, X), one latent sample each, always with the same noise.
 
     Args:
         ranks: each takes its share, and has the sums of all.

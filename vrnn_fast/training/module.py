@@ -27,7 +27,7 @@ class Rounded(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> VRNNOutput:
-        """As the model's, of tensors in bfloat16."""
+        """Call the model with tensors in bfloat16."""
         rounded = {name: p.to(torch.bfloat16) for name, p in self.model.named_parameters()}
         out: VRNNOutput = torch.func.functional_call(self.model, rounded, (x, *arguments), options)
         return out
@@ -62,7 +62,7 @@ class Trained:
         return found
 
     def accumulating(self, more: bool) -> AbstractContextManager[Any]:
-        """Where ``more`` parts follow, gradients are not exchanged yet."""
+        """Leave gradients where they are, as long as ``more`` parts follow."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(not more)
             return nullcontext()
@@ -73,7 +73,7 @@ class Trained:
 
 @contextmanager
 def products_in(precision: Precision) -> Iterator[None]:
-    """Inside the block, float32 products may be TF32 where that was asked for."""
+    """Let float32 products be TF32 inside the block, where that was asked for."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

@@ -44,7 +44,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """What a command line says, a file that it names included.
+    """Return what a command line says, a file that it names included.
 
     Raises:
         RunError: it says what cannot be; the message names the option.
@@ -85,7 +85,7 @@ def build(
     backend: str = "auto",
     device: torch.device | str | None = None,
 ) -> VRNN:
-    """A freshly initialised model.
+    """Return a freshly initialised model.
 
     Args:
         arguments: of :class:`VRNN`, as plain data; what is not named has the default of a run.
@@ -144,7 +144,7 @@ def _parser() -> ArgumentParser:
 
 
 def _require_file(arguments: Sequence[str]) -> None:
-    """The parser takes what is no file for the text of one."""
+    """Refuse what is no file: the parser takes it for the text of one."""
     for at, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         path = value or (arguments[at + 1] if at + 1 < len(arguments) else "")

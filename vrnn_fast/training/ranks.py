@@ -45,11 +45,11 @@ class Ranks:
         return self.rank == 0
 
     def share(self, rows: Sequence[Item], part: int = 0, parts: int = 1) -> Sequence[Item]:
-        """What this rank takes of rows; see :func:`vrnn_fast.data.order.share`."""
+        """Take what this rank has of rows; see :func:`vrnn_fast.data.order.share`."""
         return share(rows, self.rank, self.size, part, parts)
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over all ranks, in float64."""
+        """Add up over all ranks, in float64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -58,7 +58,7 @@ class Ranks:
         return cast(list[float], total.tolist())
 
     def gather(self, item: Item) -> list[Item]:
-        """What each rank has, in order, on all of them."""
+        """Gather what each rank has, in order, on all of them."""
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
@@ -67,7 +67,7 @@ class Ranks:
         return found
 
     def told(self, item: Item) -> Item:
-        """What the first rank has."""
+        """Return what the first rank has."""
         return self.gather(item)[0]
 
     def together(self, failure: Exception | None) -> None:
@@ -94,7 +94,7 @@ def _missing() -> Iterator[None]:
 
 @contextmanager
 def _leaving_after(patience: timedelta) -> Iterator[None]:
-    """End this process where the block takes much longer, for torchrun to start it anew: ranks that wait for one that
+    """Leave this process where the block takes much longer, for torchrun to start it anew: ranks that wait for one that
     died while they were joining are not always told by gloo, whatever its timeout."""
 
     def leave() -> None:
@@ -113,7 +113,7 @@ def _leaving_after(patience: timedelta) -> Iterator[None]:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun started, if it did, else one.
+    """Join the ranks that torchrun started, if it did, else be one.
 
     Args:
         device: ``"auto"`` is a GPU for each process of a node where there are GPUs, else the CPU.

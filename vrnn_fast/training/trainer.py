@@ -146,7 +146,7 @@ class Trainer:
 
     @classmethod
     def resume(cls, path: Path, data: Dataset | None = None, ranks: Ranks | None = None) -> Trainer:
-        """The run as it was when it was last saved; ``data`` is read again unless given.
+        """Return the run as it was when it was last saved; ``data`` is read again unless given.
 
         It goes on bit for bit as it would have, on the same kind of machine with the same number of threads and ranks;
         on another number of ranks it goes on with the same epoch, and its sums are rounded otherwise. ``path`` is the
@@ -235,7 +235,7 @@ class Trainer:
         return path
 
     def load_best(self) -> VRNN:
-        """A model with the parameters of the epoch that validated best."""
+        """Return a model with the parameters of the epoch that validated best."""
         return load_model(self.folder, self.config.backend)[0]
 
     def _begin_saving(self) -> Path:
@@ -245,7 +245,7 @@ class Trainer:
         return self._checkpoints.save(self._progress.step, self._state(), header)
 
     def _state(self) -> dict[str, Any]:
-        """All tensors of the run, as torch.distributed.checkpoint takes them."""
+        """Return all tensors of the run, as torch.distributed.checkpoint takes them."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
         carried = self._carried_by_all()
         return {"model": model, "optimizer": optimizer["state"]} | ({} if carried is None else {"carried": carried})
@@ -367,8 +367,8 @@ class Trainer:
         raise RunError(f"the {name} is {value} {where}: {advice}; {kept} in {self.folder}", everywhere=True)
 
     def _carried_by_all(self) -> Tensor | None:
-        """The states that segments left, (1 or 2, num_layers, B, H) in the order of the batch on all ranks; None where
-        a batch begins."""
+        """Return the states that segments left, (1 or 2, num_layers, B, H) in the order of the batch; None where one
+        begins."""
         own = [None if state is None else _stacked(state).cpu() for state in self._carried]
         if own[0] is None:
             return None
@@ -410,7 +410,7 @@ class Trainer:
             self._carried = [self._own_part(state["carried"], part) for part in range(self.config.accumulate)]
 
     def _own_part(self, carried: Tensor, part: int) -> State:
-        """What this rank carries on in one of its parts."""
+        """Return what this rank carries on in one of its parts."""
         places = list(self.ranks.share(range(carried.shape[2]), part, self.config.accumulate))
         own = carried[:, :, places] if places else carried.new_zeros((*carried.shape[:2], 1, carried.shape[3]))
         own = own.to(self.ranks.device)
@@ -439,7 +439,7 @@ def _norm(found: Tensor) -> float:
 
 
 def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
-    """The model of a run's best epoch and the header of its file; ``path`` is the run's folder or that file.
+    """Return the model of a run's best epoch and the header of its file; ``path`` is the run's folder or that file.
 
     Raises:
         CheckpointError: it holds no such model.
@@ -461,7 +461,7 @@ def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]
 
 
 def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[str, Any], TrainConfig]:
-    """The configuration in the header of the checkpoint ``path``.
+    """Return the configuration in the header of the checkpoint ``path``.
 
     Raises:
         CheckpointError: it is not one that this version knows.
@@ -473,7 +473,7 @@ def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[st
 
 
 def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None) -> Dataset:
-    """What the run with the checkpoint ``path`` was trained on, read again unless given.
+    """Return what the run with the checkpoint ``path`` was trained on, read again unless given.
 
     Raises:
         RunError: it has changed since.

@@ -61,7 +61,7 @@ def _line(epoch: Epoch) -> str:
 
 @contextmanager
 def _asking(ask: Callable[[], None]) -> Iterator[None]:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a call of ``ask``; the second one acts as ever.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a call of ``ask``; the second one acts as ever.
 
     What the process was told to ignore, as nohup does with SIGHUP, it ignores.
     """
