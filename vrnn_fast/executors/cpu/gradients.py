@@ -72,11 +72,11 @@ def _gradients(
     """Compute the gradients of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the
     state's last."""
     x, eps, cond, lengths, resets, mask, ancestors, saved, *rest = ctx.saved_tensors
-    slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
+    given = {i: g for i, g in enumerate(upstream) if g is not None and g.numel() > 0}
     want_x, want_eps, want_cond = wanted = ctx.needs_input_grad[:3]
     arguments = BackwardArguments(
-        upstream=[g for g in upstream if g is not None and g.numel() > 0],
-        slots=slots,
+        upstream=list(given.values()),
+        slots=list(given),
         x=x,
         eps=eps,
         cond=cond,
