@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.cuda import build
+from vrnn_fast.executors.cuda import sources
 from vrnn_fast.executors.cuda.forward import forward
 from vrnn_fast.executors.cuda.header import header
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
@@ -81,7 +81,7 @@ def compiled(text: str, target: str) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.cu")
         source.write_text(text)
-        command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{build.SOURCE}", "-cubin", "-Xptxas", "-v"]
+        command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{sources.SOURCE}", "-cubin", "-Xptxas", "-v"]
         command += ["-Werror", "all-warnings", str(source), "-o", str(Path(folder, "kernel.cubin"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr

@@ -18,9 +18,10 @@ from tests.support.ptx.report import Report
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import nvrtc as compiler
 
 pytestmark = pytest.mark.skipif(
-    nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
+    compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
 )
 
 

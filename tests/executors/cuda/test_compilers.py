@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from bench.cuda_resources import Kernel, Way, compiled, kernel
-from tests.support.ptx import nvrtc
+from vrnn_fast.executors.cuda import nvrtc
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
@@ -58,6 +58,6 @@ def test_no_kernel_is_compiled_that_cannot_be_launched() -> None:
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
 def test_nvrtc_compiles_it_without_a_gpu_and_without_any_header_of_cuda() -> None:
-    cubin = nvrtc.built(made(64, "bf16", "sm_90a", "forward").text, "sm_90a", "CUBIN")
+    cubin = nvrtc.compiled(made(64, "bf16", "sm_90a", "forward").text, "sm_90a")
     assert cubin.startswith(b"\x7fELF")
     assert b"vrnn_scan" in cubin

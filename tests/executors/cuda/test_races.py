@@ -24,6 +24,7 @@ from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.forward import forward
 from vrnn_fast.executors.cuda.plan import WARPS, Plan
 from vrnn_fast.executors.cuda.reverse import reverse
+from vrnn_fast.executors.cuda.sources import SOURCE
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
@@ -97,7 +98,7 @@ def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None
 
 
 HERE = Path(__file__).parent
-COMMON = ["g++", "-std=c++17", f"-I{build.SOURCE}"]
+COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
 
 
 def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -129,7 +130,7 @@ def compiled(text: str, data: Path, sanitizer: str) -> Path:
     kernel.write_text(text)
     own = ["-DVRNN_THREAD_SANITIZER"] if sanitizer == "thread" else [f"-fsanitize={sanitizer}"]
     if not emulated.exists():
-        source = str(build.SOURCE / "device" / "emulator.cpp")
+        source = str(SOURCE / "device" / "emulator.cpp")
         subprocess.run([*COMMON, *own, "-O1", "-c", source, "-o", str(emulated)], check=True)
     sources = [str(kernel), str(HERE / "replay.cpp"), str(emulated)]
     subprocess.run([*COMMON, "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-o", str(made)], check=True)

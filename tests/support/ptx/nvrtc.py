@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from vrnn_fast.executors.cuda import build, emulator
+from vrnn_fast.executors.cuda import emulator, nvrtc
 
 from .machine import run
 from .memory import Memory
@@ -26,48 +23,14 @@ from .text import parse
 ROWS = 16  # of the batch in a block: csrc/cuda/scan/program.h
 
 
-def library() -> Path | None:
-    """NVRTC, where a wheel of NVIDIA's has put it."""
-    spec = find_spec("nvidia")
-    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
-    return next((p for folder in folders for p in folder.glob("*/lib/libnvrtc.so.*")), None)
-
-
 @lru_cache(maxsize=64)
 def compiled(text: str, chip: str) -> str:
     """The PTX of a kernel's source.
 
     Raises:
-        RuntimeError: the compiler refuses it, in the compiler's words.
+        CompileError: the compiler refuses it, in the compiler's words.
     """
-    return built(text, f"compute_{chip.removeprefix('sm_')}", "PTX").decode().rstrip("\0")
-
-
-def built(text: str, architecture: str, what: str) -> bytes:
-    """What NVRTC makes of a kernel's source, ``"PTX"`` or ``"CUBIN"``, without a GPU and without a header of CUDA's.
-
-    Raises:
-        RuntimeError: the compiler refuses it, in the compiler's words.
-    """
-    path = library()
-    assert path is not None
-    nvrtc, program = ctypes.CDLL(str(path)), ctypes.c_void_p()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
-    options = [f"-arch={architecture}".encode(), b"-std=c++17", f"-I{build.SOURCE}".encode()]
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-
-    def read(result: str) -> bytes:
-        size = ctypes.c_size_t()
-        getattr(nvrtc, f"nvrtcGet{result}Size")(program, ctypes.byref(size))
-        found = ctypes.create_string_buffer(size.value)
-        getattr(nvrtc, f"nvrtcGet{result}")(program, found)
-        return found.raw
-
-    said = read("ProgramLog" if failed else what)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    if failed:
-        raise RuntimeError(said.decode())
-    return said
+    return nvrtc.compiled(text, f"compute_{chip.removeprefix('sm_')}", "PTX").decode().rstrip("\0")
 
 
 @contextmanager

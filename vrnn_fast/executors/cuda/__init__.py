@@ -1,8 +1,8 @@
-"""The CUDA executor: kernels written by hand, folded over a cell's stages; so far in the emulator alone.
+"""The CUDA executor: kernels written by hand, folded over a cell's stages. Nothing of it has run on a GPU yet.
 
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
 program); then plan.py (units), forward.py and reverse.py (those of a cell), order.py (a step), memory.py (tiers),
-header.py (all of it as C++), launch.py, build.py and emulator.py.
+header.py (all of it as C++) and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ...cell.stages import Keep
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, launch
+from . import build, launch, nvrtc
+from .driver import DriverError
 from .forward import forward
 from .header import header
 from .memory import Operand, memory
@@ -26,7 +27,7 @@ from .plan import Plan
 from .reverse import reverse
 
 name = "cuda"
-verified = "in the emulator and, as compiled, in an interpreter of PTX; not yet on a GPU"
+verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -34,19 +35,25 @@ trusted = emulated
 
 
 def unavailable() -> str | None:
-    """None where the emulator was asked for and can be built, else the reason why not."""
-    if not emulated:
-        return "its kernels have run in the emulator alone (VRNN_FAST_CUDA=emulate: CPU tensors, slowly)"
-    return build.unavailable()
+    """None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be built; else
+    the reason why not."""
+    if emulated:
+        return build.unavailable()
+    if torch.version.hip:
+        return "it is made for NVIDIA's GPUs"
+    if torch.cuda.device_count() == 0:
+        return "there is no GPU (VRNN_FAST_CUDA=emulate runs its kernels on CPU tensors, slowly)"
+    return nvrtc.unavailable()
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
     """None, or why a call with this x cannot run here."""
-    if x.device.type != "cpu":
-        return f"its emulator runs on CPU tensors, and x is on {x.device}"
+    if x.device.type != device:
+        runs = "its emulator runs on CPU" if emulated else "it runs on GPU"
+        return f"{runs} tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, _precision())
+    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, x.device, _precision())
 
 
 def launches(spec: CellSpec) -> str:
@@ -64,9 +71,10 @@ def launches(spec: CellSpec) -> str:
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Where the weights of a forward scan are while it runs, in words."""
-    if launch.misfit(spec, kind, launch.limit(torch.device("cpu"))) is not None:
+    most = launch.limit(torch.device(device))
+    if launch.misfit(spec, kind, most) is not None:
         return "no kernel"
-    found = memory(forward(spec), kind, launch.limit(torch.device("cpu")))
+    found = memory(forward(spec), kind, most)
     assert found is not None
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
@@ -108,7 +116,7 @@ def generate(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step."""
     eps = batch.eps
-    if spec.constant(spec.key, _misfit, eps.dtype, _precision(), mean) is not None:
+    if spec.constant(spec.key, _misfit, eps.dtype, eps.device, _precision(), mean) is not None:
         return reference.generate(spec, parameters, batch, mean=mean)
     tensors = eps, batch.x.to(eps.dtype), batch.cond, list(batch.state), list(parameters)
     options = spec.constant(spec.key, _encoded), _precision(), mean
@@ -120,8 +128,14 @@ def _encoded(spec: CellSpec) -> str:
     return operators.encode(spec)
 
 
-def _misfit(spec: CellSpec, dtype: torch.dtype, precision: str, mean: bool | None = None) -> str | None:
-    return launch.misfit(spec, launch.operand(dtype, precision), launch.limit(torch.device("cpu")), mean)
+def _misfit(
+    spec: CellSpec, dtype: torch.dtype, where: torch.device, precision: str, mean: bool | None = None
+) -> str | None:
+    try:
+        old = launch.too_old(where)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.limit(where), mean)
+    except DriverError as error:
+        return str(error)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

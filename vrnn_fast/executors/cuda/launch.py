@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,13 +16,15 @@ from ..base import Batch
 from ..call import Call
 from ..cut import cut
 from ..rows import aligned, allocate
-from . import emulator, plan
+from . import driver, emulator, plan
+from .driver import Kernel
 from .forward import alone, forward
 from .header import header
-from .memory import CHIPS, Image, Memory, Operand, image, memory
+from .memory import CHIPS, ROWS, Image, Memory, Operand, image, memory
 from .plan import Plan
 from .reverse import reverse
 
+OLDEST = 8, 0  # compute capability: what copy_async and mma of bf16 need
 launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
 _OPERANDS: dict[Operand, torch.dtype] = {
     "f32": torch.float32,
@@ -38,9 +41,33 @@ def operand(dtype: torch.dtype, precision: str) -> Operand:
     return "bf16" if dtype == torch.bfloat16 else "f16"
 
 
+def gpu(device: torch.device) -> int | None:
+    """The number of a GPU; None for a CPU, where the emulator is."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def limit(device: torch.device) -> int:
     """Bytes of shared memory of a block; in the emulator, those of an H100."""
-    return CHIPS["sm_90"]
+    index = gpu(device)
+    return CHIPS["sm_90"] if index is None else driver.chip(index).shared
+
+
+def too_old(device: torch.device) -> str | None:
+    """None, or why kernels do not run on this device whatever the cell is."""
+    index = gpu(device)
+    found = OLDEST if index is None else driver.chip(index).capability
+    if found >= OLDEST:
+        return None
+    return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
+
+
+@lru_cache(maxsize=256)
+def kernel(way: str, found: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], dtype: torch.dtype) -> Kernel:
+    """The kernel of a program that reads and writes these buffers."""
+    text = header(found, buffers, stored, str(dtype).partition(".")[2])
+    return Kernel(way, text, found.shared)
 
 
 class Launch(Call):
@@ -106,12 +133,24 @@ class Launch(Call):
         found = memory(program, self.operand, self.limit)
         if found is None:
             raise ValueError(f"no kernel of this cell fits into {self.limit >> 10} KB of shared memory")
-        text = header(found, tuple(buffers), stored, str(self.given.x.dtype).partition(".")[2])
+        made = kernel(way, found, tuple(buffers), stored, self.given.x.dtype)
         none: list[Tensor | None] = [None]
         resets = self.flags(self.given.resets)
         ends = [*images(self.spec, found, tuple(self.rows.parameters.values())), self.rows.kl, self.lengths, self.order]
         tensors = [*buffers.values(), *none, *start, *none, *last, *none, *ends, resets]
-        emulator.launch(text, tensors, (self.steps, self.batch))
+        run(self.given.x.device, made, -(-self.batch // ROWS), tensors, (self.steps, self.batch))
+
+
+def run(
+    device: torch.device, made: Kernel, blocks: int, tensors: Sequence[Tensor | None], numbers: Sequence[int]
+) -> None:
+    """Launch a kernel on the device of its tensors, which are its arguments' pointers; then come the numbers."""
+    index = gpu(device)
+    if index is None:
+        emulator.launch(made.text, tensors, numbers)
+        return
+    pointers = [0 if t is None else t.data_ptr() for t in tensors]
+    driver.launch(index, made, blocks, struct.pack(f"{len(pointers)}P{len(numbers)}i", *pointers, *numbers))
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
