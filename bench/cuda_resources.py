@@ -46,13 +46,6 @@ class Kernel:
     text: str
     memory: Memory
 
-    def for_blocks(self, count: int) -> str:
-        """The source with registers for so many blocks on one multiprocessor."""
-        own = f"int blocks = {self.memory.blocks};"
-        if own not in self.text:
-            raise LookupError(f"the header does not say {own!r}")
-        return self.text.replace(own, f"int blocks = {count};")
-
 
 def kernel(size: int, kind: Operand, target: str, way: Way) -> Kernel | None:
     """Of a GRU cell in training, with one hidden layer as wide as the state in each network; None where none fits."""

@@ -7,6 +7,7 @@
 
 #include "forward.h"
 #include "reverse.h"
+#include "tuning.h"
 
 namespace vrnn {
 
@@ -232,7 +233,7 @@ VRNN_DEVICE void scan(const Call& call) {
 
 #if defined(__CUDACC__)
 
-extern "C" __global__ void __launch_bounds__(vrnn::program::warps * 32, vrnn::program::blocks)
+extern "C" __global__ void __launch_bounds__(vrnn::program::warps * 32, vrnn::tuning::blocks)
     vrnn_scan(const __grid_constant__ vrnn::Call call) {
     vrnn::scan(call);
 }

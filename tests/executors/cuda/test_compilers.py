@@ -20,13 +20,12 @@ def made(size: int, kind: Operand, chip: str, way: Way) -> Kernel:
 
 
 @needs_nvcc
-@pytest.mark.parametrize(("chip", "way"), [("sm_80", "forward"), ("sm_90a", "forward"), ("sm_90a", "backward")])
-def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(chip: str, way: Way) -> None:
-    """That one, of the feasibility study, has 80 forward at H = 64. Left alone the assembler takes more, to have more
-    loads on their way; held to 80, it spills nothing."""
-    held = compiled(made(64, "bf16", chip, way).for_blocks(3), chip)
-    assert held.spilled == 0
-    assert held.registers <= 1.1 * 80
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
+def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(chip: str) -> None:
+    """That one, of the feasibility study, has 80 forward at H = 64; csrc/cuda/scan/tuning.h holds ours to that."""
+    found = compiled(made(64, "bf16", chip, "forward").text, chip)
+    assert found.spilled == 0
+    assert found.registers <= 1.1 * 80
 
 
 CASES: list[tuple[int, Operand, str, Way]] = [

@@ -78,7 +78,7 @@ class Memory:
 
     @property
     def blocks(self) -> int:
-        """Of one multiprocessor, that registers must leave room for: two where shared memory does."""
+        """Of one multiprocessor, that shared memory leaves room for: one or two."""
         return 2 if 2 * self.shared + 1024 <= self.limit else 1
 
     @property
