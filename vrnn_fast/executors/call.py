@@ -92,6 +92,23 @@ class Call(ABC):
             if tensor is not None:
                 self.rows.value[name] = self.real_only(self.flat(tensor))
 
+    def forward(self, keep: Keep | None, want: Want) -> Outputs:
+        """See :func:`forward`."""
+        return forward(self, keep, want)
+
+    def backward(
+        self,
+        upstream: Mapping[str, Tensor],
+        z: Tensor,
+        std: Tensor,
+        ancestors: Tensor,
+        saved: Sequence[Tensor],
+        keep: Keep,
+        wanted: set[str],
+    ) -> Gradients:
+        """See :func:`backward`."""
+        return backward(self, upstream, z, std, ancestors, saved, keep, wanted)
+
     @abstractmethod
     def forward_scan(self, stored: tuple[str, ...], final: Sequence[Tensor], ancestors: Tensor) -> None:
         """Launch the forward kernel.

@@ -7,7 +7,7 @@ A cell's structure travels as text, so that a compiled or exported graph means t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, Protocol
@@ -19,9 +19,8 @@ from torch.autograd import forward_ad
 from ..cell.partition import partition
 from ..cell.spec import CellSpec, Std
 from ..cell.stages import Keep
-from . import call
 from .base import Batch, SequenceResult, Want
-from .call import Call, kept
+from .call import Gradients, Outputs, kept
 
 PER_STEP = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
 NO_BACKWARD = -1
@@ -46,12 +45,29 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+class Runnable(Protocol):
+    """A call of a batch, forward or backward: see the methods of call.Call."""
+
+    def forward(self, keep: Keep | None, want: Want) -> Outputs: ...
+
+    def backward(
+        self,
+        upstream: Mapping[str, Tensor],
+        z: Tensor,
+        std: Tensor,
+        ancestors: Tensor,
+        saved: Sequence[Tensor],
+        keep: Keep,
+        wanted: set[str],
+    ) -> Gradients: ...
+
+
 class Make(Protocol):
-    """Whoever makes a :class:`Call` of a batch."""
+    """Whoever makes a call of a batch."""
 
     def __call__(
         self, spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool
-    ) -> Call: ...
+    ) -> Runnable: ...
 
 
 class Generate(Protocol):
@@ -108,7 +124,7 @@ def register(name: str, make: Make, generate: Generate) -> None:
         batch = Batch(x, eps, tuple(state), lengths, cond, resets, mask, uniforms, threshold)
         least = None if keep == NO_BACKWARD else Keep(keep)
         own = make(decode(spec), batch, parameters, precision, reverse=False)
-        return (*call.forward(own, least, Want(want_prior, want_raw)),)
+        return (*own.forward(least, Want(want_prior, want_raw)),)
 
     def backward(
         upstream: Sequence[Tensor],
@@ -143,7 +159,7 @@ def register(name: str, make: Make, generate: Generate) -> None:
         flags = {"x": want_x, "eps": want_eps, "cond": want_cond}
         wanted = {name for name, flag in flags.items() if flag}
         own = make(decode(spec), batch, parameters, precision, reverse=True)
-        found = call.backward(own, given, z, std, ancestors, saved, Keep(keep), wanted)
+        found = own.backward(given, z, std, ancestors, saved, Keep(keep), wanted)
         sequences = (x.new_empty((0,)) if d is None else d for d in found[:3])
         return (*sequences, found.state, found.parameters)  # type: ignore[return-value]
 

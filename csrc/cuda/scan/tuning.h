@@ -10,7 +10,8 @@ namespace vrnn::tuning {
 // one multiprocessor, which leaves 80 registers. With no weights there, and operands of 16 bits, none of them spills;
 // left alone, the assembler takes a third more to have more loads on their way.
 constexpr int most_live = 6;
-constexpr bool few_live = program::state_tiles + program::kept_tiles <= most_live && program::resident_words == 0;
+constexpr bool few_live =
+    !program::pass && program::state_tiles + program::kept_tiles <= most_live && program::resident_words == 0;
 constexpr bool of_16_bits = program::operand == Operand::bf16 || program::operand == Operand::f16;
 
 // Blocks of one multiprocessor that registers leave room for; program::blocks that shared memory does.

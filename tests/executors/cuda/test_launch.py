@@ -19,9 +19,10 @@ from tests.support.oracle import Problem
 from vrnn_fast import executors
 from vrnn_fast.executors import cuda, select, trial, verification
 from vrnn_fast.executors.base import Batch
-from vrnn_fast.executors.cuda import build, driver, nvrtc, sources
+from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, sources
 from vrnn_fast.executors.cuda.driver import DriverError, Kernel
 from vrnn_fast.executors.cuda.sources import CompileError
+from vrnn_fast.executors.cuda.steps import training
 from vrnn_fast.executors.verification import Outcome
 
 pytestmark = [
@@ -49,12 +50,15 @@ def test_a_training_step_goes_the_whole_way() -> None:
     assert not gpu.faults
     for name, t in expected.items():
         assert torch.equal(found[name], t), name
-    for one in gpu.launches:
-        assert one[:2] == ((2, 1, 1), (256, 1, 1))
+    assert len(gpu.launches) == len(training(GRU))
+    for one, name in zip(gpu.launches, training(GRU), strict=True):
+        assert one.block == (256, 1, 1)
         assert one.stream == standin_driver.STREAM
         assert one.architecture == "sm_90a"
-        assert 0 < one.shared <= 227 << 10
-    assert [size for *_, size in gpu.modules] == sizes, "one struct, as large as the machine code says"
+        assert one.shared <= 227 << 10
+        assert one.grid == (2, 1, 1) or name not in ("forward", "backward")
+    told = {(text, size) for text, _, size in gpu.modules}
+    assert {size for _, size in told} == set(sizes), "one struct, as large as the machine code says"
 
 
 def test_generation_goes_the_whole_way() -> None:
@@ -65,7 +69,7 @@ def test_generation_goes_the_whole_way() -> None:
     expected, _ = cuda.generate(GRU, parameters, batch, mean=False)
     with standin_driver.installed() as gpu:
         found, _ = cuda.generate(GRU, parameters, batch, mean=False)
-    assert len(gpu.launches) == 1
+    assert len(gpu.launches) == 3
     assert torch.equal(found, expected)
 
 
@@ -92,6 +96,7 @@ def test_a_smaller_chip_has_other_tiers() -> None:
         gpu.attribute(75, 8)
         found = problem.run(cuda, torch.bfloat16)
     assert all(one.shared <= 20 << 10 and one.architecture == "sm_80" for one in gpu.launches)
+    assert gpu.launches
     for name, t in problem.run(cuda, torch.bfloat16).items():
         assert torch.equal(found[name], t), name
 
@@ -119,13 +124,16 @@ def test_a_chip_that_is_too_old_or_too_small_is_told_so() -> None:
 def test_nothing_is_loaded_while_a_graph_is_captured() -> None:
     with standin_driver.installed() as gpu:
         gpu.capture(True)
-        with pytest.raises(DriverError, match="kernel 'forward' is not there yet, and nothing can be loaded while"):
+        with pytest.raises(DriverError, match="kernel 'pack' is not there yet, and nothing can be loaded while"):
+            run()
+        launch._tables.cache_clear()
+        with pytest.raises(DriverError, match="the tables of this cell are not there yet, and nothing can be loaded"):
             run()
         gpu.capture(False)
         expected = run()
         gpu.capture(True)  # from now on the stand-in loads nothing
         found = run()
-        assert len(gpu.launches) == 4
+        assert len(gpu.launches) == 20
     assert all(torch.equal(found[name], t) for name, t in expected.items())
 
 
@@ -186,13 +194,13 @@ def test_a_compiler_that_refuses_is_quoted(folder: Path) -> None:
         (
             "cuModuleLoadData",
             209,
-            r"kernel 'forward', compiled by NVRTC .* was not loaded .* 13\.0: CUDA_ERROR_NO_BINARY.* update",
+            r"kernel 'pack', compiled by NVRTC .* was not loaded .* 13\.0: CUDA_ERROR_NO_BINARY.* update",
         ),
-        ("cuFuncSetAttribute", 1, r"kernel 'forward' does not get its \d+ bytes of shared memory: CUDA_ERROR_INVALID"),
+        ("cuFuncSetAttribute", 1, r"kernel 'pack' does not get its \d+ bytes of shared memory: CUDA_ERROR_INVALID"),
         (
             "cuLaunchKernel",
             701,
-            r"kernel 'forward' \(2 blocks, \d+ KB .* each\) on GPU 0 was not launched: CUDA_ERROR_LAUNCH.* too many",
+            r"kernel 'pack' \(\d+ blocks, \d+ KB .* each\) on GPU 0 was not launched: CUDA_ERROR_LAUNCH.* too many",
         ),
         ("cuCtxPushCurrent_v2", 700, "the context of GPU 0 was not taken: CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],

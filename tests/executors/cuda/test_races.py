@@ -18,13 +18,15 @@ from torch import Tensor
 
 from tests.executors.cuda.cells import GRU, LSTM
 from tests.support.oracle import Problem
+from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.cuda import build, emulator
+from vrnn_fast.executors.base import Want
+from vrnn_fast.executors.cuda import build, emulator, launch
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
-from vrnn_fast.executors.cuda.forward import forward
-from vrnn_fast.executors.cuda.plan import WARPS, Plan
-from vrnn_fast.executors.cuda.reverse import reverse
+from vrnn_fast.executors.cuda.passes import OF_STATES
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, Plan
 from vrnn_fast.executors.cuda.sources import SOURCE
+from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
@@ -32,17 +34,34 @@ FIRST_VISIT = (
     3  # of csrc/cuda/scan/kernel.h, behind the waits for weights and for a step's inputs and the first barrier
 )
 CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16)}
+INPUTS = frozenset(("x", "eps", "cond"))
+EVERYTHING = frozenset((*TOTALS, *RESULTS, OF_STATES))
 PLANS = {
-    (name, way): forward(spec) if way == "forward" else reverse(spec, on_z=True, on_eps=True)
+    (name, step.name): step.plan
     for name, (spec, _) in CELLS.items()
-    for way in ("forward", "backward")
+    for step in (
+        *forward_steps(spec, Keep.STORED, Want(prior=True, raw=True)),
+        *backward_steps(spec, EVERYTHING, INPUTS - {"cond"}, Keep.STORED),
+    )
 }
+WEIGHTS = "weight gradients"
 
 
 def numbers(plan: Plan) -> Iterator[int]:
     """Of a kernel's waits and barriers."""
     yield from range(FIRST_VISIT) if plan.barrier_first else (FIRST_VISIT - 1,)
     yield from (FIRST_VISIT + i for i, visit in enumerate(plan.visits) if visit.barrier)
+
+
+ALL = [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)]
+ALL += [(name, WEIGHTS, n) for name in CELLS for n in (0, 1)]  # of csrc/cuda/rows/weights.h
+
+
+@pytest.fixture(autouse=True)
+def one_block_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass then goes from tile to tile, as a scan does from step to step."""
+    monkeypatch.setattr(launch, "EMULATED_MULTIPROCESSORS", 1)
+    monkeypatch.setattr(launch, "MOST_BLOCKS", 1)
 
 
 def schedules(without: int) -> Iterator[Schedule]:
@@ -68,9 +87,9 @@ def right(name: str) -> dict[str, Tensor]:
 
 
 def notices(name: str, way: str, schedule: Schedule) -> bool:
-    """Whether a run is wrong, or refused, if one of the two launches has this schedule."""
+    """Whether a run is wrong, or refused, if one of its launches has this schedule."""
     launch = emulator.launch
-    calls = iter(("forward", "backward"))
+    calls = iter(training(CELLS[name][0]))
 
     def planted(*arguments: Any) -> None:
         with mock.patch.object(emulator, "schedule", schedule if next(calls) == way else Schedule()):
@@ -84,12 +103,12 @@ def notices(name: str, way: str, schedule: Schedule) -> bool:
     return any(not torch.equal(found[n], t) for n, t in right(name).items())
 
 
-@pytest.mark.parametrize(("name", "way", "number"), [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)])
+@pytest.mark.parametrize(("name", "way", "number"), ALL)
 def test_no_wait_and_no_barrier_can_be_left_out(name: str, way: str, number: int) -> None:
     assert any(notices(name, way, schedule) for schedule in schedules(number))
 
 
-@pytest.mark.parametrize(("name", "way"), PLANS)
+@pytest.mark.parametrize(("name", "way"), [*PLANS, *((name, WEIGHTS) for name in CELLS)])
 def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
     assert not any(notices(name, way, schedule) for schedule in schedules(-1))
 
@@ -101,8 +120,8 @@ HERE = Path(__file__).parent
 COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
 
 
-def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The source of each launch of a training step, and a file of what it was given."""
+def recorded(folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """The name and the source of each launch of a training step, and a file of what it was given."""
     calls: list[tuple[str, list[Tensor | None], Any]] = []
     launch = emulator.launch
 
@@ -112,14 +131,14 @@ def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
 
     with mock.patch.object(emulator, "launch", record):
         run("gru")
-    for way, (text, tensors, numbers) in zip(("forward", "backward"), calls, strict=True):
+    for i, (way, (text, tensors, numbers)) in enumerate(zip(training(GRU), calls, strict=True)):
         data = struct.pack("q", len(tensors))
         for t in tensors:
             raw = b"" if t is None else bytes(t.contiguous().view(torch.uint8).flatten().tolist())
             data += struct.pack("q", -1 if t is None else len(raw)) + raw
-        path = folder / way
-        path.write_bytes(data + struct.pack("2i", *numbers))
-        yield text, path
+        path = folder / f"{i}_{way.replace(', ', '_').replace(' ', '_')}"
+        path.write_bytes(data + struct.pack(f"{len(numbers)}i", *numbers))
+        yield way, text, path
 
 
 def compiled(text: str, data: Path, sanitizer: str) -> Path:
@@ -154,14 +173,24 @@ def races(program: Path, data: Path, schedule: Schedule) -> int:
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """The source of each launch of a training step, and a file of what it was given."""
-    return {data.name: (text, data) for text, data in recorded(tmp_path_factory.mktemp("launches"))}
+    return {way: (text, data) for way, text, data in recorded(tmp_path_factory.mktemp("launches"))}
+
+
+def with_more_steps(raw: bytes, count: int) -> bytes:
+    """A launch with one step more than its buffers have: the second of the numbers behind its tensors."""
+    at = 8
+    for _ in range(count):
+        (size,) = struct.unpack_from("q", raw, at)
+        at += 8 + max(0, size)
+    blocks, steps, *others = struct.unpack(f"{(len(raw) - at) // 4}i", raw[at:])
+    return raw[:at] + struct.pack(f"{2 + len(others)}i", blocks, steps + 1, *others)
 
 
 needs_setarch = pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
 
 
 @needs_setarch
-@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("way", [way for name, way in PLANS if name == "gru"])
 def test_thread_sanitizer_sees_no_race_and_each_that_is_planted(
     way: str, launches: dict[str, tuple[str, Path]]
 ) -> None:
@@ -181,9 +210,9 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     program = compiled(text, data, "address")
     done = replayed(program, data, Schedule())
     assert done.returncode == 0, done.stdout + done.stderr
-    *whole, steps, batch = struct.unpack(f"{data.stat().st_size - 8}s2i", data.read_bytes())
+    (count,) = struct.unpack_from("q", raw := data.read_bytes())
     longer = data.with_name("longer")
-    longer.write_bytes(struct.pack(f"{len(whole[0])}s2i", whole[0], steps + 1, batch))
+    longer.write_bytes(with_more_steps(raw, count))
     done = replayed(program, longer, Schedule())
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

@@ -1,8 +1,9 @@
 """The CUDA executor: kernels written by hand, folded over a cell's stages. Nothing of it has run on a GPU yet.
 
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
-program); then plan.py (units), forward.py and reverse.py (those of a cell), order.py (a step), memory.py (tiers),
-header.py (all of it as C++) and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for a CPU.
+program); then plan.py (units), forward.py, reverse.py and passes.py (those of a cell), order.py (a step), memory.py
+(tiers), header.py (all of it as C++), weights.py and pack.py (tables) and launch.py; nvrtc.py and driver.py for a GPU,
+build.py and emulator.py for a CPU.
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Keep
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
 from . import build, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
-from .header import header
 from .memory import Operand, memory
-from .plan import Plan
-from .reverse import reverse
+from .steps import WORDS, generation_steps, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
@@ -58,14 +56,14 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 def launches(spec: CellSpec) -> str:
     """The launches of a training step, and where its weights are, in words."""
+    steps = training(spec)
+    counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
-    inside = "posterior, sample, phi_z and update" if spec.latent_size else "the update"
-    inside += ", prior and divergence beside them" if spec.latent_size else ""
-    generation = "step by step" if spec.likelihood == "external" else "1"
+    outside = "; the likelihood is torch's" if spec.likelihood == "external" else ""
+    generation = "step by step" if spec.likelihood == "external" else f"{1 + len(generation_steps(spec, mean=False))}"
     return (
-        f"the scan is 1 launch forward ({inside}) and 1 backward, whatever T is; phi_x and the x columns before it, "
-        "decoder and likelihood after it, their gradients and those of all weights are dense torch operations; "
-        f"generate {generation}, no particle filter; weights of the forward scan: {places}"
+        f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
+        f"computes nothing{outside}; generate {generation}, no particle filter; weights of the forward scan: {places}"
     )
 
 
@@ -84,18 +82,8 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 
 def source(spec: CellSpec, x: Tensor) -> str:
     """The programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
-    plan, back = forward(spec), reverse(spec, on_z=False, on_eps=False)
-    stored = plan.cut.stored(Keep.STORED, Want())
-    given = tuple(dict.fromkeys((*plan.cut.given, *stored)))
-    gradients = tuple(f"d {buffer}" for buffer in back.cut.summed)
-    values = tuple(dict.fromkeys((*back.cut.values, "eps", *(part.buffer for part in back.given), *gradients)))
-    return "\n".join((_text(plan, x, given, stored), _text(back, x, values, gradients)))
-
-
-def _text(plan: Plan, x: Tensor, buffers: tuple[str, ...], stored: tuple[str, ...]) -> str:
-    found = memory(plan, launch.operand(x.dtype, _precision()), launch.limit(x.device))
-    assert found is not None
-    return header(found, buffers, stored, str(x.dtype).partition(".")[2])
+    kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
+    return "\n".join(launch.sources(spec, kind, most, x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:

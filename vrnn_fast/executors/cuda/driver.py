@@ -167,18 +167,27 @@ def _context(index: int) -> ctypes.c_void_p:
     return context
 
 
+def refuse_capture(on: int, what: str) -> None:
+    """Raise unless something can be loaded now, so that a stream captures no CUDA graph.
+
+    Raises:
+        DriverError: it does.
+    """
+    driver, capturing = library(), ctypes.c_int()
+    if driver.cuStreamIsCapturing(on, ctypes.byref(capturing)) or capturing.value:
+        raise DriverError(
+            f"{what} not there yet, and nothing can be loaded while a CUDA graph is captured: run the same call once "
+            "before, on the same device"
+        )
+
+
 _loaded: dict[tuple[int, Kernel], ctypes.c_void_p] = {}
 
 
 def _prepared(index: int, kernel: Kernel, on: int) -> ctypes.c_void_p:
     """The kernel as the driver knows it. The first time it is compiled and loaded."""
     if (index, kernel) not in _loaded:
-        driver, capturing = library(), ctypes.c_int()
-        if driver.cuStreamIsCapturing(on, ctypes.byref(capturing)) or capturing.value:
-            raise DriverError(
-                f"kernel {kernel.name!r} is not there yet, and nothing can be loaded while a CUDA graph is captured: "
-                "run the same call once before, on the same device"
-            )
+        refuse_capture(on, f"kernel {kernel.name!r} is")
         _loaded[index, kernel] = _load(index, kernel)
     return _loaded[index, kernel]
 
