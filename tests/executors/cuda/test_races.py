@@ -1,32 +1,37 @@
-"""Races in the CUDA kernels: every barrier and wait is needed, and somebody notices if it is not there."""
+"""Races in the CUDA kernels: every barrier and wait is needed, and somebody notices if it is not there.
+
+``make sanitize`` has more cells under the sanitizers (VRNN_FAST_SANITIZE=sweep)."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.executors.cuda.cells import GRU, LSTM
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.support.family import FAMILY
 from tests.support.oracle import Problem
+from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.base import Want
+from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch
-from vrnn_fast.executors.cuda.emulator import Fault, Schedule
+from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
 from vrnn_fast.executors.cuda.passes import OF_STATES
 from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, Plan
 from vrnn_fast.executors.cuda.sources import SOURCE
-from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, training
+from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, generation_steps, training
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
@@ -120,8 +125,8 @@ HERE = Path(__file__).parent
 COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
 
 
-def recorded(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """The name and the source of each launch of a training step, and a file of what it was given."""
+def recorded(folder: Path, play: Callable[[], object], names: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
+    """The name and the source of each launch, and a file of what it was given."""
     calls: list[tuple[str, list[Tensor | None], Any]] = []
     launch = emulator.launch
 
@@ -130,8 +135,8 @@ def recorded(folder: Path) -> Iterator[tuple[str, str, Path]]:
         launch(text, tensors, numbers)
 
     with mock.patch.object(emulator, "launch", record):
-        run("gru")
-    for i, (way, (text, tensors, numbers)) in enumerate(zip(training(GRU), calls, strict=True)):
+        play()
+    for i, (way, (text, tensors, numbers)) in enumerate(zip(names, calls, strict=True)):
         data = struct.pack("q", len(tensors))
         for t in tensors:
             raw = b"" if t is None else bytes(t.contiguous().view(torch.uint8).flatten().tolist())
@@ -158,7 +163,7 @@ def compiled(text: str, data: Path, sanitizer: str) -> Path:
 
 def replayed(program: Path, data: Path, schedule: Schedule) -> subprocess.CompletedProcess[str]:
     """ThreadSanitizer knows no other layout of addresses than that without ASLR."""
-    given = (0, schedule.warp, schedule.seed, int(schedule.late), schedule.without)
+    given = (get_args(Order).index(schedule.order), schedule.warp, schedule.seed, int(schedule.late), schedule.without)
     command = ["setarch", platform.machine(), "-R", str(program), str(data), *map(str, given)]
     options = {"TSAN_OPTIONS": "exitcode=0", "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=options)
@@ -173,7 +178,8 @@ def races(program: Path, data: Path, schedule: Schedule) -> int:
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """The source of each launch of a training step, and a file of what it was given."""
-    return {way: (text, data) for way, text, data in recorded(tmp_path_factory.mktemp("launches"))}
+    found = recorded(tmp_path_factory.mktemp("launches"), lambda: run("gru"), training(GRU))
+    return {way: (text, data) for way, text, data in found}
 
 
 def with_more_steps(raw: bytes, count: int) -> bytes:
@@ -216,3 +222,46 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     done = replayed(program, longer, Schedule())
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+# ---- more cells, each launch of them, under both sanitizers
+
+
+def trains(spec: CellSpec, dtype: torch.dtype, **options: Any) -> tuple[Callable[[], object], Sequence[str]]:
+    """A training step, and the names of its launches."""
+    lengths = [i % 4 for i in range(19)] if options.pop("ragged", False) else None
+    return lambda: Problem.draw(spec, 3, 19, lengths, **options).run(cuda, dtype), training(spec)
+
+
+def plays(spec: CellSpec, dtype: torch.dtype) -> tuple[Callable[[], object], Sequence[str]]:
+    """Generation."""
+    inputs = {name: t.to(dtype) for name, t in Problem.draw(spec, 3, 19).inputs.items()}
+    state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+    batch = Batch(torch.rand(3, 19, spec.input_size, dtype=dtype), inputs["eps"], state, cond=inputs.get("cond"))
+    parameters = [inputs[p.name] for p in spec.parameters()]
+    names = ("pack", *(step.name for step in generation_steps(spec, mean=False)))
+    return lambda: cuda.generate(spec, parameters, batch, mean=False), names
+
+
+def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
+    all_at_once = cell(**FAMILY["all at once"])
+    return {
+        "gru, ragged, in bfloat16": trains(GRU, torch.bfloat16, ragged=True),
+        "lstm of two layers in float16": trains(LSTM, torch.float16),
+        "all at once, with resets": trains(all_at_once, torch.float32, ragged=True, resets=True, mask=True),
+        "weights of the sample": trains(cell(objective="log_weight", prior=None, cell="rnn"), torch.float32),
+        "generation": plays(GRU, torch.float32),
+        "generation of an lstm in bfloat16": plays(LSTM, torch.bfloat16),
+    }
+
+
+if os.environ.get("VRNN_FAST_SANITIZE") == "sweep":
+
+    @needs_setarch
+    @pytest.mark.parametrize("sanitizer", ["thread", "address"])
+    @pytest.mark.parametrize("case", sweep())
+    def test_sanitizers_see_nothing_in_any_launch(case: str, sanitizer: str, tmp_path: Path) -> None:
+        for way, text, data in recorded(tmp_path, *sweep()[case]):
+            program = compiled(text, data, sanitizer)
+            for schedule in (Schedule(), Schedule("ahead", 0), Schedule("behind", 7, late=False)):
+                assert races(program, data, schedule) == 0, way

@@ -196,7 +196,7 @@ class Launch:
         work = max(found.operands.size, found.biases.shape[1], self.batch)
         blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
         sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, 1)
-        self.launch(_fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
+        self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
         return [Packed(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
 
     def run(
@@ -319,8 +319,8 @@ class Launch:
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
             sizes = (self.steps, self.batch, found.elements, len(found.tiles), parts)
-            self.launch(_fixed("weights", self.kind, self.dtype, len(found.buffers)), grid, tensors, sizes)
-        kernel = _fixed("sums", self.kind, self.dtype, len(self.parameters))
+            self.launch(fixed("weights", self.kind, self.dtype, len(found.buffers)), grid, tensors, sizes)
+        kernel = fixed("sums", self.kind, self.dtype, len(self.parameters))
         tensors = [*d_parameters, space, blocks, places]
         self.launch(kernel, len(found.places), tensors, (found.elements, parts))
         return d_parameters
@@ -339,7 +339,7 @@ class Launch:
 
 
 @lru_cache(maxsize=64)
-def _fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
+def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
     """A kernel of csrc/cuda/rows, which every cell has."""
     value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
     constants = (
