@@ -52,6 +52,11 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
     "lstm of two layers in float16": (LSTM, torch.float16, {"resets": True}),
     "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, {"lengths": RAGGED}),
     "all at once": (cell(**FAMILY["all at once"]), torch.float32, {"resets": True, "recompute": True}),
+    "a likelihood outside of the launch": (
+        cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),
+        torch.float32,
+        {"lengths": RAGGED},
+    ),
     "weights of the sample": (
         cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity"),
         torch.float32,

@@ -150,22 +150,16 @@ def after_back(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str])
     made = {_target(stage) for stage in (*program.scan, *back)} - {None, *there}
     stages = [s for s in (*program.before, *program.scan) if _target(s) in made]
     stages += [s for s in back if _target(s) not in there]
-    outside = [Buffer(f"u {name}", width, Keep.NEVER) for name, width in _widths(spec, program).items()]
+    outside = [Buffer(f"u {name}", width, Keep.NEVER) for name, width in _widths(spec).items()]
     whole = _whole(program, stages, more=outside)
     found = _AfterBack(whole, spec, reach, upstream, wanted)
     for stage in whole.program.scan:
-        found.value(stage)
+        if _target(stage) is not None:
+            found.forward.add(stage)
     for stage in reversed(back):
         found.add(stage)
     found.finish()
-    units = (*found.forward.units, *found.units)
-    if not units:
-        return None
-    plan = planned(whole, units, found.given | found.forward.given, found.forward.biases, is_pass=True)
-    values = tuple(dict.fromkeys(part.buffer for unit in found.forward.units for part in unit.writes))
-    values = tuple(name for name in values if name not in whole.given)
-    slices = tuple(dict.fromkeys(found.left))
-    return Pass(plan, (*values, *dict.fromkeys(f"d {part.buffer}" for part in slices)), slices)
+    return found.collected()
 
 
 def _has_gradient(stage: Stage, reach: frozenset[str], upstream: frozenset[str]) -> bool:
@@ -178,22 +172,56 @@ def _has_gradient(stage: Stage, reach: frozenset[str], upstream: frozenset[str])
             return _target(stage) in reach
 
 
-def _widths(spec: CellSpec, program: Partition) -> dict[str, int]:
+def _widths(spec: CellSpec) -> dict[str, int]:
     """Of results whose gradients come from outside, by name."""
     latent = dict.fromkeys(("z", "mean", "std", "prior_mean", "prior_std"), spec.latent_size)
     return latent | {"raw": spec.output_size}
 
 
-class _AfterBack(Reverse):
-    """Collects units: values by :meth:`value`, then gradients."""
+class _Back(Reverse):
+    """Collects the units of a pass: values by ``forward``, then gradients.
+
+    Attributes:
+        left: the slices whose gradients are left in memory.
+    """
+
+    def __init__(self, whole: Cut, given: Iterable[Slice]) -> None:
+        super().__init__(whole, given)
+        self.forward = Forward(whole)
+        self.left: list[Slice] = []
+
+    def values(self, parts: Iterable[Slice]) -> None:
+        """A unit for each of these values, if it is not in memory."""
+        self.forward.layers(parts)
+        self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
+
+    def made_here(self) -> tuple[Slice, ...]:
+        """The parts that stages of this pass make."""
+        return tuple(p for name in self.cut.parts for p in self.cut.parts[name] if name not in self.cut.given)
+
+    def leave(self, *parts: Slice | None) -> None:
+        self.left += [part for part in parts if part is not None]
+
+    def collected(self) -> Pass | None:
+        """The pass; None if there is nothing to do."""
+        units = (*self.forward.units, *self.units)
+        if not units:
+            return None
+        plan = planned(self.cut, units, self.given | self.forward.given, self.forward.biases, is_pass=True)
+        values = (part.buffer for unit in self.forward.units for part in unit.writes)
+        slices = tuple(dict.fromkeys(self.left))
+        stored = (*(name for name in values if name not in self.cut.given), *(f"d {part.buffer}" for part in slices))
+        return Pass(plan, tuple(dict.fromkeys(stored)), slices)
+
+
+class _AfterBack(_Back):
+    """Of the likelihood, the divergence and their networks."""
 
     def __init__(
         self, whole: Cut, spec: CellSpec, reach: frozenset[str], upstream: frozenset[str], wanted: frozenset[str]
     ) -> None:
         super().__init__(whole, ())
         self.spec, self.reach, self.upstream, self.wanted = spec, reach, upstream, wanted
-        self.forward = Forward(whole)
-        self.left: list[Slice] = []  # whose gradients are in memory
         self.moved: Slice | None = None  # what the divergence adds to the gradient of z
         after = {s.target for s in partition(spec).after if isinstance(s, Activate)}
         own = {part for target in after for part in whole.parts_of(target)}
@@ -201,13 +229,8 @@ class _AfterBack(Reverse):
         self.sums = {s.source for s in partition(spec).after if isinstance(s, Likelihood)}
         self.sums |= {s.prior for s in partition(spec).after if isinstance(s, Divergence)}
 
-    def value(self, stage: Stage) -> None:
-        if isinstance(stage, Bias | Dense | Activate | Add):
-            self.forward.add(stage)
-
     def add(self, stage: object) -> None:
-        """Values are complete once the first gradient comes."""
-        self._values()
+        self.but_sums()
         match stage:
             case Likelihood():
                 self.likelihood(stage)
@@ -218,12 +241,10 @@ class _AfterBack(Reverse):
             case _:
                 super().add(stage)
 
-    def _values(self) -> None:
-        """A unit for every value that a gradient does not begin with."""
+    def but_sums(self) -> None:
+        """A unit for every value but those sums that a gradient is computed from."""
         ends = {part for own in self.sums for part in self.cut.parts_of(own)}
-        own = (p for name in self.cut.parts for p in self.cut.parts[name] if name not in self.cut.given)
-        self.forward.layers(part for part in own if part not in ends)
-        self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
+        self.values(part for part in self.made_here() if part not in ends)
 
     def outside_of(self, name: str, width: int, start: int = 0) -> Slice | None:
         """A gradient that comes from outside, if it does."""
@@ -239,9 +260,6 @@ class _AfterBack(Reverse):
         unit = Unit(kind, sums, others, made, reads=reads, products=products, rereads=rereads)
         self.units.append(replace(unit, **options))  # type: ignore[arg-type]
 
-    def leave(self, *parts: Slice | None) -> None:
-        self.left += [part for part in parts if part is not None]
-
     def likelihood(self, stage: Likelihood) -> None:
         """The decoder's output is not kept: its gradient begins with its sums."""
         groups: tuple[tuple[Slice, ...], ...] = tuple((part,) for part in self.cut.parts_of(stage.source))
@@ -253,7 +271,7 @@ class _AfterBack(Reverse):
         for sums in groups:
             none = [None] * (2 - len(sums))
             outside = (self.outside_of("raw", p.width, p.start - stage.source.start) for p in sums)
-            others = (x, *map(gradient, sums), *none, d_x, *outside)
+            others = (x if fused else None, *map(gradient, sums), *none, d_x, *outside)
             self._unit("likelihood_back", sums, others, transform=stage.transform, total=total)
             self.leave(*sums)
         self.leave(None if d_x is None else x)
@@ -262,10 +280,9 @@ class _AfterBack(Reverse):
         """Nor is the prior's, nor the posterior's, which is there in float32."""
         prior, posterior, latent = halves(stage.prior), halves(stage.posterior), self.spec.latent_size
         total = TOTALS.index("kl") if "kl" in self.upstream else None
-        self.forward.layers(posterior)
+        self.values(posterior)
         resumes = prior[0] in self.forward.taken
-        self.forward.layers(prior[1:] if resumes else ())
-        self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
+        self.values(prior[1:] if resumes else ())
         reaches = stage.prior.buffer in self.reach
         z: tuple[Slice | None, Slice | None] = None, None
         if stage.z is not None and total is not None:
@@ -292,13 +309,9 @@ class _AfterBack(Reverse):
                 continue
             self.pass_on(stage, target)
 
-    def layer(self, part: Slice) -> None:
-        if gradient(part) not in self.made:
-            super().layer(part)
-
     def finish(self) -> None:
         """The gradients of what the scan has made, and of cond: behind the products that read them."""
-        self._values()
+        self.but_sums()
         sample = next((s for s in partition(self.spec).scan if isinstance(s, Sample)), None)
         if sample is not None:
             z, outside = gradient(sample.z), self.outside_of("z", sample.z.width)
@@ -329,54 +342,38 @@ def before_back(spec: CellSpec, wanted: frozenset[str], begun: frozenset[str]) -
     there = {gradient(p) for name in (*sums, *begun) for p in whole.parts.get(name, ())}
     found = _BeforeBack(whole, there, sums, wanted)
     for stage in values:
-        found.value(stage)
+        found.forward.add(stage)
+    found.values(part for part in found.made_here() if part.buffer not in sums)
     for stage in reversed(program.before):
         found.add(stage)
-    found.finish()
-    units = (*found.forward.units, *found.units)
-    if not units:
-        return None
-    plan = planned(whole, units, found.given | found.forward.given, found.forward.biases, is_pass=True)
-    kept = tuple(dict.fromkeys(part.buffer for unit in found.forward.units for part in unit.writes))
-    kept = tuple(name for name in kept if name not in whole.given)
-    slices = tuple(dict.fromkeys(found.left))
-    return Pass(plan, (*kept, *dict.fromkeys(f"d {part.buffer}" for part in slices)), slices)
+    for own in tuple(found.products):
+        found.layer(replace(own, buffer=own.buffer.removeprefix("d ")))
+    return found.collected()
 
 
-class _BeforeBack(Reverse):
-    """Collects units: values by :meth:`value`, then gradients."""
+class _BeforeBack(_Back):
+    """Of phi_x, and to x and cond.
+
+    Args:
+        sums: buffers that the scan begins with, whose gradients are in memory.
+    """
 
     def __init__(self, whole: Cut, given: set[Slice], sums: set[str], wanted: frozenset[str]) -> None:
         super().__init__(whole, given)
         self.sums, self.wanted = sums, wanted
-        self.forward = Forward(whole)
-        self.left: list[Slice] = []
-
-    def value(self, stage: Stage) -> None:
-        self.forward.add(stage)
 
     def add(self, stage: object) -> None:
-        own = (p for name in self.cut.parts for p in self.cut.parts[name] if name not in self.cut.given)
-        self.forward.layers(part for part in own if part.buffer not in self.sums)
-        self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
         if not isinstance(stage, Bias):
             super().add(stage)
 
     def dense(self, stage: Dense) -> None:
+        goes_on = stage.source.buffer not in ("x", "cond") or stage.source.buffer in self.wanted
         for target in self.cut.parts_of(stage.target):
-            if stage.source.buffer in ("x", "cond") and stage.source.buffer not in self.wanted:
-                if stage.target.buffer not in self.sums:
-                    self.layer(target)
-                continue
-            self.layer(target)
-            self.pass_on(stage, target)
+            if goes_on or stage.target.buffer not in self.sums:
+                self.layer(target)
+            if goes_on:
+                self.pass_on(stage, target)
 
     def layer(self, part: Slice) -> None:
-        if gradient(part) not in self.made:
-            super().layer(part)
-            if part.buffer not in self.sums:
-                self.left.append(part)
-
-    def finish(self) -> None:
-        for own in tuple(self.products):
-            self.layer(replace(own, buffer=own.buffer.removeprefix("d ")))
+        super().layer(part)
+        self.leave(None if part.buffer in self.sums else part)
