@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -124,17 +125,40 @@ def test_a_chip_that_is_too_old_or_too_small_is_told_so() -> None:
 def test_nothing_is_loaded_while_a_graph_is_captured() -> None:
     with standin_driver.installed() as gpu:
         gpu.capture(True)
-        with pytest.raises(DriverError, match="kernel 'pack' is not there yet, and nothing can be loaded while"):
+        with pytest.raises(DriverError, match="kernel 'before' is not there yet, and nothing can be loaded while"):
             run()
+        with pytest.raises(DriverError, match="kernel 'none' is not there yet"):
+            driver.launch(0, Kernel("none", "", 0), 1, b"")
+        gpu.capture(False)
+        expected = run()
+        gpu.capture(True)
         launch._tables.cache_clear()
         with pytest.raises(DriverError, match="the tables of this cell are not there yet, and nothing can be loaded"):
             run()
         gpu.capture(False)
-        expected = run()
+        run()
         gpu.capture(True)  # from now on the stand-in loads nothing
         found = run()
-        assert len(gpu.launches) == 20
+        assert len(gpu.launches) == 30
     assert all(torch.equal(found[name], t) for name, t in expected.items())
+
+
+def test_the_kernels_of_a_call_are_compiled_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "cache_directory", lambda: tmp_path)
+    threads = set()
+    compiled = nvrtc.compiled
+
+    def noted(*arguments: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return compiled(*arguments)
+
+    kernels = [Kernel(str(i), f"{TEXT} // {i}", 0) for i in range(3)]
+    with standin_driver.installed(), mock.patch.object(nvrtc, "compiled", noted):
+        driver.compile_ahead(0, kernels)
+        assert len(list(tmp_path.iterdir())) == 3
+        assert threading.get_ident() not in threads
+    with standin_driver.installed(), pytest.raises(CompileError):
+        driver.compile_ahead(0, [Kernel("wrong", "what is this", 0)])
 
 
 # ---- machine code on disk

@@ -7,7 +7,8 @@ nothing and waits for nothing, so that it may be a part of a CUDA graph.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from . import nvrtc
 
 THREADS = 256  # of a block: the warps of plan.py
 FUNCTION = b"vrnn_scan"
+MOST_COMPILERS = 8  # at a time
 _MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS = 75, 76, 97, 16  # of CUdevice_attribute
 _DYNAMIC_SHARED = 8  # of CUfunction_attribute
 _ADVICE = {
@@ -190,6 +192,22 @@ def _prepared(index: int, kernel: Kernel, on: int) -> ctypes.c_void_p:
         refuse_capture(on, f"kernel {kernel.name!r} is")
         _loaded[index, kernel] = _load(index, kernel)
     return _loaded[index, kernel]
+
+
+def compile_ahead(index: int, kernels: Iterable[Kernel]) -> None:
+    """Compile side by side those that are not loaded yet: all that a call is about to launch.
+
+    Raises:
+        CompileError: NVRTC does not compile one of them.
+        DriverError: a CUDA graph is captured.
+    """
+    missing = [kernel for kernel in kernels if (index, kernel) not in _loaded]
+    if not missing:
+        return
+    refuse_capture(stream(index), f"kernel {missing[0].name!r} is")
+    architecture = chip(index).architecture
+    with ThreadPoolExecutor(min(len(missing), MOST_COMPILERS)) as pool:
+        list(pool.map(lambda kernel: nvrtc.cubin(kernel.text, architecture), missing))
 
 
 def _load(index: int, kernel: Kernel) -> ctypes.c_void_p:

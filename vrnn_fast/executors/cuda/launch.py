@@ -243,7 +243,11 @@ class Launch:
     # ---- forward
 
     def programs(self, steps: Sequence[Step]) -> list[Program]:
-        return [program(step, self.kind, self.most, self.dtype) for step in steps]
+        found = [program(step, self.kind, self.most, self.dtype) for step in steps]
+        index = gpu(self.device)
+        if index is not None:
+            driver.compile_ahead(index, [each.kernel for each in found])
+        return found
 
     def forward(self, keep: Keep | None, want: Want) -> Outputs:
         """Run the batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
