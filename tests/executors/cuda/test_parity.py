@@ -109,7 +109,8 @@ def test_rows_know_nothing_of_each_other() -> None:
     assert torch.equal(dirty["final0"][others], clean["final0"][others])
 
 
-def test_every_element_of_a_result_is_written() -> None:
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
     """Memory that the kernels are given starts as NaN."""
     allocate = rows.allocate
 
@@ -117,9 +118,24 @@ def test_every_element_of_a_result_is_written() -> None:
         made = allocate(like, shape, fill, *rest)
         return made.fill_(float("nan")) if fill is None and made.is_floating_point() else made
 
+    with mock.patch.object(rows, "allocate", poisoned), mock.patch.object(launch, "allocate", poisoned):
+        yield
+
+
+def test_what_no_gradient_reaches_has_one_of_zero() -> None:
+    """A condition that the prior alone sees, in a loss without a divergence."""
+    problem = Problem.draw(cell(cond_size=2, cond_networks=("prior",)), 2, 3)
+    problem.upstream = {"nll": problem.upstream["nll"]}
+    with poisoned_memory():
+        found = problem.run(cuda, torch.float32)
+    assert not found["d cond"].any()
+    assert found["d x"].any()
+
+
+def test_every_element_of_a_result_is_written() -> None:
     problem = Problem.draw(GRU, 3, 5, RAGGED)
     expected = problem.run(cuda, torch.float32)
-    with mock.patch.object(rows, "allocate", poisoned), mock.patch.object(launch, "allocate", poisoned):
+    with poisoned_memory():
         found = problem.run(cuda, torch.float32)
     for name, t in found.items():
         assert torch.equal(t, expected[name]), name
