@@ -28,7 +28,8 @@ fuzz: build
 	OMP_WAIT_POLICY=passive $(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 # Under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of its own: the operators, called wrongly and with
-# damaged programs, and cases of the fuzzer. What either finds ends the process.
+# damaged programs, and cases of the fuzzer. What either finds ends the process. Then the CUDA kernels in the emulator,
+# under ThreadSanitizer as well.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SANITIZED := build/sanitize
 sanitize: $(VENV)/installed
@@ -38,6 +39,7 @@ sanitize: $(VENV)/installed
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(SANITIZED)/lib:. && \
 	$(BIN)/python -P -m pytest -o pythonpath="$(SANITIZED)/lib ." -p no:cacheprovider $(SANITIZED_TESTS) && \
 	$(BIN)/python -P -m tests.fuzz --programs $(CASES) --cases 500 --seed $(SEED)
+	VRNN_FAST_SANITIZE=sweep $(BIN)/python -m pytest tests/executors/cuda/test_races.py -k sanitizer
 
 # The GPU kernels as they are compiled, for two chips and more of the family than "make test" has; an hour.
 ptx: build

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,6 +21,7 @@ from pathlib import Path
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 OLDEST = 77  # as in pyproject.toml, whose words an older one does not know
@@ -50,6 +52,13 @@ def package(name: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise CompileError(f"building needs {name}: install it, then this with pip install --no-build-isolation")
     return Path(spec.submodule_search_locations[0])
+
+
+class CarrySources(build_py):
+    def run(self) -> None:  # CUDA kernels are compiled at first use, where there may be no checkout
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("csrc/cuda", Path(self.build_lib, "vrnn_fast/executors/cuda/csrc"), dirs_exist_ok=True)
 
 
 class NinjaBuild(build_ext):
@@ -95,4 +104,4 @@ KERNELS = sources("csrc/core/*.cpp", "csrc/cpu/*.cpp")  # both modules hold them
 STABLE_ABI = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
 OPS = Extension("vrnn_fast._ops", sources("csrc/torch/*.cpp") + KERNELS, define_macros=STABLE_ABI)
 NATIVE = Extension("vrnn_fast._native", sources("csrc/numpy/*.cpp") + KERNELS, optional=True)
-setup(ext_modules=[OPS, NATIVE], cmdclass={"build_ext": NinjaBuild})
+setup(ext_modules=[OPS, NATIVE], cmdclass={"build_ext": NinjaBuild, "build_py": CarrySources})

@@ -11,22 +11,25 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Literal, get_args
+
+import torch
 
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.cuda import build
-from vrnn_fast.executors.cuda.forward import forward
-from vrnn_fast.executors.cuda.header import header
+from vrnn_fast.executors.cuda import sources
+from vrnn_fast.executors.cuda.launch import fixed, program
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
-from vrnn_fast.executors.cuda.reverse import reverse
+from vrnn_fast.executors.cuda.plan import TOTALS
+from vrnn_fast.executors.cuda.steps import Step, backward_steps, forward_steps
 
 from .record import RESULTS
 
-Way = Literal["forward", "backward"]
-VALUES = {"bf16": "bfloat16", "f16": "float16", "tf32": "float32", "f32": "float32"}
+SCANS = ("forward", "backward")
+PASSES = ("before", "after", "after, backward", "before, backward")
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32, "f32": torch.float32}
 SIZES: dict[Operand, tuple[int, ...]] = {"bf16": (32, 64, 96, 128, 256), "tf32": (64, 128), "f32": (64, 128)}
 TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
@@ -46,31 +49,27 @@ class Kernel:
     text: str
     memory: Memory
 
-    def for_blocks(self, count: int) -> str:
-        """Return the source with registers for so many blocks on one multiprocessor."""
-        own = f"int blocks = {self.memory.blocks};"
-        if own not in self.text:
-            raise LookupError(f"the header does not say {own!r}")
-        return self.text.replace(own, f"int blocks = {count};")
 
-
-def kernel(size: int, kind: Operand, target: str, way: Way) -> Kernel | None:
-    """Write the kernel of a GRU cell in training, with one hidden layer as wide as the state in each network; None
-    where none fits."""
+def spec_of(size: int) -> CellSpec:
+    """Return a GRU cell with one hidden layer as wide as the state in each network."""
     wide = (size,)
-    spec = CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
-    if way == "forward":
-        plan = forward(spec)
-        stored = plan.cut.stored(Keep.STORED, Want())
-        buffers = (*plan.cut.given, *stored)
-    else:
-        plan = reverse(spec, on_z=False, on_eps=False)
-        stored = tuple(f"d {name}" for name in plan.cut.summed)
-        buffers = (*plan.cut.values, "eps", *(part.buffer for part in plan.given), *stored)
-    found = memory(plan, kind, CHIPS[target.removesuffix("a")])
-    if found is None:
+    return CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
+
+
+def steps(spec: CellSpec) -> dict[str, Step]:
+    """Of a training step on the loss alone."""
+    there = forward_steps(spec, Keep.STORED, Want())
+    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
+    return {step.name: step for step in (*there, *back)}
+
+
+def kernel(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
+    """Of a GRU cell in training; None where none fits."""
+    step, limit = steps(spec_of(size))[way], CHIPS[target.removesuffix("a")]
+    if memory(step.plan, kind, limit) is None:
         return None
-    return Kernel(header(found, tuple(dict.fromkeys(buffers)), stored, VALUES[kind]), found)
+    found = program(step, kind, limit, DTYPES[kind])
+    return Kernel(found.kernel.text, found.memory)
 
 
 def compiled(text: str, target: str) -> Registers:
@@ -82,7 +81,7 @@ def compiled(text: str, target: str) -> Registers:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.cu")
         source.write_text(text)
-        command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{build.SOURCE}", "-cubin", "-Xptxas", "-v"]
+        command = ["nvcc", "-std=c++17", f"-arch={target}", f"-I{sources.SOURCE}", "-cubin", "-Xptxas", "-v"]
         command += ["-Werror", "all-warnings", str(source), "-o", str(Path(folder, "kernel.cubin"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
@@ -99,11 +98,16 @@ def rows() -> Iterator[str]:
     yield f"| {' | '.join((*columns, *more))} |"
     yield f"| --: | --- | --- | --- |{' --: |' * 8}"
     for kind, sizes in SIZES.items():
-        for size in sizes:
-            for target in TARGETS:
-                for way in get_args(Way):
-                    made = kernel(size, kind, target, way)
-                    yield f"| {size} | {kind} | {target} | {way} | {_cells(made, target)} |"
+        for size, target in product(sizes, TARGETS):
+            for way in (*SCANS, *(PASSES if kind == "bf16" else ())):
+                made = kernel(size, kind, target, way)
+                yield f"| {size} | {kind} | {target} | {way} | {_cells(made, target)} |"
+    for kind, target in product(SIZES, TARGETS):
+        for name in ("pack", "weights", "sums"):
+            own = fixed(name, kind, DTYPES[kind], 20)
+            of = compiled(own.text, target)
+            numbers = (of.registers, of.spilled, round(own.shared / 1024))
+            yield f"| any | {kind} | {target} | {own.name} | {' | '.join(map(str, numbers))} | | | | | |"
 
 
 def _cells(made: Kernel | None, target: str) -> str:

@@ -30,7 +30,7 @@ ABOUT = {  # an executor: what it is, and what it runs on
     ),
     "cuda": (
         "the same by kernels written by hand, prior and divergence inside",
-        "an emulator on the CPU so far, float32, TF32, bfloat16, float16",
+        "NVIDIA GPUs from sm_80 on, and an emulator on the CPU, float32, TF32, bfloat16, float16",
     ),
 }
 EXPERIMENTS = {

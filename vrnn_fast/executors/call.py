@@ -37,6 +37,26 @@ class Outputs(NamedTuple):
     ancestors: Tensor
 
 
+class Gradients(NamedTuple):
+    """Of a call's inputs; None where nobody asked."""
+
+    x: Tensor | None
+    eps: Tensor | None
+    cond: Tensor | None
+    state: list[Tensor]
+    parameters: list[Tensor]
+
+
+class Remembered(NamedTuple):
+    """What a reverse pass needs of :func:`forward`: some of its results, and the ``keep`` that it was given."""
+
+    z: Tensor
+    std: Tensor
+    ancestors: Tensor
+    saved: Sequence[Tensor]
+    keep: Keep
+
+
 def by_length(lengths: Tensor, particles: int) -> Tensor:
     """Return (B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end
     together.
@@ -92,6 +112,14 @@ class Call(ABC):
         for name, tensor in (("noise" if noise else "x", x), ("eps", given.eps), ("cond", given.cond)):
             if tensor is not None:
                 self.rows.value[name] = self.real_only(self.flat(tensor))
+
+    def forward(self, keep: Keep | None, want: Want) -> Outputs:
+        """See :func:`forward`."""
+        return forward(self, keep, want)
+
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
+        """See :func:`backward`."""
+        return backward(self, upstream, remembered, wanted)
 
     @abstractmethod
     def forward_scan(self, stored: tuple[str, ...], final: Sequence[Tensor], ancestors: Tensor) -> None:
@@ -199,26 +227,6 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
         saved=[rows.value[name] for name in kept(cut.program, keep)],
         ancestors=ancestors,
     )
-
-
-class Gradients(NamedTuple):
-    """Of a call's inputs; None where nobody asked."""
-
-    x: Tensor | None
-    eps: Tensor | None
-    cond: Tensor | None
-    state: list[Tensor]
-    parameters: list[Tensor]
-
-
-class Remembered(NamedTuple):
-    """What a reverse pass needs of :func:`forward`: some of its results, and the ``keep`` that it was given."""
-
-    z: Tensor
-    std: Tensor
-    ancestors: Tensor
-    saved: Sequence[Tensor]
-    keep: Keep
 
 
 def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:

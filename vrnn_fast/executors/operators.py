@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias, get_type_hints
@@ -20,9 +20,8 @@ from torch.autograd import forward_ad
 from ..cell.partition import partition
 from ..cell.spec import CellSpec, Std
 from ..cell.stages import Keep
-from . import call
 from .base import PER_STEP, Batch, SequenceResult, Want, asked_for
-from .call import Call, Outputs, kept
+from .call import Gradients, Outputs, Remembered, kept
 
 NO_BACKWARD = -1
 
@@ -46,12 +45,20 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+class Runnable(Protocol):
+    """A call of a batch, forward or backward: see the methods of call.Call."""
+
+    def forward(self, keep: Keep | None, want: Want) -> Outputs: ...
+
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients: ...
+
+
 class Make(Protocol):
-    """Whoever makes a :class:`Call` of a batch."""
+    """Whoever makes a call of a batch."""
 
     def __call__(
         self, spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool
-    ) -> Call: ...
+    ) -> Runnable: ...
 
 
 class Generate(Protocol):
@@ -182,13 +189,13 @@ def register(name: str, make: Make, generate: Generate) -> None:
     def forward(*arguments: Any) -> _Forwarded:
         a = _ScanForward(*arguments)
         own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=False)
-        return (*call.forward(own, a.least, Want(a.want_prior, a.want_raw)),)
+        return (*own.forward(a.least, Want(a.want_prior, a.want_raw)),)
 
     def backward(*arguments: Any) -> _Gradients:
         a = _ScanBackward(*arguments)
         own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=True)
-        remembered = call.Remembered(a.z, a.std, a.ancestors, a.saved, Keep(a.keep))
-        found = call.backward(own, a.given, remembered, set(a.wanted))
+        remembered = Remembered(a.z, a.std, a.ancestors, a.saved, Keep(a.keep))
+        found = own.backward(a.given, remembered, set(a.wanted))
         x, eps, cond = (a.x.new_empty((0,)) if d is None else d for d in (found.x, found.eps, found.cond))
         return x, eps, cond, found.state, found.parameters
 

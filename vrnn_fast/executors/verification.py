@@ -129,8 +129,8 @@ def _version(package: str) -> str:
 @lru_cache(maxsize=1)
 def _digest() -> str:
     """Digest all that makes a kernel: a checkout changes without a new version."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*")):
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
+    for path in sorted(path for folder in (package, package.parent / "csrc") for path in folder.rglob("*")):
         if path.suffix in (".py", ".so", ".h", ".cu") and path.parent.name != "training":
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

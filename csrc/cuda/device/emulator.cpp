@@ -3,7 +3,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <memory>
 #include <string>
@@ -334,12 +336,15 @@ std::string damage() {
 
 }  // namespace
 
-void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context) {
+namespace {
+
+// What went wrong; nothing if all is well.
+std::string run(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context) {
     if (shape.shared > shape.shared_limit)
-        throw Fault("a block asks for " + number(static_cast<long long>(shape.shared)) +
-                    " bytes of shared memory, and the chip has " + number(static_cast<long long>(shape.shared_limit)));
+        return "a block asks for " + number(static_cast<long long>(shape.shared)) +
+               " bytes of shared memory, and the chip has " + number(static_cast<long long>(shape.shared_limit));
     if (shape.threads < lanes_of_warp || shape.threads > 1024 || shape.threads % lanes_of_warp)
-        throw Fault("a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads");
+        return "a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads";
     Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
                 nullptr, nullptr,  ""};
     machine = &now;
@@ -350,7 +355,7 @@ void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const 
     const size_t bytes = now.live * stack_bytes;
     void* const stacks =
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (stacks == MAP_FAILED) throw Fault("no memory for the stacks of " + number(static_cast<long long>(now.live)));
+    if (stacks == MAP_FAILED) return "no memory for the stacks of " + number(static_cast<long long>(now.live));
     for (int b = 0; b < shape.blocks; ++b) add_block(b, static_cast<char*>(stacks));
     now.sanitized = __tsan_get_current_fiber();
     for (auto& f : now.fibers) f->sanitized = __tsan_create_fiber(0);
@@ -363,7 +368,15 @@ void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const 
     if (fault.empty()) fault = now.live ? deadlock() : harm;
     munmap(stacks, bytes);
     machine = nullptr;
-    if (!fault.empty()) throw Fault(fault);
+    return fault;
+}
+
+}  // namespace
+
+const char* launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context) {
+    static std::string said;
+    said = run(shape, schedule, body, context);
+    return said.c_str();
 }
 
 int thread() {

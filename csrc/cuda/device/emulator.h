@@ -6,20 +6,12 @@
 // how tensor cores round their sums, bank conflicts, weak ordering between threads (ThreadSanitizer's part).
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <stdexcept>
 
-#include "types.h"
+#include "types.h"  // and none of the large headers: every kernel is compiled with this one
 
 namespace vrnn::device {
-
-// Raised by launch, once all fibers are gone.
-struct Fault : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 // Whose turn it is. A warp that runs ahead of all others, or behind them, shows a missing barrier; chance alone keeps
 // warps in near lockstep.
@@ -39,11 +31,11 @@ struct Shape {
     size_t shared_limit;  // and of the chip, for a block
 };
 
-// Run body as every thread of a grid, all blocks side by side.
-void launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context);
+// Run body as every thread of a grid, all blocks side by side: nothing, or what went wrong, until the next launch.
+const char* launch_as(const Shape& shape, const Schedule& schedule, void (*body)(const void*), const void* context);
 template <class Body>
-void launch(const Shape& shape, const Schedule& schedule, const Body& body) {
-    launch_as(shape, schedule, [](const void* context) { (*static_cast<const Body*>(context))(); }, &body);
+const char* launch(const Shape& shape, const Schedule& schedule, const Body& body) {
+    return launch_as(shape, schedule, [](const void* context) { (*static_cast<const Body*>(context))(); }, &body);
 }
 
 int thread();
@@ -123,12 +115,12 @@ void wait_for(const int* counter, int at_least);
 
 inline u32 bits_of(float x) {
     u32 bits;
-    std::memcpy(&bits, &x, 4);
+    __builtin_memcpy(&bits, &x, 4);
     return bits;
 }
 inline float float_of(u32 bits) {
     float x;
-    std::memcpy(&x, &bits, 4);
+    __builtin_memcpy(&x, &bits, 4);
     return x;
 }
 inline u16 bf16_bits(float x) {
@@ -172,19 +164,19 @@ inline void write(F16* to, float value) {
 }
 
 inline float exp(float x) {
-    return std::exp(x);
+    return __builtin_expf(x);
 }
 inline float expm1(float x) {
-    return std::expm1(x);
+    return __builtin_expm1f(x);
 }
 inline float log(float x) {
-    return std::log(x);
+    return __builtin_logf(x);
 }
 inline float log1p(float x) {
-    return std::log1p(x);
+    return __builtin_log1pf(x);
 }
 inline float tanh(float x) {
-    return std::tanh(x);
+    return __builtin_tanhf(x);
 }
 
 }  // namespace vrnn::device

@@ -17,38 +17,49 @@ struct alignas(16) Tile {
 // One launch. A row of a buffer is t * batch + b; there are fewer than 2^31 of them.
 struct Call {
     program::Value* buffers[program::buffers + 1];     // (steps * batch, stride), what Part::buffer numbers
-    const program::Value* start[program::states + 1];  // (batch, width) states before the first step, and
-    program::Value* last[program::states + 1];         // after the last one of each row
+    const program::Value* start[program::states + 1];  // (batch, width) states before the first step, or null: zeros,
+    program::Value* last[program::states + 1];         // and after the last one of each row
     const void* weights;                               // program::shared_weights bytes as shared memory holds them,
     const void* streamed;                              // those in the order of lanes
     const float* biases;                               // (program::biases)
-    float* kl;                                         // (steps, batch)
+    program::Value* totals[2];                         // (steps, batch) of each Total
+    const program::Value* upstream[2];                 // and their gradients, at t * stride[0] + b * stride[1]
     const i64* lengths;                                // (batch), or null: every row has all steps
     const i64* order;                                  // (batch) rows, the longest first, or null: as they lie
     const signed char* resets;                         // (steps, batch), or null
-    int steps, batch;
+    const signed char* mask;                           // (steps, batch, columns of x), or null: all was observed
+    int blocks, steps, batch, strides[2][2];
 };
 
 // The two rows of a lane's elements: 0 and 1 of a tile are in the first, 2 and 3 in the second.
 struct Rows {
-    int index[2];   // in the batch
-    int length[2];  // steps; -1 where there is no such row
+    int index[2];   // in the batch; of a pass, in a buffer
+    int length[2];  // steps; -1 where there is no such row. Of a pass, 1 or, at padding, 0
 };
 
+// Where a scan is in time, or a pass among its tiles.
 struct Context {
     const Call& call;
     char* shared;
     Rows rows;
-    int t;
+    int t;      // of a pass, 0
+    Rows next;  // of a pass: of the tile after this one
 
     // Whether a row has this step, and the one that comes after it in the order of the scan.
     VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }
     VRNN_DEVICE bool goes_on(int i) const {
+        if constexpr (program::pass) return next.length[i >> 1] > 0;
         if constexpr (program::reverse) return t >= 1 && t - 1 < rows.length[i >> 1];
         return t + 1 < rows.length[i >> 1];
     }
+    // Whether it is padding, where results are zero.
+    VRNN_DEVICE bool pads(int i) const { return rows.length[i >> 1] >= 0 && !runs(i); }
+
     VRNN_DEVICE int row(int i) const { return t * call.batch + rows.index[i >> 1]; }
-    VRNN_DEVICE int next_row(int i) const { return row(i) + (program::reverse ? -call.batch : call.batch); }
+    VRNN_DEVICE int next_row(int i) const {
+        if constexpr (program::pass) return next.index[i >> 1];
+        return row(i) + (program::reverse ? -call.batch : call.batch);
+    }
 };
 
 VRNN_DEVICE int column_of(int tile, int i) {
@@ -123,8 +134,26 @@ template <int part>
 VRNN_DEVICE void write(const Context& c, int tile, const Tile& value) {
     for (int i = 0; i < 4; ++i) {
         const int column = column_of(tile, i);
-        if (c.runs(i) && real<part>(column)) device::write(in_memory<part>(c, c.row(i), column), value[i]);
+        if (!real<part>(column)) continue;
+        if (c.runs(i)) device::write(in_memory<part>(c, c.row(i), column), value[i]);
+        if constexpr (program::parts[part].result)
+            if (c.pads(i)) device::write(in_memory<part>(c, c.row(i), column), 0.0f);
     }
+}
+
+// Whether an element of x is there and was observed.
+template <int part>
+VRNN_DEVICE bool observed(const Context& c, int column, int i) {
+    constexpr Part p = program::parts[part];
+    if (!c.runs(i) || !real<part>(column)) return false;
+    return !c.call.mask || c.call.mask[static_cast<i64>(c.row(i)) * p.stride + p.column + column];
+}
+
+// The gradient of a number of each row, of one of the two rows.
+VRNN_DEVICE float upstream(const Context& c, int total, int i) {
+    if (!c.runs(i)) return 0;
+    const i64 t = c.row(i) / c.call.batch, b = c.row(i) % c.call.batch;
+    return device::read(c.call.upstream[total] + t * c.call.strides[total][0] + b * c.call.strides[total][1]);
 }
 
 // A tile of the states before the first step, or of the gradients behind the last one.
@@ -132,6 +161,7 @@ template <int part>
 VRNN_DEVICE Tile read_state(const Context& c, int tile) {
     constexpr Part p = program::parts[part];
     Tile found{};
+    if (!c.call.start[p.state]) return found;
     for (int i = 0; i < 4; ++i) {
         const int column = column_of(tile, i), index = c.rows.index[i >> 1];
         if (c.rows.length[i >> 1] >= 0 && real<part>(column))

@@ -39,6 +39,20 @@ VRNN_DEVICE float deviation(const Deviation& d, float raw) {
     return d.has_minimum && s < d.minimum ? d.minimum : s;
 }
 
+// log(sigmoid(x))
+VRNN_DEVICE float log_sigmoid(float x) {
+    return (x < 0 ? x : 0) - device::log1p(device::exp(x < 0 ? x : -x));
+}
+
+// -log of the probability of x: of a Bernoulli variable by its logit, of a normal one.
+VRNN_DEVICE float bernoulli(float x, float logit) {
+    return -(x * log_sigmoid(logit) + (1 - x) * log_sigmoid(-logit));
+}
+VRNN_DEVICE float normal(float x, float mean, float std) {
+    const float distance = (x - mean) / std;
+    return 0.5f * distance * distance + device::log(std) + 0.91893853320467274178f;  // log(2 pi) / 2
+}
+
 // KL(N(mean, std) || N(prior_mean, prior_std)) of one feature.
 VRNN_DEVICE float divergence(float mean, float std, float prior_mean, float prior_std) {
     const float ratio = std / prior_std, distance = (mean - prior_mean) / prior_std;

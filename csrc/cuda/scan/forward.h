@@ -21,15 +21,20 @@ VRNN_DEVICE void advance(const Context& c, int tile, Tile& value) {
     put_in_shared<part>(c, tile, value);
 }
 
+// Others: what is added to the sum, if anything.
 template <int unit>
 VRNN_DEVICE void layer(const Context& c, Tile& sum, int tile) {
     constexpr Unit u = program::units[unit];
+    if constexpr (u.others[0] != none) {
+        const Tile more = held<u.others[0]>(c, tile);
+        for (int i = 0; i < 4; ++i) sum[i] += more[i];
+    }
     for (int i = 0; i < 4; ++i) sum[i] = activate<u.activation>(sum[i]);
     put<u.sums[0]>(c, tile, sum);
 }
 
-// z = mean + std * eps. Others: eps, std, z, the prior's mean where that of the posterior starts from it, and, where
-// the divergence is computed here, the prior's std.
+// z = mean + std * eps. Others: eps, std, z, the prior's mean where that of the posterior starts from it, the mean as a
+// result.
 template <int unit>
 VRNN_DEVICE void sample(const Context& c, Tile* sums, int tile) {
     constexpr Unit u = program::units[unit];
@@ -47,10 +52,24 @@ VRNN_DEVICE void sample(const Context& c, Tile* sums, int tile) {
     put<u.sums[1]>(c, tile, raw);
     put<u.others[1]>(c, tile, std);
     put<u.others[2]>(c, tile, z);
+    put<u.others[4]>(c, tile, mean);
+}
+
+// A tile's share of a number of each row: its lanes add up what each has in its two rows.
+template <int unit>
+VRNN_DEVICE void share(const Context& c, const float (&of)[2], int tile) {
+    for (int half = 0; half < 2; ++half) {
+        float total = of[half];
+        total += device::shuffle_xor(total, 1);
+        total += device::shuffle_xor(total, 2);
+        const lanes::Place own = lanes::sums(device::lane(), 2 * half);
+        if (own.column == 0)
+            reinterpret_cast<float*>(c.shared + program::units[unit].totals)[tile * rows + own.row] = total;
+    }
 }
 
 // The divergence of a tile's columns from the prior, summed by row, for total to add up.
-// Others: the posterior's mean, std, z and eps (z or none), and the prior's std.
+// Others: the posterior's mean, std, z and eps (z or none), the prior's std, and its mean as a result.
 template <int unit>
 VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
     constexpr Unit u = program::units[unit];
@@ -61,6 +80,7 @@ VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
         put<u.sums[1]>(c, tile, raw);
     }
     put<u.others[4]>(c, tile, std);
+    put<u.others[5]>(c, tile, mean);
     const Tile own_std = held<u.others[1]>(c, tile);
     Tile at, eps{};
     if constexpr (u.others[2] == none) {
@@ -75,26 +95,39 @@ VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
         total[i >> 1] += u.others[2] == none ? vrnn::divergence(at[i], own_std[i], mean[i], std[i])
                                              : log_ratio(at[i], eps[i], own_std[i], mean[i], std[i]);
     }
-    for (int half = 0; half < 2; ++half) {
-        total[half] += device::shuffle_xor(total[half], 1);
-        total[half] += device::shuffle_xor(total[half], 2);
-        const lanes::Place own = lanes::sums(device::lane(), 2 * half);
-        if (own.column == 0)
-            reinterpret_cast<float*>(c.shared + program::shared_totals)[tile * rows + own.row] = total[half];
-    }
+    share<unit>(c, total, tile);
 }
 
-// The divergence of each row: its tiles' shares, in their order.
+// -log p(x) of a tile's columns from the logit, or the mean and the raw deviation, summed by row, for total to add up.
+// Others: x.
+template <int unit>
+VRNN_DEVICE void likelihood(const Context& c, Tile* sums, int tile) {
+    constexpr Unit u = program::units[unit];
+    unroll<0, u.count>([&](auto k) { put<program::units[unit].sums[k]>(c, tile, sums[k]); });
+    const Tile x = read<u.others[0]>(c, tile);
+    float total[2] = {};
+    for (int i = 0; i < 4; ++i) {
+        if (!observed<u.others[0]>(c, column_of(tile, i), i)) continue;
+        if constexpr (u.count == 1)
+            total[i >> 1] += bernoulli(x[i], sums[0][i]);
+        else
+            total[i >> 1] += normal(x[i], sums[0][i], deviation(u.deviation, sums[1][i]));
+    }
+    share<unit>(c, total, tile);
+}
+
+// A number of each row: its tiles' shares, in their order.
 template <int unit>
 VRNN_DEVICE void total(const Context& c) {
-    const float* const shares = reinterpret_cast<const float*>(c.shared + program::shared_totals);
-    if (device::warp() != program::units[unit].first_warp) return;
+    constexpr Unit u = program::units[unit];
+    const float* const shares = reinterpret_cast<const float*>(c.shared + u.totals);
+    if (device::warp() != u.first_warp) return;
     for (int half = 0; half < 2; ++half) {
         const lanes::Place own = lanes::sums(device::lane(), 2 * half);
-        if (own.column != 0 || !c.runs(2 * half)) continue;
+        if (own.column != 0 || c.rows.length[half] < 0) continue;
         float sum = 0;
-        for (int tile = 0; tile < program::units[unit].tiles; ++tile) sum += shares[tile * rows + own.row];
-        c.call.kl[c.row(2 * half)] = sum;
+        for (int tile = 0; tile < u.tiles; ++tile) sum += shares[tile * rows + own.row];
+        device::write(c.call.totals[u.total] + c.row(2 * half), c.runs(2 * half) ? sum : 0);
     }
 }
 
@@ -142,7 +175,7 @@ VRNN_DEVICE void lstm(const Context& c, Tile* sums, int tile, Tile& cell) {
     constexpr Unit u = program::units[unit];
     Tile h;
     for (int i = 0; i < 4; ++i) {
-        for (int gate : {0, 1, 3}) sums[gate][i] = sigmoid(sums[gate][i]);
+        sums[0][i] = sigmoid(sums[0][i]), sums[1][i] = sigmoid(sums[1][i]), sums[3][i] = sigmoid(sums[3][i]);
         sums[2][i] = device::tanh(sums[2][i]);
         cell[i] = sums[1][i] * cell[i] + sums[0][i] * sums[2][i];
         h[i] = sums[3][i] * device::tanh(cell[i]);

@@ -1,12 +1,16 @@
-// The scan of one tile of 16 rows over all time steps, in one block. The header that defines vrnn::program comes first.
+// The scan of one tile of 16 rows over all time steps, in one block; or a pass, one step of which is another tile of 16
+// rows, without a state between them. The header that defines vrnn::program comes first.
 //
 // A step is a list of visits. In a visit the warps share the tiles of a unit: they begin its sums, add products to
 // them, and finish them, or leave them in registers for a later visit. A barrier stands before a visit that reads what
 // others have written since the last one, or writes what others may still read.
 #pragma once
 
+#include "again.h"
+#include "device/entry.h"
 #include "forward.h"
 #include "reverse.h"
+#include "tuning.h"
 
 namespace vrnn {
 
@@ -60,12 +64,18 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
     if constexpr (u.kind == Kind::layer) forward::layer<unit>(c, sums[0], tile);
     if constexpr (u.kind == Kind::sample) forward::sample<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::divergence) forward::divergence<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::likelihood) forward::likelihood<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::draw) forward::draw<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::gru) forward::gru<unit>(c, sums, tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::lstm) forward::lstm<unit>(c, sums, tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::rnn) forward::rnn<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::gru_again) again::gru<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::lstm_again) again::lstm<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::rnn_again) again::rnn<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::layer_back) reverse::layer<unit>(c, sums[0], tile);
     if constexpr (u.kind == Kind::sample_back) reverse::sample<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::divergence_back) reverse::divergence<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::likelihood_back) reverse::likelihood<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::gru_back) reverse::gru<unit>(c, sums[0], tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::lstm_back)
         reverse::lstm<unit>(c, sums[0], tile, r.state[u.state + round], r.state[u.state + rounds(u) + round]);
@@ -204,14 +214,26 @@ VRNN_DEVICE int longest(const Call& call) {
     return call.lengths ? static_cast<int>(call.lengths[call.order[first]]) : call.steps;
 }
 
-VRNN_DEVICE void scan(const Call& call) {
-    const int steps = longest(call);
-    Context c{call, static_cast<char*>(device::shared()), own_rows(call), program::reverse ? steps : -1};
-    Registers r;
+// Zeros where results have padding, in rows none of which runs.
+template <int part>
+VRNN_DEVICE void pad_part(const Context& c) {
+    constexpr Part p = program::parts[part];
+    if constexpr (p.result)
+        for (int tile = device::warp(); tile < p.tiles; tile += program::warps) write<part>(c, tile, Tile{});
+}
+VRNN_DEVICE void pad(const Context& c) {
+    unroll<0, program::parts_in_all>([&](auto part) { pad_part<part>(c); });
+    unroll<0, program::units_in_all>([&](auto unit) {
+        if constexpr (program::units[unit].kind == Kind::total) forward::total<unit>(c);
+    });
+}
+
+// Bring in weights, states, and what the first step reads.
+VRNN_DEVICE void prepare(const Context& c, Registers& r) {
     copy_weights(c);
     unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(c, r); });
     unroll<0, program::units_in_all>([&](auto unit) {
-        start<unit>(c, r);
+        if constexpr (!program::pass) start<unit>(c, r);
         fetch_first<unit>(c);
     });
     device::copy_commit();
@@ -219,41 +241,87 @@ VRNN_DEVICE void scan(const Call& call) {
         if (device::present(weights_wait)) device::copy_wait<0>();
         if (device::present(first_barrier)) device::barrier();
     }
-    for (int step = 0; step < steps; ++step) {
-        c.t = program::reverse ? steps - 1 - step : step;
-        if (device::present(step_wait)) device::copy_wait<0>();
-        unroll<0, program::visits_in_all>([&](auto index) { visit<index>(c, r); });
-        device::copy_commit();
+}
+
+VRNN_DEVICE void step(const Context& c, Registers& r) {
+    if (device::present(step_wait)) device::copy_wait<0>();
+    unroll<0, program::visits_in_all>([&](auto index) { visit<index>(c, r); });
+    device::copy_commit();
+}
+
+VRNN_DEVICE void scan(const Call& call) {
+    const int steps = longest(call);
+    Context c{call, static_cast<char*>(device::shared()), own_rows(call), program::reverse ? steps : -1, {}};
+    Registers r;
+    prepare(c, r);
+    for (int i = 0; i < steps; ++i) {
+        c.t = program::reverse ? steps - 1 - i : i;
+        step(c, r);
     }
     unroll<0, program::units_in_all>([&](auto unit) { end<unit>(c, r); });
+    for (c.t = steps; c.t < call.steps; ++c.t) pad(c);
 }
+
+// ---- a pass, whose places are t * batch + a row's place in the batch
+
+VRNN_DEVICE int tiles_in_all(const Call& call) {
+    return (call.steps * call.batch + rows - 1) / rows;
+}
+
+// The rows of a tile that a lane's elements are in.
+VRNN_DEVICE Rows rows_of(const Call& call, int tile) {
+    Rows found;
+    for (int half = 0; half < 2; ++half) {
+        const int place = tile * rows + lanes::sums(device::lane(), 2 * half).row;
+        const int t = place / call.batch, b = place % call.batch;
+        const int own = call.order ? static_cast<int>(call.order[b]) : b;
+        found.index[half] = t * call.batch + own;
+        found.length[half] = t >= call.steps ? -1 : call.lengths ? t < call.lengths[own] : 1;
+    }
+    return found;
+}
+
+// Whether some row of a tile is real: those of a step come first.
+VRNN_DEVICE bool any_real(const Call& call, int tile) {
+    if (!call.lengths) return true;
+    const int t = tile * rows / call.batch, b = tile * rows % call.batch;
+    if (t < call.lengths[call.order[b]]) return true;
+    return b + rows > call.batch && t + 1 < call.lengths[call.order[0]];
+}
+
+// The next of this block's tiles, from this one on, with a real row; those before it are padding.
+VRNN_DEVICE int real_tile(const Context& c, int tile) {
+    for (; tile < tiles_in_all(c.call) && !any_real(c.call, tile); tile += device::blocks())
+        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}});
+    return tile;
+}
+
+VRNN_DEVICE void pass(const Call& call) {
+    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}};
+    int tile = real_tile(c, device::block());
+    if (tile >= tiles_in_all(call)) return;
+    c.next = rows_of(call, tile);
+    Registers r;
+    prepare(c, r);
+    while (tile < tiles_in_all(call)) {
+        tile = real_tile(c, tile + device::blocks());
+        c.rows = c.next;
+        c.next = rows_of(call, tile);
+        step(c, r);
+    }
+}
+
+struct Kernel {
+    static constexpr int threads = program::warps * 32, blocks = tuning::blocks;
+    static constexpr int shared = program::shared_bytes, limit = program::shared_limit;
+    static VRNN_DEVICE void run(const Call& call) {
+        if constexpr (program::pass)
+            pass(call);
+        else
+            scan(call);
+    }
+};
 
 }  // namespace vrnn
 
-#if defined(__CUDACC__)
-
-extern "C" __global__ void __launch_bounds__(vrnn::program::warps * 32, vrnn::program::blocks)
-    vrnn_scan(const __grid_constant__ vrnn::Call call) {
-    vrnn::scan(call);
-}
-
-#else
-
-#    include <string>
-
-// The same in the emulator: nothing, or what went wrong.
-extern "C" const char* vrnn_scan(const vrnn::Call* call, int order, int warp, uint64_t seed, int late, int without) {
-    static std::string said;
-    said.clear();
-    const vrnn::device::Shape shape{(call->batch + vrnn::rows - 1) / vrnn::rows, vrnn::program::warps * 32,
-                                    vrnn::program::shared_bytes, vrnn::program::shared_limit};
-    const vrnn::device::Schedule schedule{static_cast<vrnn::device::Order>(order), warp, seed, late != 0, without};
-    try {
-        vrnn::device::launch(shape, schedule, [&] { vrnn::scan(*call); });
-    } catch (const vrnn::device::Fault& fault) {
-        said = fault.what();
-    }
-    return said.c_str();
-}
-
-#endif
+VRNN_ENTRY

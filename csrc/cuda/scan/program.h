@@ -11,23 +11,29 @@ constexpr int rows = 16;         // of the batch in a block: one mma's
 constexpr int tile_width = 8;    // columns of a tile of sums: one mma's
 constexpr int row_padding = 16;  // bytes behind each row of operands: eight rows then meet all banks
 constexpr int none = -1;
-constexpr int others = 10;  // most parts that a unit names besides its sums
+constexpr int others = 16;  // most parts that a unit names besides its sums
 
 enum class Activation { identity, relu, leaky_relu, tanh, elu };
 
-// What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h and reverse.h
-// have a function for each.
+// What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h, again.h and
+// reverse.h have a function for each.
 enum class Kind {
     layer,
     sample,
     divergence,
+    likelihood,
     total,
     draw,
     gru,
     lstm,
     rnn,
+    gru_again,
+    lstm_again,
+    rnn_again,
     layer_back,
     sample_back,
+    divergence_back,
+    likelihood_back,
     gru_back,
     lstm_back,
     rnn_back,
@@ -51,6 +57,7 @@ struct Deviation {
     float low;
     bool has_high;
     float high;
+    bool bounded;  // whether there is any bound, if only infinity: NaN is beyond each, and passes no gradient
 };
 
 // Columns of a buffer, in tiles. Tile n is columns 8 n to 8 n + 7 of it; those from width on are padding.
@@ -58,6 +65,7 @@ struct Part {
     int width, tiles;
     int buffer, column, stride;  // where it is in memory: Call::buffers[buffer][row * stride + column]; or none
     bool given, stored;          // sums begin with what is there; the result goes there
+    bool result;                 // and zeros at padding
     int state;                   // which of Call::start and Call::last it is; or none
     int bias;                    // sums begin with so many floats into the biases; or none
     int operand;                 // bytes into shared memory of the result as an operand, 16 rows; or none
@@ -87,8 +95,10 @@ struct Unit {
     int state;                 // the first tile of the state that lives from step to step; or none
     bool from_state;           // whether its first sum begins with that
     bool means;                // what is drawn is its mean
+    int total, totals;  // which Call::totals it gives shares of or adds up, and bytes into shared memory; or none
     Activation activation;
     Deviation deviation;
+    Deviation posterior;  // of a divergence's gradient, that of the other distribution
 };
 
 // Some of a unit's work, between two barriers.

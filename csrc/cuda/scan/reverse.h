@@ -17,20 +17,38 @@ VRNN_DEVICE float slope(float y, float d) {
     return d;
 }
 
+// d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on, and a state
+// that ran away has slopes of infinity and NaN.
+VRNN_DEVICE float unless_zero(float d, float product) {
+    return d == 0 ? 0 : product;
+}
+
 // d times the derivative of deviation. What a clamp holds is selected, for d may be infinite.
 VRNN_DEVICE float deviation_slope(const Deviation& of, float raw, float d) {
     const float u = argument(of, raw);
     d *= of.softplus ? sigmoid(u) : device::exp(u) * of.scale;
+    if (of.bounded && raw != raw) d = 0;
     if (of.has_minimum && !(unbounded(of, u) + of.floor >= of.minimum)) d = 0;
     if (of.has_low && !(raw >= of.low)) d = 0;
     if (of.has_high && !(raw <= of.high)) d = 0;
     return d;
 }
 
-// Others: the result, if it has an activation; what else is added to the gradient, if anything.
+// A part in memory, or zeros.
+template <int part>
+VRNN_DEVICE Tile read_if(const Context& c, int tile) {
+    if constexpr (part != none) return read<part>(c, tile);
+    return Tile{};
+}
+
+// Others: the result, if it has an activation; what else is added to the gradient, if anything: held, and in memory.
 template <int unit>
 VRNN_DEVICE void layer(const Context& c, Tile& d, int tile) {
     constexpr Unit u = program::units[unit];
+    if constexpr (u.others[2] != none) {
+        const Tile more = read<u.others[2]>(c, tile);
+        for (int i = 0; i < 4; ++i) d[i] += more[i];
+    }
     if constexpr (u.others[1] != none) {
         const Tile more = held<u.others[1]>(c, tile);
         for (int i = 0; i < 4; ++i) d[i] += more[i];
@@ -62,9 +80,71 @@ VRNN_DEVICE void sample(const Context& c, Tile& d, int tile) {
     put<u.others[2]>(c, tile, d_mean);
     put<u.others[3]>(c, tile, d_raw);
     if constexpr (u.others[4] != none) {
-        for (int i = 0; i < 4; ++i) d[i] *= deviation(u.deviation, raw[i]);
+        const Tile more = given<u.others[4]>(c, tile);
+        for (int i = 0; i < 4; ++i) d[i] = d[i] * deviation(u.deviation, raw[i]) + more[i];
         put<u.others[4]>(c, tile, d);
     }
+}
+
+// The gradient of the divergence, and what is wanted of its two distributions from outside. Sums: the prior's mean and
+// raw deviation. Others: the posterior's mean and raw deviation; z and eps, where the divergence is an estimate; d of
+// the posterior's mean, d of its std, d of the prior's mean, d of its raw deviation; d z and d eps, where it is; then
+// from outside d of the posterior's mean and std, of the prior's mean and std.
+template <int unit>
+VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
+    constexpr Unit u = program::units[unit];
+    constexpr bool estimated = u.others[2] != none;
+    const Tile &p_mean = sums[0], &p_raw = sums[1];
+    const Tile q_mean = held<u.others[0]>(c, tile), q_raw = held<u.others[1]>(c, tile);
+    const Tile z = read_if<u.others[2]>(c, tile), eps = read_if<u.others[3]>(c, tile);
+    Tile d_q_mean = read_if<u.others[10]>(c, tile), d_q_std = read_if<u.others[11]>(c, tile);
+    Tile d_p_mean = read_if<u.others[12]>(c, tile), d_p_raw = read_if<u.others[13]>(c, tile), d_z{}, d_eps{};
+    for (int i = 0; i < 4; ++i) {
+        const float p_std = deviation(u.deviation, p_raw[i]), q_std = deviation(u.posterior, q_raw[i]);
+        if constexpr (u.total != none) {
+            const float g = upstream(c, u.total, i), distance = ((estimated ? z[i] : q_mean[i]) - p_mean[i]) / p_std;
+            const float ratio = estimated ? 0 : q_std / p_std, at = g * distance / p_std;
+            (estimated ? d_z : d_q_mean)[i] += at;
+            d_q_std[i] += g * (ratio / p_std - 1 / q_std);
+            d_p_mean[i] -= at;
+            d_p_raw[i] += g / p_std * (1 - ratio * ratio - distance * distance);
+            d_eps[i] = -g * eps[i];
+        }
+        d_p_raw[i] = deviation_slope(u.deviation, p_raw[i], d_p_raw[i]);
+    }
+    put<u.others[4]>(c, tile, d_q_mean);
+    put<u.others[5]>(c, tile, d_q_std);
+    put<u.others[6]>(c, tile, d_p_mean);
+    put<u.others[7]>(c, tile, d_p_raw);
+    put<u.others[8]>(c, tile, d_z);
+    put<u.others[9]>(c, tile, d_eps);
+}
+
+// The gradient of -log p(x), and what is wanted of the decoder's output from outside. Sums: the logit, or the mean and
+// the raw deviation. Others: x; d of each sum; d x, if somebody wants it; from outside d of each sum.
+template <int unit>
+VRNN_DEVICE void likelihood(const Context& c, Tile* sums, int tile) {
+    constexpr Unit u = program::units[unit];
+    Tile d_mean = read_if<u.others[4]>(c, tile), d_raw = read_if<u.others[5]>(c, tile), d_x{};
+    if constexpr (u.total != none) {
+        const Tile x = read<u.others[0]>(c, tile);
+        for (int i = 0; i < 4; ++i) {
+            if (!observed<u.others[0]>(c, column_of(tile, i), i)) continue;
+            const float g = upstream(c, u.total, i);
+            if constexpr (u.count == 1) {
+                d_mean[i] += g * ((1 - x[i]) * sigmoid(sums[0][i]) - x[i] * sigmoid(-sums[0][i]));
+                d_x[i] = -g * sums[0][i];
+            } else {
+                const float std = deviation(u.deviation, sums[1][i]), distance = (x[i] - sums[0][i]) / std;
+                d_x[i] = g * distance / std;
+                d_mean[i] -= d_x[i];
+                d_raw[i] += deviation_slope(u.deviation, sums[1][i], g / std * (1 - distance * distance));
+            }
+        }
+    }
+    put<u.others[1]>(c, tile, d_mean);
+    put<u.others[2]>(c, tile, d_raw);
+    put<u.others[3]>(c, tile, d_x);
 }
 
 // Sum d h_t; others: d r, d u, d n_x, d n_h, then r, u, n, n_h and h_{t-1}. Leaves what passes the gates. Gradients go
@@ -76,9 +156,9 @@ VRNN_DEVICE void gru(const Context& c, const Tile& d, int tile, Tile& past) {
     Tile d_n{}, d_z{};
     for (int i = 0; i < 4; ++i) {
         if (!c.runs(i)) continue;
-        d_n[i] = d[i] * (1 - z[i]) * (1 - n[i] * n[i]);
-        d_z[i] = d[i] * (h[i] - n[i]) * z[i] * (1 - z[i]);
-        past[i] = d[i] * z[i];
+        d_n[i] = unless_zero(d[i], d[i] * (1 - z[i]) * (1 - n[i] * n[i]));
+        d_z[i] = unless_zero(d[i], d[i] * (h[i] - n[i]) * z[i] * (1 - z[i]));
+        past[i] = unless_zero(d[i], d[i] * z[i]);
     }
     put<u.others[1]>(c, tile, d_z);
     put<u.others[2]>(c, tile, d_n);
@@ -86,8 +166,8 @@ VRNN_DEVICE void gru(const Context& c, const Tile& d, int tile, Tile& past) {
     Tile d_r{}, d_n_h{};
     for (int i = 0; i < 4; ++i) {
         if (!c.runs(i)) continue;
-        d_r[i] = d_n[i] * n_h[i] * r[i] * (1 - r[i]);
-        d_n_h[i] = d_n[i] * r[i];
+        d_r[i] = unless_zero(d_n[i], d_n[i] * n_h[i] * r[i] * (1 - r[i]));
+        d_n_h[i] = unless_zero(d_n[i], d_n[i] * r[i]);
     }
     put<u.others[0]>(c, tile, d_r);
     put<u.others[3]>(c, tile, d_n_h);
@@ -103,13 +183,13 @@ VRNN_DEVICE void lstm(const Context& c, const Tile& d, int tile, Tile& past, Til
     for (int i = 0; i < 4; ++i) {
         if (!c.runs(i)) continue;
         const float squashed = device::tanh(f[i] * old[i] + in[i] * g[i]);
-        const float d_c = d_cell[i] + d[i] * o[i] * (1 - squashed * squashed);
-        d_o[i] = d[i] * squashed * o[i] * (1 - o[i]);
-        d_in[i] = d_c * g[i] * in[i] * (1 - in[i]);
-        d_f[i] = d_c * old[i] * f[i] * (1 - f[i]);
-        d_g[i] = d_c * in[i] * (1 - g[i] * g[i]);
+        const float d_c = d_cell[i] + unless_zero(d[i], d[i] * o[i] * (1 - squashed * squashed));
+        d_o[i] = unless_zero(d[i], d[i] * squashed * o[i] * (1 - o[i]));
+        d_in[i] = unless_zero(d_c, d_c * g[i] * in[i] * (1 - in[i]));
+        d_f[i] = unless_zero(d_c, d_c * old[i] * f[i] * (1 - f[i]));
+        d_g[i] = unless_zero(d_c, d_c * in[i] * (1 - g[i] * g[i]));
         past[i] = 0;
-        d_cell[i] = d_c * f[i];
+        d_cell[i] = unless_zero(d_c, d_c * f[i]);
     }
     put<u.others[0]>(c, tile, d_in);
     put<u.others[1]>(c, tile, d_f);
@@ -125,7 +205,7 @@ VRNN_DEVICE void rnn(const Context& c, const Tile& d, int tile, Tile& past) {
     Tile d_a{};
     for (int i = 0; i < 4; ++i) {
         if (!c.runs(i)) continue;
-        d_a[i] = slope<u.activation>(a[i], d[i]);
+        d_a[i] = unless_zero(d[i], slope<u.activation>(a[i], d[i]));
         past[i] = 0;
     }
     put<u.others[0]>(c, tile, d_a);

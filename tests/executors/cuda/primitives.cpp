@@ -1,23 +1,9 @@
 // primitives.h in the emulator, for ctypes: each call returns what went wrong, or nothing.
 #include "primitives.h"
 
-#include <string>
-
 using namespace vrnn;
 
 namespace {
-
-template <class Body>
-const char* run(const device::Shape& shape, const device::Schedule& schedule, Body body) {
-    static std::string said;
-    try {
-        device::launch(shape, schedule, body);
-        said.clear();
-    } catch (const device::Fault& fault) {
-        said = fault.what();
-    }
-    return said.c_str();
-}
 
 constexpr size_t all = 232448;
 device::Schedule schedule_of(int order, int warp, uint64_t seed, int late) {
@@ -32,7 +18,7 @@ device::Schedule schedule_of(int order, int warp, uint64_t seed, int late) {
 extern "C" {
 
 const char* mma(SCHEDULE, int kind, const u32* left, const u32* right, const float* sums, float* out) {
-    return run({1, 32, 0, all}, CHOSEN, [&] {
+    return device::launch({1, 32, 0, all}, CHOSEN, [&] {
         if (kind == 1) primitives::mma<Operand::tf32>(left, right, sums, out);
         if (kind == 2) primitives::mma<Operand::bf16>(left, right, sums, out);
         if (kind == 3) primitives::mma<Operand::f16>(left, right, sums, out);
@@ -40,7 +26,7 @@ const char* mma(SCHEDULE, int kind, const u32* left, const u32* right, const flo
 }
 
 const char* load_matrices(SCHEDULE, int matrices, int transposed, const u32* in, u32* out) {
-    return run({1, 32, 512, all}, CHOSEN, [&] {
+    return device::launch({1, 32, 512, all}, CHOSEN, [&] {
         if (matrices == 2)
             transposed ? primitives::load_matrices<2, true>(in, out) : primitives::load_matrices<2, false>(in, out);
         if (matrices == 4)
@@ -49,19 +35,19 @@ const char* load_matrices(SCHEDULE, int matrices, int transposed, const u32* in,
 }
 
 const char* shuffle_xor(SCHEDULE, const float* in, float* out, int mask) {
-    return run({1, 64, 0, all}, CHOSEN, [&] { primitives::shuffle_xor(in, out, mask); });
+    return device::launch({1, 64, 0, all}, CHOSEN, [&] { primitives::shuffle_xor(in, out, mask); });
 }
 
 const char* barrier(SCHEDULE, int* out) {
-    return run({1, 256, 4, all}, CHOSEN, [&] { primitives::barrier(out); });
+    return device::launch({1, 256, 4, all}, CHOSEN, [&] { primitives::barrier(out); });
 }
 
 const char* named_barrier(SCHEDULE, int* out) {
-    return run({1, 256, 1024, all}, CHOSEN, [&] { primitives::named_barrier(out); });
+    return device::launch({1, 256, 1024, all}, CHOSEN, [&] { primitives::named_barrier(out); });
 }
 
 const char* copy_async(SCHEDULE, int bytes, const u32* in, u32* out) {
-    return run({1, 64, 2048, all}, CHOSEN, [&] {
+    return device::launch({1, 64, 2048, all}, CHOSEN, [&] {
         if (bytes == 4) primitives::copy_async<4>(in, out);
         if (bytes == 8) primitives::copy_async<8>(in, out);
         if (bytes == 16) primitives::copy_async<16>(in, out);
@@ -69,11 +55,11 @@ const char* copy_async(SCHEDULE, int bytes, const u32* in, u32* out) {
 }
 
 const char* publish(SCHEDULE, int* counter, int* message, int* out) {
-    return run({3, 32, 0, all}, CHOSEN, [&] { primitives::publish(counter, message, out); });
+    return device::launch({3, 32, 0, all}, CHOSEN, [&] { primitives::publish(counter, message, out); });
 }
 
 const char* convert(SCHEDULE, int threads, const float* in, u32* packed, float* back) {
-    return run({1, threads, 0, all}, CHOSEN, [&] { primitives::convert(in, packed, back); });
+    return device::launch({1, threads, 0, all}, CHOSEN, [&] { primitives::convert(in, packed, back); });
 }
 
 // What a lane map says: row and column.
@@ -90,13 +76,13 @@ int row_owner(int matrix, int row) {
 // ---- faults, each provoked
 
 const char* too_much_shared_memory(SCHEDULE, int64_t bytes, int64_t limit) {
-    return run({1, 32, static_cast<size_t>(bytes), static_cast<size_t>(limit)}, CHOSEN, [] {});
+    return device::launch({1, 32, static_cast<size_t>(bytes), static_cast<size_t>(limit)}, CHOSEN, [] {});
 }
 const char* uneven_block(SCHEDULE) {
-    return run({1, 33, 0, all}, CHOSEN, [] {});
+    return device::launch({1, 33, 0, all}, CHOSEN, [] {});
 }
 const char* two_collectives(SCHEDULE) {
-    return run({1, 32, 512, all}, CHOSEN, [] {
+    return device::launch({1, 32, 512, all}, CHOSEN, [] {
         u32 to[4];
         if (device::lane() < 16)
             device::shuffle_xor(1, 1);
@@ -105,47 +91,47 @@ const char* two_collectives(SCHEDULE) {
     });
 }
 const char* lane_missing(SCHEDULE) {
-    return run({1, 32, 0, all}, CHOSEN, [] {
+    return device::launch({1, 32, 0, all}, CHOSEN, [] {
         if (device::lane() != 5) device::shuffle_xor(1, 1);
     });
 }
 const char* half_a_block_at_a_barrier(SCHEDULE) {
-    return run({2, 64, 0, all}, CHOSEN, [] {
+    return device::launch({2, 64, 0, all}, CHOSEN, [] {
         if (device::block() == 0 || device::warp() == 0) device::barrier();
     });
 }
 const char* named_barrier_never_completed(SCHEDULE) {
-    return run({1, 64, 0, all}, CHOSEN, [] {
+    return device::launch({1, 64, 0, all}, CHOSEN, [] {
         if (device::warp() == 0) device::barrier(3, 64);
     });
 }
 const char* barrier_of_two_sizes(SCHEDULE) {
-    return run({1, 96, 0, all}, CHOSEN, [] { device::barrier(3, device::warp() == 0 ? 64 : 96); });
+    return device::launch({1, 96, 0, all}, CHOSEN, [] { device::barrier(3, device::warp() == 0 ? 64 : 96); });
 }
 const char* barrier_of_no_number(SCHEDULE) {
-    return run({1, 64, 0, all}, CHOSEN, [] { device::barrier(16, 64); });
+    return device::launch({1, 64, 0, all}, CHOSEN, [] { device::barrier(16, 64); });
 }
 const char* row_outside(SCHEDULE, int at) {
-    return run({1, 32, 512, all}, CHOSEN, [&] {
+    return device::launch({1, 32, 512, all}, CHOSEN, [&] {
         u32 to[4];
         device::load_matrices(to, static_cast<char*>(device::shared()) + at);
     });
 }
 const char* copy_outside(SCHEDULE, int at) {
     alignas(16) static const u32 from[4] = {};
-    return run({1, 32, 512, all}, CHOSEN,
-               [&] { device::copy_async<16>(static_cast<char*>(device::shared()) + at, from); });
+    return device::launch({1, 32, 512, all}, CHOSEN,
+                          [&] { device::copy_async<16>(static_cast<char*>(device::shared()) + at, from); });
 }
 const char* write_outside(SCHEDULE, int at) {
-    return run({2, 32, 512, all}, CHOSEN, [&] { static_cast<char*>(device::shared())[at] = 1; });
+    return device::launch({2, 32, 512, all}, CHOSEN, [&] { static_cast<char*>(device::shared())[at] = 1; });
 }
 const char* nobody_publishes(SCHEDULE) {
     static int counter = 0;
-    return run({2, 32, 0, all}, CHOSEN, [] { device::wait_for(&counter, 1); });
+    return device::launch({2, 32, 0, all}, CHOSEN, [] { device::wait_for(&counter, 1); });
 }
 // The barrier between a warp's write and another's read is left out; out (32) is what that one found.
 const char* missing_barrier(SCHEDULE, float* out) {
-    return run({1, 64, 128, all}, CHOSEN, [&] {
+    return device::launch({1, 64, 128, all}, CHOSEN, [&] {
         float* const own = static_cast<float*>(device::shared());
         if (device::warp() == 0) own[device::lane()] = 1;
         device::sync_warp();
@@ -154,7 +140,7 @@ const char* missing_barrier(SCHEDULE, float* out) {
 }
 // A copy that nobody waits for, and one whose place is written again before it is waited for.
 const char* copy_without_wait(SCHEDULE, const u32* in, u32* out) {
-    return run({1, 32, 256, all}, CHOSEN, [&] {
+    return device::launch({1, 32, 256, all}, CHOSEN, [&] {
         u32* const own = static_cast<u32*>(device::shared()) + device::thread();
         device::copy_async<4>(own, in + device::thread());
         device::copy_commit();

@@ -1,6 +1,6 @@
 // A launch that a test has recorded, once more, in a process of its own: for sanitizers.
-// replay FILE ORDER WARP SEED LATE WITHOUT; a file is a number of tensors, bytes (-1: none) and data of each, then
-// steps and batch.
+// replay FILE ORDER WARP SEED LATE WITHOUT; a file is a number of tensors, bytes (-1: none) and data of each, then the
+// numbers of the kernel's argument.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -32,11 +32,12 @@ int main(int argc, char** argv) {
         if (bytes > 0 && std::fread(own, bytes, 1, file) != 1) return 2;
         tensors.push_back(own);
     }
-    const int sizes[2] = {read<int32_t>(file), read<int32_t>(file)};
+    int numbers[32];
+    const size_t count = std::fread(numbers, sizeof(int), 32, file);
     std::fclose(file);
-    std::vector<char> call(tensors.size() * sizeof(void*) + sizeof sizes);
+    std::vector<char> call(tensors.size() * sizeof(void*) + sizeof numbers);
     std::memcpy(call.data(), tensors.data(), tensors.size() * sizeof(void*));
-    std::memcpy(call.data() + tensors.size() * sizeof(void*), sizes, sizeof sizes);
+    std::memcpy(call.data() + tensors.size() * sizeof(void*), numbers, count * sizeof(int));
     int chosen[5];
     for (int i = 0; i < 5; ++i) chosen[i] = std::atoi(argv[2 + i]);
     const char* const said = vrnn_scan(call.data(), chosen[0], chosen[1], chosen[2], chosen[3], chosen[4]);

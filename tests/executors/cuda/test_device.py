@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vrnn_fast.executors.cuda import build
+from vrnn_fast.executors.cuda.sources import SOURCE
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
@@ -240,7 +241,7 @@ def test_counters_between_blocks(launch: Callable[..., str], schedule: Schedule)
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
 def test_all_of_it_compiles_for_a_gpu(chip: str, tmp_path: Path) -> None:
-    command = ["nvcc", "-std=c++17", f"-arch={chip}", f"-I{build.SOURCE}", "-cubin", "-Werror", "all-warnings"]
+    command = ["nvcc", "-std=c++17", f"-arch={chip}", f"-I{SOURCE}", "-cubin", "-Werror", "all-warnings"]
     done = subprocess.run([*command, HERE / "primitives.cu", "-o", tmp_path / "made"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

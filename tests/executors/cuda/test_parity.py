@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,16 +16,25 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
 from tests.support.family import FAMILY
-from tests.support.oracle import Errors, Problem, assert_nan_where_torch_has, assert_obeys_the_law
+from tests.support.oracle import (
+    Errors,
+    Problem,
+    assert_nan_where_torch_has,
+    assert_nobody_gets_a_gradient_unasked,
+    assert_obeys_the_law,
+)
 from vrnn_fast import VRNN
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.executors import backends, call, cuda, operators, reference, rows, select
+from vrnn_fast.cell.stages import Keep
+from vrnn_fast.executors import backends, cuda, operators, reference, rows, select
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, emulator, launch
+from vrnn_fast.executors.cuda import build, emulator, launch, weights
 from vrnn_fast.executors.cuda.emulator import Schedule
+from vrnn_fast.executors.cuda.steps import training
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
@@ -42,6 +52,11 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
     "lstm of two layers in float16": (LSTM, torch.float16, {"resets": True}),
     "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, {"lengths": RAGGED}),
     "all at once": (cell(**FAMILY["all at once"]), torch.float32, {"resets": True, "recompute": True}),
+    "a likelihood outside of the launch": (
+        cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),
+        torch.float32,
+        {"lengths": RAGGED},
+    ),
     "weights of the sample": (
         cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity"),
         torch.float32,
@@ -94,7 +109,8 @@ def test_rows_know_nothing_of_each_other() -> None:
     assert torch.equal(dirty["final0"][others], clean["final0"][others])
 
 
-def test_every_element_of_a_result_is_written() -> None:
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
     """Memory that the kernels are given starts as NaN."""
     allocate = rows.allocate
 
@@ -102,10 +118,24 @@ def test_every_element_of_a_result_is_written() -> None:
         made = allocate(like, shape, fill, *rest)
         return made.fill_(float("nan")) if fill is None and made.is_floating_point() else made
 
+    with mock.patch.object(rows, "allocate", poisoned), mock.patch.object(launch, "allocate", poisoned):
+        yield
+
+
+def test_what_no_gradient_reaches_has_one_of_zero() -> None:
+    """A condition that the prior alone sees, in a loss without a divergence."""
+    problem = Problem.draw(cell(cond_size=2, cond_networks=("prior",)), 2, 3)
+    problem.upstream = {"nll": problem.upstream["nll"]}
+    with poisoned_memory():
+        found = problem.run(cuda, torch.float32)
+    assert not found["d cond"].any()
+    assert found["d x"].any()
+
+
+def test_every_element_of_a_result_is_written() -> None:
     problem = Problem.draw(GRU, 3, 5, RAGGED)
     expected = problem.run(cuda, torch.float32)
-    patches = [mock.patch.object(module, "allocate", poisoned) for module in (rows, call, launch)]
-    with patches[0], patches[1], patches[2]:
+    with poisoned_memory():
         found = problem.run(cuda, torch.float32)
     for name, t in found.items():
         assert torch.equal(t, expected[name]), name
@@ -195,7 +225,7 @@ def test_generation(spec: CellSpec, dtype: torch.dtype, mean: bool) -> None:
 
     before = launch.launches.copy()
     found = run(cuda, dtype)
-    assert launch.launches - before == {"generate": 1}
+    assert launch.launches - before == {"pack": 1, "before": 1, "generate": 1}
     for ours, torchs, right in zip(found, run(reference, dtype), run(reference, torch.float64), strict=True):
         allowed = 2 * (torchs.double() - right).abs().max() + 2 * torch.finfo(dtype).eps * right.abs().max()
         assert (ours.double() - right).abs().max() <= allowed
@@ -208,8 +238,72 @@ def test_launches_do_not_depend_on_the_number_of_steps() -> None:
     for steps in (2, 6):
         before = launch.launches.copy()
         Problem.draw(GRU, steps, 5).run(cuda, torch.float32)
-        assert launch.launches - before == {"forward": 1, "backward": 1}
-    assert "1 launch forward" in cuda.launches(GRU)
+        assert launch.launches - before == Counter(training(GRU))
+
+
+def test_it_tells_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "device", "cpu")
+    told = cuda.launches(GRU)
+    assert told.startswith(f"a training step is {len(training(GRU))} launches, whatever T is: 1. pack: the weights")
+    for i, name in enumerate(training(GRU), 1):
+        assert f"{i}. {name}: " in told
+    assert "generate 3," in told
+    external = cuda.launches(cell(likelihood="external"))
+    assert "computes nothing; the likelihood is torch's; generate step by step" in external
+
+
+class Seen(TorchDispatchMode):
+    """What torch was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_torch_computes_nothing() -> None:
+    """Of a ragged batch with all there is to one, and an expanded gradient, as that of a sum is."""
+    spec = CASES["all at once"][0]
+    problem = Problem.draw(spec, 3, 5, RAGGED, resets=True, mask=True)
+    inputs = {name: t.float() for name, t in problem.inputs.items()}
+    state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+    batch = Batch(inputs["x"], inputs["eps"], state, problem.lengths, inputs["cond"], **problem.flags)
+    parameters = [inputs[p.name] for p in spec.parameters()]
+    upstream = dict.fromkeys(("nll", "kl"), torch.ones(()).expand(3, 5))
+    with Seen() as seen:
+        out = launch.make(spec, batch, parameters, "ieee", reverse=False).forward(Keep.ALWAYS, Want(True, True))
+        back = launch.make(spec, batch, parameters, "ieee", reverse=True)
+        back.backward(upstream, out.z, out.std, out.ancestors, out.saved, Keep.ALWAYS, {"x", "eps", "cond"})
+    views = {"detach", "view", "_unsafe_view", "reshape", "slice", "expand", "alias", "select", "as_strided"}
+    assert seen.names <= {*views, "new_empty", "empty", "lift_fresh"}, seen.names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_the_number_of_multiprocessors(dtype: torch.dtype) -> None:
+    """Nor do the sums of weight gradients, in several shares."""
+    problem, found = Problem.draw(GRU, 4, 19, [i % 5 for i in range(19)]), []
+    for count in (1, 2, 7):
+        with (
+            mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", count),
+            mock.patch.object(weights, "ROWS_OF_A_SHARE", 30),
+        ):
+            found.append(problem.run(cuda, dtype))
+    for name, t in found[0].items():
+        assert all(torch.equal(t, other[name]) for other in found[1:]), name
+
+
+def test_many_rows_are_added_up_in_shares() -> None:
+    """By the law, and of rows that are real alone."""
+    with mock.patch.object(weights, "ROWS_OF_A_SHARE", 20):
+        assert weights.shares(76) == 4
+        assert_obeys_the_law(GRU, 4, 19, [i % 5 for i in range(19)], executor=cuda, dtype=torch.float32, draws=3)
+
+
+def test_nobody_gets_a_gradient_unasked() -> None:
+    assert_nobody_gets_a_gradient_unasked(cuda, torch.float32)
 
 
 def test_opcheck() -> None:
@@ -240,11 +334,9 @@ def test_compiled_code_calls_the_operators() -> None:
 
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "emulated", False)
-    assert cuda.unavailable() == (
-        "its kernels have run in the emulator alone (VRNN_FAST_CUDA=emulate: CPU tensors, slowly)"
-    )
+    assert cuda.refuses(GRU, torch.rand(2, 2, 5)) == "it runs on GPU tensors, and x is on cpu"
     monkeypatch.setattr(cuda, "emulated", True)
+    monkeypatch.setattr(cuda, "device", "cpu")
     assert cuda.unavailable() is None
     x = torch.rand(2, 2, 5)
     assert cuda.refuses(GRU, x) is None
@@ -264,9 +356,10 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_gets_it_unasked() -> None:
     if cuda.emulated:
         pytest.skip("it was asked for by VRNN_FAST_CUDA")
-    assert not backends()["cuda"].available
+    if backends()["cuda"].available:
+        pytest.skip("there is a GPU")
     assert select("auto", GRU, torch.rand(1, 1, 5))[0] is not cuda
-    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: its kernels have run in the emulator alone"):
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: there is no GPU"):
         VRNN(3, 4, 2, backend="cuda")(torch.rand(2, 2, 3))
 
 
@@ -275,10 +368,10 @@ import torch, vrnn_fast
 from vrnn_fast.executors.cuda import launch
 torch.manual_seed(0)
 model = vrnn_fast.VRNN(3, 5, 2)
-assert model.explain().startswith("cuda: the scan is 1 launch forward"), model.explain()
+assert model.explain().startswith("cuda: a training step is 10 launches"), model.explain()
 x = torch.rand(4, 2, 3)
 model(x).loss.backward()
-assert launch.launches == {"forward": 1, "backward": 1}, launch.launches
+assert launch.launches.total() == 10, launch.launches
 model.generate(3, batch_size=2)
 assert launch.launches["generate"] == 1
 """

@@ -196,9 +196,10 @@ def regions(found: Memory) -> Iterator[tuple[int, int]]:
     yield from ((at, at + ROWS * (row_bytes(part, kind) + ROW_PADDING)) for part, at in found.operand.items())
     yield from ((at, at + ROWS * columns(part, kind) * 4) for part, at in found.held.items())
     yield from ((at, at + ROWS * row_bytes(part, kind)) for part, at in found.ahead.items())
-    if any(unit.kind == "divergence" for unit in found.plan.units):
-        tiles = next(columns(u.sums[0], kind) // 8 for u in found.plan.units if u.kind == "divergence")
-        yield found.totals, found.totals + 4 * ROWS * tiles
+    for unit in found.plan.units:
+        if unit.kind == "total" and unit.total is not None:
+            at = found.totals[unit.total]
+            yield at, at + 4 * ROWS * columns(unit.sums[0], kind) // 8
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,29 +1,37 @@
-"""Races in the CUDA kernels: every barrier and wait is needed, and somebody notices if it is not there."""
+"""Races in the CUDA kernels: every barrier and wait is needed, and somebody notices if it is not there.
+
+``make sanitize`` has more cells under the sanitizers (VRNN_FAST_SANITIZE=sweep)."""
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.executors.cuda.cells import GRU, LSTM
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.support.family import FAMILY
 from tests.support.oracle import Problem
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.cuda import build, emulator
-from vrnn_fast.executors.cuda.emulator import Fault, Schedule
-from vrnn_fast.executors.cuda.forward import forward
-from vrnn_fast.executors.cuda.plan import WARPS, Plan
-from vrnn_fast.executors.cuda.reverse import reverse
+from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import build, emulator, launch
+from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
+from vrnn_fast.executors.cuda.passes import OF_STATES
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, Plan
+from vrnn_fast.executors.cuda.sources import SOURCE
+from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, generation_steps, training
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
@@ -31,17 +39,34 @@ FIRST_VISIT = (
     3  # of csrc/cuda/scan/kernel.h, behind the waits for weights and for a step's inputs and the first barrier
 )
 CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16)}
+INPUTS = frozenset(("x", "eps", "cond"))
+EVERYTHING = frozenset((*TOTALS, *RESULTS, OF_STATES))
 PLANS = {
-    (name, way): forward(spec) if way == "forward" else reverse(spec, on_z=True, on_eps=True)
+    (name, step.name): step.plan
     for name, (spec, _) in CELLS.items()
-    for way in ("forward", "backward")
+    for step in (
+        *forward_steps(spec, Keep.STORED, Want(prior=True, raw=True)),
+        *backward_steps(spec, EVERYTHING, INPUTS - {"cond"}, Keep.STORED),
+    )
 }
+WEIGHTS = "weight gradients"
 
 
 def numbers(plan: Plan) -> Iterator[int]:
     """Of a kernel's waits and barriers."""
     yield from range(FIRST_VISIT) if plan.barrier_first else (FIRST_VISIT - 1,)
     yield from (FIRST_VISIT + i for i, visit in enumerate(plan.visits) if visit.barrier)
+
+
+ALL = [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)]
+ALL += [(name, WEIGHTS, n) for name in CELLS for n in (0, 1)]  # of csrc/cuda/rows/weights.h
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_block_for_all_rows() -> Iterator[None]:
+    """A pass then goes from tile to tile, as a scan does from step to step."""
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1, MOST_BLOCKS=1):
+        yield
 
 
 def schedules(without: int) -> Iterator[Schedule]:
@@ -61,34 +86,63 @@ def run(name: str) -> dict[str, Tensor]:
     return problem(name).run(cuda, CELLS[name][1])
 
 
+class Recorded(NamedTuple):
+    """A launch: its source, what it was given, and what of that it left behind."""
+
+    text: str
+    given: list[Tensor | None]
+    numbers: tuple[int, ...]
+    left: list[Tensor | None]
+
+
+def copies(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
+    return [None if t is None else t.clone() for t in tensors]
+
+
+def recording(play: Callable[[], object], names: Sequence[str]) -> Iterator[tuple[str, Recorded]]:
+    """The launches of a run, which have these names."""
+    calls: list[Recorded] = []
+    launch = emulator.launch
+
+    def record(text: str, tensors: Any, numbers: Any) -> None:
+        given = copies(tensors)
+        launch(text, tensors, numbers)
+        calls.append(Recorded(text, given, tuple(numbers), copies(tensors)))
+
+    with mock.patch.object(emulator, "launch", record):
+        play()
+    yield from zip(names, calls, strict=True)
+
+
 @cache
-def right(name: str) -> dict[str, Tensor]:
-    return run(name)
+def recorded(name: str) -> dict[str, Recorded]:
+    """The launches of a training step."""
+    return dict(recording(lambda: run(name), training(CELLS[name][0])))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def notices(name: str, way: str, schedule: Schedule) -> bool:
-    """Whether a run is wrong, or refused, if one of the two launches has this schedule."""
-    launch = emulator.launch
-    calls = iter(("forward", "backward"))
-
-    def planted(*arguments: Any) -> None:
-        with mock.patch.object(emulator, "schedule", schedule if next(calls) == way else Schedule()):
-            launch(*arguments)
-
-    with mock.patch.object(emulator, "launch", planted):
+    """Whether a launch of this schedule is refused, or leaves other bits behind."""
+    one = recorded(name)[way]
+    given = copies(one.given)
+    with mock.patch.object(emulator, "schedule", schedule):
         try:
-            found = run(name)
+            emulator.launch(one.text, given, one.numbers)
         except Fault:
             return True
-    return any(not torch.equal(found[n], t) for n, t in right(name).items())
+    pairs = zip(given, one.left, strict=True)
+    return any(a is not None and b is not None and not torch.equal(bits(a), bits(b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("name", "way", "number"), [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)])
+@pytest.mark.parametrize(("name", "way", "number"), ALL)
 def test_no_wait_and_no_barrier_can_be_left_out(name: str, way: str, number: int) -> None:
     assert any(notices(name, way, schedule) for schedule in schedules(number))
 
 
-@pytest.mark.parametrize(("name", "way"), PLANS)
+@pytest.mark.parametrize(("name", "way"), [*PLANS, *((name, WEIGHTS) for name in CELLS)])
 def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
     assert not any(notices(name, way, schedule) for schedule in schedules(-1))
 
@@ -97,28 +151,19 @@ def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None
 
 
 HERE = Path(__file__).parent
-COMMON = ["g++", "-std=c++17", f"-I{build.SOURCE}"]
+COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
 
 
-def recorded(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The source of each launch of a training step, and a file of what it was given."""
-    calls: list[tuple[str, list[Tensor | None], Any]] = []
-    launch = emulator.launch
-
-    def record(text: str, tensors: Any, numbers: Any) -> None:
-        calls.append((text, [None if t is None else t.clone() for t in tensors], numbers))
-        launch(text, tensors, numbers)
-
-    with mock.patch.object(emulator, "launch", record):
-        run("gru")
-    for way, (text, tensors, numbers) in zip(("forward", "backward"), calls, strict=True):
-        data = struct.pack("q", len(tensors))
-        for t in tensors:
-            raw = b"" if t is None else bytes(t.contiguous().view(torch.uint8).flatten().tolist())
+def written(folder: Path, launches: Iterable[tuple[str, Recorded]]) -> Iterator[tuple[str, str, Path]]:
+    """The name and the source of each launch, and a file of what it was given."""
+    for i, (way, one) in enumerate(launches):
+        data = struct.pack("q", len(one.given))
+        for t in one.given:
+            raw = b"" if t is None else bytes(bits(t).tolist())
             data += struct.pack("q", -1 if t is None else len(raw)) + raw
-        path = folder / way
-        path.write_bytes(data + struct.pack("2i", *numbers))
-        yield text, path
+        path = folder / f"{i}_{way.replace(', ', '_').replace(' ', '_')}"
+        path.write_bytes(data + struct.pack(f"{len(one.numbers)}i", *one.numbers))
+        yield way, one.text, path
 
 
 def compiled(text: str, data: Path, sanitizer: str) -> Path:
@@ -129,7 +174,7 @@ def compiled(text: str, data: Path, sanitizer: str) -> Path:
     kernel.write_text(text)
     own = ["-DVRNN_THREAD_SANITIZER"] if sanitizer == "thread" else [f"-fsanitize={sanitizer}"]
     if not emulated.exists():
-        source = str(build.SOURCE / "device" / "emulator.cpp")
+        source = str(SOURCE / "device" / "emulator.cpp")
         subprocess.run([*COMMON, *own, "-O1", "-c", source, "-o", str(emulated)], check=True)
     sources = [str(kernel), str(HERE / "replay.cpp"), str(emulated)]
     subprocess.run([*COMMON, "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-o", str(made)], check=True)
@@ -138,7 +183,7 @@ def compiled(text: str, data: Path, sanitizer: str) -> Path:
 
 def replayed(program: Path, data: Path, schedule: Schedule) -> subprocess.CompletedProcess[str]:
     """ThreadSanitizer knows no other layout of addresses than that without ASLR."""
-    given = (0, schedule.warp, schedule.seed, int(schedule.late), schedule.without)
+    given = (get_args(Order).index(schedule.order), schedule.warp, schedule.seed, int(schedule.late), schedule.without)
     command = ["setarch", platform.machine(), "-R", str(program), str(data), *map(str, given)]
     options = {"TSAN_OPTIONS": "exitcode=0", "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=options)
@@ -153,14 +198,25 @@ def races(program: Path, data: Path, schedule: Schedule) -> int:
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """The source of each launch of a training step, and a file of what it was given."""
-    return {data.name: (text, data) for text, data in recorded(tmp_path_factory.mktemp("launches"))}
+    found = written(tmp_path_factory.mktemp("launches"), recorded("gru").items())
+    return {way: (text, data) for way, text, data in found}
+
+
+def with_more_steps(raw: bytes, count: int) -> bytes:
+    """A launch with one step more than its buffers have: the second of the numbers behind its tensors."""
+    at = 8
+    for _ in range(count):
+        (size,) = struct.unpack_from("q", raw, at)
+        at += 8 + max(0, size)
+    blocks, steps, *others = struct.unpack(f"{(len(raw) - at) // 4}i", raw[at:])
+    return raw[:at] + struct.pack(f"{2 + len(others)}i", blocks, steps + 1, *others)
 
 
 needs_setarch = pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
 
 
 @needs_setarch
-@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("way", ["forward", "after, backward", "backward"])
 def test_thread_sanitizer_sees_no_race_and_each_that_is_planted(
     way: str, launches: dict[str, tuple[str, Path]]
 ) -> None:
@@ -180,9 +236,52 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     program = compiled(text, data, "address")
     done = replayed(program, data, Schedule())
     assert done.returncode == 0, done.stdout + done.stderr
-    *whole, steps, batch = struct.unpack(f"{data.stat().st_size - 8}s2i", data.read_bytes())
+    (count,) = struct.unpack_from("q", raw := data.read_bytes())
     longer = data.with_name("longer")
-    longer.write_bytes(struct.pack(f"{len(whole[0])}s2i", whole[0], steps + 1, batch))
+    longer.write_bytes(with_more_steps(raw, count))
     done = replayed(program, longer, Schedule())
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+
+
+# ---- more cells, each launch of them, under both sanitizers
+
+
+def trains(spec: CellSpec, dtype: torch.dtype, **options: Any) -> tuple[Callable[[], object], Sequence[str]]:
+    """A training step, and the names of its launches."""
+    lengths = [i % 4 for i in range(19)] if options.pop("ragged", False) else None
+    return lambda: Problem.draw(spec, 3, 19, lengths, **options).run(cuda, dtype), training(spec)
+
+
+def plays(spec: CellSpec, dtype: torch.dtype) -> tuple[Callable[[], object], Sequence[str]]:
+    """Generation."""
+    inputs = {name: t.to(dtype) for name, t in Problem.draw(spec, 3, 19).inputs.items()}
+    state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+    batch = Batch(torch.rand(3, 19, spec.input_size, dtype=dtype), inputs["eps"], state, cond=inputs.get("cond"))
+    parameters = [inputs[p.name] for p in spec.parameters()]
+    names = ("pack", *(step.name for step in generation_steps(spec, mean=False)))
+    return lambda: cuda.generate(spec, parameters, batch, mean=False), names
+
+
+def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
+    all_at_once = cell(**FAMILY["all at once"])
+    return {
+        "gru, ragged, in bfloat16": trains(GRU, torch.bfloat16, ragged=True),
+        "lstm of two layers in float16": trains(LSTM, torch.float16),
+        "all at once, with resets": trains(all_at_once, torch.float32, ragged=True, resets=True, mask=True),
+        "weights of the sample": trains(cell(objective="log_weight", prior=None, cell="rnn"), torch.float32),
+        "generation": plays(GRU, torch.float32),
+        "generation of an lstm in bfloat16": plays(LSTM, torch.bfloat16),
+    }
+
+
+if os.environ.get("VRNN_FAST_SANITIZE") == "sweep":
+
+    @needs_setarch
+    @pytest.mark.parametrize("sanitizer", ["thread", "address"])
+    @pytest.mark.parametrize("case", sweep())
+    def test_sanitizers_see_nothing_in_any_launch(case: str, sanitizer: str, tmp_path: Path) -> None:
+        for way, text, data in written(tmp_path, recording(*sweep()[case])):
+            program = compiled(text, data, sanitizer)
+            for schedule in (Schedule(), Schedule("ahead", 0), Schedule("behind", 7, late=False)):
+                assert races(program, data, schedule) == 0, way

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vrnn_fast.executors.cuda import build, emulator
+from vrnn_fast.executors.cuda import emulator, nvrtc
 
 from .machine import run
 from .memory import Memory
 from .report import Report
 from .text import parse
-
-ROWS = 16  # of the batch in a block: csrc/cuda/scan/program.h
-
-
-def library() -> Path | None:
-    """NVRTC, where a wheel of NVIDIA's has put it."""
-    spec = find_spec("nvidia")
-    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
-    return next((p for folder in folders for p in folder.glob("*/lib/libnvrtc.so.*")), None)
 
 
 @lru_cache(maxsize=64)
@@ -38,36 +28,9 @@ def compiled(text: str, chip: str) -> str:
     """The PTX of a kernel's source.
 
     Raises:
-        RuntimeError: the compiler refuses it, in the compiler's words.
+        CompileError: the compiler refuses it, in the compiler's words.
     """
-    return built(text, f"compute_{chip.removeprefix('sm_')}", "PTX").decode().rstrip("\0")
-
-
-def built(text: str, architecture: str, what: str) -> bytes:
-    """What NVRTC makes of a kernel's source, ``"PTX"`` or ``"CUBIN"``, without a GPU and without a header of CUDA's.
-
-    Raises:
-        RuntimeError: the compiler refuses it, in the compiler's words.
-    """
-    path = library()
-    assert path is not None
-    nvrtc, program = ctypes.CDLL(str(path)), ctypes.c_void_p()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
-    options = [f"-arch={architecture}".encode(), b"-std=c++17", f"-I{build.SOURCE}".encode()]
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-
-    def read(result: str) -> bytes:
-        size = ctypes.c_size_t()
-        getattr(nvrtc, f"nvrtcGet{result}Size")(program, ctypes.byref(size))
-        found = ctypes.create_string_buffer(size.value)
-        getattr(nvrtc, f"nvrtcGet{result}")(program, found)
-        return found.raw
-
-    said = read("ProgramLog" if failed else what)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    if failed:
-        raise RuntimeError(said.decode())
-    return said
+    return nvrtc.compiled(text, f"compute_{chip.removeprefix('sm_')}", "PTX").decode().rstrip("\0")
 
 
 @contextmanager
@@ -79,14 +42,46 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
     def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         kernel = parse(edit(compiled(text, chip)))
         memory, places = Memory(), dict[int, int]()
-        pointers = [_place(memory, places, i, tensor) for i, tensor in enumerate(tensors)]
-        arguments = struct.pack(f"{len(pointers)}Q{len(numbers)}i", *pointers, *numbers)
+        side_by_side = _together(memory, tensors) if "rows/pack.h" in text else None
+        pointers = side_by_side or [_place(memory, places, i, tensor) for i, tensor in enumerate(tensors)]
+        arguments = struct.pack(f"{len(pointers)}Q{len(numbers)}i0Q", *pointers, *numbers)
         (parameter,) = kernel.parameters
-        grid, shared = -(-numbers[1] // ROWS), int(re.findall(r"shared_bytes = (\d+);", text)[0])
-        reports.append(run(kernel, grid, {parameter: arguments}, memory, dynamic_shared=shared))
+        shared = int(re.findall(r"shared_bytes = (\d+);", text)[0])
+        reports.append(run(kernel, numbers[0], {parameter: arguments}, memory, dynamic_shared=shared))
+        if side_by_side is not None:
+            _apart(memory, side_by_side, tensors)
 
     with mock.patch.object(emulator, "launch", launch):
         yield reports
+
+
+def _together(memory: Memory, tensors: Sequence[Tensor | None]) -> list[int]:
+    """The addresses of copies of all tensors in one piece of memory: lanes may reach for several at once."""
+    starts, end = list[int](), 0
+    for t in tensors:
+        starts.append(end)
+        end += 0 if t is None else -(-t.numel() * t.element_size() // 256) * 256
+    whole = np.zeros(end, np.uint8)
+    for start, t in zip(starts, tensors, strict=True):
+        if t is not None:
+            whole[start : start + t.numel() * t.element_size()] = _bytes(t)
+    base = memory.add("all tensors", whole)
+    return [0 if t is None else base + start for start, t in zip(starts, tensors, strict=True)]
+
+
+def _apart(memory: Memory, pointers: Sequence[int], tensors: Sequence[Tensor | None]) -> None:
+    """What a launch has left in such copies goes where it belongs."""
+    whole = memory.regions[0]
+    for pointer, t in zip(pointers, tensors, strict=True):
+        if t is not None:
+            start, own = pointer - whole.base, _bytes(t)
+            own[:] = whole.content[start : start + own.size]
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    """Of a contiguous tensor, in place."""
+    found: NDArray[np.uint8] = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return found
 
 
 def _place(memory: Memory, places: dict[int, int], index: int, tensor: Tensor | None) -> int:

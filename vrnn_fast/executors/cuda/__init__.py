@@ -1,8 +1,9 @@
-"""The CUDA executor: kernels written by hand, folded over a cell's stages; so far in the emulator alone.
+"""The CUDA executor: kernels written by hand, folded over a cell's stages. Nothing of it has run on a GPU yet.
 
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
-program); then plan.py (units), forward.py and reverse.py (those of a cell), order.py (a step), memory.py (tiers),
-header.py (all of it as C++), launch.py, build.py and emulator.py.
+program); then plan.py (units), forward.py, reverse.py and passes.py (those of a cell), order.py (a step), memory.py
+(tiers), header.py (all of it as C++), weights.py and pack.py (tables) and launch.py; nvrtc.py and driver.py for a GPU,
+build.py and emulator.py for a CPU.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Keep
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, launch
+from . import build, launch, nvrtc
+from .driver import DriverError
 from .forward import forward
-from .header import header
 from .memory import Operand, memory
-from .plan import Plan
-from .reverse import reverse
+from .steps import WORDS, generation_steps, training
 
 name = "cuda"
-verified = "in the emulator and, as compiled, in an interpreter of PTX; not yet on a GPU"
+verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -34,39 +33,46 @@ trusted = emulated
 
 
 def unavailable() -> str | None:
-    """None where the emulator was asked for and can be built, else the reason why not."""
-    if not emulated:
-        return "its kernels have run in the emulator alone (VRNN_FAST_CUDA=emulate: CPU tensors, slowly)"
-    return build.unavailable()
+    """None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be built; else
+    the reason why not."""
+    if emulated:
+        return build.unavailable()
+    if torch.version.hip:
+        return "it is made for NVIDIA's GPUs"
+    if torch.cuda.device_count() == 0:
+        return "there is no GPU (VRNN_FAST_CUDA=emulate runs its kernels on CPU tensors, slowly)"
+    return nvrtc.unavailable()
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
     """None, or why a call with this x cannot run here."""
-    if x.device.type != "cpu":
-        return f"its emulator runs on CPU tensors, and x is on {x.device}"
+    if x.device.type != device:
+        runs = "its emulator runs on CPU" if emulated else "it runs on GPU"
+        return f"{runs} tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, _precision())
+    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, x.device, _precision())
 
 
 def launches(spec: CellSpec) -> str:
     """The launches of a training step, and where its weights are, in words."""
+    steps = training(spec)
+    counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
-    inside = "posterior, sample, phi_z and update" if spec.latent_size else "the update"
-    inside += ", prior and divergence beside them" if spec.latent_size else ""
-    generation = "step by step" if spec.likelihood == "external" else "1"
+    outside = "; the likelihood is torch's" if spec.likelihood == "external" else ""
+    generation = "step by step" if spec.likelihood == "external" else f"{1 + len(generation_steps(spec, mean=False))}"
     return (
-        f"the scan is 1 launch forward ({inside}) and 1 backward, whatever T is; phi_x and the x columns before it, "
-        "decoder and likelihood after it, their gradients and those of all weights are dense torch operations; "
-        f"generate {generation}, no particle filter; weights of the forward scan: {places}"
+        f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
+        f"computes nothing{outside}; generate {generation}, no particle filter; weights of the forward scan: {places}"
     )
 
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Where the weights of a forward scan are while it runs, in words."""
-    if launch.misfit(spec, kind, launch.limit(torch.device("cpu"))) is not None:
+    most = launch.limit(torch.device(device))
+    if launch.misfit(spec, kind, most) is not None:
         return "no kernel"
-    found = memory(forward(spec), kind, launch.limit(torch.device("cpu")))
+    found = memory(forward(spec), kind, most)
     assert found is not None
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
@@ -76,18 +82,8 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 
 def source(spec: CellSpec, x: Tensor) -> str:
     """The programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
-    plan, back = forward(spec), reverse(spec, on_z=False, on_eps=False)
-    stored = plan.cut.stored(Keep.STORED, Want())
-    given = tuple(dict.fromkeys((*plan.cut.given, *stored)))
-    gradients = tuple(f"d {buffer}" for buffer in back.cut.summed)
-    values = tuple(dict.fromkeys((*back.cut.values, "eps", *(part.buffer for part in back.given), *gradients)))
-    return "\n".join((_text(plan, x, given, stored), _text(back, x, values, gradients)))
-
-
-def _text(plan: Plan, x: Tensor, buffers: tuple[str, ...], stored: tuple[str, ...]) -> str:
-    found = memory(plan, launch.operand(x.dtype, _precision()), launch.limit(x.device))
-    assert found is not None
-    return header(found, buffers, stored, str(x.dtype).partition(".")[2])
+    kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
+    return "\n".join(launch.sources(spec, kind, most, x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -108,7 +104,7 @@ def generate(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """See :class:`vrnn_fast.executors.Executor`. Where the whole cell does not fit into one kernel, step by step."""
     eps = batch.eps
-    if spec.constant(spec.key, _misfit, eps.dtype, _precision(), mean) is not None:
+    if spec.constant(spec.key, _misfit, eps.dtype, eps.device, _precision(), mean) is not None:
         return reference.generate(spec, parameters, batch, mean=mean)
     tensors = eps, batch.x.to(eps.dtype), batch.cond, list(batch.state), list(parameters)
     options = spec.constant(spec.key, _encoded), _precision(), mean
@@ -120,8 +116,14 @@ def _encoded(spec: CellSpec) -> str:
     return operators.encode(spec)
 
 
-def _misfit(spec: CellSpec, dtype: torch.dtype, precision: str, mean: bool | None = None) -> str | None:
-    return launch.misfit(spec, launch.operand(dtype, precision), launch.limit(torch.device("cpu")), mean)
+def _misfit(
+    spec: CellSpec, dtype: torch.dtype, where: torch.device, precision: str, mean: bool | None = None
+) -> str | None:
+    try:
+        old = launch.too_old(where)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.limit(where), mean)
+    except DriverError as error:
+        return str(error)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -15,13 +15,10 @@ from functools import cache
 from pathlib import Path
 
 from ..cache import cache_directory
+from . import sources
+from .sources import SOURCE, CompileError
 
-SOURCE = Path(__file__).parents[3] / "csrc" / "cuda"  # of a checkout
 FLAGS = ("-std=c++17", "-O0", "-fPIC", "-fno-strict-aliasing", f"-I{SOURCE}")
-
-
-class CompileError(RuntimeError):
-    """What the compiler said."""
 
 
 def unavailable() -> str | None:
@@ -29,7 +26,7 @@ def unavailable() -> str | None:
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the emulator switches stacks in x86-64 assembly, and this is {platform.machine()}"
     if not SOURCE.is_dir():
-        return f"the emulator is a part of a checkout, and there is no {SOURCE}"
+        return f"the sources of its kernels are not in {SOURCE}: install vrnn-fast again"
     if shutil.which(_compiler()[0]) is None:
         return f"the emulator compiles with {_compiler()[0]}, which was not found"
     return None
@@ -52,9 +49,8 @@ def _compiler() -> list[str]:
 @cache
 def _everything() -> bytes:
     """All of the sources that a kernel may include, and who compiles them."""
-    files = sorted(p for p in SOURCE.rglob("*") if p.suffix in (".h", ".cpp"))
     version = subprocess.run([*_compiler(), "--version"], capture_output=True, check=True).stdout
-    return version + b"".join(str(p.relative_to(SOURCE)).encode() + p.read_bytes() for p in files)
+    return version + sources.digest().encode()
 
 
 def _compiled(kind: str, text: str, suffix: str, flags: Sequence[str]) -> Path:

@@ -46,15 +46,15 @@ def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int]) 
     """Run a kernel over its whole grid.
 
     Args:
-        text: what header.py wrote.
-        tensors: the pointers of struct Call of csrc/cuda/scan/access.h.
+        text: its source.
+        tensors: the pointers of its struct Call.
         numbers: what stands behind them there.
 
     Raises:
         Fault: with the emulator's message.
     """
     pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    arguments = struct.pack(f"{len(pointers)}P{len(numbers)}i", *pointers, *numbers)
+    arguments = struct.pack(f"{len(pointers)}P{len(numbers)}i0P", *pointers, *numbers)  # padded as a struct is
     own = schedule
     given = get_args(Order).index(own.order), own.warp, own.seed, own.late, own.without
     said = _kernel(text)(arguments, *given).decode()

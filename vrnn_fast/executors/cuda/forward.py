@@ -10,10 +10,26 @@ from typing import Any
 
 from ...cell.partition import generation, partition
 from ...cell.spec import Activation, CellSpec
-from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Draw, Partition, Recur, Sample, Slice
-from ..cut import Cut, cut, halves
+from ...cell.stages import (
+    Activate,
+    Add,
+    Bias,
+    Buffer,
+    Dense,
+    Divergence,
+    Draw,
+    Keep,
+    Likelihood,
+    Partition,
+    Recur,
+    Sample,
+    Slice,
+)
+from ..cut import Cut, cut, halves, observed
 from .order import planned
-from .plan import Kind, Plan, Product, Unit
+from .plan import TOTALS, Kind, Plan, Product, Unit
+
+MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
 
 def inside(program: Partition) -> Partition:
@@ -27,6 +43,13 @@ def inside(program: Partition) -> Partition:
     return replace(program, before=(*program.before, *known), scan=(*program.scan, *rest), after=after)
 
 
+def results(program: Partition) -> Partition:
+    """The same program with room for results that are a part of a buffer: the means of [mean | raw]."""
+    sample = next((s for s in program.scan if isinstance(s, Sample)), None)
+    latent = () if sample is None else (Buffer(name, sample.z.width, Keep.NEVER) for name in MEANS)
+    return replace(program, buffers=(*program.buffers, *latent))
+
+
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec) -> Plan:
     """The forward scan of a cell that is given x. Pure.
@@ -34,7 +57,7 @@ def forward(spec: CellSpec) -> Plan:
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    return _planned(cut(inside(partition(spec))))
+    return _planned(cut(results(inside(partition(spec)))))
 
 
 @lru_cache(maxsize=256)
@@ -44,14 +67,14 @@ def alone(spec: CellSpec, *, mean: bool) -> Plan:
 
 
 def _planned(whole: Cut) -> Plan:
-    found = _Units(whole)
+    found = Forward(whole)
     for stage in whole.program.scan:
         found.add(stage)
-    return planned(whole, found.units, found.given, found.biases, reverse=False)
+    return planned(whole, found.units, found.given, found.biases)
 
 
-class _Units:
-    """Collects them, stage by stage."""
+class Forward:
+    """Collects units, stage by stage."""
 
     def __init__(self, whole: Cut) -> None:
         self.cut, self.parts_of = whole, whole.parts_of
@@ -67,8 +90,8 @@ class _Units:
         match stage:
             case Dense():
                 self.dense(stage)
-            case Bias() if not stage.terms:
-                pass  # sums begin with zero
+            case Bias():
+                self.bias(stage)
             case Activate():
                 self.activation |= dict.fromkeys(self.parts_of(stage.target), stage.activation)
             case Add():
@@ -78,6 +101,8 @@ class _Units:
                 self.sample(stage)
             case Divergence():
                 self.divergence(stage)
+            case Likelihood():
+                self.likelihood(stage)
             case Draw():
                 sums = halves(stage.source) if stage.kind == "gaussian" else (stage.source,)
                 others = None if stage.mean else stage.noise, stage.x
@@ -99,7 +124,17 @@ class _Units:
         """A unit for each part that nobody has computed yet, or brought in from memory."""
         for part in parts:
             if (part in self.products or part in self.given) and part not in self.taken:
-                self.unit("layer", (part,), (), writes=(part,), activation=self.activation.get(part, "identity"))
+                more = self.added.get(part)
+                holds = () if more is None else (more,)
+                kind = self.activation.get(part, "identity")
+                self.unit("layer", (part,), (more,), writes=(part,), holds=holds, activation=kind)
+
+    def bias(self, stage: Bias) -> None:
+        """Sums that begin with biases, or with zero, and to which products may add."""
+        for target in self.parts_of(stage.target):
+            self.products.setdefault(target, [])
+            if stage.terms:
+                self.biases[target] = Dense(stage.target, stage.target, (), stage.terms)
 
     def dense(self, stage: Dense) -> None:
         self.layers(self.parts_of(stage.source))
@@ -112,29 +147,44 @@ class _Units:
     def sample(self, stage: Sample) -> None:
         mean, raw = halves(stage.source)
         start = self.added.get(mean)
-        others = replace(stage.z, buffer="eps"), stage.std, stage.z, start
+        others = replace(stage.z, buffer="eps"), stage.std, stage.z, start, replace(stage.z, buffer="mean")
         writes, holds = (mean, raw, stage.std, stage.z), () if start is None else (start,)
         self.unit("sample", (mean, raw), others, writes=writes, holds=holds, transform=stage.transform)
 
     def divergence(self, stage: Divergence) -> None:
         """Of a prior that the posterior's mean starts from, the sums are there already."""
-        prior, (mean, _) = halves(stage.prior), halves(stage.posterior)
+        prior, (mean, _), total = halves(stage.prior), halves(stage.posterior), TOTALS.index("kl")
         resumes = prior[0] in self.taken
         self.layers(prior[1:] if resumes else ())
         eps = None if stage.z is None else replace(stage.z, buffer="eps")
-        others = mean, stage.posterior_std, stage.z, eps, stage.prior_std
+        prior_mean = replace(stage.prior_std, buffer="prior_mean")
+        others = mean, stage.posterior_std, stage.z, eps, stage.prior_std, prior_mean
         holds: tuple[Slice, ...] = (stage.z or mean, stage.posterior_std)
         if resumes:
             reads = () if eps is None else (eps,)
             resumed = Unit("divergence", prior, others, reads=reads, holds=(*holds, *prior), resumes=True)
-            self.units.append(replace(resumed, transform=stage.transform))
+            self.units.append(replace(resumed, transform=stage.transform, total=total))
         else:
-            self.unit("divergence", prior, others, holds=holds, transform=stage.transform)
-        self.units.append(Unit("total", prior[:1]))
+            self.unit("divergence", prior, others, holds=holds, transform=stage.transform, total=total)
+        self.units.append(Unit("total", prior[:1], total=total))
+
+    def likelihood(self, stage: Likelihood) -> None:
+        """Of one that is outside of the launch, what it looks at."""
+        sums = halves(stage.source) if stage.kind == "gaussian" else (stage.source,)
+        if stage.kind == "external":
+            self.layers(self.parts_of(stage.source))
+            return
+        total = TOTALS.index("nll")
+        self.unit("likelihood", sums, (observed(stage),), transform=stage.transform, total=total)
+        self.units.append(Unit("total", sums[:1], total=total))
+
+    def gates(self, stage: Recur) -> tuple[Slice, ...]:
+        """The sums of a recurrent layer."""
+        gates = gates_of(stage)
+        return gates if stage.candidate is None else (*gates, stage.candidate)
 
     def recur(self, stage: Recur) -> None:
-        gates = gates_of(stage)
-        sums = gates if stage.candidate is None else (*gates, stage.candidate)
+        gates, sums = gates_of(stage), self.gates(stage)
         writes = tuple(part for part in (*gates, stage.h, stage.output) if part is not None)
         kind = self.activation.get(gates[0], "identity")
         self.unit(stage.cell, sums, (stage.h, stage.output, stage.c), writes=writes, activation=kind)

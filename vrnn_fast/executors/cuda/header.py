@@ -8,23 +8,26 @@ from collections.abc import Iterable
 from ...cell.spec import Std
 from ...cell.stages import Slice
 from .memory import Memory, in_pairs, operand_bytes
-from .plan import STATEFUL, WARPS, Kind, Unit
+from .plan import STATEFUL, TILE, WARPS, Kind, Unit
 
 VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
 FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back")
-SUMS, OTHERS = 4, 10  # of csrc/cuda/scan/program.h
+SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 
-def header(memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str) -> str:
-    """The program of a scan as C++.
+def header(
+    memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str, results: tuple[str, ...] = ()
+) -> str:
+    """The program of a scan or of a pass as C++.
 
     Args:
         buffers: all that it reads and writes in memory, in the order of its arguments.
         stored: those that it writes.
         value: the dtype of memory, one of VALUES.
+        results: those of the stored that have zeros at padding.
     """
     plan = memory.plan
-    writer = _Writer(memory, buffers, stored)
+    writer = _Writer(memory, buffers, stored, results)
     units = [writer.unit(u) for u in range(len(plan.units))]  # which number the parts
     products = [
         _braced(
@@ -52,20 +55,21 @@ def header(memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], va
         "biases": memory.biases,
         "shared_weights": memory.shared_weights,
         "shared_biases": memory.shared_biases,
-        "shared_totals": memory.totals,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),
+        "parts_in_all": len(writer.parts),
         "units_in_all": len(units),
         "visits_in_all": len(visits),
     }
+    flags = {"reverse": plan.reverse, "pass": plan.is_pass, "barrier_first": plan.barrier_first}
     lines = [
         "// Written by vrnn_fast/executors/cuda/header.py.",
         '#include "scan/program.h"',
         "namespace vrnn::program {",
         f"using Value = {VALUES[value]};",
         f"constexpr Operand operand = Operand::{memory.kind};",
-        f"constexpr bool reverse = {_constant(plan.reverse)}, barrier_first = {_constant(plan.barrier_first)};",
+        *(f"constexpr bool {name} = {_constant(value)};" for name, value in flags.items()),
         *(f"inline constexpr int {name} = {number};" for name, number in constants.items()),
         *_table("Part", "parts", writer.parts),
         *_table("Product", "products", products),
@@ -85,9 +89,11 @@ def _table(kind: str, name: str, entries: list[str]) -> list[str]:
 class _Writer:
     """Numbers parts as units name them."""
 
-    def __init__(self, memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...]) -> None:
+    def __init__(
+        self, memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], results: tuple[str, ...]
+    ) -> None:
         self.memory, self.plan = memory, memory.plan
-        self.buffers, self.stored = buffers, stored
+        self.buffers, self.stored, self.results = buffers, stored, results
         self.numbers: dict[Slice, int] = {}
         self.parts: list[str] = []
         self.states: dict[Slice, int] = {}
@@ -109,7 +115,7 @@ class _Writer:
             place = self.buffers.index(name), part.start, plan.width(name)
         state = plan.state(part)
         fields = (
-            *(part.width, memory.tiles(part), *place, part in plan.given, name in self.stored),
+            *(part.width, memory.tiles(part), *place, part in plan.given, name in self.stored, name in self.results),
             -1 if state is None else state,
             *(of.get(part, -1) for of in (memory.bias, memory.operand, memory.ahead)),
             *(name in self.buffers and in_pairs(plan, part), memory.held.get(part, -1)),
@@ -128,6 +134,8 @@ class _Writer:
     def unit(self, number: int) -> str:
         unit, plan, memory = self.plan.units[number], self.plan, self.memory
         tiles = memory.tiles(unit.sums[0])
+        if unit.kind == "total":
+            tiles = -(-unit.sums[0].width // TILE)  # padding has no share
         rounds = -(-tiles // WARPS)
         kept = state = -1
         if unit.kind != "total" and plan.kept(number):
@@ -137,8 +145,10 @@ class _Writer:
         fields = (
             *(f"Kind::{unit.kind}", tiles, plan.first_warp[number], len(unit.sums)),
             *(_padded(map(self.part, unit.sums), SUMS), _padded(map(self.part, unit.others), OTHERS)),
-            *(unit.resumes, kept, state, unit.kind in FROM_STATE, unit.means, f"Activation::{unit.activation}"),
-            _deviation(unit.transform or Std()),
+            *(unit.resumes, kept, state, unit.kind in FROM_STATE, unit.means),
+            *((-1, -1) if unit.total is None else (unit.total, memory.totals.get(unit.total, -1))),
+            f"Activation::{unit.activation}",
+            *map(_deviation, (unit.transform or Std(), unit.posterior or Std())),
         )
         return _braced(fields)
 
@@ -153,9 +163,8 @@ def _deviation(std: Std) -> str:
     scale = 0.5 if std.kind == "log_variance" else std.sharpness
     least = std.min_std if not std.plain and std.min_std > 0 else math.inf
     bounds = ((math.isfinite(b), b if math.isfinite(b) else 0.0) for b in (least, *std.clamp))
-    return _braced(
-        (std.kind == "softplus", std.offset, scale, std.floor, *(field for pair in bounds for field in pair))
-    )
+    fields = (std.kind == "softplus", std.offset, scale, std.floor, *(field for pair in bounds for field in pair))
+    return _braced((*fields, not std.plain))
 
 
 def _braced(fields: Iterable[object]) -> str:

@@ -1,28 +1,55 @@
-"""A whole batch of sequences: dense passes over all rows by torch, and one launch of a kernel for the scan."""
+"""A whole batch of sequences: its launches, forward and backward, all of them kernels of ours.
+
+Forward: the weights packed, the pass before the scan, the scan, the pass after it. Backward: the weights packed, the
+pass before the reverse scan, that scan, the pass back to x, and the gradients of all weights in two launches.
+"""
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
-from ..base import Batch
-from ..call import Call
-from ..cut import cut
+from ...cell.stages import Keep
+from ..base import Batch, Want
+from ..call import Gradients, Outputs, Remembered, kept, on
+from ..cut import Cut
 from ..rows import aligned, allocate
-from . import emulator, plan
+from . import driver, emulator, pack, plan, weights
+from .driver import Kernel
 from .forward import alone, forward
-from .header import header
-from .memory import CHIPS, Image, Memory, Operand, image, memory
-from .plan import Plan
-from .reverse import reverse
+from .header import VALUES, header
+from .memory import CHIPS, ROWS, Memory, Operand, memory
+from .passes import OF_STATES
+from .plan import TOTALS
+from .steps import (
+    BACKWARD,
+    FORWARD,
+    GENERATE,
+    RESULTS,
+    Step,
+    backward_steps,
+    forward_steps,
+    generation_steps,
+    plans,
+)
 
-launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
+OLDEST = 8, 0  # compute capability: what copy_async and mma of bf16 need
+EMULATED_MULTIPROCESSORS = 2
+MOST_BLOCKS = 4  # of a pass on one multiprocessor: 32 warps hide what one waits for
+RESERVED = 1024  # bytes of shared memory that the driver takes of each block
+launches: Counter[str] = Counter()  # of kernels of ours in this process, by what they do
+States = tuple[Sequence[Tensor | None], Sequence[Tensor]]  # before the first step, and where those after the last go
+NO_STATES: States = (), ()
 _OPERANDS: dict[Operand, torch.dtype] = {
     "f32": torch.float32,
     "tf32": torch.float32,
@@ -38,14 +65,71 @@ def operand(dtype: torch.dtype, precision: str) -> Operand:
     return "bf16" if dtype == torch.bfloat16 else "f16"
 
 
+def gpu(device: torch.device) -> int | None:
+    """The number of a GPU; None for a CPU, where the emulator is."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 def limit(device: torch.device) -> int:
     """Bytes of shared memory of a block; in the emulator, those of an H100."""
-    return CHIPS["sm_90"]
+    index = gpu(device)
+    return CHIPS["sm_90"] if index is None else driver.chip(index).shared
 
 
-class Launch(Call):
-    """One call: its sizes, its rows, its precision. Where the cell runs on its own, the noise of its outputs is in the
-    place of x, and ``mean`` says whether it feeds back their means or samples."""
+def multiprocessors(device: torch.device) -> int:
+    """Of the chip."""
+    index = gpu(device)
+    return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
+
+
+def too_old(device: torch.device) -> str | None:
+    """None, or why kernels do not run on this device whatever the cell is."""
+    index = gpu(device)
+    found = OLDEST if index is None else driver.chip(index).capability
+    if found >= OLDEST:
+        return None
+    return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
+
+
+class Program(NamedTuple):
+    """The kernel of a step, where it keeps everything, and the buffers that it reads and writes, in the order of its
+    arguments."""
+
+    step: Step
+    memory: Memory
+    buffers: tuple[str, ...]
+    kernel: Kernel
+
+
+@lru_cache(maxsize=1024)
+def program(step: Step, kind: Operand, most: int, dtype: torch.dtype) -> Program:
+    """The kernel of a step.
+
+    Raises:
+        ValueError: it does not fit into ``most`` bytes of shared memory.
+    """
+    found = memory(step.plan, kind, most)
+    if found is None:
+        raise ValueError(f"no kernel of this cell fits into {most >> 10} KB of shared memory")
+    reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
+    buffers = tuple(dict.fromkeys((*reads, *step.stored)))
+    text = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
+    return Program(step, found, buffers, Kernel(step.name, text, found.shared))
+
+
+class Packed(NamedTuple):
+    """A kernel's weights as it reads them: those for shared memory, those in the order of lanes, the biases."""
+
+    shared: Tensor
+    streamed: Tensor
+    biases: Tensor
+
+
+class Launch:
+    """One call: its sizes, its buffers, its precision. Where the cell runs on its own, the noise of its outputs is in
+    the place of x, and ``mean`` says whether it feeds back their means or samples."""
 
     def __init__(
         self,
@@ -54,83 +138,244 @@ class Launch(Call):
         parameters: Sequence[Tensor],
         precision: str,
         mean: bool | None = None,
-        *,
-        reverse: bool = False,
     ) -> None:
-        self.operand = operand(given.x.dtype, precision)
-        self.limit = limit(given.x.device)
-        ahead = forward(spec) if mean is None else alone(spec, mean=mean)
-        super().__init__(
-            spec, given, parameters, cut(partition(spec)) if reverse else ahead.cut, noise=mean is not None
-        )
+        self.spec, self.given, self.mean = spec, given, mean
+        x = given.x
+        self.device, self.dtype = x.device, x.dtype
+        self.kind, self.most = operand(x.dtype, precision), limit(x.device)
+        self.steps, self.batch = x.shape[0], x.shape[1]
+        self.parameters = [aligned(p.detach()) for p in parameters]
+        self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
+        self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
+        self.value: dict[str, Tensor] = {}
+        for name, tensor in (("x" if mean is None else "noise", x), ("eps", given.eps), ("cond", given.cond)):
+            if tensor is not None:
+                self.value[name] = self.flat(tensor)
 
-    def forward_scan(self, stored: tuple[str, ...], final: Sequence[Tensor], ancestors: Tensor) -> None:
-        """See :class:`Call`. The kernel leaves the divergence, and the prior's standard deviation with the prior."""
-        rows, divergence = self.rows, self.cut.divergence
-        if divergence is not None:
-            rows.kl = allocate(self.given.x, (rows.count,), 0.0, torch.float32)
-            if divergence.prior.buffer in stored:
-                stored = (*stored, divergence.prior_std.buffer)
-        buffers = {name: rows.buffer(rows.value, name) for name in (*self.cut.given, *stored)}
-        start = [aligned(state) for state in self.given.state]
-        self.launch("forward", forward(self.spec), buffers, stored, start, final)
+    # ---- memory
 
-    def backward_scan(
+    def flat(self, tensor: Tensor) -> Tensor:
+        """(T, B, ...) as (rows, ...)."""
+        return aligned(tensor.detach().reshape(self.steps * self.batch, *tensor.shape[2:]))
+
+    def flags(self, tensor: Tensor | None) -> Tensor | None:
+        """Of bool, as kernels read it."""
+        return None if tensor is None else self.flat(tensor).view(torch.int8)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        found = {b.name: b.width for b in self.cut.program.buffers}
+        return found | {"mean": self.spec.latent_size, "prior_mean": self.spec.latent_size}
+
+    @cached_property
+    def cut(self) -> Cut:
+        return (forward(self.spec) if self.mean is None else alone(self.spec, mean=self.mean)).cut
+
+    def buffer(self, name: str) -> Tensor:
+        """(rows, width) of a value or, with ``d``, of a gradient."""
+        if name not in self.value:
+            width = self.widths[name.removeprefix("d ")]
+            self.value[name] = allocate(self.given.x, (self.steps * self.batch, width))
+        return self.value[name]
+
+    def result(self, name: str, width: int, wanted: bool = True) -> Tensor:
+        """(T, B, width), or without elements."""
+        if not wanted:
+            return self.given.x.new_empty((0, 0, width))
+        return self.buffer(name).view(self.steps, self.batch, width)
+
+    # ---- launches
+
+    def pack(self, programs: Sequence[Program]) -> list[Packed]:
+        """One launch: every program's weights as its kernel reads them, and the order of a ragged batch."""
+        found = pack.packing(self.spec, tuple(p.memory for p in programs))
+        operands, biases = _tables(found, self.device)
+        to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
+        biases_to = allocate(self.given.x, (max(1, found.biases.shape[1]),), None, torch.float32)
+        tensors = [*self.parameters, operands, biases, to, biases_to, self.lengths, self.order]
+        work = max(found.operands.size, found.biases.shape[1], self.batch)
+        blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
+        sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, 1)
+        self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
+        return [Packed(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
+
+    def run(
         self,
-        given: tuple[str, ...],
-        d_final: Sequence[Tensor],
-        d_start: Sequence[Tensor],
-        ancestors: Tensor,
-        *,
-        on_z: bool,
-        on_eps: bool,
+        own: Program,
+        packed: Packed,
+        states: States = NO_STATES,
+        totals: Mapping[str, Tensor] | None = None,
+        upstream: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """See :class:`Call`."""
-        rows, values = self.rows, (*self.cut.values, *(["eps"] if self.cut.sample else []))
-        buffers = {name: rows.value[name] for name in values}
-        buffers |= {f"d {name}": rows.buffer(rows.gradient, name) for name in given}
-        stored = tuple(f"d {name}" for name in (*self.cut.summed, *(["eps"] if on_eps else [])))
-        self.launch("backward", reverse(self.spec, on_z=on_z, on_eps=on_eps), buffers, stored, d_final, d_start)
+        """One launch of a scan over all tiles of the batch, or of a pass over those of all rows, by struct Call of
+        csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
+        of, none = own.step.plan, [None]
+        gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
+        per_row = [None if totals is None else totals.get(name) for name in TOTALS]
+        strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
+        tiles = -(-(self.steps * self.batch if of.is_pass else self.batch) // ROWS)
+        blocks = tiles
+        if of.is_pass:  # which takes its weights along from tile to tile
+            side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
+            blocks = min(tiles, side_by_side * multiprocessors(self.device))
+        ends = [self.lengths, self.order, self.flags(self.given.resets), self.flags(self.given.mask)]
+        tensors = [
+            *(self.buffer(name) for name in own.buffers),
+            *(*none, *states[0], *none, *states[1], *none),
+            *(*packed, *per_row, *gradients, *ends),
+        ]
+        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides))
 
-    def launch(
-        self,
-        way: str,
-        program: Plan,
-        buffers: Mapping[str, Tensor],
-        stored: tuple[str, ...],
-        start: Sequence[Tensor],
-        last: Sequence[Tensor],
-    ) -> None:
-        """One launch over all tiles of the batch, by struct Call of csrc/cuda/scan/access.h."""
-        launches[way] += 1
-        found = memory(program, self.operand, self.limit)
-        if found is None:
-            raise ValueError(f"no kernel of this cell fits into {self.limit >> 10} KB of shared memory")
-        text = header(found, tuple(buffers), stored, str(self.given.x.dtype).partition(".")[2])
-        none: list[Tensor | None] = [None]
-        resets = self.flags(self.given.resets)
-        ends = [*images(self.spec, found, tuple(self.rows.parameters.values())), self.rows.kl, self.lengths, self.order]
-        tensors = [*buffers.values(), *none, *start, *none, *last, *none, *ends, resets]
-        emulator.launch(text, tensors, (self.steps, self.batch))
+    def launch(self, kernel: Kernel, blocks: int, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+        """Launch a kernel: the pointers of its argument, the number of blocks, other numbers."""
+        launches[kernel.name] += 1
+        index = gpu(self.device)
+        if index is None:
+            emulator.launch(kernel.text, tensors, (blocks, *numbers))
+            return
+        pointers = [0 if t is None else t.data_ptr() for t in tensors]
+        arguments = struct.pack(f"{len(pointers)}P{1 + len(numbers)}i0P", *pointers, blocks, *numbers)
+        driver.launch(index, kernel, blocks, arguments)
+
+    def states(self) -> list[Tensor]:
+        return [aligned(s.detach()) for s in self.given.state]
+
+    # ---- forward
+
+    def programs(self, steps: Sequence[Step]) -> list[Program]:
+        found = [program(step, self.kind, self.most, self.dtype) for step in steps]
+        index = gpu(self.device)
+        if index is not None:
+            driver.compile_ahead(index, [each.kernel for each in found])
+        return found
+
+    def forward(self, keep: Keep | None, want: Want) -> Outputs:
+        """Run the batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
+        spec, like, own = self.spec, self.given.x, self.cut
+        totals = {
+            "kl": self.per_row(own.divergence is not None),
+            "nll": self.per_row(own.likelihood.kind != "external"),
+        }
+        final = [allocate(like, tuple(s.shape)) for s in self.given.state]
+        programs = self.programs(forward_steps(spec, keep, want))
+        with on(self.device):
+            for each, packed in zip(programs, self.pack(programs), strict=True):
+                scan = each.step.name == FORWARD
+                self.run(each, packed, (self.states(), final) if scan else NO_STATES, totals)
+        latent, raw = spec.latent_size, own.likelihood.source
+        shown = [like.new_empty((self.steps, self.batch, 0)) for _ in range(5)]
+        if own.sample is not None and own.divergence is not None:
+            shown = [self.result(name, latent) for name in (own.sample.z.buffer, "mean", own.sample.std.buffer)]
+            prior = "prior_mean", own.divergence.prior_std.buffer
+            shown += [self.result(name, latent, want.prior) for name in prior]
+        shown.append(self.result(raw.buffer, raw.width, want.raw))
+        saved = [self.buffer(name) for name in kept(partition(spec), keep)]
+        nobody = like.new_empty((0, 0, 0), dtype=torch.int64)
+        return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, nobody))
+
+    def per_row(self, computed: bool) -> Tensor:
+        """(T, B), of zeros where no kernel writes it."""
+        return allocate(self.given.x, (self.steps, self.batch), None if computed else 0.0)
+
+    # ---- backward
+
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
+        """Compute the gradients of the batch; see :func:`vrnn_fast.executors.call.backward`."""
+        z, std, _, saved, keep = remembered
+        spec, sample = self.spec, self.cut.sample
+        self.value.update(zip(kept(partition(spec), keep), saved, strict=True))
+        if sample is not None:
+            self.value |= {sample.z.buffer: self.flat(z), sample.std.buffer: self.flat(std)}
+        self.value |= {f"u {name}": self.flat(upstream[name]) for name in RESULTS if name in upstream}
+        names = frozenset(OF_STATES if name.startswith("state") else name for name in upstream)
+        d_state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
+        d_final = [None if d is None else aligned(d) for d in (upstream.get(f"state{i}") for i in range(len(d_state)))]
+        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep))
+        with on(self.device):
+            for each, packed in zip(programs, self.pack(programs), strict=True):
+                scan = each.step.name == BACKWARD
+                self.run(each, packed, (d_final, d_state) if scan else NO_STATES, upstream=upstream)
+            d_parameters = self.weight_gradients(names)
+
+        def of(name: str, tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or name not in wanted:
+                return None
+            found = self.value.get(f"d {name}")  # nobody has written one that no gradient reaches
+            return allocate(tensor, tuple(tensor.shape), 0.0) if found is None else found.view(tensor.shape)
+
+        sequences = of("x", self.given.x), of("eps", self.given.eps), of("cond", self.given.cond)
+        return Gradients(*sequences, d_state, d_parameters)
+
+    def weight_gradients(self, upstream: frozenset[str]) -> list[Tensor]:
+        """Two launches: shares of products over all rows, and their sums."""
+        found = weights.jobs(self.spec, upstream)
+        jobs, tiles, blocks, places = _jobs(found, self.device)
+        parts = weights.shares(self.steps * self.batch)
+        like = self.given.x
+        space = allocate(like, (parts, found.elements), None, torch.float32)
+        d_parameters = [allocate(like, tuple(p.shape)) for p in self.parameters]
+        grid = len(found.tiles) * parts
+        if grid:
+            tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
+            sizes = (self.steps, self.batch, found.elements, len(found.tiles), parts)
+            self.launch(fixed("weights", self.kind, self.dtype, len(found.buffers)), grid, tensors, sizes)
+        kernel = fixed("sums", self.kind, self.dtype, len(self.parameters))
+        tensors = [*d_parameters, space, blocks, places]
+        self.launch(kernel, len(found.places), tensors, (found.elements, parts))
+        return d_parameters
+
+    # ---- a cell that runs on its own
+
+    def generate(self) -> tuple[Tensor, list[Tensor]]:
+        """x (T, B, X) and the state after it."""
+        assert self.mean is not None
+        state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
+        programs = self.programs(generation_steps(self.spec, mean=self.mean))
+        with on(self.device):
+            for each, packed in zip(programs, self.pack(programs), strict=True):
+                self.run(each, packed, (self.states(), state) if each.step.name == GENERATE else NO_STATES)
+        return self.result("x", self.spec.input_size), state
+
+
+@lru_cache(maxsize=64)
+def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
+    """A kernel of csrc/cuda/rows, which every cell has."""
+    value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
+    constants = (
+        f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
+        f"inline constexpr int parameters = {pointers}, buffers = {pointers}, shared_bytes = {shared}; }}"
+    )
+    text = f'#include "device/types.h"\n{constants}\n#include "rows/{name}.h"\n'
+    return Kernel({"weights": "weight gradients", "sums": "their sums"}.get(name, name), text, shared)
+
+
+@lru_cache(maxsize=256)
+def _tables(found: pack.Packing, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _on(found.operands, device), _on(found.biases, device)
+
+
+@lru_cache(maxsize=256)
+def _jobs(found: weights.Jobs, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(_on(table, device) for table in (found.jobs, found.tiles, found.blocks, found.places))
+
+
+def _on(table: NDArray[Any], device: torch.device) -> Tensor:
+    index = gpu(device)
+    if index is not None:
+        driver.refuse_capture(driver.stream(index), "the tables of this cell are")
+    return torch.from_numpy(np.ascontiguousarray(table).view(np.int32)).to(device)
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
-    """A call without or with a reverse scan; see :class:`Launch`."""
-    return Launch(spec, batch, parameters, precision, reverse=reverse)
+    """A call; see :class:`Launch`."""
+    return Launch(spec, batch, parameters, precision)
 
 
 def generate(
     spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, mean: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Let a cell run on its own in one launch, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
-    call = Launch(spec, batch, parameters, precision, mean)
-    cut, rows = call.cut, call.rows
-    rows.run(cut.program.before)
-    buffers = {name: rows.value[name] for name in cut.given} | {"x": rows.buffer(rows.value, "x")}
-    state = [allocate(batch.x, tuple(start.shape)) for start in batch.state]
-    start = [aligned(s) for s in batch.state]
-    call.launch("generate", alone(spec, mean=mean), buffers, ("x",), start, state)
-    return call.result(rows.value["x"]), state
+    """Let a cell run on its own, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
+    return Launch(spec, batch, parameters, precision, mean).generate()
 
 
 def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
@@ -138,28 +383,15 @@ def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -
     reason = plan.misfit(spec)
     if reason is not None:
         return reason
-    plans = (forward(spec), reverse(spec, on_z=True, on_eps=True)) if mean is None else (alone(spec, mean=mean),)
-    if all(memory(p, kind, most) is not None for p in plans):
-        return None
+    if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
+        return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
-def images(spec: CellSpec, found: Memory, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights as shared memory holds them, those in the order of lanes, and biases in float32."""
-    like = parameters[0]
-    flat = torch.cat([*(p.detach().reshape(-1) for p in parameters), like.new_zeros(1)])
-    index = _indices(image(spec, found), like.device)
-
-    def operands(places: Tensor) -> Tensor:
-        chosen = flat[places].to(_OPERANDS[found.kind])
-        if found.kind == "tf32":  # the hardware cuts off what it does not read; to the nearest is half as wrong
-            chosen = ((chosen.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-        return aligned(chosen)
-
-    shared, streamed, biases = index
-    return operands(shared), operands(streamed), aligned(flat[biases].float().sum(0))
-
-
-@lru_cache(maxsize=64)
-def _indices(found: Image, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.from_numpy(i).to(device) for i in (found.shared, found.streamed, found.biases))  # type: ignore[return-value]
+def sources(spec: CellSpec, kind: Operand, most: int, dtype: torch.dtype) -> list[str]:
+    """The programs of a training step on the loss alone."""
+    external = spec.likelihood == "external"
+    losses = frozenset(("kl", "raw") if external else TOTALS)
+    steps = forward_steps(spec, Keep.STORED, Want(raw=external))
+    steps += backward_steps(spec, losses, frozenset(), Keep.STORED)
+    return [program(step, kind, most, dtype).kernel.text for step in steps]

@@ -53,7 +53,7 @@ class Memory:
         operand: bytes into shared memory of each part that products read.
         held: and of each part that is handed on in float32.
         ahead: and of what the next step reads of a part in memory, where there is room.
-        totals: of the shares of the divergence.
+        totals: of the shares of each number in TOTALS.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
@@ -72,13 +72,13 @@ class Memory:
     shared_weights: int
     shared_biases: int
     biases: int
-    totals: int
+    totals: dict[int, int]
     shared: int
     streamed: int
 
     @property
     def blocks(self) -> int:
-        """Of one multiprocessor, that registers must leave room for: two where shared memory does."""
+        """Of one multiprocessor, that shared memory leaves room for: one or two."""
         return 2 if 2 * self.shared + 1024 <= self.limit else 1
 
     @property
@@ -178,10 +178,10 @@ def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) ->
 
     operand = room(plan.operands, operand_bytes(kind), ROW_PADDING)
     held = room(plan.held, 4, 0)
-    totals = shared
+    totals = {}
     for unit in plan.units:
-        if unit.kind == "divergence":
-            shared += 4 * ROWS * columns(unit.sums[0], kind) // TILE
+        if unit.kind == "total" and unit.total is not None:
+            totals[unit.total], shared = shared, shared + 4 * ROWS * columns(unit.sums[0], kind) // TILE
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
         more = ROWS * columns(part, kind) * size

@@ -13,25 +13,32 @@ from dataclasses import dataclass, replace
 
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
-from .plan import STATEFUL, TILE, UPDATES, WARPS, Plan, Product, Unit, Visit
+from .plan import SHARING, STATEFUL, TILE, UPDATES, WARPS, Plan, Product, Unit, Visit
 
 
 def planned(
-    cut: Cut, units: Iterable[Unit], given: Iterable[Slice], biases: dict[Slice, Dense], *, reverse: bool
+    cut: Cut,
+    units: Iterable[Unit],
+    given: Iterable[Slice],
+    biases: dict[Slice, Dense],
+    *,
+    reverse: bool = False,
+    is_pass: bool = False,
 ) -> Plan:
-    """Order the units of a scan."""
+    """Order the units of a scan or of a pass."""
     every = tuple(units)
     computed = tuple(u for u in every if u.kind != "total")  # a total needs nothing but a barrier
     phases = _Phases(computed)
     phases.arrange()
     visits, first_warp = list(phases.visits()), phases.first_warp
     totals = tuple(u for u in every if u.kind == "total")
-    for number in range(len(computed), len(every)):
+    for number, total in enumerate(totals, len(computed)):
         visits.append(Visit(number, (), True, True))
-        first_warp.append(0)
+        sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
+        first_warp.append(first_warp[next(sharing)])
     ordered = (*computed, *totals)
     barriers = _with_barriers(visits, ordered, first_warp)
-    return Plan(cut, reverse, ordered, tuple(first_warp), barriers, frozenset(given), biases)
+    return Plan(cut, reverse, is_pass, ordered, tuple(first_warp), barriers, frozenset(given), biases)
 
 
 def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
@@ -169,9 +176,10 @@ class _Phases:
 
 @dataclass(frozen=True)
 class _Access:
-    """To a place in shared memory: by every warp, or each warp to its own tiles, which begin with this one."""
+    """To a place in shared memory, or in memory: by every warp, or each warp to its own tiles, which begin with this
+    one."""
 
-    place: tuple[str, Slice | None]
+    place: tuple[str, Slice | int | None]
     writes: bool
     first_warp: int | None = None
 
@@ -188,15 +196,16 @@ def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
     if not visit.finishes:
         return
     yield from (_Access(("held", part), False, first_warp) for part in unit.holds)
+    yield from (_Access(("memory", part), False, first_warp) for part in unit.rereads)
     for part in unit.writes:
-        yield _Access(("operand", part), True, first_warp)
-        yield _Access(("held", part), True, first_warp)
-    if unit.kind in ("divergence", "total"):
-        yield _Access(("totals", None), unit.kind == "divergence")
+        yield from (_Access((where, part), True, first_warp) for where in ("operand", "held", "memory"))
+    if unit.kind in (*SHARING, "total"):
+        alone = first_warp if unit.sums[0].width <= TILE else None  # a lane adds up what it has shared itself
+        yield _Access(("totals", unit.total), unit.kind != "total", alone)
 
 
 def _with_barriers(visits: list[Visit], units: tuple[Unit, ...], first_warp: list[int]) -> tuple[Visit, ...]:
-    """A barrier before each visit that would meet others in shared memory; steps follow each other."""
+    """A barrier before each visit that would meet others in memory; steps follow each other."""
     accesses = [list(_accesses(units[v.unit], v, first_warp[v.unit])) for v in visits]
     barriers = [False] * len(visits)
     since: list[_Access] = []

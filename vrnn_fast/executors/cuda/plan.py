@@ -1,8 +1,8 @@
-"""The scan of a cell as one CUDA block runs it: units, and the order of a step. Pure.
+"""The scan of a cell, or a pass over all rows, as one CUDA block runs it: units, and the order of a step. Pure.
 
 A unit is a group of parts (executors/cut.py) that are computed together, tile by tile: the four sums of a GRU, or the
-mean and the raw deviation of a latent variable. forward.py and reverse.py say what the units of a cell are, order.py
-in which order a step has them, and where its barriers are.
+mean and the raw deviation of a latent variable. forward.py, reverse.py and passes.py say what the units of a cell are,
+order.py in which order a step has them, and where its barriers are.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ Kind = Literal[
     "layer",
     "sample",
     "divergence",
+    "likelihood",
     "total",
     "draw",
     "gru",
     "lstm",
     "rnn",
+    "gru_again",
+    "lstm_again",
+    "rnn_again",
     "layer_back",
     "sample_back",
+    "divergence_back",
+    "likelihood_back",
     "gru_back",
     "lstm_back",
     "rnn_back",
@@ -36,6 +42,8 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step
 STATEFUL: tuple[Kind, ...] = (*UPDATES, "gru_back", "lstm_back", "rnn_back", "state_back")  # from step to step
+TOTALS = ("kl", "nll")  # numbers of each row, in the order of Call::totals of csrc/cuda/scan/access.h
+SHARING: tuple[Kind, ...] = ("divergence", "likelihood")  # each tile gives a share of a number of each row
 
 
 def gradient(part: Slice) -> Slice:
@@ -64,8 +72,11 @@ class Unit:
         reads: what it reads in memory.
         holds: what it reads in float32 of those that other units have computed.
         waits: what else must be there before it begins.
+        rereads: what it reads in memory of those that other units have written there in the same step.
         resumes: whether its sums begin with what is held of them.
         means: whether what it draws is its mean.
+        total: the number in TOTALS of what it gives shares of, adds up or has the gradient of.
+        posterior: of a divergence's gradient, the transform of the other distribution.
     """
 
     kind: Kind
@@ -75,16 +86,19 @@ class Unit:
     reads: tuple[Slice, ...] = ()
     holds: tuple[Slice, ...] = ()
     waits: tuple[Slice, ...] = ()
+    rereads: tuple[Slice, ...] = ()
     products: tuple[Product, ...] = ()
     activation: Activation = "identity"
     transform: Std | None = None
     resumes: bool = False
     means: bool = False
+    total: int | None = None
+    posterior: Std | None = None
 
     @property
     def sources(self) -> tuple[Slice, ...]:
         """All that it waits for."""
-        return (*(p.source for p in self.products), *self.holds, *self.waits)
+        return (*(p.source for p in self.products), *self.holds, *self.waits, *self.rereads)
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ class Plan:
     Attributes:
         cut: what it loads and stores.
         reverse: whether it goes from the last step to the first.
+        is_pass: whether a step is another tile of rows, which knows nothing of the one before.
         units: in the order in which they can be computed.
         first_warp: of each unit, the warp that has its first tile.
         visits: the work of one step, in order.
@@ -114,6 +129,7 @@ class Plan:
 
     cut: Cut
     reverse: bool
+    is_pass: bool
     units: tuple[Unit, ...]
     first_warp: tuple[int, ...]
     visits: tuple[Visit, ...]
@@ -142,8 +158,12 @@ class Plan:
 
     @property
     def barrier_first(self) -> bool:
-        """Whether the first step would read weights before it comes to a barrier."""
-        return not next(v for v in self.visits if v.barrier or v.products).barrier
+        """Whether the first step would read weights or biases before it comes to a barrier."""
+
+        def reads(visit: Visit) -> bool:
+            return bool(visit.products) or (visit.begins and any(s in self.biases for s in self.units[visit.unit].sums))
+
+        return not next((v.barrier for v in self.visits if v.barrier or reads(v)), True)
 
     def width(self, buffer: str) -> int:
         """Of a buffer, or of that of a gradient."""

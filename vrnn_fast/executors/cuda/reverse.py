@@ -23,34 +23,46 @@ from .plan import Kind, Plan, Product, Unit, gradient
 
 
 @lru_cache(maxsize=256)
-def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool) -> Plan:
+def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice] | None = None) -> Plan:
     """The reverse scan of a cell. Pure.
 
     Args:
         on_z: whether a gradient reaches z from outside.
         on_eps: whether one is wanted of eps.
+        given: the gradients that it finds in memory; by default of all that is read after the scan.
 
     Raises:
         TypeError: a stage of the scan has no gradient here.
     """
     whole = cut(partition(spec))
-    found = _Units(whole, on_z=on_z, on_eps=on_eps)
+    read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
+    found = Reverse(
+        whole,
+        given if given is not None else {gradient(part) for own in read for part in whole.parts_of(own)},
+        on_eps=on_eps,
+    )
     for stage in reversed(whole.program.scan):
         found.add(stage)
     found.states()
     return planned(whole, found.units, found.given, {}, reverse=True)
 
 
-class _Units:
-    """Collects them, stage by stage, from the last one on."""
+class Reverse:
+    """Collects units, stage by stage, from the last one on.
 
-    def __init__(self, whole: Cut, *, on_z: bool, on_eps: bool) -> None:
+    Args:
+        given: the gradients that are in memory.
+        on_eps: whether a gradient of eps is wanted.
+    """
+
+    def __init__(self, whole: Cut, given: Iterable[Slice], *, on_eps: bool = False) -> None:
         self.cut, self.on_eps = whole, on_eps
         self.units: list[Unit] = []
-        read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
-        self.given = {gradient(part) for own in read for part in whole.parts_of(own)}
+        self.given = set(given)
         self.products: dict[Slice, list[Product]] = defaultdict(list)
         self.added: dict[Slice, Slice] = {}
+        self.outside: dict[Slice, Slice] = {}  # what else is added to a gradient, in memory
+        self.fresh: set[Slice] = set()  # values that another unit writes to memory in the same step
         self.made: set[Slice] = set()
         self.layers: list[Recur] = []
         self.activation: dict[Slice, Activation] = {}
@@ -76,19 +88,28 @@ class _Units:
     def unit(
         self, kind: Kind, sums: Slice, others: tuple[Slice | None, ...], writes: Iterable[Slice], **options: Any
     ) -> None:
-        made, values = tuple(writes), (part for part in others if part is not None)
+        made = tuple(writes)
         self.made.update(made)
-        in_memory = (part for part in (sums, *values) if part in self.given or not part.buffer.startswith("d "))
-        reads = tuple(dict.fromkeys(in_memory))
         products = tuple(self.products[sums])
-        self.units.append(Unit(kind, (sums,), others, made, reads, products=products, **options))
+        reads, rereads = self.in_memory((sums, *others))
+        self.units.append(Unit(kind, (sums,), others, made, reads, products=products, rereads=rereads, **options))
+
+    def in_memory(self, parts: Iterable[Slice | None]) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
+        """Those that were there before the step, and those that another unit writes there in it."""
+        own = tuple(dict.fromkeys(part for part in parts if part is not None))
+        found = tuple(part for part in own if part in self.given or not part.buffer.startswith("d "))
+        return tuple(p for p in found if p not in self.fresh), tuple(p for p in found if p in self.fresh)
 
     def dense(self, stage: Dense) -> None:
         for target in self.cut.parts_of(stage.target):
             self.layer(target)
-            for source in self.cut.parts_of(stage.source):
-                product = Product(gradient(target), gradient(source), stage, transposed=True)
-                self.products[gradient(source)].append(product)
+            self.pass_on(stage, target)
+
+    def pass_on(self, stage: Dense, target: Slice) -> None:
+        """The gradient of a part goes to all that it was computed from."""
+        for source in self.cut.parts_of(stage.source):
+            product = Product(gradient(target), gradient(source), stage, transposed=True)
+            self.products[gradient(source)].append(product)
 
     def layer(self, part: Slice) -> None:
         """A unit for a part that no other unit has made."""
@@ -96,7 +117,7 @@ class _Units:
         if own in self.made:
             return
         more = None if part not in self.added else gradient(self.added[part])
-        others = None if kind == "identity" else part, more
+        others = None if kind == "identity" else part, more, self.outside.get(own)
         self.unit("layer_back", own, others, (own,), holds=() if more is None else (more,), activation=kind)
 
     def sample(self, stage: Sample) -> None:

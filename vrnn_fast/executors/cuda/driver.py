@@ -1,0 +1,236 @@
+"""Launch kernels on a GPU, by NVIDIA's driver. Not yet run on one: only against a driver that tests put in its place.
+
+A kernel is compiled, loaded and told its shared memory once in a process and device. From then on a launch allocates
+nothing and waits for nothing, so that it may be a part of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+
+from . import nvrtc
+
+THREADS = 256  # of a block: the warps of plan.py
+FUNCTION = b"vrnn_scan"
+MOST_COMPILERS = 8  # at a time
+_MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS = 75, 76, 97, 16  # of CUdevice_attribute
+_DYNAMIC_SHARED = 8  # of CUfunction_attribute
+_ADVICE = {
+    2: "the GPU has no memory left: a smaller batch, or recompute=True",
+    100: "no GPU is visible (CUDA_VISIBLE_DEVICES)",
+    200: "the driver does not know what this NVRTC makes: update the driver, or install the NVRTC of its CUDA version",
+    209: "the driver does not know what this NVRTC makes: update the driver, or install the NVRTC of its CUDA version",
+    700: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
+    701: "a fault of ours: backend='reference' runs the model; please report it",
+    716: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
+    719: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
+}
+
+
+class DriverError(RuntimeError):
+    """What the driver said."""
+
+
+class Kernel(NamedTuple):
+    """A kernel: what it is in words, its source, bytes of shared memory of a block."""
+
+    name: str
+    text: str
+    shared: int
+
+
+class Chip(NamedTuple):
+    """What a device has.
+
+    Attributes:
+        capability: of computing, major and minor.
+        shared: bytes of shared memory that one block may have.
+        multiprocessors: how many.
+    """
+
+    capability: tuple[int, int]
+    shared: int
+    multiprocessors: int
+
+    @property
+    def architecture(self) -> str:
+        """As compilers call it, ``sm_90a``: with all that this chip alone has, from Hopper on."""
+        major, minor = self.capability
+        return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The driver, begun.
+
+    Raises:
+        DriverError: it is not there, or does not begin.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise DriverError(f"NVIDIA's driver was not found: {error}") from None
+    for function in (driver.cuGetErrorName, driver.cuGetErrorString):
+        function.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
+    driver.cuModuleLoadData.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    driver.cuModuleGetFunction.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p]
+    driver.cuFuncSetAttribute.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    driver.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    sizes = [ctypes.c_uint] * 7  # grid, block, shared memory
+    driver.cuLaunchKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    _check(driver, driver.cuInit(0), "NVIDIA's driver does not begin")
+    return driver
+
+
+def _check(driver: ctypes.CDLL, code: int, what: str) -> None:
+    """Raise what the driver says of this code, unless all went well."""
+    if code:
+        said = []
+        for function in (driver.cuGetErrorName, driver.cuGetErrorString):
+            words = ctypes.c_char_p()
+            function(code, ctypes.byref(words))
+            said.append((words.value or b"unknown").decode())
+        advice = f". {_ADVICE[code]}" if code in _ADVICE else ""
+        raise DriverError(f"{what}: {said[0]} ({code}), {said[1]}{advice}")
+
+
+@cache
+def chip(index: int) -> Chip:
+    """What a device has, by its number.
+
+    Raises:
+        DriverError: there is none.
+    """
+    driver, device, value = library(), ctypes.c_int(), ctypes.c_int()
+    _check(driver, driver.cuDeviceGet(ctypes.byref(device), index), f"there is no GPU {index}")
+
+    def attribute(number: int) -> int:
+        code = driver.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        _check(driver, code, f"GPU {index} does not tell its attribute {number}")
+        return value.value
+
+    return Chip((attribute(_MAJOR), attribute(_MINOR)), attribute(_SHARED), attribute(_MULTIPROCESSORS))
+
+
+def stream(index: int) -> int:
+    """torch's current stream on a device."""
+    return int(torch.cuda.current_stream(index).cuda_stream)
+
+
+def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes) -> None:
+    """Launch a kernel on torch's current stream of a device.
+
+    Args:
+        blocks: of the grid; nothing is launched for none.
+        arguments: the one struct that the kernel takes.
+
+    Raises:
+        CompileError: NVRTC does not compile it.
+        DriverError: the driver does not take it, or a CUDA graph is captured in which nothing can be loaded.
+    """
+    if blocks == 0:
+        return
+    driver, on = library(), stream(index)
+    with _current(index):
+        function = _prepared(index, kernel, on)
+        given = ctypes.create_string_buffer(arguments, len(arguments))
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        code = driver.cuLaunchKernel(
+            *(function, blocks, 1, 1, THREADS, 1, 1, kernel.shared, on, ctypes.addressof(parameters), None)
+        )
+    where = f"kernel {kernel.name!r} ({blocks} blocks, {kernel.shared >> 10} KB of shared memory each) on GPU {index}"
+    _check(driver, code, f"{where} was not launched")
+
+
+@contextmanager
+def _current(index: int) -> Iterator[None]:
+    """With the context that torch has on the device."""
+    driver = library()
+    _check(driver, driver.cuCtxPushCurrent_v2(_context(index)), f"the context of GPU {index} was not taken")
+    try:
+        yield
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+@cache
+def _context(index: int) -> ctypes.c_void_p:
+    driver, device, context = library(), ctypes.c_int(), ctypes.c_void_p()
+    _check(driver, driver.cuDeviceGet(ctypes.byref(device), index), f"there is no GPU {index}")
+    code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    _check(driver, code, f"GPU {index} has no context")
+    return context
+
+
+def refuse_capture(on: int, what: str) -> None:
+    """Raise unless something can be loaded now, so that a stream captures no CUDA graph.
+
+    Raises:
+        DriverError: it does.
+    """
+    driver, capturing = library(), ctypes.c_int()
+    if driver.cuStreamIsCapturing(on, ctypes.byref(capturing)) or capturing.value:
+        raise DriverError(
+            f"{what} not there yet, and nothing can be loaded while a CUDA graph is captured: run the same call once "
+            "before, on the same device"
+        )
+
+
+_loaded: dict[tuple[int, Kernel], ctypes.c_void_p] = {}
+
+
+def _prepared(index: int, kernel: Kernel, on: int) -> ctypes.c_void_p:
+    """The kernel as the driver knows it. The first time it is compiled and loaded."""
+    if (index, kernel) not in _loaded:
+        refuse_capture(on, f"kernel {kernel.name!r} is")
+        _loaded[index, kernel] = _load(index, kernel)
+    return _loaded[index, kernel]
+
+
+def compile_ahead(index: int, kernels: Iterable[Kernel]) -> None:
+    """Compile side by side those that are not loaded yet: all that a call is about to launch.
+
+    Raises:
+        CompileError: NVRTC does not compile one of them.
+        DriverError: a CUDA graph is captured.
+    """
+    missing = [kernel for kernel in kernels if (index, kernel) not in _loaded]
+    if not missing:
+        return
+    refuse_capture(stream(index), f"kernel {missing[0].name!r} is")
+    architecture = chip(index).architecture
+    with ThreadPoolExecutor(min(len(missing), MOST_COMPILERS)) as pool:
+        list(pool.map(lambda kernel: nvrtc.cubin(kernel.text, architecture), missing))
+
+
+def _load(index: int, kernel: Kernel) -> ctypes.c_void_p:
+    driver, module, function = library(), ctypes.c_void_p(), ctypes.c_void_p()
+    found = chip(index)
+    if kernel.shared > found.shared:
+        raise DriverError(
+            f"kernel {kernel.name!r} wants {kernel.shared} bytes of shared memory in a block, and GPU {index} has "
+            f"{found.shared}"
+        )
+    image = nvrtc.cubin(kernel.text, found.architecture)
+    by = f"compiled by NVRTC {'.'.join(map(str, nvrtc.version()))} for {found.architecture}"
+    code = driver.cuModuleLoadData(ctypes.byref(module), image)
+    _check(driver, code, f"kernel {kernel.name!r}, {by}, was not loaded by a driver of CUDA {_version()}")
+    code = driver.cuModuleGetFunction(ctypes.byref(function), module, FUNCTION)
+    _check(driver, code, f"kernel {kernel.name!r} is not in what was {by}")
+    code = driver.cuFuncSetAttribute(function, _DYNAMIC_SHARED, kernel.shared)
+    _check(driver, code, f"kernel {kernel.name!r} does not get its {kernel.shared} bytes of shared memory")
+    return function
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    number = ctypes.c_int()
+    library().cuDriverGetVersion(ctypes.byref(number))
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"

@@ -1,0 +1,117 @@
+"""Which programs a call runs, one after the other, and what each leaves in memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from ...cell.partition import partition
+from ...cell.spec import CellSpec
+from ...cell.stages import Keep, Slice
+from ..base import Want
+from ..call import kept
+from ..cut import cut
+from . import passes
+from .forward import alone, forward
+from .passes import OF_STATES, Pass
+from .plan import TOTALS, Plan, gradient
+from .reverse import reverse
+
+INPUTS = ("x", "eps", "cond")
+RESULTS = ("z", "mean", "std", "prior_mean", "prior_std", "raw")  # of each row, that may have a gradient from outside
+FORWARD, BACKWARD, GENERATE = "forward", "backward", "generate"  # the scans
+WORDS = {
+    "pack": "the weights as kernels read them",
+    "before": "phi_x, and what x gives to encoder and cell",
+    FORWARD: "the scan: posterior, sample, phi_z and update, with prior and divergence beside them",
+    "after": "decoder and likelihood",
+    "again": "what was not kept of the scan",
+    "after, backward": "gradients of likelihood, decoder, divergence and prior",
+    BACKWARD: "the reverse scan",
+    "before, backward": "gradients of phi_x",
+    "weight gradients": "products over all rows",
+    "their sums": "of these, in a fixed order",
+}
+
+
+class Step(NamedTuple):
+    """One launch: of which name, what it does, which buffers it writes, and which of these have zeros at padding."""
+
+    name: str
+    plan: Plan
+    stored: tuple[str, ...]
+    results: tuple[str, ...] = ()
+
+
+def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> Step:
+    return Step(name, found.plan, found.stored, results)
+
+
+@lru_cache(maxsize=256)
+def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[Step, ...]:
+    """Of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None without one."""
+    plan, after = forward(spec), passes.after(spec)
+    own = plan.cut
+    results: tuple[str, ...] = ()
+    if own.sample is not None:
+        results = own.sample.z.buffer, own.sample.std.buffer, "mean"
+    if want.prior and own.divergence is not None:
+        results = (*results, "prior_mean", own.divergence.prior_std.buffer)
+    made = {*own.states, *own.made, *results}
+    wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
+    stored = tuple(dict.fromkeys(name for name in wanted if name in made))
+    found = _step("before", passes.before(spec)), Step(FORWARD, plan, stored, results)
+    if own.likelihood.kind == "external" and not want.raw:
+        return found
+    raw = after.stored if want.raw else ()
+    return (*found, Step("after", after.plan, raw, raw))
+
+
+@lru_cache(maxsize=256)
+def backward_steps(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep) -> tuple[Step, ...]:
+    """Of results of these names (OF_STATES for any final state) to the INPUTS that are ``wanted``."""
+    whole, results = cut(partition(spec)), tuple(f"d {name}" for name in INPUTS)
+    after = passes.after_back(spec, upstream, wanted)
+    left = () if after is None else after.gradients
+    begun = frozenset(part.buffer for part in left) & set(INPUTS)
+    given = {gradient(part) for own in left for part in whole.parts_of(own)}
+    on_eps = "eps" in wanted and whole.sample is not None
+    if "eps" in begun and whole.sample is not None:
+        given.add(Slice("d eps", 0, whole.sample.z.width))
+    back = reverse(spec, on_z=False, on_eps=on_eps, given=frozenset(given))
+    before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
+    stored = tuple(f"d {name}" for name in (*whole.summed, *(["eps"] if on_eps else [])))
+    found = [] if after is None else [_step("after, backward", after, results)]
+    found.append(Step(BACKWARD, back, stored, results))
+    found += [] if before is None else [_step("before, backward", before, results)]
+    if keep == Keep.ALWAYS:
+        found = [_step("before", passes.before(spec)), _step("again", passes.again(spec)), *found]
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def generation_steps(spec: CellSpec, *, mean: bool) -> tuple[Step, ...]:
+    """Of a cell that runs on its own."""
+    before = passes.alone_before(spec, mean=mean)
+    found = () if before is None else (_step("before", before),)
+    return (*found, Step(GENERATE, alone(spec, mean=mean), ("x",), ("x",)))
+
+
+def training(spec: CellSpec) -> tuple[str, ...]:
+    """The launches of a training step, in their order, by name."""
+    losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
+    there = forward_steps(spec, Keep.STORED, Want(raw=spec.likelihood == "external"))
+    back = backward_steps(spec, losses, frozenset(), Keep.STORED)
+    names = [["pack", *(step.name for step in steps)] for steps in (there, back)]
+    return (*names[0], *names[1], "weight gradients", "their sums")
+
+
+def plans(spec: CellSpec, mean: bool | None = None) -> Iterator[Plan]:
+    """All that calls may launch."""
+    if mean is not None:
+        yield from (step.plan for step in generation_steps(spec, mean=mean))
+        return
+    everything = frozenset((*TOTALS, *RESULTS, OF_STATES))
+    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True)))
+    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS))

@@ -1,0 +1,101 @@
+"""The gradients of all parameters as tables, for csrc/cuda/rows/weights.h (products) and sums.h. Pure.
+
+Every element of a parameter is in exactly one block or term of a stage, whose gradient is one product over all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cell.partition import partition
+from ...cell.reach import reached
+from ...cell.spec import CellSpec
+from ...cell.stages import Bias, Dense
+from .memory import Operand, operand_bytes
+
+SIDE = 64  # of a block's share of a product
+THREADS = 256  # elements of a gradient that a block of sums.h adds up
+ROWS_OF_A_SHARE = 512  # of the batch, at least: fewer rows are not worth a share of their own
+MOST_SHARES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Jobs:
+    """The tables of a cell's weight gradients.
+
+    Attributes:
+        buffers: the values and, with ``d`` before it, the gradients that products read.
+        jobs, tiles: structs Job and Tile64 of weights.h, as rows of integers.
+        blocks, places: struct Block of sums.h, and which 256 elements of which block each block of threads has.
+        elements: floats of one share.
+    """
+
+    buffers: tuple[str, ...]
+    jobs: NDArray[np.int32]
+    tiles: NDArray[np.int32]
+    blocks: NDArray[np.int32]
+    places: NDArray[np.int32]
+    elements: int
+
+
+def shared_bytes(kind: Operand) -> int:
+    """Of struct Shared of weights.h: 32 rows of two operands, 64 columns and their padding."""
+    return 2 * 32 * (SIDE + 8) * operand_bytes(kind)
+
+
+def shares(rows: int) -> int:
+    """In how many shares the rows are added up: of their number alone, so that repeats are equal everywhere."""
+    return max(1, min(MOST_SHARES, -(-rows // ROWS_OF_A_SHARE)))
+
+
+@lru_cache(maxsize=256)
+def jobs(spec: CellSpec, upstream: frozenset[str]) -> Jobs:
+    """What gives the gradients of a cell's parameters, where results of these names have one."""
+    program = partition(spec)
+    reach, widths = reached(program, set(upstream)), {b.name: b.width for b in program.buffers}
+    names = {p.name: (i, p.shape) for i, p in enumerate(spec.parameters())}
+    buffers: dict[str, int] = {}
+    found, blocks = list[tuple[int, ...]](), list[tuple[int, ...]]()
+    elements = 0
+
+    def place(name: str) -> int:
+        return buffers.setdefault(name, len(buffers))
+
+    for stage in program.stages:
+        if not isinstance(stage, Dense | Bias):
+            continue
+        target, rows = stage.target, stage.target.width
+        source = stage.source if isinstance(stage, Dense) else None
+        terms = stage.terms if isinstance(stage, Bias) else stage.bias or ()
+        columns = 0 if source is None else source.width
+        there = target.buffer in reach and bool(columns or terms)
+        to, bias = elements, elements + rows * columns
+        if there:
+            read = (-1, 0, 0) if source is None else (place(source.buffer), source.start, widths[source.buffer])
+            of = place(f"d {target.buffer}"), target.start, widths[target.buffer]
+            found.append((*of, *read, rows, columns, to, bias if terms else -1))
+            elements = bias + (rows if terms else 0)
+        for b in stage.blocks if isinstance(stage, Dense) else ():
+            number, shape = names[b.parameter]
+            at = b.row * shape[1] + b.column
+            blocks.append((number, at, shape[1], b.rows, columns, to + b.at * columns if there else -1))
+        for t in terms:
+            blocks.append((names[t.parameter][0], t.row, 1, t.rows, 1, bias + t.at if there else -1))
+    tiles = [
+        (j, row, column)
+        for j, job in enumerate(found)
+        for row, column in product(range(0, job[6], SIDE), range(0, max(1, job[7]), SIDE))
+    ]
+    places = [(i, part) for i, b in enumerate(blocks) for part in range(-(-b[3] * b[4] // THREADS))]
+
+    def table(rows: list[Any], width: int) -> NDArray[np.int32]:
+        return np.array(rows, np.int32).reshape(-1, width)
+
+    tables = table(found, 10), table(tiles, 3), table(blocks, 6), table(places, 2)
+    return Jobs(tuple(buffers), *tables, max(1, elements))
