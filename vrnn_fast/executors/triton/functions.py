@@ -57,34 +57,15 @@ def store(
 
 
 @triton.jit
-def weight(
-    base,
-    OFFSET: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """A (padded rows, padded columns) tile of weights, or its transpose, with zeros in the padding."""
-    if TRANSPOSED:
-        row = tl.arange(0, PADDED_ROWS)[None, :]
-        column = tl.arange(0, PADDED_COLUMNS)[:, None]
-    else:
-        row = tl.arange(0, PADDED_ROWS)[:, None]
-        column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = base + OFFSET + row * STRIDE + column
-    if ROWS != PADDED_ROWS or COLUMNS != PADDED_COLUMNS:
-        return tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
-    else:
-        return tl.load(at)
+def weight(base, OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of weights, as :func:`pack` leaves it."""
+    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(base + OFFSET + at)
 
 
 @triton.jit
-def bias(base, OFFSET: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    column = tl.arange(0, PADDED)
-    return tl.load(base + OFFSET + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+def bias(base, OFFSET: tl.constexpr, PADDED: tl.constexpr):
+    return tl.load(base + OFFSET + tl.arange(0, PADDED)).to(tl.float32)
 
 
 @triton.jit
@@ -94,9 +75,20 @@ def spread(row, ROWS: tl.constexpr):
 
 
 @triton.jit
+def operand(tile, PRECISION: tl.constexpr):
+    """A tile as products take it: tensor cores cut TF32 where this rounds to the nearest."""
+    if PRECISION == "tf32" and tile.dtype == tl.float32:
+        bits = (tile.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        return tl.where(tile == tile, bits.to(tl.float32, bitcast=True), tile)
+    else:
+        return tile
+
+
+@triton.jit
 def product(source, weights, total, PRECISION: tl.constexpr):
-    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None."""
-    source = source.to(weights.dtype)
+    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None. Weights are
+    operands already."""
+    source = operand(source.to(weights.dtype), PRECISION)
     if WIDEN:
         source = source.to(tl.float32)
         weights = weights.to(tl.float32)
@@ -104,6 +96,48 @@ def product(source, weights, total, PRECISION: tl.constexpr):
         return tl.dot(source, weights, input_precision=PRECISION)
     else:
         return tl.dot(source, weights, total, input_precision=PRECISION)
+
+
+# ---- weights
+
+
+@triton.jit
+def pack(
+    into,
+    parameter,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write (ROWS, COLUMNS) of a parameter as a tile of operands, padded with zeros, or its transpose."""
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = parameter + (ROW + row) * STRIDE + COLUMN + column
+    tile = tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
+    to = column * PADDED_ROWS + row if TRANSPOSED else row * PADDED_COLUMNS + column
+    tl.store(into + to, operand(tile, PRECISION))
+
+
+@triton.jit
+def term(total, parameter, ROW: tl.constexpr, ROWS: tl.constexpr, AT: tl.constexpr, PADDED: tl.constexpr):
+    """Add ROWS of a parameter to the columns of a bias from AT on."""
+    place = tl.arange(0, PADDED) - AT
+    values = tl.load(parameter + ROW + place, mask=(place >= 0) & (place < ROWS), other=0.0).to(tl.float32)
+    return total + values
+
+
+@triton.jit
+def pack_bias(into, total, PADDED: tl.constexpr):
+    tl.store(into + tl.arange(0, PADDED), total.to(into.dtype.element_ty))
+
+
+# ---- elementary functions
 
 
 @triton.jit

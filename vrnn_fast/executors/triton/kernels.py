@@ -14,7 +14,7 @@ from ...cell.stages import Keep
 from ...replacing import replacing
 from ..base import Want
 from ..cache import cache_directory
-from . import emit
+from . import emit, pack
 from .plan import plan
 from .tuning import Config, resident
 
@@ -29,6 +29,18 @@ def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ..
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Any:
     """The kernel of :func:`backward_source`."""
     return getattr(module(backward_source(spec, config, itemsize, on_z, on_eps)), emit.BACKWARD)
+
+
+@lru_cache(maxsize=256)
+def packing(spec: CellSpec, widest: int, mean: bool | None, reverse: bool) -> Any:
+    """The kernel of :func:`packing_source`."""
+    return getattr(module(packing_source(spec, widest, mean, reverse)), pack.NAME)
+
+
+def packing_source(spec: CellSpec, widest: int, mean: bool | None, reverse: bool) -> str:
+    """The kernel that lays out the weights of the kernel with this plan."""
+    strides = {p.name: p.shape[-1] for p in spec.parameters()}
+    return pack.source(plan(spec, widest, mean, reverse=reverse), strides)
 
 
 def forward_source(

@@ -6,17 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
 from ..base import Batch
 from ..call import Call, on
 from ..rows import aligned, allocate
-from . import tuning
+from . import pack, tuning
 from .plan import identifier, plan
 
-launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
+launches: Counter[str] = Counter()  # of kernels of ours in this process: "weights", "forward", "backward", "generate"
 
 
 class Launch(Call):
@@ -33,27 +32,21 @@ class Launch(Call):
         *,
         reverse: bool = False,
     ) -> None:
-        self.precision = precision
+        self.precision, self.mean = precision, mean
         particles = 1 if given.uniforms is None else given.uniforms.shape[2]
         self.config = tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
         self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
         super().__init__(spec, given, parameters, self.plan, noise=mean is not None)
 
     def workspace(self) -> Tensor:
-        """The weights of the scan side by side, as its kernels read them."""
-        like = self.given.x
-        space = allocate(like, (self.plan.workspace,), 0.0)
-        into, of = [], []
-        for matrix in self.plan.matrices:
-            weight = self.rows.weight(matrix.stage)
-            height, width = weight.shape
-            place = space[matrix.offset : matrix.offset + height * matrix.stride].view(height, matrix.stride)
-            into.append(place[:, :width])
-            of.append(weight)
-            if matrix.stage.bias is not None:
-                into.append(space[matrix.bias : matrix.bias + height])
-                of.append(self.rows.bias(matrix.stage.bias, height))
-        torch._foreach_copy_(into, of)
+        """The weights of the scan as its kernel reads them."""
+        from . import kernels
+
+        space = allocate(self.given.x, (self.plan.workspace,))
+        kernel = kernels.packing(self.spec, self.config.widest, self.mean, self.plan.reverse)
+        named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in pack.parameters(self.plan)}
+        arguments = {"workspace": space, **named, "PRECISION": self.precision}
+        self.launch("weights", kernel, pack.programs(self.plan), arguments)
         return space
 
     def states(self, start: str, starts: Sequence[Tensor], end: str, ends: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -82,7 +75,7 @@ class Launch(Call):
             if cut.divergence is not None:
                 rows.kl = tensors["b_kl"] = allocate(like, (rows.count,), 0.0)
         kernel = kernels.forward(self.spec, self.config, like.element_size(), stored)
-        self.launch("forward", kernel, tensors)
+        self.launch_scan("forward", kernel, tensors)
 
     def backward_scan(
         self,
@@ -105,28 +98,32 @@ class Launch(Call):
         if cut.resamples:
             tensors["b_ancestors"] = ancestors
         kernel = kernels.backward(self.spec, self.config, self.given.x.element_size(), on_z, on_eps)
-        self.launch("backward", kernel, tensors)
+        self.launch_scan("backward", kernel, tensors)
 
-    def launch(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
-        """One launch over all tiles of the batch, on the current stream of the tensors' device."""
+    def launch_scan(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
+        """Launch a scan over all tiles of the batch."""
+        given = {
+            **arguments,
+            "weights": self.workspace(),
+            "steps": self.steps,
+            "batch": self.batch,
+            "lengths": self.lengths,
+            "order": self.order,
+            "resets": self.flags(self.given.resets),
+            "ROWS": self.config.rows,
+            "PARTICLES": self.particles,
+            "PRECISION": self.precision,
+        }
+        whole = self.config.rows // self.particles * self.particles
+        self.launch(way, kernel, -(-self.batch // whole), given)
+
+    def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+        """One launch of so many programs, on the current stream of the tensors' device."""
         from .versions import options
 
         launches[way] += 1
-        whole = self.config.rows // self.particles * self.particles
         with on(self.given.x.device):
-            kernel[(-(-self.batch // whole),)](
-                **arguments,
-                weights=self.workspace(),
-                steps=self.steps,
-                batch=self.batch,
-                lengths=self.lengths,
-                order=self.order,
-                resets=self.flags(self.given.resets),
-                ROWS=self.config.rows,
-                PARTICLES=self.particles,
-                PRECISION=self.precision,
-                **options(self.config.warps),
-            )
+            kernel[(programs,)](**arguments, **options(self.config.warps))
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
@@ -148,5 +145,5 @@ def generate(
     state = [allocate(batch.x, tuple(start.shape)) for start in batch.state]
     tensors |= own.states("start", own.starts(), "final", state)
     kernel = kernels.forward(spec, own.config, batch.x.element_size(), ("x",), mean)
-    own.launch("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
+    own.launch_scan("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
     return own.result(rows.value["x"]), state

@@ -73,14 +73,13 @@ class Scan(Writer):
         """Move on to ``then`` in the rows that the step belongs to."""
         self.step.append(f"{variable} = tl.where(active[:, None], {then}, {variable})")
 
-    def weight(self, matrix: Matrix, target: Tile, source: Tile, *, transposed: bool) -> str:
+    def weight(self, matrix: Matrix, target: Tile, source: Tile) -> str:
         """The variable that holds the weights between two tiles; its lines are written where they belong."""
         name = f"w{matrix.number}_{target.start}_{source.start}"
         if name not in self.known:
-            row, column = target.start - matrix.stage.target.start, source.start - matrix.stage.source.start
-            at = f"{matrix.offset + row * matrix.stride + column}, {matrix.stride}"
-            sizes = f"{target.width}, {target.padded}, {source.width}, {source.padded}"
-            line = f"{name} = on.weight(weights, {at}, {sizes}, {transposed})"
+            rows, columns = (target, source) if self.plan.reverse else (source, target)
+            at = matrix.weights(target, source)
+            line = f"{name} = on.weight(weights, {at}, {rows.padded}, {columns.padded})"
             if matrix.number in self.resident:
                 self.known.add(name)
                 self.once.append(line)
@@ -158,13 +157,13 @@ class Forward(Scan):
     def add(self, matrix: Matrix, tile: Tile, source: Tile | None) -> None:
         """Add a term to a tile: a product, or the bias."""
         if source is None:
-            bias, at = f"bias{matrix.number}_{tile.start}", tile.start - matrix.stage.target.start
+            bias = f"bias{matrix.number}_{tile.start}"
             place = self.once if matrix.number in self.resident else self.step
-            place.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
+            place.append(f"{bias} = on.bias(weights, {matrix.bias(tile)}, {tile.padded})")
             self.put(tile, f"on.spread({bias}, ROWS)")
         else:
             self.load("b", tile, tile.name)
-            weights = self.weight(matrix, tile, source, transposed=True)
+            weights = self.weight(matrix, tile, source)
             self.put(tile, f"on.product({self.value(source)}, {weights}, {tile.name}, PRECISION)")
 
     def add_up(self, name: str, terms: str, tile: Tile) -> None:
@@ -257,7 +256,7 @@ class Backward(Scan):
         self.passed.add((matrix, target))
         self.keep(target)
         for source in self.plan.tiles_of(matrix.stage.source):
-            weights = self.weight(matrix, target, source, transposed=False)
+            weights = self.weight(matrix, target, source)
             given = f"{self.gradient(target)}, {weights}, {self.total(source)}"
             self.put(source, f"on.product({given}, PRECISION)")
 

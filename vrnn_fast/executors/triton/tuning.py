@@ -70,8 +70,7 @@ class Config:
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
     """Of one matrix on the chip, padded."""
-    target, source = (sum(t.padded for t in cut.tiles_of(s)) for s in (matrix.stage.target, matrix.stage.source))
-    return target * source * itemsize
+    return matrix.size * itemsize
 
 
 def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:

@@ -56,8 +56,8 @@ class Writer:
             step += self._read("given")
         lines = [HEAD, '@triton.jit(do_not_specialize=["steps", "batch"])', f"def {name}("]
         lines += [*(f"    {a}," for a in self.arguments), *(f"    {c}: tl.constexpr," for c in CONSTANTS), "):"]
-        lines += [*_indent(1, once), "    for s in range(longest):", *_indent(2, step, self.step)]
-        return "\n".join((*lines, *_indent(1, self.last))) + "\n"
+        lines += [*indent(1, once), "    for s in range(longest):", *indent(2, step, self.step)]
+        return "\n".join((*lines, *indent(1, self.last))) + "\n"
 
     def _read(self, prefix: str, of: str = "") -> list[str]:
         return [f"{prefix}_{v} = {load.format(row=f'row{of}', active=f'active{of}')}" for v, load in self.loads.items()]
@@ -67,5 +67,6 @@ def _find_rows(t: str, of: str = "") -> list[str]:
     return [f"active{of} = on.running({t}, length)", f"row{of} = tl.cast({t}, tl.int64) * batch + b"]
 
 
-def _indent(depth: int, *parts: list[str]) -> list[str]:
+def indent(depth: int, *parts: list[str]) -> list[str]:
+    """The lines of all parts, further to the right."""
     return [f"{'    ' * depth}{line}" for part in parts for line in part]
