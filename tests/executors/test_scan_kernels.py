@@ -227,6 +227,7 @@ CONFIGS = {
     "streamed weights": Config(16, 8, 128, False, 0),
     "more rows": Config(32, 4, 32, True, 4000),
     "sums held": Config(16, 4, 32, True, 4000, late=False),
+    "few rows": Config(8, 8, 32, False, 4000, late=False),
 }
 
 
@@ -241,6 +242,20 @@ def configured(config: Config) -> Iterator[None]:
 def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
     with configured(CONFIGS[name]):
         check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
+
+
+def test_the_default_model_runs_in_full_float32() -> None:
+    torch.manual_seed(0)
+    own, x = VRNN(28, 100, 16, backend="triton").to(DEVICE), torch.rand(1, 2, 28, device=DEVICE)
+    plain = VRNN(28, 100, 16, backend="reference").to(DEVICE)
+    plain.load_state_dict(own.state_dict())
+    eps, losses = torch.randn(1, 2, 16, device=DEVICE), []
+    for each in (own, plain):
+        losses.append(each(x, eps=eps).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+    for a, b in zip(own.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, torch.zeros_like(b) if b.grad is None else b.grad)
 
 
 def test_a_cell_runs_on_in_pieces() -> None:

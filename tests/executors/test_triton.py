@@ -207,7 +207,7 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective
         stored, found = there.stored(Keep.STORED, Want(prior=True, raw=True)), []
         for loaded, ahead in ((none, False), (everything, True)):
             found.append(emit.forward(there, loaded, stored, ahead=ahead, late=ahead))
-            found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead))
+            found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead))
         return found
 
     assert sources() == sources()
@@ -250,30 +250,38 @@ def test_candidates_fit_the_chip(chip: tuning.Chip) -> None:
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
 def test_what_would_spill_comes_last_and_of_it_what_reads_ahead_or_is_wide(chip: tuning.Chip) -> None:
-    found = {hidden: tuning.candidates(CellSpec(28, hidden, 16, phi_z=(hidden,)), 4, chip) for hidden in (40, 64)}
-    for hidden, configs in found.items():
-        spills = []
-        for config in configs:
-            cut = plan(CellSpec(28, hidden, 16, phi_z=(hidden,)), config.widest)
-            by_threads = tuning.multiply_adds(cut, config, chip)
-            wanted = tuning.registers(cut, config, chip)
-            spills.append(by_threads > tuning.FEW_MULTIPLY_ADDS or wanted > tuning.MOST_REGISTERS)
+    for hidden in (100, 128, 256):
+        spec = CellSpec(28, hidden, 16, phi_z=(hidden,))
+        configs = tuning.candidates(spec, 2, chip)
+        wanted = [tuning.registers(plan(spec, config.widest), config, chip) for config in configs]
+        spills = [registers > tuning.MOST_REGISTERS for registers in wanted]
+        assert configs
         assert spills == sorted(spills)
         rest = [(config.ahead, config.widest) for config, spilled in zip(configs, spills, strict=True) if spilled]
         assert rest == sorted(rest)
-    assert found[40][0].ahead
-    assert found[40][0].widest == 64
 
 
-def test_few_narrow_tiles_are_better_than_wide_ones_where_threads_multiply() -> None:
+def test_where_threads_multiply_tiles_are_narrow_and_where_they_would_spill_low() -> None:
     chip = CHIPS["sm_90"]
-    few, many = CellSpec(28, 128, 16), CellSpec(28, 80, 16, encoder=(80,), phi_z=(80,))
-    assert tuning.products(plan(few, tuning.NARROW)) <= tuning.MOST_NARROW_PRODUCTS
-    assert tuning.candidates(few, 4, chip)[0].widest == tuning.NARROW
-    assert tuning.products(plan(many, tuning.NARROW)) > tuning.MOST_NARROW_PRODUCTS
-    assert tuning.candidates(many, 4, chip)[0].widest == 64
-    for itemsize, precision in ((4, "tf32"), (2, "ieee")):
-        assert all(config.widest > tuning.NARROW for config in tuning.candidates(few, itemsize, chip, precision))
+    for hidden, rows in ((40, 16), (64, 16), (100, 8)):
+        spec = CellSpec(28, hidden, 16, phi_z=(hidden,), encoder=(hidden, hidden))
+        found = tuning.candidates(spec, 4, chip)
+        assert {config.widest for config in found} == {tuning.NARROW}
+        assert found[0].rows == rows
+        for config in found:
+            cut = plan(spec, tuning.NARROW)
+            assert tuning.multiply_adds(cut, config, chip) <= tuning.MOST_MULTIPLY_ADDS
+            assert tuning.registers(cut, config, chip) + tuning.operand_registers(config) <= tuning.MOST_REGISTERS
+        for itemsize, precision in ((4, "tf32"), (2, "ieee")):
+            found = tuning.candidates(spec, itemsize, chip, precision)
+            assert all(config.widest > tuning.NARROW and config.rows >= 16 for config in found)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_the_default_model_runs_in_full_float32(chip: str) -> None:
+    spec = VRNN(28, 100, 16, device="meta", backend="reference").spec
+    for precision in ("ieee", "tf32"):
+        assert tuning.misfit(spec, 4, CHIPS[chip], precision) is None
 
 
 def test_a_tile_holds_all_particles_of_a_sequence() -> None:

@@ -33,6 +33,7 @@ def forward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     bias1_4 = on.bias(weights, 1552, 16)
@@ -57,7 +58,7 @@ def forward_scan(
     next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
     next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
     for s in range(longest):
-        t = s
+        t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_pre_16 = next_pre_16

@@ -30,6 +30,7 @@ def forward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     bias1_0 = on.bias(weights, 1024, 16)
     w1_0_0 = on.weight(weights, 768, 16, 16)
@@ -65,7 +66,7 @@ def forward_scan(
     next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 64)
     next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 64)
     for s in range(longest):
-        t = s
+        t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_eps_0 = next_eps_0

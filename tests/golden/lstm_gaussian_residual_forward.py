@@ -36,6 +36,7 @@ def forward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     c_0_0 = on.load(start_c_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     w0_0_0 = on.weight(weights, 0, 16, 16)
@@ -58,7 +59,7 @@ def forward_scan(
     w4_48_0 = on.weight(weights, 3152, 16, 16)
     w4_64_0 = on.weight(weights, 3408, 16, 16)
     for s in range(longest):
-        t = s
+        t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)

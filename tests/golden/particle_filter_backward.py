@@ -35,6 +35,7 @@ def backward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     w2_32_0 = on.weight(weights, 1568, 16, 16)
     w0_32_0 = on.weight(weights, 512, 16, 16)
@@ -62,7 +63,7 @@ def backward_scan(
     next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8)
     next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
     for s in range(longest):
-        t = longest - 1 - s
+        t = longest - 1 - s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_ancestors = next_ancestors

@@ -39,6 +39,7 @@ def forward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     bias2_4 = on.bias(weights, 2096, 16)
@@ -74,7 +75,7 @@ def forward_scan(
     next_x_0 = on.load(b_x, row, active, 0, 8, 16, 8)
     next_uniforms = tl.load(b_uniforms + row, mask=active, other=0)
     for s in range(longest):
-        t = s
+        t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_pre_16 = next_pre_16

@@ -56,13 +56,13 @@ def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ah
     return scan.source(FORWARD)
 
 
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool) -> str:
+def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> str:
     """The source of the reverse kernel; with a gradient that reaches z from outside, and one wanted of eps, or not.
 
     Raises:
         TypeError: a stage of the scan has no gradient there.
     """
-    scan = Backward(plan, resident, ahead=ahead, on_z=on_z, on_eps=on_eps)
+    scan = Backward(plan, resident, ahead=ahead, late=late, on_z=on_z, on_eps=on_eps)
     for scan.number, stage in reversed(tuple(enumerate(plan.program.scan))):
         emit = emitter(stage).backward
         if isinstance(emit, str):

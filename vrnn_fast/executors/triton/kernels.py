@@ -55,7 +55,8 @@ def forward_source(
 def backward_source(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> str:
     """The reverse kernel; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
     cut = plan(spec, config.widest, reverse=True)
-    return emit.backward(cut, resident(cut, config, itemsize), on_z=on_z, on_eps=on_eps, ahead=config.ahead)
+    loaded = resident(cut, config, itemsize)
+    return emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=config.ahead, late=config.late)
 
 
 def training_sources(spec: CellSpec, config: Config, itemsize: int) -> tuple[str, str]:

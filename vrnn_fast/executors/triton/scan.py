@@ -12,7 +12,7 @@ from collections import defaultdict
 from ...cell.stages import Dense
 from ..cut import slices, written
 from .plan import Matrix, Plan, Tile, identifier
-from .writer import Writer
+from .writer import Reads, Writer
 
 
 class Scan(Writer):
@@ -20,11 +20,11 @@ class Scan(Writer):
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
-        ahead: as in :class:`Writer`.
+        reads: as in :class:`Writer`.
     """
 
-    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool) -> None:
-        super().__init__(ahead)
+    def __init__(self, plan: Plan, resident: frozenset[int], reads: Reads) -> None:
+        super().__init__(reads)
         self.plan, self.resident = plan, resident
         self.number = 0  # of the stage that is being written
         self.known: set[str] = set()  # variables that a step has written
@@ -38,14 +38,14 @@ class Scan(Writer):
         return f"{tile.start}, {tile.width}, {tile.padded}, {self.plan.width(tile.buffer)}"
 
     def load(self, prefix: str, tile: Tile, variable: str) -> None:
-        """Read a tile at the start of a step, unless the step has it."""
+        """Read a tile, unless the step has it."""
         if variable not in self.known:
             self.known.add(variable)
             pointer = self.pointer(prefix, tile.buffer)
             self.read(variable, f"on.load({pointer}, {{row}}, {{active}}, {self.columns(tile)})", "tl.float32")
 
     def load_row(self, variable: str, dtype: str) -> None:
-        """Read a number of each row at the start of a step."""
+        """Read a number of each row."""
         pointer = self.pointer("b", variable)
         self.read(variable, f"tl.load({pointer} + {{row}}, mask={{active}}, other=0)", dtype)
 
@@ -107,7 +107,7 @@ class Forward(Scan):
     def __init__(
         self, plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool
     ) -> None:
-        super().__init__(plan, resident, ahead)
+        super().__init__(plan, resident, "a step ahead" if ahead else "at the start")
         self.stored, self.late = stored, late
         self.pending: dict[Tile, list[tuple[Matrix, Tile | None]]] = {}  # products and, for None, biases
         self.unsaved: set[Tile] = set()
@@ -188,10 +188,13 @@ class Backward(Scan):
     Args:
         on_z: whether a gradient reaches z from outside.
         on_eps: whether one is wanted of eps.
+        late: whether what a step reads may wait in registers until it is needed.
     """
 
-    def __init__(self, plan: Plan, resident: frozenset[int], *, ahead: bool, on_z: bool, on_eps: bool) -> None:
-        super().__init__(plan, resident, ahead)
+    def __init__(
+        self, plan: Plan, resident: frozenset[int], *, ahead: bool, late: bool, on_z: bool, on_eps: bool
+    ) -> None:
+        super().__init__(plan, resident, "a step ahead" if ahead else "at the start" if late else "where needed")
         self.on_eps = on_eps
         self.begun: set[Tile] = set()  # gradients that begin in memory
         self.stored: set[Tile] = set()

@@ -23,16 +23,15 @@ from ..cache import cache_directory
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
-MOST_AHEAD = (
-    240  # estimated, where a step reads ahead of the next one: a little less, for nothing should spill for that
-)
+MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one, and whether threads multiply: a little
+# less, for nothing should spill for that
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
-MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
-FEW_MULTIPLY_ADDS = 2000  # so many without a spill
+MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
-MOST_NARROW_PRODUCTS = 70  # of narrow tiles: beyond, they spill more than wider ones
+MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
 ROWS = (16, 32, 64, 128)  # of a tile
+FEWEST_ROWS = 8  # of a tile that threads multiply: tensor cores would pad it
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Config:
         widest: columns of the widest tile, a power of two from 16 on.
         ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
         shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
-        late: whether forward holds a tile's operands until its sums are needed, rather than its sums.
+        late: whether registers hold operands rather than sums. Then forward adds up a tile where it is needed, and a
+            reverse step begins with all that it reads; where operands are large, neither.
     """
 
     rows: int
@@ -123,6 +123,11 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
+def operand_registers(config: Config) -> int:
+    """Of the operands of one product of a thread that multiplies: so many rows of one, and a column of the other."""
+    return config.widest * (max(1, config.rows // config.warps) + 1)
+
+
 def candidates(
     spec: CellSpec,
     itemsize: int,
@@ -139,18 +144,20 @@ def candidates(
     found = []
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
-    by_tensor_cores = itemsize < 4 or precision != "ieee"
-    widest_of = (64, 128) if by_tensor_cores else (64, 128, NARROW)
+    by_threads = itemsize == 4 and precision == "ieee"
+    if by_threads and particles <= FEWEST_ROWS:
+        rows_of.append(FEWEST_ROWS)
+    widest_of, most = ((NARROW,), MOST_NARROW_PRODUCTS) if by_threads else ((64, 128), MOST_PRODUCTS)
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
-        late = by_tensor_cores and widest <= 64  # else operands take more registers than sums
+        late = itemsize < 4 and widest <= 64  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
-        most = MOST_NARROW_PRODUCTS if widest == NARROW else MOST_PRODUCTS
         if products(cut) > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
-        by_threads = 0 if by_tensor_cores else multiply_adds(cut, config, chip)
-        wanted = registers(cut, config, chip)
-        if by_threads <= MOST_MULTIPLY_ADDS and wanted <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
-            spills = by_threads > FEW_MULTIPLY_ADDS or wanted > MOST_REGISTERS
+        if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
+            continue
+        wanted = registers(cut, config, chip) + (operand_registers(config) if by_threads else 0)
+        if wanted <= (MOST_AHEAD[by_threads] if ahead else MOST_REGISTERS if by_threads else MOST_ESTIMATED[itemsize]):
+            spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
     return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:3]))
 
