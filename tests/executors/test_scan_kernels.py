@@ -831,6 +831,14 @@ def test_operators_keep_their_promises() -> None:
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, resampling, *options[1:]))
 
 
+def test_a_configuration_is_timed_by_its_scans_alone() -> None:
+    before = launch.launches.copy()
+    spec, config = cell(hidden_size=4), CONFIGS["narrow tiles"]
+    assert launch.scan_seconds(spec, config, torch.float32, DEVICE, 2, 3) > 0
+    repeats = 1 + launch._Timed.repeats
+    assert launch.launches - before == TRAINING | {"forward": repeats, "backward": repeats}
+
+
 def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
     from bench.gpu import Job, lines

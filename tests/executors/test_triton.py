@@ -308,17 +308,49 @@ def test_the_fastest_configuration_is_remembered(tmp_path: Path, monkeypatch: py
         measured.append(config)
         return float(len(measured) != 3)
 
+    said = list[str]()
     found = tuning.candidates(spec, 4, CHIPS["sm_90"])
     tuning._chosen.cache_clear()
     try:
         assert tuning.choose(spec, torch.float32, device) == found[0]
-        assert tuning.tune(spec, torch.float32, device, seconds) == found[2]
+        assert tuning.tune(spec, torch.float32, device, seconds, say=said.append) == found[2]
         assert measured == list(found)
+        assert said[0].startswith(f"way 1 of {len(found)} to write the kernels, 0 of at most 300 s: Config(rows=16")
         assert tuning.choose(spec, torch.float32, device) == found[2]
         assert tuning.choose(spec, torch.bfloat16, device) == tuning.candidates(spec, 2, CHIPS["sm_90"])[0]
         next(tmp_path.glob("tuned_*.json")).write_text(json.dumps({"of": "another version"}))
         tuning._chosen.cache_clear()
         assert tuning.choose(spec, torch.float32, device) == found[0]
+    finally:
+        tuning._chosen.cache_clear()
+
+
+def test_a_search_ends_and_survives_what_there_is_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
+    spec, clock, measured = CellSpec(28, 40, 16), [0.0], list[Config]()
+    monkeypatch.setattr(tuning, "perf_counter", lambda: clock[0])
+    found = tuning.candidates(spec, 2, CHIPS["sm_90"])
+
+    def seconds(config: Config) -> float:
+        measured.append(config)
+        clock[0] += 60.0
+        if len(measured) == 1:
+            raise OutOfResources(300000, 232448, "shared memory")
+        return 1.0 / len(measured)
+
+    def tune() -> Config:
+        place = spec, torch.bfloat16, torch.device("cpu")
+        return tuning.tune(*place, seconds, at_most=150.0, say=lambda _: None)
+
+    try:
+        assert tune() == found[2]
+        assert measured == list(found[:3])
+        measured.clear()
+        monkeypatch.setattr(tuning, "candidates", lambda *_: found[:1])
+        with pytest.raises(RuntimeError, match="no room for any of 1 ways"):
+            tune()
     finally:
         tuning._chosen.cache_clear()
 

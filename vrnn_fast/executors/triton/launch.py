@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
-from ..base import Batch
-from ..call import Call, on
+from ...cell.stages import Keep
+from ..base import Batch, Want
+from ..call import Call, backward, forward, on
 from ..rows import aligned, allocate
 from . import pack, tuning
 from .plan import identifier, plan
+from .tuning import Config
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: "weights", "forward", "backward", "generate"
 
@@ -31,10 +36,11 @@ class Launch(Call):
         mean: bool | None = None,
         *,
         reverse: bool = False,
+        config: Config | None = None,
     ) -> None:
         self.precision, self.mean = precision, mean
         particles = 1 if given.uniforms is None else given.uniforms.shape[2]
-        self.config = tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
+        self.config = config or tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
         self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
         super().__init__(spec, given, parameters, self.plan, noise=mean is not None)
 
@@ -124,6 +130,62 @@ class Launch(Call):
         launches[way] += 1
         with on(self.given.x.device):
             kernel[(programs,)](**arguments, **options(self.config.warps))
+
+
+class _Timed(Launch):
+    """A call that repeats each scan, and knows what they take.
+
+    A scan writes where it has read, so that the numbers of a repeat mean nothing.
+    """
+
+    seconds = 0.0
+    repeats = 10
+
+    def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+        once = partial(super().launch, way, kernel, programs, arguments)
+        once()
+        if way in ("forward", "backward"):
+            self.seconds += _seconds(once, self.given.x.device, self.repeats) / self.repeats
+
+
+def _seconds(once: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """Of so many launches, one behind the other."""
+    if device.type != "cuda":
+        start = perf_counter()
+        for _ in range(repeats):
+            once()
+        return perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with on(device):
+        begin.record()
+        for _ in range(repeats):
+            once()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def scan_seconds(
+    spec: CellSpec,
+    config: Config,
+    dtype: torch.dtype,
+    device: torch.device,
+    steps: int,
+    batch: int,
+    precision: str = "ieee",
+) -> float:
+    """What both scans of a training step take in one configuration, by the device's clock, and nothing around them."""
+    from ..problem import Problem
+
+    inputs = {name: t.to(device, dtype) for name, t in Problem.draw(spec, steps, batch).inputs.items()}
+    state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+    given = Batch(inputs["x"], inputs["eps"], state, cond=inputs.get("cond"))
+    parameters = [inputs[p.name] for p in spec.parameters()]
+    there, back = (_Timed(spec, given, parameters, precision, reverse=r, config=config) for r in (False, True))
+    found = forward(there, Keep.STORED, Want())
+    upstream = {"nll": torch.ones_like(found.nll), "kl": torch.ones_like(found.kl)}
+    backward(back, upstream, found.z, found.std, found.ancestors, found.saved, Keep.STORED, set())
+    return there.seconds + back.seconds
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -136,7 +139,8 @@ def candidates(
     mean: bool | None = None,
     particles: int = 1,
 ) -> tuple[Config, ...]:
-    """The configurations that a cell may be run in, the best guess first; empty where none fits.
+    """The configurations that a cell may be run in, the best guess first; empty where none fits. Those that would spill
+    are among them only where all would.
 
     ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
     sequence are in one tile. Here and below.
@@ -159,6 +163,7 @@ def candidates(
         if wanted <= (MOST_AHEAD[by_threads] if ahead else MOST_REGISTERS if by_threads else MOST_ESTIMATED[itemsize]):
             spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
+    found = [entry for entry in found if not entry[0]] or found
     return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:3]))
 
 
@@ -217,18 +222,46 @@ def _chosen(
     return tuned if tuned in found else found[0]
 
 
+def _progress(line: str) -> None:
+    print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+
 def tune(
     spec: CellSpec,
     dtype: torch.dtype,
     device: torch.device,
     seconds: Callable[[Config], float],
     precision: str = "ieee",
+    *,
+    at_most: float = 300.0,
+    say: Callable[[str], None] = _progress,
 ) -> Config:
-    """Measure every candidate by ``seconds``, remember the fastest on disk, and use it from now on."""
-    chip = chip_of(device)
-    best = min(candidates(spec, dtype.itemsize, chip, precision), key=seconds)
-    path = _record(spec, dtype, chip, precision)
-    with replacing(path) as file:
+    """Measure the candidates, remember the fastest on disk, and use it from now on.
+
+    Args:
+        seconds: of one that is run (:func:`.launch.scan_seconds`). Where the device has no room for it, it is left out.
+        at_most: seconds after which no other one is begun, the best guess being the first; it may take a minute to
+            compile one.
+        say: takes a line before each, of what is measured.
+
+    Raises:
+        RuntimeError: the device has no room for any.
+    """
+    from .versions import NO_ROOM
+
+    chip, begun = chip_of(device), perf_counter()
+    found, measured = candidates(spec, dtype.itemsize, chip, precision), dict[Config, float]()
+    for number, config in enumerate(found, 1):
+        spent = perf_counter() - begun
+        if spent > at_most and measured:
+            break
+        say(f"way {number} of {len(found)} to write the kernels, {spent:.0f} of at most {at_most:.0f} s: {config}")
+        with suppress(*NO_ROOM):
+            measured[config] = seconds(config)
+    if not measured:
+        raise RuntimeError(f"the device has no room for any of {len(found)} ways to write this cell's kernels")
+    best = min(measured, key=measured.__getitem__)
+    with replacing(_record(spec, dtype, chip, precision)) as file:
         file.write(json.dumps(asdict(best)).encode())
     _chosen.cache_clear()
     return best
