@@ -6,6 +6,7 @@ Imports torch, triton, numpy and pytest only. tests/executors/test_triton.py run
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,7 +57,10 @@ AFFINE = (("phi_x", ("identity",)), ("phi_z", ("identity",)), ("encoder", ("tanh
 RESIDUAL = {"residual": True, "cond_size": 2}
 APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
-TRAINING = {"weights": 2, "forward": 1, "backward": 1}  # launches of a step
+TRAINING = dict.fromkeys(("before", "forward", "after", "after backward", "backward", "weight gradients"), 1) | {
+    "weights": 2
+}  # launches of a step where nothing goes back to x
+TRAINING_PHI_X = TRAINING | {"before backward": 1}
 EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 
 
@@ -183,7 +187,7 @@ FAMILY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("member", FAMILY)
 def test_the_whole_family(member: str) -> None:
-    check(cell(**FAMILY[member]), lengths=RAGGED, recompute=len(member) % 2 == 1)
+    check(cell(**FAMILY[member]), lengths=RAGGED, recompute=len(member) % 2 == 1, draws=3)
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
@@ -443,7 +447,7 @@ def test_a_module_is_trained_by_a_filter() -> None:
     torch.testing.assert_close(*found)
     for bound in found:
         bound.mean().backward()
-    assert launch.launches - before == TRAINING
+    assert launch.launches - before == {way: n for way, n in TRAINING.items() if way != "after"}
     for a, b in zip(own.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
@@ -587,6 +591,41 @@ def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
 # ---- launches
 
 
+def launched(profile: torch.profiler.profile) -> Counter[str]:
+    """What of torch's own would be launches on a GPU inside the operators of a step."""
+    quiet = ("empty", "empty_strided", "view", "as_strided", "_reshape_alias", "resize_", "to", "promote_types")
+
+    def counts(event: Any) -> bool:
+        parent = event.cpu_parent
+        while parent is not None and not parent.name.startswith("vrnn_fast::triton"):
+            parent = parent.cpu_parent
+        elements = [0 not in shape for shape in event.input_shapes if shape]
+        return parent is not None and all(elements)
+
+    leaves = (e for e in profile.events() if e.name.startswith("aten::") and not e.cpu_children)
+    names = ((e, e.name.removeprefix("aten::")) for e in leaves)
+    return Counter(name for event, name in names if name not in quiet and counts(event))
+
+
+def test_a_training_step_is_a_few_launches() -> None:
+    """Ours, and of torch's the posterior's means, gradients of a row's numbers, which it expands, and zeros for those
+    of a state that nobody asks for: nothing elementwise."""
+    own, x = VRNN(5, 8, 3, backend="triton").to(DEVICE), torch.rand(3, 4, 5, device=DEVICE)
+    own(x).loss.backward()
+    ours: Counter[str] = Counter()
+    with (
+        mock.patch.object(launch.Launch, "launch", lambda _, way, *__: ours.update([way])),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile,
+    ):
+        own(x).loss.backward()
+    torchs = launched(profile)
+    config = tuning.choose(own.spec, torch.float32, DEVICE)
+    assert ours == TRAINING_PHI_X == Counter(launch.of_a_step(own.spec, config))
+    assert torchs.keys() <= {"copy_", "zero_", "fill_"}, torchs
+    assert 0 < torchs.total() < 6, torchs
+    assert ours.total() + torchs.total() <= 20
+
+
 def test_launches_do_not_grow_with_time() -> None:
     """Neither ours, whose counter also proves what ran, nor torch's."""
     spec, grown = cell(hidden_size=3, **NO_Z), []
@@ -598,7 +637,7 @@ def test_launches_do_not_grow_with_time() -> None:
         calls = {e.key: e.count for e in profile.key_averages() if e.key.startswith(("aten::", "vrnn_fast::"))}
         grown.append((launch.launches - before, calls))
     assert grown[0] == grown[1]
-    assert grown[0][0] == TRAINING
+    assert grown[0][0] == TRAINING_PHI_X
     assert grown[0][1]["vrnn_fast::triton_forward"] == grown[0][1]["vrnn_fast::triton_backward"] == 1
     before = launch.launches.copy()
     Problem.draw(spec, 2, 2).run(reference, torch.float32)
@@ -634,18 +673,20 @@ def test_a_module_trains_steps_and_generates() -> None:
     drawn, state = own.generate(3, prefix=x, lengths=lengths)
     assert drawn.shape == (3, 4, 5)
     assert own.generate(2, state=state)[0].shape == (2, 4, 5)
-    assert own.explain().startswith("triton: the scan is 1 launch forward and 1 backward")
+    assert own.explain().startswith(
+        f"triton: a training step is {sum(TRAINING.values())} launches, whatever T is: weights, "
+    )
 
 
 def test_explain_shows_the_kernels_that_run() -> None:
     own, (x, lengths, eps) = model(), batch()
-    kernels.forward.cache_clear()
-    kernels.backward.cache_clear()
+    for cached in (kernels.packing, kernels.rows, kernels.gradients, kernels.forward, kernels.backward):
+        cached.cache_clear()
     with mock.patch.object(kernels, "module", wraps=kernels.module) as module:
         own(x, lengths, eps=eps).loss.backward()
         own.generate(2, batch_size=3)
     text = own.explain(source=True)
-    assert module.call_count == text.count("@triton.jit") == 3
+    assert module.call_count == text.count("@triton.jit") == sum(TRAINING.values()) + 2
     assert all(source in text for (source,), _ in module.call_args_list)
 
 
@@ -745,7 +786,7 @@ def test_an_accelerated_model_trains_on_ragged_batches() -> None:
         loss, fields = accelerated(theirs, backend)(x, lengths)
         found.append((loss, fields, torch.autograd.grad(loss, list(theirs.parameters()))))
     torch.testing.assert_close(*found)
-    assert launch.launches - before == TRAINING
+    assert launch.launches - before == TRAINING_PHI_X
 
 
 @pytest.mark.filterwarnings("ignore:accelerated as layout")

@@ -366,8 +366,9 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
     cold, warm = found
-    scans = ["forward_scan", "backward_scan"] * 2 + ["forward_scan"]  # of a bound, of a filter, of generation
-    names = [name for scan in scans for name in ("pack_weights", scan)]
+    there = ["pack_weights", "before_rows", "forward_scan"]
+    back = ["pack_weights", "after_rows_backward", "backward_scan", "before_rows_backward", "weight_gradients"]
+    names = [*there, "after_rows", *back, *there, *back, "pack_weights", "forward_scan"]  # a bound, a filter, a player
     assert cold["wanted"] == [[name, False] for name in names]
     assert warm["wanted"] == [[name, True] for name in names]
     untuned = tuning.candidates(absent_gpu.SPEC, 4, CHIPS["sm_90"])[0]

@@ -27,6 +27,30 @@ def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
 
 
 @triton.jit
+def row_tile(count, ROWS: tl.constexpr):
+    """The rows in this program, and which of them there are."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return row, row < count
+
+
+@triton.jit
+def number(base, row, active):
+    """A number of each row; zero where it is not active."""
+    return tl.load(base + row, mask=active, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_number(base, row, active, number):
+    tl.store(base + row, number.to(base.dtype.element_ty), mask=active)
+
+
+@triton.jit
+def rounded(tile, base):
+    """A tile as memory would give it back."""
+    return tile.to(base.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
 def running(t, length):
     """The rows that step t belongs to."""
     t = t + 0 * length
@@ -137,6 +161,63 @@ def pack_bias(into, total, PADDED: tl.constexpr):
     tl.store(into + tl.arange(0, PADDED), total.to(into.dtype.element_ty))
 
 
+@triton.jit
+def weight_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    value,
+    START: tl.constexpr,
+    VALUE_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
+    zeros."""
+    total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            left = load(d, row, row < count, D_START, ROWS, PADDED_ROWS, D_STRIDE)
+            right = load(value, row, row < count, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE)
+            total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = into + (ROW + row) * STRIDE + COLUMN + column
+    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
+
+
+@triton.jit
+def bias_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+):
+    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
+    total = tl.zeros((PADDED,), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            total += tl.sum(load(d, row, row < count, D_START, ROWS, PADDED, D_STRIDE).to(tl.float32), 0)
+    column = tl.arange(0, PADDED)
+    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
+
+
 # ---- elementary functions
 
 
@@ -245,6 +326,31 @@ def log_ratio(z, eps, q_std, p_mean, p_std):
 
 
 @triton.jit
+def divergence(q_mean, q_std, p_mean, p_std):
+    """KL(q || p) of each column, exactly 0 of equal densities."""
+    ratio = tl.div_rn(q_std, p_std)
+    distance = tl.div_rn(q_mean - p_mean, p_std)
+    return 0.5 * (ratio * ratio + (distance * distance - 1.0)) - tl.log(ratio)
+
+
+@triton.jit
+def divergence_backward(at, q_std, p_mean, p_std, g, SAMPLED: tl.constexpr):
+    """Of each column, from the gradient of each row: those of q's mean or, SAMPLED, of z, and of q_std, p_mean and
+    p_std."""
+    g = g[:, None]
+    distance = tl.div_rn(at - p_mean, p_std)
+    d_at = g * tl.div_rn(distance, p_std)
+    if SAMPLED:
+        d_q_std = -tl.div_rn(g, q_std)
+        d_p_std = tl.div_rn(g, p_std) * (1.0 - distance * distance)
+    else:
+        ratio = tl.div_rn(q_std, p_std)
+        d_q_std = g * (tl.div_rn(ratio, p_std) - tl.div_rn(1.0, q_std))
+        d_p_std = tl.div_rn(g, p_std) * (1.0 - ratio * ratio - distance * distance)
+    return d_at, d_q_std, -d_at, d_p_std
+
+
+@triton.jit
 def bernoulli(x, logit):
     """-log p(x) of each column, here and below."""
     return plus_log1p(tl.where(logit < 0, 0.0, logit) - x * logit, exp(-tl.abs(logit)))
@@ -272,6 +378,35 @@ def gaussian(
     std = deviation(raw, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
     distance = (x - mean) / std
     return 0.5 * distance * distance + tl.log(std) + 0.91893853320467274178
+
+
+@triton.jit
+def bernoulli_backward(x, logit, g):
+    """Of each column, from the gradient of each row: those of x and of the logit. Here and below."""
+    g = g[:, None]
+    return -g * logit, g * ((1.0 - x) * sigmoid(logit) - x * sigmoid(-logit))
+
+
+@triton.jit
+def gaussian_backward(
+    x,
+    mean,
+    raw,
+    g,
+    SOFTPLUS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    g = g[:, None]
+    std = deviation(raw, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
+    distance = (x - mean) / std
+    d_x = g * distance / std
+    d_std = g / std * (1.0 - distance * distance)
+    return d_x, -d_x, deviation_backward(raw, d_std, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
 
 
 @triton.jit

@@ -1,12 +1,12 @@
-"""The kernel that lays out the weights of another one, as source. Pure.
+"""The kernel that lays out the weights of others, as source. Pure.
 
-Each program writes the weights between two tiles, or the bias of one, as plan.py says where: without gaps in the order
+Each program writes the weights of one tile's columns and their bias, as plan.py says where: without gaps in the order
 in which they are read, rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ...cell.stages import Term
 from .plan import Matrix, Plan, Tile, identifier
@@ -15,26 +15,26 @@ from .writer import HEAD, indent
 NAME = "pack_weights"
 
 
-def source(plan: Plan, strides: Mapping[str, int]) -> str:
+def source(plans: Sequence[Plan], strides: Mapping[str, int]) -> str:
     """The source of the kernel; as many programs as :func:`programs` says run it.
 
     ``strides`` are the elements from row to row of each parameter.
     """
-    arguments = ["workspace", *map(argument, parameters(plan)), "PRECISION: tl.constexpr"]
+    arguments = ["workspace", *map(argument, parameters(plans)), "PRECISION: tl.constexpr"]
     lines = [HEAD, "@triton.jit", f"def {NAME}("]
     lines += [*indent(1, [f"{a}," for a in arguments]), "):", "    program = tl.program_id(0)"]
-    return "\n".join((*lines, *indent(1, _choose(0, list(_programs(plan, strides)))))) + "\n"
+    return "\n".join((*lines, *indent(1, choose(0, list(_programs(plans, strides)))))) + "\n"
 
 
-def parameters(plan: Plan) -> list[str]:
+def parameters(plans: Sequence[Plan]) -> list[str]:
     """The parameters that it reads, in the order of its arguments."""
-    found = {b.parameter for m in plan.matrices for b in m.stage.blocks}
-    return sorted(found | {t.parameter for m in plan.matrices for t in _bias_of(plan, m) or ()})
+    found = {b.parameter for plan in plans for m in plan.matrices for b in m.stage.blocks}
+    return sorted(found | {t.parameter for plan in plans for m in plan.matrices for t in _bias_of(plan, m) or ()})
 
 
-def programs(plan: Plan) -> int:
+def programs(plans: Sequence[Plan]) -> int:
     """How many programs the kernel has."""
-    return sum(len(m.targets) * (len(m.sources) + (_bias_of(plan, m) is not None)) for m in plan.matrices)
+    return sum(len(matrix.targets) for plan in plans for matrix in plan.matrices)
 
 
 def argument(parameter: str) -> str:
@@ -46,24 +46,22 @@ def _bias_of(plan: Plan, matrix: Matrix) -> tuple[Term, ...] | None:
     return None if plan.reverse else matrix.stage.bias
 
 
-def _choose(first: int, of: list[str]) -> list[str]:
-    """The lines of the programs from ``first`` on, found by halving."""
+def choose(first: int, of: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of so many programs from ``first`` on, found by halving."""
     if len(of) == 1:
-        return of
+        return list(of[0])
     half = len(of) // 2
-    below, above = _choose(first, of[:half]), _choose(first + half, of[half:])
+    below, above = choose(first, of[:half]), choose(first + half, of[half:])
     return [f"if program < {first + half}:", *indent(1, below), "else:", *indent(1, above)]
 
 
-def _programs(plan: Plan, strides: Mapping[str, int]) -> Iterator[str]:
-    """The line of every program."""
-    for matrix in plan.matrices:
+def _programs(plans: Sequence[Plan], strides: Mapping[str, int]) -> Iterator[list[str]]:
+    """The lines of every program: all that makes one tile."""
+    for plan, matrix in ((of, matrix) for of in plans for matrix in of.matrices):
+        terms = _bias_of(plan, matrix)
         for target in matrix.targets:
-            for source in matrix.sources:
-                yield _weights(plan, matrix, target, source, strides)
-            terms = _bias_of(plan, matrix)
-            if terms is not None:
-                yield _bias(matrix, target, terms)
+            lines = [_weights(plan, matrix, target, source, strides) for source in matrix.sources]
+            yield [*lines, *([] if terms is None else [_bias(matrix, target, terms)])] or ["pass"]
 
 
 def _weights(plan: Plan, matrix: Matrix, target: Tile, source: Tile, strides: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from ...cell.partition import generation, partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Dense, Partition, Resample, Slice
+from ...cell.stages import Bias, Dense, Partition, Resample, Slice, Stage
 from ..cut import Cut, cut
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
@@ -109,9 +109,15 @@ class Plan(Cut):
     reverse: bool
 
     @property
+    def begun(self) -> tuple[Slice, ...]:
+        """What is begun before the scan, as it finds it."""
+        stages = (s for s in self.program.before if isinstance(s, Bias | Dense))
+        return tuple(s.target for s in stages if s.target.buffer in self.parts)
+
+    @property
     def workspace(self) -> int:
-        """Elements of all weights and biases of the scan."""
-        return self.matrices[-1].end
+        """Where its weights and biases end in the workspace."""
+        return self.matrices[-1].end if self.matrices else 0
 
     def matrix(self, stage: Dense) -> Matrix:
         """The weights of a dense stage of the scan."""
@@ -144,13 +150,21 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool
     ``reverse`` scan of a particle filter has what weighs a particle behind it, in ``after``: no gradient passes from a
     weight to a state.
     """
-    whole = cut(_program(spec, mean, reverse))
+    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0)
+
+
+def rows_plan(program: Partition, stages: tuple[Stage, ...], widest: int, first: int, *, reverse: bool) -> Plan:
+    """Cut stages that run over all rows, whose weights begin at ``first`` in the workspace, into tiles. Pure."""
+    return _tiled(cut(replace(program, before=(), scan=stages, after=())), widest, reverse, first)
+
+
+def _tiled(whole: Cut, widest: int, reverse: bool, first: int) -> Plan:
     tiles = {buffer: tuple(_tiles(parts, widest)) for buffer, parts in whole.parts.items()}
     matrices: list[Matrix] = []
     for stage in whole.program.scan:
         if isinstance(stage, Dense):
             ends = (_within(tiles, part) for part in (stage.target, stage.source))
-            matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else 0, *ends))
+            matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else first, *ends))
     return Plan(**vars(whole), tiles=tiles, matrices=tuple(matrices), reverse=reverse)
 
 

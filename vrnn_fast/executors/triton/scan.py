@@ -66,6 +66,8 @@ class Scan(Writer):
 
     def reset(self, *variables: str) -> None:
         """Set to zero where a sequence begins anew."""
+        if not variables:
+            return
         self.step += ["if resets is not None:", "    begins = tl.load(resets + row, mask=active, other=0) != 0"]
         self.step += [f"    {v} = tl.where(begins[:, None], 0.0, {v})" for v in variables]
 
@@ -252,13 +254,17 @@ class Backward(Scan):
             self.stored.add(tile)
             self.store("g", tile, self.gradient(tile))
 
+    def passes(self, tile: Tile) -> bool:
+        """Whether a gradient goes on to that tile."""
+        return True
+
     def back(self, matrix: Matrix, target: Tile) -> None:
         """Pass a gradient through one of the products that made its tile, once."""
         if (matrix, target) in self.passed:
             return
         self.passed.add((matrix, target))
         self.keep(target)
-        for source in self.plan.tiles_of(matrix.stage.source):
+        for source in filter(self.passes, self.plan.tiles_of(matrix.stage.source)):
             weights = self.weight(matrix, target, source)
             given = f"{self.gradient(target)}, {weights}, {self.total(source)}"
             self.put(source, f"on.product({given}, PRECISION)")

@@ -23,6 +23,7 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
+from .passes import Passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -116,6 +117,19 @@ def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
     return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
 
 
+def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
+    """Whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
+    by_threads = itemsize == 4 and precision == "ieee"
+    most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
+    for each in (around.first, around.last):
+        columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
+        wanted = 80 + columns * config.rows // (chip.lanes * config.warps)
+        wanted += operand_registers(config) if by_threads else 0
+        if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
+            return False
+    return True
+
+
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
     """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
 
@@ -127,8 +141,8 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
 
 
 def operand_registers(config: Config) -> int:
-    """Of the operands of one product of a thread that multiplies: so many rows of one, and a column of the other."""
-    return config.widest * (max(1, config.rows // config.warps) + 1)
+    """Of the operands of one product of a thread that multiplies: some rows of one, and a column of the other."""
+    return config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
 
 
 def candidates(
@@ -160,7 +174,7 @@ def candidates(
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
         wanted = registers(cut, config, chip) + (operand_registers(config) if by_threads else 0)
-        if wanted <= (MOST_AHEAD[by_threads] if ahead else MOST_REGISTERS if by_threads else MOST_ESTIMATED[itemsize]):
+        if wanted <= (MOST_AHEAD[by_threads] if ahead else MOST_ESTIMATED[2 if by_threads else itemsize]):
             spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
     found = [entry for entry in found if not entry[0]] or found
