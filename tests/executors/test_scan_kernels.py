@@ -46,6 +46,10 @@ from vrnn_fast.executors.triton.tuning import Config
 pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+# A GPU's ex2.approx, lg2.approx and div.full are each within 2 ulp by the manual of PTX, where the interpreter rounds
+# once: six roundings more than the law's two pass on a device.
+ROUNDINGS = 8.0 if DEVICE.type == "cuda" else None
+
 DEEP: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (6,)}
 GAUSSIAN: dict[str, Any] = {
     "likelihood": "gaussian",
@@ -109,7 +113,7 @@ here = SimpleNamespace(run=run)
 
 
 def check(spec: CellSpec, steps: int = 2, batch: int = 3, lengths: list[int] | None = None, **options: Any) -> None:
-    options = {"dtype": torch.float32, "draws": 2} | options
+    options = {"dtype": torch.float32, "draws": 2, "roundings": ROUNDINGS} | options
     assert_obeys_the_law(spec, steps, batch, lengths, executor=here, **options)
 
 
@@ -330,11 +334,12 @@ def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
         found = problem.run(here, torch.float32)
         with mock.patch.object(call, "by_length", lambda lengths, _: torch.arange(len(lengths), device=DEVICE)):
             unsorted = problem.run(here, torch.float32)
-        with mock.patch.object(call, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
-            of_the_first = problem.run(here, torch.float32)
+        if DEVICE.type == "cpu":  # a race on a GPU: all rows write to one
+            with mock.patch.object(call, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
+                of_the_first = problem.run(here, torch.float32)
+            assert not torch.equal(found["final0"], of_the_first["final0"])
     for name, t in found.items():
         assert torch.equal(t, unsorted[name]), name
-    assert not torch.equal(found["final0"], of_the_first["final0"])
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])

@@ -223,13 +223,21 @@ def bias_gradient(
 
 @triton.jit
 def exp(x):
-    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone."""
+    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone, and the rest is shifted into place."""
     x = tl.where(x > 89.0, 89.0, x)
     x = tl.where(x < -104.0, -104.0, x)
-    n = tl.floor(x * 1.44269504088896341 + 0.5)
+    shifted = x * 1.44269504088896341 + 12582912.0  # 1.5 * 2^23: the integer is in its last bits
+    n = shifted - 12582912.0
     r = (x - n * 0.693359375) + n * 2.12194440e-4
-    half = tl.floor(n * 0.5)  # in two factors: n reaches 128
-    return tl.exp2(r * 1.44269504088896341) * tl.exp2(half) * tl.exp2(n - half)
+    k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+    half = k >> 1  # in two factors: it reaches 128, and -150
+    return tl.exp2(r * 1.44269504088896341) * power(half) * power(k - half)
+
+
+@triton.jit
+def power(k):
+    """2^k of an integer, from -126 to 127."""
+    return ((k + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit

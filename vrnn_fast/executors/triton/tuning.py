@@ -46,6 +46,11 @@ class Chip:
     shared: int
     lanes: int = 32
 
+    @property
+    def amd(self) -> bool:
+        """Whether its warps are of 64, and its threads have up to 512 registers."""
+        return self.lanes == 64
+
 
 CHIPS = {chip.name: chip for chip in (Chip("sm_80", 166912), Chip("sm_90", 232448), Chip("gfx942", 65536, 64))}
 
@@ -140,6 +145,11 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
+def most_estimated(itemsize: int, chip: Chip) -> int:
+    """The most registers that are compiled: AMD's compiler, which wants twice as many, spills hundreds beyond."""
+    return MOST_REGISTERS if chip.amd else MOST_ESTIMATED[itemsize]
+
+
 def operand_registers(config: Config) -> int:
     """Of the operands of one product of a thread that multiplies: some rows of one, and a column of the other."""
     return config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
@@ -167,14 +177,14 @@ def candidates(
         rows_of.append(FEWEST_ROWS)
     widest_of, most = ((NARROW,), MOST_NARROW_PRODUCTS) if by_threads else ((64, 128), MOST_PRODUCTS)
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
-        late = itemsize < 4 and widest <= 64  # else operands take more registers than sums
+        late = itemsize < 4 and widest <= 64 and not chip.amd  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
         if products(cut) > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
         wanted = registers(cut, config, chip) + (operand_registers(config) if by_threads else 0)
-        if wanted <= (MOST_AHEAD[by_threads] if ahead else MOST_ESTIMATED[2 if by_threads else itemsize]):
+        if wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
             spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
     found = [entry for entry in found if not entry[0]] or found
@@ -205,7 +215,7 @@ def misfit(
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
-        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED[itemsize]} are compiled"
+        f"a thread; at most {MOST_PRODUCTS} and {most_estimated(itemsize, chip)} are compiled"
     )
 
 
