@@ -26,7 +26,7 @@ from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.triton import emit, operators, tuning
+from vrnn_fast.executors.triton import emit, operators, passes, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
@@ -235,6 +235,18 @@ def test_a_spec_survives_as_text() -> None:
         CellSpec(3, 4, 2, std=std, activations=(("phi_x", "elu"),)),
     ):
         assert operators.decode(operators.encode(spec)) == spec
+
+
+def test_only_a_wide_cell_leaves_to_torch_what_is_around_its_scan() -> None:
+    chip = CHIPS["sm_90"]
+    for hidden, fitting in ((64, {"bf16", "tf32", "float32"}), (100, {"bf16", "tf32"}), (256, set[str]())):
+        spec, found = VRNN(28, hidden, 16, device="meta", backend="reference").spec, set[str]()
+        for name, itemsize, precision in (("bf16", 2, "ieee"), ("tf32", 4, "tf32"), ("float32", 4, "ieee")):
+            for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
+                around = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
+                if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
+                    found.add(name)
+        assert found == fitting, hidden
 
 
 # ---- tuning

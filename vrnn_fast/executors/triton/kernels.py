@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Partition
 from ...replacing import replacing
 from ..cache import cache_directory
 from . import accumulate, emit, pack, passes
@@ -32,9 +31,10 @@ def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: 
 
 
 @lru_cache(maxsize=256)
-def packing(spec: CellSpec, plans: tuple[Plan, ...]) -> Any:
-    """The kernel of :func:`packing_source`."""
-    return getattr(module(packing_source(spec, plans)), pack.NAME)
+def packing(spec: CellSpec, plans: tuple[Plan, ...]) -> tuple[Any, int, tuple[str, ...]]:
+    """The kernel of :func:`packing_source`, how many programs it has, and the parameters that it reads."""
+    kernel = getattr(module(packing_source(spec, plans)), pack.NAME)
+    return kernel, pack.programs(plans), tuple(pack.parameters(plans))
 
 
 def packing_source(spec: CellSpec, plans: tuple[Plan, ...]) -> str:
@@ -49,9 +49,10 @@ def rows(name: str, of: passes.Pass, options: passes.RowOptions) -> Any:
 
 
 @lru_cache(maxsize=256)
-def gradients(spec: CellSpec, program: Partition, reached: frozenset[str], widest: int) -> Any:
-    """The kernel of :func:`.accumulate.source`."""
-    return getattr(module(accumulate.source(program, _strides(spec), reached, widest)), accumulate.NAME)
+def gradients(spec: CellSpec, scan: Plan, reached: frozenset[str], widest: int) -> tuple[Any, int]:
+    """The kernel of :func:`.accumulate.source`, and how many programs it has."""
+    source = accumulate.source(scan.program, _strides(spec), reached, widest)
+    return getattr(module(source), accumulate.NAME), accumulate.programs(scan.program, widest)
 
 
 def _strides(spec: CellSpec) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ...cell.stages import Keep
 from ..base import Batch, Want
 from ..call import Call, backward, forward, on
 from ..rows import aligned, allocate
-from . import accumulate, pack, passes, tuning
+from . import pack, passes, tuning
 from .passes import Pass, RowOptions
 from .plan import identifier, plan
 from .tuning import Config
@@ -65,9 +65,10 @@ class Launch(Call):
         if self._workspace is None:
             plans = (self.plan,) if self.around is None else self.around.plans
             space = self._workspace = allocate(self.given.x, (max(plan.workspace for plan in plans),))
-            named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in pack.parameters(plans)}
+            kernel, programs, names = kernels.packing(self.spec, plans)
+            named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in names}
             arguments = {"workspace": space, **named, "PRECISION": self.precision}
-            self.launch("weights", kernels.packing(self.spec, plans), pack.programs(plans), arguments)
+            self.launch("weights", kernel, programs, arguments)
         return self._workspace
 
     def before(self) -> None:
@@ -116,12 +117,12 @@ class Launch(Call):
                 begun=frozenset({t.buffer for t in self.plan.begun} | (inputs & self.rows.gradient.keys())),
             )
             self.launch_rows("before backward", passes.BEFORE_BACKWARD, of, options)
-        rows, program, widest = self.rows, self.cut.program, min(self.config.widest, 64)
-        kernel = kernels.gradients(self.spec, program, frozenset(rows.reached), widest)
+        rows, widest = self.rows, min(self.config.widest, 64)
+        kernel, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
         rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
         tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
         arguments = self.tensors(kernel, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
-        self.launch("weight gradients", kernel, accumulate.programs(program, widest), arguments)
+        self.launch("weight gradients", kernel, programs, arguments)
         return None
 
     def launch_rows(
@@ -131,11 +132,9 @@ class Launch(Call):
         from . import kernels
 
         kernel, rows = kernels.rows(name, of, options), self.rows
-        constants = {"ROWS": self.config.rows, "PRECISION": self.precision}
-        arguments = (
-            self.tensors(kernel, upstream or {}) | {"weights": self.workspace(), "count": rows.count} | constants
-        )
-        self.launch(way, kernel, -(-rows.count // self.config.rows), arguments)
+        height = tuning.around_config(self.config, self.given.x.dtype.itemsize, self.precision).rows
+        given = {"weights": self.workspace(), "count": rows.count, "ROWS": height, "PRECISION": self.precision}
+        self.launch(way, kernel, -(-rows.count // height), self.tensors(kernel, upstream or {}) | given)
 
     def tensors(self, kernel: Any, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """The tensors that a kernel names: values (b) and gradients (g) of buffers, gradients of results (u)."""

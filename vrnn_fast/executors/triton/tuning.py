@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -122,10 +122,17 @@ def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
     return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
 
 
+def around_config(config: Config, itemsize: int, precision: str) -> Config:
+    """How the kernels over rows are written around a scan: they hold more tiles, so that threads multiply few rows."""
+    return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
+
+
+@lru_cache(maxsize=256)
 def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
     """Whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
     by_threads = itemsize == 4 and precision == "ieee"
     most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
+    config = around_config(config, itemsize, precision)
     for each in (around.first, around.last):
         columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
         wanted = 80 + columns * config.rows // (chip.lanes * config.warps)
