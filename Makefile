@@ -46,11 +46,11 @@ ptx: build
 bench: build
 	$(BIN)/python -m bench
 
-# On a GPU: the parity tests of the Triton executor, then its benchmark. Needs torch, triton, numpy and pytest, and no
+# The first minutes on a GPU, part by part, with a record after each. Needs torch, triton, numpy and pytest, and no
 # extension: make gpu BIN="$(dirname "$(command -v python3)")" runs in the environment that is there.
+# GPU="--emulate --results build/rehearsal" rehearses it on a CPU; GPU=--help has the rest.
 gpu:
-	$(BIN)/python -m pytest tests/executors/test_scan_kernels.py
-	$(BIN)/python -m bench.gpu
+	$(BIN)/python -m bench.gpu $(GPU)
 
 # The pages into build/docs; a warning is an error. Open build/docs/index.html.
 docs: $(VENV)/installed

@@ -145,6 +145,12 @@ def _git(*arguments: str) -> str:
     return run.stdout.strip()
 
 
+def commit() -> str:
+    """The checkout's, "unknown" without one, with a word where files that numbers depend on are others."""
+    changed = _git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES))
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
+
+
 def _fingerprint() -> str:
     """Of everything that a measurement depends on in this checkout, committed or not."""
     files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})

@@ -204,8 +204,8 @@ def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
-def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tensor:
-    """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
+def lengths(value: object, steps: int, batch: int, device: torch.device, *, none: bool = False) -> Tensor:
+    """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0 unless ``none`` may be.
 
     Into a CUDA graph nothing is copied: there they must be on ``device`` already.
     """
@@ -223,8 +223,8 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
         raise ValueError(f"lengths must be on {device} where a CUDA graph is captured, got {value.device}")
     if _unread(device):
         value = value.to(device).contiguous()
-        good = (value >= 0).all() & (value <= steps).all() & (value > 0).any()
-        torch._assert_async(good, "lengths must be from 0 to T, and not all 0")
+        good = (value >= 0).all() & (value <= steps).all()
+        torch._assert_async(good if none else good & (value > 0).any(), "lengths must be from 0 to T, and not all 0")
         return value
     placed, value = value.to(device).contiguous(), value.to("cpu")
     low, high = int(value.min()), int(value.max())
@@ -232,8 +232,11 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
         raise ValueError(f"lengths must not be negative, got {low} for row {int(value.argmin())}")
     if high > steps:
         raise ValueError(f"lengths must be at most T = {steps}, got {high} for row {int(value.argmax())}")
-    if high == 0:
-        raise ValueError("lengths must leave at least one real step, got 0 for every row")
+    if high == 0 and not none:
+        raise ValueError(
+            "lengths must leave at least one real step, got 0 for every row; where other ranks have steps, pass a "
+            "normalizer"
+        )
     return placed
 
 

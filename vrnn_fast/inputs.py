@@ -62,8 +62,11 @@ def batch_of(
     mask_inputs: bool = False,
     *,
     particles: tuple[Size, ...] = (),
+    none_real: bool = False,
 ) -> Batch:
     """The checked arguments of a call over a batch of sequences; eps, which may be drawn, is (T, B, *particles, Z).
+
+    With ``none_real``, all lengths may be 0.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it.
@@ -72,7 +75,7 @@ def batch_of(
     x = sequence(call, "x", x, None, None, features)
     steps, batch = x.shape[:2]
     if lengths is not None:
-        lengths = checks.lengths(lengths, steps, batch, x.device)
+        lengths = checks.lengths(lengths, steps, batch, x.device, none=none_real)
     begin = layers_of(start(call, state, batch))
     cond = condition(call, cond, steps, batch)
     if resets is not None:

@@ -202,7 +202,8 @@ class VRNN(nn.Module):
         Args:
             x: (T, B, X), of the parameters' dtype and device, any strides. Padding may hold anything, NaN too.
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
-                of length 0 adds nothing and passes its state through. Their values are looked at, which for those on a
+                of length 0 adds nothing and passes its state through; all may be 0 where a ``normalizer`` is given, for
+                other ranks have steps. Their values are looked at, which for those on a
                 GPU costs a wait; while a CUDA graph is captured they are not, and must be on the device of x.
             state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`new_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
@@ -235,7 +236,8 @@ class VRNN(nn.Module):
         asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
         if generator is not None and eps is not None:
             raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-        batch = inputs.batch_of(call, x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        given = (x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, *given, none_real=normalizer is not None)
         return inference.infer(call, batch, asked, weights)
 
     def bound(

@@ -1,5 +1,5 @@
 // The torch operators: all schemas in one block, autograd and fake kernels beside their callers in
-// vrnn_fast/executors/cpu/operators.py. Only LibTorch's stable ABI is used, so one build serves torch 2.10 and every
+// vrnn_fast/executors/cpu. Only LibTorch's stable ABI is used, so one build serves torch 2.10 and every
 // later one.
 
 #include <torch/csrc/stable/library.h>

@@ -885,26 +885,38 @@ def test_a_configuration_is_timed_by_its_scans_alone() -> None:
     assert launch.launches - before == TRAINING | {"forward": repeats, "backward": repeats}
 
 
+def results_off_by(results: Callable[..., dict[str, Tensor]], much: float) -> Callable[..., dict[str, Tensor]]:
+    """Those of Triton, wrong."""
+
+    def wrong(self: Any, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        found = results(self, backend, dtype)
+        return {n: t + much for n, t in found.items()} if backend == "triton" else found
+
+    return wrong
+
+
 def test_the_benchmark_checks_and_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "cache_directory", lambda: tmp_path)
-    from bench.gpu import Job, lines
-    from bench.shapes import Shape, uniform
+    from bench.gpu.setting import TINY
+    from bench.gpu.times import Job
 
-    tiny = {"phi_x": (), "encoder": (8,), "decoder": (), "bias": True}
-    job = Job(Shape("tiny", 2, 3, uniform(4, 8, 3, **tiny)), torch.float32, DEVICE)
-    assert job.problem() is None
-    rows = [line.split("|") for line in lines(job, 0.0, ())]
-    names = [row[3].strip() for row in rows]
-    assert [name for name in names[:-1] if "graph" not in name] == ["vrnn_fast", "eager loop", "nn.GRU alone"]
+    job = Job(TINY, torch.float32, DEVICE)
+    rows = list(job.rows(("triton",), (), 0.0))
+    names = [row["what"] for row in rows if "graph" not in row["what"]]
+    assert names[:-1] == ["vrnn_fast, triton", "eager loop", "nn.GRU alone", "nn.LSTM alone"]
     assert names[-1].startswith("flashrnn alone")
-    assert all(float(cell) > 0 for row in rows[:-1] for cell in row[4:6])
+    assert all(float(row[way]) > 0 for row in rows[:-1] for way in ("forward", "forward+backward"))
+    monkeypatch.setattr(Job, "results", results_off_by(Job.results, 0.1))
+    wrong = next(iter(job.rows(("triton",), (), 0.0)))
+    assert wrong.keys() == {"shape", "dtype", "what"}
+    assert wrong["what"].startswith("vrnn_fast, triton: no result: loss is off by")
     with mock.patch.object(tuning, "candidates", return_value=[CONFIGS["narrow tiles"]]):
         assert job.tune(0.0) == CONFIGS["narrow tiles"]
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 def test_the_benchmark_takes_flashrnn_where_it_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench.gpu import GATES, Job
+    from bench.gpu.times import GATES, Job
     from bench.shapes import Shape, uniform
 
     job = Job(Shape("tiny", 2, 3, uniform(4, 8, 3, cell=kind)), torch.float32, DEVICE)

@@ -25,6 +25,7 @@ FLOORS = (
     ("acceleration", "checkpoints"),
     ("training",),
     ("cli",),
+    ("__main__",),
 )
 """The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other: a room that needs
 another stands above it."""

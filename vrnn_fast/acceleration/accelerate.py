@@ -88,7 +88,7 @@ def accelerate(
     looked_at = plain(model)
     shapes = parameter_shapes(looked_at)
     every = {name: tuple(p.shape) for name, p in looked_at.named_parameters()} | shapes
-    known = chosen(layout, every, _children(model)).told(model)
+    known = chosen(layout, every, _children(model)).refined(model)
     known = replace(known, apart=_apart(looked_at, known, shapes))
     called = [path for role in known.apart for path in _paths(known, role)]
     refuse_draws(looked_at, _paths(known, "decoder") if "decoder" in known.apart else ())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from torch import Tensor
 from .. import checks
 from ..cell.spec import CellSpec
 from . import cpu, cuda, reference, triton, verification
-from .base import Batch, SequenceResult, StepResult, Want
+from .base import Batch, Executor, SequenceResult, StepResult, Want
 
 __all__ = [
     "Backend",
@@ -31,71 +29,6 @@ __all__ = [
     "names",
     "select",
 ]
-
-
-class Executor(Protocol):
-    """What a module of this package offers to be one. Its sentences start in lower case, without a full stop."""
-
-    @property
-    def name(self) -> str:
-        """How the user asks for it."""
-
-    @property
-    def verified(self) -> str:
-        """What it has been verified on, in words."""
-
-    @property
-    def device(self) -> str:
-        """The type of the device whose tensors it is made for; "any" for all."""
-
-    @property
-    def trusted(self) -> bool:
-        """Whether ``auto`` takes it as it is, and not after a trial on the device alone."""
-
-    def unavailable(self) -> str | None:
-        """None if this machine can run it, else the reason why not. Asked once, at import."""
-
-    def refuses(self, spec: CellSpec, x: Tensor) -> str | None:
-        """None, or the reason why this call cannot run here. Traced: plain comparisons only."""
-
-    def launches(self, spec: CellSpec) -> str:
-        """How many launches a forward and a backward take, in words."""
-
-    def source(self, spec: CellSpec, x: Tensor) -> str:
-        """The kernels that it generates to run x, or in words that there are none. It may assume that it can run x."""
-
-    def run(
-        self,
-        spec: CellSpec,
-        parameters: Sequence[Tensor],
-        batch: Batch,
-        want: Want,
-    ) -> SequenceResult:
-        """Run a batch of sequences, parameters in the order of ``spec.parameters()``. The batch has a mask for a fused
-        likelihood alone, and uniforms where the spec's objective is a particle filter."""
-
-    def step(
-        self,
-        spec: CellSpec,
-        parameters: Sequence[Tensor],
-        batch: Batch,
-        want: Want,
-    ) -> StepResult:
-        """Run one time step, of a batch without a T: x (B, X), eps (B, Z), cond (B, C) of any strides, and the state as
-        (num_layers, B, H) tensors."""
-
-    def generate(
-        self,
-        spec: CellSpec,
-        parameters: Sequence[Tensor],
-        batch: Batch,
-        *,
-        mean: bool,
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Let a cell with a Bernoulli or Gaussian likelihood run on its own, without gradients: z_t is the prior's mean
-        + std * eps_t; x_t, from the batch's noise in the place of x, is logit > noise_t (logistic) or mean + std *
-        noise_t (normal), or its ``mean``, and goes back through phi_x. The noise may be wider than eps of 16 bits.
-        Returns x (T, B, X) and the state after it."""
 
 
 executors: tuple[Executor, ...] = (cpu, cuda, triton, reference)

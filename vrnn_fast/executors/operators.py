@@ -6,11 +6,12 @@ A cell's structure travels as text, so that a compiled or exported graph means t
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias, get_type_hints
 
 import torch
 from torch import Tensor
@@ -84,82 +85,119 @@ def refuses() -> str | None:
     return None
 
 
+class _Forward(NamedTuple):
+    """What ``forward`` takes; ``keep`` is the least Keep that backward wants, or NO_BACKWARD."""
+
+    x: Tensor
+    eps: Tensor
+    cond: Tensor | None
+    lengths: Tensor | None
+    resets: Tensor | None
+    mask: Tensor | None
+    uniforms: Tensor | None
+    state: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    spec: str
+    precision: str
+    keep: int
+    want_prior: bool
+    want_raw: bool
+    threshold: float
+
+    @property
+    def batch(self) -> Batch:
+        state, given = tuple(self.state), (self.resets, self.mask, self.uniforms)
+        return Batch(self.x, self.eps, state, self.lengths, self.cond, *given, self.threshold)
+
+    @property
+    def least(self) -> Keep | None:
+        return None if self.keep == NO_BACKWARD else Keep(self.keep)
+
+
+class _Backward(NamedTuple):
+    """What ``backward`` takes; ``slots`` numbers the results of ``upstream``, the states after PER_STEP."""
+
+    upstream: Sequence[Tensor]
+    slots: Sequence[int]
+    x: Tensor
+    eps: Tensor
+    cond: Tensor | None
+    lengths: Tensor | None
+    resets: Tensor | None
+    mask: Tensor | None
+    uniforms: Tensor | None
+    state: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    z: Tensor
+    std: Tensor
+    ancestors: Tensor
+    saved: Sequence[Tensor]
+    spec: str
+    precision: str
+    keep: int
+    want_x: bool
+    want_eps: bool
+    want_cond: bool
+
+    @property
+    def batch(self) -> Batch:
+        state = tuple(self.state)
+        return Batch(self.x, self.eps, state, self.lengths, self.cond, self.resets, self.mask, self.uniforms)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The gradients of results, by name."""
+        names = [*PER_STEP, *(f"state{i}" for i in range(len(self.state)))]
+        return {names[slot]: gradient for slot, gradient in zip(self.slots, self.upstream, strict=True)}
+
+    @property
+    def wanted(self) -> dict[str, Tensor | None]:
+        """Those of the inputs whose gradients are."""
+        flags = {"x": self.want_x, "eps": self.want_eps, "cond": self.want_cond}
+        return {name: getattr(self, name) for name, flag in flags.items() if flag}
+
+
+class _Generate(NamedTuple):
+    """What ``generate`` takes."""
+
+    eps: Tensor
+    noise: Tensor
+    cond: Tensor | None
+    state: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    spec: str
+    precision: str
+    mean: bool
+
+
+# nll, kl, z, mean, std, prior_mean, prior_std and raw; the state; what was saved; ancestors
+_Forwarded: TypeAlias = tuple[
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor
+]
+# of x, eps and cond, without elements where not wanted; of the state; of the parameters
+_Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]
+_Generated: TypeAlias = tuple[Tensor, list[Tensor]]  # x and the state
+
+
 def register(name: str, make: Make, generate: Generate) -> None:
     """Define the three operators of an executor."""
 
-    def forward(
-        x: Tensor,
-        eps: Tensor,
-        cond: Tensor | None,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        mask: Tensor | None,
-        uniforms: Tensor | None,
-        state: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        spec: str,
-        precision: str,
-        keep: int,
-        want_prior: bool,
-        want_raw: bool,
-        threshold: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], list[Tensor], Tensor]:
-        """Run x (T, B, X); ``keep`` is the least Keep that backward wants, or NO_BACKWARD. See call.Outputs."""
-        batch = Batch(x, eps, tuple(state), lengths, cond, resets, mask, uniforms, threshold)
-        least = None if keep == NO_BACKWARD else Keep(keep)
-        own = make(decode(spec), batch, parameters, precision, reverse=False)
-        return (*call.forward(own, least, Want(want_prior, want_raw)),)
+    def forward(*arguments: Any) -> _Forwarded:
+        a = _Forward(*arguments)
+        own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=False)
+        return (*call.forward(own, a.least, Want(a.want_prior, a.want_raw)),)
 
-    def backward(
-        upstream: Sequence[Tensor],
-        slots: Sequence[int],
-        x: Tensor,
-        eps: Tensor,
-        cond: Tensor | None,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        mask: Tensor | None,
-        uniforms: Tensor | None,
-        state: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        z: Tensor,
-        std: Tensor,
-        ancestors: Tensor,
-        saved: Sequence[Tensor],
-        spec: str,
-        precision: str,
-        keep: int,
-        want_x: bool,
-        want_eps: bool,
-        want_cond: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Of x, eps, cond (without elements where not wanted), state and parameters.
+    def backward(*arguments: Any) -> _Gradients:
+        a = _Backward(*arguments)
+        own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=True)
+        found = call.backward(own, a.given, a.z, a.std, a.ancestors, a.saved, Keep(a.keep), set(a.wanted))
+        x, eps, cond = (a.x.new_empty((0,)) if d is None else d for d in found[:3])
+        return x, eps, cond, found.state, found.parameters
 
-        ``slots`` numbers the results that ``upstream`` belongs to, the states after PER_STEP.
-        """
-        names = [*PER_STEP, *(f"state{i}" for i in range(len(state)))]
-        given = {names[slot]: gradient for slot, gradient in zip(slots, upstream, strict=True)}
-        batch = Batch(x, eps, tuple(state), lengths, cond, resets, mask, uniforms)
-        flags = {"x": want_x, "eps": want_eps, "cond": want_cond}
-        wanted = {name for name, flag in flags.items() if flag}
-        own = make(decode(spec), batch, parameters, precision, reverse=True)
-        found = call.backward(own, given, z, std, ancestors, saved, Keep(keep), wanted)
-        sequences = (x.new_empty((0,)) if d is None else d for d in found[:3])
-        return (*sequences, found.state, found.parameters)  # type: ignore[return-value]
-
-    def generate_(
-        eps: Tensor,
-        noise: Tensor,
-        cond: Tensor | None,
-        state: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-        spec: str,
-        precision: str,
-        mean: bool,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See :class:`Generate`."""
-        batch = Batch(noise, eps, tuple(state), cond=cond)
-        return generate(decode(spec), batch, parameters, precision, mean=mean)
+    def generate_(*arguments: Any) -> _Generated:
+        a = _Generate(*arguments)
+        batch = Batch(a.noise, a.eps, tuple(a.state), cond=a.cond)
+        return generate(decode(a.spec), batch, a.parameters, a.precision, mean=a.mean)
 
     def autograd(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         on_state = gradients[len(PER_STEP)] or [None] * ctx.states
@@ -168,105 +206,64 @@ def register(name: str, make: Make, generate: Generate) -> None:
         *sequences, z, std, ancestors = ctx.saved_tensors[:10]
         rest = ctx.saved_tensors[10:]
         state, parameters = rest[: ctx.states], rest[ctx.states : ctx.states + ctx.parameters]
+        saved = list(rest[ctx.states + ctx.parameters :])
         wanted = ctx.needs_input_grad[:3]
-        d_x, d_eps, d_cond, d_state, d_parameters = getattr(torch.ops.vrnn_fast, f"{name}_backward")(
-            [upstream[i] for i in slots],
-            slots,
-            *sequences,
-            list(state),
-            list(parameters),
-            z,
-            std,
-            ancestors,
-            list(rest[ctx.states + ctx.parameters :]),
-            *ctx.options,
-            *wanted,
-        )
-        given = (d if want else None for d, want in zip((d_x, d_eps, d_cond), wanted, strict=True))
+        tensors = *sequences, list(state), list(parameters), z, std, ancestors, saved
+        operator = getattr(torch.ops.vrnn_fast, f"{name}_backward")
+        *found, d_state, d_parameters = operator([upstream[i] for i in slots], slots, *tensors, *ctx.options, *wanted)
+        given = (d if want else None for d, want in zip(found, wanted, strict=True))
         return (*given, *(None,) * 4, d_state, d_parameters, *(None,) * 6)
 
-    def define(suffix: str, function: Any) -> Any:
-        return torch.library.custom_op(f"vrnn_fast::{name}_{suffix}", function, mutates_args=())
+    def define(suffix: str, function: Any, arguments: type, results: object, fake: Any) -> Any:
+        schema = _schema(arguments, results)
+        operator = torch.library.custom_op(f"vrnn_fast::{name}_{suffix}", function, mutates_args=(), schema=schema)
+        operator.register_fake(fake)
+        return operator
 
-    forward_op, backward_op = define("forward", forward), define("backward", backward)
-    define("generate", generate_).register_fake(_fake_generate)
-    forward_op.register_fake(_fake_forward)
-    backward_op.register_fake(_fake_backward)
-    forward_op.register_autograd(autograd, setup_context=_setup_context)
+    define("backward", backward, _Backward, _Gradients, _fake_backward)
+    define("generate", generate_, _Generate, _Generated, _fake_generate)
+    operator = define("forward", forward, _Forward, _Forwarded, _fake_forward)
+    operator.register_autograd(autograd, setup_context=_setup_context)
 
 
-def _fake_forward(
-    x: Tensor,
-    eps: Tensor,
-    cond: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    mask: Tensor | None,
-    uniforms: Tensor | None,
-    state: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    spec: str,
-    precision: str,
-    keep: int,
-    want_prior: bool,
-    want_raw: bool,
-    threshold: float,
-) -> tuple[Any, ...]:
-    cell, (steps, batch) = decode(spec), x.shape[:2]
+def _schema(arguments: type, results: object) -> str:
+    """The schema of an operator that takes the fields of a named tuple."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    taken = [inspect.Parameter(name, kind, annotation=type_) for name, type_ in get_type_hints(arguments).items()]
+
+    def operator(*arguments: Any) -> Any: ...
+
+    operator.__signature__ = inspect.Signature(taken, return_annotation=results)  # type: ignore[attr-defined]
+    return torch.library.infer_schema(operator, mutates_args=())
+
+
+def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
+    a = _Forward(*arguments)
+    x, cell, (steps, batch) = a.x, decode(a.spec), a.x.shape[:2]
     program = partition(cell)
     widths = {buffer.name: buffer.width for buffer in program.buffers}
 
     def per_step(width: int, wanted: bool = True) -> Tensor:
         return x.new_empty((steps, batch, width) if wanted else (0, 0, width))
 
-    latent = [per_step(cell.latent_size, wanted) for wanted in (True, True, True, want_prior, want_prior)]
-    raw = per_step(cell.output_size, want_raw)
-    names = kept(program, None if keep == NO_BACKWARD else Keep(keep))
-    saved = [x.new_empty((steps * batch, widths[name])) for name in names]
+    latent = [per_step(cell.latent_size, wanted) for wanted in (True, True, True, a.want_prior, a.want_prior)]
+    raw = per_step(cell.output_size, a.want_raw)
+    saved = [x.new_empty((steps * batch, widths[name])) for name in kept(program, a.least)]
     nll, kl = x.new_empty((steps, batch)), x.new_empty((steps, batch))
-    ancestors = x.new_empty((0, 0, 0) if uniforms is None else uniforms.shape, dtype=torch.int64)
-    return nll, kl, *latent, raw, [x.new_empty(s.shape) for s in state], saved, ancestors
+    ancestors = x.new_empty((0, 0, 0) if a.uniforms is None else a.uniforms.shape, dtype=torch.int64)
+    return nll, kl, *latent, raw, [x.new_empty(s.shape) for s in a.state], saved, ancestors
 
 
-def _fake_backward(
-    upstream: Sequence[Tensor],
-    slots: Sequence[int],
-    x: Tensor,
-    eps: Tensor,
-    cond: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    mask: Tensor | None,
-    uniforms: Tensor | None,
-    state: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    z: Tensor,
-    std: Tensor,
-    ancestors: Tensor,
-    saved: Sequence[Tensor],
-    spec: str,
-    precision: str,
-    keep: int,
-    want_x: bool,
-    want_eps: bool,
-    want_cond: bool,
-) -> tuple[Any, ...]:
-    wants = zip((x, eps, cond), (want_x, want_eps, want_cond), strict=True)
-    sequences = (x.new_empty(t.shape if t is not None and wanted else (0,)) for t, wanted in wants)
-    return *sequences, [x.new_empty(s.shape) for s in state], [x.new_empty(p.shape) for p in parameters]
+def _fake_backward(*arguments: Any) -> tuple[Any, ...]:
+    a = _Backward(*arguments)
+    found = (a.wanted.get(name) for name in ("x", "eps", "cond"))
+    sequences = (a.x.new_empty((0,) if t is None else t.shape) for t in found)
+    return *sequences, [a.x.new_empty(s.shape) for s in a.state], [a.x.new_empty(p.shape) for p in a.parameters]
 
 
-def _fake_generate(
-    eps: Tensor,
-    noise: Tensor,
-    cond: Tensor | None,
-    state: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    spec: str,
-    precision: str,
-    mean: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    return noise.new_empty(noise.shape), [noise.new_empty(s.shape) for s in state]
+def _fake_generate(*arguments: Any) -> tuple[Any, ...]:
+    a = _Generate(*arguments)
+    return a.noise.new_empty(a.noise.shape), [a.noise.new_empty(s.shape) for s in a.state]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

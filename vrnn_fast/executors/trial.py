@@ -82,16 +82,15 @@ STRUCTURES = (
 
 def findings(executor: Runs, device: torch.device) -> Iterator[Finding]:
     """Try every structure, forward and backward, against the reference on the CPU."""
-    for structure in STRUCTURES:
-        like = torch.empty((1, 1, 1), dtype=structure.dtype, device=device)
-        refuses = getattr(executor, "refuses", None)
-        if refuses is not None and (reason := refuses(structure.spec, like)) is not None:
-            yield Finding(structure.name, refused=reason)
-            continue
-        yield _finding(executor, device, structure)
+    return (finding(executor, device, structure) for structure in STRUCTURES)
 
 
-def _finding(executor: Runs, device: torch.device, structure: Structure) -> Finding:
+def finding(executor: Runs, device: torch.device, structure: Structure) -> Finding:
+    """Try one structure."""
+    like = torch.empty((1, 1, 1), dtype=structure.dtype, device=device)
+    refuses = getattr(executor, "refuses", None)
+    if refuses is not None and (reason := refuses(structure.spec, like)) is not None:
+        return Finding(structure.name, refused=reason)
     errors = agreement.Errors(structure.dtype, times=TIMES, roundings=ROUNDINGS)
     lengths = None if structure.lengths is None else list(structure.lengths)
     for seed in range(DRAWS):

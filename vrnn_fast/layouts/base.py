@@ -257,7 +257,7 @@ class Layout:
         heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or holds(shapes, p))
         return replace(self.roles, decoder_heads=heads)
 
-    def told(self, model: nn.Module) -> Layout:
+    def refined(self, model: nn.Module) -> Layout:
         """This layout, with what attributes of the model tell of it."""
         return self
 

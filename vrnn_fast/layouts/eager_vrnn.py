@@ -143,7 +143,7 @@ class Copied(Layout):
             traits=replace(self.traits, std=std),
         )
 
-    def told(self, model: nn.Module) -> Layout:
+    def refined(self, model: nn.Module) -> Layout:
         """A log variance by name may be a standard deviation by what follows it."""
         last = chain(parameter_shapes(model), self.roles.encoder_std)[-1:]
         if self.traits.std == _LOGVAR and last and class_after(model, last[0]) is nn.Softplus:

@@ -116,7 +116,7 @@ class Audio(Layout):
     In a checkpoint it is phi_x: a module of ours sees frames. Lengths are those of frames there, of samples here.
     """
 
-    def told(self, model: nn.Module) -> Layout:
+    def refined(self, model: nn.Module) -> Layout:
         for path in (_MODEL, f"{_ENCODER}.2", self.roles.cell):
             try:
                 model.get_submodule(path)
