@@ -261,7 +261,7 @@ def test_an_unknown_stage_is_refused_before_a_kernel_is_written(unknown: Example
     ):
         cut = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(stage,)))
         with pytest.raises(TypeError, match=reason):
-            emit.backward(cut, frozenset(), on_z=False, on_eps=False, ahead=False)
+            emit.backward(cut, frozenset(), on_z=False, on_eps=False, ahead=False, late=False)
 
 
 # ---- the same words on both sides

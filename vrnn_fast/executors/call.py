@@ -152,6 +152,36 @@ class Call(ABC):
             on_eps: whether one is wanted of eps.
         """
 
+    def before(self) -> None:
+        """Compute what the scan is given."""
+        self.rows.run(self.cut.program.before)
+
+    def after(self, want: Want) -> None:
+        """Compute what depends on the scan's results."""
+        self.rows.run(self.cut.program.after)
+        if want.prior and self.cut.divergence is not None and self.cut.resamples:
+            self.rows.prior_std(self.cut.divergence)
+
+    def after_backward(self, upstream: Mapping[str, Tensor], wanted: set[str], keep: Keep) -> None:
+        """Compute again what was not kept, and the gradients that reach the scan's results.
+
+        Args:
+            upstream: (rows,) or (rows, width) gradients of results, by name.
+            wanted: those of the inputs x, eps and cond whose gradients somebody wants.
+            keep: the least of the buffers that are there.
+        """
+        self.rows.restore(self.cut.program.stages)
+        for stage in reversed(self.cut.program.after):
+            self.rows.backward(stage, upstream, wanted=wanted)
+
+    def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
+        """Pass the gradients of what the scan was given to the inputs, and find those of the parameters."""
+        for stage in self.cut.program.scan:
+            if isinstance(stage, Dense):
+                self.rows.weight_gradient(stage)
+        for stage in reversed(self.cut.program.before):
+            self.rows.backward(stage, upstream, wanted=wanted)
+
     def flat(self, tensor: Tensor) -> Tensor:
         """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.reshape(self.steps * self.batch, *tensor.shape[2:]))
@@ -189,7 +219,7 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     """Run a batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
     spec, batch, cut, rows, like = call.spec, call.given, call.cut, call.rows, call.given.x
-    rows.run(cut.program.before)
+    call.before()
     stored = cut.stored(keep, want)
     if cut.sample is not None and call.real is not None:  # a density needs one, at padding too
         rows.buffer(rows.value, cut.sample.std.buffer).fill_(1.0)
@@ -198,9 +228,7 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     if batch.uniforms is not None:
         ancestors = allocate(like, tuple(batch.uniforms.shape), -1, torch.int64)
     call.forward_scan(stored, state, ancestors)
-    rows.run(cut.program.after)
-    if want.prior and cut.divergence is not None and cut.resamples:
-        rows.prior_std(cut.divergence)
+    call.after(want)
 
     def result(part: Slice, wanted: bool = True) -> Tensor:
         if not wanted:
@@ -243,11 +271,9 @@ def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered,
         rows.value[cut.sample.z.buffer] = call.flat(z)
         spread = call.flat(std)
         rows.value[cut.sample.std.buffer] = spread if call.real is None else torch.where(call.real, spread, 1.0)
-    rows.restore(cut.program.stages)
     rows.reached = reached(cut.program, {"state" if name.startswith("state") else name for name in upstream})
     per_row = {name: call.rows_of(d) for name, d in upstream.items() if not name.startswith("state")}
-    for stage in reversed(cut.program.after):
-        rows.backward(stage, per_row, wanted=wanted)
+    call.after_backward(per_row, wanted, keep)
 
     on_z = cut.sample is not None and ("z" in per_row or cut.sample.z in cut.read_after)
     if cut.sample is not None and "z" in per_row:
@@ -265,11 +291,7 @@ def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered,
     if rows.d_eps is not None and "eps" in wanted:
         rows.gradient["eps"].add_(rows.d_eps)
 
-    for stage in cut.program.scan:
-        if isinstance(stage, Dense):
-            rows.weight_gradient(stage)
-    for stage in reversed(cut.program.before):
-        rows.backward(stage, per_row, wanted=wanted)
+    call.before_backward(per_row, wanted)
 
     def of(name: str, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None or name not in wanted else rows.buffer(rows.gradient, name).view(tensor.shape)

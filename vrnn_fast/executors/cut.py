@@ -187,6 +187,8 @@ def _parts(stage: object) -> Iterator[Slice]:
         yield replace(stage.z, buffer="eps")
     elif isinstance(stage, Divergence):
         yield from (*halves(stage.posterior), *halves(stage.prior))
+        if stage.z is not None:
+            yield replace(stage.z, buffer="eps")
     elif isinstance(stage, Draw | Likelihood):
         if stage.kind == "gaussian":
             yield from halves(stage.source)
