@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
-from vrnn_fast.executors.cuda import build
+from tests.support import primitives
+from vrnn_fast.executors.cuda import build, nvrtc
 from vrnn_fast.executors.cuda.sources import SOURCE
 
 HERE = Path(__file__).parent
@@ -53,6 +55,27 @@ def launch(kernels: ctypes.CDLL) -> Callable[..., str]:
         return str(function(*map(ctypes.c_int64, schedule), *given).decode())
 
     return call
+
+
+PLACES = {
+    "emulated": None,
+    "interpreted": nvrtc.unavailable(),
+    "on a GPU": None if torch.cuda.is_available() else "there is no GPU",
+}
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(place, marks=pytest.mark.skipif(reason is not None, reason=f"{place}: {reason}"))
+        for place, reason in PLACES.items()
+    ]
+)
+def everywhere(request: pytest.FixtureRequest, launch: Callable[..., str]) -> Callable[..., str]:
+    """``launch``, or the same as it is compiled: the PTX in its interpreter, and on the GPU that is there."""
+    compiled = {"interpreted": primitives.interpreted, "on a GPU": primitives.on_gpu}
+    if request.param == "emulated":
+        return launch
+    return lambda name, schedule, *arguments: compiled[request.param](name, *arguments)
 
 
 # -- -- the tables of the PTX manual, "Matrix Fragments for mma.m16n8k16 with floating point type", "... mma.m16n8k8",
@@ -127,7 +150,7 @@ def bf16(x: Array) -> Array:
     return np.where(np.isnan(x), 0x7FFF, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint32)
 
 
-def test_conversions(launch: Callable[..., str]) -> None:
+def test_conversions(everywhere: Callable[..., str]) -> None:
     generator = np.random.default_rng(0)
     bits = generator.integers(0, 2**32, 1024 - 16, np.uint32)
     special = [0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99, 65520, 6e-8, 2.98e-8, 5.97e-8, 6.1e-5, 1.0009765625]
@@ -135,7 +158,7 @@ def test_conversions(launch: Callable[..., str]) -> None:
     x = np.concatenate([np.array(special, np.float32), bits.view(np.float32)])
     x[16::2] = generator.standard_normal(x[16::2].shape) * 10.0 ** generator.integers(-9, 6, x[16::2].shape)
     packed, back = np.zeros((1024, 2), np.uint32), np.zeros((1024, 3), np.float32)
-    assert launch("convert", Schedule(), 1024, x, packed, back) == ""
+    assert everywhere("convert", Schedule(), 1024, x, packed, back) == ""
     number = ~np.isnan(x)
     with np.errstate(over="ignore"):
         halves = x.astype(np.float16)
@@ -166,7 +189,7 @@ def registers(fragment: Array, kind: int) -> Array:
 
 @pytest.mark.parametrize("kind", [TF32, BF16, F16], ids=["tf32", "bf16", "f16"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_products(launch: Callable[..., str], kind: int, schedule: Schedule) -> None:
+def test_products(everywhere: Callable[..., str], kind: int, schedule: Schedule) -> None:
     generator, depth = np.random.default_rng(3), 8 if kind == TF32 else 16
     # small integers are exact in every format, and so is their sum; TF32's further bits are cut off
     a, b = (generator.integers(-8, 9, shape).astype(np.float32) for shape in ((16, depth), (depth, 8)))
@@ -177,16 +200,16 @@ def test_products(launch: Callable[..., str], kind: int, schedule: Schedule) -> 
     left, right = (registers(fragments(m * cut, t, n), kind) for m, t, n in zip((a, b), tables, counts, strict=True))
     sums = np.ascontiguousarray(fragments(c, c_of_m16n8, 4), np.float32)
     out = np.full((32, 4), np.nan, np.float32)
-    assert launch("mma", schedule, kind, left, right, sums, out) == ""
+    assert everywhere("mma", schedule, kind, left, right, sums, out) == ""
     np.testing.assert_array_equal(out, fragments(a @ b + c, c_of_m16n8, 4))
 
 
 @pytest.mark.parametrize("matrices", [2, 4])
 @pytest.mark.parametrize("transposed", [False, True], ids=["as they lie", "transposed"])
-def test_load_matrices(launch: Callable[..., str], matrices: int, transposed: bool) -> None:
+def test_load_matrices(everywhere: Callable[..., str], matrices: int, transposed: bool) -> None:
     values = np.arange(matrices * 64, dtype=np.uint16).reshape(matrices, 8, 8)
     out = np.zeros((32, matrices), np.uint32)
-    assert launch("load_matrices", Schedule(), matrices, transposed, values.view(np.uint32), out) == ""
+    assert everywhere("load_matrices", Schedule(), matrices, transposed, values.view(np.uint32), out) == ""
     for i in range(matrices):
         found = np.zeros((8, 8), np.uint16)
         for row, column in product(range(8), range(8)):
@@ -197,18 +220,18 @@ def test_load_matrices(launch: Callable[..., str], matrices: int, transposed: bo
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("mask", [1, 2, 16, 31])
-def test_shuffles(launch: Callable[..., str], schedule: Schedule, mask: int) -> None:
+def test_shuffles(everywhere: Callable[..., str], schedule: Schedule, mask: int) -> None:
     values, out = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
-    assert launch("shuffle_xor", schedule, values, out, mask) == ""
+    assert everywhere("shuffle_xor", schedule, values, out, mask) == ""
     np.testing.assert_array_equal(out, values[np.arange(64) ^ mask])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_barriers(launch: Callable[..., str], schedule: Schedule) -> None:
+def test_barriers(everywhere: Callable[..., str], schedule: Schedule) -> None:
     total, peers = np.zeros(1, np.int32), np.zeros(256, np.int32)
-    assert launch("barrier", schedule, total) == ""
+    assert everywhere("barrier", schedule, total) == ""
     assert total[0] == 36
-    assert launch("named_barrier", schedule, peers) == ""
+    assert everywhere("named_barrier", schedule, peers) == ""
     np.testing.assert_array_equal(peers, (np.arange(256) ^ 32) + 1)
 
 
@@ -220,21 +243,24 @@ def aligned(count: int) -> Array:
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])
-def test_copies_land_when_they_are_waited_for(launch: Callable[..., str], size: int) -> None:
+def test_copies_land_when_they_are_waited_for(
+    everywhere: Callable[..., str], launch: Callable[..., str], size: int
+) -> None:
     words = size // 4
     values = aligned(64 * words)
     values[:] = np.arange(64 * words) + 1
     for late in (0, 1):
         out = np.zeros((2, 64 * words), np.uint32)
-        assert launch("copy_async", Schedule(late=late), size, values, out) == ""
+        assert everywhere("copy_async", Schedule(late=late), size, values, out) == ""
         np.testing.assert_array_equal(out[0], values)
-        np.testing.assert_array_equal(out[1], np.full_like(values, 0xFFFFFFFF) if late else values)
+        if everywhere is launch:  # elsewhere it may land whenever it likes
+            np.testing.assert_array_equal(out[1], np.full_like(values, 0xFFFFFFFF) if late else values)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_counters_between_blocks(launch: Callable[..., str], schedule: Schedule) -> None:
+def test_counters_between_blocks(everywhere: Callable[..., str], schedule: Schedule) -> None:
     counter, message, out = np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(3, np.int32)
-    assert launch("publish", schedule, counter, message, out) == ""
+    assert everywhere("publish", schedule, counter, message, out) == ""
     assert out.tolist() == [0, 42, 42]
 
 

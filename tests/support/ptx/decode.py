@@ -537,12 +537,12 @@ def _barrier(d: Decoder) -> Step:
     wait = modifiers == {"sync"}
 
     def step(block: Block, lanes: Lanes) -> None:
-        if aligned:
-            _ = lanes.warps
-        which, first = number(block)[lanes.mask], lanes.threads[0]
-        if (which != which[0]).any():
-            raise Fault("threads meet different barriers at once")
-        block.arrive(lanes, int(which[0]), None if count is None else int(count(block)[first]), wait=wait)
+        which = number(block)
+        for one in np.unique(which[lanes.mask]):  # warps may meet at barriers of their own
+            own = Lanes(lanes.mask & (which == one))
+            if aligned:
+                _ = own.warps
+            block.arrive(own, int(one), None if count is None else int(count(block)[own.threads[0]]), wait=wait)
 
     return step
 
