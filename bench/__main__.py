@@ -16,8 +16,8 @@ from .table import problems, render
 
 
 def left(contest: Contest, record: Record) -> tuple[str, ...]:
-    """The passes that the record does not hold of the present state: of every contender a time, or the reason it still
-    has to give."""
+    """Return the passes that the record does not hold of the present state: of every contender a time, or the reason it
+    still has to give."""
 
     def done(name: str) -> bool:
         for contender in contest.contenders:

@@ -17,7 +17,7 @@ FORWARD_LOSS = "loss without gradients"  # another path: nothing is kept for bac
 ALL = 0  # as many threads as the benchmark was given
 
 Pass: TypeAlias = Callable[[], object]
-Results: TypeAlias = Mapping[str, Tensor]
+NamedTensors: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Entry:
     """
 
     passes: Mapping[str, Pass]
-    results: Callable[[], Results] | None
+    results: Callable[[], NamedTensors] | None
     flops: int | None = None
 
 
 def everywhere(shape: Shape) -> str | None:
-    """No shape is refused."""
+    """Refuse no shape."""
     return None
 
 
@@ -59,13 +59,13 @@ class Contender:
 
 
 def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """What Module.zero_grad does, which would look for the parameters again at every call, for 0.3 ms."""
+    """Do what Module.zero_grad does, which would look for the parameters again at every call, for 0.3 ms."""
     for p in parameters:
         p.grad = None
 
 
 def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Entry:
-    """The passes of a torch module whose ``loss`` is a scalar."""
+    """Make the passes of a torch module whose ``loss`` is a scalar."""
     parameters = tuple(model.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-7)  # so slow that every step sees the same numbers
 
@@ -83,7 +83,7 @@ def run_of(model: nn.Module, loss: Callable[[], Tensor], flops: int) -> Entry:
         train()
         adam.step()
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         value = train()
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
         return {"loss": value, FORWARD_LOSS: forward(), **gradients}

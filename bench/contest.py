@@ -9,10 +9,10 @@ from functools import cache
 import torch
 
 from . import peak
-from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, Results
+from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, NamedTensors
 from .measure import Timed, Timing, disagreements, take_turns
 from .memory import Scales
-from .record import Row
+from .record import Measurement
 from .shapes import Shape
 
 DRAWS = 5
@@ -36,9 +36,9 @@ class Contest:
     oracle: Contender
     memory: bool = False
 
-    def blank(self, name: str, contender: Contender, problem: str | None = None) -> Row:
-        """A contender's row of one pass before anything is measured; ``problem`` says why nothing will be."""
-        return Row(
+    def blank(self, name: str, contender: Contender, problem: str | None = None) -> Measurement:
+        """Return a contender's row of one pass before anything is measured; ``problem`` says why nothing will be."""
+        return Measurement(
             *(self.shape.name, self.shape.steps, self.shape.batch, name, contender.name, _threads(contender)[0]),
             problem=problem,
             experiment=self.experiment,
@@ -47,11 +47,11 @@ class Contest:
         )
 
     def refusal(self, contender: Contender) -> str | None:
-        """Why a contender stays out; None if it does not."""
+        """Tell why a contender stays out; None if it does not."""
         return self.shape.lacks or contender.refuses(self.shape)
 
-    def measure(self, passes: Sequence[str], seconds: float) -> Iterator[list[Row]]:
-        """The rows of each of these passes, timed for about ``seconds``, in the order of the contenders."""
+    def measure(self, passes: Sequence[str], seconds: float) -> Iterator[list[Measurement]]:
+        """Measure the rows of each of these passes, timed for about ``seconds``, in the order of the contenders."""
         runs, problems = self._enter()
         activations = self._weigh(runs) if self.memory and TRAINING in passes else {}
         for name in passes:
@@ -61,7 +61,7 @@ class Contest:
             yield [rows.get(c.name) or self.blank(name, c, problems[c.name]) for c in self.contenders]
 
     def _enter(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        """Who may be timed, and what is wrong with the others."""
+        """Find who may be timed, and what is wrong with the others."""
         problems = {c.name: reason for c in self.contenders if (reason := self.refusal(c)) is not None}
         runs: dict[str, Entry] = {}
         law = cache(self._law)
@@ -75,16 +75,16 @@ class Contest:
                     problems[contender.name] = problem
         return runs, problems
 
-    def _law(self, draw: int) -> tuple[Results, Results]:
-        """The oracle's results in float32 and in float64."""
+    def _law(self, draw: int) -> tuple[NamedTensors, NamedTensors]:
+        """Compute the oracle's results in float32 and in float64."""
         shape = replace(self.shape, draw=draw)
         single, double = (self.oracle.prepare(shape, dtype).results for dtype in (torch.float32, torch.float64))
         return (single() if single else {}, double() if double else {})
 
     def _disagreement(
-        self, contender: Contender, run: Entry, law: Callable[[int], tuple[Results, Results]]
+        self, contender: Contender, run: Entry, law: Callable[[int], tuple[NamedTensors, NamedTensors]]
     ) -> str | None:
-        """What is wrong with some tensor on every draw of the data.
+        """Tell what is wrong with some tensor on every draw of the data.
 
         Where a ReLU's input is zero but for rounding, luck decides whether the gradient of that step passes. Among
         millions some are, so that one draw can make a tensor's error ten times another's. Defects are not luck.
@@ -98,7 +98,7 @@ class Contest:
         return next(iter(wrong.values()), None)
 
     def _weigh(self, runs: Mapping[str, Entry]) -> dict[str, int | None]:
-        """Bytes of activations of those who compute the same thing."""
+        """Measure bytes of activations of those who compute the same thing."""
         with Scales() as scales:
             return {
                 c.name: scales.weigh(c, self.shape, _threads(c)[0])
@@ -106,8 +106,8 @@ class Contest:
                 if c.name in runs and runs[c.name].results
             }
 
-    def _time(self, name: str, runs: Mapping[str, Entry], seconds: float) -> dict[str, Row]:
-        """Rows of all who may be timed. A void run is repeated, and after some tries admitted to be void."""
+    def _time(self, name: str, runs: Mapping[str, Entry], seconds: float) -> dict[str, Measurement]:
+        """Measure rows of all who may be timed. A void run is repeated, and after some tries admitted to be void."""
         contenders = [c for c in self.contenders if c.name in runs]
         timed = {c.name: Timed(runs[c.name].passes[name], _threads(c)) for c in contenders}
         cores = {self._cores(n) for what in timed.values() for n in what.threads}
@@ -124,8 +124,8 @@ class Contest:
 
     def _row(
         self, name: str, contender: Contender, run: Entry, timings: Mapping[str, Timing], peaks: Mapping[int, float]
-    ) -> Row:
-        """What one contender's timing says."""
+    ) -> Measurement:
+        """Return what one contender's timing says."""
         timing = timings[contender.name]
         oracle = timings.get(self.oracle.name) if run.results else None
         return replace(
@@ -139,10 +139,10 @@ class Contest:
         )
 
     def _cores(self, threads: int) -> int:
-        """How many of the machine's cores so many threads can use: a batch of one is not split."""
+        """Tell how many of the machine's cores so many threads can use: a batch of one is not split."""
         return min(threads, self.shape.batch)
 
 
 def _threads(contender: Contender) -> tuple[int, ...]:
-    """The numbers of threads to choose from."""
+    """Return the numbers of threads to choose from."""
     return tuple(dict.fromkeys(n or torch.get_num_threads() for n in contender.threads))

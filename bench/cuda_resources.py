@@ -35,7 +35,7 @@ TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
 
 @dataclass(frozen=True)
-class Resources:
+class Registers:
     """Of a thread: registers, and bytes that spilled."""
 
     registers: int
@@ -51,7 +51,7 @@ class Kernel:
 
 
 def spec_of(size: int) -> CellSpec:
-    """A GRU cell with one hidden layer as wide as the state in each network."""
+    """Return a GRU cell with one hidden layer as wide as the state in each network."""
     wide = (size,)
     return CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
 
@@ -72,8 +72,8 @@ def kernel(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
     return Kernel(found.kernel.text, found.memory)
 
 
-def compiled(text: str, target: str) -> Resources:
-    """What nvcc and its assembler make of it.
+def compiled(text: str, target: str) -> Registers:
+    """Compile it with nvcc and its assembler.
 
     Raises:
         ValueError: the compiler refuses it, or warns.
@@ -88,11 +88,11 @@ def compiled(text: str, target: str) -> Resources:
     if done.returncode:
         raise ValueError(said)
     (registers,) = re.findall(r"Used (\d+) registers", said)
-    return Resources(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
+    return Registers(int(registers), sum(map(int, re.findall(r"(\d+) bytes spill", said))))
 
 
 def rows() -> Iterator[str]:
-    """The lines of the table, as they are compiled."""
+    """Yield the lines of the table, as they are compiled."""
     columns = ("H", "operands", "chip", "kernel", "registers", "spilled", "KB shared", "weights in shared memory")
     more = ("in registers", "streamed", "inputs ahead", "barriers a step")
     yield f"| {' | '.join((*columns, *more))} |"

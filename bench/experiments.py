@@ -44,14 +44,14 @@ def training(contenders: tuple[Contender, ...]) -> Iterator[Contest]:
 
 
 def real() -> Iterator[Contest]:
-    """The same at the shapes of known models."""
+    """Compare the same at the shapes of known models."""
     for shape in REAL_SHAPES:
         invited = (OURS,) if shape.lacks else EVERYBODY
         yield Contest("real", shape, (FORWARD, TRAINING), invited, EAGER, memory=True)
 
 
 def overhead() -> Iterator[Contest]:
-    """Where there is little to compute: single frames, and training calls of a single step."""
+    """Compare where there is little to compute: single frames, and training calls of a single step."""
     eager = Contender("eager loop", playing.prepare_eager_frames, threads=EITHER)
     step = Contender("vrnn_fast, model.step", playing.prepare_steps, ours.not_built)
     stream = Contender("vrnn_fast, Stream.push", playing.prepare_stream, functions.no_native_module)
@@ -68,13 +68,13 @@ def elementary() -> Iterator[Contest]:
 
 
 def updates() -> Iterator[Contest]:
-    """A whole training step, the optimiser's included."""
+    """Compare a whole training step, the optimiser's included."""
     for shape in (REFERENCE, SIX_SHAPES[3]):
         yield Contest("update", shape, (UPDATE,), (EAGER, COMPILED_CELL, OURS, RECOMPUTE), EAGER)
 
 
 def one_graph() -> Iterator[Contest]:
-    """Few enough steps for the whole loop to be compiled."""
+    """Take few enough steps for the whole loop to be compiled."""
     contenders = (EAGER, COMPILED_CELL, COMPILED_LOOP, GRAPHED_LOOP, JAX, OURS)
     yield Contest("one graph", FEW_STEPS, (FORWARD, TRAINING), contenders, EAGER)
 
@@ -87,7 +87,7 @@ def generation() -> Iterator[Contest]:
 
 
 def scaling() -> Iterator[Contest]:
-    """Training time against T, B and h, one at a time, on each number of threads."""
+    """Compare training time against T, B and h, one at a time, on each number of threads."""
     counts = tuple(range(1, torch.get_num_threads() + 1))
     contenders = tuple(replace(OURS, name=f"{n} thread{'s' * (n > 1)}", threads=(n,)) for n in counts)
     steps = (Shape("T", t, 16, uniform(28, 100, 16)) for t in (32, 64, 128, 256, 512, 1024))

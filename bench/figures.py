@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
-from .record import Record, Row
+from .record import Measurement, Record
 from .scaling import Curve, curves
 from .table import places
 
@@ -43,7 +43,7 @@ LOOK: dict[str, tuple[str, str]] = {  # colour and marker; hollow markers comput
 }
 US, EAGER = "vrnn_fast", "eager loop"
 
-Places = Mapping[tuple[str, ...], Mapping[str, Row]]
+Places = Mapping[tuple[str, ...], Mapping[str, Measurement]]
 
 
 def _label(place: tuple[str, ...]) -> str:
@@ -58,7 +58,7 @@ def _shapes_on(axes: Axes, shapes: Places, *, labels: bool = True) -> None:
 
 
 def share(shapes: Places) -> Figure:
-    """Share of the FMA peak by shape, a marker for each contender."""
+    """Plot the share of the FMA peak by shape, a marker for each contender."""
     figure = Figure(figsize=(9, 1.3 + 0.55 * len(shapes)), layout="constrained")
     axes = figure.add_subplot()
     for i, rows in enumerate(shapes.values()):
@@ -85,7 +85,7 @@ def share(shapes: Places) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Each contender once, below everything."""
+    """Name each contender once, below everything."""
     handles, names = axes.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     names = [name for name in reversed(LOOK) if name in unique]
@@ -93,13 +93,13 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def comparison(shapes: Places) -> Figure:
-    """Speed-up over the eager loop, and activation memory as a share of its, by shape."""
+    """Plot speed-up over the eager loop, and activation memory as a share of its, by shape."""
     names = [name for name in reversed(LOOK) if any(r[name].speedup for r in shapes.values() if name in r)]
     names.remove(EAGER)
     figure = Figure(figsize=(9, 1.3 + (0.22 * len(names) + 0.12) * len(shapes)), layout="constrained")
     speed, memory = figure.subplots(1, 2, width_ratios=(3, 2))
 
-    def bars(axes: Axes, value: Callable[[Row], float | None], start: float, digits: int) -> None:
+    def bars(axes: Axes, value: Callable[[Measurement], float | None], start: float, digits: int) -> None:
         height = 0.85 / len(names)
         for j, name in enumerate(names):
             for i, rows in enumerate(shapes.values()):
@@ -126,7 +126,7 @@ def comparison(shapes: Places) -> Figure:
 
     of = {row.key: rows[EAGER].activation_bytes for rows in shapes.values() if EAGER in rows for row in rows.values()}
 
-    def relative(row: Row) -> float | None:
+    def relative(row: Measurement) -> float | None:
         theirs = of.get(row.key)
         return None if row.activation_bytes is None or not theirs else row.activation_bytes / theirs
 
@@ -139,7 +139,7 @@ def comparison(shapes: Places) -> Figure:
 
 
 def plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with these ticks, written as people write numbers."""
+    """Make a logarithmic axis with these ticks, written as people write numbers."""
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
@@ -147,7 +147,7 @@ def plain_log(axis: mpl.axis.Axis, ticks: Sequence[float]) -> None:
 
 
 def scaling(found: Sequence[Curve]) -> Figure:
-    """Time against T, B and h, a line for each number of threads; in a dotted line what proportion would be."""
+    """Plot time against T, B and h, a line for each number of threads; in a dotted line what proportion would be."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     colours = (LOOK["vrnn_fast, recompute"][0], LOOK[US][0])
     for axes, curve in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .record import ROOT, Record
 from .table import markdown, put
 
-Array: TypeAlias = NDArray[Any]
+Floats: TypeAlias = NDArray[Any]
 
 PAGE = ROOT / "docs" / "pages" / "functions.md"
 EVERY, AT_ONCE = 7, 1 << 20
@@ -30,7 +30,7 @@ class Function(NamedTuple):
     """An elementary function: what it is in float64, the floats that it is measured on, and the largest error that the
     tests allow, in ulp."""
 
-    exact: Callable[[Array], Array]
+    exact: Callable[[Floats], Floats]
     low: float
     high: float
     bound: float
@@ -53,14 +53,14 @@ class Worst:
     error: float = 0.0
     at: float = 0.0
 
-    def see(self, errors: Array, x: Array) -> None:
+    def see(self, errors: Floats, x: Floats) -> None:
         i = int(errors.argmax())
         if not errors[i] <= self.error:  # NaN too
             self.error, self.at = float(errors[i]), float(x[i])
 
 
-def ulps(found: Array, right: Array) -> Array:
-    """Distance in units in the last place of float32; equal infinities are 0 apart."""
+def ulps(found: Floats, right: Floats) -> Floats:
+    """Compute the distance in units in the last place of float32; equal infinities are 0 apart."""
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = right.astype(np.float32)
         unit = np.spacing(np.maximum(np.abs(rounded), np.float32(np.finfo(np.float32).tiny))).astype(np.float64)
@@ -68,8 +68,8 @@ def ulps(found: Array, right: Array) -> Array:
     return np.where(found == rounded, np.minimum(np.nan_to_num(apart, posinf=0.0), 0.5), apart)
 
 
-def floats(low: float, high: float, every: int) -> Iterator[Array]:
-    """Every so many of the float32 numbers in [low, high], some at a time: all exponents and both signs."""
+def floats(low: float, high: float, every: int) -> Iterator[Floats]:
+    """Yield every so many of the float32 numbers in [low, high], some at a time: all exponents and both signs."""
     for start in range(0, 1 << 32, every * AT_ONCE):
         x = np.arange(start, min(start + every * AT_ONCE, 1 << 32), every, dtype=np.uint32).view(np.float32)
         x = x[np.isfinite(x) & (x >= low) & (x <= high)]
@@ -78,7 +78,7 @@ def floats(low: float, high: float, every: int) -> Iterator[Array]:
 
 
 def measure(name: str, builds: Sequence[str], every: int) -> dict[str, Worst]:
-    """The worst of a function in each build. It sets ``VRNN_FAST_ISA``."""
+    """Measure the worst of a function in each build. It sets ``VRNN_FAST_ISA``."""
     native = importlib.import_module("vrnn_fast._native")
     function, worst = FUNCTIONS[name], {build: Worst() for build in builds}
     for x in floats(function.low, function.high, every):
@@ -91,7 +91,7 @@ def measure(name: str, builds: Sequence[str], every: int) -> dict[str, Worst]:
 
 
 def table(found: dict[str, dict[str, Worst]]) -> str:
-    """A line for each function."""
+    """Write a line for each function."""
     builds = list(dict.fromkeys(build for worst in found.values() for build in worst))
     header = ["function", "allowed", *(text for build in builds for text in (build, f"at x = ({build})"))]
     lines = [

@@ -22,42 +22,42 @@ from rich.table import Table
 
 from .contender import TRAINING
 from .figures import FAINT, STYLE
-from .record import RESULTS, Key, Provenance, Row
+from .record import RESULTS, Key, Measurement, Provenance
 from .table import COLUMNS, PLACE
 
-Course: TypeAlias = Sequence[Row]  # one row's measurements, from the oldest to the latest
+Course: TypeAlias = Sequence[Measurement]  # one row's measurements, from the oldest to the latest
 
 SHOWN = ("time", "quartiles", "GFLOP/s", "% of peak", "speed-up")
 
 
-def read(path: Path) -> list[Row]:
-    """Every measurement in a machine's history, from the oldest to the latest."""
-    rows = [Row.of_json(json.loads(line)) for line in path.read_text().splitlines()]
+def read(path: Path) -> list[Measurement]:
+    """Read every measurement in a machine's history, from the oldest to the latest."""
+    rows = [Measurement.of_json(json.loads(line)) for line in path.read_text().splitlines()]
     return sorted(rows, key=lambda row: _state(row).date)
 
 
-def courses(rows: Sequence[Row], **wanted: str | Sequence[str] | None) -> dict[Key, list[Row]]:
-    """The courses of the rows whose columns have one of the wanted values; None wants any."""
-    found: dict[Key, list[Row]] = {}
+def courses(rows: Sequence[Measurement], **wanted: str | Sequence[str] | None) -> dict[Key, list[Measurement]]:
+    """Find the courses of the rows whose columns have one of the wanted values; None wants any."""
+    found: dict[Key, list[Measurement]] = {}
     for row in rows:
         if all(value is None or getattr(row, name) in value for name, value in wanted.items()):
             found.setdefault(row.key, []).append(row)
     return found
 
 
-def _state(row: Row) -> Provenance:
+def _state(row: Measurement) -> Provenance:
     if row.state is None:
         raise ValueError(f"a row of a history must name its state, and {row.contender} at {row.shape} names none")
     return row.state
 
 
-def name(row: Row) -> str:
-    """What a course is of, in words."""
+def name(row: Measurement) -> str:
+    """Say what a course is of, in words."""
     return ", ".join(text for text in (*(column(row) for column in PLACE.values()), row.contender) if text)
 
 
 def changes(course: Course) -> list[str]:
-    """How much more, or less, time each measurement took than the last one that has a time."""
+    """Tell how much more, or less, time each measurement took than the last one that has a time."""
     found = []
     last: float | None = None
     for row in course:
@@ -67,7 +67,8 @@ def changes(course: Course) -> list[str]:
 
 
 def table(course: Course) -> Table:
-    """A line for each measurement: with which commit, which versions if they are others than before, and what came."""
+    """Write a line for each measurement: with which commit, which versions if they are others than before, and what
+    came."""
     rows = Table(title=name(course[-1]), title_justify="left", box=box.SIMPLE)
     for title in ("measured", *SHOWN, "change"):
         rows.add_column(title, justify="left" if title == "measured" else "right", no_wrap=True)
@@ -80,7 +81,7 @@ def table(course: Course) -> Table:
 
 
 def _panel(axes: Axes, found: Mapping[Key, Course], column: str, title: str) -> None:
-    """One column of the courses over the states that were measured, each state as far from the next."""
+    """Draw one column of the courses over the states that were measured, each state as far from the next."""
     states = sorted({_state(row) for course in found.values() for row in course}, key=lambda state: state.date)
     for course in found.values():
         rows = [row for row in course if getattr(row, column) is not None]
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.picture and options.picture.suffix not in (".svg", ".png", ".pdf"):
         parser.error(f"--picture must end in .svg, .png or .pdf, got {options.picture}")
-    machines: dict[str, dict[Key, list[Row]]] = {}
+    machines: dict[str, dict[Key, list[Measurement]]] = {}
     for path in sorted(options.results.glob("*.jsonl")):
         found = courses(
             read(path),

@@ -64,7 +64,7 @@ class Loop:
 
 
 def innermost(listing: Iterable[str]) -> Loop:
-    """Of a function's disassembly, the loop without another one inside that multiplies most.
+    """Find in a function's disassembly the loop without another one inside that multiplies most.
 
     Raises:
         ValueError: there is no loop.
@@ -82,7 +82,7 @@ def innermost(listing: Iterable[str]) -> Loop:
 
 
 def disassembled(library: Path, isa: str, rows: int, vectors: int) -> Iterator[str]:
-    """The lines of one tile's function.
+    """Disassemble the lines of one tile's function.
 
     Raises:
         FileNotFoundError: there is no objdump (binutils).

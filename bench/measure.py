@@ -12,7 +12,7 @@ import torch
 
 from vrnn_fast.agreement import Errors
 
-from .contender import Results
+from .contender import NamedTensors
 
 PATIENCE = 60  # seconds, after which three rounds are enough
 
@@ -33,8 +33,10 @@ class Timing(NamedTuple):
     threads: int
 
 
-def disagreements(results: Results, eager: Results, exact: Results, times: float = 2.0) -> dict[str, str]:
-    """What is wrong, by tensor, by the law of :mod:`vrnn_fast.agreement`: the eager loop is plain torch there."""
+def disagreements(
+    results: NamedTensors, eager: NamedTensors, exact: NamedTensors, times: float = 2.0
+) -> dict[str, str]:
+    """Tell what is wrong, by tensor, by the law of :mod:`vrnn_fast.agreement`: the eager loop is plain torch there."""
     missing = {name: f"{name} is missing" for name in exact if name not in results}
     known = [name for name in exact if name not in missing]
     errors = Errors(next(iter(eager.values())).dtype, times=times)

@@ -30,12 +30,12 @@ _M_MMAP_THRESHOLD, _PR_SET_THP_DISABLE = -3, 41
 
 
 def measurable() -> bool:
-    """Whether this system keeps the books that :func:`growth` reads: Linux with glibc."""
+    """Tell whether this system keeps the books that :func:`growth` reads: Linux with glibc."""
     return _CLEAR.exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
 
 
 def growth(call: Callable[[], object]) -> int:
-    """By how many bytes the resident memory of this process rises above its present size during a call."""
+    """Measure by how many bytes the resident memory of this process rises above its present size during a call."""
 
     def resident(entry: str) -> int:
         return 1024 * next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(entry))
@@ -76,7 +76,7 @@ class Scales:
         self._pool.shutdown()
 
     def weigh(self, contender: Contender, shape: Shape, threads: int) -> int | None:
-        """Bytes of activations; None where they cannot be measured."""
+        """Measure bytes of activations; None where they cannot be measured."""
         if not measurable():
             return None
         try:

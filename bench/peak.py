@@ -14,7 +14,7 @@ TRIES = 3
 
 
 def measure(counts: Collection[int], seconds: float = 0.2) -> dict[int, float]:
-    """GFLOP/s of float32 multiply-adds on so many threads at once, by that number. Empty if nobody can tell."""
+    """Measure GFLOP/s of float32 multiply-adds on so many threads at once, by that number. Empty if nobody can tell."""
     try:
         native = importlib.import_module("vrnn_fast._native")
     except ImportError:
@@ -29,7 +29,8 @@ def measure(counts: Collection[int], seconds: float = 0.2) -> dict[int, float]:
 
 
 def void(before: Mapping[int, float], after: Mapping[int, float], shares: Iterable[float]) -> str | None:
-    """None, or why a run counts for nothing: the peaks around it, and the shares of the peak that its products had."""
+    """Return None, or why a run counts for nothing: the peaks around it, and the shares of the peak that its products
+    had."""
     for threads, peak in before.items():
         if after[threads] < (1 - FALL_LIMIT) * peak:
             return f"the peak on {threads} threads fell from {peak:.0f} to {after[threads]:.0f} GFLOP/s meanwhile"

@@ -25,7 +25,7 @@ ABOUT = {  # an executor: what it is, and what it runs on
         "any device and floating dtype of torch",
     ),
     "triton": (
-        "the scan in one launch each way, all else dense torch operations",
+        "the scan in one launch each way, all around it in a few more",
         "GPUs, float32, TF32, bfloat16, float16",
     ),
     "cuda": (
@@ -45,7 +45,7 @@ EXPERIMENTS = {
 
 
 def heading(record: Record) -> str:
-    """What was measured on, and with what; rows of another state than this one say so."""
+    """Say what was measured on, and with what; rows of another state than this one say so."""
     versions = ", ".join(f"{name} {v}" for name, v in record.state.versions.items() if name != "vrnn-fast")
     return (
         f"**{record.processor}**, {record.threads} threads, `{record.kernel_build}` kernels, float32; {versions}; "
@@ -54,13 +54,13 @@ def heading(record: Record) -> str:
 
 
 def support() -> str:
-    """The backends, a line for each."""
+    """List the backends, a line for each."""
     lines = [f"| `{name}` | {' | '.join(ABOUT[name])} | {known.verified} |" for name, known in backends().items()]
     return "\n".join(["| backend | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
 
 
 def section(record: Record, folder: str) -> str:
-    """One machine's part of README.md."""
+    """Write one machine's part of README.md."""
     name = record.file_name.removesuffix(".json")
     table = summary(record.rows, record.state)
     gains = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
@@ -70,7 +70,7 @@ def section(record: Record, folder: str) -> str:
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
-    """Everything that was measured on one machine."""
+    """Write everything that was measured on one machine."""
     name = record.file_name.removesuffix(".json")
     parts = [f"# {record.processor}, {record.threads} threads", heading(record)]
     for experiment, title in EXPERIMENTS.items():

@@ -51,7 +51,7 @@ class Provenance:
 
     @classmethod
     def now(cls) -> Provenance:
-        """What is here."""
+        """Describe what is here."""
         packages = ["torch", "numpy", "vrnn-fast", *(["jax"] if find_spec("jax") else [])]
         return cls(
             versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
@@ -62,20 +62,20 @@ class Provenance:
         )
 
     def measures_as(self, other: Provenance) -> bool:
-        """Whether what was measured in one holds in the other."""
+        """Tell whether what was measured in one holds in the other."""
         return (self.source, self.versions) == (other.source, other.versions)
 
     def __str__(self) -> str:
         return f"{self.date[:10]}, commit {self.commit[:10]}{' and changes' if self.uncommitted_changes else ''}"
 
     def beside(self, other: Provenance) -> str:
-        """This state in words where it is not the other one, with those versions that are not the same."""
+        """Say this state in words where it is not the other one, with those versions that are not the same."""
         versions = [f"{name} {v}" for name, v in self.versions.items() if other.versions.get(name) != v]
         return "" if str(self) == str(other) and not versions else ", ".join([str(self), *versions])
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One contender's pass at one shape. Without times where its results disagree, or where it cannot run.
 
     Attributes:
@@ -108,9 +108,9 @@ class Row:
     state: Provenance | None = None
 
     @classmethod
-    def of_json(cls, entries: dict[str, Any], state: Provenance | None = None) -> Row:
-        """A row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it names
-        no other."""
+    def of_json(cls, entries: dict[str, Any], state: Provenance | None = None) -> Measurement:
+        """Read a row as JSON gives it back; columns that it did not have yet are empty, and ``state`` is its own if it
+        names no other."""
         lists = {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
         own = entries.get("state")
         return cls(**{**entries, **lists, "state": Provenance(**own) if own else state})
@@ -132,7 +132,7 @@ class Row:
 
 
 def _processor() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; elsewhere what Python knows."""
+    """Read the first processor's entries of /proc/cpuinfo; elsewhere what Python knows."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return {"model name": platform.processor(), "flags": ""}
@@ -146,13 +146,13 @@ def _git(*arguments: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's, "unknown" without one, with a word where files that numbers depend on are others."""
+    """Return the commit, "unknown" without one, with a word where files that numbers depend on are others."""
     changed = _git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES))
     return (_git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
 
 
 def _fingerprint() -> str:
-    """Of everything that a measurement depends on in this checkout, committed or not."""
+    """Digest everything that a measurement depends on in this checkout, committed or not."""
     files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -171,7 +171,7 @@ class Record:
     threads: int
     kernel_build: str
     state: Provenance
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
 
     @classmethod
     def begin(cls) -> Record:
@@ -188,7 +188,7 @@ class Record:
 
     @classmethod
     def resume(cls, folder: Path) -> Record:
-        """:meth:`begin`, with the rows that ``folder`` holds of this kind of machine."""
+        """Begin as :meth:`begin`, with the rows that ``folder`` holds of this kind of machine."""
         fresh = cls.begin()
         path = folder / fresh.file_name
         return replace(fresh, rows=cls.load(path).rows) if path.exists() else fresh
@@ -205,12 +205,12 @@ class Record:
         machine = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("state", "rows")}
         return machine | asdict(self.state)
 
-    def put(self, rows: Iterable[Row]) -> None:
+    def put(self, rows: Iterable[Measurement]) -> None:
         """Add rows of the present state, in place of earlier ones of the same key."""
         held = {row.key: row for row in self.rows} | {row.key: replace(row, state=self.state) for row in rows}
         self.rows[:] = held.values()
 
-    def append(self, rows: Iterable[Row], folder: Path) -> Path:
+    def append(self, rows: Iterable[Measurement], folder: Path) -> Path:
         """Add a line for each row, of the present state, to this machine's history in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / self.file_name).with_suffix(".jsonl")
@@ -222,16 +222,16 @@ class Record:
         """Forget all other rows."""
         self.rows[:] = [row for row in self.rows if row.key in keys]
 
-    def find(self, key: Key) -> Row | None:
-        """The row of this key, if it holds in the present state."""
+    def find(self, key: Key) -> Measurement | None:
+        """Find the row of this key, if it holds in the present state."""
         return next((r for r in self.rows if r.key == key and r.state and r.state.measures_as(self.state)), None)
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """What :meth:`save` wrote, now or before rows had all their columns."""
+        """Read what :meth:`save` wrote, now or before rows had all their columns."""
         entries = json.loads(path.read_text())
         state = Provenance(**{f.name: entries.pop(f.name) for f in fields(Provenance) if f.name in entries})
-        rows = [Row.of_json(row, state) for row in entries.pop("rows")]
+        rows = [Measurement.of_json(row, state) for row in entries.pop("rows")]
         return cls(**entries, state=state, rows=rows)
 
     def save(self, folder: Path) -> Path:

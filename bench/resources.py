@@ -44,13 +44,13 @@ class Resources:
 
 
 def spec_of(shape: Shape, particles: int = 1) -> CellSpec:
-    """The cell of a shape; with more than one particle it resamples them."""
+    """Make the cell of a shape; with more than one particle it resamples them."""
     spec = VRNN(**shape.model, backend="reference", device="meta").spec
     return spec if particles == 1 else replace(spec, objective="particle_filter")
 
 
 def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """The kernels of a training step without gradients of z and eps from outside."""
+    """Compile the kernels of a training step without gradients of z and eps from outside."""
     from vrnn_fast.executors.triton import kernels
 
     stored = plan(spec, config.widest).stored(Keep.STORED, Want())
@@ -101,7 +101,7 @@ def compiled(
 
 
 def _of_cubin(cubin: bytes, package: Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes of its stack, as cuobjdump (which triton ships) reads them."""
+    """Read registers of a thread, and bytes of its stack, as cuobjdump (which triton ships) reads them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -114,7 +114,7 @@ def _of_cubin(cubin: bytes, package: Path) -> tuple[int, int]:
 
 
 def rows(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
-    """The lines of the table, as they are compiled."""
+    """Yield the lines of the table, as they are compiled."""
     columns = ("shape", "x, h, z", "operands", "chip", "rows, warps, tile, ahead", "KB on chip")
     yield f"| {' | '.join((*columns, 'kernel', 'registers', 'spilled', 'shared'))} |"
     yield "| --- | --- | --- | --- | --- | --: | --- | --: | --: | --: |"

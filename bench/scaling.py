@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .record import Row
+from .record import Measurement
 
 EXPERIMENT = "scaling"
-VARIED: dict[str, Callable[[Row], int]] = {
+VARIED: dict[str, Callable[[Measurement], int]] = {
     "T": lambda row: row.steps,
     "B": lambda row: row.batch,
     "h": lambda row: row.sizes[1],
@@ -24,7 +24,7 @@ class Curve:
 
     varied: str
     fixed: str
-    rows: Mapping[int, Mapping[int, Row]]
+    rows: Mapping[int, Mapping[int, Measurement]]
 
     @property
     def milliseconds(self) -> dict[int, dict[int, float]]:
@@ -37,31 +37,31 @@ class Curve:
         return sorted({size for times in self.milliseconds.values() for size in times})
 
     def fastest(self, size: int) -> int:
-        """The number of threads that took the least time."""
+        """Return the number of threads that took the least time."""
         return min((t[size], n) for n, t in self.milliseconds.items() if size in t)[1]
 
     def exponent(self, threads: int) -> float:
-        """Of the power of the size that time grows with."""
+        """Compute the power of the size that time grows with."""
         times = self.milliseconds[threads]
         return exponent(list(times), list(times.values()))
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """The slope of a least-squares line through the logarithms. NaN for fewer than two sizes."""
+    """Compute the slope of a least-squares line through the logarithms. NaN for fewer than two sizes."""
     if len(sizes) < 2:
         return math.nan
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
-def curves(rows: Sequence[Row]) -> list[Curve]:
-    """The curves that were measured, out of all rows of a record."""
+def curves(rows: Sequence[Measurement]) -> list[Curve]:
+    """Find the curves that were measured, out of all rows of a record."""
     found = []
     for varied, size in VARIED.items():
         mine = [r for r in rows if r.experiment == EXPERIMENT and r.shape == varied and r.milliseconds]
         if mine:
             others = {"T": mine[0].steps, "B": mine[0].batch, "h": mine[0].sizes[1]}
             fixed = ", ".join(f"{name} = {value}" for name, value in others.items() if name != varied)
-            by_threads: dict[int, dict[int, Row]] = {}
+            by_threads: dict[int, dict[int, Measurement]] = {}
             for row in sorted(mine, key=size):
                 by_threads.setdefault(row.threads, {})[size(row)] = row
             found.append(Curve(varied, fixed, dict(sorted(by_threads.items()))))

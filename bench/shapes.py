@@ -33,28 +33,29 @@ class Shape:
         return x, h, z
 
     def parameters(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The state dict that every contender starts from, the same float32 numbers every time."""
+        """Draw the state dict that every contender starts from, the same float32 numbers every time."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = VRNN(**self.model, backend="reference", dtype=torch.float32)
         return {name: p.to(dtype) for name, p in model.state_dict().items()}
 
     def data(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """x (T, B, X), binary or real as the likelihood wants it, and the noise eps (T, B, Z), the same every time."""
+        """Draw x (T, B, X), binary or real as the likelihood wants it, and the noise eps (T, B, Z), the same every
+        time."""
         generator = torch.Generator().manual_seed(self.draw)
         x = torch.randn(self.steps, self.batch, self.model["input_size"], generator=generator)
         eps = torch.randn(self.steps, self.batch, self.model["latent_size"], generator=generator)
         return ((x > 0) if self.model["likelihood"] == "bernoulli" else x).to(dtype), eps.to(dtype)
 
     def condition(self, dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """The conditioning input (T, B, C) beside :meth:`data`; None where the model takes none."""
+        """Draw the conditioning input (T, B, C) beside :meth:`data`; None where the model takes none."""
         size = self.model.get("cond_size", 0)
         generator = torch.Generator().manual_seed(1_000_000 + self.draw)
         return torch.randn(self.steps, self.batch, size, generator=generator).to(dtype) if size else None
 
 
 def forward_flops(model: nn.Module, shape: Shape) -> int:
-    """A multiplication and an addition for each weight, time step and sequence; elementwise work is not counted.
+    """Count a multiplication and an addition for each weight, time step and sequence; elementwise work is not counted.
 
     The gradients with respect to inputs and weights take as much again each: a training step is three times this.
     """
@@ -62,7 +63,7 @@ def forward_flops(model: nn.Module, shape: Shape) -> int:
 
 
 def uniform(x: int, h: int, z: int, **changes: Any) -> dict[str, Any]:
-    """The most copied PyTorch VRNN: a GRU without biases, Bernoulli outputs, every network ``h`` wide."""
+    """Make the most copied PyTorch VRNN: a GRU without biases, Bernoulli outputs, every network ``h`` wide."""
     two, one = (h, h), (h,)
     widths = {"phi_x": two, "phi_z": one, "encoder": two, "prior": one, "decoder": two}
     sizes = {"input_size": x, "hidden_size": h, "latent_size": z}

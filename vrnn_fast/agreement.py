@@ -22,7 +22,7 @@ from torch import Tensor
 def allowed(
     torchs: float, largest: float, dtype: torch.dtype, *, times: float = 2.0, roundings: float | None = None
 ) -> float:
-    """How large an error may be where torch's is ``torchs``, and the largest value that is right ``largest``."""
+    """Tell how large an error may be where torch's is ``torchs``, and the largest value that is right ``largest``."""
     if roundings is None:
         roundings = 32 if dtype == torch.float64 else 2
     return times * torchs + roundings * torch.finfo(dtype).eps * largest
@@ -74,7 +74,7 @@ class Errors:
                 self._largest[name] = max(self._largest[name], terms.abs().max().item())
 
     def violations(self) -> dict[str, str]:
-        """What is off by more than the law allows, by name, in words."""
+        """Return what is off by more than the law allows, by name, in words."""
         wrong = {}
         for name, error, torchs, most in self._found():
             if not error <= most:  # so that NaN is one
@@ -82,16 +82,17 @@ class Errors:
         return wrong
 
     def largest_share(self) -> float:
-        """The largest error, as a part of what is allowed: above 1 there is a violation. 0 where nothing is off."""
+        """Return the largest error, as a part of what is allowed: above 1 there is a violation. 0 where nothing is
+        off."""
         return max((error / most if error else 0.0 for _, error, _, most in self._found()), default=0.0)
 
     def _found(self) -> Iterator[tuple[str, float, float, float]]:
-        """Name, our error, torch's, and how large ours may be."""
+        """Yield name, our error, torch's, and how large ours may be."""
         for name, errors in self._ours.items():
             error, torchs = (torch.stack(e).mean().sqrt().item() for e in (errors, self._torchs[name]))
             most = allowed(torchs, self._largest[name], self.dtype, times=self._times, roundings=self._roundings)
             yield name, error, torchs, most
 
     def __bool__(self) -> bool:
-        """Whether anything was compared."""
+        """Tell whether anything was compared."""
         return bool(self._ours)

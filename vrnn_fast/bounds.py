@@ -30,23 +30,23 @@ from .executors.base import Batch
 from .padding import at_real
 from .resampling import widened
 
-Kind = Literal["elbo", "iwae", "fivo"]
+BoundKind = Literal["elbo", "iwae", "fivo"]
 
-Launch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
+StepLaunch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
-    """The evidence lower bound of each sequence: log w_t (T, B, N) -> (B,)."""
+    """Compute the evidence lower bound of each sequence: log w_t (T, B, N) -> (B,)."""
     return widened(log_weights).sum(0).mean(-1).to(log_weights.dtype)
 
 
 def iwae(log_weights: Tensor) -> Tensor:
-    """The importance weighted bound of each sequence: log w_t (T, B, N) -> (B,)."""
+    """Compute the importance weighted bound of each sequence: log w_t (T, B, N) -> (B,)."""
     return _log_mean_exp(widened(log_weights).sum(0)).to(log_weights.dtype)
 
 
 def fivo(log_weights: Tensor, resampled: Tensor) -> Tensor:
-    """The filtering bound of each sequence.
+    """Compute the filtering bound of each sequence.
 
     Args:
         log_weights: (T, B, N) log w_t of every particle.
@@ -63,13 +63,13 @@ def fivo(log_weights: Tensor, resampled: Tensor) -> Tensor:
 
 
 def _log_mean_exp(value: Tensor) -> Tensor:
-    """Over the last dimension; of zeros exactly 0, of -inf alone -inf."""
+    """Average over the last dimension, in logarithms; of zeros exactly 0, of -inf alone -inf."""
     peak = value.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).min)
     return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
 
 
-def filtered(launch: Launch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """A particle filter step by step: one launch for every time step, and the resampling between two of them.
+def filtered(launch: StepLaunch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Run a particle filter step by step: one launch for every time step, and the resampling between two of them.
 
     Args:
         launch: runs a batch of sequences; returns log w_t of every row, (T, B * N), the state, and whatever else.
@@ -90,7 +90,7 @@ def filtered(launch: Launch, batch: Batch, uniforms: Tensor, threshold: float) -
 
 
 def evidence(nll: Tensor, kl: Tensor) -> Tensor:
-    """The evidence lower bound of each sequence with the exact KL: nll and kl (T, B), 0 at padding -> (B,)."""
+    """Compute the evidence lower bound of each sequence with the exact KL: nll and kl (T, B), 0 at padding -> (B,)."""
     return -(widened(nll) + widened(kl)).sum(0).to(nll.dtype)
 
 
@@ -112,7 +112,7 @@ class Weights(NamedTuple):
 
 
 def loss(nll: Tensor, kl: Tensor, real: Tensor | None, lengths: Tensor | None, weights: Weights) -> Tensor:
-    """The sum over real steps of nll + beta * max(kl, free_nats), over the normalizer; in the dtype of nll."""
+    """Compute the sum over real steps of nll + beta * max(kl, free_nats), over the normalizer; in the dtype of nll."""
     beta, free_nats, normalizer = weights
     dtype, nll, kl = nll.dtype, widened(nll), widened(kl)
     if isinstance(free_nats, Tensor) or free_nats > 0:

@@ -11,7 +11,7 @@ from .cell.spec import CellSpec
 from .likelihoods import Likelihood
 
 
-class Call(NamedTuple):
+class ModelCall(NamedTuple):
     """One call of a model.
 
     Attributes:
@@ -45,5 +45,5 @@ class Call(NamedTuple):
         return self.spec.likelihood == "external"
 
     def turned(self, tensor: Tensor) -> Tensor:
-        """From (T, B, ...) to the layout of the caller, or back."""
+        """Turn a tensor from (T, B, ...) to the layout of the caller, or back."""
         return tensor.transpose(0, 1) if self.batch_first else tensor

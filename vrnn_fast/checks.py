@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-Number = TypeVar("Number", bound=float | Tensor)
+Numeric = TypeVar("Numeric", bound=float | Tensor)
 
 
 def _captured(device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def _captured(device: torch.device) -> bool:
 
 
 def _unread(device: torch.device) -> bool:
-    """Whether values on a device cannot be looked at now."""
+    """Tell whether values on a device cannot be looked at now."""
     return torch.compiler.is_compiling() or _captured(device)
 
 
@@ -49,8 +49,21 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def number(name: str, value: Number, *, zero: bool) -> Number:
-    """The positive number (or zero, where allowed), or the tensor of a single one; another real number as a float.
+def instance(name: str, value: object, kind: type, meant: str) -> None:
+    """Raise TypeError unless ``value`` is of this kind, which ``meant`` says in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {meant}, got {value!r}")
+
+
+def function(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` may be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")
+
+
+def number(name: str, value: Numeric, *, zero: bool) -> Numeric:
+    """Return the positive number (or zero, where allowed), or the tensor of a single one; another real number as a
+    float.
 
     The value of a tensor is read on the CPU only, and not while torch.compile traces.
     """
@@ -69,11 +82,11 @@ def number(name: str, value: Number, *, zero: bool) -> Number:
         raise ValueError(f"{name} must be {meant}, got {plain!r}")
     if not torch.compiler.is_compiling() and math.isinf(plain):
         raise ValueError(f"{name} must be finite, got {plain!r}")
-    return value if isinstance(value, Tensor) else cast(Number, plain)
+    return value if isinstance(value, Tensor) else cast(Numeric, plain)
 
 
 def constant(name: str, value: object) -> float:
-    """The finite number, as a float; ValueError for all else."""
+    """Return the finite number, as a float; ValueError for all else."""
     plain = _real(value)
     if plain is None or not math.isfinite(plain):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -81,7 +94,7 @@ def constant(name: str, value: object) -> float:
 
 
 def positive(name: str, value: object, *, zero: bool = False) -> float:
-    """The finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
+    """Return the finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
     plain = _real(value)
     if plain is None or not math.isfinite(plain) or not (plain >= 0 if zero else plain > 0):
         raise ValueError(f"{name} must be {_meant_number(zero)}, got {value!r}")
@@ -92,8 +105,17 @@ def _meant_number(zero: bool) -> str:
     return "a number >= 0" if zero else "a number > 0"
 
 
+def interval(name: str, value: object) -> tuple[float, float]:
+    """Return the pair of a number and a larger one, infinite ones too; ValueError for all else."""
+    good = isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_number, value))
+    if not good or not value[0] < value[1]:  # type: ignore[index]
+        raise ValueError(f"{name} must be (low, high), a number and a larger one, got {value!r}")
+    low, high = cast(Sequence[float], value)
+    return low, high
+
+
 def share(name: str, value: object) -> float:
-    """The number from 0 to 1."""
+    """Return the number from 0 to 1."""
     plain = _real(value)
     if plain is None:
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
@@ -103,12 +125,12 @@ def share(name: str, value: object) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a real number, infinite ones and NaN too."""
+    """Tell whether ``value`` is a real number, infinite ones and NaN too."""
     return _real(value) is not None
 
 
 def _real(value: object) -> float | None:
-    """A real number, NumPy's too, as one of Python's or of torch.compile's; None for all else."""
+    """Return a real number, NumPy's too, as one of Python's or of torch.compile's; None for all else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
@@ -123,7 +145,7 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def unknown(name: str, value: object, allowed: Sequence[str]) -> str:
-    """What to say of a ``value`` that is none of the allowed words."""
+    """Say of a ``value`` that is none of the allowed words."""
     return f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
@@ -136,16 +158,22 @@ def within(name: str, value: Tensor, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie from {low} to {high}")
 
 
+def several(name: str, value: object, meant: str = "names") -> Collection[str]:
+    """Raise TypeError unless ``value`` is a collection of strings, and no string itself."""
+    if not isinstance(value, (tuple, list, set, frozenset)) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name} must be a tuple of {meant}, got {value!r}")
+    return value
+
+
 def names(name: str, value: object, allowed: Sequence[str]) -> Collection[str]:
     """Raise unless ``value`` is a collection of some of the allowed names, none of them twice."""
-    if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
-        raise TypeError(f"{name} must be a tuple of names out of {', '.join(allowed)}, got {value!r}")
-    for entry in value:
+    entries = several(name, value, f"names out of {', '.join(allowed)}")
+    for entry in entries:
         if entry not in allowed:
             raise ValueError(f"{name} may hold {', '.join(allowed)}, got {entry!r}")
-    if len(set(value)) != len(value):
+    if len(set(entries)) != len(entries):
         raise ValueError(f"{name} must not name anything twice, got {value!r}")
-    return value
+    return entries
 
 
 _DENSE = "pass its padded rows, as torch.nested.to_padded_tensor makes them, and their lengths"
@@ -156,6 +184,13 @@ def local(name: str, value: Tensor, instead: str) -> None:
     """Raise TypeError if ``value`` is a DTensor: a launch reads the memory of one process."""
     if hasattr(value, "device_mesh"):
         raise TypeError(f"{name} must be a tensor of one process, got a {type(value).__name__}: {instead}")
+
+
+def any_tensor(name: str, value: object, meant: str = "a tensor") -> Tensor:
+    """Return the tensor; TypeError for all else."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be {meant}, got {type(value).__name__}")
+    return value
 
 
 def tensor(
@@ -170,8 +205,7 @@ def tensor(
     ``shape`` pairs the name of each dimension with its size, or with None where any size from 1 on will do. ``dtype``
     may be one that it must have instead. Under autocast another precision is converted to that of ``like``.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    value = any_tensor(name, value)
     local(name, value, "pass what this process shall run, such as its to_local()")
     if value.is_nested:
         raise ValueError(f"{name} must be a dense (strided) tensor, got a nested one: {_DENSE}")
@@ -200,17 +234,16 @@ def tensor(
 
 
 def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
-    """In words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
+    """Put a shape into words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 
 
-def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tensor:
-    """The lengths on ``device``, contiguous: (B,) int64, each from 0 to T, at least one above 0.
+def lengths(value: object, steps: int, batch: int, device: torch.device, *, none: bool = False) -> Tensor:
+    """Return the lengths on ``device``, contiguous: (B,) int64, each from 0 to T, not all 0 unless ``none`` may be.
 
     Into a CUDA graph nothing is copied: there they must be on ``device`` already.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"lengths must be a tensor (B,) of int64, got {type(value).__name__}")
+    value = any_tensor("lengths", value, "a tensor (B,) of int64")
     if value.is_nested:
         raise ValueError("lengths must be a dense (strided) tensor, got a nested one")
     if value.layout != torch.strided:
@@ -223,8 +256,8 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
         raise ValueError(f"lengths must be on {device} where a CUDA graph is captured, got {value.device}")
     if _unread(device):
         value = value.to(device).contiguous()
-        good = (value >= 0).all() & (value <= steps).all() & (value > 0).any()
-        torch._assert_async(good, "lengths must be from 0 to T, and not all 0")
+        good = (value >= 0).all() & (value <= steps).all()
+        torch._assert_async(good if none else good & (value > 0).any(), "lengths must be from 0 to T, and not all 0")
         return value
     placed, value = value.to(device).contiguous(), value.to("cpu")
     low, high = int(value.min()), int(value.max())
@@ -232,8 +265,11 @@ def lengths(value: object, steps: int, batch: int, device: torch.device) -> Tens
         raise ValueError(f"lengths must not be negative, got {low} for row {int(value.argmin())}")
     if high > steps:
         raise ValueError(f"lengths must be at most T = {steps}, got {high} for row {int(value.argmax())}")
-    if high == 0:
-        raise ValueError("lengths must leave at least one real step, got 0 for every row")
+    if high == 0 and not none:
+        raise ValueError(
+            "lengths must leave at least one real step, got 0 for every row; where other ranks have steps, pass a "
+            "normalizer"
+        )
     return placed
 
 
@@ -268,7 +304,7 @@ def finite(
     if real is not None:
         bad = bad & real.unsqueeze(-1)
     if _unread(value.device):
-        torch._assert_async(~bad.any(), f"{name} holds NaN, infinity or what the likelihood has no place for")
+        torch._assert_async(~bad.any(), f"{name} must be finite, and lie in the support of the likelihood")
         return
     if bad.any():
         place = tuple(int(i) for i in bad.nonzero()[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +25,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import data
-from .cell.spec import Activation, Cell
 from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
 from .data.dataset import Output, Part
 from .layouts.structure import LayoutError
-from .training.config import MAX_SEED, ModelConfig, RunError, Schedule, TrainConfig
-from .training.trainer import Trainer, evaluate, load_model, read_configs, run_data
+from .training.config import MAX_SEED, RunError
+from .training.evaluation import evaluate
+from .training.options import Options
+from .training.ranks import Ranks
+from .training.trainer import Trainer, load_model, read_configs, run_data
 
 app = typer.Typer(
     help="Variational recurrent networks (Chung et al. 2015): train, evaluate, sample.",
@@ -44,7 +46,7 @@ INTERRUPTED = 130
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
-Backend = Annotated[str, typer.Option(help="Executor: auto, or a name that `vrnn-fast info` lists.")]
+Backend = Annotated[str, typer.Option(help="Auto, or a name that `vrnn-fast info` lists.")]
 MaxGigabytes = Annotated[float, typer.Option(help="What a file of data may expand to in memory.", min=0)]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
 
@@ -54,91 +56,95 @@ def main() -> None:
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
+        if getattr(error, "everywhere", False) and int(os.environ.get("RANK", 0)):
+            sys.exit(1)  # the first rank says it
         Console(stderr=True).print(f"[red]error:[/] {escape(_one_line(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _one_line(error: Exception) -> str:
-    """Its message; names in a damaged file may hold any character."""
+    """Return its message; names in a damaged file may hold any character."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    source: Annotated[
-        str, typer.Argument(metavar="DATA", help="chorales, .npz, .npy, or a folder of .wav")
-    ] = "chorales",
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and pictures.")] = Path("runs/latest"),
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run, exactly as it was.", metavar="RUN")] = None,
-    likelihood: Annotated[Output | None, typer.Option(help="By default gaussian for sound, else bernoulli.")] = None,
-    frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
-    rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
-    max_steps: Annotated[int, typer.Option(help="Longest sequence cut from sound.", min=1)] = Source.max_steps,
-    max_gigabytes: MaxGigabytes = Source.max_gigabytes,
-    cell: Annotated[Cell, typer.Option()] = ModelConfig.cell,
-    activation: Annotated[Activation, typer.Option()] = ModelConfig.activation,
-    hidden: Annotated[int, typer.Option(help="Size of the recurrent state.", min=1)] = ModelConfig.hidden_size,
-    latent: Annotated[int, typer.Option(help="Size of z.", min=1)] = ModelConfig.latent_size,
-    width: Annotated[int, typer.Option(help="Width of every hidden layer.", min=1)] = ModelConfig.width,
-    epochs: Annotated[int, typer.Option()] = TrainConfig.epochs,
-    batch_size: Annotated[int, typer.Option()] = TrainConfig.batch_size,
-    learning_rate: Annotated[
-        float, typer.Option("--lr", help="The highest learning rate.")
-    ] = TrainConfig.learning_rate,
-    schedule: Annotated[Schedule, typer.Option(help="How the learning rate falls.")] = TrainConfig.schedule,
-    warmup: Annotated[int, typer.Option(help="Steps of rising learning rate.")] = TrainConfig.warmup,
-    weight_decay: Annotated[float, typer.Option()] = TrainConfig.weight_decay,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = TrainConfig.clip,
-    anneal: Annotated[float, typer.Option(help="Epochs of rising KL weight.")] = TrainConfig.anneal,
-    free_nats: Annotated[
-        float, typer.Option(help="KL per time step below which nothing is gained.")
-    ] = TrainConfig.free_nats,
-    patience: Annotated[int, typer.Option(help="Epochs to wait for a better bound; 0: all.")] = TrainConfig.patience,
-    seed: Seed = TrainConfig.seed,
-    backend: Backend = TrainConfig.backend,
-    threads: Threads = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs into the run's folder.")] = False,
-) -> None:
-    """Learn from sequences: the chorales, arrays (T, X) or (N, T, X), or sound cut into frames.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Learn from sequences; train --help lists what a run may be told, of the model, the data and the training.",
+)
+def train(context: typer.Context) -> None:
+    """Train as the options say (:mod:`vrnn_fast.training.options`), on all ranks that torchrun started.
 
-    Arrays and files named train..., valid... (or val) and test... are those parts; if none is, a hash of the names
-    decides. Ctrl-C, SIGTERM and SIGHUP save, and --resume goes on as if it had never stopped.
+    Ctrl-C, SIGTERM and SIGHUP save, and --resume goes on as if the run had never stopped. So does torchrun, without a
+    word, where a rank died.
     """
+    from .training.options import parse
+    from .training.ranks import joined
+
+    options = parse(context.args)
+    _set_threads(options.threads)
+    with joined(options.train.device) as ranks:
+        if not _train(options, ranks):
+            raise typer.Exit(INTERRUPTED)
+
+
+def _train(options: Options, ranks: Ranks) -> bool:
+    """Begin or go on with a run, and end it with its picture; False where it was interrupted."""
     from .training.lock import alone
     from .training.report import curves
-    from .training.trainer import LAST
     from .training.watch import watch
 
-    _set_threads(threads)
-    if resume is not None:
-        _refuse_beside_resume(context)
-        run = resume if os.path.isdir(resume) else resume.parent
-        if not os.path.isdir(run):
-            raise CheckpointError(f"no checkpoint at {resume}")
-        begin = partial(Trainer.resume, resume)
-    else:
-        origin = Source(source, likelihood, frame, rate, max_steps, max_gigabytes)
-        with console.status("reading the data"):
-            dataset = data.load(origin)
-        model = ModelConfig(dataset.features, dataset.likelihood, hidden, latent, width, cell, activation)
-        config = TrainConfig(
-            epochs, batch_size, learning_rate, schedule, warmup, weight_decay, clip, anneal, free_nats, patience, seed,
-            backend,
-        )  # fmt: skip
-        begin = partial(Trainer, origin, model, config, dataset, run)
-    with alone(run):
-        if resume is None and (run / LAST).exists():
-            raise RunError(f"{run} holds a run already: go on with --resume {run}, or name another --run")
-        trainer = begin()
-        if not watch(trainer, console, tensorboard=tensorboard):
-            raise typer.Exit(INTERRUPTED)
-    picture = trainer.folder / "curves.png"
-    curves(trainer.history, picture, baseline=trainer.data.baseline(), title=trainer.data.name)
+    shown = console if ranks.first else Console(quiet=True)
+    with ExitStack() as stack:
+        failure: Exception | None = None
+        try:
+            run, resume = _place(options, ranks)
+            if ranks.first:
+                stack.enter_context(alone(run))
+        except (CheckpointError, RunError) as error:
+            failure = error
+        ranks.together(failure)
+        trainer = _trainer(options, run, resume, ranks, shown)
+        if not watch(trainer, shown, tensorboard=options.tensorboard and ranks.first):
+            return False
+        if ranks.first:
+            curves(trainer.history, run / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
     epoch, bound = trainer.best
-    console.print(
-        f"best validation bound {bound:.3f} nats per step, after epoch {epoch + 1}; saved in {trainer.folder}"
-    )
+    shown.print(f"best validation bound {bound:.3f} nats per step, after epoch {epoch + 1}; saved in {trainer.folder}")
+    return True
+
+
+def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
+    """Return the folder of the run, and what it goes on from, if it does."""
+    from .training import checkpoint
+
+    if options.resume is None:
+        return options.run, options.run if ranks.restarts and checkpoint.exists(options.run) else None
+    others = [name for name in options.given if name not in ("resume", "threads", "tensorboard")]
+    if others:
+        raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")
+    return checkpoint.run_of(options.resume), options.resume
+
+
+def _trainer(options: Options, run: Path, resume: Path | None, ranks: Ranks, shown: Console) -> Trainer:
+    from .training import checkpoint
+    from .training.options import CONFIG
+
+    if resume is not None:
+        return Trainer.resume(resume, ranks=ranks)
+    if checkpoint.exists(run):
+        words = f"{run} holds a run already: go on with --resume {run}, or name another --run"
+        raise RunError(words, everywhere=True)
+    failure: Exception | None = None
+    try:
+        with shown.status("reading the data"):
+            dataset = data.load(options.source)
+    except DataError as error:
+        failure = error
+    ranks.together(failure)
+    trainer = Trainer(options.source, options.model, options.train, dataset, run, ranks)
+    if ranks.first:
+        (run / CONFIG).write_text(options.text)
+    return trainer
 
 
 @app.command("eval")
@@ -185,7 +191,7 @@ def sample(
     backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
-    """Generate sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
+    """Draw sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
     import numpy as np
 
     from .data import chorales, files
@@ -270,7 +276,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Fewer than the full demonstration.", min=1)] = None,
     threads: Threads = None,
 ) -> None:
-    """Learn the Bach chorales and show what came of it."""
+    """Train on the Bach chorales and show what came of it."""
     from .training import demo as demonstration
     from .training.lock import alone
 
@@ -285,36 +291,25 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _refuse_beside_resume(context: typer.Context) -> None:
-    """A resumed run is what it was: whatever would change it is refused by name."""
-    given = [
-        name
-        for name in context.params
-        if name not in ("resume", "threads", "tensorboard")
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if given:
-        raise RunError(f"--resume takes everything from the run: leave out {', '.join(given)}")
-
-
 def _other_data(
     run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float
 ) -> tuple[torch.Tensor, ...]:
-    """A part of other data, read and standardised as what the run was trained on.
+    """Return a part of other data, read and standardised as what the run was trained on.
 
     Raises:
         DataError: it is not of the kind, size or rate that the run was trained on.
     """
-    (source, model, _), about = read_configs(run, header), header["data"]
-    source = replace(source, path=path, likelihood=model.likelihood, rate=about["rate"], max_gigabytes=max_gigabytes)
-    reading = data.read(source)
-    if reading.features != model.input_size:
-        raise DataError(f"{reading.name} has {reading.features} features per step, the run's model {model.input_size}")
+    source, about = read_configs(run, header)[0], header["data"]
+    kind = {"likelihood": about["likelihood"], "rate": about["rate"]}
+    reading = data.read(replace(source, path=path, max_gigabytes=max_gigabytes, **kind))
+    if reading.features != about["features"]:
+        words = f"{reading.name} has {reading.features} features per step, the run's model {about['features']}"
+        raise DataError(words)
     return reading.standardised(part, about["mean"], about["scale"])
 
 
 def _prefix(dataset: Dataset, steps: int, count: int) -> torch.Tensor:
-    """The first ``steps`` of ``count`` test sequences, (steps, count, X)."""
+    """Return the first ``steps`` of ``count`` test sequences, (steps, count, X)."""
     long = [x[:steps] for x in dataset.test if len(x) >= steps]
     if not long:
         longest = max(len(x) for x in dataset.test)

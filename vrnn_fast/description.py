@@ -28,7 +28,7 @@ MARK = "vrnn_fast"  # among what torch notes of a module in a state dict
 
 
 def arguments_of(spec: CellSpec) -> dict[str, Any]:
-    """Arguments of a VRNN with this cell, beside its sizes, its standard deviation and its likelihood."""
+    """Return arguments of a VRNN with this cell, beside its sizes, its standard deviation and its likelihood."""
     about = {name: getattr(spec, name) for name in _SHARED}
     if spec.prior is None and spec.latent_size:
         about["prior"] = "standard_normal"
@@ -44,14 +44,15 @@ def arguments_of(spec: CellSpec) -> dict[str, Any]:
 
 
 def own_layers(spec: CellSpec, likelihood: Likelihood) -> dict[str, tuple[int, ...]]:
-    """The hidden layers of each head, by the names that the likelihood has for the decoder's."""
+    """Return the hidden layers of each head, by the names that the likelihood has for the decoder's."""
     own = {head: spec.layers_of(head) for name in ("encoder", "prior") for head in spec.head_names(name)}
     decoders = zip(likelihood.heads(spec.input_size), spec.head_names("decoder"), strict=False)
     return own | {ours.partition(".")[0]: spec.layers_of(theirs) for ours, theirs in decoders}
 
 
 def described(spec: CellSpec, likelihood: Likelihood, batch_first: bool) -> dict[str, Any]:
-    """The arguments that make such a module again, as plain data; of a likelihood of the user's own its name alone."""
+    """Return the arguments that make such a module again, as plain data; of a likelihood of the user's own its name
+    alone."""
     kind = type(likelihood)
     about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | arguments_of(spec)
     constants = None

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from . import bounds, executors
-from .call import Call
+from .call import ModelCall
 from .cell.spec import CellSpec
 from .executors.base import Batch, SequenceResult, Want
 from .executors.reference import full_precision
@@ -21,14 +21,14 @@ OUTPUTS = ("prior", "prediction")  # what a call may ask for
 
 
 def run(
-    call: Call,
+    call: ModelCall,
     spec: CellSpec,
     executor: executors.Executor,
     batch: Batch,
     real: Tensor | None,
     outputs: Collection[str] = (),
 ) -> tuple[SequenceResult, Tensor]:
-    """One launch, and -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it.
+    """Run one launch, and compute -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it.
 
     ``spec`` is that of the call, or the same with another objective; ``real`` are the batch's real steps.
     """
@@ -41,7 +41,7 @@ def run(
     return result, at_real(real, -_log_prob(call, cast(Tensor, result.raw), x, real, batch.mask))
 
 
-def infer(call: Call, batch: Batch, outputs: Collection[str], weights: bounds.Weights) -> VRNNOutput:
+def infer(call: ModelCall, batch: Batch, outputs: Collection[str], weights: bounds.Weights) -> VRNNOutput:
     """Infer z along a batch of sequences and measure the bound: what :meth:`VRNN.forward` returns."""
     executor, real = executors.choose(call.backend, call.spec, batch.x), batch.real()
     result, nll = run(call, call.spec, executor, batch, real, outputs)
@@ -64,7 +64,7 @@ def infer(call: Call, batch: Batch, outputs: Collection[str], weights: bounds.We
     )
 
 
-def step(call: Call, frame: Batch) -> VRNNStep:
+def step(call: ModelCall, frame: Batch) -> VRNNStep:
     """Predict one frame, then take it in: what :meth:`VRNN.step` returns."""
     executor = executors.choose(call.backend, call.spec, frame.x)
     want = Want(raw=call.external, recompute=call.recompute)
@@ -73,16 +73,18 @@ def step(call: Call, frame: Batch) -> VRNNStep:
     return VRNNStep(nll, result.kl, prediction(call, result.predicted), paired(result.state))
 
 
-def prediction(call: Call, raw: Tensor) -> Any:
-    """What the decoder's raw output predicts."""
+def prediction(call: ModelCall, raw: Tensor) -> Any:
+    """Return what the decoder's raw output predicts."""
     if not call.external:  # elementwise, and no affair of autocast's
         return call.likelihood.prediction(raw)
     with full_precision(raw.device):
         return call.likelihood.prediction(raw)
 
 
-def _log_prob(call: Call, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """The likelihood outside the launch, of what was observed."""
+def _log_prob(
+    call: ModelCall, raw: Tensor, x: Tensor, real: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Compute the likelihood outside the launch, of what was observed."""
     with full_precision(raw.device):
         if mask is None:
             return call.likelihood.log_prob(raw, x)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .call import Call
+from .call import ModelCall
 from .executors.base import Batch
 from .state import State, layers_of, start
 
@@ -16,7 +16,7 @@ Size: TypeAlias = tuple[str, int]  # the name of a dimension, and how large it m
 
 
 def sequence(
-    call: Call,
+    call: ModelCall,
     name: str,
     value: Tensor,
     steps: int | None,
@@ -24,55 +24,60 @@ def sequence(
     *sizes: Size,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A checked argument in the layout of the caller, as (T, B, *sizes); steps or batch None is any of them."""
+    """Check an argument in the layout of the caller, and return it as (T, B, *sizes); steps or batch None is any of
+    them."""
     rows = ("T", steps), ("B", batch)
     shape = (*(rows[::-1] if call.batch_first else rows), *sizes)
     return call.turned(checks.tensor(name, value, shape, call.like, dtype))
 
 
-def condition(call: Call, cond: Tensor | None, steps: int, batch: int) -> Tensor | None:
-    """The checked conditioning input, (T, B, C)."""
+def condition(call: ModelCall, cond: Tensor | None, steps: int, batch: int) -> Tensor | None:
+    """Check the conditioning input, and return it as (T, B, C)."""
     has_condition(call, "cond", cond)
     return None if cond is None else sequence(call, "cond", cond, steps, batch, ("cond_size", call.spec.cond_size))
 
 
-def has_condition(call: Call, name: str, cond: Tensor | None) -> None:
-    """Raise ValueError where a conditioning input is missing, or has no place."""
+def has_condition(call: ModelCall, name: str, cond: Tensor | None) -> None:
+    """Raise ValueError where a conditioning input is missing, or there is none."""
     if cond is None and call.spec.cond_size:
         raise ValueError(f"{name} must be given: this model was built with cond_size={call.spec.cond_size}")
     if cond is not None and not call.spec.cond_size:
-        raise ValueError(f"{name} has no place in a model that was built without a cond_size")
+        raise ValueError(f"{name} must be left out: this model was built without cond_size")
 
 
-def noise(call: Call, *rows: int, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
+def noise(call: ModelCall, *rows: int, generator: torch.Generator | None) -> Tensor:
+    """Draw standard normal noise (*rows, Z): what ``torch.randn`` draws, which compiles for no dynamic shape."""
     return call.like.new_empty((*rows, call.spec.latent_size)).normal_(generator=generator)
 
 
-def batch_of(
-    call: Call,
-    x: Tensor,
-    lengths: Tensor | None = None,
-    state: State | None = None,
-    eps: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    cond: Tensor | None = None,
-    resets: Tensor | None = None,
-    mask: Tensor | None = None,
-    mask_inputs: bool = False,
-    *,
-    particles: tuple[Size, ...] = (),
-) -> Batch:
-    """The checked arguments of a call over a batch of sequences; eps, which may be drawn, is (T, B, *particles, Z).
+class Given(NamedTuple):
+    """The arguments of a call over a batch of sequences, as :meth:`VRNN.forward` describes them."""
+
+    x: Tensor
+    lengths: Tensor | None = None
+    state: State | None = None
+    eps: Tensor | None = None
+    generator: torch.Generator | None = None
+    cond: Tensor | None = None
+    resets: Tensor | None = None
+    mask: Tensor | None = None
+    mask_inputs: bool = False
+
+
+def batch_of(call: ModelCall, given: Given, particles: tuple[Size, ...] = (), *, none_real: bool = False) -> Batch:
+    """Check what is given; eps, which may be drawn, is (T, B, *particles, Z).
+
+    With ``none_real``, all lengths may be 0.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it.
     """
     spec, features = call.spec, ("input_size", call.spec.input_size)
+    x, lengths, state, eps, generator, cond, resets, mask, mask_inputs = given
     x = sequence(call, "x", x, None, None, features)
     steps, batch = x.shape[:2]
     if lengths is not None:
-        lengths = checks.lengths(lengths, steps, batch, x.device)
+        lengths = checks.lengths(lengths, steps, batch, x.device, none=none_real)
     begin = layers_of(start(call, state, batch))
     cond = condition(call, cond, steps, batch)
     if resets is not None:
@@ -102,8 +107,8 @@ def batch_of(
     return checked
 
 
-def frame_of(call: Call, x_t: Tensor, state: State | None, eps: Tensor | None, cond: Tensor | None) -> Batch:
-    """The checked arguments of one time step, as executors take them for a step; eps may be drawn.
+def frame_of(call: ModelCall, x_t: Tensor, state: State | None, eps: Tensor | None, cond: Tensor | None) -> Batch:
+    """Check the arguments of one time step, as executors take them for a step; eps may be drawn.
 
     Raises:
         ValueError, TypeError: as :func:`batch_of`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import bounds, checks, executors, generation, inference, inputs, parameters, state_dicts
 from . import objective as objectives
 from . import resampling as filtering
-from .call import Call
+from .call import ModelCall
 from .cell import arguments
 from .cell.arguments import Widths
 from .cell.spec import Activation, CellSpec, Conditioned, Std, StdKind
@@ -202,7 +202,8 @@ class VRNN(nn.Module):
         Args:
             x: (T, B, X), of the parameters' dtype and device, any strides. Padding may hold anything, NaN too.
             lengths: (B,) int64 on any device, real steps of each row, 0 to T in any order; None means T for all. A row
-                of length 0 adds nothing and passes its state through. Their values are looked at, which for those on a
+                of length 0 adds nothing and passes its state through; all may be 0 where a ``normalizer`` is given, for
+                other ranks have steps. Their values are looked at, which for those on a
                 GPU costs a wait; while a CUDA graph is captured they are not, and must be on the device of x.
             state: the state to start from, as ``VRNNOutput.state`` gives it; None is that of :meth:`new_state`.
             eps: (T, B, Z) standard normal noise; None draws ``torch.randn(T, B, Z)`` once, in that order also where
@@ -234,8 +235,9 @@ class VRNN(nn.Module):
         call, weights = self._call(), bounds.Weights.checked(beta, free_nats, normalizer)
         asked = tuple(checks.names("outputs", outputs, inference.OUTPUTS))
         if generator is not None and eps is not None:
-            raise ValueError("generator has nothing to draw where eps is given: pass one of them")
-        batch = inputs.batch_of(call, x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+            raise ValueError("pass either `generator` or `eps`: nothing is left to draw where eps is given")
+        given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, given, none_real=normalizer is not None)
         return inference.infer(call, batch, asked, weights)
 
     def bound(
@@ -243,7 +245,7 @@ class VRNN(nn.Module):
         x: Tensor,
         lengths: Tensor | None = None,
         *,
-        objective: bounds.Kind = "elbo",
+        objective: bounds.BoundKind = "elbo",
         num_particles: int = 1,
         state: State | None = None,
         eps: Tensor | None = None,
@@ -256,7 +258,7 @@ class VRNN(nn.Module):
         mask: Tensor | None = None,
         mask_inputs: bool = False,
     ) -> Tensor:
-        """A lower bound of log p(x) of each sequence, from N samples of z: see :mod:`vrnn_fast.bounds`.
+        """Bound log p(x) of each sequence from below, by N samples of z: see :mod:`vrnn_fast.bounds`.
 
         Its mean over sequences, maximised, trains the model; at N in the hundreds it measures one. x, cond, resets and
         mask are repeated for every particle, in memory too unless B = 1.
@@ -290,12 +292,12 @@ class VRNN(nn.Module):
         """
         call, wanted = self._call(), objectives.Bound.checked(objective, num_particles, threshold, resampling)
         wanted.check_noise(eps, uniforms, generator)
-        given = (x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
-        batch = inputs.batch_of(call, *given, particles=(wanted.particles,))
+        given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
+        batch = inputs.batch_of(call, given, (wanted.particles,))
         return objectives.bound(call, self._measured, batch, wanted, uniforms, generator)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
-        """One time step of a stream: predict x_t, then take it in.
+        """Run one time step of a stream: predict x_t, then take it in.
 
         The prediction is the decoder at the prior's mean of z_t, so it uses nothing of x_t and may be read as a
         forecast; nll and kl are those of the posterior's sample, as :meth:`forward` measures them.
@@ -366,20 +368,9 @@ class VRNN(nn.Module):
             >>> samples.shape
             torch.Size([10, 20, 4, 3])
         """
-        return generation.generate(
-            self._call(),
-            num_steps,
-            batch_size,
-            prefix,
-            lengths,
-            temperature=temperature,
-            sample_output=sample_output,
-            generator=generator,
-            cond=cond,
-            prefix_cond=prefix_cond,
-            num_samples=num_samples,
-            state=state,
-        )
+        begin = generation.Beginning(batch_size, prefix, lengths, prefix_cond, state)
+        draws = generation.Draws(num_steps, temperature, sample_output, generator, num_samples)
+        return generation.generate(self._call(), begin, draws, cond)
 
     def rollout_prior(self, eps: Tensor, state: State | None = None, cond: Tensor | None = None) -> VRNNRollout:
         """Let the prior run on, with gradients: z_t from the prior, and the mean of p(x_t | z_t, h_{t-1}) as x_t.
@@ -402,8 +393,8 @@ class VRNN(nn.Module):
         return generation.rollout(self._call(), eps, state, cond)
 
     def new_state(self, batch_size: int) -> State:
-        """The state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or those of
-        the buffer ``initial_state`` in every row.
+        """Return the state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or
+        those of the buffer ``initial_state`` in every row.
 
         Examples:
             >>> model.new_state(4).shape
@@ -423,7 +414,7 @@ class VRNN(nn.Module):
         self._reader.forget()
 
     def explain(self, x: Tensor | None = None, *, source: bool = False) -> str:
-        """Which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
+        """Tell which backend would run ``x`` (by default an input that suits the parameters), in how many launches, and
         why not the others; with ``source``, the kernels that it generates.
 
         Raises:
@@ -444,9 +435,9 @@ class VRNN(nn.Module):
             f"backend={self.backend!r}"
         )
 
-    def _call(self) -> Call:
-        """This module as it is now."""
-        return Call(
+    def _call(self) -> ModelCall:
+        """Return a view of this module as it is now."""
+        return ModelCall(
             self._reader(self),
             self.spec,
             self.likelihood,
@@ -468,14 +459,14 @@ class VRNN(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Besides tensors, note what :func:`vrnn_fast.load_checkpoint` needs to make such a module again."""
+        """Save, besides tensors, what :func:`vrnn_fast.load_checkpoint` needs to make such a module again."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if notes is not None:
             notes[MARK] = described(self.spec, self.likelihood, self.batch_first)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As everywhere in torch, and checkpoints of the most copied PyTorch VRNN load as they are.
+        """Load as everywhere in torch; checkpoints of the most copied PyTorch VRNN load as they are.
 
         ``dec_mean`` and ``dec_mean.0`` are the same key; ``dec_std.*`` is dropped, with one warning, where the
         likelihood has no standard deviation.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import bounds, checks, executors, inference, inputs
 from . import resampling as filtering
-from .call import Call
+from .call import ModelCall
 from .cell.spec import CellSpec, Objective
 from .executors.base import Batch
 
@@ -19,17 +19,17 @@ from .executors.base import Batch
 class Bound(NamedTuple):
     """Which bound to measure: see :meth:`VRNN.bound`."""
 
-    objective: bounds.Kind
+    objective: bounds.BoundKind
     num_particles: int
     threshold: float
     resampling: filtering.Resampling
 
     @classmethod
     def checked(
-        cls, objective: bounds.Kind, num_particles: int, threshold: float, resampling: filtering.Resampling
+        cls, objective: bounds.BoundKind, num_particles: int, threshold: float, resampling: filtering.Resampling
     ) -> Bound:
         """Raise ValueError or TypeError, naming it, where one is out of its domain."""
-        checks.one_of("objective", objective, get_args(bounds.Kind))
+        checks.one_of("objective", objective, get_args(bounds.BoundKind))
         checks.integer("num_particles", num_particles)
         checks.one_of("resampling", resampling, get_args(filtering.Resampling))
         return cls(objective, num_particles, checks.share("threshold", threshold), resampling)
@@ -42,10 +42,10 @@ class Bound(NamedTuple):
     def check_noise(self, eps: Tensor | None, uniforms: Tensor | None, generator: torch.Generator | None) -> None:
         """Raise ValueError where what is given would have no effect."""
         if uniforms is not None and not self.filters:
-            raise ValueError(f"uniforms are what objective='fivo' resamples with, and objective is {self.objective!r}")
+            raise ValueError(f"uniforms are for objective='fivo' to resample with, got objective={self.objective!r}")
         if generator is not None and eps is not None and (uniforms is not None or not self.filters):
             both = "eps and uniforms are" if self.filters else "eps is"
-            raise ValueError(f"generator has nothing to draw where {both} given: leave it out")
+            raise ValueError(f"leave out generator: {both} given, and nothing is left to draw")
 
     @property
     def particles(self) -> inputs.Size:
@@ -54,20 +54,21 @@ class Bound(NamedTuple):
 
 
 def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
-    """A cell as it measures the log-weights of samples, by objective."""
+    """Return a cell as it measures the log-weights of samples, by objective."""
     objectives: tuple[Objective, ...] = ("log_weight", "particle_filter")
     return {o: replace(spec, objective=o) for o in objectives if o == "log_weight" or spec.likelihood != "external"}
 
 
 def bound(
-    call: Call,
+    call: ModelCall,
     specs: Mapping[str, CellSpec],
     batch: Batch,
     wanted: Bound,
     uniforms: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The bound of each sequence of a batch whose eps is (T, B, N, Z): (B,) in nats. ``specs`` are :func:`measured`."""
+    """Compute the bound of each sequence of a batch whose eps is (T, B, N, Z): (B,) in nats. ``specs`` are
+    :func:`measured`."""
     particles = wanted.num_particles
     steps, sequences = batch.x.shape[:2]
     if uniforms is not None:

@@ -51,7 +51,7 @@ class VRNNOutput:
     prediction: Any = None
 
     def keys(self) -> tuple[str, ...]:
-        """The names of the results that are there, in order.
+        """Return the names of the results that are there, in order.
 
         Examples:
             >>> model(x).keys()[:4]

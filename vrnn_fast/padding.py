@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
-    """``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
+    """Return ``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
     if real is None:
         return tensor
     return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
 
 
 def with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
+    """Return x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
     if real is None or lengths is None:
         return x
     row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real

@@ -28,7 +28,7 @@ class Derived(Protocol):
     """What is made of parameters once, and can tell whether it is still current."""
 
     def is_current(self, thorough: bool) -> bool:
-        """Whether it does, by a look at a little or, ``thorough``, at all of what it was made of."""
+        """Tell whether it is, by a look at a little or, ``thorough``, at all of what it was made of."""
 
 
 Made = TypeVar("Made", bound=Derived)
@@ -66,7 +66,7 @@ class Recurrence(nn.Module):
 def _modules(
     spec: CellSpec, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The freshly initialised top-level modules of a cell, by name."""
+    """Make the freshly initialised top-level modules of a cell, by name."""
 
     def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs, device=device, dtype=dtype)
@@ -120,15 +120,13 @@ def install(
         root.add_module(top, added)
         for name, module in added.named_modules(prefix=top):
             parent, _, key = name.rpartition(".")
-            held = (
-                SlotParameter(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False)
-            )
-            found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(held)))
+            own = (SlotParameter(leaf, *places[f"{name}.{leaf}"]) for leaf, _ in module.named_parameters(recurse=False))
+            found.append(Slot(name, parent, key, type(module), len(module._modules), tuple(own)))
     return tuple(found)
 
 
 def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
-    """The parameters in the order of executors as they are at this call, parametrizations included.
+    """Gather the parameters in the order of executors as they are at this call, parametrizations included.
 
     Raises:
         RuntimeError: a sub-module was replaced or carries a hook: neither would have any effect.
@@ -185,8 +183,8 @@ class Reading(tuple[Tensor, ...]):
 
     def __init__(self, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> None:
         modules = [root.get_submodule(slot.name) for slot in layout]
-        held = {h.place: (m._parameters, h.leaf) for s, m in zip(layout, modules, strict=True) for h in s.parameters}
-        self._owners, self._leaves = zip(*(held[place] for place in range(len(held))), strict=True)
+        places = {p.place: (m._parameters, p.leaf) for s, m in zip(layout, modules, strict=True) for p in s.parameters}
+        self._owners, self._leaves = zip(*(places[i] for i in range(len(places))), strict=True)
         self._hooks = tuple(chain.from_iterable(map(_hooks, modules)))
         self._containers = (root._modules, *(m._modules for m in modules if m._modules))
         self._children = list(chain.from_iterable(map(dict.values, self._containers)))
@@ -197,7 +195,8 @@ class Reading(tuple[Tensor, ...]):
         self._made: dict[object, tuple[CellSpec, list[int], Any]] = {}
 
     def is_current(self, root: nn.Module) -> bool:
-        """Whether :func:`gather` would find the same tensors, laid out in the same memory, whatever their values."""
+        """Tell whether :func:`gather` would find the same tensors, laid out in the same memory, whatever their
+        values."""
         return (
             self._containers[0] is root._modules
             and not any(self._hooks)
@@ -208,8 +207,8 @@ class Reading(tuple[Tensor, ...]):
         )
 
     def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, thorough: bool) -> Made:
-        """``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no longer
-        :meth:`is current <Derived.is_current>`, or for another spec."""
+        """Return ``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no
+        longer :meth:`is current <Derived.is_current>`, or for another spec."""
         versions = list(map(_version, self))
         known, seen, made = self._made.get((make, *arguments), _NOTHING)
         if known is not spec or seen != versions or not made.is_current(thorough):
@@ -223,7 +222,8 @@ _version: Callable[[Tensor], int] = attrgetter("_version")
 
 
 def _readable(root: nn.Module, layout: tuple[Slot, ...], parameters: list[Tensor]) -> bool:
-    """Whether identities, addresses and versions tell all that there is to tell, and no graph would be kept alive."""
+    """Tell whether identities, addresses and versions tell all that there is to tell, and no graph would be kept
+    alive."""
     return all(
         type(p) in (Tensor, nn.Parameter)
         and p.layout == torch.strided
@@ -245,7 +245,8 @@ class Reader:
         return Reader, (self._layout,)
 
     def __call__(self, root: nn.Module) -> Sequence[Tensor]:
-        """The parameters of ``root`` as they are now, in the order of executors: a :class:`Reading` where possible.
+        """Read the parameters of ``root`` as they are now, in the order of executors: a :class:`Reading` where
+        possible.
 
         Raises:
             RuntimeError, TypeError, ValueError: as :func:`gather`.
@@ -284,5 +285,5 @@ _ONE_UNIT = (
 
 
 def _parametrized(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether ``torch.nn.utils.parametrize`` made this module from one of class ``kind``."""
+    """Tell whether ``torch.nn.utils.parametrize`` made this module from one of class ``kind``."""
     return parametrize.is_parametrized(module) and type(module).__bases__ == (kind,)

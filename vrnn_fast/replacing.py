@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` in the end: whoever reads that finds the old one or the new one.
+    """Open a file to write that takes the place of ``path`` in the end: whoever reads that finds the old one or the new
+    one.
 
     Its mode follows the umask, as that of any new file does, and of an error nothing is left.
     """

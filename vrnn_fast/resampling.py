@@ -14,15 +14,16 @@ Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """In a precision that many of its elements can be added up in, and that uniforms can be drawn in: float32 at
-    least."""
+    """Return the tensor in a precision that many of its elements can be added up in, and that uniforms can be drawn in:
+    float32 at least."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def uniforms(
     resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """(T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1), :func:`widened` from the dtype of ``like``.
+    """Draw (T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1), :func:`widened` from the dtype of
+    ``like``.
 
     Multinomial ones are independent, stratified one in each of N equal intervals, systematic at the same place in each
     (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.
@@ -35,7 +36,8 @@ def uniforms(
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(sum of w)² / sum of w² over the last dimension, from 1 to N (Kong et al. 1994); NaN without a weight above 0."""
+    """Compute (sum of w)² / sum of w² over the last dimension, from 1 to N (Kong et al. 1994); NaN without a weight
+    above 0."""
     weights = _relative(log_weights)
     return weights.sum(-1).square() / weights.square().sum(-1)
 
@@ -91,11 +93,11 @@ class Filter:
 
 
 def go_on_from(chosen: Tensor, rows: Tensor) -> Tensor:
-    """Rows (B * N, H) of states, each replaced by that of its ancestor as a :class:`Filter` gives them."""
+    """Return rows (B * N, H) of states, each replaced by that of its ancestor as a :class:`Filter` gives them."""
     own = torch.arange(rows.shape[0], device=rows.device).view_as(chosen)
     return rows.index_select(0, torch.where(chosen < 0, own, own[:, :1] + chosen).flatten())
 
 
 def _relative(log_weights: Tensor) -> Tensor:
-    """Weights whose largest is 1 in each row."""
+    """Return weights whose largest is 1 in each row."""
     return (log_weights - log_weights.amax(-1, keepdim=True)).exp()

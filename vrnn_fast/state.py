@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .call import Call
+from .call import ModelCall
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]
+State: TypeAlias = Tensor | tuple[Tensor, Tensor]  # (num_layers, B, H), for an LSTM (h, c)
 
 
 def layers_of(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The layers of the parts."""
+    """Return the layers of the parts."""
     return tuple(layer for part in parts for layer in part.unbind(0))
 
 
 def stacked(layers: Sequence[Tensor], parts: int) -> tuple[Tensor, ...]:
-    """So many parts of the layers.
+    """Stack the layers into so many parts.
 
     No views, not of one layer either: whoever carries a state on may ``detach_()`` it.
     """
@@ -33,12 +33,12 @@ def stacked(layers: Sequence[Tensor], parts: int) -> tuple[Tensor, ...]:
 
 
 def paired(parts: Sequence[Tensor]) -> State:
-    """The one part of a state, or the pair of an LSTM's."""
+    """Return the one part of a state, or the pair of an LSTM's."""
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
-def start(call: Call, state: State | None, batch: int) -> tuple[Tensor, ...]:
-    """The checked parts of the caller's state, of ``batch`` rows; of None those of its initial state, or zeros.
+def start(call: ModelCall, state: State | None, batch: int) -> tuple[Tensor, ...]:
+    """Return the checked parts of the caller's state, of ``batch`` rows; of None those of its initial state, or zeros.
 
     Raises:
         ValueError, TypeError: as :func:`given`; the initial state has another shape than the model's.
@@ -54,8 +54,8 @@ def start(call: Call, state: State | None, batch: int) -> tuple[Tensor, ...]:
     return tuple(part.unsqueeze(1).repeat(1, batch, 1) for part in initial)  # one row's is a copy too
 
 
-def given(call: Call, state: State, batch: int | None) -> tuple[Tensor, ...]:
-    """The checked parts of the caller's state: of ``batch`` rows, or of as many as it has.
+def given(call: ModelCall, state: State, batch: int | None) -> tuple[Tensor, ...]:
+    """Check the parts of the caller's state: of ``batch`` rows, or of as many as it has.
 
     Raises:
         ValueError, TypeError: a part of the wrong shape, dtype or device; no pair for an LSTM.

@@ -19,7 +19,7 @@ _DRAWN = 4096  # numbers of noise at a time
 
 
 class StreamStep(NamedTuple):
-    """What one frame told: nll (B,) and kl (B,) in nats, and the prediction that was made before it was seen.
+    """The results of one frame: nll (B,) and kl (B,) in nats, and the prediction that was made before it was seen.
 
     Examples:
         >>> Stream(model).push(x[0, 0].numpy()).kl.shape
@@ -87,15 +87,15 @@ class Stream:
                 raise TypeError(f"Stream computes in float32 or float64, and the model is {p.dtype}")
         program = encode(spec)
         single = parameters[0].dtype == torch.float32
-        held = self.state if hasattr(self, "_engine") else None
+        before = self.state if hasattr(self, "_engine") else None
         dtype: type[np.float32 | np.float64] = np.float32 if single else np.float64
         if self._drawn.dtype != dtype:
             self._drawn, self._next = np.empty(0, dtype), 0
         self._engine = (native.Engine32 if single else native.Engine64)(
             program.code, program.constants, [p.contiguous().numpy() for p in parameters], self.batch_size
         )
-        if held is not None:
-            self.state = held
+        if before is not None:
+            self.state = before
         else:
             self.reset()
 
@@ -150,7 +150,7 @@ class Stream:
         return StreamStep._make(self._engine.step(x, self._draw() if eps is None else eps))
 
     def _draw(self) -> Array:
-        """Standard normal (B, Z), drawn for many frames at a time."""
+        """Draw standard normal (B, Z), drawn for many frames at a time."""
         if self._next == len(self._drawn):
             frame = self.batch_size, self.model.latent_size
             frames = max(1, _DRAWN // max(1, frame[0] * frame[1]))
@@ -162,8 +162,8 @@ class Stream:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_engine"} | {"state": self.state}
 
-    def __setstate__(self, held: dict[str, Any]) -> None:
-        state = held.pop("state")
-        vars(self).update(held)
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        state = attributes.pop("state")
+        vars(self).update(attributes)
         self.refresh()
         self.state = state

@@ -50,7 +50,7 @@ def run(
     clock: Clock,
     silence: float,
 ) -> Iterator[Found]:
-    """What each item gives, in order. ``command`` takes the items, and answers as :func:`answer` does.
+    """Yield what each item gives, in order. ``command`` takes the items, and answers as :func:`answer` does.
 
     Args:
         clock: what the part may take; items that it does not suffice for are told.
@@ -74,7 +74,7 @@ def run(
 def _heard(
     command: Sequence[str], environment: Mapping[str, str], part: str, clock: Clock, silence: float
 ) -> Iterator[Found | str]:
-    """What one process answers; at last, where it did not come to its end, why."""
+    """Yield what one process answers; at last, where it did not come to its end, why."""
     lines: queue.Queue[str | None] = queue.Queue()
     errors: list[str] = []
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}

@@ -15,12 +15,12 @@ _STRUCTURES = {structure.name: structure for structure in trial.STRUCTURES}
 
 
 def items(setting: Setting) -> list[str]:
-    """Every structure on every backend."""
+    """Name every structure on every backend."""
     return [f"{backend}/{name}" for backend in setting.backends for name in _STRUCTURES]
 
 
 def run(setting: Setting, item: str) -> Iterator[Row]:
-    """One structure: its largest error, as a part of what is allowed."""
+    """Try one structure: its largest error, as a part of what is allowed."""
     backend, _, name = item.partition("/")
     executor: Any = importlib.import_module(f"vrnn_fast.executors.{backend}")
     if (reason := executor.unavailable()) is not None:

@@ -17,12 +17,12 @@ TESTS = "tests/executors/cuda/test_device.py"
 
 
 def items(setting: Setting) -> list[str]:
-    """All in one, where CUDA is asked for."""
+    """Name all in one, where CUDA is asked for."""
     return [TESTS] if "cuda" in setting.backends else []
 
 
 def run(setting: Setting, item: str) -> Iterator[Row]:
-    """How many cases of each test passed."""
+    """Count the cases of each test that passed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", item]

@@ -31,7 +31,7 @@ class Record:
 
     @classmethod
     def begin(cls, setting: Setting) -> Record:
-        """Of this machine and checkout."""
+        """Begin one of this machine and checkout."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(verification.surroundings(setting.device), setting, now, commit())
 
@@ -42,14 +42,14 @@ class Record:
         return re.sub(r"[^a-z0-9]+", "-", f"{kind} {self.where['device']}".lower()).strip("-")
 
     def write(self, folder: Path) -> None:
-        """Both files, over the last ones."""
+        """Write both files, over the last ones."""
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in ((".json", json.dumps(asdict(self), indent=1) + "\n"), (".md", self.page())):
             with replacing(folder / f"{self.name}{suffix}") as file:
                 file.write(text.encode())
 
     def page(self) -> str:
-        """For a reader."""
+        """Return all of it for a reader."""
         lines = [f"# {self.where['device']}", ""]
         if self.setting.emulated:
             lines += ["**A rehearsal on a CPU, in the emulator: its times mean nothing.**", ""]

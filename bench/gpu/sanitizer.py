@@ -17,7 +17,7 @@ STEPS, FAILED = 4, 86  # of a sequence; the exit status of a finding
 
 
 def items(setting: Setting) -> list[str]:
-    """Every tool over a few shapes of each backend."""
+    """Name every tool over a few shapes of each backend."""
     short = setting.short(STEPS)
     return [f"{tool}/{backend}/{job}" for tool in TOOLS for backend in short.backends for job in _jobs(short)]
 
@@ -27,7 +27,7 @@ def _jobs(setting: Setting) -> list[str]:
 
 
 def run(setting: Setting, item: str) -> Iterator[Row]:
-    """One tool over one pass, which is checked as well."""
+    """Run one tool over one pass, which is checked as well."""
     tool, _, job = item.partition("/")
     program = shutil.which("compute-sanitizer")
     if program is None:
@@ -42,7 +42,7 @@ def run(setting: Setting, item: str) -> Iterator[Row]:
 
 
 def _first(output: str) -> str:
-    """The first finding, past the tool's own heading; of a pass that failed by itself, its last word."""
+    """Return the first finding, past the tool's own heading; of a pass that failed by itself, its last word."""
     said = [line.removeprefix("=========").strip() for line in output.splitlines() if line.strip()]
     own = [line for line in output.splitlines() if line.startswith("=========")]
     findings = [line.removeprefix("=========").strip() for line in own if not _HEADING.search(line)]

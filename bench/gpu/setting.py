@@ -53,27 +53,27 @@ class Setting:
         return [f"{shape}/{dtype}" for shape in self.shapes for dtype in self.dtypes]
 
     def short(self, steps: int) -> Setting:
-        """The same with few shapes, each of a few steps."""
+        """Return the same with few shapes, each of a few steps."""
         return replace(self, shapes=tuple(f"{name}:{steps}" for name in self.shapes[:3]))
 
     def as_json(self) -> str:
-        """What :meth:`of_json` reads."""
+        """Return what :meth:`of_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of_json(cls, text: str) -> Setting:
-        """The setting that :meth:`as_json` wrote."""
+        """Return the setting that :meth:`as_json` wrote."""
         entries: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(text).items()}
         return cls(**entries)
 
 
 def shape_of(name: str) -> Shape:
-    """A shape by its name, which may end in the number of steps: ``"narrow:4"``."""
+    """Return a shape by its name, which may end in the number of steps: ``"narrow:4"``."""
     known, _, steps = name.partition(":")
     shape = _BY_NAME[known]
     return replace(shape, steps=int(steps)) if steps else shape
 
 
 def known_shapes() -> list[str]:
-    """The names that :func:`shape_of` takes."""
+    """Return the names that :func:`shape_of` takes."""
     return sorted(_BY_NAME)

@@ -41,19 +41,19 @@ class Job:
     device: torch.device
 
     def model(self, backend: str, dtype: torch.dtype | None = None) -> VRNN:
-        """The model that every contender starts from."""
+        """Return the model that every contender starts from."""
         model = VRNN(**self.shape.model, backend=backend, dtype=dtype or self.dtype, device=self.device)
         model.load_state_dict(self.shape.parameters(dtype or self.dtype))
         return model
 
     def data(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """x, eps and, where the model takes one, the conditioning input."""
+        """Return x, eps and, where the model takes one, the conditioning input."""
         x, eps = self.shape.data(dtype or self.dtype)
         found = {"x": x, "eps": eps, "cond": self.shape.condition(dtype or self.dtype)}
         return {name: t.to(self.device) for name, t in found.items() if t is not None}
 
     def training(self, model: nn.Module, **inputs: Tensor) -> Callable[[], Tensor]:
-        """Forward and backward; gradients are left behind."""
+        """Return forward and backward; gradients are left behind."""
 
         parameters = tuple(model.parameters())
 
@@ -66,7 +66,7 @@ class Job:
         return train
 
     def forward(self, model: nn.Module, **inputs: Tensor) -> Callable[[], Tensor]:
-        """Forward alone."""
+        """Return forward alone."""
 
         def run() -> Tensor:
             with torch.no_grad():
@@ -76,19 +76,19 @@ class Job:
         return run
 
     def results(self, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The loss of either pass and every parameter's gradient, on the CPU."""
+        """Return the loss of either pass and every parameter's gradient, on the CPU."""
         model, inputs = self.model(backend, dtype), self.data(dtype)
         loss, forward_loss = (make(model, **inputs)() for make in (self.training, self.forward))
         gradients = {f"gradient of {n}": p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
         return {"loss": loss.cpu(), FORWARD_LOSS: forward_loss.cpu(), **gradients}
 
     def problem(self, backend: str) -> str | None:
-        """None if our results obey the law, else what does not."""
+        """Return None if our results obey the law, else what does not."""
         eager, exact = self.results("reference"), self.results("reference", torch.float64)
         return next(iter(disagreements(self.results(backend), eager, exact).values()), None)
 
     def yardstick(self, kind: type[nn.GRU | nn.LSTM]) -> tuple[Call, Call]:
-        """cuDNN's recurrent layer of the same width, fed as inside the VRNN, without the other five networks."""
+        """Return cuDNN's recurrent layer of the same width, fed as inside the VRNN, without the other five networks."""
         spec = self.model("reference").spec
         inputs = spec.phi_x_size + spec.phi_z_size
         layer: nn.Module = kind(inputs, spec.hidden_size, device=self.device, dtype=self.dtype)
@@ -108,7 +108,7 @@ class Job:
         return run, train
 
     def flashrnn(self) -> tuple[Call, Call] | str:
-        """FlashRNN (Pöppel et al. 2024) of the same width, fed as the yardstick, fused; or why it is not there."""
+        """Return FlashRNN (Pöppel et al. 2024) of the same width, fed as the yardstick, fused; or why there is none."""
         try:
             function: Any = importlib.import_module("flashrnn").flashrnn
         except ImportError:
@@ -163,7 +163,7 @@ class Job:
         yield "flashrnn alone", self.flashrnn()
 
     def _tried(self, backend: str) -> str | None:
-        """:meth:`problem`, or why the backend does not run this."""
+        """Return :meth:`problem`, or why the backend does not run this."""
         try:
             return self.problem(backend)
         except RuntimeError as error:
@@ -188,7 +188,7 @@ class Job:
         return tuning.tune(spec, self.dtype, self.device, measured)
 
     def rows(self, backends: Sequence[str], compiled: Sequence[str], seconds: float) -> Iterator[Row]:
-        """Microseconds a time step of every contender, all in turn; those of a graph too, where the call can be one."""
+        """Measure every contender, all in turn, and where a call can be one as a CUDA graph too."""
         contenders = dict(self.contenders(backends, compiled))
         calls = {name: both for name, both in contenders.items() if not isinstance(both, str)}
         threads = (torch.get_num_threads(),)
@@ -209,33 +209,33 @@ class Job:
 
 
 def job_of(setting: Setting, item: str) -> Job:
-    """The job that ``"shape/dtype"`` names."""
+    """Return the job that ``"shape/dtype"`` names."""
     shape, _, dtype = item.partition("/")
     return Job(shape_of(shape), DTYPES[dtype], setting.device)
 
 
 def items(setting: Setting) -> list[str]:
-    """Every shape in every dtype."""
+    """Name every shape in every dtype."""
     return setting.jobs
 
 
 def run(setting: Setting, item: str) -> Iterator[Row]:
-    """The times of one shape in one dtype."""
+    """Measure one shape in one dtype."""
     yield from job_of(setting, item).rows(setting.backends, setting.compiled, setting.seconds)
 
 
 def tunings(setting: Setting) -> list[str]:
-    """Every shape in every dtype, where Triton is asked for."""
+    """Name every shape in every dtype, where Triton is asked for."""
     return setting.jobs if "triton" in setting.backends else []
 
 
 def tune(setting: Setting, item: str) -> Iterator[Row]:
-    """The fastest way to write the kernels of one shape in one dtype."""
+    """Find the fastest way to write the kernels of one shape in one dtype."""
     yield {"shape/dtype": item, "fastest": str(job_of(setting, item).tune(setting.seconds / 10))}
 
 
 def compilations(setting: Setting) -> list[str]:
-    """All in one: what is compiled goes to the disk."""
+    """Name all in one: what is compiled goes to the disk."""
     return ["everything"]
 
 
@@ -264,7 +264,7 @@ def compile_all(setting: Setting, item: str) -> Iterator[Row]:
 
 
 def captured(call: Call) -> Call:
-    """The call as one CUDA graph."""
+    """Return the call as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -278,7 +278,7 @@ def captured(call: Call) -> Call:
 
 
 def waited_for(call: Call, device: torch.device) -> Call:
-    """The call, and all that it began."""
+    """Return the call, and all that it began."""
     if device.type != "cuda":
         return call
 

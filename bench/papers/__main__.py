@@ -15,7 +15,7 @@ from rich.console import Console
 from vrnn_fast.data.dataset import DataError
 
 from ..record import RESULTS
-from .chorales import KINDS, Result, Setting, read, run
+from .chorales import KINDS, Hyperparameters, Result, read, run
 from .page import page
 
 DATA = "VRNN_FAST_JSB"
@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 
 def results_in(folder: Path) -> list[Result]:
-    """What runs left there, in the order of bounds and seeds."""
+    """Read what runs left there, in the order of bounds and seeds."""
     found = [Result.of_json(path.read_text()) for path in folder.glob("*.json")]
     return sorted(found, key=lambda r: (KINDS.index(r.setting.kind), r.setting.seed))
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind in options.bound or KINDS:
         for seed in options.seed or SEEDS:
-            result = run(Setting(kind, seed), data, console)
+            result = run(Hyperparameters(kind, seed), data, console)
             (folder / f"{result.name}.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
             (options.results / "papers.md").write_text(page(results_in(folder)))
 

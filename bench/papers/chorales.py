@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vrnn_fast import VRNN, Std
-from vrnn_fast.bounds import Kind
+from vrnn_fast.bounds import BoundKind
 from vrnn_fast.data import Dataset, bucketed, pad
 from vrnn_fast.data.dataset import PARTS, DataError
-from vrnn_fast.executors.reference import Cell
+from vrnn_fast.executors.reference import Equations
 
 from ..record import Record
 
 PITCHES, WIDTH = 88, 32
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[BoundKind, ...] = get_args(BoundKind)
 
-Nats = dict[Kind, float]
+Nats = dict[BoundKind, float]
 
 
 @dataclass(frozen=True)
-class Setting:
+class Hyperparameters:
     """How a run trains.
 
     Attributes:
@@ -44,7 +44,7 @@ class Setting:
         patience: epochs without a better one after which training stops.
     """
 
-    kind: Kind
+    kind: BoundKind
     seed: int
     particles: int = 4
     judges: int = 16
@@ -86,7 +86,7 @@ class Result:
         seconds: of the final measurement.
     """
 
-    setting: Setting
+    setting: Hyperparameters
     machine: dict[str, object]
     trials: list[Trial]
     valid: Nats
@@ -105,15 +105,15 @@ class Result:
 
     @classmethod
     def of_json(cls, text: str) -> Result:
-        """What :func:`json.dumps` made of ``asdict``."""
+        """Read what :func:`json.dumps` made of ``asdict``."""
         fields = json.loads(text)
         setting = {**fields["setting"], "learning_rates": tuple(fields["setting"]["learning_rates"])}
         trials = [Trial(**{**t, "history": [(epoch, nats) for epoch, nats in t["history"]]}) for t in fields["trials"]]
-        return cls(**{**fields, "setting": Setting(**setting), "trials": trials})
+        return cls(**{**fields, "setting": Hyperparameters(**setting), "trials": trials})
 
 
 def read(path: Path) -> Dataset:
-    """The three parts of the file.
+    """Read the three parts of the file.
 
     Raises:
         DataError: it is not that file.
@@ -143,14 +143,14 @@ class Chorist(torch.nn.Module):
             self.vrnn.get_parameter("dec_mean.0.bias").copy_(((frames.sum(0) + 1) / (len(frames) + 2)).logit())
 
     def first_state(self, batch: int) -> tuple[Tensor, Tensor]:
-        """(1, B, 32) h and c: the cell's answer to a silent frame."""
-        cell = Cell(self.vrnn.spec, [self.vrnn.get_parameter(p.name) for p in self.vrnn.spec.parameters()])
+        """Compute (1, B, 32) h and c: the cell's answer to a silent frame."""
+        cell = Equations(self.vrnn.spec, [self.vrnn.get_parameter(p.name) for p in self.vrnn.spec.parameters()])
         nothing = torch.zeros(1, WIDTH)
         h, c = cell.recur(cell.phi_x(torch.zeros(1, PITCHES)), nothing, (nothing, nothing))
         return h.expand(1, batch, WIDTH), c.expand(1, batch, WIDTH)
 
-    def forward(self, rolls: Sequence[Tensor], kind: Kind, particles: int, generator: torch.Generator) -> Tensor:
-        """The bound of each roll, (B,)."""
+    def forward(self, rolls: Sequence[Tensor], kind: BoundKind, particles: int, generator: torch.Generator) -> Tensor:
+        """Compute the bound of each roll, (B,)."""
         x, lengths = pad(rolls)
         state = self.first_state(len(rolls))
         return self.vrnn.bound(
@@ -158,8 +158,8 @@ class Chorist(torch.nn.Module):
         )
 
     @torch.no_grad()
-    def nats(self, rolls: Sequence[Tensor], kinds: Sequence[Kind], particles: int, rows: int = 1280) -> Nats:
-        """Bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
+    def nats(self, rolls: Sequence[Tensor], kinds: Sequence[BoundKind], particles: int, rows: int = 1280) -> Nats:
+        """Compute bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
         by_length, at_once = sorted(rolls, key=len), max(1, rows // particles)
         found: Nats = {}
         for kind in kinds:
@@ -170,7 +170,7 @@ class Chorist(torch.nn.Module):
         return found
 
 
-def run(setting: Setting, data: Dataset, console: Console) -> Result:
+def run(setting: Hyperparameters, data: Dataset, console: Console) -> Result:
     """Train at every learning rate, choose by the validation part, measure."""
     trials, best, kept = [], -math.inf, None
     for learning_rate in setting.learning_rates:
@@ -187,8 +187,8 @@ def run(setting: Setting, data: Dataset, console: Console) -> Result:
     return result
 
 
-def train(setting: Setting, learning_rate: float, data: Dataset, console: Console) -> tuple[Trial, Chorist]:
-    """One trial, and the running mean of the parameters where it validated best."""
+def train(setting: Hyperparameters, learning_rate: float, data: Dataset, console: Console) -> tuple[Trial, Chorist]:
+    """Train one trial, and return the running mean of the parameters where it validated best."""
     trial, start = Trial(learning_rate), perf_counter()
     torch.manual_seed(setting.seed)
     model = Chorist(data.train)

@@ -6,16 +6,16 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from vrnn_fast.bounds import Kind
+from vrnn_fast.bounds import BoundKind
 
-from .chorales import KINDS, Result, Setting
+from .chorales import KINDS, Hyperparameters, Result
 
-GOALS: dict[Kind, float] = {"elbo": -7.75, "iwae": -7.60, "fivo": -7.10}
-STRETCH: dict[Kind, float] = {"fivo": -6.90}  # the published one, as recalled
+GOALS: dict[BoundKind, float] = {"elbo": -7.75, "iwae": -7.60, "fivo": -7.10}
+STRETCH: dict[BoundKind, float] = {"fivo": -6.90}  # the published one, as recalled
 
 
 def page(results: Sequence[Result]) -> str:
-    """What all runs reached, against what was aimed for."""
+    """Write what all runs reached, against what was aimed for."""
     measures = results[0].setting.measures
     parts = [
         "# Three bounds on the Bach chorales",
@@ -71,7 +71,7 @@ def _trained(results: Sequence[Result]) -> Iterator[Sequence[str]]:
         yield *settings, tried, f"{r.kept.learning_rate:g}", epochs, f"{seconds:.0f}", f"{r.seconds:.0f}"
 
 
-def _settings(s: Setting) -> str:
+def _settings(s: Hyperparameters) -> str:
     return (
         f"{s.particles} particles, batches of {s.batch_size} of similar length, Adam with a decoupled weight decay of "
         f"{s.weight_decay:g}, no schedule; at most {s.epochs} epochs, and no more than {s.patience} without a better "
@@ -82,7 +82,7 @@ def _settings(s: Setting) -> str:
 
 
 def _machines(results: Sequence[Result]) -> Iterator[str]:
-    """On what, with what: each once."""
+    """Name what it ran on, and with what: each once."""
 
     def described(machine: dict[str, object]) -> str:
         versions = cast(dict[str, str], machine["versions"])

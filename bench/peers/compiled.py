@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .eager import EagerVRNN, State
+from vrnn_fast.state import State
+
+from .eager import EagerVRNN
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -23,7 +25,7 @@ class Traceable(EagerVRNN):
         self.rnn = holder
 
     def recur(self, inputs: Tensor, state: State) -> State:
-        """As :meth:`EagerVRNN.recur`."""
+        """Do as :meth:`EagerVRNN.recur`."""
         hs, cs = [], []
         for i in range(self.num_layers):
             weights: list[Any] = [getattr(self.rnn, f"{name}_l{i}", None) for name in WEIGHTS]
@@ -44,7 +46,7 @@ class CompiledCell(Traceable):
         self.step = torch.compile(self.step, dynamic=False)  # type: ignore[method-assign]
 
     def start(self, like: Tensor) -> State:
-        """As :meth:`EagerVRNN.start`. With gradients from the first step on, so that all steps share one graph."""
+        """Do as :meth:`EagerVRNN.start`, with gradients from the first step on, so that all steps share one graph."""
         state = super().start(like)
         for part in state if isinstance(state, tuple) else (state,):
             part.requires_grad_(torch.is_grad_enabled())

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vrnn_fast.state import State
+
 STD_FLOOR, OUTPUT_STD_FLOOR = 1e-6, 1e-3  # of the latent variable and of a Gaussian output
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,9 +25,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 _NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 
-State: TypeAlias = Tensor | tuple[Tensor, Tensor]  # (num_layers, B, H), for an LSTM (h, c)
-Layers: TypeAlias = tuple[Tensor, ...]  # the same as (B, H) tensors, h of every layer, then c
-Activation: TypeAlias = str | tuple[str, ...]  # of all hidden layers, or of each
+LayerStates: TypeAlias = tuple[Tensor, ...]  # a State as (B, H) tensors, h of every layer, then c
+Nonlinearity: TypeAlias = str | tuple[str, ...]  # of all hidden layers, or of each
 
 
 class Advanced(NamedTuple):
@@ -51,7 +52,7 @@ class EagerRun(NamedTuple):
     prior_mean: Tensor
     prior_std: Tensor
     raw: Tensor
-    state: Layers
+    state: LayerStates
 
 
 class LinearCell(nn.Module):
@@ -68,7 +69,7 @@ class LinearCell(nn.Module):
         return None, from_input + F.linear(h, values["weight_hh_l0"], values.get("bias_hh_l0"))
 
 
-def _stack(size: int, widths: Sequence[int], activation: Activation) -> tuple[nn.Sequential, int]:
+def _stack(size: int, widths: Sequence[int], activation: Nonlinearity) -> tuple[nn.Sequential, int]:
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
         layers += [nn.Linear(size, width), ACTIVATIONS[activation if isinstance(activation, str) else activation[i]]()]
@@ -99,7 +100,7 @@ class EagerVRNN(nn.Module):
         num_layers: int = 1,
         bias: bool = True,
         nonlinearity: str = "tanh",
-        activation: str | Mapping[str, Activation] = "relu",
+        activation: str | Mapping[str, Nonlinearity] = "relu",
         head_layers: Sequence[int] | Mapping[str, Sequence[int]] = (),
         packed_heads: bool = False,
         residual: bool = False,
@@ -121,10 +122,10 @@ class EagerVRNN(nn.Module):
         def conditioned(name: str, width: int) -> int:
             return width + (cond_size if name in self.cond_networks else 0)
 
-        def of(name: str) -> Activation:
+        def of(name: str) -> Nonlinearity:
             return activation if isinstance(activation, str) else activation.get(name, "relu")
 
-        def of_head(name: str, network: str) -> Activation:
+        def of_head(name: str, network: str) -> Nonlinearity:
             if isinstance(activation, Mapping) and name in activation:
                 return activation[name]
             of_network = of(network)
@@ -163,7 +164,8 @@ class EagerVRNN(nn.Module):
             self.rnn = getattr(nn, cell.upper())(inputs, hidden_size, num_layers, bias=bias, **options)
 
     def heads(self, prefix: str, features: Tensor, pair: bool = True) -> tuple[Tensor, ...]:
-        """What the heads of a network give: a mean (or logits) and, of a pair, what a standard deviation is made of."""
+        """Compute what the heads of a network give: a mean (or logits) and, of a pair, what a standard deviation is
+        made of."""
         if self.packed_heads:
             raw: Tensor = getattr(self, f"{prefix}_params")(features)
             return raw.chunk(2, 1) if pair else (raw,)
@@ -171,22 +173,22 @@ class EagerVRNN(nn.Module):
         return tuple(getattr(self, f"{prefix}_{name}")(features) for name in names)
 
     def start(self, like: Tensor) -> State:
-        """Zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
+        """Return zeros (num_layers, B, H), for an LSTM twice, for sequences of (B, .) tensors such as ``like``."""
         zeros = like.new_zeros(self.num_layers, like.size(0), self.hidden_size)
         return (zeros, zeros) if self.lstm else zeros
 
     def recur(self, inputs: Tensor, state: State) -> State:
-        """One step of the recurrent cell on inputs (B, .)."""
+        """Run one step of the recurrent cell on inputs (B, .)."""
         following: State = self.rnn(inputs.unsqueeze(0), state)[1]
         return following
 
     def read(self, name: str, before: Sequence[Tensor], cond: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-        """What a network reads side by side; the conditioning input (B, C), where it reads one, in between."""
+        """Put side by side what a network reads; the conditioning input (B, C), where it reads one, in between."""
         sources = (*before, *(cond if name in self.cond_networks else ()), *after)
         return torch.cat(sources, 1) if len(sources) > 1 else sources[0]
 
     def prior_of(self, h: Tensor, *cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
+        """Compute mean and standard deviation of z_t given h_{t-1} and a conditioning input (B, C), if there is one."""
         if not self.learned_prior:
             zeros = h.new_zeros(h.size(0), self.latent_size)
             return zeros, torch.ones_like(zeros)
@@ -194,11 +196,12 @@ class EagerVRNN(nn.Module):
         return mean, self.latent_std(raw)
 
     def decode(self, phi_z: Tensor, h: Tensor, *cond: Tensor) -> tuple[Tensor, ...]:
-        """The decoder's heads before any transform: logits, or a Gaussian's mean and what its deviation is made of."""
+        """Compute the decoder's heads before any transform: logits, or a Gaussian's mean and what its deviation is made
+        of."""
         return self.heads("dec", self.dec(self.read("decoder", (), cond, (phi_z, h))), self.gaussian)
 
     def advance(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> Advanced:
-        """x (B, X), eps (B, Z): everything that a step computes but for its losses."""
+        """Compute all of a step on x (B, X), eps (B, Z) but for its losses."""
         h = (state[0] if isinstance(state, tuple) else state)[-1]
         phi_x = self.phi_x(x)
         prior_mean, prior_std = self.prior_of(h, *cond)
@@ -213,7 +216,7 @@ class EagerVRNN(nn.Module):
         return Advanced(z, mean, std, prior_mean, prior_std, raws, state)
 
     def step(self, x: Tensor, eps: Tensor, state: State, *cond: Tensor) -> tuple[Tensor, Tensor, State]:
-        """x (B, X), eps (B, Z) -> KL and NLL summed over the batch, and the next state."""
+        """Compute from x (B, X) and eps (B, Z) the KL and NLL summed over the batch, and the next state."""
         now = self.advance(x, eps, state, *cond)
         kl = 0.5 * torch.sum(twice_gaussian_kl(now.mean, now.std, now.prior_mean, now.prior_std))
         if self.gaussian:
@@ -223,7 +226,7 @@ class EagerVRNN(nn.Module):
         return kl, nll, now.state
 
     def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The negative evidence lower bound in nats per time step and sequence.
+        """Compute the negative evidence lower bound in nats per time step and sequence.
 
         x is (T, B, X), eps (T, B, Z), cond (T, B, C).
         """
@@ -238,12 +241,12 @@ class EagerVRNN(nn.Module):
         self,
         x: Tensor,
         eps: Tensor,
-        state: Layers | None = None,
+        state: LayerStates | None = None,
         cond: Tensor | None = None,
         resets: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> EagerRun:
-        """All results of x (T, B, X) and eps (T, B, Z), every row at the full length."""
+        """Compute all results of x (T, B, X) and eps (T, B, Z), every row at the full length."""
         held, steps = self.start(x[0]) if state is None else self._packed(state), []
         for t, (x_t, eps_t) in enumerate(zip(x, eps, strict=True)):
             if resets is not None:
@@ -263,8 +266,10 @@ class EagerVRNN(nn.Module):
             (*map(torch.stack, zip(*steps, strict=True)), tuple(layer for part in after for layer in part))
         )
 
-    def ragged(self, x: Tensor, eps: Tensor, lengths: Tensor, state: Layers, **optional: Tensor | None) -> EagerRun:
-        """Row after row, each at its own length, then zeros: no mask can be wrong here."""
+    def ragged(
+        self, x: Tensor, eps: Tensor, lengths: Tensor, state: LayerStates, **optional: Tensor | None
+    ) -> EagerRun:
+        """Run row after row, each at its own length, then zeros: no mask can be wrong here."""
         steps, rows = x.shape[0], []
         for b, length in enumerate(lengths.tolist()):
             begin = tuple(s[b : b + 1] for s in state)
@@ -280,7 +285,7 @@ class EagerVRNN(nn.Module):
         after = tuple(torch.cat(s) for s in zip(*(row.state for row in rows), strict=True))
         return EagerRun._make((*(torch.cat(f, 1) for f in zip(*(row[:-1] for row in rows), strict=True)), after))
 
-    def _packed(self, state: Layers) -> State:
+    def _packed(self, state: LayerStates) -> State:
         parts = [torch.stack(state[i : i + self.num_layers]) for i in range(0, len(state), self.num_layers)]
         return (parts[0], parts[1]) if self.lstm else parts[0]
 
@@ -308,10 +313,10 @@ class EagerVRNN(nn.Module):
 
 
 def twice_gaussian_kl(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_std: Tensor) -> Tensor:
-    """2 KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, of every feature."""
+    """Compute 2 KL(N(mean, std²) || N(prior_mean, prior_std²)) in nats, of every feature."""
     return 2 * torch.log(prior_std) - 2 * torch.log(std) + (std**2 + (mean - prior_mean) ** 2) / prior_std**2 - 1
 
 
 def gaussian_nll(mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-    """-log N(x; mean, std²) in nats, of every feature."""
+    """Compute -log N(x; mean, std²) in nats, of every feature."""
     return 0.5 * ((x - mean) / std) ** 2 + torch.log(std) + 0.5 * math.log(2 * math.pi)

@@ -25,7 +25,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What activations are: mostly within ±4; positive where only that has a logarithm."""
+    """Draw what activations are: mostly within ±4; positive where only that has a logarithm."""
     x = 2 * torch.randn(shape.batch, generator=torch.Generator().manual_seed(shape.draw))
     return {name: (x.abs() if name == "log" else x).to(dtype) for name in FUNCTIONS}
 

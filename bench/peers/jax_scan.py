@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.spec import STD_FLOOR
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, NamedTensors
 from ..shapes import Shape
 from .eager import OUTPUT_STD_FLOOR
 
@@ -25,7 +25,7 @@ Parameters = dict[str, Any]
 
 
 def refuses(shape: Shape) -> str | None:
-    """Why JAX cannot take part."""
+    """Tell why JAX cannot take part."""
     if importlib.util.find_spec("jax") is None:
         return "jax is not installed (the extra `peers` brings it)"
     if shape.model.get("num_layers", 1) > 1 or shape.model.get("cond_size"):
@@ -34,7 +34,8 @@ def refuses(shape: Shape) -> str | None:
 
 
 def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
-    """The negative evidence lower bound of x (T, B, X) with noise eps (T, B, Z), in nats per step and sequence."""
+    """Compute the negative evidence lower bound of x (T, B, X) with noise eps (T, B, Z), in nats per step and
+    sequence."""
     import jax
     import jax.numpy as jnp
 
@@ -42,14 +43,14 @@ def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
     lstm, hidden = model.get("cell") == "lstm", model["hidden_size"]
 
     def dense(names: Sequence[str]) -> tuple[Any, Any]:
-        """Layers that read the same input, as one."""
+        """Join layers that read the same input, as one."""
         return jnp.concatenate([p[f"{n}.weight"] for n in names]), jnp.concatenate([p[f"{n}.bias"] for n in names])
 
     def layers(prefix: str, widths: Sequence[int], heads: Sequence[str]) -> list[tuple[Any, Any]]:
         return [dense([f"{prefix}.{2 * i}"]) for i in range(len(widths))] + ([dense(heads)] if heads else [])
 
     def run(stack: Sequence[tuple[Any, Any]], y: Any, last: bool) -> Any:
-        """Every layer followed by the activation, but heads not."""
+        """Run every layer followed by the activation, but heads not."""
         for i, (w, b) in enumerate(stack):
             y = y @ w.T + b
             y = y if last and i == len(stack) - 1 else act(y)
@@ -111,7 +112,7 @@ def loss(p: Parameters, x: Any, eps: Any, model: dict[str, Any]) -> Any:
 
 
 def prepare(shape: Shape, dtype: torch.dtype) -> Entry:
-    """Passes in float32, whatever ``dtype``: only the oracle wants another."""
+    """Make passes in float32, whatever ``dtype``: only the oracle wants another."""
     os.environ.setdefault("NPROC", str(torch.get_num_threads()))
     import jax
     import jax.numpy as jnp
@@ -131,7 +132,7 @@ def prepare(shape: Shape, dtype: torch.dtype) -> Entry:
         last.clear()
         last.append(jax.block_until_ready(value_and_gradients(parameters)))
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         train()
         loss_value, gradients = last[0]
         found = {"loss": loss_value, FORWARD_LOSS: value(parameters)}

@@ -12,7 +12,7 @@ from ..shapes import Shape, forward_flops
 
 
 def not_built(shape: Shape) -> str | None:
-    """Why the fused executor cannot take part."""
+    """Tell why the fused executor cannot take part."""
     return cpu.unavailable()
 
 

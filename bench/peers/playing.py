@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vrnn_fast import Stream
+from vrnn_fast.state import State
 
-from ..contender import Entry, Results
+from ..contender import Entry, NamedTensors
 from ..shapes import Shape
-from .eager import EagerVRNN, State
+from .eager import EagerVRNN
 from .ours import model_of
 
 GENERATION, FRAME = "generation", "frame"
@@ -25,12 +26,12 @@ def _eager(shape: Shape, dtype: torch.dtype) -> EagerVRNN:
 
 
 def _source(shape: Shape) -> torch.Generator:
-    """Of the noise of :meth:`vrnn_fast.VRNN.generate`: that of z at all steps, then that of x."""
+    """Return the source of the noise of :meth:`vrnn_fast.VRNN.generate`: that of z at all steps, then that of x."""
     return torch.Generator().manual_seed(shape.draw)
 
 
-def _drawn(x: Tensor, state: State) -> Results:
-    """What the same noise must lead to: an event that rounding decided otherwise changes all that follows."""
+def _drawn(x: Tensor, state: State) -> NamedTensors:
+    """Return what the same noise must lead to: an event that rounding decided otherwise changes all that follows."""
     return {"samples": x, "state": torch.stack(state) if isinstance(state, tuple) else state}
 
 
@@ -41,7 +42,7 @@ def prepare_eager_generation(shape: Shape, dtype: torch.dtype) -> Entry:
     def generate(noise: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, State]:
         return model.generate(shape.steps, like, noise)
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         source = _source(shape)
         eps = torch.randn(shape.steps, shape.batch, shape.model["latent_size"], generator=source)
         output = torch.empty(shape.steps, shape.batch, shape.model["input_size"])
@@ -61,10 +62,11 @@ def prepare_generation(shape: Shape, dtype: torch.dtype) -> Entry:
 
 
 def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...]], shape: Shape) -> Entry:
-    """``frame(t, state)`` gives NLL, KL, the prediction and the next state. The first frame is what is timed."""
+    """Make the passes of frames: ``frame(t, state)`` gives NLL, KL, the prediction and the next state. The first frame
+    is what is timed."""
 
     @torch.no_grad()
-    def results() -> Results:
+    def results() -> NamedTensors:
         state, frames = begin(), []
         for t in range(shape.steps):
             *numbers, state = frame(t, state)
@@ -76,7 +78,7 @@ def _frames(begin: Callable[[], Any], frame: Callable[[int, Any], tuple[Any, ...
 
 
 def prepare_eager_frames(shape: Shape, dtype: torch.dtype) -> Entry:
-    """What a user of the eager model writes: predict from the prior, then one step of the loop."""
+    """Do what a user of the eager model does: predict from the prior, then one step of the loop."""
     model, (x, eps) = _eager(shape, dtype), shape.data(dtype)
 
     def frame(t: int, state: Tensor) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, Results, run_of
+from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, NamedTensors, run_of
 from ..shapes import Shape, forward_flops
 from .compiled import CompiledCell, CompiledLoop
 from .eager import EagerVRNN
@@ -16,7 +16,7 @@ MOST_UNROLLED = 8  # steps; compilation takes about ten seconds for each of them
 
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x, eps and, where the model takes one, the conditioning input."""
+    """Return x, eps and, where the model takes one, the conditioning input."""
     cond = shape.condition(dtype)
     return (*shape.data(dtype), *(() if cond is None else (cond,)))
 
@@ -81,7 +81,7 @@ def no_gpu(shape: Shape) -> str | None:
 
 
 def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Entry:
-    """The eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
+    """Run the eager loop on the GPU, each pass captured once in a CUDA graph and replayed."""
     model = EagerVRNN(**shape.model).to("cuda", dtype)
     model.load_state_dict(shape.parameters(dtype))
     inputs = tuple(t.cuda() for t in _inputs(shape, dtype))
@@ -103,7 +103,7 @@ def prepare_graphed_loop(shape: Shape, dtype: torch.dtype) -> Entry:
         graph.replay()
         torch.cuda.synchronize()
 
-    def results() -> Results:
+    def results() -> NamedTensors:
         replay(forward_graph)
         replay(train_graph)
         gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -9,6 +9,8 @@
 namespace vrnn {
 namespace {
 
+constexpr int64_t too_many = 1000;  // stages of a part, blocks or terms of one: no cell has as many
+
 int64_t round_up(int64_t n) {
     return (n + line - 1) / line * line;
 }
@@ -78,7 +80,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
     };
 
     int64_t counts[3];
-    for (int64_t& n : counts) n = in.next_below(1000, "the number of stages");
+    for (int64_t& n : counts) n = in.next_below(too_many, "the number of stages");
     std::vector<int64_t> block_count, term_count;
     for (int64_t i = 0; i < counts[0] + counts[1] + counts[2]; ++i) {
         Stage s{};
@@ -89,8 +91,8 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
             case Op::bias:
                 s.target = slice();
                 s.accumulate = in.next() != 0;
-                blocks = in.next_below(1000, "the number of blocks");
-                terms = in.next_below(1000, "the number of terms");
+                blocks = in.next_below(too_many, "the number of blocks");
+                terms = in.next_below(too_many, "the number of terms");
                 for (int64_t b = 0; b < blocks; ++b) {
                     const int64_t p = in.next_below(parameters, "a parameter");
                     Block block{p, in.next(), in.next(), in.next(), in.next()};

@@ -37,13 +37,13 @@ static void run(const Position<T>& p, const Stage& s) {
             });
         case Op::divergence:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
+                const Gaussians<T> both{p.value(s.posterior), p.value(s.posterior_std), p.value(s.source),
+                                        p.value(s.std)};
                 if (s.z.width)
-                    log_ratio_forward<T>(p.rows, s.std.width, deviation, p.value(s.posterior_std),
-                                         p.value(buffer_eps, p.begin), p.value(s.source), p.value(s.std), p.value(s.z),
-                                         p.work.kl + at);
+                    log_ratio_forward<T>(p.rows, s.std.width, deviation, both, p.value(buffer_eps, p.begin),
+                                         p.value(s.z), p.work.kl + at);
                 else
-                    divergence_forward<T>(p.rows, s.std.width, deviation, p.value(s.posterior),
-                                          p.value(s.posterior_std), p.value(s.source), p.value(s.std), p.work.kl + at);
+                    divergence_forward<T>(p.rows, s.std.width, deviation, both, p.work.kl + at);
             });
         case Op::likelihood: {
             const Matrix<T> x = p.value(buffer_x, p.begin), mask = p.mask();
@@ -102,16 +102,16 @@ static void run_backward(const Position<T>& p, const Stage& s) {
         }
         case Op::divergence:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
-                const Upstream<T> on_q{p.upstream(Output::mean), p.upstream(Output::std)};
-                const Upstream<T> on_p{p.upstream(Output::prior_mean), p.upstream(Output::prior_std)};
+                const Upstream<T> on{p.upstream(Output::mean), p.upstream(Output::std), p.upstream(Output::prior_mean),
+                                     p.upstream(Output::prior_std)};
+                const Gaussians<T> both{p.value(s.posterior), p.value(s.posterior_std), p.value(s.source),
+                                        p.value(s.std)};
+                const Matrix<T> d_q = p.gradient(s.posterior), d_p = p.gradient(s.source);
                 if (s.z.width)
-                    log_ratio_backward<T>(p.rows, s.std.width, deviation, d_kl, on_q, on_p, p.value(s.posterior_std),
-                                          p.value(s.source), p.value(s.std), p.value(s.z), p.gradient(s.posterior),
-                                          p.gradient(s.source), p.gradient(s.z), !s.first_gradient);
+                    log_ratio_backward<T>(p.rows, s.std.width, deviation, d_kl, on, both, p.value(s.z), d_q, d_p,
+                                          p.gradient(s.z), !s.first_gradient);
                 else
-                    divergence_backward<T>(p.rows, s.std.width, deviation, d_kl, on_q, on_p, p.value(s.posterior),
-                                           p.value(s.posterior_std), p.value(s.source), p.value(s.std),
-                                           p.gradient(s.posterior), p.gradient(s.source));
+                    divergence_backward<T>(p.rows, s.std.width, deviation, d_kl, on, both, d_q, d_p);
             });
         case Op::likelihood: {
             const T* const d_nll = p.upstream(Output::nll).data;

@@ -387,7 +387,7 @@ int64_t watch(std::vector<Tensor> tensors) {
     return number;
 }
 
-bool unchanged(int64_t number, bool whole) {
+bool unchanged(int64_t number, bool thorough) {
     std::shared_ptr<const Watch> found;
     {
         const std::lock_guard<std::mutex> guard(watches_mutex);
@@ -395,7 +395,7 @@ bool unchanged(int64_t number, bool whole) {
         STD_TORCH_CHECK(at != watches.end(), "there is no watch ", number);
         found = at->second;
     }
-    return found->unchanged(whole);
+    return found->unchanged(thorough);
 }
 
 int64_t unwatch(int64_t number) {
@@ -436,7 +436,7 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
         "step(Tensor packed, int number, Tensor x, Tensor eps, Tensor[] state, bool want_raw) -> (Tensor nll, "
         "Tensor kl, Tensor raw, Tensor predicted, Tensor[] state)");
     m.def("watch(Tensor[] tensors) -> int");
-    m.def("unchanged(int watch, bool whole) -> bool");
+    m.def("unchanged(int watch, bool thorough) -> bool");
     m.def("unwatch(int watch) -> int");
     m.def("launch_counts() -> int[]");
     m.def("chosen_isa() -> str");

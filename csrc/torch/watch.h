@@ -33,14 +33,14 @@ class Watch {
             }
             int64_t span = 1;
             for (int64_t d = 0; d < t.dim(); ++d) span += (t.size(d) - 1) * t.stride(d);
-            spans_.push_back({static_cast<const char*>(t.data_ptr()), static_cast<size_t>(span * t.element_size())});
+            extents_.push_back({static_cast<const char*>(t.data_ptr()), static_cast<size_t>(span * t.element_size())});
         }
         digest_ = digest();
     }
-    bool unchanged(bool whole) const {
+    bool unchanged(bool thorough) const {
         for (const Sample& s : samples_)
             if (s.read() != s.value) return false;
-        return !whole || digest() == digest_;
+        return !thorough || digest() == digest_;
     }
 
   private:
@@ -56,7 +56,7 @@ class Watch {
             return v;
         }
     };
-    struct Span {
+    struct Extent {
         const char* at;
         size_t bytes;
     };
@@ -66,7 +66,7 @@ class Watch {
         constexpr Value odd = 0x9e3779b97f4a7c15;
         constexpr size_t words = 8;  // side by side: a multiplication takes some cycles
         Value sums[words] = {};
-        for (const Span& s : spans_) {
+        for (const Extent& s : extents_) {
             size_t i = 0;
             for (; i + sizeof sums <= s.bytes; i += sizeof sums)
                 for (size_t k = 0; k < words; ++k) {
@@ -86,7 +86,7 @@ class Watch {
 
     std::vector<Tensor> alive_;  // views, which hold the memory and not the tensors
     std::vector<Sample> samples_;
-    std::vector<Span> spans_;
+    std::vector<Extent> extents_;
     Value digest_;
 };
 

@@ -385,9 +385,9 @@ def test_the_start_is_bounded_from(started: VRNN, kind: Any) -> None:
 
 
 def _cell(model: VRNN) -> Any:
-    from vrnn_fast.executors.reference import Cell
+    from vrnn_fast.executors.reference import Equations
 
-    return Cell(model.spec, model._reader(model))
+    return Equations(model.spec, model._reader(model))
 
 
 @pytest.mark.skipif(not backends()["cpu"].available, reason="the native module is not built")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.support.foreign import audio, copied, deep, dynamical, own, trajectories, variants
+from tests.support.likelihoods import Laplace
 from vrnn_fast import (
     VRNN,
     Categorical,
@@ -36,7 +37,7 @@ from vrnn_fast.checkpoints.convert import convert
 
 
 def means(model: nn.Module, x: Tensor) -> Tensor:
-    """The posterior means of E, or of ours, from the same noise."""
+    """The posterior means of the eager VRNN, or of ours, from the same noise."""
     torch.manual_seed(0)
     if isinstance(model, VRNN):
         eps = torch.stack([torch.randn(x.shape[1], model.latent_size) for _ in x])
@@ -45,7 +46,7 @@ def means(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def meant(gaussian: bool) -> dict[str, Any]:
-    """What no checkpoint of E tells: that a sigmoid follows its mean."""
+    """What no checkpoint of the eager VRNN tells: that a sigmoid follows its mean."""
     return {} if gaussian else {"likelihood": "bernoulli"}
 
 
@@ -120,10 +121,6 @@ def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("converted", [False, True])
 def test_a_likelihood_of_your_own_is_passed(converted: bool, tmp_path: Path) -> None:
-    class Laplace(Likelihood):
-        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-            return -((x - raw).abs() + 1).sum(-1)
-
     model = VRNN(6, 9, 4, likelihood=Laplace(), activation="tanh", residual=True)
     state: Any = model.state_dict()
     if converted:
@@ -343,7 +340,8 @@ def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: cop
 
 
 class Agents(nn.Module):
-    """E for each agent of a list: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one as well."""
+    """The eager VRNN for each agent of a list: the first one's mean is ``dec_mean.0`` with a sigmoid, and without one
+    as well."""
 
     def __init__(self, gaussian: bool, count: int) -> None:
         super().__init__()

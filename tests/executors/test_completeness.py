@@ -5,9 +5,11 @@ The reference is not among them: it is written from the equations, and knows a C
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from unittest import mock
@@ -19,15 +21,20 @@ from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Objective, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
-from vrnn_fast.executors import operators as gpu_operators
+from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Resample, Slice, Stage
 from vrnn_fast.executors import reference
-from vrnn_fast.executors.cpu import operators
+from vrnn_fast.executors.base import PER_STEP
+from vrnn_fast.executors.call import Outputs
+from vrnn_fast.executors.cpu import schema
+from vrnn_fast.executors.cuda import plan as cuda_plan
+from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
 from vrnn_fast.executors.triton.plan import plan
 
+# the package has functions of these names
+cuda_forward, cuda_reverse = (import_module(f"vrnn_fast.executors.cuda.{name}") for name in ("forward", "reverse"))
 ROOT = Path(__file__).parents[2]
 STAGES: tuple[type, ...] = get_args(Stage)
 SIZES: dict[str, Any] = {"input_size": 5, "hidden_size": 4, "latent_size": 3, "phi_z": (4,), "encoder": (4,)}
@@ -103,17 +110,26 @@ def encoding() -> dict[str, Any]:
     return {k: tuple(v.split(", ")) if isinstance(v, str) else v for k, v in native.encoding().items()}
 
 
-def on_cpu(example: Example) -> str | None:
-    """None, or where a stage is missing. Its kernels, in both directions, -Werror=switch asks for."""
+def kernels(direction: str) -> set[str]:
+    """The stages that have a case in a direction, which -Werror=switch asks for too."""
+    there, back = (ROOT / "csrc" / "cpu" / "run.h").read_text().split("static void run_backward(", 1)
+    return set(re.findall(r"case Op::(\w+):", back if direction == "backward" else there))
+
+
+def on_cpu(example: Example, direction: str) -> str | None:
+    """None, or where a stage is missing."""
     kind = type(example.stage)
     if kind not in encode.OPS:
         return "OPS of cell/encode.py"
     if kind.__name__.lower() not in encoding()["Op"]:
         return "Op of csrc/core/program.h"
+    if kind.__name__.lower() not in kernels(direction):
+        return "csrc/cpu/run.h"
     alone = replace(example.program, before=(), scan=(example.stage,), after=())
-    with mock.patch.object(encode, "partition", return_value=alone):
+    way: encode.ProgramKind = "samples" if direction == "generation" else "inference"
+    with mock.patch.multiple(encode, partition=lambda spec: alone, generation=lambda spec, mean: alone):
         try:
-            encode.encode.__wrapped__(example.spec)
+            encode.encode.__wrapped__(example.spec, way)
         except AssertionError:  # of assert_never
             return "encode of cell/encode.py"
     return None
@@ -135,15 +151,38 @@ def on_triton(example: Example, direction: str) -> str | None:
     return f"refused: {emitted}" if len(emitted.split()) > 3 else "a reason in executors/triton/emit.py"
 
 
+def on_cuda(example: Example, direction: str) -> str | None:
+    """None where a stage runs, in the scan or over all rows, or "refused: " and the reason where it does not."""
+    if refusal(rows_of(example.spec, example.program), direction, example.stage) is None:
+        return None
+    try:
+        whole = cut_of(example.program)
+    except AssertionError:
+        return "written of executors/cut.py"
+    back = direction == "backward"
+    units = cuda_reverse._Units(whole, on_z=False, on_eps=False) if back else cuda_forward._Units(whole)
+    try:
+        units.add(example.stage)
+    except TypeError as error:
+        return f"refused: {cuda_plan.misfit(example.spec) or error}"
+    return None
+
+
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
+
+NOT_RESAMPLED = "refused: rows of a particle filter exchange their states, which its kernels do not know yet"
+REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"} | {
+    (Resample, direction): NOT_RESAMPLED for direction in DIRECTIONS
+}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.__name__)
 def test_every_stage_runs_or_is_refused_by_name(kind: type, direction: str) -> None:
     example = examples()[kind]
-    assert on_cpu(example) is None
+    assert on_cpu(example, direction) is None
     assert on_triton(example, direction) == REFUSED.get((kind, direction))
+    assert on_cuda(example, direction) == REFUSED_ON_CUDA.get((kind, direction))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -183,12 +222,22 @@ def unknown() -> Example:
 def test_a_stage_that_is_forgotten_in_one_place_is_found(unknown: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody adds a stage, place by place, and each time what is left is named."""
     assert {Smooth, *STAGES} != set(STAGES)
-    assert on_cpu(unknown) == "OPS of cell/encode.py"
+    assert {on_cpu(unknown, d) for d in DIRECTIONS} == {"OPS of cell/encode.py"}
     monkeypatch.setattr(encode, "OPS", (*encode.OPS, Smooth))
-    assert on_cpu(unknown) == "Op of csrc/core/program.h"
+    assert {on_cpu(unknown, d) for d in DIRECTIONS} == {"Op of csrc/core/program.h"}
     known = encoding()
     monkeypatch.setitem(globals(), "encoding", lambda: known | {"Op": (*known["Op"], "smooth")})
-    assert on_cpu(unknown) == "encode of cell/encode.py"
+    assert {on_cpu(unknown, d) for d in DIRECTIONS} == {"csrc/cpu/run.h"}
+    there = {d: kernels(d) for d in DIRECTIONS}
+    monkeypatch.setitem(globals(), "kernels", lambda d: there[d] | ({"smooth"} if d != "backward" else set()))
+    assert on_cpu(unknown, "backward") == "csrc/cpu/run.h"
+    monkeypatch.setitem(globals(), "kernels", lambda d: there[d] | {"smooth"})
+    assert {on_cpu(unknown, d) for d in DIRECTIONS} == {"encode of cell/encode.py"}
+
+    assert {on_cuda(unknown, d) for d in DIRECTIONS} == {"written of executors/cut.py"}
+    own = Example(unknown.spec, examples()[Activate].program, unknown.stage)
+    assert on_cuda(own, "forward") == "refused: Smooth has no unit in a CUDA scan"
+    assert on_cuda(own, "backward") == "refused: Smooth has no gradient in a CUDA scan"
 
     assert {on_triton(unknown, d) for d in DIRECTIONS} == {"written of executors/cut.py"}
     monkeypatch.setitem(globals(), "written", lambda stage: (stage.target,))
@@ -212,7 +261,7 @@ def test_an_unknown_stage_is_refused_before_a_kernel_is_written(unknown: Example
     ):
         cut = replace(plan(unknown.spec, 16), program=replace(unknown.program, scan=(stage,)))
         with pytest.raises(TypeError, match=reason):
-            emit.backward(cut, frozenset(), on_z=False, on_eps=False, ahead=False)
+            emit.backward(cut, frozenset(), on_z=False, on_eps=False, ahead=False, late=False)
 
 
 # ---- the same words on both sides
@@ -229,7 +278,7 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
         "Cell": encode.CELLS,
         "Loss": encode.LIKELIHOODS,
         "StdKind": encode.STD_KINDS,
-        "Output": operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS],
+        "Output": PER_STEP,
         "Keep": tuple(keep.name.lower() for keep in Keep),
     }
     assert get_args(Cell) == encode.CELLS
@@ -238,9 +287,17 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
 
 
 def test_results_have_the_same_places_in_both_executors() -> None:
-    assert operators.ForwardOutput._fields[: operators.PER_STEP_OUTPUTS] == gpu_operators.PER_STEP
-    schema = torch.ops.vrnn_fast.forward.default._schema
-    assert tuple(result.name for result in schema.returns) == operators.ForwardOutput._fields
+    for result in (schema.ForwardResult, Outputs):
+        assert result._fields[: len(PER_STEP)] == PER_STEP
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "generate", "step"])
+def test_python_names_the_arguments_of_an_operator_as_its_schema_does(name: str) -> None:
+    compiled = getattr(torch.ops.vrnn_fast, name).default._schema
+    arguments = getattr(schema, f"{name.capitalize()}Arguments")
+    assert tuple(argument.name for argument in compiled.arguments) == arguments._fields
+    if name == "forward":
+        assert tuple(result.name for result in compiled.returns) == schema.ForwardResult._fields
 
 
 def test_the_compiler_asks_for_every_member_of_an_enum() -> None:

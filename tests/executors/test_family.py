@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.peers.eager import EagerVRNN
-from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Likelihood, Std
+from tests.support.likelihoods import Laplace
+from vrnn_fast import VRNN, FixedGaussian, Gaussian, GaussianMixture, Std
 
 X, H, Z, C, T, B = 5, 7, 3, 2, 6, 4
 LENGTHS = torch.tensor([6, 0, 3, 1])
@@ -37,16 +38,6 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "conditioned": {"cond_size": C, "cond_networks": EVERYWHERE},
     "no z": {"latent_size": 0},
 }
-
-
-class Laplace(Likelihood):
-    """It does not say whether its features are independent."""
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -((x - raw).abs() + math.log(2)).sum(-1)
-
-    def __repr__(self) -> str:
-        return "Laplace"
 
 
 def build(executor: str, **options: Any) -> VRNN:
@@ -315,7 +306,7 @@ def test_a_standard_deviation_with_its_constants(executor: str) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
     "no cond": ({"cond_size": C}, {}, ValueError, "cond must be given: this model was built with cond_size=2"),
-    "cond too many": ({}, {"cond": torch.zeros(T, B, C)}, ValueError, "cond has no place in a model"),
+    "cond too many": ({}, {"cond": torch.zeros(T, B, C)}, ValueError, "cond must be left out: this model"),
     "cond shape": (
         {"cond_size": C},
         {"cond": torch.zeros(T, B, 3).double()},

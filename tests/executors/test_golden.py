@@ -1,6 +1,6 @@
 """Generated kernels, kept in tests/golden for a reader to open and a change to show.
 
-``python -m tests.test_golden`` writes them anew.
+``python -m tests.executors.test_golden`` writes them anew.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
 
 from vrnn_fast.cell.spec import CellSpec, Std
-from vrnn_fast.executors.triton import kernels
+from vrnn_fast.executors.triton import kernels, launch
 from vrnn_fast.executors.triton.tuning import Config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -31,7 +32,9 @@ def sources() -> dict[str, str]:
         ("lstm_gaussian_residual", LSTM, SIMPLE),
         ("particle_filter", FILTER, CONFIG),
     ):
-        found[f"{name}_forward.py"], found[f"{name}_backward.py"] = kernels.training_sources(spec, config, 4)
+        step = launch.training_sources(spec, config, torch.float32, "tf32")
+        kept = {way for way, _ in step if name == "gru" or way in ("forward", "backward")}
+        found |= {f"{name}_{way.replace(' ', '_')}.py": text for way, text in reversed(step) if way in kept}
     found["gru_generation.py"] = kernels.generation_source(GRU, CONFIG, 4, mean=False)
     return found
 
@@ -42,9 +45,10 @@ def test_there_are_no_others() -> None:
 
 @pytest.mark.parametrize("name", sources())
 def test_a_kernel_is_generated_as_it_is_kept(name: str) -> None:
-    """A change that is meant: python -m tests.test_golden, and commit what changed."""
+    """A change that is meant: python -m tests.executors.test_golden, and commit what changed."""
     kept = (GOLDEN / name).read_text()
-    assert sources()[name] == kept, f"{name} is generated otherwise; if that is meant: python -m tests.test_golden"
+    message = f"{name} is generated otherwise; if that is meant: python -m tests.executors.test_golden"
+    assert sources()[name] == kept, message
     ast.parse(kept)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.fuzz.programs import try_programs
 from tests.support.machine import usable_isas
-from vrnn_fast.cell.encode import Way, encode
+from vrnn_fast.cell.encode import ProgramKind, encode
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cpu
 from vrnn_fast.executors.cpu import operators
@@ -339,7 +339,7 @@ def test_upstream_gradients_have_places() -> None:
 
 
 @pytest.mark.parametrize("way", ["samples", "inference"])
-def test_single_steps_on_arrays_refuse_the_same(way: Way) -> None:
+def test_single_steps_on_arrays_refuse_the_same(way: ProgramKind) -> None:
     native = pytest.importorskip("vrnn_fast._native", reason="the pybind11 module is not built")
     program = encode(PLAIN, way)
     arrays = [p.numpy() for p in parameters_of(PLAIN)]

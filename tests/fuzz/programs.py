@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vrnn_fast.cell.encode import Program, encode
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.executors.cpu import Way, operators
+from vrnn_fast.executors.cpu import ProgramKind, operators
 
 STEPS, GROUPS, PARTICLES = 3, 2, 2
 BATCH = GROUPS * PARTICLES
@@ -27,7 +27,7 @@ def try_programs(seed: int, cases: int) -> int:
 def _attempt(chance: Random) -> bool:
     spec = _spec(chance)
     draws = spec.objective == "kl" and spec.likelihood != "external"
-    ways: tuple[Way, ...] = ("inference", "samples", "means") if draws else ("inference",)
+    ways: tuple[ProgramKind, ...] = ("inference", "samples", "means") if draws else ("inference",)
     program = encode(spec, chance.choice(ways))
     if chance.random() < 0.1:
         code = [chance.randrange(-4, 40) for _ in range(chance.randrange(len(program.code)))]

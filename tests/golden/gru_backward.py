@@ -35,17 +35,18 @@ def backward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
-    w3_32_0 = on.weight(weights, 1440, 16, 16, 16, 16, 16, False)
-    w0_32_0 = on.weight(weights, 512, 16, 16, 16, 16, 16, False)
-    w3_48_0 = on.weight(weights, 1696, 16, 16, 16, 16, 16, False)
-    w0_48_0 = on.weight(weights, 768, 16, 16, 16, 16, 16, False)
-    w3_64_0 = on.weight(weights, 1952, 16, 16, 16, 16, 16, False)
-    w0_0_0 = on.weight(weights, 0, 16, 16, 16, 16, 16, False)
-    w2_0_0 = on.weight(weights, 1168, 16, 16, 16, 4, 16, False)
-    w1_0_16 = on.weight(weights, 1024, 16, 4, 16, 16, 16, False)
-    w1_4_16 = on.weight(weights, 1088, 16, 4, 16, 16, 16, False)
-    w0_16_0 = on.weight(weights, 256, 16, 16, 16, 16, 16, False)
+    w3_32_0 = on.weight(weights, 1840, 16, 16)
+    w0_32_0 = on.weight(weights, 512, 16, 16)
+    w3_48_0 = on.weight(weights, 2096, 16, 16)
+    w0_48_0 = on.weight(weights, 768, 16, 16)
+    w3_64_0 = on.weight(weights, 2352, 16, 16)
+    w0_0_0 = on.weight(weights, 0, 16, 16)
+    w2_0_0 = on.weight(weights, 1568, 16, 16)
+    w1_0_16 = on.weight(weights, 1024, 16, 16)
+    w1_4_16 = on.weight(weights, 1280, 16, 16)
+    w0_16_0 = on.weight(weights, 256, 16, 16)
     t = longest - 1
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
@@ -63,7 +64,7 @@ def backward_scan(
     next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8)
     next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
     for s in range(longest):
-        t = longest - 1 - s
+        t = longest - 1 - s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_pre_32 = next_pre_32

@@ -33,20 +33,21 @@ def forward_scan(
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
+    zero = tl.minimum(batch, 0)
     h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
-    w0_16_0 = on.weight(weights, 256, 16, 16, 16, 16, 16, True)
-    bias1_4 = on.bias(weights, 1156, 4, 16)
-    w1_4_16 = on.weight(weights, 1088, 16, 4, 16, 16, 16, True)
-    bias1_0 = on.bias(weights, 1152, 4, 16)
-    w1_0_16 = on.weight(weights, 1024, 16, 4, 16, 16, 16, True)
-    bias2_0 = on.bias(weights, 1424, 16, 16)
-    w2_0_0 = on.weight(weights, 1168, 16, 16, 16, 4, 16, True)
-    w0_32_0 = on.weight(weights, 512, 16, 16, 16, 16, 16, True)
-    w3_32_0 = on.weight(weights, 1440, 16, 16, 16, 16, 16, True)
-    w0_48_0 = on.weight(weights, 768, 16, 16, 16, 16, 16, True)
-    w3_48_0 = on.weight(weights, 1696, 16, 16, 16, 16, 16, True)
-    w3_64_0 = on.weight(weights, 1952, 16, 16, 16, 16, 16, True)
-    w0_0_0 = on.weight(weights, 0, 16, 16, 16, 16, 16, True)
+    w0_16_0 = on.weight(weights, 256, 16, 16)
+    bias1_4 = on.bias(weights, 1552, 16)
+    w1_4_16 = on.weight(weights, 1280, 16, 16)
+    bias1_0 = on.bias(weights, 1536, 16)
+    w1_0_16 = on.weight(weights, 1024, 16, 16)
+    bias2_0 = on.bias(weights, 1824, 16)
+    w2_0_0 = on.weight(weights, 1568, 16, 16)
+    w0_32_0 = on.weight(weights, 512, 16, 16)
+    w3_32_0 = on.weight(weights, 1840, 16, 16)
+    w0_48_0 = on.weight(weights, 768, 16, 16)
+    w3_48_0 = on.weight(weights, 2096, 16, 16)
+    w3_64_0 = on.weight(weights, 2352, 16, 16)
+    w0_0_0 = on.weight(weights, 0, 16, 16)
     t = 0
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
@@ -57,7 +58,7 @@ def forward_scan(
     next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
     next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
     for s in range(longest):
-        t = s
+        t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
         given_pre_16 = next_pre_16

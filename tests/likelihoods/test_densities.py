@@ -13,6 +13,7 @@ import torch
 import torch.distributions as D
 from torch import Tensor
 
+from tests.support.likelihoods import Laplace
 from tests.support.oracle import assert_at_most_twice_torchs
 from vrnn_fast import (
     Bernoulli,
@@ -171,10 +172,6 @@ def test_what_was_not_observed_is_integrated_out(likelihood: Likelihood, feature
 
 
 def test_a_density_of_your_own_says_whether_it_can_be_masked() -> None:
-    class Laplace(Likelihood):
-        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-            return -((x - raw).abs() + math.log(2)).sum(-1)
-
     class IndependentLaplace(Laplace):
         independent = 1
 
@@ -363,7 +360,7 @@ def test_a_correlation_that_rounds_to_one_keeps_its_density(raw_correlation: flo
     likelihood = Handwriting(1, max_correlation=1.0)
     raw = torch.tensor([0.0, 0.0, 0.4, 0.4, raw_correlation, 0.0, 0.0], requires_grad=True)
     found = likelihood.log_prob(raw, torch.tensor([0.0, 0.0, 1.0]))
-    std = softplus(raw.detach()[2].double()) + likelihood.min_std
+    std = softplus(raw.detach()[2].double()) + likelihood.floor
     log_rest = 2 * (math.log(2) - abs(raw_correlation) - math.log1p(math.exp(-2 * abs(raw_correlation))))
     exact = -0.5 * log_rest - 2 * std.log().item() - math.log(2 * math.pi) - math.log(2)
     assert found.item() == pytest.approx(exact, rel=16 * torch.finfo(torch.float32).eps)
@@ -375,7 +372,7 @@ def test_a_correlation_that_rounds_to_one_keeps_its_density(raw_correlation: flo
 
 def cooled(likelihood: Likelihood, raw: Tensor, features: int, temperature: float) -> Tensor:
     """The raw output whose distribution is the sample's: logits over the temperature, standard deviations times it."""
-    floor, beta = getattr(likelihood, "min_std", 0.0), getattr(likelihood, "beta", 1.0)
+    floor, beta = getattr(likelihood, "floor", 0.0), getattr(likelihood, "beta", 1.0)
     if isinstance(likelihood, DiscretizedLogisticMixture):
         floor = likelihood.min_scale * likelihood.step
     heads, parts = likelihood.heads(features), []
@@ -471,10 +468,10 @@ def test_predictions_are_the_parameters() -> None:
     [
         (lambda: GaussianMixture(0), "components must be a positive int, got 0"),
         (lambda: GaussianMixture(2.0), "components must be a positive int, got 2.0"),  # type: ignore[arg-type]
-        (lambda: GaussianMixture(2, min_std=0), "min_std must be a number > 0, got 0"),
+        (lambda: GaussianMixture(2, floor=0), "floor must be a number > 0, got 0"),
         (lambda: Handwriting(0), "components must be a positive int, got 0"),
-        (lambda: Handwriting(2, max_correlation=1.1), "max_correlation must be at most 1, got 1.1"),
-        (lambda: Handwriting(2, max_correlation=-0.1), "max_correlation must be a number >= 0, got -0.1"),
+        (lambda: Handwriting(2, max_correlation=1.1), "max_correlation must be a number from 0 to 1, got 1.1"),
+        (lambda: Handwriting(2, max_correlation=-0.1), "max_correlation must be a number from 0 to 1, got -0.1"),
         (lambda: Handwriting(2).heads(2), r"Handwriting needs input_size = 3 \(offset, offset, pen\), got 2"),
         (lambda: DiscretizedLogisticMixture(0), "components must be a positive int, got 0"),
         (lambda: DiscretizedLogisticMixture(2, bins=1), "bins must be an int >= 2, got 1"),

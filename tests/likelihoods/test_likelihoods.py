@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.distributions import Normal, constraints
 
+from tests.support.likelihoods import ScaledLaplace
 from tests.support.oracle import Errors
 from vrnn_fast import (
     VRNN,
@@ -74,7 +75,7 @@ def test_bernoulli_obeys_the_law_at_any_logit_through_every_executor(executor: s
 
 def test_gaussian_agrees_with_torch() -> None:
     raw, x = torch.randn(3, 2, 8, dtype=torch.float64), torch.randn(3, 2, 4, dtype=torch.float64)
-    likelihood = Gaussian(min_std=0.25)
+    likelihood = Gaussian(floor=0.25)
     mean, std = likelihood.prediction(raw)
     torch.testing.assert_close(std, torch.nn.functional.softplus(raw[..., 4:]) + 0.25)
     torch.testing.assert_close(likelihood.log_prob(raw, x), Normal(mean, std).log_prob(x).sum(-1))
@@ -139,28 +140,9 @@ def test_classes_are_counted_exactly(dtype: torch.dtype, most: int) -> None:
     torch.testing.assert_close(more.log_prob(logits.float(), torch.tensor([most])), -torch.tensor(most + 1.0).log())
 
 
-class Laplace(Likelihood):
-    """A user's own, with a head of another name."""
-
-    def heads(self, features: int) -> dict[str, int]:
-        return {"dec_mean": features, "dec_scale": features}
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        mean, scale = raw.chunk(2, -1)
-        return (scale - (x - mean).abs() * scale.exp()).sum(-1) - x.shape[-1] * math.log(2)
-
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw.chunk(2, -1)[0]
-
-    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        mean, scale = raw.chunk(2, -1)
-        u = torch.rand(mean.shape, generator=generator) - 0.5
-        return mean - temperature * torch.exp(-scale) * u.sign() * torch.log1p(-2 * u.abs())
-
-
 def test_a_likelihood_of_the_users_own(executor: str) -> None:
-    model = VRNN(3, 5, 2, likelihood=Laplace(), backend=executor)
-    assert {"dec_mean.weight", "dec_scale.weight"} <= set(model.state_dict())
+    model = VRNN(3, 5, 2, likelihood=ScaledLaplace(), backend=executor)
+    assert {"dec_mean.weight", "dec_log_scale.weight"} <= set(model.state_dict())
     x = torch.randn(4, 2, 3)
     lengths = torch.tensor([4, 2])
     x[2:, 1] = float("nan")
@@ -275,7 +257,7 @@ def test_arguments() -> None:
     with pytest.raises(TypeError, match="likelihood must be"):
         as_likelihood(Bernoulli)  # type: ignore[arg-type]
     for bad in (0, -1.0, float("nan"), "small"):
-        with pytest.raises(ValueError, match="min_std must be a number > 0"):
+        with pytest.raises(ValueError, match="floor must be a number > 0"):
             Gaussian(bad)  # type: ignore[arg-type]
 
 
@@ -405,7 +387,7 @@ def test_the_family_compiles_whole(executor: str, likelihood: Likelihood) -> Non
     expected = model(x, lengths, eps=eps, outputs=("prediction",))
     torch.testing.assert_close(pytree.tree_leaves(found), pytree.tree_leaves(expected))
     if likelihood.support is not constraints.real:
-        with pytest.raises(RuntimeError, match="x holds NaN, infinity or what the likelihood has no place for"):
+        with pytest.raises(RuntimeError, match="x must be finite, and lie in the support of the likelihood"):
             compiled(x - 100, lengths, eps=eps, outputs=("prediction",))
 
 

@@ -425,24 +425,24 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "uniforms for nothing": (
         {"objective": "iwae", "uniforms": torch.rand(T, B, N)},
         ValueError,
-        "uniforms are what objective='fivo' resamples with, and objective is 'iwae'",
+        "uniforms are for objective='fivo' to resample with, got objective='iwae'",
     ),
     "generator for nothing": (
         {"objective": "elbo", "eps": torch.randn(T, B, N, Z), "generator": torch.Generator()},
         ValueError,
-        "generator has nothing to draw where eps is given",
+        "leave out generator: eps is given",
     ),
     "generator for nothing of two": (
         {"eps": torch.randn(T, B, N, Z), "uniforms": torch.rand(T, B, N), "generator": torch.Generator()},
         ValueError,
-        "generator has nothing to draw where eps and uniforms are given",
+        "leave out generator: eps and uniforms are given",
     ),
     "state of the particles": (
         {"state": torch.zeros(1, B * N, H)},
         ValueError,
         "state must have shape (num_layers = 1, B = 4, hidden_size = 7), got (1, 12, 7)",
     ),
-    "cond": ({"cond": torch.zeros(T, B, 2)}, ValueError, "cond has no place in a model"),
+    "cond": ({"cond": torch.zeros(T, B, 2)}, ValueError, "cond must be left out: this model"),
     "mask_inputs": ({"mask_inputs": True}, ValueError, "mask_inputs needs a mask"),
 }
 

@@ -123,7 +123,7 @@ FORWARD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "eps and generator": (
         {"eps": torch.zeros(T, B, Z), "generator": torch.Generator()},
         ValueError,
-        "generator has nothing to draw where eps is given",
+        "pass either `generator` or `eps`: nothing is left to draw",
     ),
     "generator": ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
     "beta": ({"beta": -0.5}, ValueError, "beta must be a number >= 0, got -0.5"),
@@ -390,7 +390,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "head_layers of a head": (
         lambda: VRNN(X, H, Z, head_layers={"dec_mean": 4}),  # type: ignore[dict-item]
-        "head_layers of dec_mean must be a tuple of layer widths, got 4",
+        "head_layers of dec_mean must be a tuple of positive layer widths, got 4",
     ),
     "head_layers": (lambda: VRNN(X, H, Z, head_layers=(0,)), "head_layers must be a tuple of positive layer widths"),
     "cell": (lambda: VRNN(X, H, Z, cell="mlp"), "cell must be one of gru, lstm, rnn, got 'mlp'"),  # type: ignore[arg-type]
@@ -407,11 +407,11 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "std offset": (lambda: Std(offset=NAN), "std's offset must be a finite number, got nan"),
     "std sharpness": (
         lambda: Std(sharpness=0),
-        "std's sharpness must be a number > 0, and 1 without a softplus, got 0",
+        "std's sharpness must be a number > 0, got 0",
     ),
     "std sharpness of exp": (
         lambda: Std("log_std", sharpness=2),
-        "std's sharpness must be a number > 0, and 1 without a softplus",
+        "std's sharpness must be 1 without a softplus, got 2",
     ),
     "std clamp": (lambda: Std(clamp=(2, 1)), "std's clamp must be (low, high), a number and a larger one, got (2, 1)"),
     "residual": (
@@ -419,7 +419,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         "residual adds the prior's mean, and that of a standard normal prior is zero",
     ),
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
-    "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of layer widths, got 4"),  # type: ignore[arg-type]
+    "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of positive layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (
         lambda: VRNN(X, H, Z, backend="tpu"),
         "backend must be one of auto, cpu, cuda, triton, reference, got 'tpu'",
@@ -433,6 +433,11 @@ def test_build(case: str) -> None:
     build, words = BUILD[case]
     with pytest.raises(ValueError, match=re.escape(words)):
         build()
+
+
+def test_the_constants_of_a_standard_deviation_are_named() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        Std("softplus", 0.5)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["bias", "packed_heads", "residual", "batch_first", "recompute", "check_values"])

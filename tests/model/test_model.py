@@ -498,3 +498,20 @@ def test_explain_names_the_executor_and_the_reasons(executor: str) -> None:
         assert "grows with T" in text
     assert f"backend={executor!r}" in repr(model)
     assert model.explain(source=True).startswith(f"{text}\n\nno kernel is generated: ")
+
+
+@pytest.mark.parametrize("backend", [n for n in ("cpu", "reference") if backends()[n].available])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_rank_without_a_step_adds_nothing(backend: str, cell: Any) -> None:
+    """Where a normalizer says that others have some: states pass through, gradients are zero."""
+    model = VRNN(5, 8, 3, cell=cell, num_layers=2, backend=backend)
+    start = torch.randn(2, 3, 8) if cell == "gru" else (torch.randn(2, 3, 8), torch.randn(2, 3, 8))
+    none = torch.zeros(3, dtype=torch.int64)
+    out = model(torch.rand(4, 3, 5), none, state=start, normalizer=7.0)
+    out.loss.backward()
+    assert out.loss == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    for after, before in zip(*(s if isinstance(s, tuple) else (s,) for s in (out.state, start)), strict=True):
+        assert torch.equal(after, before)
+    with pytest.raises(ValueError, match=r"got 0 for every row; where other ranks have steps, pass a normalizer"):
+        model(torch.rand(4, 3, 5), none)

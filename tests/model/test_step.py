@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from vrnn_fast import VRNN, Bernoulli, Likelihood, VRNNStep, backends, parameters
+from tests.support.likelihoods import Laplace
+from vrnn_fast import VRNN, Bernoulli, VRNNStep, backends, parameters
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cpu
 from vrnn_fast.executors.cpu import operators
@@ -22,14 +23,6 @@ from vrnn_fast.layouts.modules import shallow
 
 pytestmark = pytest.mark.skipif(not backends()["cpu"].available, reason="the extension is not built")
 X, H, Z = 5, 18, 3
-
-
-class Laplace(Likelihood):
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return -(raw - x).abs().sum(-1)
-
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw
 
 
 class Doubled(Bernoulli):

@@ -24,7 +24,7 @@ from bench.inner_loop import TILES, disassembled, innermost
 from bench.measure import Timed, disagreements, take_turns
 from bench.peers import EagerVRNN
 from bench.peers.torch_loops import prepare_eager
-from bench.record import Record, Row
+from bench.record import Measurement, Record
 from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flops
 from bench.table import BEGIN, END, in_full, markdown, problems, render, summary
 from vrnn_fast import VRNN
@@ -390,7 +390,7 @@ def test_every_row_of_the_records_is_in_the_histories() -> None:
 
 def test_a_course_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     begun = Record.begin()
-    row = Row("reference", 28, 8, TRAINING, "vrnn_fast", 2, None, 10.0, (9.0, 12.0), 30.0, 4.0)
+    row = Measurement("reference", 28, 8, TRAINING, "vrnn_fast", 2, None, 10.0, (9.0, 12.0), 30.0, 4.0)
     courses = [  # neither the shapes nor the states come in order
         ("2026-03-03", "c", replace(row, milliseconds=6.0)),
         ("2026-02-02", "b", replace(row, milliseconds=None, quartiles=None, gflops=None, speedup=None, problem="off")),
@@ -428,7 +428,7 @@ def test_a_course_is_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_tables_tell_whose_times_are_older() -> None:
     begun = Record.begin()
-    eager = Row("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=2.0, sizes=(28, 100, 16))
+    eager = Measurement("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=2.0, sizes=(28, 100, 16))
     begun.put([eager, replace(eager, contender="vrnn_fast", milliseconds=1.0), *scaling_rows()])
     assert "measured" not in summary(begun.rows, begun.state)
     assert "measured" not in table.of_curve(scaling.curves(begun.rows)[0], begun.state)
@@ -445,7 +445,7 @@ def test_tables_tell_whose_times_are_older() -> None:
 
 def test_rows_replace_those_of_the_same_key() -> None:
     begun = Record.begin()
-    old = Row("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=1.0)
+    old = Measurement("reference", 28, 8, TRAINING, "eager loop", 2, milliseconds=1.0)
     begun.put([old, replace(old, contender="vrnn_fast")])
     begun.put([replace(old, threads=1, milliseconds=2.0)])
     assert [(row.contender, row.milliseconds) for row in begun.rows] == [("eager loop", 2.0), ("vrnn_fast", 1.0)]
@@ -457,8 +457,8 @@ def test_exponents_are_fitted() -> None:
     assert math.isnan(scaling.exponent([1], [1]))
 
 
-def scaling_rows() -> list[Row]:
-    row = Row("T", 0, 16, TRAINING, "", 1, experiment="scaling", sizes=(28, 100, 16))
+def scaling_rows() -> list[Measurement]:
+    row = Measurement("T", 0, 16, TRAINING, "", 1, experiment="scaling", sizes=(28, 100, 16))
     one = [replace(row, steps=t, milliseconds=2.0 * t, contender="1 thread") for t in (8, 4, 16)]
     two = [
         replace(r, threads=2, milliseconds=(r.milliseconds or 0) ** 2 / 20, contender="2 threads")
@@ -530,7 +530,7 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(module, "RESULTS", folder)
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     begun = Record.begin()
-    eager = Row("reference", 28, 8, TRAINING, "eager loop", 2, None, 12.5, (12.0, 13.0), 30.0, 1.0)
+    eager = Measurement("reference", 28, 8, TRAINING, "eager loop", 2, None, 12.5, (12.0, 13.0), 30.0, 1.0)
     eager = replace(eager, sizes=(28, 100, 16), peak=200.0, activation_bytes=40 * MIB)
     ours = replace(eager, contender="vrnn_fast", milliseconds=2.5, gflops=150.0, speedup=5.0, activation_bytes=10 * MIB)
     alone = replace(eager, contender="nn.GRU alone", remark="computes something else", speedup=None)

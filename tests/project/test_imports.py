@@ -25,6 +25,7 @@ FLOORS = (
     ("acceleration", "checkpoints"),
     ("training",),
     ("cli",),
+    ("__main__",),
 )
 """The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other: a room that needs
 another stands above it."""
@@ -39,15 +40,23 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of the package that a module imports, wherever in it."""
+    """The modules of the package that a module imports, wherever in it, by a relative path or a whole one."""
     here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
-        for alias in node.names:
-            module = ".".join([*base, alias.name])
-            yield module if module in known else ".".join(base)
+        if isinstance(node, ast.ImportFrom):
+            way = node.module.split(".") if node.module else []
+            if node.level:
+                base = here[: len(here) - node.level + 1] + way
+            elif way[0] == ROOT.name:
+                base = way[1:]
+            else:
+                continue
+            for alias in node.names:
+                module = ".".join([*base, alias.name])
+                yield module if module in known else ".".join(base)
+        elif isinstance(node, ast.Import):
+            ways = (alias.name.split(".") for alias in node.names)
+            yield from (".".join(way[1:]) for way in ways if way[0] == ROOT.name)
 
 
 def graph() -> dict[str, set[str]]:
@@ -91,7 +100,32 @@ def test_no_two_modules_import_each_other() -> None:
         visit(name, ())
 
 
+def test_every_way_to_write_an_import_is_seen(tmp_path: Path) -> None:
+    known, path = modules(), tmp_path / "spec.py"
+    for line in ("from ..model import VRNN", "from vrnn_fast.model import VRNN", "from .. import model"):
+        path.write_text(line)
+        assert set(imported("cell.spec", path, known)) == {"model"}
+    path.write_text("def late():\n    import numpy, vrnn_fast.model\n    from vrnn_fast import model")
+    assert set(imported("cell.spec", path, known)) == {"model"}
+    path.write_text("import torch.nn\nfrom numpy import ndarray")
+    assert not set(imported("cell.spec", path, known))
+
+
 def test_the_package_is_found_as_a_whole() -> None:
     """The other tests see what there is to see."""
     assert len(graph()["model"]) > 5
     assert "cell.partition" in graph()["cell.encode"]
+
+
+def test_tests_share_what_is_in_support_and_nothing_else() -> None:
+    tests = ROOT.parent / "tests"
+    own = {path.stem for path in tests.rglob("test_*.py")}
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                named = [node.module or "", *(alias.name for alias in node.names)]
+            else:
+                continue
+            assert not own & {part for name in named for part in name.split(".")}, path

@@ -12,9 +12,9 @@ import torch
 from scipy.io import savemat
 
 from bench.papers import __main__ as papers
-from bench.papers.chorales import PITCHES, WIDTH, Chorist, Result, Setting, Trial, read
+from bench.papers.chorales import PITCHES, WIDTH, Chorist, Hyperparameters, Result, Trial, read
 from bench.papers.page import page
-from vrnn_fast.bounds import Kind
+from vrnn_fast.bounds import BoundKind
 from vrnn_fast.data.dataset import DataError
 
 FEW = {"epochs": 3, "every": 1, "patience": 1, "learning_rates": (1e-3, 1e-2), "judges": 2, "measures": 3}
@@ -69,7 +69,7 @@ def test_the_network_is_the_papers(rolls: Path) -> None:
 
 
 def test_runs_are_recorded_and_shown(rolls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(papers, "Setting", lambda kind, seed: Setting(kind, seed, **FEW))
+    monkeypatch.setattr(papers, "Hyperparameters", lambda kind, seed: Hyperparameters(kind, seed, **FEW))
     monkeypatch.setenv(papers.DATA, str(rolls))
     threads = torch.get_num_threads()
     papers.main(["--results", str(tmp_path), "--seed", "3", "--threads", str(threads)])
@@ -95,12 +95,12 @@ def test_the_data_has_no_default_place(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_page_tells_what_was_missed() -> None:
-    def result(kind: Kind, seed: int, nats: float) -> Result:
+    def result(kind: BoundKind, seed: int, nats: float) -> Result:
         machine: dict[str, object] = {"processor": "P", "cores": 2, "threads": 1, "kernel_build": "avx2"}
         machine |= {"versions": {"python": "3", "torch": "2"}, "commit": "c", "date": f"day {seed}"}
-        bounds: dict[Kind, float] = {"elbo": nats - 1, "iwae": nats - 0.5, "fivo": nats}
+        bounds: dict[BoundKind, float] = {"elbo": nats - 1, "iwae": nats - 0.5, "fivo": nats}
         trials = [Trial(1e-3, [(5, nats), (6, nats - 1)], 60.0), Trial(2e-3, [(5, nats - 2)], 40.0)]
-        return Result(Setting(kind, seed), machine, trials, bounds, bounds, 2.0)
+        return Result(Hyperparameters(kind, seed), machine, trials, bounds, bounds, 2.0)
 
     text = page(
         [result("elbo", 0, -7.7), *(result("fivo", seed, nats) for seed, nats in enumerate((-7.0, -7.2, -7.3)))]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.distributions import Laplace as TorchLaplace
-from torch.distributions import Normal, kl_divergence
+from torch import Tensor, nn
+from torch.distributions import Laplace, Normal, kl_divergence
 
 from tests.support.foreign import own
+from tests.support.likelihoods import ScaledLaplace
 from tests.support.oracle import assert_obeys_the_law
-from vrnn_fast import VRNN, Likelihood, accelerate, backends, executors
+from vrnn_fast import VRNN, LayoutError, accelerate, backends, executors, layouts, parameters
+from vrnn_fast.acceleration import mirror
+from vrnn_fast.cell import spec as cell_spec
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
 from vrnn_fast.executors import reference
+from vrnn_fast.layouts.base import Deviation, Layout, Outcome, Run
+from vrnn_fast.layouts.structure import Roles, Structure
 
 ROOT = Path(__file__).parents[2]
 TITLES = ("An activation", "A stage", "A likelihood", "A layout", "An executor")
@@ -80,35 +85,14 @@ def test_the_recipe_of_a_stage_is_complete() -> None:
     assert python | cpp <= listed
 
 
-class Laplace(Likelihood):
-    """|x - mean| weighs as much as it is large; the decoder gives means and logarithms of scales."""
-
-    independent = 2
-
-    def heads(self, features: int) -> dict[str, int]:
-        return {"dec_mean": features, "dec_log_scale": features}
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        mean, log_scale = raw.chunk(2, -1)
-        return (-(x - mean).abs() * (-log_scale).exp() - log_scale - torch.log(torch.tensor(2.0))).sum(-1)
-
-    def mean(self, raw: Tensor) -> Tensor:
-        return raw.chunk(2, -1)[0]
-
-    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        mean, log_scale = raw.chunk(2, -1)
-        u = torch.rand(mean.shape, generator=generator, dtype=raw.dtype) - 0.5
-        return mean - temperature * log_scale.exp() * u.sign() * torch.log1p(-2 * u.abs())
-
-
 def test_a_likelihood_is_added() -> None:
-    model = VRNN(3, 8, 2, likelihood=Laplace(), dtype=torch.float64)
+    model = VRNN(3, 8, 2, likelihood=ScaledLaplace(), dtype=torch.float64)
     x = torch.randn(5, 4, 3, dtype=torch.float64)
     out = model(x, outputs=("prediction",))
     assert out.prediction.shape == x.shape
     scale = torch.full_like(x, 0.7)
-    known = TorchLaplace(x + 0.3, scale).log_prob(x).sum(-1)
-    torch.testing.assert_close(Laplace().log_prob(torch.cat([x + 0.3, scale.log()], -1), x), known)
+    known = Laplace(x + 0.3, scale).log_prob(x).sum(-1)
+    torch.testing.assert_close(ScaledLaplace().log_prob(torch.cat([x + 0.3, scale.log()], -1), x), known)
     out.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     hidden = model(x, mask=torch.zeros(x.shape, dtype=torch.bool))
@@ -125,23 +109,80 @@ def test_the_recipe_of_a_likelihood_is_complete() -> None:
     assert naming <= relative(recipe("A likelihood"))
 
 
-def test_a_layout_is_added() -> None:
-    def outputs(run: Any) -> dict[str, Tensor]:
-        kl = kl_divergence(Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)).sum(-1)
-        nll = F.binary_cross_entropy_with_logits(run.heads[0], run.x, reduction="none").sum(-1)
-        return {"loss": (nll + kl).mean(), "logits": run.heads[0].transpose(0, 1)}
+class Loss(Outcome):
+    """What the forward of :class:`own.SequenceModel` returns."""
 
-    roles = {"phi_x": "embed", "phi_z": "embed_latent", "prior": "expect", "decoder": "render", "cell": "memory"}
-    roles |= {"encoder": "infer", "encoder_mean": "infer_mu", "encoder_std": "infer_sigma"}
-    roles |= {"prior_mean": "expect_mu", "prior_std": "expect_sigma"}
+    @property
+    def deviations(self) -> Mapping[str, Deviation]:
+        return {"mean": Deviation("its loss is a mean over time steps, so that long sequences count for less")}
+
+    def output(self, run: Run, fix: frozenset[str]) -> dict[str, Tensor]:
+        kl = kl_divergence(Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)).sum(-1)
+        losses = F.binary_cross_entropy_with_logits(run.heads[0], run.x, reduction="none").sum(-1) + kl
+        loss = losses.sum(0).mean() if "mean" in fix else losses.mean()
+        return {"loss": loss, "logits": run.heads[0].transpose(0, 1)}
+
+
+class Sequential(Layout):
+    def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
+        yield Loss()
+
+
+ROLES = Roles(
+    phi_x="embed",
+    phi_z="embed_latent",
+    encoder="infer",
+    encoder_mean="infer_mu",
+    encoder_std="infer_sigma",
+    prior="expect",
+    prior_mean="expect_mu",
+    prior_std="expect_sigma",
+    decoder="render",
+    decoder_heads=("logits",),
+    cell="memory",
+)
+LAYOUT = Sequential("sequential", "a model of this test", ROLES, batch_first=True)
+
+
+def test_a_layout_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     model = own.SequenceModel(6, 8, 2).double()
-    layout = {**roles, "decoder_heads": ("logits",), "batch_first": True, "outputs": outputs}
-    fast = accelerate(model, layout=layout)
+    with pytest.raises(LayoutError, match="no known layout"):
+        accelerate(model)
+    monkeypatch.setattr(layouts, "LAYOUTS", (*layouts.LAYOUTS, LAYOUT))
+    with pytest.warns(UserWarning, match=r"accelerated as layout sequential .* mean: its loss is a mean .* \(kept\)"):
+        fast = accelerate(model)
     x, found = torch.rand(3, 5, 6, dtype=torch.float64), []
-    for module in (model, fast):
+    for module in (model, fast, accelerate(model, layout="sequential", fix=("mean",))):
         torch.manual_seed(1)
         found.append(module(x))
     torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2]["loss"], 5 * found[0]["loss"])
+
+
+def test_an_activation_is_added_as_far_as_the_reference_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the files of the recipe that are needed for that, from the first to the mirror."""
+    build: Any = partial(VRNN, 6, 8, 2, activation="softsign", backend="reference")
+    with pytest.raises(ValueError, match="activation must be one of"):
+        build()
+    monkeypatch.setattr(cell_spec, "ACTIVATIONS", (*ACTIVATIONS, "softsign"))
+    monkeypatch.setitem(reference._ACTIVATIONS, "softsign", F.softsign)
+    modules: Any = (parameters._ACTIVATIONS, mirror._ACTIVATIONS)
+    monkeypatch.setitem(modules[0], "softsign", nn.Softsign)
+    monkeypatch.setitem(modules[1], nn.Softsign, "softsign")
+    model = build()
+    assert "Softsign()" in str(model)
+    model(torch.rand(5, 4, 6)).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    theirs = own.SequenceModel(6, 8, 2)
+    for name in ("embed", "embed_latent", "infer", "expect", "render"):
+        network = theirs.get_submodule(name)
+        for i in range(1, len(cast(nn.Sequential, network)), 2):
+            network.register_module(str(i), nn.Softsign())
+    monkeypatch.setattr(layouts, "LAYOUTS", (LAYOUT,))
+    with pytest.warns(UserWarning, match="accelerated as layout sequential"):
+        fast = accelerate(theirs, backend="reference")  # which proves that the numbers are the same
+    assert fast(torch.rand(3, 5, 6))["loss"].isfinite()
 
 
 def test_the_recipe_of_a_layout_is_complete() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.oracle import Problem, assert_obeys_the_law
+from tests.support.oracle import Errors, Problem, assert_obeys_the_law
 from vrnn_fast import Std
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import reference, triton
@@ -24,6 +25,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from tests.support.ptx.launches import compiled
 from tests.support.ptx.report import Report
 
+MOST_WAVEFRONTS = 1.3  # of shared memory, of their least number
 DEEP: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (33, 8), "prior": (7,), "decoder": (6,)}
 GAUSSIAN: dict[str, Any] = {
     "likelihood": "gaussian",
@@ -73,7 +75,8 @@ SWEEP = [
         "log weight": {"objective": "log_weight"},
     }.items()
 ] + [Case("gru of 100", cell(100), steps=1), Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
-if os.environ.get("VRNN_FAST_PTX") == "sweep":
+SWEPT = os.environ.get("VRNN_FAST_PTX") == "sweep"
+if SWEPT:
     CASES = CASES + SWEEP
 
 
@@ -84,8 +87,10 @@ def test_compiled_kernels_obey_the_law(case: Case) -> None:
         assert_obeys_the_law(
             case.spec, case.steps, case.batch, lengths, executor=triton, dtype=case.dtype, draws=1, **case.options
         )
-    assert {way for way, _ in seen.reports} == {"forward", "backward"}
+    assert seen.scans.keys() == {"forward", "backward"}
     seen.total.assert_clean()
+    for way, report in seen.reports:
+        assert report.conflicts <= MOST_WAVEFRONTS, (way, report.conflicts, report.worst_lines())
 
 
 def test_generation_as_compiled() -> None:
@@ -97,7 +102,7 @@ def test_generation_as_compiled() -> None:
     with compiled() as seen:
         x, after = triton.generate(spec, parameters, batch, mean=False)
     right, right_after = reference.generate(spec, parameters, batch, mean=False)
-    assert [way for way, _ in seen.reports] == ["generate"]
+    assert seen.scans.keys() == {"generate"}
     seen.total.assert_clean()
     assert torch.equal(x, right)
     torch.testing.assert_close(after[0], right_after[0])
@@ -111,16 +116,38 @@ def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def test_operands_in_tf32(tf32: None) -> None:
-    """Ten bits of each operand are left, so that errors are some 2^-11 of what is added up."""
-    problem = Problem.draw(cell(**DEEP), 2, 3)
-    with compiled() as seen:
-        found = problem.run(triton, torch.float32)
-    seen.total.assert_clean()
-    right = problem.run(reference, torch.float64)
-    off = {n: ((found[n].double() - t).norm() / t.norm().clamp_min(1e-3)).item() for n, t in right.items() if t.numel()}
-    assert max(off.values()) < 8 * 2.0**-11, max(off.items(), key=lambda item: item[1])
-    assert max(off.values()) > 2.0**-14, "it ran in full float32"
+class _InTF32(TorchDispatchMode):
+    """Torch's products with their operands rounded to TF32, as on a GPU."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            *first, a, b = args
+            args = (*first, rounded(a), rounded(b))
+        return function(*args, **(kwargs or {}))
+
+
+def rounded(t: torch.Tensor) -> torch.Tensor:
+    """To ten bits behind the first, to the nearest."""
+    return ((t.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+@pytest.mark.parametrize("hidden", [17, 64] if SWEPT else [17])
+def test_operands_are_rounded_to_tf32(tf32: None, hidden: int) -> None:
+    """Not cut, as tensor cores do by themselves: that is off by three times as much, and always to the same side."""
+    spec, steps = cell(hidden, **DEEP if hidden == 17 else {}), 3 if hidden == 17 else 1
+    errors = Errors(torch.float32)
+    for seed in range(2):
+        problem = Problem.draw(spec, steps, 16, seed=seed)
+        with compiled() as seen:
+            found = problem.run(triton, torch.float32)
+        with _InTF32():
+            torchs = problem.run(reference, torch.float32)
+        seen.total.assert_clean()
+        right = problem.run(reference, torch.float64)
+        errors.add(found, torchs, right)
+        off = (found["z"].double() - right["z"]).norm() / right["z"].norm()
+        assert off > 2.0**-16, "it ran in full float32"
+    errors.assert_at_most_twice_torchs()
 
 
 # ---- faults that are planted in a program must be found

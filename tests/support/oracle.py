@@ -173,13 +173,15 @@ def assert_obeys_the_law(
     resets: bool = False,
     mask: bool = False,
     particles: int = 0,
+    roundings: float | None = None,
 ) -> None:
-    """Each output's and gradient's error, root mean square over some draws, is at most twice torch's.
+    """Each output's and gradient's error, root mean square over some draws, is at most twice torch's; ``roundings`` as
+    in :func:`vrnn_fast.agreement.allowed`.
 
     Where rounding made torch draw other ancestors than the oracle, that draw of the problem compares nothing; more than
     half of them must.
     """
-    errors = Errors(dtype)
+    errors = Errors(dtype, roundings=roundings)
     compared = resampled = 0
     for seed in range(draws):
         problem = Problem.draw(spec, steps, batch, lengths, seed, resets=resets, mask=mask, particles=particles)

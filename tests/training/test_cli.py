@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pkgutil
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +22,17 @@ import torch
 from typer.testing import CliRunner
 
 import vrnn_fast
-from vrnn_fast import backends, cli
-from vrnn_fast.checkpoints.files import load
-from vrnn_fast.data import Padded, chorales
+from vrnn_fast import VRNN, backends, cli
+from vrnn_fast.data import chorales
 from vrnn_fast.executors import verification
 from vrnn_fast.executors.verification import Outcome
 from vrnn_fast.training import demo
+from vrnn_fast.training.checkpoint import FOLDER, latest
 from vrnn_fast.training.lock import LOCK
-from vrnn_fast.training.trainer import BEST, LAST, Step, Trainer
+from vrnn_fast.training.options import CONFIG, build, parse
+from vrnn_fast.training.trainer import BEST, Step, Trainer
 
-SMALL = ("--hidden", "6", "--width", "7", "--latent", "2", "--batch-size", "4", "--threads", "1")
+SMALL = ("--model.hidden_size", "6", "--model.latent_size", "2", "--batch_size", "4", "--threads", "1")
 
 
 def _run(*arguments: object) -> str:
@@ -58,7 +61,7 @@ def test_train_eval_sample(notes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     output = _run("train", notes, "--run", run, "--epochs", 3, "--tensorboard", *SMALL)
     assert "best validation bound" in output
-    assert {BEST, LAST, "curves.png", "tensorboard"} == {p.name for p in run.iterdir()}
+    assert {BEST, CONFIG, FOLDER, "curves.png", "tensorboard"} == {p.name for p in run.iterdir()}
     assert list((run / "tensorboard").iterdir())
 
     output = _run("eval", run)
@@ -86,7 +89,7 @@ def walks(tmp_path: Path) -> Path:
 def test_other_data_is_evaluated_in_the_units_of_the_run(walks: Path, tmp_path: Path) -> None:
     """Its own training part would standardise it to something else; the part that is evaluated is all it takes."""
     run = tmp_path / "run"
-    _run("train", walks, "--run", run, "--likelihood", "gaussian", "--epochs", 1, *SMALL)
+    _run("train", walks, "--run", run, "--data.likelihood", "gaussian", "--epochs", 1, *SMALL)
     own = _run("eval", run)
     with np.load(walks) as arrays:
         test = {name: arrays[name] for name in arrays.files if name.startswith("test")}
@@ -107,7 +110,7 @@ def test_other_sound_is_of_the_same_rate(
         for i in range(4):
             sound = np.random.default_rng(i).normal(scale=0.1, size=500)
             soundfile.write(tmp_path / folder / f"{i}.wav", sound, rate)
-    _run("train", tmp_path / "learnt", "--frame", 50, "--epochs", 1, "--run", tmp_path / "run", *SMALL)
+    _run("train", tmp_path / "learnt", "--data.frame", 50, "--epochs", 1, "--run", tmp_path / "run", *SMALL)
     error = _error(monkeypatch, capsys, "eval", tmp_path / "run", "--data", tmp_path / "other")
     assert "has 16000 samples per second, expected 8000" in error
 
@@ -123,7 +126,7 @@ def test_data_that_has_changed(
     _run("train", notes, "--run", tmp_path / "run", "--epochs", 1, *SMALL)
     np.savez(notes, **{f"piece{i}": np.zeros((5, 5)) for i in range(10)})
     error = _error(monkeypatch, capsys, *command, tmp_path / "run")
-    assert "notes.npz' is not what the run in" in error
+    assert "notes.npz' is not what the run of" in error
     assert error.count("\n") == 1
 
 
@@ -132,30 +135,93 @@ def test_a_run_goes_on_from_its_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     _run("train", notes, "--run", run, "--epochs", 1, *SMALL)
-    assert "saved in" in _run("train", "--resume", run / LAST)
+    assert "saved in" in _run("train", "--resume", latest(run)[0])
     error = _error(monkeypatch, capsys, "train", "--resume", run / BEST)
-    assert f"holds the model of a run and no more: it goes on from {LAST}" in error
+    assert f"no checkpoint at {run / BEST}" in error
 
 
-def test_a_seed_has_63_bits(notes: Path, tmp_path: Path) -> None:
+def test_a_seed_has_63_bits(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     _run("train", notes, "--run", run, "--epochs", 1, "--seed", 2**63 - 1, *SMALL)
     _run("sample", run, "--seed", 2**63 - 1)
-    for command in (("train", notes, "--run", tmp_path / "other"), ("sample", run)):
-        result = CliRunner().invoke(cli.app, [*map(str, command), "--seed", str(2**64)])
-        assert result.exit_code == 2
-        assert "--seed" in result.output
+    result = CliRunner().invoke(cli.app, ["sample", str(run), "--seed", str(2**64)])
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+    error = _error(monkeypatch, capsys, "train", notes, "--run", tmp_path / "other", "--seed", 2**64)
+    assert "seed must be an int from 0 to 9223372036854775807" in error
+
+
+def test_a_run_repeats_another(notes: Path, tmp_path: Path) -> None:
+    """By the file that is kept in it, and what is said beside that goes before."""
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    model = ("--model.phi_x", "[7, 5]", "--model.activation", '{"phi_x": "tanh"}', "--model.num_layers", "2")
+    _run("train", notes, "--run", first, "--epochs", 2, "--segment", 3, *model, *SMALL)
+    _run("train", "--config", first / CONFIG, "--run", second)
+    _run("train", "--config", first / CONFIG, "--run", other, "--seed", 1)
+    curves = [[e.valid.nll for e in Trainer.resume(run).history] for run in (first, second, other)]
+    assert curves[0] == curves[1] != curves[2]
+    assert (first / CONFIG).read_text() == (second / CONFIG).read_text()
+    assert Trainer.resume(second).model.spec.activations == (("phi_x", "tanh"),)
+    assert [layer.outputs for layer in Trainer.resume(second).model.spec.network("phi_x").hidden] == [7, 5]
+
+
+def test_every_argument_of_the_model_may_be_told() -> None:
+    """But those that the data and the machine decide."""
+    decided = {"self", "input_size", "backend", "batch_first", "device", "dtype"}
+    assert set(parse([]).model) == set(inspect.signature(VRNN.__init__).parameters) - decided
+    mixture = ["--model.likelihood", "GaussianMixture", "--model.likelihood.components", "3"]
+    built = build(parse(mixture).model, 5, "gaussian")
+    assert str(built.likelihood).startswith("GaussianMixture(components=3")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--nothing", "1"], "--nothing"),
+        (["--model.cell", "lstn"], "model.cell"),
+        (["--batch_size", "many"], "batch_size"),
+        (["--precision", "float8"], "precision"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_options_that_make_no_sense(
+    notes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    words: str,
+) -> None:
+    error = _error(monkeypatch, capsys, "train", notes, "--run", tmp_path / "run", *given)
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_what_a_run_may_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+    result = CliRunner().invoke(cli.app, ["train", "--help"])
+    assert result.exit_code == 0
+    for option in ("--model.hidden_size", "--segment", "--data.frame", "--config", "width of the recurrent state"):
+        assert option in result.output
 
 
 def test_sound(tmp_path: Path) -> None:
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", np.random.default_rng(i).normal(scale=0.1, size=2000), 8000)
-    _run("train", tmp_path, "--frame", 50, "--max-steps", 10, "--epochs", 2, "--run", tmp_path / "run", *SMALL)
+    _run(
+        "train", tmp_path, "--data.frame", 50, "--data.max_steps", 10, "--epochs", 2, "--run", tmp_path / "run", *SMALL
+    )
     output = _run("sample", tmp_path / "run", "--steps", 20, "--count", 1)
     assert "sample_1.wav" in output
     samples, rate = soundfile.read(tmp_path / "run" / "sample_1.wav")
     assert (len(samples), rate) == (1000, 8000)
     assert 0.02 < samples.std() < 0.5, "the sound that was learnt has a deviation of 0.1"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _training(*options: object) -> subprocess.Popen[str]:
@@ -176,15 +242,18 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly(notes: Path, tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED
-    assert f"saved to {stopped / LAST}" in output
+    assert f"saved to {latest(stopped)[0]}" in output
     assert f"go on with: vrnn-fast train --resume {stopped}" in output
-    assert len(load(stopped / LAST)[1]["history"]) < 60
+    assert len(latest(stopped)[1]["history"]) < 60
 
     assert "best validation bound" in _run("train", "--resume", stopped)
     _run("train", *options, "--run", whole)
-    tensors = [load(run / LAST)[0] for run in (stopped, whole)]
-    assert tensors[0].keys() == tensors[1].keys()
-    assert all((tensors[0][name] == tensors[1][name]).all() for name in tensors[0])
+    resumed, other = (Trainer.resume(run) for run in (stopped, whole))
+    assert [e.valid.nll for e in resumed.history] == [e.valid.nll for e in other.history]
+    for ours, theirs in zip(resumed.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        moments, others = (t.optimizer.state[p] for t, p in ((resumed, ours), (other, theirs)))
+        assert all(torch.equal(moments[key], others[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
@@ -197,7 +266,7 @@ def test_other_ends_save_as_ctrl_c_does(
         assert signal.getsignal(sent) is signal.SIG_DFL
     assert result.exit_code == cli.INTERRUPTED, result.output
     assert "go on with: vrnn-fast train --resume" in result.output
-    assert load(tmp_path / "run" / LAST)[1]["progress"]["step"] == 6
+    assert latest(tmp_path / "run")[1]["step"] == 6
 
 
 def test_nohup_keeps_its_promise(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,10 +278,10 @@ def test_nohup_keeps_its_promise(notes: Path, tmp_path: Path, monkeypatch: pytes
 def _send_at_step_5(monkeypatch: pytest.MonkeyPatch, sent: signal.Signals) -> None:
     step = Trainer._step
 
-    def interrupted(self: Trainer, batch: Padded) -> Step:
-        if self._progress.step == 5:
+    def interrupted(self: Trainer, *arguments: Any) -> Step:
+        if self.step == 5:
             os.kill(os.getpid(), sent)
-        return step(self, batch)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_step", interrupted)
 
@@ -236,18 +305,18 @@ def test_one_process_at_a_time(
         "import sys, time; from pathlib import Path; from vrnn_fast.training.lock import alone\n"
         "with alone(Path(sys.argv[1])): print(1); time.sleep(60)"
     )
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = _contents(run)
     with subprocess.Popen([sys.executable, "-u", "-c", code, str(run)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         owner = f"process {process.pid} on {socket.gethostname()}"
-        commands = (("--resume", run), ("--resume", run / LAST), (notes, "--run", run))
+        commands = (("--resume", run), ("--resume", latest(run)[0]), (notes, "--run", run))
         errors = [_error(monkeypatch, capsys, "train", *command) for command in commands]
         process.kill()
     assert errors == [f"error: {run} is being trained by {owner}: stop that first, or wait\n"] * 3
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before | {LOCK: owner.encode()}
+    assert _contents(run) == before | {LOCK: owner.encode()}
     assert "best validation bound" in _run("train", "--resume", run)
-    assert {path.name for path in run.iterdir()} == {BEST, LAST, "curves.png"}
+    assert {path.name for path in run.iterdir()} == {BEST, CONFIG, FOLDER, "curves.png"}
 
 
 def test_a_run_that_diverges_fails(
@@ -255,12 +324,23 @@ def test_a_run_that_diverges_fails(
 ) -> None:
     run = tmp_path / "run"
     error = _error(
-        monkeypatch, capsys, "train", notes, "--run", run, "--epochs", 1, "--lr", 1e30, *SMALL, "--tensorboard"
+        monkeypatch,
+        capsys,
+        "train",
+        notes,
+        "--run",
+        run,
+        "--epochs",
+        1,
+        "--learning_rate",
+        1e30,
+        *SMALL,
+        "--tensorboard",
     )
-    assert "try a learning rate (--lr) below 1e+30" in error
+    assert "try a learning_rate below 1e+30" in error
     assert "no model is kept yet" in error
     assert error.count("\n") == 1
-    assert [path.name for path in run.iterdir()] == ["tensorboard"]
+    assert {path.name for path in run.iterdir()} == {CONFIG, "tensorboard"}
 
 
 def test_a_run_is_not_overwritten(
@@ -268,10 +348,10 @@ def test_a_run_is_not_overwritten(
 ) -> None:
     arguments = ("train", notes, "--run", tmp_path / "run", "--epochs", 1, *SMALL)
     _run(*arguments)
-    before = (tmp_path / "run" / LAST).read_bytes()
+    before = _contents(tmp_path / "run")
     assert "holds a run already: go on with --resume" in _error(monkeypatch, capsys, *arguments)
-    assert (tmp_path / "run" / LAST).read_bytes() == before
-    error = _error(monkeypatch, capsys, "train", "--resume", tmp_path / "run", "--epochs", 9, "--lr", 1)
+    assert _contents(tmp_path / "run") == before
+    error = _error(monkeypatch, capsys, "train", "--resume", tmp_path / "run", "--epochs", 9, "--learning_rate", 1)
     assert "--resume takes everything from the run: leave out epochs, learning_rate" in error
 
 
@@ -287,7 +367,7 @@ def test_mistakes_end_in_one_line(
         ("holds no .wav and no .npy file", "train", tmp_path / "empty"),
         ("no such data: nowhere", "train", "nowhere"),
         ("cannot be written", "train", notes, "--run", notes / "run"),
-        ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
+        ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--data.max_gigabytes", 1e-9),
         ("tiny.npz expands to", "eval", tmp_path / "run", "--data", tmp_path / "tiny.npz", "--max-gigabytes", 1e-9),
         ("epochs must be a positive int, got 0", "train", notes, "--epochs", 0),
         ("no checkpoint at", "train", "--resume", tmp_path / "empty"),
@@ -367,7 +447,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert summary["disagreement"] is None
         assert summary["speedup_vs_reference"] > 0
     assert {p.name for p in folder.iterdir()} == {
-        "summary.json", "curves.png", "samples.png", "sample.mid", BEST, LAST,
+        "summary.json", "curves.png", "samples.png", "sample.mid", BEST, FOLDER,
     }  # fmt: skip
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import pickle
+import shutil
 import stat
 from dataclasses import replace
 from itertools import islice
@@ -20,11 +22,16 @@ from vrnn_fast import VRNN
 from vrnn_fast.checkpoints import files
 from vrnn_fast.checkpoints.files import CheckpointError
 from vrnn_fast.data import Dataset, Source, pad
+from vrnn_fast.training import checkpoint
+from vrnn_fast.training.checkpoint import FOLDER
 from vrnn_fast.training.compare import compare
-from vrnn_fast.training.config import ModelConfig, RunError, TrainConfig
-from vrnn_fast.training.trainer import BEST, LAST, Sums, Trainer, evaluate, load_model
+from vrnn_fast.training.config import RunError, TrainConfig
+from vrnn_fast.training.evaluation import Sums, evaluate
+from vrnn_fast.training.options import build
+from vrnn_fast.training.trainer import BEST, Trainer, load_model
 
-MODEL = ModelConfig(input_size=5, likelihood="bernoulli", hidden_size=6, latent_size=2, width=7)
+WIDTHS = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (7,))
+MODEL: dict[str, Any] = {"hidden_size": 6, "latent_size": 2, **WIDTHS}
 TRAIN = TrainConfig(epochs=4, batch_size=3, warmup=2, anneal=1.5, free_nats=0.01, weight_decay=0.01)
 
 
@@ -46,20 +53,31 @@ def _trainer(dataset: Dataset, folder: Path, **changes: Any) -> Trainer:
 
 
 def _state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return files.load(trainer.save())[0]
+    """Every tensor of a run, by name."""
+    trainer.save()
+    found = {f"model.{name}": p for name, p in trainer.model.state_dict().items()}
+    for name, p in trainer.model.named_parameters():
+        found |= {f"optimizer.{name}.{key}": t for key, t in trainer.optimizer.state[p].items()}
+    return found
 
 
 def _curve(trainer: Trainer) -> list[tuple[float, ...]]:
     return [(e.train.nll, e.train.kl, e.valid.nll, e.valid.kl, e.learning_rate, e.kl_weight) for e in trainer.history]
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 6, 11])
-def test_resuming_is_as_if_never_stopped(dataset: Dataset, tmp_path: Path, stop: int) -> None:
-    whole = _trainer(dataset, tmp_path / "whole")
-    losses = [step.loss for step in whole.steps()]
-    assert len(losses) == 4 * 4
+SEGMENTS = {"segment": 3, "accumulate": 2, "epochs": 2}
 
-    first = _trainer(dataset, tmp_path / "parts")
+
+@pytest.mark.parametrize(
+    ("stop", "changes"), [*((stop, {}) for stop in (1, 3, 4, 6, 11)), *((stop, SEGMENTS) for stop in (1, 2, 4, 9, 13))]
+)
+def test_resuming_is_as_if_never_stopped(dataset: Dataset, tmp_path: Path, stop: int, changes: dict[str, Any]) -> None:
+    """In the middle of an epoch, and of a sequence."""
+    whole = _trainer(dataset, tmp_path / "whole", **changes)
+    losses = [step.loss for step in whole.steps()]
+    assert len(losses) >= 4 * 4
+
+    first = _trainer(dataset, tmp_path / "parts", **changes)
     before = [step.loss for step in islice(first.steps(), stop)]
     first.save()
     second = Trainer.resume(tmp_path / "parts", dataset)
@@ -85,8 +103,7 @@ def test_real_values_start_at_the_baseline_and_train_without_nan(tmp_path: Path)
     generator = torch.Generator().manual_seed(0)
     walks = [(torch.randn(6, 3, generator=generator) * torch.tensor([1, 0.1, 3])).cumsum(0) for _ in range(9)]
     dataset = Dataset("walks", "gaussian", tuple(walks[:5]), tuple(walks[5:7]), tuple(walks[7:]))
-    model = ModelConfig(3, "gaussian", 6, 2, 7)
-    trainer = Trainer(Source(), model, TrainConfig(epochs=60, batch_size=3, warmup=0), dataset, tmp_path)
+    trainer = Trainer(Source(), MODEL, TrainConfig(epochs=60, batch_size=3, warmup=0), dataset, tmp_path)
     start = evaluate(trainer.model, dataset.test)
     losses = [step.loss for step in trainer.steps()]
     assert start.nll / start.time_steps == pytest.approx(dataset.baseline(), abs=2)
@@ -96,9 +113,7 @@ def test_real_values_start_at_the_baseline_and_train_without_nan(tmp_path: Path)
 
 def test_one_time_step_is_enough_to_train_on(tmp_path: Path) -> None:
     step = (torch.ones(1, 3),)
-    trainer = Trainer(
-        Source(), ModelConfig(3, "gaussian", 6, 2, 7), TRAIN, Dataset("one", "gaussian", step, step, step), tmp_path
-    )
+    trainer = Trainer(Source(), MODEL, TRAIN, Dataset("one", "gaussian", step, step, step), tmp_path)
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert math.isfinite(next(trainer.steps()).loss)
 
@@ -166,25 +181,29 @@ def test_a_loss_that_is_no_number_stops_the_run(dataset: Dataset, tmp_path: Path
     next(steps)
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.nan)
-    advice = (
-        r"try a learning rate \(--lr\) below 0.004, --clip below 1 or a longer --warmup than 2; no model is kept yet"
-    )
-    with pytest.raises(RunError, match=f"the loss is nan at step 2, in epoch 1: {advice}"):
+    advice = "try a learning_rate below 0.004, a clip below 1 or a longer warmup than 2; no model is kept yet"
+    where = r"at step 2, in epoch 1 \(batch 2, training sequence [0-9]\)"
+    with pytest.raises(RunError, match=f"the loss is nan {where}: {advice}"):
         next(steps)
 
 
 def test_data_out_of_range_stops_the_run_before_its_first_step(tmp_path: Path) -> None:
     walks = tuple(torch.full((4, 5), 1e30) for _ in range(3))
     dataset = Dataset("far", "gaussian", (torch.zeros(4, 5), *walks), walks, walks)
-    trainer = Trainer(Source(), replace(MODEL, likelihood="gaussian"), TRAIN, dataset, tmp_path)
+    trainer = Trainer(Source(), MODEL, TRAIN, dataset, tmp_path)
     with pytest.raises(
-        RunError, match="at step 1, in epoch 1: no step was taken yet, so look at the range of the data"
+        RunError, match=r"at step 1, in epoch 1 \(.*\): no step was taken yet, so look at the range of the data"
     ):
         next(trainer.steps())
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def _bound_of(valid: float) -> Any:
-    return lambda model, sequences: Sums(valid, 0.0, 1)
+    return lambda *_: Sums(valid, 0.0, 1)
 
 
 @pytest.mark.parametrize("found", [math.inf, math.nan])
@@ -195,7 +214,8 @@ def test_a_run_that_diverged_keeps_what_was_good(
     trainer = _trainer(dataset, tmp_path)
     steps = trainer.steps()
     list(islice(steps, 6))  # in the second epoch of four steps
-    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    trainer._checkpoints.wait()
+    kept = _contents(tmp_path)
     parameters = [p.clone() for p in trainer.model.parameters()]
     if spoilt == "validation bound":
         monkeypatch.setattr("vrnn_fast.training.trainer.evaluate", _bound_of(found))
@@ -206,8 +226,8 @@ def test_a_run_that_diverged_keeps_what_was_good(
         where = "at step 7, in epoch 2"
     with pytest.raises(RunError, match=f"the {spoilt} is {found} {where}: .*; the best model, of epoch 1, stays in"):
         next(steps)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
-    assert kept.keys() == {BEST, LAST}
+    assert _contents(tmp_path) == kept
+    assert {name.partition("/")[0] for name in kept} == {BEST, FOLDER}
     if spoilt != "validation bound":
         assert all(torch.equal(p, before) for p, before in zip(trainer.model.parameters(), parameters, strict=True))
 
@@ -223,35 +243,78 @@ def test_an_unwritable_run_folder(dataset: Dataset, tmp_path: Path) -> None:
 def test_other_data_is_not_resumed(dataset: Dataset, tmp_path: Path) -> None:
     _trainer(dataset, tmp_path).save()
     other = Dataset("other", "bernoulli", dataset.valid, dataset.valid, dataset.test)
-    with pytest.raises(RunError, match=r"is not what the run in .* was trained on"):
+    with pytest.raises(RunError, match=r"is not what the run of .* was trained on"):
         Trainer.resume(tmp_path, other)
 
 
-def test_saving_leaves_nothing_else_behind(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("full", ["the tensors", "the header"])
+def test_a_full_disk_leaves_the_last_checkpoint(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
     trainer = _trainer(dataset, tmp_path)
+    next(trainer.steps())
     path = trainer.save()
-    content = path.read_bytes()
+    before = _contents(tmp_path)
+    next(trainer.steps())
 
-    def full(source: str, target: Path) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
-    words = f"{path} cannot be written: No space left on device; still whole there: {LAST}, as saved before"
+    place = "torch.save" if full == "the tensors" else "os.replace"
+    monkeypatch.setattr(place, fails)
+    words = f"step-000000002 cannot be written: .*No space left on device; still whole there: {path.name}, as saved"
     with pytest.raises(RunError, match=words):
         trainer.save()
-    assert [p.name for p in tmp_path.iterdir()] == [LAST]
-    assert path.read_bytes() == content
+    monkeypatch.undo()
+    assert _contents(tmp_path) == before
+    trainer.save()
+    assert [p.name for p in sorted((tmp_path / FOLDER).iterdir())] == [path.name, "step-000000002"]
 
 
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_checkpoints_are_for_whom_the_umask_says(dataset: Dataset, tmp_path: Path, mask: int, mode: int) -> None:
+def test_a_step_says_that_a_checkpoint_could_not_be_written(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written while the next steps are taken."""
+    trainer = _trainer(dataset, tmp_path, save_every=2)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", fails)
+    with pytest.raises(RunError, match=r"cannot be written: .*No space left.*; no checkpoint is there yet"):
+        list(trainer.steps())
+
+
+def test_what_is_saved_is_what_was_there(dataset: Dataset, tmp_path: Path) -> None:
+    """Though steps are taken while it is written."""
+    trainer = _trainer(dataset, tmp_path)
+    steps = trainer.steps()
+    next(steps)
+    then = {name: p.clone() for name, p in trainer.model.state_dict().items()}
+    path = trainer._begin_saving()
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            p.add_(1)
+    trainer._checkpoints.wait()
+    found = Trainer.resume(path, dataset).model.state_dict()
+    assert all(torch.equal(found[name], then[name]) for name in then)
+
+
+def test_two_checkpoints_are_kept(dataset: Dataset, tmp_path: Path) -> None:
+    trainer = _trainer(dataset, tmp_path, save_every=3, epochs=2)
+    list(trainer.steps())
+    assert [p.name for p in sorted((tmp_path / FOLDER).iterdir())] == ["step-000000006", "step-000000008"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_checkpoints_are_for_whom_the_umask_says(dataset: Dataset, tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        trainer = _trainer(dataset, tmp_path, epochs=1)
-        list(trainer.steps())
+        list(_trainer(dataset, tmp_path, epochs=1).steps())
     finally:
         os.umask(before)
-    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {BEST: mode, LAST: mode}
+    modes = {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 def _foreign_archive(path: Path) -> None:
@@ -285,13 +348,65 @@ def _other_format(path: Path) -> None:
         (lambda path: files.save(path, {}, {}), "does not describe a run: 'source'"),
     ],
 )
-def test_checkpoints_that_are_none(dataset: Dataset, tmp_path: Path, spoil: Any, message: str) -> None:
-    path = _trainer(dataset, tmp_path).save()
+def test_models_that_are_none(dataset: Dataset, tmp_path: Path, spoil: Any, message: str) -> None:
+    list(_trainer(dataset, tmp_path, epochs=1).steps())
+    path = tmp_path / BEST
     spoil(path)
     with pytest.raises(CheckpointError, match=message):
-        Trainer.resume(tmp_path, dataset)
-    with pytest.raises(CheckpointError, match=message):
         load_model(path)
+
+
+def _other_version(path: Path) -> None:
+    outer = json.loads(path.read_text())
+    text = outer["run"].replace('"format": 1', '"format": 9')
+    path.write_text(json.dumps({"run": text, "digest": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (
+            "run.json",
+            lambda path: path.write_text(path.read_text().replace("stretches", "stretched")),
+            "run.json is damaged",
+        ),
+        ("run.json", lambda path: path.write_text("["), "run.json is damaged"),
+        ("run.json", lambda path: path.write_text("{}"), "run.json is damaged"),
+        ("run.json", _other_version, "has format 9, this version of vrnn_fast reads 1"),
+        (".metadata", Path.unlink, ".metadata cannot be read: No such file"),
+        ("__0_0.distcp", Path.unlink, "__0_0.distcp cannot be read: No such file"),
+        ("__0_0.distcp", _truncated, "__0_0.distcp is damaged: it is not what its digest says"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+    dataset: Dataset, tmp_path: Path, name: str, spoil: Any, message: str
+) -> None:
+    trainer = _trainer(dataset, tmp_path)
+    steps = trainer.steps()
+    next(steps)
+    first = trainer.save()
+    next(steps)
+    second = trainer.save()
+    spoil(second / name)
+    with pytest.warns(UserWarning, match=f"{message}.*; the run goes on from {first}, which is whole"):
+        assert Trainer.resume(tmp_path, dataset).step == 1
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.header_of(second)
+    shutil.rmtree(first)
+    with pytest.raises(CheckpointError, match=message):
+        Trainer.resume(tmp_path, dataset)
+
+
+def test_no_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"no checkpoint at {tmp_path}"):
+        Trainer.resume(tmp_path, dataset)
+
+
+def test_a_checkpoint_of_another_model(dataset: Dataset, tmp_path: Path) -> None:
+    path = _trainer(dataset, tmp_path / "one").save()
+    other = Trainer(Source(), {**MODEL, "hidden_size": 9}, TRAIN, dataset, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=f"{path} does not hold this run: .*mismatch"):
+        other._restore(path, checkpoint.header_of(path))
 
 
 def _flipped(content: bytes, bit: int) -> bytes:
@@ -300,31 +415,28 @@ def _flipped(content: bytes, bit: int) -> bytes:
     return bytes(spoilt)
 
 
-def test_a_flipped_bit_is_found_and_the_other_checkpoint_offered(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_found(dataset: Dataset, tmp_path: Path) -> None:
     """Anywhere: in the length, what the header says of ours, other names and shapes, and numbers."""
     list(_trainer(dataset, tmp_path, epochs=1).steps())
-    uses = {LAST: (BEST, "no run goes on from it"), BEST: (LAST, "--resume goes on from it")}
-    for name, (other, use) in uses.items():
-        path = tmp_path / name
-        content = path.read_bytes()
-        start = 8 + int.from_bytes(content[:8], "little")
-        ours = [8 * at + bit for key in (b'"vrnn_fast"', b'"vrnn_fast_digest"') for at in _places(content, key)
-                for bit in range(0, 8, 3)]  # fmt: skip
-        chance = torch.randint(8 * len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist()
-        for bit in (*range(64), *ours, *range(64, 8 * start, 1021), *chance):
-            path.write_bytes(_flipped(content, bit))
-            with pytest.raises(CheckpointError, match=str(path)):
-                files.load(path)
-        path.write_bytes(_flipped(content, 8 * start))
-        words = rf"{path} is damaged: it is not what its digest .*; {tmp_path / other} is whole: .*{use}"
-        with pytest.raises(CheckpointError, match=words):
-            load_model(path)
-        path.write_bytes(content)
-    (tmp_path / BEST).write_bytes(b"")
-    (tmp_path / LAST).write_bytes(b"")
-    with pytest.raises(CheckpointError, match="found an empty file") as both:
-        Trainer.resume(tmp_path, dataset)
-    assert "is whole" not in str(both.value)
+    path = tmp_path / BEST
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    ours = [8 * at + bit for key in (b'"vrnn_fast"', b'"vrnn_fast_digest"') for at in _places(content, key)
+            for bit in range(0, 8, 3)]  # fmt: skip
+    chance = torch.randint(8 * len(content), (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    for bit in (*range(64), *ours, *range(64, 8 * start, 1021), *chance):
+        path.write_bytes(_flipped(content, bit))
+        with pytest.raises(CheckpointError, match=str(path)):
+            files.load(path)
+    folder, _ = checkpoint.latest(tmp_path)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for bit in torch.randint(8 * len(content), (20,), generator=torch.Generator().manual_seed(0)).tolist():
+            file.write_bytes(_flipped(content, bit))
+            with pytest.raises(CheckpointError, match=str(folder)):
+                checkpoint.header_of(folder)
+        file.write_bytes(content)
+    checkpoint.header_of(folder)
 
 
 def _places(content: bytes, key: bytes) -> range:
@@ -333,45 +445,45 @@ def _places(content: bytes, key: bytes) -> range:
     return range(at, at + len(key) + 16)
 
 
-def test_a_checkpoint_of_before_the_digest_is_read_with_a_warning(dataset: Dataset, tmp_path: Path) -> None:
-    path = _trainer(dataset, tmp_path).save()
+def test_a_model_of_before_the_digest_is_read_with_a_warning(dataset: Dataset, tmp_path: Path) -> None:
+    list(_trainer(dataset, tmp_path, epochs=1).steps())
+    path = tmp_path / BEST
     tensors, header = files.load(path)
     save_file(tensors, path, {"vrnn_fast": json.dumps({"format": 1, **header})})
     with pytest.warns(UserWarning, match=f"{path} is of an earlier version, without a digest"):
-        Trainer.resume(tmp_path, dataset)
+        load_model(tmp_path)
     save_file(tensors, path, {"vrnn_fast": json.dumps({"format": 2, **header})})
     with pytest.raises(CheckpointError, match="it has no digest, and format 2 has one"):
-        Trainer.resume(tmp_path, dataset)
+        load_model(tmp_path)
 
 
 def test_a_name_that_is_too_long() -> None:
-    for read in (load_model, Trainer.resume):
-        with pytest.raises(CheckpointError, match=r"a{5000} cannot be read: File name too long"):
-            read(Path("a" * 5000))
+    with pytest.raises(CheckpointError, match=r"a{5000} cannot be read: File name too long"):
+        load_model(Path("a" * 5000))
+    with pytest.raises(CheckpointError, match=r"no checkpoint at a{5000}"):
+        Trainer.resume(Path("a" * 5000))
 
 
-def test_a_checkpoint_without_its_tensors(dataset: Dataset, tmp_path: Path) -> None:
-    path = _trainer(dataset, tmp_path).save()
+def test_a_model_without_its_tensors(dataset: Dataset, tmp_path: Path) -> None:
+    list(_trainer(dataset, tmp_path, epochs=1).steps())
+    path = tmp_path / BEST
     tensors, header = files.load(path)
-    without = {name: t for name, t in tensors.items() if "dec.0" not in name}
-    files.save(path, without, header)
-    with pytest.raises(CheckpointError, match=r"does not hold a whole run: .*dec\.0"):
-        Trainer.resume(tmp_path, dataset)
+    files.save(path, {name: t for name, t in tensors.items() if "dec.0" not in name}, header)
     with pytest.raises(CheckpointError, match=r"does not hold the parameters it describes: .*dec\.0"):
         load_model(path)
 
 
-def test_either_checkpoint_gives_the_model(dataset: Dataset, tmp_path: Path) -> None:
+def test_folder_and_file_give_the_model(dataset: Dataset, tmp_path: Path) -> None:
     trainer = _trainer(dataset, tmp_path, epochs=1)
     list(trainer.steps())
-    for path in (tmp_path, tmp_path / BEST, tmp_path / LAST):
+    for path in (tmp_path, tmp_path / BEST):
         model, header = load_model(path)
         assert evaluate(model, dataset.test).bound == evaluate(trainer.model, dataset.test).bound
         assert header["data"]["name"] == "stretches"
 
 
 def _pair(dataset: Dataset) -> tuple[VRNN, VRNN]:
-    ours, reference = MODEL.build(), MODEL.build("reference")
+    ours, reference = build(MODEL, 5, "bernoulli"), build(MODEL, 5, "bernoulli", "reference")
     reference.load_state_dict(ours.state_dict())
     return ours, reference
 

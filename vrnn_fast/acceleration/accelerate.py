@@ -17,7 +17,6 @@ from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
 from ..layouts.recipe import Recipe, Sampling
 from ..layouts.structure import LayoutError, Shapes
-from ..layouts.words import in_words
 from ..model import VRNN
 from .difference import ProofError
 from .mirror import activations, check_modules, plain, ready, refuse_draws, strange
@@ -37,7 +36,7 @@ def accelerate(
     example: Tensor | tuple[Any, ...] | None = None,
     backend: str = "auto",
 ) -> Module:
-    """A module that computes what ``model`` computes, all time steps in one launch.
+    """Return a module that computes what ``model`` computes, all time steps in one launch.
 
     It has the model's class among its own, its forward's signature and return structure, its attributes, the very same
     Parameter objects under the same names, and with the same seed its numbers up to rounding. Losses, noise and
@@ -79,8 +78,7 @@ def accelerate(
     if isinstance(model, VRNN):
         raise ValueError("model is a vrnn_fast.VRNN: it runs on these backends as it is")
     checks.one_of("backend", backend, executors.names())
-    if isinstance(fix, str) or not isinstance(fix, Collection):
-        raise TypeError(f"fix must be a tuple of names, got {in_words(fix)}")
+    checks.several("fix", fix)
     if list(model._modules) == [_ALONE] and not model._parameters:
         return _wrapped(model, layout=layout, fix=fix, example=example, backend=backend)
 
@@ -95,8 +93,8 @@ def accelerate(
     cells = known.structures(shapes)
     used = [name for cell in cells for name in cell.names]
     check_modules(looked_at, used, (*known.outside, *called), known.familiar, str(known))
-    told = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
-    cells = known.structures(shapes, told)
+    found = activations(looked_at, (network for cell in cells for network in cell.hidden), str(known))
+    cells = known.structures(shapes, found)
     features = sum(cell.spec.input_size for cell in cells)
     arguments = arguments_of(model)
     if isinstance(layout, Mapping):
@@ -157,7 +155,7 @@ def accelerate(
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
-    """The networks that are needed outside of the scan only and hold what no launch runs."""
+    """Return the networks that are needed outside of the scan only and hold what no launch runs."""
     if known.listed(shapes):
         return ()
     roles = {"phi_x": known.roles.phi_x, "decoder": known.roles.decoder}
@@ -165,7 +163,7 @@ def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:
 
 
 def _paths(known: Layout, role: str) -> tuple[str, ...]:
-    """Of a network and of its heads."""
+    """Return the paths of a network and of its heads."""
     return (getattr(known.roles, role), *known.roles.heads(role))
 
 
@@ -176,8 +174,8 @@ def _fate(deviation: Deviation) -> str:
 
 
 def _wrapped(model: Module, **options: Any) -> Module:
-    """The wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the same
-    parameters, with all that it has set up for them."""
+    """Rebuild the wrapper around its accelerated child: one of DistributedDataParallel reduces the gradients of the
+    same parameters, with all that it has set up for them."""
     twin = shallow(model)
     twin._modules[_ALONE] = accelerate(model.get_submodule(_ALONE), **options)
     return cast(Module, twin)

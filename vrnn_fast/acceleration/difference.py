@@ -76,7 +76,7 @@ def same_draws(theirs: list[RandomDraw], ours: list[RandomDraw], where: str) -> 
 
 
 def _cure(theirs: list[RandomDraw], ours: list[RandomDraw]) -> str:
-    """Which argument may make as many draws of ours as of theirs."""
+    """Tell which argument may make as many draws of ours as of theirs."""
     sizes = [draws[0].shape[-2:-1] if draws else () for draws in (theirs, ours)]
     if sizes == [(len(ours),), (len(theirs),)]:
         return "layout={'batch_first': True} says that x is (B, T, ...)"
@@ -98,7 +98,7 @@ def named(name: str, quantities: Mapping[str, str]) -> str:
 
 
 def _difference(theirs: Any, ours: Any, where: str, scale: float | None = None) -> str | None:
-    """How two values differ, or None if they do not."""
+    """Tell how two values differ, or None if they do not."""
     both = f"differs {where}: the original gives {in_words(theirs)}, the accelerated one {in_words(ours)}"
     if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
         return None if type(theirs) is type(ours) and _alike(theirs, ours) else both
@@ -119,8 +119,8 @@ def apart(largest: float, roundings: float = ROUNDINGS) -> float:
 
 
 def _alike(theirs: Any, ours: Any) -> bool:
-    """Whether two values of one class, no tensors, are the same; whatever a foreign class says to that, they are not
-    if it does not say yes."""
+    """Tell whether two values of one class, no tensors, are the same; whatever a foreign class says to that, they are
+    not if it does not say yes."""
     try:
         if isinstance(theirs, (float, np.ndarray)):
             return bool(np.allclose(theirs, ours, rtol=apart(1), atol=apart(1), equal_nan=True))

@@ -21,13 +21,14 @@ _OF_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray)
 
 @contextmanager
 def double_by_default() -> Iterator[None]:
-    """As if float64 were the default dtype, except of ``torch.Tensor(2, 3)``, a class, and ``get_default_dtype``."""
+    """Run as if float64 were the default dtype, except of ``torch.Tensor(2, 3)``, a class, and
+    ``get_default_dtype``."""
     with _Operators(), _Numbers():  # type: ignore[no-untyped-call]
         yield
 
 
 class _Operators(TorchDispatchMode):
-    """Operators that see no floating tensor and are told no dtype: they take the default one, if it floats at all."""
+    """Operators that see no floating tensor and are typed no dtype: they take the default one, if it floats at all."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -53,8 +54,8 @@ class _Numbers(TorchFunctionMode):
         result = function(*args, **kwargs)
         if function not in _OF_NUMBERS or not _defaulted(result):
             return result
-        told = "dtype" in kwargs or any(hasattr(value, "dtype") for value in (*args, *kwargs.values()))
-        return result if told else function(*args, **kwargs, dtype=torch.float64)
+        typed = "dtype" in kwargs or any(hasattr(value, "dtype") for value in (*args, *kwargs.values()))
+        return result if typed else function(*args, **kwargs, dtype=torch.float64)
 
 
 def _defaulted(result: Any) -> bool:

@@ -175,7 +175,7 @@ class Inferred(Outcome):
         return any(f.quantity == BERNOULLI for f in self.fields)
 
     def settled(self, returned: Any, left: Mapping[str, Any], run: Run) -> Inferred:
-        """This one with the losses that an original has whose decoder saturates, where it gave this."""
+        """Return this one with the losses that an original has whose decoder saturates, where it gave this."""
         theirs = _entries(returned, left)
         choices = SATURATED if self.depends_on_saturation else (BERNOULLI,)
         found = []
@@ -196,7 +196,7 @@ class Inferred(Outcome):
 
 
 def _entries(returned: Any, left: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors that a forward gave, by name."""
+    """Return all tensors that a forward gave, by name."""
     parts = {"output": returned, **{f"attribute {name}": value for name, value in left.items()}}
     return {
         f"{part}{pytree.keystr(path)}": leaf
@@ -207,7 +207,7 @@ def _entries(returned: Any, left: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _agree(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors are the same where the second one is finite, but for the rounding of what saturates."""
+    """Tell whether two tensors are the same where the second one is finite, but for the rounding of what saturates."""
     where = theirs.isfinite()
     ours, theirs = ours[where], theirs[where]
     return theirs.numel() == 0 or bool((ours - theirs).abs().max() <= 1e-6 * theirs.abs().max())
@@ -284,7 +284,7 @@ def _parts(node: Any) -> tuple[Any, ...]:
 
 
 def _replaced(node: Any, quantity: str) -> Any:
-    """The same with this quantity instead of the Bernoulli likelihood of exact logits."""
+    """Return the same with this quantity instead of the Bernoulli likelihood of exact logits."""
     match node:
         case Field():
             return replace(node, quantity=quantity) if node.quantity == BERNOULLI else node
@@ -301,7 +301,7 @@ def _replaced(node: Any, quantity: str) -> Any:
 
 
 def _quantities(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    """What is at ``path`` and below, in words; a list of steps stands for its entries."""
+    """Yield what is at ``path`` and below, in words; a list of steps stands for its entries."""
     match node:
         case Field():
             yield path, _words(node)

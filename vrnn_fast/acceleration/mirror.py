@@ -2,8 +2,8 @@
 
 The tree that :func:`mirror` builds holds the very same Parameter objects under the same names in the same order, in
 modules of its own: whatever is done to one tree's modules leaves the other alone. Recurrent cells become
-:class:`Recurrence`, since Dynamo refuses any read of an attribute of torch's own, and modules of torch.jit become plain
-ones, :class:`Scripted` where their class is not torch's.
+:class:`TraceableRecurrence`, since Dynamo refuses any read of an attribute of torch's own, and modules of torch.jit
+become plain ones, :class:`Scripted` where their class is not torch's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from ..cell.spec import Activation
-from ..layouts.modules import RECURRENT, Recurrence, parameters_of, shallow
+from ..layouts.modules import RECURRENT, TraceableRecurrence, parameters_of, shallow
 from ..layouts.structure import LayoutError
 from ..parameters import Slot, SlotParameter
 
@@ -48,7 +48,7 @@ class Scripted(nn.Module):
         self._skeleton = (root, path)  # in a tuple: not a sub-module
 
     def forward(self, *args: Any) -> Any:
-        """As it was scripted."""
+        """Run as it was scripted."""
         return self._source()(*args)
 
     def _source(self) -> nn.Module:
@@ -78,7 +78,7 @@ class Scripted(nn.Module):
 
 
 def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, path: str) -> nn.Module:
-    """A plain module with the parameters of one that was scripted, and without its children."""
+    """Make a plain module with the parameters of one that was scripted, and without its children."""
     kind = module._c._type().qualified_name()
     twin: nn.Module
     if not kind.startswith(_TORCHS):
@@ -87,7 +87,7 @@ def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, pa
         twin = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
     elif module.original_name in ("GRUCell", "LSTMCell", "RNNCell"):
         cell = getattr(nn, module.original_name)
-        twin = Recurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
+        twin = TraceableRecurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
     else:
         twin = getattr(nn, module.original_name)()
         name, _ = _CONSTANTS.get(type(twin), ("", None))
@@ -100,12 +100,12 @@ def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, pa
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The module itself, or its mirror where parts of it are torch.jit's."""
+    """Return the module itself, or its mirror where parts of it are torch.jit's."""
     return mirror(model) if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else model
 
 
 def switch(model: nn.Module, training: bool | None) -> None:
-    """``train()`` or ``eval()``, of what torch.jit holds as well; None leaves all as it is."""
+    """Put into ``train()`` or ``eval()``, what torch.jit holds as well; None leaves all as it is."""
     if training is not None:
         model.train(training)
         for module in model.modules():
@@ -114,20 +114,21 @@ def switch(model: nn.Module, training: bool | None) -> None:
 
 
 def mirror(module: nn.Module) -> nn.Module:
-    """The tree over the same parameters. Its root is of the class of ``module``, not made by ``__init__``."""
+    """Build the tree over the same parameters. Its root is of the class of ``module``, not made by ``__init__``."""
     return _mirror(module, {})
 
 
 def _mirror(
     module: nn.Module, known: dict[int, nn.Module], scripted: torch.jit.ScriptModule | None = None, path: str = ""
 ) -> nn.Module:
-    """``scripted`` is the outermost module of torch.jit above this one, and ``path`` leads from there."""
+    """Mirror a module: ``scripted`` is the outermost module of torch.jit above this one, and ``path`` leads from
+    there."""
     if id(module) not in known:
         if isinstance(module, torch.jit.ScriptModule):
             scripted = scripted or module
             twin = _unscripted(module, scripted, path)
         else:
-            twin = Recurrence(module) if isinstance(module, RECURRENT) else shallow(module)
+            twin = TraceableRecurrence(module) if isinstance(module, RECURRENT) else shallow(module)
         known[id(module)] = twin
         for name, child in module._modules.items():
             below = f"{path}.{name}" if path else name
@@ -149,8 +150,8 @@ def ready(model: nn.Module) -> None:
 
 
 def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
-    """How :func:`vrnn_fast.parameters.gather` finds the parameters of these names, in their order, below a mirrored
-    root."""
+    """Tell how :func:`vrnn_fast.parameters.gather` finds the parameters of these names, in their order, below a
+    mirrored root."""
     places = {name: place for place, name in enumerate(names)}
     needed = {owner for name in places for owner in _owners(name)}
     found = []
@@ -158,19 +159,19 @@ def slots(root: nn.Module, names: Iterable[str]) -> tuple[Slot, ...]:
         if name not in needed:
             continue
         parent, _, key = name.rpartition(".")
-        held = tuple(
+        own = tuple(
             SlotParameter(leaf, places[f"{name}.{leaf}"], tuple(value.shape))
             for leaf, value in parameters_of(module)
             if f"{name}.{leaf}" in places
         )
         kind = type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
         children = 0 if parametrize.is_parametrized(module) else len(module._modules)
-        found.append(Slot(name, parent, key, kind, children, held))
+        found.append(Slot(name, parent, key, kind, children, own))
     return tuple(found)
 
 
 def _owners(name: str) -> Iterator[str]:
-    """The paths of all modules above a parameter, below the root."""
+    """Yield the paths of all modules above a parameter, below the root."""
     parts = name.split(".")[:-1]
     for i in range(len(parts)):
         yield ".".join(parts[: i + 1])
@@ -191,9 +192,9 @@ def check_modules(
         if ".parametrizations" in path or (outside and path.startswith(outside)):
             continue
         free = path.startswith(familiar) if familiar else False
-        fault = _fault(module, path in above, free)
-        if fault is not None:
-            raise LayoutError(f"{path} is {type(module).__name__}{fault.format(layout=layout, path=path)}")
+        misfit = _misfit(module, path in above, free)
+        if misfit is not None:
+            raise LayoutError(f"{path} is {type(module).__name__}{misfit.format(layout=layout, path=path)}")
         if free or parametrize.is_parametrized(module):
             continue
         for leaf in (n for n, p in module._parameters.items() if p is not None):
@@ -203,11 +204,11 @@ def check_modules(
 
 
 def strange(model: nn.Module, path: str, familiar: tuple[str, ...]) -> bool:
-    """Whether a network holds what no launch runs, or an affine layer without a bias."""
+    """Tell whether a network holds what no launch runs, or an affine layer without a bias."""
     below = [(name, m) for name, m in model.named_modules() if name == path or name.startswith(f"{path}.")]
     above = {owner for name, m in below for leaf, _ in parameters_of(m) for owner in _owners(f"{name}.{leaf}")}
     return any(
-        _fault(module, name in above, name.startswith(familiar) if familiar else False) is not None
+        _misfit(module, name in above, name.startswith(familiar) if familiar else False) is not None
         or (isinstance(module, nn.Linear) and module.bias is None)
         for name, module in below
         if ".parametrizations" not in name
@@ -226,11 +227,11 @@ def refuse_draws(model: nn.Module, paths: Iterable[str]) -> None:
                 )
 
 
-def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
-    """Why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
+def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
+    """Tell why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
     ``free``: the layout knows it."""
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
-    if isinstance(module, (_DropoutNd, *RECURRENT, Recurrence)):
+    if isinstance(module, (_DropoutNd, *RECURRENT, TraceableRecurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"
         return f"({name}={probability:g}): dropout inside of the recurrence is not run here" if probability else None
     if isinstance(module, _BatchNorm):
@@ -251,26 +252,26 @@ def _fault(module: nn.Module, holds: bool, free: bool) -> str | None:
 def activations(
     model: nn.Module, hidden: Iterable[tuple[str, tuple[str, ...]]], layout: str
 ) -> tuple[tuple[str, tuple[Activation, ...]], ...]:
-    """What follows each hidden layer of each network and head, where ``nn.Sequential`` tells.
+    """Return what follows each hidden layer of each network and head, where ``nn.Sequential`` tells.
 
     Raises:
         LayoutError: it is neither an activation nor the next affine layer, or another one in another cell.
     """
     found: dict[str, tuple[Activation, ...]] = {}
     for name, prefixes in hidden:
-        told = tuple(kind for kind in (_activation(model, prefix, layout) for prefix in prefixes) if kind)
-        if not told or len(told) < len(prefixes):
+        kinds = tuple(kind for kind in (_activation(model, prefix, layout) for prefix in prefixes) if kind)
+        if not kinds or len(kinds) < len(prefixes):
             continue
-        if found.setdefault(name, told) != told:
+        if found.setdefault(name, kinds) != kinds:
             raise LayoutError(
-                f"{', '.join(told)} follow {', '.join(prefixes)}, and {', '.join(found[name])} the same layers of "
+                f"{', '.join(kinds)} follow {', '.join(prefixes)}, and {', '.join(found[name])} the same layers of "
                 "another agent: the same for all agents are run here"
             )
     return tuple(found.items())
 
 
 def _activation(model: nn.Module, prefix: str, layout: str) -> Activation | None:
-    """The activation after an affine layer, or None where its owner does not tell."""
+    """Return the activation after an affine layer, or None where its owner does not tell."""
     parent, _, key = prefix.rpartition(".")
     beside = model.get_submodule(parent)
     if not isinstance(beside, nn.Sequential):

@@ -30,7 +30,7 @@ class Accelerated(RunsByRecipe):
     _original: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Its class is made anew where it is read, of the original's, which must be importable there."""
+        """Make its class anew where it is read, of the original's, which must be importable there."""
         return _restored, (self._original, self._recipe), self.__getstate__()  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
@@ -38,7 +38,7 @@ class Accelerated(RunsByRecipe):
 
 
 def build(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The module that computes what ``model`` computes by ``recipe``, over the same parameters."""
+    """Build the module that computes what ``model`` computes by ``recipe``, over the same parameters."""
     fast = mirror(model)
     fast.__class__ = _class(type(model), recipe)
     vars(fast).update(
@@ -57,7 +57,7 @@ def saturate(fast: Accelerated) -> None:
 
 
 def _class(original: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
-    """The class whose forward, and whatever else ``recipe`` changes, runs by it."""
+    """Make the class whose forward, and whatever else ``recipe`` changes, runs by it."""
 
     @wraps(original.forward)
     def forward(self: Accelerated, *args: Any, **kwargs: Any) -> Any:
@@ -72,13 +72,14 @@ def _class(original: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
 
 
 def _restored(original: type[nn.Module], recipe: Recipe) -> nn.Module:
-    """A module of that class that has no state yet."""
+    """Make a module of that class that has no state yet."""
     kind = _class(original, recipe)
     return kind.__new__(kind)
 
 
 def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Callable[..., Any]:
-    """The forward that compiled code enters untraced, so that it begins a graph inside, and ends it before finish."""
+    """Make the forward that compiled code enters untraced, so that it begins a graph inside, and ends it before
+    finish."""
     finish = torch.compiler.disable(finish)
 
     @wraps(forward)
@@ -89,7 +90,7 @@ def _finished(forward: Callable[..., Any], finish: Callable[[Any], Any]) -> Call
 
 
 def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., Any]:
-    """The method that samples without gradients on our backends, and else as the original does."""
+    """Make the method that samples without gradients on our backends, and else as the original does."""
     theirs = getattr(original, sampling.sampler.method)
 
     @wraps(theirs)
@@ -101,7 +102,7 @@ def _sampling(original: type[nn.Module], sampling: Sampling) -> Callable[..., An
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
-    """The parameters of a module's forward and their defaults.
+    """Return the parameters of a module's forward and their defaults.
 
     Raises:
         LayoutError: it takes none, or any.
@@ -113,7 +114,7 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _bind(recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, as the original would receive them."""
+    """Return a call's arguments by name, as the original would receive them."""
     names, defaults = list(recipe.arguments), recipe.arguments
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     known = names[:1] if recipe.outcome.alone else names
@@ -128,8 +129,8 @@ def _bind(recipe: Recipe, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dic
 def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     recipe = self._recipe
     layout, outcome, cells = recipe.layout, recipe.outcome, recipe.structures
-    held = gather(self, self._slots)
-    like = held[0]
+    parameters = gather(self, self._slots)
+    like = parameters[0]
     arguments = _bind(recipe, args, kwargs)
     given = layout.given(self, arguments)
     x, noise = _seen(recipe, self, given.x, next(iter(arguments)), like)
@@ -142,15 +143,14 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     else:
         shape = ("B", batch), ("H", cells[0].spec.hidden_size)
         start = tuple(checks.tensor(layout.state, state, shape, like) for state in start)
-    runs, begin, places = [], 0, iter(held)
+    runs, begin, places = [], 0, iter(parameters)
     features = [structure.spec.input_size for structure in cells]
     with full_precision(like.device):
         for structure, x_, eps in zip(cells, x.split(features, -1), noise, strict=True):
             parameters = list(itertools.islice(places, len(structure.names)))
             end = begin + structure.spec.state_tensors
-            latent, heads, state, before = _walk(
-                recipe, structure, parameters, x_, eps, lengths, start[begin:end], cond
-            )
+            sequences = executors.Batch(x_, eps, start[begin:end], lengths, cond)
+            latent, heads, state, before = _walk(recipe, structure, parameters, sequences)
             z, mean, std, prior_mean, prior_std, *raws = latent
             runs.append(
                 Run(self, arguments, x_, z, mean, std, prior_mean, prior_std, heads, state, before, tuple(raws))
@@ -168,7 +168,8 @@ def _run(self: Accelerated, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
 
 
 def _seen(recipe: Recipe, module: nn.Module, x: Tensor, name: str, like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x draws."""
+    """Return what the cells read of x, (T, B, X), and the noise of each; drawn in turn where the original's phi_x
+    draws."""
     shape = ("T", None), ("B", None), ("X", sum(structure.spec.input_size for structure in recipe.structures))
     if "phi_x" not in recipe.layout.apart:
         x = checks.tensor(name, x, shape, like)
@@ -190,7 +191,7 @@ def _seen(recipe: Recipe, module: nn.Module, x: Tensor, name: str, like: Tensor)
 def _draw(
     recipe: Recipe, steps: int, batch: int, like: Tensor, before: Callable[[int], None] | None = None
 ) -> list[Tensor]:
-    """The noise of each cell, (T, B, Z): drawn step by step, and in each step cell by cell, ``before`` called first.
+    """Draw the noise of each cell, (T, B, Z): step by step, and in each step cell by cell, ``before`` called first.
 
     All draws fill one buffer, since traced code may change the order of those that have nothing to do with one another.
     """
@@ -220,41 +221,29 @@ Latent: TypeAlias = tuple[Tensor, ...]  # z, mean, std, prior_mean, prior_std, a
 
 
 def _walk(
-    recipe: Recipe,
-    structure: Structure,
-    parameters: list[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    start: tuple[Tensor, ...],
-    cond: Tensor | None,
+    recipe: Recipe, structure: Structure, parameters: list[Tensor], batch: executors.Batch
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """All time steps of one cell: its latent variable, its decoder's heads apart, its state and, if asked for, that
-    before the last step."""
+    """Run all time steps of one cell: return its latent variable, its decoder's heads apart, its state and, if asked
+    for, that before the last step."""
+
+    def part(steps: slice, start: tuple[Tensor, ...]) -> executors.Batch:
+        cond = None if batch.cond is None else batch.cond[steps]
+        return batch._replace(x=batch.x[steps], eps=batch.eps[steps], state=start, cond=cond)
+
     if not recipe.outcome.asks_before(recipe.fix):
-        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), None
-    last_cond = None if cond is None else cond[-1:]
-    if x.shape[0] == 1:
-        return *_launch(recipe, structure, parameters, x, eps, lengths, start, cond), start
-    latent, heads, before = _launch(
-        recipe, structure, parameters, x[:-1], eps[:-1], lengths, start, None if cond is None else cond[:-1]
-    )
-    last, last_heads, state = _launch(recipe, structure, parameters, x[-1:], eps[-1:], lengths, before, last_cond)
+        return *_launch(recipe, structure, parameters, batch), None
+    if batch.x.shape[0] == 1:
+        return *_launch(recipe, structure, parameters, batch), batch.state
+    latent, heads, before = _launch(recipe, structure, parameters, part(slice(None, -1), batch.state))
+    last, last_heads, state = _launch(recipe, structure, parameters, part(slice(-1, None), before))
     joined = tuple(map(torch.cat, zip(latent, last, strict=True)))
     return joined, tuple(map(torch.cat, zip(heads, last_heads, strict=True))), state, before
 
 
 def _launch(
-    recipe: Recipe,
-    structure: Structure,
-    parameters: list[Tensor],
-    x: Tensor,
-    eps: Tensor,
-    lengths: Tensor | None,
-    start: tuple[Tensor, ...],
-    cond: Tensor | None,
+    recipe: Recipe, structure: Structure, parameters: list[Tensor], batch: executors.Batch
 ) -> tuple[Latent, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """One cell's latent variable, its decoder's heads apart, and its state."""
+    """Launch one cell: return its latent variable, its decoder's heads apart, and its state."""
     spec = structure.spec
     if structure.passed is not None:
         parameters = structure.passed.parameters(parameters)
@@ -263,11 +252,10 @@ def _launch(
         parameters = reached.only_if_reached(parameters)
     latents, wider = spec.latent_size, structure.widening
     if wider is not None:
-        parameters, eps = wider.parameters(parameters), torch.cat([eps, torch.zeros_like(eps)], -1)
-        spec = wider.spec
-    result = executors.choose(recipe.backend, spec, x).run(
-        spec, parameters, executors.Batch(x, eps, start, lengths, cond), executors.Want(prior=True, raw=True)
-    )
+        parameters, spec = wider.parameters(parameters), wider.spec
+        batch = batch._replace(eps=torch.cat([batch.eps, torch.zeros_like(batch.eps)], -1))
+    executor = executors.choose(recipe.backend, spec, batch.x)
+    result = executor.run(spec, parameters, batch, executors.Want(prior=True, raw=True))
     prior_mean, prior_std = cast(Tensor, result.prior_mean), cast(Tensor, result.prior_std)
     fields = {"prior_mean": prior_mean[..., :latents], "prior_std": prior_std[..., :latents]}
     if wider is not None:
@@ -284,7 +272,7 @@ def _launch(
 
 
 def _side_by_side(runs: list[Run]) -> Run:
-    """One run of several cells: their features beside one another, their states one after another."""
+    """Join the runs of several cells: their features beside one another, their states one after another."""
 
     def beside(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts), -1)
@@ -320,20 +308,20 @@ class Reached:
         self.leads = [leads.get(name.rpartition(".")[0]) for name, _ in spec.parameters()]
 
     def only_if_reached(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Parameters that get a gradient only if one came through a result that depends on them."""
+        """Return parameters that get a gradient only if one came through a result that depends on them."""
         return [
             p if fields is None else _OnlyIfReached.apply(self.seen, fields, p)  # type: ignore[no-untyped-call]
             for p, fields in zip(parameters, self.leads, strict=True)
         ]
 
     def noted(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The results, which note the gradient that comes through."""
+        """Return the results, which note the gradient that comes through."""
         parts = {"prior_raw": "prior_std"}  # of which it is a part
         return {n: _Noted.apply(self.seen, parts.get(n, n), t) for n, t in fields.items()}  # type: ignore[no-untyped-call]
 
 
 def _leads(network: Network, fields: Sequence[str]) -> dict[str, set[str]]:
-    """Which fields, one of each head, the layers of a network lead to."""
+    """Find the fields, one of each head, that the layers of a network lead to."""
     if len(network.heads) != len(fields):  # packed
         return {layer.prefix: set(fields) for layer in network.layers}
     hidden = {layer.prefix: set(fields) for layer in network.hidden}

@@ -29,7 +29,7 @@ class RandomDraw(NamedTuple):
     dtype: torch.dtype
 
     def same(self, other: RandomDraw) -> bool:
-        """Whether a seed gives the same numbers, whatever their shape."""
+        """Tell whether a seed gives the same numbers, whatever their shape."""
         return self._replace(shape=()) == other._replace(shape=()) and math.prod(self.shape) == math.prod(other.shape)
 
     def __str__(self) -> str:
@@ -75,17 +75,17 @@ class Recorder(TorchDispatchMode):
 
 
 def _keeping_buffers(observe: Callable[..., Observed]) -> Callable[..., Observed]:
-    """Running statistics begin at the same place for both forwards, which share them."""
+    """Let running statistics begin at the same place for both forwards, which share them."""
 
     @wraps(observe)
     def kept(module: nn.Module, *args: Any) -> Observed:
-        held = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        before = [(buffer, buffer.clone()) for buffer in module.buffers()]
         try:
             return observe(module, *args)
         finally:
             with torch.no_grad():
-                for buffer, before in held:
-                    buffer.copy_(before)
+                for buffer, value in before:
+                    buffer.copy_(value)
 
     return kept
 
@@ -126,7 +126,7 @@ def observe(module: nn.Module, inputs: tuple[Any, ...], mode: Mode, leave_out: I
 
 
 def fields_of(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a result is made of, by name: tensors and other values; for a container its class and length first."""
+    """Yield what a result is made of, by name: tensors and other values; for a container its class and length first."""
     if isinstance(value, Mapping):
         yield name, f"{type(value).__name__} of {', '.join(map(in_words, value))}"
         for key, entry in value.items():

@@ -51,7 +51,7 @@ class Proven(NamedTuple):
 def prove(
     model: nn.Module, accelerate: Accelerate, outcomes: Iterable[Outcome], example: Example, *, search: bool = True
 ) -> Proven:
-    """The first outcome with which the accelerated module does what the original does, or with ``search`` the one
+    """Find the first outcome with which the accelerated module does what the original does, or with ``search`` the one
     that :mod:`.returns` finds.
 
     Both run in float64 on copies of the parameters: as they are, then on random ones, which no symmetry or zero of an
@@ -79,7 +79,7 @@ def prove(
 
 
 def _prove(model: nn.Module, accelerate: Accelerate, outcome: Outcome, example: Example) -> torch.dtype | None:
-    """The dtype of the noise.
+    """Prove one outcome, and return the dtype of its noise.
 
     Raises:
         ProofError: a trial failed; it knows how many had passed.
@@ -113,8 +113,8 @@ def _prove(model: nn.Module, accelerate: Accelerate, outcome: Outcome, example: 
 def _theirs(
     twin: nn.Module, inputs: tuple[Any, ...], outcome: Outcome, weights: str, mode: Mode
 ) -> tuple[Observed, set[str]]:
-    """What the original gives, and the names of the fields that cannot be compared: with its own parameters those that
-    are no numbers and may be none, and those that have lost their digits to the original's own rounding."""
+    """Return what the original gives, and the names of the fields that cannot be compared: with its own parameters
+    those that are no numbers and may be none, and those that have lost their digits to the original's own rounding."""
     where = _where(weights, twin, mode)
     theirs = _observe_original(twin, inputs, outcome, mode, where)
     missing = {name for name, value in theirs.fields.items() if not finite(value)}
@@ -140,7 +140,7 @@ def _moved(value: Any, shaken: Any) -> bool:
 def samples(
     model: nn.Module, accelerate: Callable[[nn.Module], nn.Module], sampler: Sampler, features: int
 ) -> bool | None:
-    """Whether the original's samples have gradients; None if it has no such method.
+    """Tell whether the original's samples have gradients; None if it has no such method.
 
     Both sample in float64 on random parameters, in every mode from the same seed: draws and numbers must be the same.
 
@@ -177,7 +177,7 @@ def _sampled(module: nn.Module, method: str, inputs: tuple[Any, ...], mode: Mode
 
 
 def _inferred(model: nn.Module, accelerate: Accelerate, example: Example) -> Outcome:
-    """The outcome that one run of the original tells.
+    """Find the outcome that one run of the original tells.
 
     Raises:
         ProofError: the original gives what is none of the quantities of a run.
@@ -225,7 +225,7 @@ def _probed(fast: Accelerated, inputs: tuple[Any, ...]) -> tuple[Run, list[Rando
 
 
 def _inputs(arguments: tuple[Any, ...], twin: nn.Module) -> tuple[Any, ...]:
-    """Tensors in float64 where the model is; whatever else as it is."""
+    """Put tensors into float64 where the model is; leave whatever else as it is."""
     device = next(twin.parameters()).device
 
     def moved(value: Any) -> Any:
@@ -250,7 +250,7 @@ def _observe_original(
 
 @contextmanager
 def _original(method: str, inputs: tuple[Any, ...] | None = None, where: str = "") -> Iterator[None]:
-    """Where a method of the original runs: whatever it raises is its own affair."""
+    """Run a method of the original here: whatever it raises is its own affair."""
     try:
         yield
     except Exception as error:
@@ -265,7 +265,7 @@ def _given(value: Any) -> str:
 
 @contextmanager
 def _accelerated(where: str) -> Iterator[None]:
-    """Where ours runs, and in it the original's own modules: what they raise is a difference, too."""
+    """Run ours here, and in it the original's own modules: what they raise is a difference, too."""
     try:
         yield
     except (LayoutError, ProofError):
@@ -277,21 +277,21 @@ def _accelerated(where: str) -> Iterator[None]:
 
 
 def _dtype(draws: Iterable[RandomDraw]) -> torch.dtype | None:
-    """That of the noise; None is that of the parameters, float64 here."""
+    """Find the dtype of the noise; None is that of the parameters, float64 here."""
     dtypes = {draw.dtype for draw in draws if draw.kind in NOISE}
     return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else None
 
 
 @contextmanager
 def _sandbox(model: nn.Module) -> Iterator[None]:
-    """Random state of the caller's own, whatever happens inside; one sandbox at a time, since all threads share it."""
+    """Keep the caller's random state, whatever happens inside; one sandbox at a time, since all threads share it."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with _LOCK, torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
         yield
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model that keeps results of its last run."""
+    """Make a deep copy, also of a model that keeps results of its last run."""
     kept = pytree.tree_leaves([list(vars(m).values()) for m in model.modules()])
     memo = {id(t): t.detach().clone() for t in kept if isinstance(t, Tensor) and not t.is_leaf}
     with _original("copy.deepcopy"):
@@ -299,7 +299,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _redraw(model: nn.Module) -> None:
-    """Parameters with which every path matters and nothing saturates."""
+    """Draw parameters with which every path matters and nothing saturates."""
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.8 / math.sqrt(p.shape[-1]) if p.dim() > 1 else 0.3)

@@ -42,7 +42,7 @@ class Probe(Outcome):
 
 
 def infer(returned: Any, left: Mapping[str, Any], run: Run, uniform: bool) -> Inferred:
-    """What an original gave, in terms of our run of it.
+    """Describe what an original gave, in terms of our run of it.
 
     Raises:
         Unknown: a field is none of the quantities.
@@ -101,13 +101,13 @@ class _Search:
         return None
 
     def reduced(self, value: Tensor, steps: str) -> Iterator[Field]:
-        """Losses that are ``value`` when reduced; with ``steps`` "T" those that keep time."""
+        """Yield losses that are ``value`` when reduced; with ``steps`` "T" those that keep time."""
         for name, reduction, loss in self.reductions(value, steps):
             if _close(reduction.of(loss), value):
                 yield Field(name, reduction)
 
     def rounded(self, value: Tensor, steps: str) -> Field | None:
-        """The loss that is ``value`` when reduced, but for a constant that somebody rounded to float32."""
+        """Find the loss that is ``value`` when reduced, but for a constant that somebody rounded to float32."""
         found = []
         for name, reduction, loss in self.reductions(value, steps):
             ours, counts = reduction.of(loss), reduction.of(torch.ones_like(loss))
@@ -117,7 +117,7 @@ class _Search:
         return next(iter(found), None)
 
     def reductions(self, value: Tensor, steps: str) -> Iterator[tuple[str, Reduction, Tensor]]:
-        """Every loss, with every reduction to the shape of ``value``."""
+        """Yield every loss, with every reduction to the shape of ``value``."""
         for kept in ("T", "TB") if steps else ("", "TB", "BT", "B", "T"):
             if value.dim() == len(kept):
                 for name, loss in self.losses.items():
@@ -125,7 +125,7 @@ class _Search:
                         yield name, reduction, loss
 
     def total(self, value: Tensor) -> Total | None:
-        """The sum of a KL and a likelihood, if there is one of exact constants, or else of a rounded one."""
+        """Find the sum of a KL and a likelihood, if there is one of exact constants, or else of a rounded one."""
         rounded = []
         for kept in ("", "TB", "BT", "B", "T"):
             if value.dim() != len(kept):
@@ -160,7 +160,8 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _constant(loss: str, ours: Tensor, counts: Tensor, theirs: Tensor) -> float | None:
-    """What each entry of a loss is off by if its constant is a number of float32; ``counts`` are entries per number.
+    """Find what each entry of a loss is off by if its constant is a number of float32; ``counts`` are entries per
+    number.
 
     Any small difference of two numbers would do, so that constant must be one to all digits that float64 has.
     """

@@ -8,35 +8,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
-from .spec import Activation, Activations
+from .. import checks
+from .spec import MOST_DEPTH, Activation, Activations
 
 Widths: TypeAlias = Sequence[int] | None
 HeadLayers: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
-Named: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
+ActivationNames: TypeAlias = Activation | Mapping[str, Activation | Sequence[Activation]]
 
 
 def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """The widths of hidden layers, or for None those of the original.
+    """Return the widths of hidden layers, or for None those of the original.
 
     Raises:
-        ValueError: no sequence.
+        ValueError: they are none.
     """
     if given is None:
         return default
-    if isinstance(given, (str, int)) or not isinstance(given, Sequence):
-        raise ValueError(f"{name} must be a tuple of layer widths, got {given!r}")
-    return tuple(given)
+    found = tuple(given) if isinstance(given, list) else given
+    checks.widths(name, found, MOST_DEPTH)
+    return cast(tuple[int, ...], found)
 
 
 def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
-    """The hidden layers of every head, and those of the heads that have other ones."""
+    """Return the hidden layers of every head, and those of the heads that have other ones."""
     if not isinstance(given, Mapping):
         return widths("head_layers", given), ()
     return (), tuple((head, widths(f"head_layers of {head}", own)) for head, own in given.items())
 
 
-def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
-    """The activation of every network, and those of the networks and heads that have another one."""
+def activations(given: ActivationNames) -> tuple[Activation, tuple[tuple[str, Activations], ...]]:
+    """Return the activation of every network, and those of the networks and heads that have another one."""
     if not isinstance(given, Mapping):
         return given, ()
     several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
@@ -44,5 +45,5 @@ def activations(given: Named) -> tuple[Activation, tuple[tuple[str, Activations]
 
 
 def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The orders of columns that are other ones."""
+    """Return the orders of columns that are other ones."""
     return tuple((name, tuple(order)) for name, order in (given or {}).items())

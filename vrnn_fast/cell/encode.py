@@ -26,7 +26,7 @@ from .stages import (
     Term,
 )
 
-Way: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
+ProgramKind: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
 
 LINE = 16  # elements; csrc/core/program.h
 ALIAS = 256  # elements: rows a multiple of this apart would compete for the same sets of the first-level cache
@@ -59,14 +59,14 @@ class Program(NamedTuple):
 
 
 def stride(width: int) -> int:
-    """Elements from one row of a buffer to the next."""
+    """Count the elements from one row of a buffer to the next."""
     lines = -(-width // LINE) * LINE
     return lines + LINE if lines % ALIAS == 0 else lines
 
 
 @lru_cache(maxsize=256)
-def encode(spec: CellSpec, way: Way = "inference") -> Program:
-    """The partition of a cell as the integers that csrc/core/decode.cpp reads."""
+def encode(spec: CellSpec, way: ProgramKind = "inference") -> Program:
+    """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
     program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
     buffers = {b.name: i for i, b in enumerate(program.buffers)}
     parameters = {p.name: i for i, p in enumerate(spec.parameters())}

@@ -85,7 +85,7 @@ class _Draft:
         return _Laid(hidden, heads)
 
     def network(self, name: str, sources: dict[str, Slice]) -> tuple[list[Stage], Slice]:
-        """All stages of a network, which reads the sources in this order, and where its results are.
+        """Return all stages of a network, which reads the sources in this order, and where its results are.
 
         There is a product for each source, the first of which brings the biases.
         """
@@ -98,7 +98,7 @@ class _Draft:
         return [*stages, *laid.finish()], laid.results
 
     def state(self) -> tuple[list[Slice], list[Slice]]:
-        """h of every layer, and c of an LSTM's."""
+        """Lay out h of every layer, and c of an LSTM's."""
         layers, hidden = range(self.spec.num_layers), self.spec.hidden_size
         h = [self.buffer(f"h.{i}", hidden, Keep.ALWAYS) for i in layers]
         return h, [self.buffer(f"c.{i}", hidden, Keep.ALWAYS) for i in layers] if self.spec.cell == "lstm" else []
@@ -109,7 +109,8 @@ class _Draft:
         return Slice("pre", 0, self.spec.hidden_size if self.spec.cell == "gru" else 0)
 
     def recurrence(self, beside: int) -> list[_Layer]:
-        """The sums of the recurrent layers, [n_h | gates] each, the top one's with so many columns in between."""
+        """Lay out the sums of the recurrent layers, [n_h | gates] each, the top one's with so many columns in
+        between."""
         layers, n_h = range(self.spec.num_layers), self.candidate.width
         gates = GATES[self.spec.cell] * self.spec.hidden_size
         self.buffer(self.candidate.buffer, n_h + beside + gates, Keep.STORED)
@@ -119,7 +120,7 @@ class _Draft:
         return [*rnn, _Layer(self.spec, layers[-1], self.candidate.buffer, 0, n_h + beside)]
 
     def advance(self, rnn: list[_Layer], h: list[Slice], c: list[Slice]) -> list[Stage]:
-        """h_{t-1} -> h_t, layer by layer, once the first one's sums are complete."""
+        """Lead from h_{t-1} to h_t, layer by layer, once the first one's sums are complete."""
         stages: list[Stage] = []
         output = None
         for i, layer in enumerate(rnn):
@@ -159,11 +160,11 @@ class _Laid:
         return replace(last[0], width=sum(target.width for target in last))
 
     def parts(self, column: int) -> list[_Part]:
-        """What the input's columns from ``column`` on give to the layers that read it, and their biases."""
+        """Return what the input's columns from ``column`` on give to the layers that read it, and their biases."""
         return [_part(place, column) for place in self.first]
 
     def finish(self) -> Iterator[Stage]:
-        """All behind the layers that read the input, whose sums are complete."""
+        """Return all behind the layers that read the input, whose sums are complete."""
         for i, place in enumerate(self.hidden):
             if i:
                 yield from _products(self.hidden[i - 1].target, [_part(place)], bias=True)
@@ -187,13 +188,13 @@ class _Part:
 
 
 def _part(place: _Place, column: int = 0) -> _Part:
-    """The weights of a layer from input ``column`` on, and its bias."""
+    """Return the weights of a layer from input ``column`` on, and its bias."""
     layer, target = place
     return _Part(target, (Block(layer.weight, 0, layer.outputs, column, 0),), (Term(layer.bias, 0, layer.outputs, 0),))
 
 
 def _activations(places: Iterable[_Place]) -> Iterator[Stage]:
-    """One stage for all that lie side by side and have the same; none for an affine layer."""
+    """Yield one stage for all that lie side by side and have the same; none for an affine layer."""
     joined: list[Activate] = []
     for layer, target in places:
         last = joined[-1] if joined else None
@@ -209,7 +210,7 @@ def _adjoin(before: Slice, after: Slice) -> bool:
 
 
 def _products(source: Slice, parts: Iterable[_Part], *, bias: bool = False) -> Iterator[Dense]:
-    """One product for all parts that lie side by side."""
+    """Yield one product for all parts that lie side by side."""
     joined: list[_Part] = []
     for part in parts:
         i = next((i for i, before in enumerate(joined) if _adjoin(before.target, part.target)), None)
@@ -236,7 +237,8 @@ class _Layer:
         self.candidate = Slice(buffer, start, hidden) if spec.cell == "gru" else None
 
     def from_input(self, column: int) -> _Part:
-        """What the input's columns from ``column`` on give to the gates, and all their biases but the candidate's."""
+        """Return what the input's columns from ``column`` on give to the gates, and all their biases but the
+        candidate's."""
         gates = self.gates.width
         terms: tuple[Term, ...] = ()
         if self.spec.bias:
@@ -245,7 +247,7 @@ class _Layer:
         return _Part(self.gates, (Block(f"rnn.weight_ih_l{self.index}", 0, gates, column, 0),), terms)
 
     def of_candidate(self) -> _Part | None:
-        """n_h: b_hn sits inside r * (W_hn h + b_hn), every other bias adds up in one place."""
+        """Return n_h: b_hn sits inside r * (W_hn h + b_hn), every other bias adds up in one place."""
         if self.candidate is None:
             return None
         hidden = self.candidate.width
@@ -253,7 +255,7 @@ class _Layer:
         return _Part(self.candidate, (Block(f"rnn.weight_hh_l{self.index}", 2 * hidden, hidden, 0, 0),), terms)
 
     def from_state(self) -> _Part:
-        """What h gives to the gates; the candidate's share of a GRU apart."""
+        """Return what h gives to the gates; the candidate's share of a GRU apart."""
         width = self.gates.width - (self.candidate.width if self.candidate else 0)
         target = Slice(self.gates.buffer, self.gates.start, width)
         return _Part(target, (Block(f"rnn.weight_hh_l{self.index}", 0, width, 0, 0),))
@@ -275,7 +277,7 @@ def partition(spec: CellSpec) -> Partition:
     rnn = draft.recurrence(sum(t.width for _, t in encoder.first if t.buffer == draft.candidate.buffer))
 
     def first_parts(source: str) -> list[_Part]:
-        """What a source gives to encoder and first recurrent layer."""
+        """Return what a source gives to encoder and first recurrent layer."""
         parts = []
         if latent and source in spec.inputs("encoder"):
             parts.extend(encoder.parts(spec.column("encoder", source)))
@@ -334,8 +336,8 @@ def partition(spec: CellSpec) -> Partition:
 
 
 def generation(spec: CellSpec, *, mean: bool) -> Partition:
-    """The program of a cell that runs on its own: z from the prior, x (its sample or its mean) from the decoder and
-    back through phi_x. All but the noise is inside the scan; x is written."""
+    """Write the program of a cell that runs on its own: z from the prior, x (its sample or its mean) from the decoder
+    and back through phi_x. All but the noise is inside the scan; x is written."""
     draft = _Draft(spec)
     sources = {"x": draft.buffer("x", spec.input_size)}
     draft.buffer("eps", spec.latent_size)
@@ -380,7 +382,7 @@ def generation(spec: CellSpec, *, mean: bool) -> Partition:
 
 
 def _standard_normal(draft: _Draft, stages: list[Stage]) -> tuple[Slice, Std]:
-    """[mean | raw] of N(0, 1): zeros, and a std of exp(raw)."""
+    """Return [mean | raw] of N(0, 1): zeros, and a std of exp(raw)."""
     prior = draft.buffer("prior", 2 * draft.spec.latent_size)
     stages.append(Bias(prior, ()))
     return prior, Std("log_std", floor=0)

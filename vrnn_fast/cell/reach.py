@@ -8,7 +8,8 @@ from .stages import Add, Dense, Divergence, Likelihood, Partition, Recur, Sample
 
 
 def reached(program: Partition, given: Collection[str]) -> frozenset[str]:
-    """The buffers that the gradients of some results reach, by the names of the results; ``state`` is any final state.
+    """Find the buffers that the gradients of some results reach, by the names of the results; ``state`` is any final
+    state.
 
     The parameters behind all others have a gradient of zero. A product would not find it: zero times the infinity of a
     state that ran away is NaN.

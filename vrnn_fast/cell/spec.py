@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from .. import checks
 
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
 Cell = Literal["gru", "lstm", "rnn"]
@@ -89,6 +89,7 @@ class Std:
     """
 
     kind: StdKind = "softplus"
+    _: KW_ONLY
     offset: float = 0.0
     sharpness: float = 1.0
     floor: float = STD_FLOOR
@@ -97,21 +98,13 @@ class Std:
 
     def __post_init__(self) -> None:
         checks.one_of("std", self.kind, get_args(StdKind))
-        for name in ("offset", "sharpness"):
-            checks.constant(f"std's {name}", getattr(self, name))
+        checks.constant("std's offset", self.offset)
+        checks.positive("std's sharpness", self.sharpness)
+        if self.kind != "softplus" and self.sharpness != 1:
+            raise ValueError(f"std's sharpness must be 1 without a softplus, got {self.sharpness!r}")
         for name in ("floor", "min_std"):
             checks.positive(f"std's {name}", getattr(self, name), zero=True)
-        if self.sharpness <= 0 or (self.kind != "softplus" and self.sharpness != 1):
-            raise ValueError(f"std's sharpness must be a number > 0, and 1 without a softplus, got {self.sharpness!r}")
-        pair = self.clamp
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(map(checks.is_number, pair))
-            or pair[0] >= pair[1]
-        ):
-            raise ValueError(f"std's clamp must be (low, high), a number and a larger one, got {pair!r}")
-        object.__setattr__(self, "clamp", tuple(pair))  # a list where a file was read
+        object.__setattr__(self, "clamp", checks.interval("std's clamp", self.clamp))  # a list where a file was read
 
     @property
     def plain(self) -> bool:
@@ -270,8 +263,9 @@ class CellSpec:
 
     key: ClassVar[str]  # all of the structure as text: of each spec, but none of its fields
 
-    def constant(self, key: str, make: Callable[..., Made], *arguments: object) -> Made:
-        """``make(self, *arguments)``. What traces code may take it for a constant of the cells with this ``key``."""
+    def constant(self, key: str, make: Callable[..., Value], *arguments: object) -> Value:
+        """Return ``make(self, *arguments)``. What traces code may take it for a constant of the cells with this
+        ``key``."""
         return make(self, *arguments)
 
     @property
@@ -300,7 +294,8 @@ class CellSpec:
         return 2 if self.cell == "lstm" else 1
 
     def inputs(self, name: str) -> dict[str, int]:
-        """What a network, or the first layer of the ``cell``, reads: sources and widths in the order of columns."""
+        """Return what a network, or the first layer of the ``cell``, reads: sources and widths in the order of
+        columns."""
         sources = dict(self.input_order).get(name, SOURCES[name])
         widths = {
             "x": self.input_size,
@@ -313,7 +308,8 @@ class CellSpec:
         return {source: widths[source] for source in sources if widths[source]}
 
     def heads(self, name: str) -> tuple[tuple[str, int], ...]:
-        """The heads of a network, or the one for all of its parameters: where the last layer is, and its width."""
+        """Return the heads of a network, or the one for all of its parameters: where the last layer is, and its
+        width."""
         z, prefix = self.latent_size, _PREFIXES[name]
         if (name == "prior" and self.prior is None) or (name == "encoder" and not z):
             return ()
@@ -327,15 +323,15 @@ class CellSpec:
         return heads
 
     def head_names(self, name: str) -> tuple[str, ...]:
-        """What a network's heads are called: ``enc_mean`` and ``enc_std``."""
+        """Return what a network's heads are called: ``enc_mean`` and ``enc_std``."""
         return tuple(head.partition(".")[0] for head, _ in self.heads(name))
 
     def layers_of(self, head: str) -> tuple[int, ...]:
-        """The widths of the hidden layers that ``enc_mean``, or another head, has for itself."""
+        """Return the widths of the hidden layers that ``enc_mean``, or another head, has for itself."""
         return dict(self.own_layers).get(head, self.head_layers)
 
     def activations_of(self, name: str, head: str | None = None) -> tuple[Activation, ...]:
-        """What follows each hidden layer of a network, or of one of its heads."""
+        """Return what follows each hidden layer of a network, or of one of its heads."""
         named = dict(self.activations)
         given = named.get(name, self.activation)
         if head is not None:
@@ -344,12 +340,12 @@ class CellSpec:
         return given if isinstance(given, tuple) else (given,) * depth
 
     def column(self, name: str, source: str) -> int:
-        """Where the columns of a source begin in what a network, or the ``cell``, reads."""
+        """Tell where the columns of a source begin in what a network, or the ``cell``, reads."""
         inputs = self.inputs(name)
         return sum(inputs[before] for before in list(inputs)[: list(inputs).index(source)])
 
     def network(self, name: str) -> Network:
-        """The layers of ``phi_x``, ``phi_z``, ``encoder``, ``prior`` or ``decoder``, in the order they run."""
+        """Return the layers of ``phi_x``, ``phi_z``, ``encoder``, ``prior`` or ``decoder``, in the order they run."""
         if not self.latent_size and name in ("phi_z", "encoder"):
             return Network()
         prefix, inputs = _PREFIXES[name], sum(self.inputs(name).values())
@@ -360,14 +356,14 @@ class CellSpec:
         heads = []
         for head, (place, width) in zip(self.head_names(name), self.heads(name), strict=True):
             own = self.layers_of(head)
-            follows = (*self.activations_of(name, head), "identity")
-            pairs = zip(pairwise((inputs, *own, width)), follows, strict=True)
+            kinds = (*self.activations_of(name, head), "identity")
+            pairs = zip(pairwise((inputs, *own, width)), kinds, strict=True)
             layers = (Layer(f"{head}.{2 * i}", *widths, activation) for i, (widths, activation) in enumerate(pairs))
             heads.append(tuple(layers) if own else (Layer(place, inputs, width),))
         return Network(tuple(hidden), tuple(heads))
 
     def parameters(self) -> Iterator[ParameterSpec]:
-        """Every parameter in the order in which executors receive them."""
+        """Yield every parameter in the order in which executors receive them."""
         for name in ("phi_x", "phi_z", "encoder", "prior", "decoder"):
             for layer in self.network(name).layers:
                 yield ParameterSpec(layer.weight, (layer.outputs, layer.inputs))

@@ -21,7 +21,7 @@ class Arrays:
         return name in self.arrays
 
     def take(self, name: str, shape: tuple[int | None, ...] | None = None) -> Tensor:
-        """The array of this name; ``shape`` may hold None where any size will do.
+        """Take the array of this name; ``shape`` may hold None where any size will do.
 
         Raises:
             LayoutError: it is missing, or has another shape.
@@ -38,7 +38,7 @@ class Arrays:
         return array
 
     def leave(self, names: Iterable[str]) -> None:
-        """These are of no use here, and that is right."""
+        """Leave these: they are of no use here, and that is right."""
         self.left.difference_update(names)
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""P, the models of Chung et al. 2015: a dictionary of arrays, one block of weights for each parent of a layer.
+"""Layout chung-2015: the paper's models as a dictionary of arrays, one block of weights for each parent of a layer.
 
 Layer ``c`` that reads ``p`` has ``W_p__c`` (inputs, outputs) and ``b_c`` (outputs,). Layers are ``x_1 ...`` on ``x_t``,
 ``z_1 ...`` on ``z_t``, ``phi_1 ...`` on the last ``x`` and ``s_tm1``, ``prior_1 ...`` on ``s_tm1``, ``theta_1 ...`` on
@@ -31,12 +31,12 @@ _STATE = "s_tm1"
 
 
 def recognised(arrays: Mapping[str, Tensor]) -> bool:
-    """Whether these are the arrays of such a model."""
+    """Tell whether these are the arrays of such a model."""
     return "b_rnn" in arrays and "b_theta_mu" in arrays
 
 
 def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[VRNN, dict[str, Tensor]]:
-    """The module that fits, freshly made, and its state dict.
+    """Make the module that fits, and its state dict.
 
     Raises:
         LayoutError: an array is missing or left over, or has another shape than its parents ask for.
@@ -84,12 +84,12 @@ Hidden = Sequence[tuple[str, tuple[str, ...]]]
 
 
 def _top(name: str, layers: Hidden) -> str:
-    """What the next layer reads: the last hidden layer, or the input itself."""
+    """Return what the next layer reads: the last hidden layer, or the input itself."""
     return layers[-1][0] if layers else f"{name}_t"
 
 
 def _output(reader: _Reader, parents: Sequence[str]) -> tuple[int, Likelihood, dict[str, Tensor]]:
-    """The width of x, its likelihood, and the decoder's heads, which read ``parents``."""
+    """Return the width of x, its likelihood, and the decoder's heads, which read ``parents``."""
     heads = {"dec_mean": "theta_mu", "dec_std.0": "theta_sig"}
     strokes = "b_binary" in reader
     if not strokes and "b_coeff" not in reader:
@@ -125,18 +125,18 @@ class _Reader(Arrays):
         return tuple(self.width(layer) for layer, _ in layers)
 
     def hidden(self, name: str, parents: tuple[str, ...]) -> Hidden:
-        """The layers name_1, name_2, ... with what each reads; the first one reads ``parents``."""
+        """Return the layers name_1, name_2, ... with what each reads; the first one reads ``parents``."""
         found: list[tuple[str, tuple[str, ...]]] = []
         while f"b_{name}_{len(found) + 1}" in self:
             found.append((f"{name}_{len(found) + 1}", (found[-1][0],) if found else parents))
         return found
 
     def weight(self, layer: str, parents: Sequence[str]) -> Tensor:
-        """(outputs, inputs), the parents' blocks beside one another."""
+        """Return (outputs, inputs), the parents' blocks beside one another."""
         return torch.cat([self.block(parent, layer) for parent in parents]).t()
 
     def block(self, parent: str, layer: str) -> Tensor:
-        """(inputs, outputs) of one parent; the pen, first of x_t, comes last."""
+        """Return (inputs, outputs) of one parent; the pen, first of x_t, comes last."""
         rows = self.take(f"W_{parent}__{layer}")
         return rows.roll(-1, 0) if parent == "x_t" and "b_binary" in self else rows
 

@@ -46,7 +46,7 @@ def load_checkpoint(
     agent: int | None = None,
     **arguments: Any,
 ) -> VRNN:
-    """A module with the parameters of a checkpoint of a known foreign layout, sized by them.
+    """Make a module with the parameters of a checkpoint of a known foreign layout, sized by them.
 
     Names and shapes do not tell which activation a model had: pass ``activation=`` where it was not that of the
     layout. Nor do they tell what follows a mean in an ``nn.Sequential``: pass ``likelihood="bernoulli"`` for a
@@ -96,25 +96,25 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
     return model
 
 
-def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
-    """The module that was :func:`described`, with these tensors.
+def _made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
+    """Make the module that was :func:`described`, with these tensors.
 
     Raises:
-        LayoutError: what is told makes no module, or not one with such tensors.
+        LayoutError: the description makes no module, or not one with such tensors.
     """
     try:
-        given = _given(told, tensors, arguments)
+        given = _given(description, tensors, arguments)
         shapes = shapes_of(VRNN(**copy.deepcopy(given), device="meta").state_dict())
     except LayoutError:
         raise
-    except Exception as error:  # whatever a damaged file tells
+    except Exception as error:  # whatever a damaged file says
         raise LayoutError(
-            f"what the checkpoint tells of its VRNN makes none: {type(error).__name__}: {error}"
+            f"the checkpoint describes no VRNN that can be built: {type(error).__name__}: {error}"
         ) from error
     for name, shape in shapes.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
-            raise LayoutError(f"{name} must have shape {shape} by what the checkpoint tells of its VRNN, found {found}")
+            raise LayoutError(f"{name} must have shape {shape}, as the checkpoint describes its VRNN, found {found}")
     model = VRNN(**{**given, **arguments})
     try:
         model.load_state_dict(tensors)
@@ -123,12 +123,14 @@ def _made(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Map
     return model
 
 
-def _given(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that were :func:`described`, with the likelihood in ``arguments`` if there is one."""
-    given = {**told, "std": Std(**told["std"]), "dtype": next(iter(tensors.values())).dtype}
+def _given(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that were :func:`described`, with the likelihood in ``arguments`` if there is one."""
+    given = {**description, "std": Std(**description["std"]), "dtype": next(iter(tensors.values())).dtype}
     if "likelihood" in arguments:
         return given | {"likelihood": arguments["likelihood"]}
-    kind, constants = told["likelihood"]
+    kind, constants = description["likelihood"]
     if constants is None:
         raise LayoutError(f"the likelihood {kind} is a class of your own: pass likelihood= to load_checkpoint")
     constants = {name: Std(**value) if isinstance(value, dict) else value for name, value in constants.items()}
@@ -136,12 +138,12 @@ def _given(told: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Ma
 
 
 def _own(stored: Mapping[str, Any]) -> _Ours | None:
-    """What a state dict of a VRNN tells of it, and its tensors; None for any other."""
+    """Read what a state dict of a VRNN says of it, and its tensors; None for any other."""
     for candidate in _mappings(stored):
         if not _is_state_dict(candidate):
             continue
-        told = getattr(candidate, "_metadata", None)
-        for path, about in told.items() if isinstance(told, Mapping) else ():
+        notes = getattr(candidate, "_metadata", None)
+        for path, about in notes.items() if isinstance(notes, Mapping) else ():
             prefix = f"{path}." if path else ""
             if isinstance(about, Mapping) and MARK in about and all(name.startswith(prefix) for name in candidate):
                 return about[MARK], {name.removeprefix(prefix): t for name, t in candidate.items()}
@@ -149,7 +151,8 @@ def _own(stored: Mapping[str, Any]) -> _Ours | None:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
-    """What a file of safetensors, torch.save (legacy ones included) or numpy.savez holds, and what ours tell."""
+    """Read what a file of safetensors, torch.save (legacy ones included) or numpy.savez holds, and what ours
+    says of itself."""
     try:
         there = path.is_file()
     except OSError as error:  # of a name that no file can have
@@ -165,7 +168,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a reader raises on bytes that anybody may have written
         raise LayoutError(
-            f"{path} holds no tensors that can be read without running code of its own: {_held(path)}; save "
+            f"{path} holds no tensors that can be read without running code of its own: {_beside_tensors(path)}; save "
             "model.state_dict()"
         ) from error
     if not isinstance(found, Mapping):
@@ -173,8 +176,8 @@ def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
     return found, None
 
 
-def _held(path: Path) -> str:
-    """What a file holds that cannot be read, in words."""
+def _beside_tensors(path: Path) -> str:
+    """Say what a file holds that cannot be read."""
     try:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # no archive of torch.save
@@ -200,7 +203,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], _Ours | None]:
 
 
 def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict in ``stored``, which may hold it beside other things, without a prefix that all names have."""
+    """Find the state dict in ``stored``, which may hold it beside other things, without a prefix that all names
+    have."""
     candidates = [tensors for found in _mappings(stored) if _is_state_dict(found) for tensors in _unwrapped(found)]
     if not candidates:
         raise LayoutError(f"there is no state dict in {{{', '.join(map(str, stored))}}}: names with tensors or arrays")
@@ -209,7 +213,7 @@ def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict
 
 
 def _unwrapped(found: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """A state dict as tensors, then without each prefix that wrappers may have put before all of its names."""
+    """Yield a state dict as tensors, then without each prefix that wrappers may have put before all of its names."""
     tensors = {name: torch.as_tensor(value) for name, value in found.items()}
     yield tensors
     while all("." in name for name in tensors) and len({name.partition(".")[0] for name in tensors}) == 1:
@@ -218,7 +222,7 @@ def _unwrapped(found: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
 
 
 def _mappings(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """``stored`` and all mappings in it, the outer ones first; a damaged one may hold itself."""
+    """Yield ``stored`` and all mappings in it, the outer ones first; a damaged one may hold itself."""
     found = [stored]
     for outer in found:
         found += [v for v in outer.values() if isinstance(v, Mapping) and not any(v is known for known in found)]
@@ -226,7 +230,7 @@ def _mappings(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is_state_dict(stored: Mapping[Any, Any]) -> bool:
-    """Whether all entries are names with tensors or arrays."""
+    """Tell whether all entries are names with tensors or arrays."""
     return bool(stored) and all(isinstance(name, str) and _is_array(value) for name, value in stored.items())
 
 
@@ -235,7 +239,7 @@ def _is_array(value: object) -> bool:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """The shape of each tensor, by name."""
+    """Return the shape of each tensor, by name."""
     return {name: tuple(t.shape) for name, t in tensors.items()}
 
 
@@ -246,7 +250,7 @@ def _alone(agent: int | None) -> None:
 
 
 def _index(agent: int | None, count: int) -> int:
-    """Which of a checkpoint's list of agents is asked for; of one alone it need not be told.
+    """Tell which of a checkpoint's list of agents is asked for; of one alone it need not be told.
 
     Raises:
         LayoutError: it is not told, or there is no such one.
@@ -265,7 +269,7 @@ def _index(agent: int | None, count: int) -> int:
 def _translate(
     tensors: Mapping[str, Tensor], layout: str | Mapping[str, Any], arguments: Mapping[str, Any], agent: int | None
 ) -> tuple[VRNN, dict[str, Tensor]]:
-    """The module that fits, freshly made, and its state dict."""
+    """Make the module that fits, and its state dict."""
     for arrays in _ARRAYS:
         if layout == arrays.NAME or (layout == "auto" and arrays.recognised(tensors)):
             _alone(agent)

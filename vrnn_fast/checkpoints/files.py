@@ -38,7 +38,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header that :func:`save` was given.
+    """Read the tensors and the header that :func:`save` was given.
 
     Raises:
         CheckpointError: there is no such file, or it is not one that :func:`save` wrote.
@@ -53,7 +53,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """The tensors of any safetensors file, and the header if :func:`save` wrote it.
+    """Read the tensors of any safetensors file, and the header if :func:`save` wrote it.
 
     Raises:
         CheckpointError: there is no such file, it is no safetensors file, or it is not as :func:`save` left it.
@@ -95,7 +95,7 @@ def _content(path: Path) -> bytes:
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """What a safetensors file says beside its tensors; nothing of what is none."""
+    """Read what a safetensors file says beside its tensors; nothing of what is none."""
     try:
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -105,7 +105,7 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _digest(content: bytes, place: str) -> str:
-    """The SHA-256 of a file with zeros where ``place`` stands."""
+    """Compute the SHA-256 of a file with zeros where ``place`` stands."""
     found = place.encode(errors="surrogatepass")
     return hashlib.sha256(content.replace(found, b"0" * len(found), 1)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""F, filtering objectives (Maddison et al. 2017, "Filtering Variational Objectives"): a dictionary of arrays.
+"""Layout fivo: filtering objectives (Maddison et al. 2017, "Filtering Variational Objectives"): a dictionary of arrays.
 
 Names are those of the TensorFlow checkpoint, ``{name: reader.get_tensor(name)}``, with or without a last ``:0``::
 
@@ -39,16 +39,16 @@ _CLIP = 1e-4  # of the mean, before its logits are taken
 _FORGET = 1.0  # added to the forget gate
 _IDLE = re.compile(r"global_step|beta\d_power|.*/Adam(_1)?|rnn/lstm_cell/.*")
 
-Layer = tuple[Tensor, Tensor]  # weight (inputs, outputs) and bias
+Affine = tuple[Tensor, Tensor]  # weight (inputs, outputs) and bias
 
 
 def recognised(arrays: Mapping[str, Tensor]) -> bool:
-    """Whether these are the arrays of such a model."""
+    """Tell whether these are the arrays of such a model."""
     return any(_plain(name) == "data_encoder/linear_0/w" for name in arrays)
 
 
 def module(arrays: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[VRNN, dict[str, Tensor]]:
-    """The module that fits, freshly made, and its state dict.
+    """Make the module that fits, and its state dict.
 
     Raises:
         LayoutError: an array is missing or left over, or has another shape than what it reads asks for.
@@ -128,9 +128,9 @@ def _plain(name: str) -> str:
     return name.removesuffix(":0")
 
 
-def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
-    """The affine layers of a network that reads so many features."""
-    layers: list[Layer] = []
+def _network(reader: Arrays, name: str, inputs: int | None) -> list[Affine]:
+    """Read the affine layers of a network that reads so many features."""
+    layers: list[Affine] = []
     while not layers or f"{name}/linear_{len(layers)}/w" in reader:
         prefix = f"{name}/linear_{len(layers)}"
         weight = reader.take(f"{prefix}/w", (inputs, None))
@@ -139,16 +139,19 @@ def _network(reader: Arrays, name: str, inputs: int | None) -> list[Layer]:
     return layers
 
 
-def _forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Hidden layers with a ReLU after each, and the last one without."""
+def _forward(layers: Sequence[Affine], x: Tensor) -> Tensor:
+    """Run hidden layers with a ReLU after each, and the last one without."""
     *hidden, (last, last_bias) = layers
     for weight, bias in hidden:
         x = torch.relu(x @ weight + bias)
     return x @ last + last_bias
 
 
-def _centred(layers: Sequence[Layer], mean: Tensor, readers: tuple[Tensor, Tensor]) -> tuple[list[Layer], list[Layer]]:
-    """The hidden layers of the encoder of x, and what its two readers make of it: weight, and what it adds to the bias.
+def _centred(
+    layers: Sequence[Affine], mean: Tensor, readers: tuple[Tensor, Tensor]
+) -> tuple[list[Affine], list[Affine]]:
+    """Return the hidden layers of the encoder of x, and what its two readers make of it: weight, and what it adds to
+    the bias.
 
     The second reader sees x less its mean. Where that makes a difference the hidden layers run twice, side by side, and
     each reader has zeros for the columns of the other.
@@ -175,10 +178,10 @@ def _affine(layers: Any) -> dict[str, Tensor]:
 
 
 def _gates(rows: Tensor) -> Tensor:
-    """Rows for the gates i, j, f, o in torch's order, i, f, g, o."""
+    """Put rows for the gates i, j, f, o into torch's order, i, f, g, o."""
     i, j, f, o = rows.chunk(4)
     return torch.cat((i, f, j, o))
 
 
-def _widths(layers: Sequence[Layer]) -> tuple[int, ...]:
+def _widths(layers: Sequence[Affine]) -> tuple[int, ...]:
     return tuple(weight.shape[1] for weight, _ in layers)

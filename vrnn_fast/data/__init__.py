@@ -7,7 +7,7 @@ __all__ = ["Contents", "DataError", "Dataset", "Padded", "Source", "bucketed", "
 
 
 def load(source: Source) -> Dataset:
-    """All parts of what ``source`` describes, ready to train on.
+    """Return all parts of what ``source`` describes, ready to train on.
 
     Raises:
         DataError: there is nothing to read there, it is not what was described, or a part is empty.
@@ -16,7 +16,7 @@ def load(source: Source) -> Dataset:
 
 
 def read(source: Source) -> Contents:
-    """What ``source`` describes, as it is there.
+    """Return what ``source`` describes, as it is there.
 
     Raises:
         DataError: there is nothing to read there, or it is not what was described.

@@ -23,7 +23,7 @@ class Padded(NamedTuple):
 
 
 def pad(sequences: Sequence[Tensor]) -> Padded:
-    """One batch of all the sequences, each (T_i, X)."""
+    """Return one batch of all the sequences, each (T_i, X)."""
     return Padded(pad_sequence(list(sequences)), torch.tensor([len(x) for x in sequences]))
 
 

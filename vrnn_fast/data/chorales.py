@@ -42,7 +42,7 @@ class Score(NamedTuple):
 
 
 def load(source: Source) -> Contents:
-    """All chorales, split by a hash of the file name: six tenths to train, two to valid, two to test."""
+    """Return all chorales, split by a hash of the file name: six tenths to train, two to valid, two to test."""
     if source.likelihood == "gaussian":
         raise DataError("the chorales are 0 or 1: likelihood must be 'bernoulli', got 'gaussian'")
     parts: dict[Part, list[torch.Tensor]] = {"train": [], "valid": [], "test": []}
@@ -54,7 +54,7 @@ def load(source: Source) -> Contents:
 
 
 def rolls() -> dict[str, Roll]:
-    """Every chorale's (T, 88) roll by file name, from the cache or, the first time, from the scores."""
+    """Return every chorale's (T, 88) roll by file name, from the cache or, the first time, from the scores."""
     path = cache_path()
     if path.exists():
         try:
@@ -70,13 +70,13 @@ def rolls() -> dict[str, Roll]:
 
 
 def cache_path() -> Path:
-    """Where the rolls are kept: a file named after this reading's version and music21's."""
+    """Return where the rolls are kept: a file named after this reading's version and music21's."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "vrnn_fast" / f"chorales-{_FORMAT}-music21-{_music21_version()}.npz"
 
 
 def scores() -> list[Path]:
-    """The files of all pieces with a BWV number, in order of their names."""
+    """Return the files of all pieces with a BWV number, in order of their names."""
     package = importlib.util.find_spec("music21")  # found, not imported: that takes a second
     if package is None or not package.submodule_search_locations:
         raise _missing()
@@ -88,7 +88,7 @@ def scores() -> list[Path]:
 
 
 def read(path: Path) -> Score:
-    """The notes of one score: MusicXML by the standard library, which takes a tenth of the time, the rest by music21.
+    """Read the notes of one score: MusicXML by the standard library, in a tenth of the time, the rest by music21.
 
     Raises:
         DataError: the file is no such score.
@@ -109,7 +109,7 @@ def read(path: Path) -> Score:
 
 
 def roll_of(score: Score) -> Roll | None:
-    """(T, 88): which pitches sound at each quarter, moved to C by at most a tritone; None for what is no chorale."""
+    """Return (T, 88): the pitches of each quarter, moved to C by at most a tritone; None for what is no chorale."""
     steps = math.ceil(max(end for _, end, _ in score.notes))
     shift = (5 - score.tonic) % 12 - 5
     roll = np.zeros((steps, PITCHES), dtype=np.bool_)

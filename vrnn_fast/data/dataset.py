@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -77,11 +77,11 @@ class Dataset:
         return self.train[0].shape[1]
 
     def steps(self, part: Part) -> int:
-        """How many time steps the sequences of a part have together."""
-        return sum(len(x) for x in self[part])
+        """Count the time steps that the sequences of a part have together."""
+        return sum(lengths_of(self[part]))
 
     def fingerprint(self) -> str:
-        """A hash of every number in every part: two data sets that agree in it train alike."""
+        """Return a hash of every number in every part: two data sets that agree in it train alike."""
         digest = hashlib.sha256(self.likelihood.encode())
         for part in PARTS:
             for x in self[part]:
@@ -90,17 +90,25 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def baseline(self) -> float:
-        """Nats per time step of the test part when features are independent in time and of each other.
+        """Return nats per time step of the test part when features are independent in time and of each other.
 
         Each is a Bernoulli with its (smoothed) training frequency, or a Gaussian with its training mean and deviation.
         """
-        train, test = torch.cat(self.train).double(), torch.cat(self.test).double()
-        if self.likelihood == "bernoulli":
-            nll = -bernoulli_log_prob(((train.sum(0) + 1) / (len(train) + 2)).logit().expand_as(test), test)
-        else:
-            mean, std = train.mean(0), train.std(0, correction=0) + 1e-3
-            nll = (0.5 * ((test - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(1)
-        return float(nll.mean())
+        mean, std = (m.double() for m in self.moments())
+        steps, nll = self.steps("train"), 0.0
+        logits = ((mean * steps + 1) / (steps + 2)).logit()
+        for x in self.test:
+            if self.likelihood == "bernoulli":
+                nll -= bernoulli_log_prob(logits.expand(x.shape), x.double()).sum().item()
+            else:
+                at = (x.double() - mean) / (std + 1e-3)
+                nll += (0.5 * at.square() + (std + 1e-3).log() + 0.5 * math.log(2 * math.pi)).sum().item()
+        return nll / self.steps("test")
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each feature over the training part, (X,) each, float64."""
+        known: tuple[Tensor, Tensor] | None = getattr(self.train, "moments", None)
+        return _moments(self.train) if known is None else known
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Contents:
         return next(x.shape[1] for part in PARTS for x in self.parts[part])
 
     def dataset(self) -> Dataset:
-        """All parts; gaussian features are standardised by the training part.
+        """Return all parts; gaussian features are standardised by the training part.
 
         Raises:
             DataError: a part is empty, sound is silent, or a number is too large to be standardised.
@@ -128,7 +136,7 @@ class Contents:
         return Dataset(self.name, self.likelihood, train, valid, test, mean, scale, self.rate)
 
     def standardised(self, part: Part, mean: Sequence[float], scale: Sequence[float]) -> tuple[Tensor, ...]:
-        """``(x - mean) / scale`` of a part's sequences, both for each feature or one for all; DataError as above."""
+        """Return ``(x - mean) / scale`` of a part, both for each feature or one for all; DataError as above."""
         center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, scale))
         _require_sequences(self.name, part, self.parts[part])
         found = tuple(((x.double() - center) / spread).float() for x in self.parts[part])
@@ -143,27 +151,27 @@ class Contents:
         return found
 
     def _scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each training feature; of sound 0 and the deviation of all samples."""
+        """Return mean and deviation of each training feature; of sound 0 and the deviation of all samples."""
         train = self.parts["train"]
         _require_sequences(self.name, "train", train)
         if self.likelihood == "bernoulli":
             return (0.0,), (1.0,)
         if self.rate is None:
-            mean, scale = _moments(train)
+            mean, scale = (m.float() for m in _moments(train))
             return tuple(mean.tolist()), tuple(torch.where(scale > 0, scale, 1.0).tolist())
-        _, scale = _moments([x.reshape(-1, 1) for x in train])
+        scale = _moments([x.reshape(-1, 1) for x in train])[1].float()
         if not scale > 0:
             raise DataError(f"{self.name}: the training part is silent")
         return (0.0,), tuple(scale.tolist())
 
 
 def _moments(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over time, (X,) each, rounded to float32: the same with any number of threads."""
+    """Return mean and standard deviation over time, (X,) each: the same with any number of threads."""
     steps = sum(len(x) for x in sequences)
     mean = torch.stack([x.sum(0, dtype=torch.float64) for x in sequences]).sum(0) / steps
     variance = torch.stack([(x.double() - mean).square().sum(0) for x in sequences]).sum(0) / steps
     constant = torch.stack([(x == sequences[0][0]).all(0) for x in sequences]).all(0)  # whatever the mean rounds to
-    return mean.float(), torch.where(constant, 0.0, variance.sqrt()).float()
+    return mean, torch.where(constant, 0.0, variance.sqrt())
 
 
 def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> None:
@@ -171,8 +179,20 @@ def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> No
         raise DataError(f"{name}: the {part} part holds no sequence")
 
 
+def lengths_of(sequences: Sequence[Tensor]) -> list[int]:
+    """Return their time steps, without reading those that lie on a disk."""
+    known: list[int] | None = getattr(sequences, "lengths", None)
+    return [len(x) for x in sequences] if known is None else known
+
+
+def piece_of(sequences: Sequence[Tensor], index: int, start: int, stop: int) -> Tensor:
+    """Time steps ``start`` to ``stop`` of a sequence, (stop - start, X), reading no more than these."""
+    read: Callable[[int, int, int], Tensor] | None = getattr(sequences, "piece", None)
+    return sequences[index][start:stop] if read is None else read(index, start, stop)
+
+
 def hash_of(name: str) -> int:
-    """A number that depends on the name alone, the same on every machine."""
+    """Return a number that depends on the name alone, the same on every machine."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16)
 
 

@@ -52,7 +52,7 @@ def _require_size(path: Path, size: int, source: Source) -> None:
 
 
 def _named(path: Path, source: Source) -> list[tuple[str, NDArray[Any]]]:
-    """The sequences of a file and their names: an array (T, X) is one of them, an array (N, T, X) is N."""
+    """Return the sequences of a file and their names: an array (T, X) is one of them, an array (N, T, X) is N."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -92,7 +92,7 @@ def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Sour
 
 
 def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
-    """What is named train..., valid... (or val) and test... are those parts; if nothing is, the names' hashes decide.
+    """Divide: what is named train..., valid... (or val) and test... are those parts; if nothing is, hashes decide.
 
     Raises:
         DataError: some names are of a part, and others are not, or there are too few to divide.
@@ -128,7 +128,7 @@ def _checked(name: str, array: NDArray[Any], likelihood: Output) -> Tensor:
 
 
 def _load_sound(folder: Path, files: list[Path], source: Source) -> Contents:
-    """Frames of ``source.frame`` samples; whole files go to one part, where there are at least three."""
+    """Return frames of ``source.frame`` samples; whole files go to one part, where there are at least three."""
     if source.likelihood == "bernoulli":
         raise DataError(f"{folder} holds sound: likelihood must be 'gaussian', got 'bernoulli'")
     if source.frame < 1 or source.max_steps < 1:
@@ -151,7 +151,7 @@ def _load_sound(folder: Path, files: list[Path], source: Source) -> Contents:
 
 
 def _read_sound(file: Path, source: Source) -> tuple[NDArray[np.float32], int]:
-    """The mean of a file's channels, (samples,), and its samples per second."""
+    """Return the mean of a file's channels, (samples,), and its samples per second."""
     try:
         import soundfile
     except ImportError as error:

@@ -53,7 +53,7 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend by name, in order of preference.
+    """Return every backend by name, in order of preference.
 
     Examples:
         >>> backends()["reference"].reason is None
@@ -63,7 +63,7 @@ def backends() -> dict[str, Backend]:
 
 
 def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str, str]]:
-    """The executor for this call, and for each one preferred to it the reason why it is not that one.
+    """Choose the executor for this call, and for each one preferred to it the reason why it is not that one.
 
     ``"auto"`` takes the first that can run, and on a GPU has proven itself there (:mod:`.verification`).
 
@@ -87,7 +87,7 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
 
 
 def _distrusted(executor: Executor, x: Tensor) -> str | None:
-    """None, or why ``auto`` does not take an executor that could run x."""
+    """Return None, or why ``auto`` does not take an executor that could run x."""
     if x.device.type != executor.device:
         return f"x is on {x.device}, where it runs only when asked for by name"
     reason: str | None = verification.distrusted(executor.name, x.device)
@@ -95,12 +95,12 @@ def _distrusted(executor: Executor, x: Tensor) -> str | None:
 
 
 def names() -> tuple[str, ...]:
-    """What ``backend`` may be."""
+    """Return what ``backend`` may be."""
     return ("auto", *(e.name for e in executors))
 
 
 def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
-    """Who computes in float64 what ``backend`` computes in the dtype and on the device of ``like``: itself, or
+    """Tell who computes in float64 what ``backend`` computes in the dtype and on the device of ``like``: itself, or
     ``"reference"`` where it does not know float64.
 
     Raises:
@@ -115,8 +115,8 @@ def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
 
 
 def choose(backend: str, spec: CellSpec, x: Tensor) -> Executor:
-    """:func:`select`, warning once per reason that a preferred executor for the device of x was passed over, at the
-    user's own line.
+    """Choose as :func:`select` does, warning once per reason that a preferred executor for the device of x was passed
+    over, at the user's own line.
 
     Silent while torch.compile traces.
     """
@@ -131,7 +131,7 @@ def choose(backend: str, spec: CellSpec, x: Tensor) -> Executor:
 
 
 def _users_level() -> int:
-    """How far up the user's own line is, past ours and torch's, as ``warnings.warn`` counts it from our caller."""
+    """Tell how far up the user's own line is, past ours and torch's, as ``warnings.warn`` counts it from our caller."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("vrnn_fast", "torch"):
         level, frame = level + 1, frame.f_back
@@ -139,7 +139,7 @@ def _users_level() -> int:
 
 
 def explain(backend: str, spec: CellSpec, x: Tensor, *, source: bool) -> str:
-    """Which backend runs x, in how many launches, and why not the others; with ``source``, its kernels.
+    """Tell which backend runs x, in how many launches, and why not the others; with ``source``, its kernels.
 
     Raises:
         RuntimeError, ValueError: as :func:`select`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,14 +50,14 @@ class Batch(NamedTuple):
         return self.x, self.eps, self.cond, *self.state
 
     def real(self) -> Tensor | None:
-        """(T, B) bool, true where t < lengths[b]; None without lengths."""
+        """Return (T, B) bool, true where t < lengths[b]; None without lengths."""
         if self.lengths is None:
             return None
         steps = torch.arange(self.x.shape[0], device=self.x.device)
         return steps.unsqueeze(1) < self.lengths.to(self.x.device)
 
     def to(self, dtype: torch.dtype) -> Batch:
-        """The same numbers, rounded or widened to ``dtype``."""
+        """Return the same numbers, rounded or widened to ``dtype``."""
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(dtype)
@@ -71,8 +71,8 @@ class Batch(NamedTuple):
         )
 
     def repeated(self, times: int) -> Batch:
-        """Every row so many times, side by side: rows b * times to (b + 1) * times - 1 are row b. Each has noise of its
-        own, eps being (T, B, times, Z) before.
+        """Repeat every row so many times, side by side: rows b * times to (b + 1) * times - 1 are row b. Each has noise
+        of its own, eps being (T, B, times, Z) before.
 
         Without a copy where strides can say it, for one row or once.
         """
@@ -157,10 +157,29 @@ class SequenceResult(NamedTuple):
     ancestors: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> SequenceResult:
-        """The same results, rounded or widened to ``dtype``."""
+        """Return the same results, rounded or widened to ``dtype``."""
         *per_step, state, ancestors = self
         tensors = (None if t is None else t.to(dtype) for t in per_step)
         return SequenceResult._make((*tensors, tuple(s.to(dtype) for s in state), ancestors))
+
+
+PER_STEP = SequenceResult._fields[: SequenceResult._fields.index("state")]  # (T, B) or (T, B, .) each
+
+
+def asked_for(output: Any, batch: Batch, want: Want) -> SequenceResult:
+    """Return the result of a run whose operator gave ``output``, by the same names: all that was wanted."""
+    return SequenceResult(
+        output.nll,
+        output.kl,
+        output.z,
+        output.mean,
+        output.std,
+        output.prior_mean if want.prior else None,
+        output.prior_std if want.prior else None,
+        output.raw if want.raw else None,
+        tuple(output.state),
+        None if batch.uniforms is None else output.ancestors,
+    )
 
 
 class StepResult(NamedTuple):
@@ -182,7 +201,15 @@ class StepResult(NamedTuple):
 
 
 class Executor(Protocol):
-    """What a module of this package offers to be one. Its sentences start in lower case, without a full stop."""
+    """What a module of this package offers to be one. Its sentences start in lower case, without a full stop.
+
+    Examples:
+        >>> from vrnn_fast.executors import Batch, Want, reference
+        >>> parameters = [model.get_parameter(name) for name, _ in model.spec.parameters()]
+        >>> batch = Batch(x, torch.randn(5, 4, 2), (torch.zeros(4, 16),))
+        >>> reference.run(model.spec, parameters, batch, Want()).kl.shape
+        torch.Size([5, 4])
+    """
 
     @property
     def name(self) -> str:
@@ -201,16 +228,17 @@ class Executor(Protocol):
         """Whether ``auto`` takes it as it is, and not after a trial on the device alone."""
 
     def unavailable(self) -> str | None:
-        """None if this machine can run it, else the reason why not. Asked once, at import."""
+        """Return None if this machine can run it, else the reason why not. Asked once, at import."""
 
     def refuses(self, spec: CellSpec, x: Tensor) -> str | None:
-        """None, or the reason why this call cannot run here. Traced: plain comparisons only."""
+        """Return None, or the reason why this call cannot run here. Traced: plain comparisons only."""
 
     def launches(self, spec: CellSpec) -> str:
-        """How many launches a forward and a backward take, in words."""
+        """Tell how many launches a forward and a backward take, in words."""
 
     def source(self, spec: CellSpec, x: Tensor) -> str:
-        """The kernels that it generates to run x, or in words that there are none. It may assume that it can run x."""
+        """Return the kernels that it generates to run x, or in words that there are none. It may assume that it can run
+        x."""
 
     def run(
         self,

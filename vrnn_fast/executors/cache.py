@@ -10,7 +10,8 @@ from pathlib import Path
 
 @cache
 def cache_directory() -> Path:
-    """VRNN_FAST_CACHE, else ~/.cache/vrnn_fast; where neither can be written, a temporary one of this process."""
+    """Return VRNN_FAST_CACHE, else ~/.cache/vrnn_fast; where neither can be written, a temporary one of this
+    process."""
     path = Path(os.environ.get("VRNN_FAST_CACHE") or Path.home() / ".cache" / "vrnn_fast")
     try:
         path.mkdir(parents=True, exist_ok=True)

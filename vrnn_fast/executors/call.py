@@ -37,8 +37,29 @@ class Outputs(NamedTuple):
     ancestors: Tensor
 
 
+class Gradients(NamedTuple):
+    """Of a call's inputs; None where nobody asked."""
+
+    x: Tensor | None
+    eps: Tensor | None
+    cond: Tensor | None
+    state: list[Tensor]
+    parameters: list[Tensor]
+
+
+class Remembered(NamedTuple):
+    """What a reverse pass needs of :func:`forward`: some of its results, and the ``keep`` that it was given."""
+
+    z: Tensor
+    std: Tensor
+    ancestors: Tensor
+    saved: Sequence[Tensor]
+    keep: Keep
+
+
 def by_length(lengths: Tensor, particles: int) -> Tensor:
-    """(B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end together.
+    """Return (B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end
+    together.
 
     The ``particles`` of a sequence stay side by side.
     """
@@ -47,7 +68,7 @@ def by_length(lengths: Tensor, particles: int) -> Tensor:
 
 
 def kept(program: Partition, keep: Keep | None) -> tuple[str, ...]:
-    """The buffers that forward hands to backward, besides its results."""
+    """Return the buffers that forward hands to backward, besides its results."""
     return () if keep is None else tuple(b.name for b in program.buffers if b.keep >= keep)
 
 
@@ -96,18 +117,9 @@ class Call(ABC):
         """See :func:`forward`."""
         return forward(self, keep, want)
 
-    def backward(
-        self,
-        upstream: Mapping[str, Tensor],
-        z: Tensor,
-        std: Tensor,
-        ancestors: Tensor,
-        saved: Sequence[Tensor],
-        keep: Keep,
-        wanted: set[str],
-    ) -> Gradients:
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
         """See :func:`backward`."""
-        return backward(self, upstream, z, std, ancestors, saved, keep, wanted)
+        return backward(self, upstream, remembered, wanted)
 
     @abstractmethod
     def forward_scan(self, stored: tuple[str, ...], final: Sequence[Tensor], ancestors: Tensor) -> None:
@@ -140,31 +152,61 @@ class Call(ABC):
             on_eps: whether one is wanted of eps.
         """
 
+    def before(self) -> None:
+        """Compute what the scan is given."""
+        self.rows.run(self.cut.program.before)
+
+    def after(self, want: Want) -> None:
+        """Compute what depends on the scan's results."""
+        self.rows.run(self.cut.program.after)
+        if want.prior and self.cut.divergence is not None and self.cut.resamples:
+            self.rows.prior_std(self.cut.divergence)
+
+    def after_backward(self, upstream: Mapping[str, Tensor], wanted: set[str], keep: Keep) -> None:
+        """Compute again what was not kept, and the gradients that reach the scan's results.
+
+        Args:
+            upstream: (rows,) or (rows, width) gradients of results, by name.
+            wanted: those of the inputs x, eps and cond whose gradients somebody wants.
+            keep: the least of the buffers that are there.
+        """
+        self.rows.restore(self.cut.program.stages)
+        for stage in reversed(self.cut.program.after):
+            self.rows.backward(stage, upstream, wanted=wanted)
+
+    def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
+        """Pass the gradients of what the scan was given to the inputs, and find those of the parameters."""
+        for stage in self.cut.program.scan:
+            if isinstance(stage, Dense):
+                self.rows.weight_gradient(stage)
+        for stage in reversed(self.cut.program.before):
+            self.rows.backward(stage, upstream, wanted=wanted)
+
     def flat(self, tensor: Tensor) -> Tensor:
-        """(T, B, ...) as (rows, ...)."""
+        """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
-        """Of bool, as the kernels read it."""
+        """Turn bool into what the kernels read."""
         return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     def real_only(self, tensor: Tensor) -> Tensor:
-        """(rows, width) with zeros at padding, whatever was there."""
+        """Return (rows, width) with zeros at padding, whatever was there."""
         return tensor if self.real is None else torch.where(self.real, tensor, 0.0)
 
     def rows_of(self, gradient: Tensor) -> Tensor:
-        """An upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
+        """Return an upstream gradient (T, B, ...) as (rows, ...), zero at padding."""
         flat = self.flat(gradient)
         if self.real is None:
             return flat
         return torch.where(self.real if flat.dim() == 2 else self.real.squeeze(1), flat, 0.0)
 
     def result(self, tensor: Tensor) -> Tensor:
-        """(T, B, width) of its own, with zeros at padding."""
+        """Return (T, B, width) of its own, with zeros at padding."""
         return self.real_only(tensor).contiguous().view(self.steps, self.batch, tensor.shape[1])
 
     def per_row(self, tensor: Tensor | None) -> Tensor:
-        """(T, B) in the dtype of x, with zeros at padding."""
+        """Return (T, B) in the dtype of x, with zeros at padding."""
         if tensor is None:
             return self.given.x.new_zeros((self.steps, self.batch))
         return self.result(tensor.to(self.given.x.dtype).unsqueeze(1)).squeeze(2)
@@ -177,7 +219,7 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     """Run a batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
     spec, batch, cut, rows, like = call.spec, call.given, call.cut, call.rows, call.given.x
-    rows.run(cut.program.before)
+    call.before()
     stored = cut.stored(keep, want)
     if cut.sample is not None and call.real is not None:  # a density needs one, at padding too
         rows.buffer(rows.value, cut.sample.std.buffer).fill_(1.0)
@@ -186,66 +228,52 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     if batch.uniforms is not None:
         ancestors = allocate(like, tuple(batch.uniforms.shape), -1, torch.int64)
     call.forward_scan(stored, state, ancestors)
-    rows.run(cut.program.after)
-    if want.prior and cut.divergence is not None and cut.resamples:
-        rows.prior_std(cut.divergence)
+    call.after(want)
 
     def result(part: Slice, wanted: bool = True) -> Tensor:
         if not wanted:
             return like.new_empty((0, 0, part.width))
-        whole = rows.value[part.buffer]
-        return call.result(whole if whole.shape[1] == part.width else rows.view(rows.value, part).clone())
+        buffer = rows.value[part.buffer]
+        return call.result(buffer if buffer.shape[1] == part.width else rows.view(rows.value, part).clone())
 
     def half(part: Slice) -> Slice:
         return Slice(part.buffer, part.start, spec.latent_size)
 
     sample, divergence = cut.sample, cut.divergence
-    latent = [like.new_zeros((call.steps, call.batch, 0)) for _ in range(5)]
+    names = "z", "mean", "std", "prior_mean", "prior_std"
+    latent = {name: like.new_zeros((call.steps, call.batch, 0)) for name in names}
     if sample is not None and divergence is not None:
-        latent = [result(part) for part in (sample.z, half(sample.source), sample.std)]
-        latent += [result(part, want.prior) for part in (half(divergence.prior), divergence.prior_std)]
-    per_step = (call.per_row(rows.nll), call.per_row(rows.kl), *latent, result(cut.likelihood.source, want.raw))
-    return Outputs._make((*per_step, state, [rows.value[name] for name in kept(cut.program, keep)], ancestors))
+        latent = {"z": result(sample.z), "mean": result(half(sample.source)), "std": result(sample.std)}
+        latent["prior_mean"] = result(half(divergence.prior), want.prior)
+        latent["prior_std"] = result(divergence.prior_std, want.prior)
+    return Outputs(
+        nll=call.per_row(rows.nll),
+        kl=call.per_row(rows.kl),
+        **latent,
+        raw=result(cut.likelihood.source, want.raw),
+        state=state,
+        saved=[rows.value[name] for name in kept(cut.program, keep)],
+        ancestors=ancestors,
+    )
 
 
-class Gradients(NamedTuple):
-    """Of a call's inputs; None where nobody asked."""
-
-    x: Tensor | None
-    eps: Tensor | None
-    cond: Tensor | None
-    state: list[Tensor]
-    parameters: list[Tensor]
-
-
-def backward(
-    call: Call,
-    upstream: Mapping[str, Tensor],
-    z: Tensor,
-    std: Tensor,
-    ancestors: Tensor,
-    saved: Sequence[Tensor],
-    keep: Keep,
-    wanted: set[str],
-) -> Gradients:
-    """The gradients of a batch.
+def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
+    """Compute the gradients of a batch.
 
     Args:
         upstream: gradients by the names of results, the states' as ``state0`` and so on.
-        z, std, ancestors, saved: of :func:`forward`, whose ``keep`` this is.
         wanted: those of the inputs x, eps and cond whose gradients somebody wants.
     """
     spec, batch, cut, rows, like = call.spec, call.given, call.cut, call.rows, call.given.x
+    z, std, ancestors, saved, keep = remembered
     rows.value.update(zip(kept(cut.program, keep), saved, strict=True))
     if cut.sample is not None:
         rows.value[cut.sample.z.buffer] = call.flat(z)
         spread = call.flat(std)
         rows.value[cut.sample.std.buffer] = spread if call.real is None else torch.where(call.real, spread, 1.0)
-    rows.restore(cut.program.stages)
     rows.reached = reached(cut.program, {"state" if name.startswith("state") else name for name in upstream})
     per_row = {name: call.rows_of(d) for name, d in upstream.items() if not name.startswith("state")}
-    for stage in reversed(cut.program.after):
-        rows.backward(stage, per_row, wanted=wanted)
+    call.after_backward(per_row, wanted, keep)
 
     on_z = cut.sample is not None and ("z" in per_row or cut.sample.z in cut.read_after)
     if cut.sample is not None and "z" in per_row:
@@ -263,11 +291,7 @@ def backward(
     if rows.d_eps is not None and "eps" in wanted:
         rows.gradient["eps"].add_(rows.d_eps)
 
-    for stage in cut.program.scan:
-        if isinstance(stage, Dense):
-            rows.weight_gradient(stage)
-    for stage in reversed(cut.program.before):
-        rows.backward(stage, per_row, wanted=wanted)
+    call.before_backward(per_row, wanted)
 
     def of(name: str, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None or name not in wanted else rows.buffer(rows.gradient, name).view(tensor.shape)

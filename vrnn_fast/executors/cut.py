@@ -87,7 +87,8 @@ class Cut:
         return next(b.width for b in self.program.buffers if b.name == buffer)
 
     def stored(self, keep: Keep | None, want: Want) -> tuple[str, ...]:
-        """The buffers that forward writes to memory: results, what ``after`` reads, and what backward shall find.
+        """Return the buffers that forward writes to memory: results, what ``after`` reads, and what backward shall
+        find.
 
         ``keep`` is the least that backward asks for, or None without a backward.
         """
@@ -103,7 +104,7 @@ class Cut:
         return tuple(name for name in (*self.states, *self.made) if name in wanted)
 
     def parts_of(self, part: Slice) -> tuple[Slice, ...]:
-        """The parts that make up a slice."""
+        """Return the parts that make up a slice."""
         end = part.start + part.width
         return tuple(p for p in self.parts.get(part.buffer, ()) if part.start <= p.start < end)
 
@@ -144,23 +145,23 @@ def cut(program: Partition) -> Cut:
 
 
 def halves(part: Slice) -> tuple[Slice, Slice]:
-    """The mean and the raw deviation of [mean | raw]."""
+    """Return the mean and the raw deviation of [mean | raw]."""
     half = part.width // 2
     return replace(part, width=half), replace(part, start=part.start + half, width=half)
 
 
 def observed(stage: Likelihood) -> Slice:
-    """What a likelihood looks at."""
+    """Return what a likelihood looks at."""
     return Slice("x", 0, stage.source.width // (2 if stage.kind == "gaussian" else 1))
 
 
 def slices(stage: object) -> Iterator[Slice]:
-    """All that a stage reads or writes by name."""
+    """Return all that a stage reads or writes by name."""
     return (value for value in vars(stage).values() if isinstance(value, Slice))
 
 
 def written(stage: Stage) -> tuple[Slice, ...]:
-    """What a stage of the scan writes, its states and the sums of a row apart."""
+    """Return what a stage of the scan writes, its states and the sums of a row apart."""
     match stage:
         case Bias() | Dense() | Activate() | Add():
             return (stage.target,)
@@ -177,7 +178,7 @@ def written(stage: Stage) -> tuple[Slice, ...]:
 
 
 def _parts(stage: object) -> Iterator[Slice]:
-    """The slices of one stage, where stages need tiles of their own."""
+    """Yield the slices of one stage, where stages need tiles of their own."""
     yield from slices(stage)
     if isinstance(stage, Dense):
         yield from (Slice(stage.target.buffer, stage.target.start + b.at, b.rows) for b in stage.blocks)
@@ -186,6 +187,8 @@ def _parts(stage: object) -> Iterator[Slice]:
         yield replace(stage.z, buffer="eps")
     elif isinstance(stage, Divergence):
         yield from (*halves(stage.posterior), *halves(stage.prior))
+        if stage.z is not None:
+            yield replace(stage.z, buffer="eps")
     elif isinstance(stage, Draw | Likelihood):
         if stage.kind == "gaussian":
             yield from halves(stage.source)

@@ -20,22 +20,21 @@ from torch.autograd import forward_ad
 from ..cell.partition import partition
 from ..cell.spec import CellSpec, Std
 from ..cell.stages import Keep
-from .base import Batch, SequenceResult, Want
-from .call import Gradients, Outputs, kept
+from .base import PER_STEP, Batch, SequenceResult, Want, asked_for
+from .call import Gradients, Outputs, Remembered, kept
 
-PER_STEP = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
 NO_BACKWARD = -1
 
 
 @lru_cache(maxsize=256)
 def encode(spec: CellSpec) -> str:
-    """A spec as text."""
+    """Write a spec as text."""
     return json.dumps(asdict(spec))
 
 
 @lru_cache(maxsize=256)
 def decode(text: str) -> CellSpec:
-    """The spec of a text that :func:`encode` wrote."""
+    """Read the spec of a text that :func:`encode` wrote."""
     fields = {name: _tuples(value) for name, value in json.loads(text).items()}
     for name in ("std", "output_std"):
         fields[name] = Std(**fields[name])
@@ -51,16 +50,7 @@ class Runnable(Protocol):
 
     def forward(self, keep: Keep | None, want: Want) -> Outputs: ...
 
-    def backward(
-        self,
-        upstream: Mapping[str, Tensor],
-        z: Tensor,
-        std: Tensor,
-        ancestors: Tensor,
-        saved: Sequence[Tensor],
-        keep: Keep,
-        wanted: set[str],
-    ) -> Gradients: ...
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients: ...
 
 
 class Make(Protocol):
@@ -88,20 +78,18 @@ def run(
         keep = int(Keep.ALWAYS if want.recompute else Keep.STORED)
     options = (text, precision, keep, want.prior, want.raw, batch.threshold)
     operator = getattr(torch.ops.vrnn_fast, f"{name}_forward")
-    out = operator(*batch.sequences, list(batch.state), list(parameters), *options)
-    asked = (True,) * 5 + (want.prior, want.prior, want.raw)
-    per_step = (tensor if asked_for else None for tensor, asked_for in zip(out, asked, strict=False))
-    return SequenceResult._make((*per_step, tuple(out[8]), None if batch.uniforms is None else out[10]))
+    out = Outputs(*operator(*batch.sequences, list(batch.state), list(parameters), *options))
+    return asked_for(out, batch, want)
 
 
 def refuses() -> str | None:
-    """None, or why these operators cannot be called just now. Traced."""
+    """Return None, or why these operators cannot be called just now. Traced."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "it knows gradients of reverse mode alone: no transforms of torch.func, no forward-mode derivatives"
     return None
 
 
-class _Forward(NamedTuple):
+class _ScanForward(NamedTuple):
     """What ``forward`` takes; ``keep`` is the least Keep that backward wants, or NO_BACKWARD."""
 
     x: Tensor
@@ -130,7 +118,7 @@ class _Forward(NamedTuple):
         return None if self.keep == NO_BACKWARD else Keep(self.keep)
 
 
-class _Backward(NamedTuple):
+class _ScanBackward(NamedTuple):
     """What ``backward`` takes; ``slots`` numbers the results of ``upstream``, the states after PER_STEP."""
 
     upstream: Sequence[Tensor]
@@ -173,7 +161,7 @@ class _Backward(NamedTuple):
         return {name: getattr(self, name) for name, flag in flags.items() if flag}
 
 
-class _Generate(NamedTuple):
+class _ScanGenerate(NamedTuple):
     """What ``generate`` takes."""
 
     eps: Tensor
@@ -199,36 +187,61 @@ def register(name: str, make: Make, generate: Generate) -> None:
     """Define the three operators of an executor."""
 
     def forward(*arguments: Any) -> _Forwarded:
-        a = _Forward(*arguments)
+        a = _ScanForward(*arguments)
         own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=False)
         return (*own.forward(a.least, Want(a.want_prior, a.want_raw)),)
 
     def backward(*arguments: Any) -> _Gradients:
-        a = _Backward(*arguments)
+        a = _ScanBackward(*arguments)
         own = make(decode(a.spec), a.batch, a.parameters, a.precision, reverse=True)
-        found = own.backward(a.given, a.z, a.std, a.ancestors, a.saved, Keep(a.keep), set(a.wanted))
-        x, eps, cond = (a.x.new_empty((0,)) if d is None else d for d in found[:3])
+        remembered = Remembered(a.z, a.std, a.ancestors, a.saved, Keep(a.keep))
+        found = own.backward(a.given, remembered, set(a.wanted))
+        x, eps, cond = (a.x.new_empty((0,)) if d is None else d for d in (found.x, found.eps, found.cond))
         return x, eps, cond, found.state, found.parameters
 
     def generate_(*arguments: Any) -> _Generated:
-        a = _Generate(*arguments)
+        a = _ScanGenerate(*arguments)
         batch = Batch(a.noise, a.eps, tuple(a.state), cond=a.cond)
         return generate(decode(a.spec), batch, a.parameters, a.precision, mean=a.mean)
 
     def autograd(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        on_state = gradients[len(PER_STEP)] or [None] * ctx.states
-        upstream = [*gradients[: len(PER_STEP)], *on_state]
+        result = Outputs(*gradients)
+        on_state: Sequence[Tensor | None] = result.state or [None] * ctx.states
+        upstream = [*(getattr(result, n) for n in PER_STEP), *on_state]
         slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
-        *sequences, z, std, ancestors = ctx.saved_tensors[:10]
-        rest = ctx.saved_tensors[10:]
-        state, parameters = rest[: ctx.states], rest[ctx.states : ctx.states + ctx.parameters]
-        saved = list(rest[ctx.states + ctx.parameters :])
-        wanted = ctx.needs_input_grad[:3]
-        tensors = *sequences, list(state), list(parameters), z, std, ancestors, saved
+        x, eps, cond, lengths, resets, mask, uniforms, z, std, ancestors, *rest = ctx.saved_tensors
+        state, rest = rest[: ctx.states], rest[ctx.states :]
+        parameters, saved = rest[: ctx.parameters], rest[ctx.parameters :]
+        spec, precision, keep = ctx.options
+        want_x, want_eps, want_cond = ctx.needs_input_grad[:3]
+        arguments = _ScanBackward(
+            upstream=[upstream[i] for i in slots],
+            slots=slots,
+            x=x,
+            eps=eps,
+            cond=cond,
+            lengths=lengths,
+            resets=resets,
+            mask=mask,
+            uniforms=uniforms,
+            state=state,
+            parameters=parameters,
+            z=z,
+            std=std,
+            ancestors=ancestors,
+            saved=saved,
+            spec=spec,
+            precision=precision,
+            keep=keep,
+            want_x=want_x,
+            want_eps=want_eps,
+            want_cond=want_cond,
+        )
         operator = getattr(torch.ops.vrnn_fast, f"{name}_backward")
-        *found, d_state, d_parameters = operator([upstream[i] for i in slots], slots, *tensors, *ctx.options, *wanted)
-        given = (d if want else None for d, want in zip(found, wanted, strict=True))
-        return (*given, *(None,) * 4, d_state, d_parameters, *(None,) * 6)
+        d_x, d_eps, d_cond, d_state, d_parameters = operator(*arguments)
+        found = {"state": d_state, "parameters": d_parameters}
+        found |= {n: d for n, d in (("x", d_x), ("eps", d_eps), ("cond", d_cond)) if n in arguments.wanted}
+        return tuple(found.get(n) for n in _ScanForward._fields)
 
     def define(suffix: str, function: Any, arguments: type, results: object, fake: Any) -> Any:
         schema = _schema(arguments, results)
@@ -236,14 +249,14 @@ def register(name: str, make: Make, generate: Generate) -> None:
         operator.register_fake(fake)
         return operator
 
-    define("backward", backward, _Backward, _Gradients, _fake_backward)
-    define("generate", generate_, _Generate, _Generated, _fake_generate)
-    operator = define("forward", forward, _Forward, _Forwarded, _fake_forward)
+    define("backward", backward, _ScanBackward, _Gradients, _fake_backward)
+    define("generate", generate_, _ScanGenerate, _Generated, _fake_generate)
+    operator = define("forward", forward, _ScanForward, _Forwarded, _fake_forward)
     operator.register_autograd(autograd, setup_context=_setup_context)
 
 
 def _schema(arguments: type, results: object) -> str:
-    """The schema of an operator that takes the fields of a named tuple."""
+    """Write the schema of an operator that takes the fields of a named tuple."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     taken = [inspect.Parameter(name, kind, annotation=type_) for name, type_ in get_type_hints(arguments).items()]
 
@@ -254,7 +267,7 @@ def _schema(arguments: type, results: object) -> str:
 
 
 def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
-    a = _Forward(*arguments)
+    a = _ScanForward(*arguments)
     x, cell, (steps, batch) = a.x, decode(a.spec), a.x.shape[:2]
     program = partition(cell)
     widths = {buffer.name: buffer.width for buffer in program.buffers}
@@ -271,20 +284,20 @@ def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
 
 
 def _fake_backward(*arguments: Any) -> tuple[Any, ...]:
-    a = _Backward(*arguments)
+    a = _ScanBackward(*arguments)
     found = (a.wanted.get(name) for name in ("x", "eps", "cond"))
     sequences = (a.x.new_empty((0,) if t is None else t.shape) for t in found)
     return *sequences, [a.x.new_empty(s.shape) for s in a.state], [a.x.new_empty(p.shape) for p in a.parameters]
 
 
 def _fake_generate(*arguments: Any) -> tuple[Any, ...]:
-    a = _Generate(*arguments)
+    a = _ScanGenerate(*arguments)
     return a.noise.new_empty(a.noise.shape), [a.noise.new_empty(s.shape) for s in a.state]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    *sequences, state, parameters, spec, precision, keep, _, _, _ = inputs
-    *_, saved, ancestors = output
+    a, result = _ScanForward(*inputs), Outputs(*output)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*sequences, output[2], output[4], ancestors, *state, *parameters, *saved)
-    ctx.states, ctx.parameters, ctx.options = len(state), len(parameters), (spec, precision, keep)
+    results = (result.z, result.std, result.ancestors)
+    ctx.save_for_backward(*a.batch.sequences, *results, *a.state, *a.parameters, *result.saved)
+    ctx.states, ctx.parameters, ctx.options = len(a.state), len(a.parameters), (a.spec, a.precision, a.keep)

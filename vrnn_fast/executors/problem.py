@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 
 from ..cell.spec import CellSpec
-from .base import Batch, SequenceResult, Want
+from .base import PER_STEP, Batch, SequenceResult, Want
 
 
 class Runs(Protocol):
     """What can run a batch, as an executor does."""
 
     def run(self, spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult: ...
-
-
-OUTPUTS = ("nll", "kl", "z", "mean", "std", "prior_mean", "prior_std", "raw")
 
 
 @dataclass
@@ -61,7 +58,7 @@ class Problem:
         for i in range(spec.state_tensors):
             inputs[f"state{i}"] = 0.5 * normal(batch, spec.hidden_size)
         inputs = {name: t.float().double() for name, t in inputs.items()}
-        widths = dict.fromkeys(OUTPUTS, spec.latent_size) | {"raw": spec.output_size}
+        widths = dict.fromkeys(PER_STEP, spec.latent_size) | {"raw": spec.output_size}
         upstream = {
             n: normal(steps, batch, w) if n not in ("nll", "kl") else normal(steps, batch) for n, w in widths.items()
         }
@@ -84,8 +81,8 @@ class Problem:
         recompute: bool = False,
         between: Callable[[], object] = lambda: None,
     ) -> dict[str, Tensor]:
-        """Every output and, as ``d <input>``, every gradient, on the CPU again; ``between`` forward and backward
-        something may happen."""
+        """Compute every output and, as ``d <input>``, every gradient, on the CPU again; ``between`` forward and
+        backward something may happen."""
         leaves = {name: t.to(device, dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
         state = tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors))
         flags: dict[str, Any] = {
@@ -94,7 +91,7 @@ class Problem:
         batch = Batch(leaves["x"], leaves["eps"], state, self.lengths, leaves.get("cond"), **flags)
         parameters = [leaves[p.name] for p in self.spec.parameters()]
         result = executor.run(self.spec, parameters, batch, Want(prior=True, raw=True, recompute=recompute))
-        outputs = {name: getattr(result, name) for name in OUTPUTS}
+        outputs = {name: getattr(result, name) for name in PER_STEP}
         outputs |= {f"final{i}": s for i, s in enumerate(result.state)}
         reached = {name: t for name, t in outputs.items() if t.requires_grad and name in self.upstream}
         between()

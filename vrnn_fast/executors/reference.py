@@ -36,17 +36,17 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def unavailable() -> str | None:
-    """None: it runs wherever torch does."""
+    """Return None: it runs wherever torch does."""
     return None
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None: it runs every spec, device and floating dtype."""
+    """Return None: it runs every spec, device and floating dtype."""
     return None
 
 
 def launches(spec: CellSpec) -> str:
-    """What one forward and one backward cost in launches."""
+    """Say what one forward and one backward cost in launches."""
     return "a Python loop over time, forward and backward: the number of launches grows with T"
 
 
@@ -56,7 +56,7 @@ def source(spec: CellSpec, x: Tensor) -> str:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off: every executor computes in the parameters' dtype."""
+    """Turn autocast off: every executor computes in the parameters' dtype."""
     if device.type == "meta":
         return nullcontext()
     if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device.type):
@@ -64,7 +64,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-class Cell:
+class Equations:
     """The networks of one cell as functions of tensors whose last dimension is features."""
 
     def __init__(self, spec: CellSpec, parameters: Sequence[Tensor]) -> None:
@@ -85,7 +85,7 @@ class Cell:
         ]
 
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
-        """What the heads of a network give; for one without heads, its last hidden layer."""
+        """Compute what the heads of a network give; for one without heads, its last hidden layer."""
         hidden, heads = self.networks[name]
         x = _chain(hidden, x)
         return [_chain(head, x) for head in heads] or [x]
@@ -95,34 +95,34 @@ class Cell:
         return MeanStd(mean, standard_deviation(self.spec.std, raw))
 
     def _input(self, name: str, **sources: Tensor | None) -> Tensor:
-        """What a network, or the ``cell``, reads of the sources, side by side."""
+        """Put side by side what a network, or the ``cell``, reads of the sources."""
         return torch.cat([cast(Tensor, sources[source]) for source in self.spec.inputs(name)], -1)
 
     def top(self, state: tuple[Tensor, ...]) -> Tensor:
-        """The h that the networks read."""
+        """Return the h that the networks read."""
         return state[self.spec.num_layers - 1]
 
     def phi_x(self, x: Tensor) -> Tensor:
-        """Features of x_t."""
+        """Compute the features of x_t."""
         return self._network("phi_x", x)[0]
 
     def phi_z(self, z: Tensor) -> Tensor:
-        """Features of z_t."""
+        """Compute the features of z_t."""
         return self._network("phi_z", z)[0]
 
     def prior(self, h: Tensor, cond: Tensor | None = None) -> MeanStd:
-        """p(z_t | h_{t-1}), eq. 5, or N(0, 1)."""
+        """Compute p(z_t | h_{t-1}), eq. 5, or N(0, 1)."""
         if self.spec.prior is None:
             zeros = h.new_zeros((*h.shape[:-1], self.spec.latent_size))
             return MeanStd(zeros, torch.ones_like(zeros))
         return self._gaussian("prior", self._input("prior", cond=cond, h=h))
 
     def decoder(self, phi_z: Tensor, h: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
+        """Compute the raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
         return torch.cat(self._network("decoder", self._input("decoder", cond=cond, phi_z=phi_z, h=h)), -1)
 
     def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd, cond: Tensor | None = None) -> MeanStd:
-        """q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior. Without z the prior."""
+        """Compute q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior. Without z the prior."""
         if not self.spec.latent_size:
             return prior
         mean, std = self._gaussian("encoder", self._input("encoder", phi_x=phi_x, cond=cond, h=h))
@@ -131,7 +131,8 @@ class Cell:
     def recur(
         self, phi_x: Tensor, phi_z: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute it."""
+        """Compute h_t = cell(phi_x(x_t), phi_z(z_t), h_{t-1}), eq. 7, as ``torch.nn.GRU``, ``LSTM`` and ``RNN`` compute
+        it."""
         layers = self.spec.num_layers
         x = self._input("cell", phi_x=phi_x, phi_z=phi_z, cond=cond)
         after = []
@@ -157,26 +158,27 @@ class Cell:
 
 
 def _chain(layers: Layers, x: Tensor) -> Tensor:
-    """One layer after the other."""
+    """Run one layer after the other."""
     for weight, bias, activation in layers:
         x = activation(F.linear(x, weight, bias))
     return x
 
 
 def kl_divergence(q: MeanStd, p: MeanStd) -> Tensor:
-    """KL(q || p) of diagonal Gaussians in nats, summed over the last dimension."""
+    """Compute KL(q || p) of diagonal Gaussians in nats, summed over the last dimension."""
     ratio = q.std / p.std
     return (0.5 * (ratio.square() + ((q.mean - p.mean) / p.std).square() - 1) - ratio.log()).sum(-1)
 
 
 def log_ratio(z: Tensor, eps: Tensor, q: MeanStd, p: MeanStd) -> Tensor:
-    """log q(z) - log p(z) of diagonal Gaussians in nats at z = q.mean + q.std * eps, summed over the last dimension."""
+    """Compute log q(z) - log p(z) of diagonal Gaussians in nats at z = q.mean + q.std * eps, summed over the last
+    dimension."""
     return (0.5 * (((z - p.mean) / p.std).square() - eps.square()) - (q.std / p.std).log()).sum(-1)
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
     """See :class:`vrnn_fast.executors.Executor`. Autograd keeps what it keeps, whatever ``recompute`` says."""
-    cell, real = Cell(spec, parameters), batch.real()
+    cell, real = Equations(spec, parameters), batch.real()
     x, eps, state, lengths, cond, resets, mask, uniforms, threshold = batch
     if real is not None:
         real = real.unsqueeze(-1)
@@ -260,7 +262,7 @@ def generate_by(
     cond: Tensor | None,
 ) -> Played:
     """Let a cell run on its own, x_t = draw(decoder's raw output, t)."""
-    cell = Cell(spec, parameters)
+    cell = Equations(spec, parameters)
     steps = []
     for t in range(eps.shape[0]):
         h, cond_t = cell.top(state), None if cond is None else cond[t]
@@ -287,14 +289,14 @@ def step_of_run(
     batch: Batch,
     want: Want,
 ) -> StepResult:
-    """A step as an executor's ``run`` over a sequence of one, and the prediction in plain torch."""
+    """Make a step of an executor's ``run`` over a sequence of one, and the prediction in plain torch."""
     start, cond = layers_of(batch.state), batch.cond
     sequence = Batch(batch.x.unsqueeze(0), batch.eps.unsqueeze(0), start)
     if cond is not None:
         sequence = sequence._replace(cond=cond.unsqueeze(0))
     with full_precision(batch.x.device):
         result = run(spec, parameters, sequence, want)
-        cell = Cell(spec, parameters)
+        cell = Equations(spec, parameters)
         h = cell.top(start)
         predicted = cell.decoder(cell.phi_z(cell.prior(h, cond).mean), h, cond)
     return StepResult(
@@ -307,7 +309,8 @@ def step_of_run(
 
 
 def _nll(spec: CellSpec, raw: Tensor, x: Tensor, observed: Tensor | None) -> Tensor:
-    """-log p(x_t | z_<=t, x_<t) of each row, over what was observed; zero where an object outside computes it."""
+    """Compute -log p(x_t | z_<=t, x_<t) of each row, over what was observed; zero where an object outside computes
+    it."""
     if spec.likelihood == "external":
         return x.new_zeros(x.shape[:-1])
     if observed is not None:

@@ -28,7 +28,7 @@ TIMES, ROUNDINGS = 4.0, 8.0
 
 
 @dataclass(frozen=True)
-class Structure:
+class TrialStructure:
     """A cell and the shape of a batch of it."""
 
     name: str
@@ -65,18 +65,18 @@ _RAGGED = tuple(i % 6 for i in range(19))
 _EVERYWHERE = ("encoder", "prior", "decoder", "cell")
 
 STRUCTURES = (
-    Structure("gru", _cell()),
-    Structure("gru in bfloat16", _cell(), torch.bfloat16),
-    Structure("gru in float16", _cell(), torch.float16),
-    Structure("gru of one step and one sequence", _cell(17), steps=1, batch=1),
-    Structure("gru, ragged, with resets", _cell(**_DEEP), lengths=_RAGGED, options={"resets": True, "mask": True}),
-    Structure("lstm of two layers", _cell(cell="lstm", num_layers=2, **_GAUSSIAN)),
-    Structure("lstm in bfloat16, ragged", _cell(cell="lstm", **_DEEP), torch.bfloat16, lengths=_RAGGED),
-    Structure("rnn", _cell(cell="rnn", nonlinearity="elu", **_DEEP)),
-    Structure("residual and conditioned", _cell(residual=True, cond_size=3, cond_networks=_EVERYWHERE)),
-    Structure("standard normal prior", _cell(prior=None, std=Std("log_variance"))),
-    Structure("without z", _cell(latent_size=0, phi_z=(), encoder=(), prior=None)),
-    Structure("particle filter", _cell(objective="particle_filter"), batch=20, options={"particles": 4}),
+    TrialStructure("gru", _cell()),
+    TrialStructure("gru in bfloat16", _cell(), torch.bfloat16),
+    TrialStructure("gru in float16", _cell(), torch.float16),
+    TrialStructure("gru of one step and one sequence", _cell(17), steps=1, batch=1),
+    TrialStructure("gru, ragged, with resets", _cell(**_DEEP), lengths=_RAGGED, options={"resets": True, "mask": True}),
+    TrialStructure("lstm of two layers", _cell(cell="lstm", num_layers=2, **_GAUSSIAN)),
+    TrialStructure("lstm in bfloat16, ragged", _cell(cell="lstm", **_DEEP), torch.bfloat16, lengths=_RAGGED),
+    TrialStructure("rnn", _cell(cell="rnn", nonlinearity="elu", **_DEEP)),
+    TrialStructure("residual and conditioned", _cell(residual=True, cond_size=3, cond_networks=_EVERYWHERE)),
+    TrialStructure("standard normal prior", _cell(prior=None, std=Std("log_variance"))),
+    TrialStructure("without z", _cell(latent_size=0, phi_z=(), encoder=(), prior=None)),
+    TrialStructure("particle filter", _cell(objective="particle_filter"), batch=20, options={"particles": 4}),
 )
 
 
@@ -85,7 +85,7 @@ def findings(executor: Runs, device: torch.device) -> Iterator[Finding]:
     return (finding(executor, device, structure) for structure in STRUCTURES)
 
 
-def finding(executor: Runs, device: torch.device, structure: Structure) -> Finding:
+def finding(executor: Runs, device: torch.device, structure: TrialStructure) -> Finding:
     """Try one structure."""
     like = torch.empty((1, 1, 1), dtype=structure.dtype, device=device)
     refuses = getattr(executor, "refuses", None)
@@ -109,7 +109,8 @@ def finding(executor: Runs, device: torch.device, structure: Structure) -> Findi
 
 
 def _differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> str | None:
-    """What of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may differ."""
+    """Find what of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may
+    differ."""
     names = (name for name in first if not name.startswith("d ") and name in second)
     return next((n for n in names if not torch.equal(first[n].nan_to_num(), second[n].nan_to_num())), None)
 

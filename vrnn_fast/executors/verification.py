@@ -51,13 +51,13 @@ class Outcome:
     seconds: float = 0.0
 
     def as_json(self) -> str:
-        """What :func:`remembered` reads, and what can be sent as a record."""
+        """Write what :func:`remembered` reads, and what can be sent as a record."""
         return json.dumps(asdict(self), indent=1)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def distrusted(executor: str, device: torch.device) -> str | None:
-    """None if the executor has proven itself on this device, else why ``auto`` does not take it."""
+    """Return None if the executor has proven itself on this device, else why ``auto`` does not take it."""
     return _distrusted(executor, str(device))
 
 
@@ -70,8 +70,8 @@ def _distrusted(executor: str, device: str) -> str | None:
 
 
 def verified(executor: str, device: torch.device, *, again: bool = False) -> Outcome:
-    """The outcome of the executor's trial on this device: the one on disk, or, if there is none or ``again``, of a new
-    one."""
+    """Return the outcome of the executor's trial on this device: the one on disk, or, if there is none or ``again``, of
+    a new one."""
     where = surroundings(device)
     key = hashlib.sha256(json.dumps([executor, where]).encode()).hexdigest()[:16]
     folder = cache_directory() / "verified"
@@ -93,7 +93,7 @@ def verified(executor: str, device: torch.device, *, again: bool = False) -> Out
 
 
 def remembered(path: Path) -> Outcome | None:
-    """The outcome in a file; None if there is none that can be read."""
+    """Read the outcome in a file; None if there is none that can be read."""
     try:
         return Outcome(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -101,7 +101,7 @@ def remembered(path: Path) -> Outcome | None:
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
-    """All that an outcome depends on."""
+    """Return all that an outcome depends on."""
     found = {"device": _processor(), "driver": "none"}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -128,12 +128,12 @@ def _version(package: str) -> str:
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    """Of all that makes a kernel: a checkout changes without a new version."""
-    whole, package = hashlib.sha256(), Path(__file__).parents[1]
+    """Digest all that makes a kernel: a checkout changes without a new version."""
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(path for folder in (package, package.parent / "csrc") for path in folder.rglob("*")):
         if path.suffix in (".py", ".so", ".h", ".cu") and path.parent.name != "training":
-            whole.update(path.read_bytes())
-    return whole.hexdigest()[:16]
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def attempt(

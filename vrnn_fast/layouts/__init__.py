@@ -22,7 +22,8 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layout:
-    """The layout that was asked for, or for ``"auto"`` the one of these shapes; ``found`` describes them in words.
+    """Choose the layout that was asked for, or for ``"auto"`` the one of these shapes; ``found`` describes them in
+    words.
 
     Raises:
         LayoutError: they are of no known layout. ValueError, TypeError: ``layout`` is none.
@@ -41,7 +42,8 @@ def chosen(layout: str | Mapping[str, Any], shapes: Shapes, found: str) -> Layou
 
 
 def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
-    """The share of its paths that the layout asked for, or the closest known one, does not find in ``shapes``."""
+    """Return the share of its paths that the layout asked for, or the closest known one, does not find in
+    ``shapes``."""
     every = [known.variant(shapes) for known in LAYOUTS] if layout == "auto" else [chosen(layout, shapes, "")]
     return min(_lacking(known, shapes) for known in every)
 
@@ -51,7 +53,7 @@ def _lacking(known: Layout, shapes: Shapes) -> float:
 
 
 def _recognised(shapes: Shapes, found: str) -> Layout:
-    """The layout that has all of its names in ``shapes``.
+    """Find the layout that has all of its names in ``shapes``.
 
     Raises:
         LayoutError: there is none; the message tells what each one lacks, the closest first, and what was ``found``.
@@ -60,9 +62,9 @@ def _recognised(shapes: Shapes, found: str) -> Layout:
     ordered = sorted(((_lacking(known, shapes), known) for known in every), key=lambda pair: pair[0])
     if ordered[0][0] == 0:
         return ordered[0][1]
-    told = [
+    lines = [
         f"{known}: looked for {', '.join(known.roles.paths())}; "
         + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
         for share, known in ordered
     ]
-    raise LayoutError("\n  ".join(["no known layout.", *told, f"found: {found}"]))
+    raise LayoutError("\n  ".join(["no known layout.", *lines, f"found: {found}"]))

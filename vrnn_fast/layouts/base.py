@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checks
 from ..cell.spec import Activations, Std
 from ..likelihoods import Gaussian, Likelihood
 from . import outside
@@ -66,6 +67,13 @@ class Run(NamedTuple):
         before: the same before the last step, where the outcome asks for it; else None.
         raws: (T, B, Z) what posterior and prior have their standard deviations from, where the layout wants them.
         target: (T, B, ...) what the outputs are compared with: x, unless the layout says otherwise.
+
+    Examples:
+        >>> class Means(type(theirs)):
+        ...     def forward(self, x):
+        ...         return torch.stack(super().forward(x)[2][0])
+        >>> accelerate(Means(3, 16, 2), layout={"outputs": lambda run: run.mean})(x).shape
+        torch.Size([5, 4, 2])
     """
 
     module: nn.Module
@@ -106,7 +114,7 @@ class Outcome:
         return {}
 
     def asks_before(self, fix: frozenset[str]) -> bool:
-        """Whether it needs the state before the last step, which costs another launch."""
+        """Tell whether it needs the state before the last step, which costs another launch."""
         return False
 
     def noise(self, out: Tensor, fix: frozenset[str]) -> None:
@@ -114,23 +122,23 @@ class Outcome:
         out.normal_()
 
     def repaired(self) -> AbstractContextManager[None]:
-        """What the original needs around it to yield a number at all."""
+        """Set up what the original needs around it to yield a number at all."""
         return nullcontext()
 
     def output(self, run: Run, fix: frozenset[str]) -> Any:
-        """What the original's forward returns, with the deviations that ``fix`` names fixed, or its parts."""
+        """Return what the original's forward returns, with the deviations that ``fix`` names fixed, or its parts."""
         raise NotImplementedError
 
     def finish(self, output: Any) -> Any:
-        """What the original's forward returns, made of its parts: objects that read numbers out of tensors."""
+        """Return what the original's forward returns, made of its parts: objects that read numbers out of tensors."""
         return output
 
     def attributes(self, run: Run) -> dict[str, Any]:
-        """What the original's forward leaves as attributes of the module."""
+        """Return what the original's forward leaves as attributes of the module."""
         return {}
 
     def methods(self, original: type[nn.Module], fix: frozenset[str]) -> dict[str, Callable[..., Any]]:
-        """Further methods of the original that mending changes, as the accelerated module has them."""
+        """Return further methods of the original that mending changes, as the accelerated module has them."""
         return {}
 
 
@@ -190,11 +198,11 @@ class Layout:
         return f"layout {self.name} ({self.title})"
 
     def missing(self, shapes: Shapes) -> list[str]:
-        """The paths that this layout looks for and a model of these shapes does not have."""
+        """Return the paths that this layout looks for and a model of these shapes does not have."""
         return [p for p in self.roles.paths() if p not in self.optional and not holds(shapes, p)]
 
     def variant(self, shapes: Shapes) -> Layout:
-        """This layout, with the names that its copies of these shapes have for some roles."""
+        """Return this layout, with the names that its copies of these shapes have for some roles."""
         return self
 
     def structure(self, shapes: Shapes) -> Structure:
@@ -208,7 +216,7 @@ class Layout:
     def structures(
         self, shapes: Shapes, activations: tuple[tuple[str, Activations], ...] = ()
     ) -> tuple[Structure, ...]:
-        """:meth:`structure` of each cell, with the activations that modules told.
+        """Read each cell as :meth:`structure` does, with the activations that modules told.
 
         Raises:
             LayoutError: as there.
@@ -218,7 +226,7 @@ class Layout:
         return tuple(replace(s, widening=widening(s.spec)) if self.raws else s for s in found)
 
     def _read(self, shapes: Shapes, traits: Traits) -> Structure:
-        """One cell, without the networks that are apart."""
+        """Read one cell, without the networks that are apart."""
         roles = self._roles(shapes)
         if "phi_x" in self.apart:
             roles = replace(roles, phi_x="")
@@ -236,7 +244,7 @@ class Layout:
         return replace(found, names=names, heads=heads, passed=Passed(place, width))
 
     def cells(self, shapes: Shapes) -> tuple[Layout, ...]:
-        """The layout of each cell: of every agent where there is a list of them."""
+        """Return the layout of each cell: of every agent where there is a list of them."""
         if not self.listed(shapes):
             return (self,)
         agents = itertools.takewhile(lambda i: holds(shapes, f"{self.roles.cell}.{i}"), itertools.count())
@@ -246,28 +254,28 @@ class Layout:
         )
 
     def listed(self, shapes: Shapes) -> bool:
-        """Whether every role is played by a list of sub-modules, one for each agent.
+        """Tell whether every role is played by a list of sub-modules, one for each agent.
 
         That of the cell tells a list of one from a Sequential, in which no cell lies.
         """
         return all(holds(shapes, f"{path}.0") for path in self._roles(shapes).paths() if holds(shapes, path))
 
     def _roles(self, shapes: Shapes) -> Roles:
-        """The roles that are played in a model of these shapes."""
+        """Return the roles that are played in a model of these shapes."""
         heads = tuple(p for p in self.roles.decoder_heads if p not in self.optional or holds(shapes, p))
         return replace(self.roles, decoder_heads=heads)
 
     def refined(self, model: nn.Module) -> Layout:
-        """This layout, with what attributes of the model tell of it."""
+        """Return this layout, with what attributes of the model tell of it."""
         return self
 
     def outcomes(self, model: nn.Module, structure: Structure) -> Iterator[Outcome]:
-        """What the original may compute, likeliest first; the proof takes the first that it does compute, or finds
-        another by running."""
+        """Yield what the original may compute, likeliest first; the proof takes the first that it does compute, or
+        finds another by running."""
         yield from ()
 
     def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Any, ...]:
-        """Arguments that the model is meant for."""
+        """Make arguments that the model is meant for."""
         if "phi_x" in self.apart:
             x = outside.example(self.roles.phi_x, model.get_submodule(self.roles.phi_x), steps, batch)
         else:
@@ -275,12 +283,12 @@ class Layout:
         return (x.transpose(0, 1) if self.batch_first else x,)
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
-        """What a call's arguments give to a launch; by default the first one is x."""
+        """Return what a call's arguments give to a launch; by default the first one is x."""
         x = sequence(*next(iter(arguments.items())), self.batch_first, features="phi_x" not in self.apart)
         return Sequences(x, lengths=arguments.get(self.lengths))
 
     def given(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
-        """:meth:`sequences`, or what the user's own function makes.
+        """Return :meth:`sequences`, or what the user's own function makes.
 
         Raises:
             TypeError: that gives no tuple of one to four.
@@ -293,7 +301,7 @@ class Layout:
         return Sequences(*found)
 
     def start(self, arguments: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
-        """The (B, H) tensors to start from, or None for zeros."""
+        """Return the (B, H) tensors to start from, or None for zeros."""
         state = arguments.get(self.state)
         if state is None:
             return None
@@ -301,12 +309,12 @@ class Layout:
         return tuple(layer for part in parts for layer in (part.unbind(0) if part.dim() == 3 else (part,)))
 
     def beside(self, shapes: Shapes) -> dict[str, str]:
-        """Our names of parameters that are no part of the cell, and theirs."""
+        """Return our names of parameters that are no part of the cell, and theirs."""
         return {}
 
     def arguments(self, structure: Structure, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes and those that
-        are ``given``, or in place of these.
+        """Return the arguments of the :class:`vrnn_fast.VRNN` that holds a checkpoint of this layout, beside its sizes
+        and those that are ``given``, or in place of these.
 
         Raises:
             LayoutError: one that is given does not fit this layout, or one is not given that nothing tells.
@@ -314,7 +322,7 @@ class Layout:
         return {}
 
     def output_likelihood(self, structure: Structure, given: Mapping[str, Any], std: Std) -> dict[str, Any]:
-        """The likelihood of a decoder with a mean and perhaps a standard deviation, by :meth:`arguments`.
+        """Make the likelihood of a decoder with a mean and perhaps a standard deviation, by :meth:`arguments`.
 
         ``std`` is how the latter comes from its head, unless another one is ``given``. A bare mean beside it is a
         Gaussian's; what else a module behind the mean makes of it, no checkpoint tells.
@@ -333,28 +341,27 @@ class Layout:
                 f"likelihood='bernoulli' if a sigmoid follows it{beside}, or another (--likelihood on the command line)"
             )
         if likelihood == "gaussian":
-            told = given.get("std", std)
-            likelihood = Gaussian(std=told if isinstance(told, Std) else Std(told))
+            wanted = given.get("std", std)
+            likelihood = Gaussian(std=wanted if isinstance(wanted, Std) else Std(wanted))
         return {"likelihood": likelihood}
 
     def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
-        """A checkpoint's tensors as the module with this likelihood has them."""
+        """Return a checkpoint's tensors as the module with this likelihood has them."""
         return tensors
 
 
 def holds(shapes: Shapes, path: str) -> bool:
-    """Whether a model of these shapes has something at ``path``."""
+    """Tell whether a model of these shapes has something at ``path``."""
     return any(name.startswith(f"{path}.") for name in shapes)
 
 
 def sequence(name: str, value: object, batch_first: bool, *, features: bool = True) -> Tensor:
-    """A sequence (T, B, .) or (B, T, .) as (T, B, .). Without ``features`` each entry may have any shape.
+    """Return a sequence (T, B, .) or (B, T, .) as (T, B, .). Without ``features`` each entry may have any shape.
 
     Raises:
         TypeError: it is no tensor. ValueError: it has not three dimensions, or not two.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    value = checks.any_tensor(name, value)
     if value.dim() != 3 if features else value.dim() < 2:
         sizes = ("B, T" if batch_first else "T, B") + (", X" if features else ", ...")
         meant = "3 dimensions" if features else "2 dimensions or more"
@@ -363,10 +370,10 @@ def sequence(name: str, value: object, batch_first: bool, *, features: bool = Tr
 
 
 def steps_of(tensor: Tensor) -> list[Tensor]:
-    """(T, B, .) as a list of T tensors (B, .)."""
+    """Cut (T, B, .) into a list of T tensors (B, .)."""
     return list(tensor.unbind(0))
 
 
 def std_of(raw: Tensor) -> Tensor:
-    """As ``nn.Softplus`` computes it."""
+    """Compute it as ``nn.Softplus`` does."""
     return F.softplus(raw)

@@ -50,7 +50,7 @@ class DynamicalOutcome(Outcome):
 
 
 def _mended(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The method without what it gives for the KL of the prior to itself, which is zero.
+    """Return the method without what it gives for the KL of the prior to itself, which is zero.
 
     That excess is told by its growth when every latent is there twice.
     """

@@ -46,7 +46,7 @@ class _Copied(Outcome):
         )
 
     def kl(self, run: Run, fix: frozenset[str]) -> Tensor:
-        """Of everything, in nats."""
+        """Compute the KL of everything, in nats."""
         q, p = MeanStd(run.mean, run.std), MeanStd(run.prior_mean, run.prior_std)
         return losses.kl(q, p, 0.0 if "kl" in fix else self.eps).sum()
 
@@ -102,7 +102,7 @@ class CopiedGaussian(_Copied):
 
 @contextmanager
 def _logarithms_of_numbers() -> Iterator[None]:
-    """``torch.log`` also of a number, as the original means it, in this thread alone.
+    """Let ``torch.log`` take a number too, as the original means it, in this thread alone.
 
     The call fails before it asks for any mode of torch. So the function itself is another one meanwhile, which does in
     other threads what it did. Proofs run one at a time: nobody else puts one in its place.
@@ -124,7 +124,7 @@ class Copied(Layout):
     """With two heads of the decoder and standard deviations it computes what the original does, else what is found."""
 
     def variant(self, shapes: Shapes) -> Layout:
-        """With ``*_logvar`` for log variances, and the last layer of ``dec`` where the mean has no head of its own."""
+        """Take ``*_logvar`` for log variances, and the last layer of ``dec`` where the mean has no head of its own."""
         mean, *deviations = self.roles.decoder_heads
 
         def named(path: str) -> str:
@@ -144,7 +144,7 @@ class Copied(Layout):
         )
 
     def refined(self, model: nn.Module) -> Layout:
-        """A log variance by name may be a standard deviation by what follows it."""
+        """Take a log variance by name for a standard deviation where what follows it makes it one."""
         last = chain(parameter_shapes(model), self.roles.encoder_std)[-1:]
         if self.traits.std == _LOGVAR and last and class_after(model, last[0]) is nn.Softplus:
             return replace(self, traits=replace(self.traits, std=Std(floor=0.0)))
@@ -171,7 +171,7 @@ class Copied(Layout):
 
 
 def sample(self: Any, seq_len: int) -> Tensor:
-    """One sequence (seq_len, X) of the decoder's means, each fed back."""
+    """Draw one sequence (seq_len, X) of the decoder's means, each fed back."""
     heads = self._recipe.structures[0].heads
     bernoulli = class_after(self, heads[0]) is nn.Sigmoid
     player = Player(self, "bernoulli" if bernoulli else "gaussian", 1 if bernoulli else 2)

@@ -15,18 +15,20 @@ EPS = torch.finfo(torch.float32).eps  # what models of float32 add inside of log
 
 
 def kl(q: MeanStd, p: MeanStd, eps: float = 0.0) -> Tensor:
-    """KL(q to p) of diagonal Gaussians. With ``eps`` it is added to the standard deviations inside the logarithms."""
+    """Compute KL(q to p) of diagonal Gaussians. With ``eps`` it is added to the standard deviations inside the
+    logarithms."""
     logs = 2 * torch.log(p.std + eps) - 2 * torch.log(q.std + eps)
     return 0.5 * (logs + (q.std.square() + (q.mean - p.mean).square()) / p.std.square() - 1)
 
 
 def bernoulli(raw: Tensor, x: Tensor) -> Tensor:
-    """-log Bernoulli(x; sigmoid(raw))."""
+    """Compute -log Bernoulli(x; sigmoid(raw))."""
     return -(x * F.logsigmoid(raw) + (1 - x) * F.logsigmoid(-raw))
 
 
 def bernoulli_with_eps(raw: Tensor, mean: Tensor, x: Tensor, eps: float, floor: float) -> Tensor:
-    """-x log(mean + floor) - (1 - x) log(1 - mean - eps), and the logarithm without them where there is none."""
+    """Compute -x log(mean + floor) - (1 - x) log(1 - mean - eps), and the logarithm without them where there is
+    none."""
 
     def log(value: Tensor, instead: Tensor) -> Tensor:
         good = value > 0
@@ -36,5 +38,5 @@ def bernoulli_with_eps(raw: Tensor, mean: Tensor, x: Tensor, eps: float, floor: 
 
 
 def gaussian(mean: Tensor, std: Tensor, x: Tensor, eps: float = 0.0) -> Tensor:
-    """-log N(x; mean, std²), with ``eps`` added inside the logarithm."""
+    """Compute -log N(x; mean, std²), with ``eps`` added inside the logarithm."""
     return torch.log(std + eps) + HALF_LOG_TWO_PI + (x - mean).square() / (2 * std.square())

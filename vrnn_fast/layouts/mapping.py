@@ -10,6 +10,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..cell.spec import ACTIVATIONS, Conditioned, Std
 from .base import Layout, Outcome, Run, Sequences, sequence
 from .structure import LayoutError, Roles
@@ -67,7 +68,7 @@ class Named:
     batch_first: bool
 
     def __call__(self, module: nn.Module, **arguments: Any) -> Sequences:
-        """Each of them without its first ``skip`` steps."""
+        """Return each of them without its first ``skip`` steps."""
         x = self.x or next(iter(arguments))
 
         def steps(name: str, *, features: bool = True) -> Tensor | None:
@@ -87,7 +88,7 @@ class Named:
     def example(
         self, arguments: Mapping[str, Any], features: int, cond: int, steps: int, batch: int
     ) -> tuple[Any, ...]:
-        """All arguments of forward: sequences for those that are named, defaults for others.
+        """Return all arguments of forward: sequences for those that are named, defaults for others.
 
         Raises:
             LayoutError: another one has no default.
@@ -106,7 +107,7 @@ class Named:
 
 
 def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
-    """The layout that a mapping describes.
+    """Describe a layout by a mapping.
 
     Its keys are the roles of :class:`Roles`, each with the path of a sub-module (``decoder_heads`` with a tuple of
     them, ``""`` where there is no such network), and these. What the cell is:
@@ -153,13 +154,11 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
     base = bases.get(layout.get("like", "eager-vrnn"))
     if base is None:
         raise LayoutError(f"layout['like'] must be one of {', '.join(bases)}, got {in_words(layout['like'])}")
-    roles = {name: layout[name] for name in _ROLES if name in layout}
-    for name, path in roles.items():
-        if name == "decoder_heads":
-            roles[name] = path = (path,) if isinstance(path, str) else tuple(path)
-        if not all(isinstance(p, str) for p in (path if name == "decoder_heads" else (path,))):
-            raise LayoutError(f"layout[{name!r}] must be the path of a sub-module, got {in_words(path)}")
     _check(layout)
+    roles = {name: layout[name] for name in _ROLES if name in layout}
+    if "decoder_heads" in roles:
+        heads = roles["decoder_heads"]
+        roles["decoder_heads"] = (heads,) if isinstance(heads, str) else tuple(heads)
     traits = {name: layout[name] for name in ("activation", "std", "residual") if name in layout}
     if isinstance(layout.get("activation"), Mapping):
         traits["activations"] = tuple(traits.pop("activation").items())
@@ -192,40 +191,42 @@ def mapped(layout: Mapping[str, Any], known: Iterable[Layout]) -> Layout:
 
 def _check(layout: Mapping[str, Any]) -> None:
     """Raise LayoutError for a value of the wrong kind, and for keys that exclude each other."""
-    for name in ("outputs", "noise", "sequences"):
-        if name in layout and not callable(layout[name]):
-            raise LayoutError(f"layout[{name!r}] must be a function, got {in_words(layout[name])}")
-    for name in ("batch_first", "residual"):
-        if not isinstance(layout.get(name, False), bool):
-            raise LayoutError(f"layout[{name!r}] must be True or False, got {in_words(layout[name])}")
-    for name in _NAMES:
-        if not isinstance(layout.get(name, ""), str):
-            raise LayoutError(
-                f"layout[{name!r}] must be the name of an argument of forward, got {in_words(layout[name])}"
-            )
-    skip = layout.get("skip", 0)
-    if not isinstance(skip, int) or isinstance(skip, bool) or skip < 0:
-        raise LayoutError(f"layout['skip'] must be an int >= 0, got {in_words(skip)}")
-    activation = layout.get("activation", "relu")
-    if not isinstance(activation, Mapping) and activation not in ACTIVATIONS:
-        raise LayoutError(
-            f"layout['activation'] must be one of {', '.join(ACTIVATIONS)}, or a mapping, got {in_words(activation)}"
-        )
-    if not isinstance(layout.get("std", Std()), Std):
-        raise LayoutError(f"layout['std'] must be a vrnn_fast.Std, got {in_words(layout['std'])}")
-    for name in ("cond_networks", "outside"):
-        value = layout.get(name, ())
-        if isinstance(value, str) or not all(isinstance(entry, str) for entry in value):
-            raise LayoutError(f"layout[{name!r}] must be a tuple of names, got {in_words(value)}")
-    strange = [name for name in layout.get("cond_networks", ()) if name not in get_args(Conditioned)]
-    if strange:
-        raise LayoutError(f"layout['cond_networks'] may hold {', '.join(get_args(Conditioned))}, got {strange[0]!r}")
+    try:
+        for name, value in layout.items():
+            _check_value(name, f"layout[{name!r}]", value)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(str(error)) from None
     for name in ("noise", "x", "cond", "target"):
         if name in layout and "outputs" not in layout:
             raise LayoutError(f"layout[{name!r}] goes with layout['outputs']")
     beside = [name for name in _INSTEAD if name in layout]
     if "sequences" in layout and beside:
         raise LayoutError(f"layout['sequences'] stands for {', '.join(map(repr, beside))}: leave out one or the other")
+
+
+def _check_value(key: str, name: str, value: object) -> None:
+    """Raise TypeError or ValueError for a value that its key does not take; ``name`` is what the message calls it."""
+    match key:
+        case "outputs" | "noise" | "sequences":
+            checks.function(name, value)
+        case "batch_first" | "residual":
+            checks.flag(name, value)
+        case "skip":
+            checks.integer(name, value, least=0)
+        case "activation" if not isinstance(value, Mapping):
+            checks.one_of(name, value, ACTIVATIONS)
+        case "std":
+            checks.instance(name, value, Std, "a vrnn_fast.Std")
+        case "cond_networks":
+            checks.names(name, value, get_args(Conditioned))
+        case "outside":
+            checks.several(name, value)
+        case "decoder_heads":
+            checks.several(name, (value,) if isinstance(value, str) else value, "paths of sub-modules")
+        case _ if key in _NAMES:
+            checks.instance(name, value, str, "the name of an argument of forward")
+        case _ if key in _ROLES:
+            checks.instance(name, value, str, "the path of a sub-module")
 
 
 def check_names(layout: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:

@@ -13,14 +13,14 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """A module of the same class with the same attributes, parameters, buffers and children, in dictionaries of its
-    own."""
+    """Make a module of the same class with the same attributes, parameters, buffers and children, in dictionaries of
+    its own."""
     twin = module.__class__.__new__(module.__class__)
     twin.__dict__.update({n: copy.copy(v) if isinstance(v, (dict, set, list)) else v for n, v in vars(module).items()})
     return twin
 
 
-class Recurrence(nn.Module):
+class TraceableRecurrence(nn.Module):
     """The parameters and attributes of one of torch's recurrent modules.
 
     Called, it computes what that one does: methods of the original that step through time themselves go on working.
@@ -34,23 +34,23 @@ class Recurrence(nn.Module):
         self._skeleton = (skeleton,)  # in a tuple: not a sub-module
 
     def forward(self, *args: Any) -> Any:
-        """As the module it stands for."""
+        """Run as the module it stands for."""
         return functional_call(self._skeleton[0], dict(self.named_parameters(recurse=False)), args)
 
 
 def parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a call of this affine layer or recurrent cell reads, by name; nothing for any other module."""
+    """Yield what a call of this affine layer or recurrent cell reads, by name; nothing for any other module."""
     if isinstance(module, nn.Linear):
         for name in ("weight", "bias"):
             value = getattr(module, name)
             if value is not None:
                 yield name, value
-    elif isinstance(module, (*RECURRENT, Recurrence)):
+    elif isinstance(module, (*RECURRENT, TraceableRecurrence)):
         yield from module.named_parameters(recurse=False)
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of all affine layers and recurrent cells by name, as their calls see them."""
+    """Return the shapes of all affine layers and recurrent cells by name, as their calls see them."""
     return {
         f"{path}.{leaf}": tuple(value.shape)
         for path, module in model.named_modules(remove_duplicate=False)
@@ -59,7 +59,7 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def class_after(model: nn.Module, prefix: str) -> type[nn.Module] | None:
-    """The class of the module that an ``nn.Sequential`` calls after this layer; None where there is none."""
+    """Return the class of the module that an ``nn.Sequential`` calls after this layer; None where there is none."""
     parent, _, key = prefix.rpartition(".")
     beside = model.get_submodule(parent)
     if not isinstance(beside, nn.Sequential) or not parent:

@@ -18,7 +18,8 @@ from .structure import LayoutError, Roles
 
 
 def by_steps(network: nn.Module) -> bool:
-    """Whether a call for all steps at once is not the same as one for each step: it ties its rows together or draws."""
+    """Tell whether a call for all steps at once is not the same as one for each step: it ties its rows together or
+    draws."""
     return any(_ties(module) for module in network.modules())
 
 
@@ -29,13 +30,13 @@ def _ties(module: nn.Module) -> bool:
 
 
 def at_once(network: nn.Module, x: Tensor) -> Tensor:
-    """What a network of one step (B, ...) makes of all steps (T, B, ...)."""
+    """Compute what a network of one step (B, ...) makes of all steps (T, B, ...)."""
     made: Tensor = network(x.flatten(0, 1))
     return made.view(*x.shape[:2], *made.shape[1:])
 
 
 def decoded(module: nn.Module, roles: Roles, heads: Sequence[str], inputs: Tensor) -> tuple[Tensor, ...]:
-    """The decoder's heads (T, B, .) before any transform, out of what the decoder reads (T, B, .).
+    """Compute the decoder's heads (T, B, .) before any transform, out of what the decoder reads (T, B, .).
 
     ``heads`` are the paths of their last affine layers.
     """
@@ -57,7 +58,8 @@ def _head(module: nn.Module, path: str, last: str, features: Any) -> Tensor:
 
 
 def _until(module: nn.Module, path: str, last: str, x: Any) -> Any:
-    """What the Sequential at ``path`` has made of x behind its child ``last``; None if that is no child of it."""
+    """Compute what the Sequential at ``path`` has made of x behind its child ``last``; None if that is no child of
+    it."""
     if not last.startswith(f"{path}."):
         return None
     for name, child in module.get_submodule(path).named_children():
@@ -68,7 +70,7 @@ def _until(module: nn.Module, path: str, last: str, x: Any) -> Any:
 
 
 def example(path: str, network: nn.Module, steps: int, batch: int) -> Tensor:
-    """x (T, B, ...) that such a phi_x is meant for, by what it begins with.
+    """Make x (T, B, ...) that such a phi_x is meant for, by what it begins with.
 
     Raises:
         LayoutError: that does not tell.

@@ -21,7 +21,7 @@ from ..parameters import Reading, gather
 from .recipe import RunsByRecipe
 from .structure import LayoutError
 
-Named = TypeVar("Named")
+Role = TypeVar("Role")
 
 
 class FillNoise(Protocol):
@@ -66,11 +66,11 @@ class Player:
         self.executor = executors.choose(recipe.backend, self.spec, self.like)
 
     def zeros(self, batch: int) -> tuple[Tensor, ...]:
-        """A state to start from."""
+        """Make a state to start from."""
         return tuple(self.like.new_zeros((batch, self.spec.hidden_size)) for _ in range(self.spec.state_tensors))
 
     def noise(self, batch: int, *widths: int) -> tuple[Tensor, ...]:
-        """The noise of one step, (1, B, width) each, drawn in this order."""
+        """Draw the noise of one step, (1, B, width) each, drawn in this order."""
         drawn = tuple(self.like.new_empty((1, batch, width), dtype=self.drawn_as) for width in widths)
         for out in drawn:
             self.draw(out[0])
@@ -79,7 +79,8 @@ class Player:
     def play(
         self, eps: Tensor, noise: Tensor, state: tuple[Tensor, ...], *, cond: Tensor | None = None, mean: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """x (T, B, X) that the cell makes of noise eps (T, B, Z) and noise (T, B, X), and the state after it."""
+        """Compute x (T, B, X) that the cell makes of noise eps (T, B, Z) and noise (T, B, X), and the state after
+        it."""
         with full_precision(self.like.device), torch.no_grad():
             batch = Batch(noise, eps, state, cond=cond)
             return self.executor.generate(self.spec, self.parameters, batch, mean=mean)
@@ -87,14 +88,14 @@ class Player:
     def take_in(
         self, x: Tensor, eps: Tensor, state: tuple[Tensor, ...], cond: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """The state after x (T, B, X), where z comes from the prior by the noise eps (T, B, Z)."""
+        """Compute the state after x (T, B, X), where z comes from the prior by the noise eps (T, B, Z)."""
         spec, parameters = _by_prior(self.spec, self.parameters)
         with full_precision(self.like.device), torch.no_grad():
             return self.executor.run(spec, parameters, Batch(x, eps, state, cond=cond), Want()).state
 
 
 def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, list[Tensor]]:
-    """The cell whose encoder is its prior: columns of zeros for what it sees of x.
+    """Return the cell whose encoder is its prior: columns of zeros for what it sees of x.
 
     Raises:
         LayoutError: the prior is not learned.
@@ -103,8 +104,8 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
         raise LayoutError("a standard normal prior reads nothing of a prefix")
     stand_ins = {"encoder": "prior", **dict(zip(spec.head_names("encoder"), spec.head_names("prior"), strict=True))}
 
-    def as_prior(named: tuple[tuple[str, Named], ...]) -> tuple[tuple[str, Named], ...]:
-        """What is said of the prior and its heads, said of the encoder too."""
+    def as_prior(named: tuple[tuple[str, Role], ...]) -> tuple[tuple[str, Role], ...]:
+        """Say of the encoder too what is said of the prior and its heads."""
         said = dict(named)
         of_others = ((name, value) for name, value in named if name not in stand_ins)
         return *of_others, *((ours, said[theirs]) for ours, theirs in stand_ins.items() if theirs in said)
@@ -121,10 +122,10 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
             *(("encoder",) if "prior" in spec.cond_networks else ()),
         ),
     )
-    held = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
+    values = dict(zip((name for name, _ in spec.parameters()), parameters, strict=True))
     first = blind.network("encoder").first
     for ours, theirs in zip(blind.network("encoder").layers, spec.network("prior").layers, strict=True):
-        weight = held[theirs.weight]
+        weight = values[theirs.weight]
         if ours in first:
             parts = {
                 source: weight.narrow(1, spec.column("prior", source), width)
@@ -132,5 +133,5 @@ def _by_prior(spec: CellSpec, parameters: Sequence[Tensor]) -> tuple[CellSpec, l
             }
             unseen = weight.new_zeros((ours.outputs, spec.phi_x_size))
             weight = torch.cat([parts.get(source, unseen) for source in blind.inputs("encoder")], 1)
-        held |= {ours.weight: weight, ours.bias: held[theirs.bias]}
-    return blind, [held[name] for name, _ in blind.parameters()]
+        values |= {ours.weight: weight, ours.bias: values[theirs.bias]}
+    return blind, [values[name] for name, _ in blind.parameters()]

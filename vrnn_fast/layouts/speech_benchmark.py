@@ -135,7 +135,7 @@ class Audio(Layout):
             yield AudioOutcome({name: known[name] for name in _METRICS})
 
     def example(self, model: nn.Module, features: int, steps: int, batch: int) -> tuple[Any, ...]:
-        """x alone, or with lengths, beta, free nats and a state."""
+        """Make x alone, or with lengths, beta, free nats and a state."""
         parameters = dict(model.named_parameters())
         samples = steps * parameters[f"{_ENCODER}.2.weight"].shape[1]
         cell = self.roles.cell
@@ -145,13 +145,13 @@ class Audio(Layout):
         return (x, lengths, 0.7, 0.1, state)[: 5 if len(_needed(model)) == 2 else 1]
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
-        """The encoder's features (B, T, .) of the first argument, as (T, B, .)."""
+        """Compute the encoder's features (B, T, .) of the first argument, as (T, B, .)."""
         x = next(iter(arguments.values()))
         features: Tensor = module.get_submodule(_ENCODER)(x.unsqueeze(-1) if x.dim() == 2 else x)
         return Sequences(features.transpose(0, 1), lengths=arguments.get(self.lengths))
 
     def structure(self, shapes: Shapes) -> Structure:
-        """With the encoder as phi_x."""
+        """Read it with the encoder as phi_x."""
         traits = replace(self.traits, activations=(("phi_x", "leaky_relu"), ("decoder", "leaky_relu")))
         return replace(self, roles=replace(self.roles, phi_x=_ENCODER), traits=traits).structures(shapes)[0]
 
@@ -176,7 +176,7 @@ class Audio(Layout):
         return {"likelihood": likelihood}
 
     def completed(self, tensors: Mapping[str, Tensor], likelihood: Likelihood) -> Mapping[str, Tensor]:
-        """With the logit of a mixture of one Gaussian, which says nothing."""
+        """Add the logit of a mixture of one Gaussian, which says nothing."""
         layer = {name: tensors[name] for name in self.beside({}).values()}
         if not isinstance(likelihood, SharedMixture) or any(len(t) != 2 for t in layer.values()):
             return tensors
@@ -184,7 +184,7 @@ class Audio(Layout):
 
 
 def _gaussian(structure: Structure) -> SharedMixture:
-    """One Gaussian for each sample, or a mixture of them."""
+    """Return one Gaussian for each sample, or a mixture of them."""
     spec = structure.spec
     width, rest = divmod(spec.output_size, spec.input_size)
     if rest or (width != 2 and width % 3):
@@ -198,7 +198,7 @@ def _gaussian(structure: Structure) -> SharedMixture:
 
 
 def _needed(model: nn.Module) -> list[str]:
-    """The arguments that forward cannot do without: x, and in the original the lengths."""
+    """Return the arguments that forward cannot do without: x, and in the original the lengths."""
     return [p.name for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty]
 
 

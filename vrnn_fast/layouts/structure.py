@@ -61,17 +61,17 @@ class Roles:
     cell: str = "rnn"
 
     def paths(self) -> tuple[str, ...]:
-        """Every path that is named, in the order of the fields."""
+        """Return every path that is named, in the order of the fields."""
         values = (value for value in vars(self).values())
         return tuple(p for v in values for p in ((v,) if isinstance(v, str) else v) if p)
 
     def below(self, index: int) -> Roles:
-        """The paths of the sub-modules of this index."""
+        """Return the paths of the sub-modules of this index."""
         single = {name: path and f"{path}.{index}" for name, path in vars(self).items() if isinstance(path, str)}
         return replace(self, **single, decoder_heads=tuple(f"{path}.{index}" for path in self.decoder_heads))
 
     def heads(self, network: str) -> tuple[str, ...]:
-        """The paths of a network's heads."""
+        """Return the paths of a network's heads."""
         if network == "decoder":
             return self.decoder_heads
         if network in ("encoder", "prior"):
@@ -112,7 +112,7 @@ class Passed(NamedTuple):
     width: int
 
     def parameters(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The model's own with these two among them."""
+        """Return the model's own with these two among them."""
         like = parameters[0]
         own = torch.eye(self.width, dtype=like.dtype, device=like.device), like.new_zeros(self.width)
         return [*parameters[: self.place], *own, *parameters[self.place :]]
@@ -145,7 +145,7 @@ class Structure:
 
 
 def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
-    """The prefixes of the affine layers at ``path``, in the order they run: the layer itself, or ``path.0``,
+    """Find the prefixes of the affine layers at ``path``, in the order they run: the layer itself, or ``path.0``,
     ``path.2``, ``path.linear1``, ..."""
     if not path:
         return ()
@@ -160,7 +160,7 @@ def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
 
 
 def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
-    """The structure of a model whose sub-modules play these roles.
+    """Read the structure of a model whose sub-modules play these roles.
 
     Raises:
         LayoutError: a layer is missing, or has another shape than its role asks for.
@@ -251,7 +251,7 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
 def _conditioning(
     inputs: Mapping[str, int], cond_networks: Sequence[str], hidden: int, top_x: int | None, top_z: int
 ) -> int:
-    """The width of the conditioning input, out of the width of all that each network and the cell read.
+    """Find the width of the conditioning input, out of the width of all that each network and the cell read.
 
     ``top_x`` is that of phi_x, None where there is none and the width of x is not known either.
 
@@ -270,7 +270,7 @@ def _conditioning(
 
 
 def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:
-    """The kind of cell at ``path``, its number of layers, whether it has biases, and the width of its state."""
+    """Find the kind of cell at ``path``, its number of layers, whether it has biases, and the width of its state."""
     leaves = {name.removeprefix(f"{path}."): shape for name, shape in shapes.items() if name.startswith(f"{path}.")}
     suffix = "_l0" if "weight_hh_l0" in leaves else ""
     hidden = leaves.get(f"weight_hh{suffix}")
@@ -286,7 +286,7 @@ def _cell(shapes: Shapes, path: str) -> tuple[CellKind, int, bool, int]:
 
 
 def _recurrent(shapes: Shapes, path: str, leaf: str) -> str:
-    """The name of a parameter of the cell, which may be one of a single step."""
+    """Find the name of a parameter of the cell, which may be one of a single step."""
     name = f"{path}.{leaf}"
     return name if f"{path}.weight_hh_l0" in shapes else name.removesuffix("_l0")
 

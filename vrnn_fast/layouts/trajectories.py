@@ -23,7 +23,7 @@ class Trajectories(Layout):
         return (torch.rand(steps + 1, batch, features),)
 
     def sequences(self, module: nn.Module, arguments: Mapping[str, Any]) -> Sequences:
-        """``states`` (T + 1, B, X): each but the last conditions the next one."""
+        """Read ``states`` (T + 1, B, X): each but the last conditions the next one."""
         name, states = next(iter(arguments.items()))
         states = sequence(name, states, self.batch_first)
         if states.shape[0] < 2:
@@ -35,8 +35,8 @@ class Trajectories(Layout):
 
 
 def sample(self: Any, states: Tensor, burn_in: int = 0) -> tuple[Tensor, None]:
-    """(T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of them,
-    z from the prior in all steps; and None.
+    """Draw (T + 1, B, X): the first ``burn_in`` states after the first one as they are, then what the model makes of
+    them, z from the prior in all steps; and None.
 
     What conditions a step is the step before, so after the prefix there is a launch for each.
     """

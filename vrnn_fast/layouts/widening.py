@@ -30,19 +30,19 @@ class Widening(NamedTuple):
     readers: tuple[tuple[int, int], ...]
 
     def parameters(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Those of :attr:`spec`."""
-        held, latents = list(parameters), self.spec.latent_size // 2
+        """Return the parameters of :attr:`spec`."""
+        widened, latents = list(parameters), self.spec.latent_size // 2
         for mean, std in self.heads:
-            held[mean] = torch.cat([held[mean], held[std]])
-            held[std] = torch.cat([held[std], torch.zeros_like(held[std])])
+            widened[mean] = torch.cat([widened[mean], widened[std]])
+            widened[std] = torch.cat([widened[std], torch.zeros_like(widened[std])])
         for reader, at in self.readers:
-            before, own, after = held[reader].tensor_split((at, at + latents), 1)
-            held[reader] = torch.cat([before, own, torch.zeros_like(own), after], 1)
-        return held
+            before, own, after = widened[reader].tensor_split((at, at + latents), 1)
+            widened[reader] = torch.cat([before, own, torch.zeros_like(own), after], 1)
+        return widened
 
 
 def widening(spec: CellSpec) -> Widening | None:
-    """None for a cell whose mean and standard deviation of z are packed or come from layers of their own."""
+    """Return None for a cell whose mean and standard deviation of z are packed or come from layers of their own."""
     if any(len(spec.network(n).layers) != len(getattr(spec, n)) + 2 for n in ("encoder", "prior")):
         return None
     places = {name: place for place, (name, _) in enumerate(spec.parameters())}

@@ -12,7 +12,7 @@ _LONGEST = 160
 
 
 def in_words(value: Any) -> str:
-    """A value in words: of tensors dtype and shape, of containers what they hold, of all else its repr."""
+    """Put a value into words: of tensors dtype and shape, of containers what they hold, of all else its repr."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -28,13 +28,13 @@ def in_words(value: Any) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The class of an error and the first line of what it says."""
+    """Return the class of an error and the first line of what it says."""
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {shortened(first)}" if first else type(error).__name__
 
 
 def shortened(text: str) -> str:
-    """One line of bounded length; whatever else is a tensor's numbers or another's page."""
+    """Cut to one line of bounded length; whatever else is a tensor's numbers or another's page."""
     line = " ".join(text.split())
     if "tensor(" in line:
         line = line.partition("tensor(")[0] + "tensor(...)"

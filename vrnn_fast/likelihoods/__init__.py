@@ -43,7 +43,7 @@ __all__ = [
 
 
 def as_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """``"bernoulli"``, ``"gaussian"`` or an object.
+    """Take ``"bernoulli"``, ``"gaussian"`` or an object.
 
     Raises:
         ValueError: an unknown name. TypeError: neither a name nor a :class:`Likelihood`.

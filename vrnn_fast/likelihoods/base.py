@@ -52,7 +52,7 @@ class Likelihood:
         return constraints.real
 
     def heads(self, features: int) -> dict[str, int]:
-        """The decoder's linear heads for x of X = ``features``: their names and widths, which add up to R.
+        """Return the decoder's linear heads for x of X = ``features``: their names and widths, which add up to R.
 
         ``raw`` holds them in this order. A name is an attribute of the module (``"dec_mean"``), or that and the place
         in a ``Sequential`` (``"dec_mean.0"``). Whoever cannot have that many features raises ValueError.
@@ -64,7 +64,7 @@ class Likelihood:
         return {"dec_mean": features}
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """The log-density or log-probability of x in nats, summed over features: (..., R), (..., X) -> (...).
+        """Compute the log-density or log-probability of x in nats, summed over features: (..., R), (..., X) -> (...).
 
         Outside of their :attr:`support` the likelihoods of this package give -inf, but for Bernoulli and the pen of
         Handwriting, whose formula goes on.
@@ -86,7 +86,7 @@ class Likelihood:
         return self.independent > 0 or type(self).marginal_log_prob is not Likelihood.marginal_log_prob
 
     def marginal_log_prob(self, raw: Tensor, x: Tensor, observed: Tensor) -> Tensor:
-        """:meth:`log_prob` of the features that ``observed`` (..., X) marks, bool, all others integrated out.
+        """Compute :meth:`log_prob` of the features that ``observed`` (..., X) marks, bool, all others integrated out.
 
         It is known where features are independent and the class says so: ``independent`` is the number of its heads,
         each as many values for every feature, those of the first feature first. Otherwise the class defines it.
@@ -102,7 +102,7 @@ class Likelihood:
         return torch.where(observed, found, 0).sum(-1)
 
     def prediction(self, raw: Tensor) -> Any:
-        """The distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden.
+        """Return the distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden.
 
         Examples:
             >>> Gaussian().prediction(torch.zeros(6)).mean
@@ -120,7 +120,7 @@ class Likelihood:
         raise NotImplementedError(f"{type(self).__name__} does not define sample(raw, temperature, generator)")
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected x, (..., R) -> (..., X).
+        """Compute the expected x, (..., R) -> (..., X).
 
         Examples:
             >>> Bernoulli().mean(torch.zeros(3))
@@ -130,7 +130,7 @@ class Likelihood:
 
 
 def decoder_heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int], ...]:
-    """The likelihood's decoder heads, names and widths, fit to be attributes of the module.
+    """Return the likelihood's decoder heads, names and widths, fit to be attributes of the module.
 
     Raises:
         TypeError, ValueError: its :meth:`Likelihood.heads` gives something else.
@@ -151,12 +151,12 @@ def decoder_heads(likelihood: Likelihood, features: int) -> tuple[tuple[str, int
 
 
 def softplus(raw: Tensor) -> Tensor:
-    """log(1 + exp(raw)), exact to rounding in float64 as well (torch's default turns linear at 20 already)."""
+    """Compute log(1 + exp(raw)), exact to rounding in float64 as well (torch's default turns linear at 20 already)."""
     return F.softplus(raw, threshold=40.0)
 
 
 def standard_deviation(std: Std, raw: Tensor) -> Tensor:
-    """The standard deviation that a raw output stands for, of the same shape."""
+    """Compute the standard deviation that a raw output stands for, of the same shape."""
     if not std.plain:
         u = raw.clamp(*std.clamp) + std.offset
         if std.kind == "softplus":
@@ -168,7 +168,7 @@ def standard_deviation(std: Std, raw: Tensor) -> Tensor:
 
 
 def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: int = 0) -> int:
-    """X of a raw output that is each * X + shared wide.
+    """Find X of a raw output that is each * X + shared wide.
 
     Raises:
         ValueError: raw has no such width, or x is not X wide.
@@ -183,5 +183,5 @@ def feature_count(raw: Tensor, x: Tensor | None = None, *, each: int, shared: in
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Noise of the shape, dtype and device of ``like``."""
+    """Draw noise of the shape, dtype and device of ``like``."""
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -13,7 +13,8 @@ from .base import Likelihood, feature_count
 
 
 def bernoulli_log_prob(raw: Tensor, x: Tensor) -> Tensor:
-    """log Bernoulli(x; sigmoid(raw)) in nats, summed over features: (..., X) -> (...). Finite for finite logits."""
+    """Compute log Bernoulli(x; sigmoid(raw)) in nats, summed over features: (..., X) -> (...). Finite for finite
+    logits."""
     return (x * F.logsigmoid(raw) + (1 - x) * F.logsigmoid(-raw)).sum(-1)
 
 
@@ -40,9 +41,9 @@ class Bernoulli(Likelihood):
         return bernoulli_log_prob(raw, x)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """0 or 1 with probability sigmoid(raw / temperature)."""
+        """Draw 0 or 1 with probability sigmoid(raw / temperature)."""
         return torch.bernoulli(torch.sigmoid(raw / temperature), generator=generator)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The probabilities, sigmoid(raw)."""
+        """Compute the probabilities, sigmoid(raw)."""
         return torch.sigmoid(raw)

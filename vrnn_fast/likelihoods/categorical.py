@@ -13,7 +13,7 @@ from .base import Likelihood, feature_count
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    """An index (...) with probability softmax(logits / temperature), from logits (..., K)."""
+    """Draw an index (...) with probability softmax(logits / temperature), from logits (..., K)."""
     cooled = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0 however cold it gets
     index = torch.multinomial(cooled.softmax(-1).reshape(-1, logits.shape[-1]), 1, generator=generator)
     return index.reshape(logits.shape[:-1])
@@ -47,7 +47,7 @@ class Categorical(Likelihood):
         return {"dec_logits": features * self.classes}
 
     def _logits(self, raw: Tensor, x: Tensor | None = None) -> Tensor:
-        """(..., X, classes)"""
+        """Return logits (..., X, classes)."""
         for values in (raw,) if x is None else (raw, x):
             if values.is_floating_point() and self.classes - 1 > 2 / torch.finfo(values.dtype).eps:
                 most = int(2 / torch.finfo(values.dtype).eps) + 1
@@ -63,14 +63,14 @@ class Categorical(Likelihood):
         return torch.where(inside, found, -torch.inf).sum(-1)
 
     def prediction(self, raw: Tensor) -> Tensor:
-        """The probabilities, (..., X, classes)."""
+        """Compute the probabilities, (..., X, classes)."""
         return self._logits(raw).softmax(-1)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A class with probability softmax(logits / temperature)."""
+        """Draw a class with probability softmax(logits / temperature)."""
         return draw(self._logits(raw), temperature, generator).to(raw.dtype)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected class number, which means something where classes are in order."""
+        """Compute the expected class number, which means something where classes are in order."""
         classes = torch.arange(self.classes, dtype=raw.dtype, device=raw.device)
         return (self.prediction(raw) * classes).sum(-1)

@@ -57,7 +57,7 @@ class Gamma(Likelihood):
         return torch.where(inside, found, -torch.inf).sum(-1)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A gamma of the same mean, its standard deviation times the temperature, drawn in float32 at least."""
+        """Draw a gamma of the same mean, its standard deviation times the temperature, drawn in float32 at least."""
         mean = self.mean(raw)
         wide = torch.promote_types(raw.dtype, torch.float32)
         limits = torch.finfo(wide)

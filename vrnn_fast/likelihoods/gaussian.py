@@ -28,21 +28,21 @@ def gaussian_parameters(raw: Tensor, std: Std) -> MeanStd:
 
 
 def gaussian_log_prob(raw: Tensor, x: Tensor, transform: Std) -> Tensor:
-    """log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
+    """Compute log N(x; mean, std²) in nats, summed over features: (..., 2X), (..., X) -> (...)."""
     mean, std = gaussian_parameters(raw, transform)
     return -(0.5 * ((x - mean) / std).square() + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 @dataclass(eq=False)
 class Gaussian(Likelihood):
-    """Independent Gaussian features, std = softplus(raw std) + ``min_std``, or by another transform.
+    """Independent Gaussian features, std = softplus(raw std) + ``floor``, or by another transform.
 
     The floor is in the units of x. It bounds the density of data that the model could reproduce exactly, where a
     free standard deviation would run to zero and the bound to infinity. ``std`` is ``"softplus"``, ``"log_std"`` or
     ``"log_variance"``, each with that floor, or a :class:`~vrnn_fast.Std`, which brings its own.
 
     Raises:
-        ValueError: min_std is not a positive number, or std no such name.
+        ValueError: floor is not a positive number, or std no such name.
 
     Examples:
         >>> loss = VRNN(3, 16, 2, likelihood=Gaussian(std="log_std"))(x).loss
@@ -50,12 +50,12 @@ class Gaussian(Likelihood):
 
     fused = "gaussian"
     independent = 2
-    min_std: float = 1e-3
+    floor: float = 1e-3
     std: StdKind | Std = "softplus"
 
     def __post_init__(self) -> None:
-        self.min_std = checks.positive("min_std", self.min_std)
-        self.output_std = self.std if isinstance(self.std, Std) else Std(self.std, floor=self.min_std)
+        self.floor = checks.positive("floor", self.floor)
+        self.output_std = self.std if isinstance(self.std, Std) else Std(self.std, floor=self.floor)
 
     def heads(self, features: int) -> dict[str, int]:
         return {"dec_mean": features, "dec_std.0": features}
@@ -68,7 +68,7 @@ class Gaussian(Likelihood):
         return gaussian_parameters(raw, self.output_std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """mean + temperature * std * noise."""
+        """Draw mean + temperature * std * noise."""
         mean, std = gaussian_parameters(raw, self.output_std)
         return mean + temperature * std * standard_normal(mean, generator)
 
@@ -104,7 +104,7 @@ class FixedGaussian(Likelihood):
         return MeanStd(raw, torch.full_like(raw, self.std))
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """mean + temperature * std * noise."""
+        """Draw mean + temperature * std * noise."""
         return raw + temperature * self.std * standard_normal(raw, generator)
 
     def mean(self, raw: Tensor) -> Tensor:

@@ -37,16 +37,16 @@ class Handwriting(Likelihood):
     ends (the Bernoulli takes anything in [0, 1], as in cross-entropy)::
 
         p(x) = Bernoulli(pen; sigmoid(raw pen)) sum_k weight_k N(offset; mean_k, std_k, correlation_k)
-        weight = softmax(logits)    std = softplus(raw std) + min_std    correlation = max_correlation tanh(raw)
+        weight = softmax(logits)    std = softplus(raw std) + floor    correlation = max_correlation tanh(raw)
 
-    ``min_std`` (in the units of x) and ``max_correlation`` bound the density of data that the model could reproduce
+    ``floor`` (in the units of x) and ``max_correlation`` bound the density of data that the model could reproduce
     exactly: Graves himself takes exp for the standard deviation and 1 for the bound, which then bounds nothing.
 
     Heads are 2 K means and 2 K raw standard deviations, those of the first component first, K raw correlations, K
     logits, and the logit of the pen.
 
     Raises:
-        ValueError: components is not an int of at least 1, min_std not a positive number, max_correlation not in
+        ValueError: components is not an int of at least 1, floor not a positive number, max_correlation not in
             [0, 1], or a model's input_size not 3.
 
     Examples:
@@ -54,15 +54,13 @@ class Handwriting(Likelihood):
     """
 
     components: int
-    min_std: float = 1e-3
+    floor: float = 1e-3
     max_correlation: float = 0.999
 
     def __post_init__(self) -> None:
         checks.integer("components", self.components)
-        self.min_std = checks.positive("min_std", self.min_std)
-        self.max_correlation = checks.positive("max_correlation", self.max_correlation, zero=True)
-        if self.max_correlation > 1:
-            raise ValueError(f"max_correlation must be at most 1, got {self.max_correlation}")
+        self.floor = checks.positive("floor", self.floor)
+        self.max_correlation = float(checks.share("max_correlation", self.max_correlation))
 
     @property
     def support(self) -> constraints.Constraint:
@@ -75,13 +73,13 @@ class Handwriting(Likelihood):
         return {"dec_mean": 2 * k, "dec_std.0": 2 * k, "dec_correlation": k, "dec_logits": k, "dec_pen.0": 1}
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """logits (..., K), means and standard deviations (..., K, 2), correlations (..., K), 1 - correlation^2, and
-        the pen's logit (..., 1)."""
+        """Return logits (..., K), means and standard deviations (..., K, 2), correlations (..., K), 1 - correlation^2,
+        and the pen's logit (..., 1)."""
         k = self.components
         if raw.shape[-1] != 6 * k + 1:
             raise ValueError(f"raw must have {6 * k + 1} values in its last dimension, got shape {tuple(raw.shape)}")
         mean, raw_std, raw_correlation, logits, pen = raw.split((2 * k, 2 * k, k, k, 1), -1)
-        std = softplus(raw_std) + self.min_std
+        std = softplus(raw_std) + self.floor
         most = self.max_correlation
         correlation = most * torch.tanh(raw_correlation)
         below, above = (1 - most + 2 * most * torch.sigmoid(s * raw_correlation) for s in (-2, 2))  # 1 -+ correlation
@@ -113,7 +111,7 @@ class Handwriting(Likelihood):
         return StrokeComponents(logits.log_softmax(-1), mean, std, correlation, torch.sigmoid(pen.squeeze(-1)))
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Standard deviations times the temperature, logits of components and pen divided by it."""
+        """Draw with standard deviations times the temperature, logits of components and pen divided by it."""
         logits, mean, std, correlation, rest, pen = self._split(raw)
         index = draw(logits, temperature, generator).unsqueeze(-1)
         mean, std = (torch.take_along_dim(p, index.unsqueeze(-1), -2).squeeze(-2) for p in (mean, std))
@@ -125,6 +123,6 @@ class Handwriting(Likelihood):
         return torch.cat([offset, ends], -1)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected offset, and the probability that the stroke ends."""
+        """Compute the expected offset, and the probability that the stroke ends."""
         logits, mean, _, _, _, pen = self._split(raw)
         return torch.cat([(logits.softmax(-1).unsqueeze(-1) * mean).sum(-2), torch.sigmoid(pen)], -1)

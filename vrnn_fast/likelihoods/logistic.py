@@ -70,7 +70,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return {"dec_mean": width, "dec_scale": width, "dec_logits": width}
 
     def _split(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits, means and scales, (..., X, K) each, the latter two in steps from ``low``."""
+        """Return logits, means and scales, (..., X, K) each, the latter two in steps from ``low``."""
         width = feature_count(raw, x, each=3 * self.components)
         mean, raw_scale, logits = (part.unflatten(-1, (width, self.components)) for part in raw.chunk(3, -1))
         return logits, (mean - self.low) / self.step, softplus(raw_scale) / self.step + self.min_scale
@@ -99,7 +99,8 @@ class DiscretizedLogisticMixture(Likelihood):
         return LogisticComponents(logits.log_softmax(-1), self._units(mean), self.step * scale)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A component with probability softmax(logits / temperature), then a level from temperature times its scale."""
+        """Draw a component with probability softmax(logits / temperature), then a level from temperature times its
+        scale."""
         logits, mean, scale = self._split(raw)
         index = draw(logits, temperature, generator).unsqueeze(-1)
         mean, scale = (torch.take_along_dim(p, index, -1).squeeze(-1) for p in (mean, scale))
@@ -108,7 +109,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return self._units(level.round().clamp(0, self.bins - 1))
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The expected level, in the units of x. It takes a number of sigmoids that grows with ``bins``."""
+        """Compute the expected level, in the units of x. It takes a number of sigmoids that grows with ``bins``."""
         logits, mean, scale = self._split(raw)
         levels = torch.zeros_like(mean)
         for edges in torch.arange(0.5, self.bins - 1, dtype=raw.dtype, device=raw.device).split(_EDGES_AT_ONCE):

@@ -36,36 +36,36 @@ class GaussianMixture(Likelihood):
     """A mixture of K = ``components`` Gaussians over the whole of x, each with a diagonal covariance.
 
     This is the output of RNN-GMM and VRNN-GMM in Chung et al. 2015 ("A Recurrent Latent Variable Model for Sequential
-    Data", section 4, with 20 components), std = softplus(raw std) + ``min_std`` in the units of x::
+    Data", section 4, with 20 components), std = softplus(raw std) + ``floor`` in the units of x::
 
         p(x) = sum_k weight_k prod_j N(x_j; mean_kj, std_kj^2),  weight = softmax(logits)
 
     Heads are K X means and K X raw standard deviations, those of the first component first, and K logits.
 
     Raises:
-        ValueError: components is not an int of at least 1, or min_std not a positive number.
+        ValueError: components is not an int of at least 1, or floor not a positive number.
 
     Examples:
         >>> loss = VRNN(3, 16, 2, likelihood=GaussianMixture(20))(x).loss
     """
 
     components: int
-    min_std: float = 1e-3
+    floor: float = 1e-3
 
     def __post_init__(self) -> None:
         checks.integer("components", self.components)
-        self.min_std = checks.positive("min_std", self.min_std)
+        self.floor = checks.positive("floor", self.floor)
 
     def heads(self, features: int) -> dict[str, int]:
         k = self.components
         return {"dec_mean": k * features, "dec_std.0": k * features, "dec_logits": k}
 
     def _split(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits (..., K), means and standard deviations (..., K, X)."""
+        """Return logits (..., K), means and standard deviations (..., K, X)."""
         k = self.components
         width = feature_count(raw, x, each=2 * k, shared=k)
         mean, raw_std, logits = raw.split((k * width, k * width, k), -1)
-        return logits, mean.unflatten(-1, (k, width)), softplus(raw_std).unflatten(-1, (k, width)) + self.min_std
+        return logits, mean.unflatten(-1, (k, width)), softplus(raw_std).unflatten(-1, (k, width)) + self.floor
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits, mean, std = self._split(raw, x)
@@ -81,7 +81,8 @@ class GaussianMixture(Likelihood):
         return GaussianComponents(logits.log_softmax(-1), mean, std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A component with probability softmax(logits / temperature), then its mean + temperature * std * noise."""
+        """Draw a component with probability softmax(logits / temperature), then its mean + temperature * std *
+        noise."""
         logits, mean, std = self._split(raw)
         index = draw(logits, temperature, generator)[..., None, None]
         mean, std = (torch.take_along_dim(p, index, -2).squeeze(-2) for p in (mean, std))
@@ -97,14 +98,14 @@ class FeatureMixture(Likelihood):
     """Independent features, each a mixture of its own of K = ``components`` Gaussians::
 
         p(x) = prod_j sum_k weight_jk N(x_j; mean_jk, std_jk^2)
-        weight = softmax(logits)    std = softplus(beta raw std) / beta + min_std
+        weight = softmax(logits)    std = softplus(beta raw std) / beta + floor
 
-    ``min_std`` is in the units of x; ``beta`` log 2 makes a raw 0 a standard deviation of 1.
+    ``floor`` is in the units of x; ``beta`` log 2 makes a raw 0 a standard deviation of 1.
 
     Heads are X K means, raw standard deviations and logits, those of the first feature first.
 
     Raises:
-        ValueError: components is not an int of at least 1, or min_std or beta not a positive number.
+        ValueError: components is not an int of at least 1, or floor or beta not a positive number.
 
     Examples:
         >>> loss = VRNN(3, 16, 2, likelihood=FeatureMixture(4))(x).loss
@@ -112,12 +113,12 @@ class FeatureMixture(Likelihood):
 
     independent = 3
     components: int
-    min_std: float = 1e-3
+    floor: float = 1e-3
     beta: float = 1.0
 
     def __post_init__(self) -> None:
         checks.integer("components", self.components)
-        self.min_std = checks.positive("min_std", self.min_std)
+        self.floor = checks.positive("floor", self.floor)
         self.beta = checks.positive("beta", self.beta)
 
     def heads(self, features: int) -> dict[str, int]:
@@ -125,15 +126,15 @@ class FeatureMixture(Likelihood):
         return {"dec_mean": width, "dec_std.0": width, "dec_logits": width}
 
     def _raw(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, raw standard deviations and logits, (..., X, K) each."""
+        """Return means, raw standard deviations and logits, (..., X, K) each."""
         width = feature_count(raw, x, each=3 * self.components)
         mean, raw_std, logits = (part.unflatten(-1, (width, self.components)) for part in raw.chunk(3, -1))
         return mean, raw_std, logits
 
     def _split(self, raw: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits, means and standard deviations, (..., X, K) each."""
+        """Return logits, means and standard deviations, (..., X, K) each."""
         mean, raw_std, logits = self._raw(raw, x)
-        return logits, mean, softplus(self.beta * raw_std) / self.beta + self.min_std
+        return logits, mean, softplus(self.beta * raw_std) / self.beta + self.floor
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits, mean, std = self._split(raw, x)
@@ -144,7 +145,8 @@ class FeatureMixture(Likelihood):
         return FeatureComponents(logits.log_softmax(-1), mean, std)
 
     def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """A component with probability softmax(logits / temperature), then its mean + temperature * std * noise."""
+        """Draw a component with probability softmax(logits / temperature), then its mean + temperature * std *
+        noise."""
         logits, mean, std = self._split(raw)
         index = draw(logits, temperature, generator).unsqueeze(-1)
         mean, std = (torch.take_along_dim(p, index, -1).squeeze(-1) for p in (mean, std))
@@ -173,15 +175,15 @@ class SharedMixture(nn.Module, FeatureMixture):
 
     independent = 1
 
-    def __init__(self, components: int, min_std: float = 1e-3, beta: float = 1.0, width: int | None = None) -> None:
+    def __init__(self, components: int, floor: float = 1e-3, beta: float = 1.0, width: int | None = None) -> None:
         nn.Module.__init__(self)
-        FeatureMixture.__init__(self, components, min_std, beta)
+        FeatureMixture.__init__(self, components, floor, beta)
         self.width = 3 * components if width is None else width
         checks.integer("width", self.width)
         self.params = nn.Linear(self.width, 3 * components)
 
     def __repr__(self) -> str:
-        return f"SharedMixture({self.components}, min_std={self.min_std}, beta={self.beta}, width={self.width})"
+        return f"SharedMixture({self.components}, floor={self.floor}, beta={self.beta}, width={self.width})"
 
     def heads(self, features: int) -> dict[str, int]:
         return {"dec_shared": features * self.width}

@@ -82,7 +82,7 @@ def _backward(model: VRNN, batch: Padded, eps: Tensor) -> Tensor:
 
 
 def _results(model: VRNN, batches: Sequence[Padded], noise: Sequence[Tensor]) -> Results:
-    """Each result of all batches side by side."""
+    """Return each result of all batches side by side."""
     found: dict[str, list[Tensor]] = {}
     for batch, eps in zip(batches, noise, strict=True):
         found.setdefault("the loss", []).append(_backward(model, batch, eps))

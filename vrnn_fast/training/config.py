@@ -1,4 +1,4 @@
-"""What a run is told: which model to train, and how."""
+"""What a run is told: how to train, and in what."""
 
 from __future__ import annotations
 
@@ -7,65 +7,54 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .. import checks
-from ..cell.spec import Activation, Cell
-from ..data.dataset import Output
-from ..model import VRNN
 
 Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
 MAX_SEED = 2**63 - 1
 
 
 class RunError(RuntimeError):
-    """A run cannot start or go on."""
+    """A run cannot start or go on. ``everywhere`` where all ranks raise it, so that one of them is enough to say it."""
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The part of :class:`VRNN`'s arguments that a run may choose. ``width`` is that of every hidden layer."""
-
-    input_size: int
-    likelihood: Output
-    hidden_size: int = 100
-    latent_size: int = 16
-    width: int = 100
-    cell: Cell = "gru"
-    activation: Activation = "leaky_relu"
-
-    def build(self, backend: str = "auto") -> VRNN:
-        """A freshly initialised model.
-
-        Raises:
-            RunError: an argument is out of its domain, or the backend cannot run such a model.
-        """
-        w = self.width
-        try:
-            model = VRNN(
-                self.input_size, self.hidden_size, self.latent_size, cell=self.cell, activation=self.activation,
-                phi_x=(w, w), phi_z=(w,), encoder=(w, w), prior=(w,), decoder=(w, w),
-                likelihood=self.likelihood, backend=backend,
-            )  # fmt: skip
-            model.explain()
-        except (ValueError, RuntimeError) as error:
-            raise RunError(str(error)) from error
-        return model
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a run trains.
 
-    Attributes:
+    Args:
+        epochs: passes over the training part.
+        batch_size: sequences of an optimiser step, on all ranks together.
+        accumulate: parts that each rank computes the gradient of its sequences in, one after the other, for want of
+            memory. The numbers are those of one part.
+        segment: time steps after which a sequence is cut and its state carried on without a gradient (truncated
+            backpropagation), each segment one optimiser step; 0 for whole sequences.
         learning_rate: AdamW's, at its highest.
         schedule: how it falls from there to zero at the last step; ``"constant"`` does not.
         warmup: optimiser steps over which it first rises.
+        weight_decay: AdamW's.
         clip: the largest norm of the gradient of all parameters together.
         anneal: epochs over which the weight of the KL rises from zero to one.
         free_nats: KL per time step below which nothing is gained: a lower one costs as much as this.
         patience: epochs without a better validation bound after which training stops; 0 trains to the end.
+        seed: of every random choice.
+        backend: who runs the model: auto, or a name that ``vrnn-fast info`` lists.
+        device: auto is a GPU for each process of a node where there are GPUs.
+        precision: of products: float32; tf32 on GPUs that have it; or bfloat16, of parameters that are kept in float32.
+        compile: whether torch.compile takes the model.
+        shard: whether parameters, gradients and the optimiser's state are divided among the ranks (FSDP2).
+        workers: processes of each rank that read data ahead; 0 reads between two steps.
+        save_every: optimiser steps between two checkpoints beside those at the end of each epoch; 0 for none.
     """
 
     epochs: int = 40
     batch_size: int = 16
+    accumulate: int = 1
+    segment: int = 0
     learning_rate: float = 4e-3
     schedule: Schedule = "cosine"
     warmup: int = 50
@@ -76,25 +65,36 @@ class TrainConfig:
     patience: int = 15
     seed: int = 0
     backend: str = "auto"
+    device: Device = "auto"
+    precision: Precision = "float32"
+    compile: bool = False
+    shard: bool = False
+    workers: int = 0
+    save_every: int = 0
 
     def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1}
+        at_least_zero = ("segment", "warmup", "patience", "workers", "save_every")
         try:
-            for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 0)):
-                checks.integer(name, getattr(self, name), least=least)
+            for name, smallest in {**least, **dict.fromkeys(at_least_zero, 0)}.items():
+                checks.integer(name, getattr(self, name), least=smallest)
             checks.integer("seed", self.seed, least=0, most=MAX_SEED)
             for name in ("learning_rate", "weight_decay", "anneal", "free_nats"):
                 checks.positive(name, getattr(self, name), zero=name != "learning_rate")
-            checks.one_of("schedule", self.schedule, get_args(Schedule))
-        except ValueError as error:
+            for name, kind in (("schedule", Schedule), ("precision", Precision), ("device", Device)):
+                checks.one_of(name, getattr(self, name), get_args(kind))
+            for name in ("compile", "shard"):
+                checks.flag(name, getattr(self, name))
+        except (ValueError, TypeError) as error:
             raise RunError(str(error)) from None
         if not self.clip > 0:
             raise RunError(f"clip must be a number > 0, or infinity, got {self.clip}")
 
     def learning_rate_at(self, progress: float, step: int) -> float:
-        """For optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
+        """Compute that of optimiser step ``step``, a ``progress`` from 0 to 1 into the run."""
         factor = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return self.learning_rate * factor[self.schedule] * min(1.0, (step + 1) / max(1, self.warmup))
 
     def kl_weight_at(self, epochs: float) -> float:
-        """After so many epochs, fractions included."""
+        """Compute the weight after so many epochs, fractions included."""
         return min(1.0, epochs / self.anneal) if self.anneal else 1.0

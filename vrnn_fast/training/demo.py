@@ -21,19 +21,21 @@ from ..data.dataset import PARTS
 from ..model import VRNN
 from . import report
 from .compare import Comparison, compare
-from .config import ModelConfig, TrainConfig
+from .config import TrainConfig
+from .evaluation import evaluate
 from .info import versions
-from .trainer import Trainer, evaluate
+from .options import build
+from .trainer import Trainer
 from .watch import watch
 
 PHASES = "VRNN_FAST_PHASES"  # seconds of what went before, as "install=12.3,build=41"
-MODEL = ModelConfig(input_size=chorales.PITCHES, likelihood="bernoulli")
+MODEL: dict[str, Any] = {}  # the defaults of a run
 TRAIN = TrainConfig()
 _STEPS, _PREFIX = 48, 16
 
 
 def run(folder: Path, console: Console, epochs: int | None = None) -> dict[str, Any] | None:
-    """Everything, in order; returns what ``summary.json`` holds, or None if it was interrupted."""
+    """Do everything, in order; return what ``summary.json`` holds, or None if it was interrupted."""
     phases = _earlier()
     with _timed(phases, "data"), console.status("reading the chorales"):
         dataset = data.load(Source())
@@ -92,8 +94,8 @@ def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _compare(model: VRNN, dataset: Dataset) -> Comparison:
-    """On batches cut by length as in training, a few of all lengths: the reference takes its time."""
-    reference = MODEL.build("reference")
+    """Compare on batches cut by length as in training, a few of all lengths: the reference takes its time."""
+    reference = build(MODEL, chorales.PITCHES, "bernoulli", "reference")
     reference.load_state_dict(model.state_dict())
     by_length = sorted(dataset.train, key=len)
     batches = [pad(by_length[i : i + TRAIN.batch_size]) for i in range(0, len(by_length), TRAIN.batch_size)]

@@ -20,12 +20,12 @@ _PEAK_SECONDS = 0.3
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package, and what it stands on."""
+    """List the versions of Python, this package, and what it stands on."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("vrnn-fast", "torch", "numpy")}
 
 
 def facts() -> Iterator[tuple[str, str, str]]:
-    """Title, text and a remark: versions, CPU features with the measured peak of each instruction set, the backends."""
+    """Yield title, text and a remark: versions, CPU features with each instruction set's measured peak, backends."""
     yield "versions", ", ".join(f"{name} {number}" for name, number in versions().items()), ""
     yield "threads", str(torch.get_num_threads()), ""
     for title, text in _cpu().items():
@@ -55,7 +55,7 @@ def report_plainly() -> None:
 
 
 def _fault(name: str) -> str | None:
-    """Why a backend that is there cannot run anything, such as for a variable that names no build."""
+    """Say why a backend that is there cannot run anything, such as for a variable that names no build."""
     try:
         explain(name, CellSpec(1, 1, 1), torch.zeros(1, 1, 1), source=False)
     except (RuntimeError, ValueError) as error:

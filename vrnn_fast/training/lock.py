@@ -39,7 +39,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> TextIO:
-    """The file, locked and with this process's name in it. One that its last owner removed meanwhile is made anew."""
+    """Return the file, locked, with this process's name in it; made anew where its last owner removed it meanwhile."""
     while True:
         file = path.open("a")
         try:

@@ -97,7 +97,7 @@ def midi(roll: Tensor, path: Path, *, lowest: int, tempo: int = 88) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure that belongs to no window, and leaves the user's matplotlib settings alone."""
+    """Return a figure that belongs to no window, and leaves the user's matplotlib settings alone."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
@@ -113,7 +113,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _span(panels: Sequence[Panel]) -> tuple[int, int]:
-    """The first and the last feature that any panel shows, with a little room."""
+    """Return the first and the last feature that any panel shows, with a little room."""
     used = sum((panel.values > 0.05).any(0).int() for panel in panels)
     assert isinstance(used, Tensor)
     shown = used.nonzero().flatten().tolist() or [0]

@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def using(threads: int) -> Iterator[None]:
-    """Inside the block, torch uses so many threads."""
+    """Let torch use so many threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

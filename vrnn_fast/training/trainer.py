@@ -1,51 +1,49 @@
-"""Training, one batch at a time: everything a run is, from its configuration to a checkpoint that resumes exactly.
+"""Training, one update at a time: everything a run is, from its configuration to checkpoints that resume exactly.
 
-A :class:`Trainer` owns the model, the optimiser and two random generators. ``steps()`` trains and reports; whoever
-consumes it draws progress bars, writes logs, or stops between two steps and saves.
+A :class:`Trainer` owns the model and the optimiser of one rank. ``steps()`` trains and reports; whoever consumes it
+draws progress bars, writes logs, or asks to stop: all ranks then stop behind the same step, and save.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 
 from ..checkpoints import files
 from ..checkpoints.files import CheckpointError
-from ..data import Dataset, Padded, Source, bucketed, pad
+from ..data import Dataset, Source
+from ..data.dataset import lengths_of
+from ..data.loader import Loaded, Pieces, loaded
+from ..data.order import EpochOrder, Update, share
 from ..model import VRNN
-from .config import ModelConfig, RunError, TrainConfig
+from ..state import State
+from . import checkpoint
+from .checkpoint import Checkpoints
+from .config import RunError, TrainConfig
+from .evaluation import Sums, evaluate
+from .module import Trained, products_in
+from .options import build
+from .ranks import Ranks, seen_by_all
 from .threads import using
 
-BEST, LAST = "best.safetensors", "last.safetensors"
-_EVALUATION_SEED = 1
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Nats over a number of real time steps, and the seconds that they took."""
-
-    nll: float = 0.0
-    kl: float = 0.0
-    time_steps: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-    @property
-    def bound(self) -> float:
-        """The negative evidence lower bound in nats per time step."""
-        return (self.nll + self.kl) / self.time_steps
+BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,13 @@ class Epoch:
 
 
 class Step(NamedTuple):
-    """One optimiser step, counted from 1; ``finished`` is the epoch that ended with it, if one did."""
+    """One optimiser step, counted from 1, of all ranks together.
+
+    Attributes:
+        waited: seconds until its data was there.
+        stopping: whether somebody asked to stop; all ranks have the same answer.
+        finished: the epoch that ended with it, if one did.
+    """
 
     number: int
     epoch: int
@@ -69,15 +73,18 @@ class Step(NamedTuple):
     learning_rate: float
     kl_weight: float
     gradient_norm: float
+    waited: float
+    stopping: bool
     finished: Epoch | None
 
 
 @dataclass
 class _Progress:
-    """Where a run stands between two steps: batch ``batch`` of epoch ``epoch`` is next."""
+    """Where a run stands between two steps: segment ``segment`` of batch ``batch`` of epoch ``epoch`` is next."""
 
     epoch: int = 0
     batch: int = 0
+    segment: int = 0
     step: int = 0
     sums: Sums = field(default_factory=Sums)
     best: float = math.inf
@@ -87,32 +94,50 @@ class _Progress:
 class Trainer:
     """A run in the folder ``folder``: the best parameters so far, and all that resuming takes, are kept there.
 
+    Args:
+        model: arguments of :class:`VRNN`, as plain data; see :func:`vrnn_fast.training.options.build`.
+        ranks: the processes that it is divided among; None is this one alone, on the CPU.
+
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, the backend cannot run the model, or ranks have other data.
     """
 
-    def __init__(self, source: Source, model: ModelConfig, train: TrainConfig, data: Dataset, folder: Path) -> None:
-        self.source, self.model_config, self.config, self.data, self.folder = source, model, train, data, folder
-        _require_writable(folder)
+    def __init__(
+        self,
+        source: Source,
+        model: Mapping[str, Any],
+        train: TrainConfig,
+        data: Dataset,
+        folder: Path,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks = ranks or Ranks(0, 1, torch.device("cpu"))
+        self.source, self.arguments, self.config, self.data, self.folder = source, dict(model), train, data, folder
+        ranks.together(_unwritable(folder) if ranks.first else None)
+        seen_by_all(ranks, "the data", fingerprint := data.fingerprint())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
-            self.model = model.build(train.backend)
+            self.model = build(model, data.features, data.likelihood, train.backend).to(ranks.device)
         _start_at_baseline(self.model, data)
+        self._trained = Trained(self.model, train, ranks)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
         self.history: list[Epoch] = []
         self._progress = _Progress()
-        self._order = torch.Generator().manual_seed(train.seed)
-        self._noise = torch.Generator().manual_seed(train.seed + 1)
-        self._epoch_order = self._order.get_state()
+        self._carried: list[State | None] = [None] * train.accumulate
+        self._stop = False
+        self._lengths = lengths_of(data.train)
+        self._checkpoints = Checkpoints(folder, ranks)
         self._header: dict[str, Any] = {
             "source": dataclasses.asdict(source),
-            "model": dataclasses.asdict(model),
+            "model": self.arguments,
             "train": dataclasses.asdict(train),
             "data": {
                 "name": data.name,
-                "fingerprint": data.fingerprint(),
+                "fingerprint": fingerprint,
+                "features": data.features,
+                "likelihood": data.likelihood,
                 "mean": data.mean,
                 "scale": data.scale,
                 "rate": data.rate,
@@ -120,32 +145,43 @@ class Trainer:
         }
 
     @classmethod
-    def resume(cls, folder: Path, data: Dataset | None = None) -> Trainer:
-        """The run as it was when it was last saved; ``data`` is read again unless given.
+    def resume(cls, path: Path, data: Dataset | None = None, ranks: Ranks | None = None) -> Trainer:
+        """Return the run as it was when it was last saved; ``data`` is read again unless given.
 
-        It goes on bit for bit as it would have, on the same machine with the same number of threads. ``folder`` may
-        be the checkpoint itself; the run then goes on in the folder where that is.
+        It goes on bit for bit as it would have, on the same kind of machine with the same number of threads and ranks;
+        on another number of ranks it goes on with the same epoch, and its sums are rounded otherwise. ``path`` is the
+        run's folder or one of its checkpoints; the run then goes on from there.
 
         Raises:
-            CheckpointError: the folder holds no run that can be resumed.
+            CheckpointError: there is no run that can be resumed.
             RunError: the data has changed since.
         """
-        path = folder / LAST if os.path.isdir(folder) else folder
-        tensors, header = _load(path)
-        source, model, train = read_configs(path, header)
-        if "progress" not in header:
-            raise CheckpointError(f"{path} holds the model of a run and no more: it goes on from {LAST}")
-        self = cls(source, model, train, run_data(path, header, data), path.parent)
+        found, header = checkpoint.latest(path)
+        source, model, train = read_configs(found, header)
+        folder = found.parent.parent
+        self = cls(source, model, train, run_data(found, header, data), folder, ranks)
         try:
-            self._restore(tensors, header)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} does not hold a whole run: {_one_line(error)}") from error
+            self._restore(found, header)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{found} does not hold a whole run: {_one_line(error)}") from error
         return self
 
     @property
     def batches(self) -> int:
-        """Optimiser steps in an epoch."""
-        return math.ceil(len(self.data.train) / self.config.batch_size)
+        """Batches in an epoch, each of one optimiser step for every segment."""
+        return math.ceil(len(self._lengths) / self.config.batch_size)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return self._progress.step
+
+    @property
+    def epochs_done(self) -> float:
+        """How far the run is, fractions included."""
+        return self._progress.epoch + self._progress.batch / self.batches
 
     @property
     def best(self) -> tuple[int, float]:
@@ -159,84 +195,162 @@ class Trainer:
         waited = at.epoch - 1 - at.best_epoch
         return at.epoch >= self.config.epochs or (0 < self.config.patience <= waited)
 
+    def ask_to_stop(self) -> None:
+        """Let the next step say to all ranks that they shall stop."""
+        self._stop = True
+
     def steps(self) -> Iterator[Step]:
-        """Train to the end, one optimiser step each; between two of them the caller may :meth:`save` and leave.
+        """Train to the end, one optimiser step each; behind one that is ``stopping`` all ranks :meth:`save` and leave.
 
         Raises:
             RunError: the run has diverged: a loss, the norm of a gradient or a validation bound is not finite. The
-                step is not taken, or the epoch not saved: the folder keeps what was there.
+                step is not taken, or the epoch not saved: the folder keeps what was there. Or a checkpoint could not
+                be written.
         """
+        config = self.config
         while not self.finished:
-            self._order.set_state(self._epoch_order)
-            order = bucketed([len(x) for x in self.data.train], self.config.batch_size, self._order)
-            for indices in order[self._progress.batch :]:
-                yield self._step(pad([self.data.train[i] for i in indices]))
+            at = self._progress
+            order = self._order(at.epoch)
+            pieces = Pieces(self.data.train, self.model.latent_size, ("noise", config.seed, at.epoch))
+            wanted = (
+                self.ranks.share(update.pieces, part, config.accumulate)
+                for update in order.updates(at.batch, at.segment)
+                for part in range(config.accumulate)
+            )
+            batches = loaded(pieces, wanted, workers=config.workers, pin=self.ranks.device.type == "cuda")
+            for update in order.updates(at.batch, at.segment):
+                begun = perf_counter()
+                parts = list(islice(batches, config.accumulate))
+                yield self._step(update, parts, perf_counter() - begun)
+        self._checkpoints.wait()
 
     def save(self) -> Path:
-        """Write all that resuming takes into the run's folder; returns the file.
+        """Write all that resuming takes into the run's folder, and wait for it; returns the checkpoint.
 
         Raises:
             RunError: it cannot be written, say for want of space. What was there stays.
         """
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            tensors |= {f"optimizer.{name}.{key}": t for key, t in self.optimizer.state[parameter].items()}
-        tensors |= {"random.order": self._epoch_order, "random.noise": self._noise.get_state()}
-        progress = dataclasses.asdict(self._progress)
-        history = [dataclasses.asdict(epoch) for epoch in self.history]
-        return self._write(LAST, tensors, {"progress": progress, "history": history})
+        path = self._begin_saving()
+        self._checkpoints.wait()
+        return path
 
     def load_best(self) -> VRNN:
-        """A model with the parameters of the epoch that validated best."""
+        """Return a model with the parameters of the epoch that validated best."""
         return load_model(self.folder, self.config.backend)[0]
 
-    def _step(self, batch: Padded) -> Step:
+    def _begin_saving(self) -> Path:
+        progress = dataclasses.asdict(self._progress)
+        history = [dataclasses.asdict(epoch) for epoch in self.history]
+        header = {**self._header, "progress": progress, "history": history}
+        return self._checkpoints.save(self._progress.step, self._state(), header)
+
+    def _state(self) -> dict[str, Any]:
+        """Return all tensors of the run, as torch.distributed.checkpoint takes them."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        carried = self._carried_by_all()
+        return {"model": model, "optimizer": optimizer["state"]} | ({} if carried is None else {"carried": carried})
+
+    def _step(self, update: Update, parts: Sequence[Loaded], waited: float) -> Step:
         start = perf_counter()
         config, at = self.config, self._progress
-        learning_rate = config.learning_rate_at(at.step / (config.epochs * self.batches), at.step)
-        kl_weight = config.kl_weight_at((at.step + 1) / self.batches)
+        done = self.epochs_done
+        learning_rate = config.learning_rate_at(done / config.epochs, at.step)
+        kl_weight = config.kl_weight_at(done + 1 / self.batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        out = self.model(batch.x, batch.lengths, generator=self._noise, beta=kl_weight, free_nats=config.free_nats)
-        loss, where = out.loss.item(), f"at step {at.step + 1}, in epoch {at.epoch + 1}"
-        self._require_finite("loss", loss, where)
         self.optimizer.zero_grad()
-        out.loss.backward()
-        with using(1):  # one parallel region per parameter costs more than it gains, on busy cores a hundred times
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip).item()
-            self._require_finite("norm of the gradient", norm, where)
+        with products_in(config.precision):
+            losses, nll, kl = self._gradients(update, parts, kl_weight)
+        stop, unsaved = float(self._stop), float(self._checkpoints.failed())
+        bad = float(not math.isfinite(losses))
+        loss, nll, kl, bad, stop, unsaved = self.ranks.sum(losses / self.ranks.size, nll, kl, bad, stop, unsaved)
+        if unsaved:
+            self._checkpoints.wait()
+        if bad:
+            self._refuse_loss(update)
+        with using(1) if self.ranks.device.type == "cpu" else nullcontext():  # a parallel region for each parameter
+            norm = _norm(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+            self._require_finite("norm of the gradient", norm, f"at step {at.step + 1}, in epoch {at.epoch + 1}")
             self.optimizer.step()
 
-        sums = Sums(out.nll.sum().item(), out.kl.sum().item(), batch.steps, perf_counter() - start)
+        sums = Sums(nll, kl, update.steps, perf_counter() - start + waited)
         at.sums += sums
         at.step += 1
-        at.batch += 1
-        step = Step(at.step, at.epoch, loss, sums, learning_rate, kl_weight, norm, None)
-        return step._replace(finished=self._end_epoch(step)) if at.batch == self.batches else step
+        at.batch, at.segment = (at.batch + 1, 0) if update.last else (at.batch, at.segment + 1)
+        step = Step(at.step, at.epoch, loss, sums, learning_rate, kl_weight, norm, waited, stop > 0, None)
+        if at.batch == self.batches:
+            return step._replace(finished=self._end_epoch(step))
+        if config.save_every and at.step % config.save_every == 0 and not step.stopping:
+            self._begin_saving()
+        return step
+
+    def _gradients(self, update: Update, parts: Sequence[Loaded], kl_weight: float) -> tuple[float, float, float]:
+        """Add up the gradients of this rank's parts; its share of the loss, and its nll and KL."""
+        loss, nll, kl = 0.0, 0.0, 0.0
+        normalizer = update.steps / self.ranks.size  # gradients are averaged over ranks
+        self._unsound: list[tuple[int, Tensor]] = []
+        for number, part in enumerate(parts):
+            x, lengths, eps = part.to(self.ranks.device)
+            with self._trained.accumulating(number + 1 < len(parts)):
+                out = self._trained(
+                    x.to(self._trained.dtype),
+                    lengths,
+                    eps=eps.to(self._trained.dtype),
+                    state=self._carried[number],
+                    beta=kl_weight,
+                    free_nats=self.config.free_nats,
+                    normalizer=normalizer,
+                )
+                out.loss.backward()
+            self._carried[number] = None if update.last else _detached(out.state)
+            loss += out.loss.item()
+            nll, kl = nll + out.nll.sum(dtype=torch.float64).item(), kl + out.kl.sum(dtype=torch.float64).item()
+            if not math.isfinite(loss):
+                self._unsound.append((number, (out.nll + out.kl).detach().sum(0)))
+        return loss, nll, kl
+
+    def _refuse_loss(self, update: Update) -> None:
+        """Raise on all ranks that the loss is no number, naming where it first is none."""
+        at, found = self._progress, None
+        for number, rows in self._unsound:
+            own = self.ranks.share(update.pieces, number, self.config.accumulate)
+            row = next((i for i, value in enumerate(rows.tolist()) if not math.isfinite(value)), None)
+            if row is not None and row < len(own):
+                found = own[row].sequence
+                break
+        value = next((v for v in self.ranks.gather(_first_unsound(self._unsound)) if v is not None), math.nan)
+        sequences = self.ranks.gather(found)
+        rank = next((rank for rank, sequence in enumerate(sequences) if sequence is not None), None)
+        where = f"at step {at.step + 1}, in epoch {at.epoch + 1}"
+        if rank is not None:
+            on = f", on rank {rank}" if self.ranks.size > 1 else ""
+            where += f" (batch {update.batch + 1}, training sequence {sequences[rank]}{on})"
+        self._require_finite("loss", value, where)
 
     def _end_epoch(self, last: Step) -> Epoch:
         at = self._progress
-        valid = evaluate(self.model, self.data.valid)
+        with products_in(self.config.precision):
+            valid = evaluate(self.model, self.data.valid, self.ranks, self.config.segment)
         self._require_finite("validation bound", valid.bound, f"after epoch {at.epoch + 1}")
         epoch = Epoch(at.epoch, at.sums, valid, last.learning_rate, last.kl_weight)
         self.history.append(epoch)
-        at.epoch, at.batch, at.sums = at.epoch + 1, 0, Sums()
-        self._epoch_order = self._order.get_state()
+        at.epoch, at.batch, at.segment, at.sums = at.epoch + 1, 0, 0, Sums()
         if valid.bound < at.best:
             at.best, at.best_epoch = valid.bound, epoch.number
-            self._write(BEST, self.model.state_dict(), {"epoch": epoch.number})
-        self.save()
+            self._write_best(epoch.number)
+        self._begin_saving()
         return epoch
 
-    def _write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-        path = self.folder / name
-        try:
-            files.save(path, tensors, {**self._header, **about})
-        except OSError as error:
-            whole = [file for file in (LAST, BEST) if _is_whole(self.folder / file)]
-            kept = f"still whole there: {', '.join(whole)}, as saved before" if whole else "no checkpoint is there yet"
-            raise RunError(f"{path} cannot be written: {error.strerror}; {kept}") from error
-        return path
+    def _write_best(self, epoch: int) -> None:
+        whole: Any = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        path, failure = self.folder / BEST, None
+        if self.ranks.first:
+            try:
+                files.save(path, whole, {**self._header, "epoch": epoch})
+            except OSError as error:
+                kept = f"; {path} stays as it was" if path.exists() else ""
+                failure = RunError(f"{path} cannot be written: {error.strerror}{kept}")
+        self.ranks.together(failure)
 
     def _require_finite(self, name: str, value: float, where: str) -> None:
         """Raise RunError where the run has diverged, saying what to try, and what is left of it."""
@@ -244,105 +358,122 @@ class Trainer:
             return
         at, config = self._progress, self.config
         advice = (
-            f"try a learning rate (--lr) below {config.learning_rate:.2g}, --clip below {config.clip:.2g} or a longer "
-            f"--warmup than {config.warmup}"
+            f"try a learning_rate below {config.learning_rate:.2g}, a clip below {config.clip:.2g} or a longer warmup "
+            f"than {config.warmup}"
             if at.step
             else "no step was taken yet, so look at the range of the data"
         )
         kept = f"the best model, of epoch {at.best_epoch + 1}, stays" if at.best_epoch >= 0 else "no model is kept yet"
-        raise RunError(f"the {name} is {value} {where}: {advice}; {kept} in {self.folder}")
+        raise RunError(f"the {name} is {value} {where}: {advice}; {kept} in {self.folder}", everywhere=True)
 
-    def _restore(self, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(_below("model", tensors))
-        state = self.optimizer.state_dict()
-        state["state"] = {
-            i: _below(name, _below("optimizer", tensors)) for i, (name, _) in enumerate(self.model.named_parameters())
-        }
-        self.optimizer.load_state_dict(state)
-        self._epoch_order = tensors["random.order"]
-        self._order.set_state(self._epoch_order)
-        self._noise.set_state(tensors["random.noise"])
+    def _carried_by_all(self) -> Tensor | None:
+        """Return the states that segments left, (1 or 2, num_layers, B, H) in the order of the batch; None where one
+        begins."""
+        own = [None if state is None else _stacked(state).cpu() for state in self._carried]
+        if own[0] is None:
+            return None
+        found = self.ranks.gather(own)
+        like, rows = own[0], self._rows_of_batch()
+        whole = like.new_zeros((*like.shape[:2], rows, like.shape[3]))
+        for rank, states in enumerate(found):
+            for part, state in enumerate(states):
+                places = share(range(rows), rank, self.ranks.size, part, self.config.accumulate)
+                assert state is not None
+                whole[:, :, list(places)] = state[:, :, : len(places)]
+        return whole
+
+    def _rows_of_batch(self) -> int:
+        at = self._progress
+        return len(self._order(at.epoch).batches[at.batch])
+
+    def _order(self, epoch: int) -> EpochOrder:
+        config = self.config
+        return EpochOrder(self._lengths, config.batch_size, config.segment, config.seed, epoch)
+
+    def _restore(self, path: Path, header: Mapping[str, Any]) -> None:
         progress = header["progress"]
-        self._progress = _Progress(**{**progress, "sums": Sums(**progress["sums"])})
+        self._progress = at = _Progress(**{**progress, "sums": Sums(**progress["sums"])})
         self.history = [
             Epoch(**{**epoch, "train": Sums(**epoch["train"]), "valid": Sums(**epoch["valid"])})
             for epoch in header["history"]
         ]
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        state: dict[str, Any] = {"model": model, "optimizer": optimizer["state"]}
+        spec = self.model.spec
+        if at.segment:
+            shape = (spec.state_parts, spec.num_layers, self._rows_of_batch(), spec.hidden_size)
+            state["carried"] = torch.zeros(shape, dtype=self._trained.dtype)
+        checkpoint.load(path, state, self.ranks)
+        optimizer["state"] = state["optimizer"]
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
+        if at.segment:
+            self._carried = [self._own_part(state["carried"], part) for part in range(self.config.accumulate)]
+
+    def _own_part(self, carried: Tensor, part: int) -> State:
+        """Return what this rank carries on in one of its parts."""
+        places = list(self.ranks.share(range(carried.shape[2]), part, self.config.accumulate))
+        own = carried[:, :, places] if places else carried.new_zeros((*carried.shape[:2], 1, carried.shape[3]))
+        own = own.to(self.ranks.device)
+        return own[0] if len(own) == 1 else (own[0], own[1])
 
 
-def evaluate(model: VRNN, sequences: Sequence[Tensor], batch_size: int = 64) -> Sums:
-    """The evidence lower bound of whole sequences (T_i, X), one latent sample each, always with the same noise."""
-    noise = torch.Generator().manual_seed(_EVALUATION_SEED)
-    by_length = sorted(sequences, key=len)
-    total = Sums()
-    with torch.no_grad():
-        for i in range(0, len(by_length), batch_size):
-            start = perf_counter()
-            batch = pad(by_length[i : i + batch_size])
-            out = model(batch.x, batch.lengths, generator=noise)
-            total += Sums(out.nll.sum().item(), out.kl.sum().item(), batch.steps, perf_counter() - start)
-    return total
+def _first_unsound(found: Sequence[tuple[int, Tensor]]) -> float | None:
+    for _, rows in found:
+        for value in rows.tolist():
+            if not math.isfinite(value):
+                return float(value)
+    return None
+
+
+def _stacked(state: State) -> Tensor:
+    return torch.stack(state) if isinstance(state, tuple) else state.unsqueeze(0)
+
+
+def _detached(state: State) -> State:
+    return (state[0].detach(), state[1].detach()) if isinstance(state, tuple) else state.detach()
+
+
+def _norm(found: Tensor) -> float:
+    whole: Tensor = found.full_tensor() if hasattr(found, "full_tensor") else found
+    return whole.item()
 
 
 def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
-    """The model of a run's best epoch and the header of its checkpoint; ``path`` is the run's folder or the file.
+    """Return the model of a run's best epoch and the header of its file; ``path`` is the run's folder or that file.
 
     Raises:
         CheckpointError: it holds no such model.
     """
-    path = path / BEST if os.path.isdir(path) else path
-    tensors, header = _load(path)
-    model = read_configs(path, header)[1].build(backend)
+    path = path / BEST if _is_folder(path) else path
+    tensors, header = files.load(path)
     try:
-        model.load_state_dict(_below("model", tensors) or tensors)
+        _, arguments, _ = read_configs(path, header)
+        about = header["data"]
+        model = build(arguments, about["features"], about["likelihood"], backend)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not describe a run: {error}") from error
     except RuntimeError as error:
+        if isinstance(error, RunError):
+            raise
         raise CheckpointError(f"{path} does not hold the parameters it describes: {_one_line(error)}") from error
     return model, header
 
 
-_OTHER = {
-    LAST: (BEST, "eval and sample take it, but no run goes on from it"),
-    BEST: (LAST, "eval and sample take it by its name, and --resume goes on from it"),
-}
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint of a run.
-
-    Raises:
-        CheckpointError: it is missing, damaged or none of ours. If the run's other one is whole, that is offered.
-    """
-    try:
-        return files.load(path)
-    except CheckpointError as error:
-        name, use = _OTHER.get(path.name, ("", ""))
-        if name and _is_whole(path.with_name(name)):
-            raise CheckpointError(f"{error}; {path.with_name(name)} is whole: {use}") from error
-        raise
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        files.load(path)
-    except CheckpointError:
-        return False
-    return True
-
-
-def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, ModelConfig, TrainConfig]:
-    """The configuration in the header of the checkpoint ``path``.
+def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[str, Any], TrainConfig]:
+    """Return the configuration in the header of the checkpoint ``path``.
 
     Raises:
         CheckpointError: it is not one that this version knows.
     """
     try:
-        return Source(**header["source"]), ModelConfig(**header["model"]), TrainConfig(**header["train"])
-    except (KeyError, TypeError, RunError) as error:
+        return Source(**header["source"]), dict(header["model"]), TrainConfig(**header["train"])
+    except (KeyError, TypeError, ValueError, RunError) as error:
         raise CheckpointError(f"{path} does not describe a run: {error}") from error
 
 
 def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None) -> Dataset:
-    """What the run with the checkpoint ``path`` was trained on, read again unless given.
+    """Return what the run with the checkpoint ``path`` was trained on, read again unless given.
 
     Raises:
         RunError: it has changed since.
@@ -354,38 +485,45 @@ def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None)
 
         data = load(source)
     if data.fingerprint() != header["data"]["fingerprint"]:
-        folder = path if path.is_dir() else path.parent
         raise RunError(
-            f"the data {source.path!r} is not what the run in {folder} was trained on (eval --data takes any)"
+            f"the data {source.path!r} is not what the run of {path} was trained on (eval --data takes any)",
+            everywhere=True,
         )
     return data
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with ``prefix`` and a dot, without them."""
-    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _require_writable(folder: Path) -> None:
+def _unwritable(folder: Path) -> RunError | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise RunError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+        return RunError(f"the run folder {folder} cannot be written: {error.strerror}")
+    return None
 
 
 def _start_at_baseline(model: VRNN, data: Dataset) -> None:
-    """Let the decoder's biases predict each feature's training mean and deviation: the baseline, to begin with."""
-    train = torch.cat(data.train)
-    if data.likelihood == "bernoulli":
-        biases = [((train.sum(0) + 1) / (len(train) + 2)).logit()]
+    """Let the decoder's biases predict each feature's training mean and deviation: the baseline, to begin with. Where
+    the likelihood is another one than the data's, they stay."""
+    kind = "bernoulli" if data.likelihood == "bernoulli" else "gaussian"
+    if model.spec.likelihood != kind or model.spec.packed_heads:
+        return
+    mean, std = data.moments()
+    if kind == "bernoulli":
+        biases = [((mean * data.steps("train") + 1) / (data.steps("train") + 2)).logit()]
     else:
-        std = train.std(0, correction=0).clamp(min=1e-2)
-        biases = [train.mean(0), std + (-(-std).expm1()).log()]  # the inverse of softplus
+        std = std.clamp(min=1e-2)
+        biases = [mean, std + (-(-std).expm1()).log()]  # the inverse of softplus
     with torch.no_grad():
         for (head, _), bias in zip(model.spec.decoder_heads, biases, strict=True):
             model.get_parameter(f"{head}.bias").copy_(bias)

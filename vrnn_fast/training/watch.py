@@ -27,16 +27,16 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
         BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal, expand=True,
     )  # fmt: skip
-    with _interruptible() as interrupted, bar, logs as writer:
+    with _asking(trainer.ask_to_stop), bar, logs as writer:
         epochs = trainer.config.epochs
         task = bar.add_task("", total=epochs, completed=len(trainer.history))
         saved = None
         for step in trainer.steps():
-            if interrupted():
+            if step.stopping:
                 saved = trainer.save()  # before anything is drawn: the terminal may be gone
             if writer:
                 _log(writer, step)
-            bar.update(task, completed=step.number / trainer.batches)
+            bar.update(task, completed=trainer.epochs_done)
             if step.finished:
                 done, line = step.finished.number + 1, _line(step.finished)
                 bar.update(task, description=line)
@@ -60,28 +60,26 @@ def _line(epoch: Epoch) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C, SIGTERM or SIGHUP into an answer to be asked for; the second one acts as ever.
+def _asking(ask: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a call of ``ask``; the second one acts as ever.
 
     What the process was told to ignore, as nohup does with SIGHUP, it ignores.
     """
-    asked = False
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+    def asked(number: int, frame: FrameType | None) -> None:
+        ask()
         restore()
 
     ending = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ending)}
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, asked)
     try:
-        yield lambda: asked
+        yield
     finally:
         restore()
 
@@ -91,8 +89,7 @@ def _writer(trainer: Trainer) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RunError("logs take the tensorboard package: pip install 'vrnn-fast[tensorboard]'") from error
-    first = trainer.history[-1].number + 1 if trainer.history else 0
-    return SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=first * trainer.batches + 1)
+    return SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
 
 
 def _log(writer: SummaryWriter, step: Step) -> None:

@@ -6,10 +6,16 @@
 
 namespace vrnn::VRNN_ISA {
 
-// q, p [mean | raw] (rows, 2 width); q_std, p_std (rows, width), p_std is written; kl (rows)
+// Posterior q and prior p: [mean | raw] (rows, 2 width) and the standard deviations (rows, width).
+template <class T>
+struct Gaussians {
+    Matrix<T> q, q_std, p, p_std;
+};
+
+// p_std is written; kl (rows)
 template <class T, class D>
-static void divergence_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q, Matrix<T> q_std, Matrix<T> p,
-                               Matrix<T> p_std, T* kl) {
+static void divergence_forward(int64_t rows, int64_t width, D deviation, Gaussians<T> given, T* kl) {
+    const Matrix<T> q = given.q, q_std = given.q_std, p = given.p, p_std = given.p_std;
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
@@ -31,18 +37,18 @@ static void prior_std_forward(int64_t rows, int64_t width, D deviation, Matrix<T
                        [&](int64_t j, int64_t n) { store(p_std[i] + j, deviation(load(p[i] + width + j, n)), n); });
 }
 
-// What reaches a Gaussian's parameters from outside the launch, (rows, width) each, or null.
+// What reaches the parameters of both from outside the launch, (rows, width) each, or null.
 template <class T>
 struct Upstream {
-    Matrix<T> mean, std;
+    Matrix<T> q_mean, q_std, p_mean, p_std;
 };
 
 // dkl (rows), or null for zeros; dq = [d mean | d std] and dp = [d mean | d raw] (rows, 2 width) are written. Divides
 // where forward did: of equal deviations the ratio is 1, and the gradient 0.
 template <class T, class D>
-static void divergence_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on_q,
-                                Upstream<T> on_p, Matrix<T> q, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std,
-                                Matrix<T> dq, Matrix<T> dp) {
+static void divergence_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on,
+                                Gaussians<T> given, Matrix<T> dq, Matrix<T> dp) {
+    const Matrix<T> q = given.q, q_std = given.q_std, p = given.p, p_std = given.p_std;
     for (int64_t i = 0; i < rows; ++i) {
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             Vec<T> q_mean{}, q_dev{}, p_mean{}, p_dev{};
@@ -54,10 +60,10 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
                 q_dev = dkl[i] * (ratio / sp - one / sq);
                 p_dev = dkl[i] / sp * (one - ratio * ratio - distance * distance);
             }
-            if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
-            if (on_q.std) q_dev += load(on_q.std[i] + j, n);
-            if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
-            if (on_p.std) p_dev += load(on_p.std[i] + j, n);
+            if (on.q_mean) q_mean += load(on.q_mean[i] + j, n);
+            if (on.q_std) q_dev += load(on.q_std[i] + j, n);
+            if (on.p_mean) p_mean += load(on.p_mean[i] + j, n);
+            if (on.p_std) p_dev += load(on.p_std[i] + j, n);
             store(dq[i] + j, q_mean, n);
             store(dq[i] + width + j, q_dev, n);
             store(dp[i] + j, p_mean, n);
@@ -66,11 +72,11 @@ static void divergence_backward(int64_t rows, int64_t width, D deviation, const 
     }
 }
 
-// log q(z) - log p(z) of z = mean + q_std eps: q_std, eps, z, p_std (rows, width), p_std is written; p [mean | raw]
-// (rows, 2 width); result (rows)
+// log q(z) - log p(z) of z = mean + q_std eps: eps, z (rows, width); p_std is written; result (rows)
 template <class T, class D>
-static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Matrix<T> q_std, Matrix<T> eps, Matrix<T> p,
-                              Matrix<T> p_std, Matrix<T> z, T* result) {
+static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Gaussians<T> given, Matrix<T> eps, Matrix<T> z,
+                              T* result) {
+    const Matrix<T> q_std = given.q_std, p = given.p, p_std = given.p_std;
     for (int64_t i = 0; i < rows; ++i) {
         Vec<T> total{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
@@ -88,9 +94,9 @@ static void log_ratio_forward(int64_t rows, int64_t width, D deviation, Matrix<T
 
 // As divergence_backward(); dz (rows, width) is written, or added to.
 template <class T, class D>
-static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on_q,
-                               Upstream<T> on_p, Matrix<T> q_std, Matrix<T> p, Matrix<T> p_std, Matrix<T> z,
-                               Matrix<T> dq, Matrix<T> dp, Matrix<T> dz, bool add) {
+static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T* dkl, Upstream<T> on,
+                               Gaussians<T> given, Matrix<T> z, Matrix<T> dq, Matrix<T> dp, Matrix<T> dz, bool add) {
+    const Matrix<T> q_std = given.q_std, p = given.p, p_std = given.p_std;
     for (int64_t i = 0; i < rows; ++i)
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             Vec<T> pull{}, q_mean{}, q_dev{}, p_mean{}, p_dev{};
@@ -101,10 +107,10 @@ static void log_ratio_backward(int64_t rows, int64_t width, D deviation, const T
                 q_dev = -dkl[i] / load(q_std[i] + j, n);
                 p_dev = dkl[i] / sp * (all<T>(1) - distance * distance);
             }
-            if (on_q.mean) q_mean += load(on_q.mean[i] + j, n);
-            if (on_q.std) q_dev += load(on_q.std[i] + j, n);
-            if (on_p.mean) p_mean += load(on_p.mean[i] + j, n);
-            if (on_p.std) p_dev += load(on_p.std[i] + j, n);
+            if (on.q_mean) q_mean += load(on.q_mean[i] + j, n);
+            if (on.q_std) q_dev += load(on.q_std[i] + j, n);
+            if (on.p_mean) p_mean += load(on.p_mean[i] + j, n);
+            if (on.p_std) p_dev += load(on.p_std[i] + j, n);
             store(dz[i] + j, add ? load(dz[i] + j, n) + pull : pull, n);
             store(dq[i] + j, q_mean, n);
             store(dq[i] + width + j, q_dev, n);

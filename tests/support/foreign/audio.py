@@ -1,4 +1,4 @@
-"""B: the speech benchmark's VRNN, its cell scripted, and a copy that returns something else."""
+"""Layout speech-benchmark: a VRNN of waveforms, its cell scripted, and a copy that returns something else."""
 
 from __future__ import annotations
 

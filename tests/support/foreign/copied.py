@@ -1,4 +1,4 @@
-"""E: the most copied PyTorch VRNN."""
+"""Layout eager-vrnn: the most copied PyTorch VRNN."""
 
 from __future__ import annotations
 

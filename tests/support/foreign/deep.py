@@ -1,4 +1,4 @@
-"""H: deep features and heads with hidden layers of their own, (B, T, X)."""
+"""Layout deep-features: features and heads with hidden layers of their own, (B, T, X)."""
 
 from __future__ import annotations
 

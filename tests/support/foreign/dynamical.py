@@ -1,4 +1,4 @@
-"""D: the VRNN of the dynamical-VAE collection, from its description alone."""
+"""Layout dynamical-vae: the VRNN of the dynamical-VAE collection, from its description alone."""
 
 from __future__ import annotations
 

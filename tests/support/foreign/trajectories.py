@@ -1,4 +1,4 @@
-"""Z: conditional trajectories, x_t the state after y_t."""
+"""Layout trajectories: conditional ones, x_t the state after y_t."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Copies of E and H that differ in what they return, in how they draw, and in what their networks end."""
+"""Copies of the eager VRNN and of deep features that differ in what they return, in how they draw, and in what their
+networks end."""
 
 from __future__ import annotations
 

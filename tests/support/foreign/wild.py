@@ -13,7 +13,7 @@ from tests.support.foreign.copied import VRNN
 
 
 class LogVariances(VRNN):
-    """E whose heads are named and used as log variances, Gaussian, with losses per sequence."""
+    """The eager VRNN whose heads are named and used as log variances, Gaussian, with losses per sequence."""
 
     def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
         super().__init__(x_dim, h_dim, z_dim, gaussian=True)
@@ -45,8 +45,8 @@ class LogVariances(VRNN):
 
 
 class OneHead(VRNN):
-    """E whose decoder gives probabilities alone, with means of its losses; ``inside`` the decoder's last layer is
-    the head."""
+    """The eager VRNN whose decoder gives probabilities alone, with means of its losses; ``inside`` the decoder's last
+    layer is the head."""
 
     def __init__(self, x_dim: int, h_dim: int, z_dim: int, inside: bool = False) -> None:
         super().__init__(x_dim, h_dim, z_dim)
@@ -74,7 +74,7 @@ class OneHead(VRNN):
 
 
 class Clamped(VRNN):
-    """E for real data whose mean, kept within bounds, sits in a Sequential as a Bernoulli's does."""
+    """The eager VRNN for real data whose mean, kept within bounds, sits in a Sequential as a Bernoulli's does."""
 
     def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
         super().__init__(x_dim, h_dim, z_dim, gaussian=True, fixed=True)
@@ -82,7 +82,7 @@ class Clamped(VRNN):
 
 
 class Densities(VRNN):
-    """E in the words of torch.distributions, which raise where a deviation is 0."""
+    """The eager VRNN in the words of torch.distributions, which raise where a deviation is 0."""
 
     def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
         super().__init__(x_dim, h_dim, z_dim, gaussian=True)
@@ -99,14 +99,14 @@ class Densities(VRNN):
 
 
 class BatchFirst(VRNN):
-    """E for (B, T, X)."""
+    """The eager VRNN for (B, T, X)."""
 
     def forward(self, x: Tensor) -> Any:
         return super().forward(x.transpose(0, 1))
 
 
 class Wrapped(nn.Module):
-    """A trainer's module around E, and the file that its trainer writes."""
+    """A trainer's module around the eager VRNN, and the file that its trainer writes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Wrapped(nn.Module):
 
 
 def normalised(x_dim: int, h_dim: int, z_dim: int, *, dropout: float = 0.0) -> VRNN:
-    """E with normalised features, of x and of the output."""
+    """The eager VRNN with normalised features, of x and of the output."""
     model = VRNN(x_dim, h_dim, z_dim)
     model.phi_x.insert(1, nn.BatchNorm1d(h_dim))
     model.phi_x.append(nn.Dropout(dropout))
@@ -137,7 +137,7 @@ def normalised(x_dim: int, h_dim: int, z_dim: int, *, dropout: float = 0.0) -> V
 
 
 def convolved(x_dim: int, h_dim: int, z_dim: int) -> VRNN:
-    """E that sees x through a convolution."""
+    """The eager VRNN that sees x through a convolution."""
     model = VRNN(x_dim, h_dim, z_dim)
     convolution = nn.Conv1d(1, 3, 3)
     flat = nn.Linear(3 * (x_dim - 2), h_dim)
@@ -146,7 +146,7 @@ def convolved(x_dim: int, h_dim: int, z_dim: int) -> VRNN:
 
 
 class Notes(VRNN):
-    """E on integers (T, B), each embedded, with a categorical output."""
+    """The eager VRNN on integers (T, B), each embedded, with a categorical output."""
 
     def __init__(self, x_dim: int, h_dim: int, z_dim: int) -> None:
         super().__init__(x_dim, h_dim, z_dim)

@@ -29,14 +29,20 @@ _TYPES = {
     torch.int32: "i32",
     torch.int8: "i8",
 }
+SCANS = "forward", "backward", "generate"
 
 
 @dataclass
 class Launches:
-    """What was launched: (forward, backward or generate, report)."""
+    """What was launched, and what it was seen to do."""
 
     reports: list[tuple[str, Report]] = field(default_factory=list)
     rounding: Rounding = field(default_factory=Rounding)
+
+    @property
+    def scans(self) -> dict[str, Report]:
+        """What each scan was seen to do."""
+        return {way: report for way, report in self.reports if way in SCANS}
 
     @property
     def total(self) -> Report:
@@ -48,33 +54,23 @@ def compiled(
     chip: str = "sm_90", *, rounding: Rounding | None = None, edit: Callable[[str], str] = str
 ) -> Iterator[Launches]:
     """Within, the Triton executor takes CPU tensors, and each launch runs as it is compiled for that chip, after
-    ``edit`` has changed its text."""
+    ``edit`` has changed the text of a scan."""
     seen = Launches(rounding=rounding or Rounding())
 
-    def execute(call: Any, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
+    def execute(call: Any, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
         launch.launches[way] += 1
-        given = {
-            **arguments,
-            "weights": call.workspace(),
-            "steps": call.steps,
-            "batch": call.batch,
-            "lengths": call.lengths,
-            "order": call.order,
-            "resets": call.flags(call.given.resets),
-        }
-        constants = {"ROWS": call.config.rows, "PARTICLES": call.particles, "PRECISION": call.precision}
-        constants |= {name: None for name, value in given.items() if value is None and name in kernel.arg_names}
-        live = {name: given[name] for name in kernel.arg_names if name not in constants}
+        constants = {name: value for name, value in arguments.items() if name.isupper() or value is None}
+        live = {name: arguments[name] for name in kernel.arg_names if name not in constants}
         types = tuple((name, _type(live[name])) for name in live)
+        constants = {name: constants[name] for name in kernel.arg_names if name in constants}
         text, shared = _compile(kernel, types, tuple(constants.items()), chip, call.config.warps)
-        program = parse(edit(text))
+        program = parse(edit(text) if way in SCANS else text)
         memory = Memory()
         passed = [_pass(memory, name, value) for name, value in live.items()]
         passed += [0] * (len(program.parameters) - len(passed))  # triton's own scratch memory, unused
-        whole = call.config.rows // call.particles * call.particles
         report = run(
             program,
-            -(-call.batch // whole),
+            programs,
             dict(zip(program.parameters, passed, strict=True)),
             memory,
             dynamic_shared=shared,

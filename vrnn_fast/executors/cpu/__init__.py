@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ...cell.encode import Program, Way, encode
+from ...cell.encode import Program, ProgramKind, encode
 from ...cell.spec import CellSpec
 from ...parameters import Reading
-from ..base import Batch, SequenceResult, StepResult, Want
+from ..base import Batch, SequenceResult, StepResult, Want, asked_for
 from ..reference import step_of_run
 from . import operators
 
@@ -26,12 +26,12 @@ verified = (
 
 
 def unavailable() -> str | None:
-    """None if the extension is built and loads, else the reason why not. Loads it."""
+    """Load the extension: return None if it is built and loads, else the reason why not."""
     return operators.load()
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None, or why a call with this x cannot run here."""
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cpu":
         return f"it runs on CPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
@@ -42,7 +42,7 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """How many launches a batch of sequences takes, in words.
+    """Tell how many launches a batch of sequences takes, in words.
 
     Raises:
         RuntimeError: as the launch would, where VRNN_FAST_ISA names a build that this machine cannot run.
@@ -71,14 +71,7 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         if isinstance(parameters, Reading) and not operators.wanted(*batch.differentiable, *parameters):
             packed = parameters.once(_pack, spec, thorough=True)
     out = operators.forward(program_of(spec), number, batch, parameters, packed, want)
-    return SequenceResult(
-        *out[:5],
-        prior_mean=out.prior_mean if want.prior else None,
-        prior_std=out.prior_std if want.prior else None,
-        raw=out.raw if want.raw else None,
-        state=tuple(out.state),
-        ancestors=None if batch.uniforms is None else out.ancestors,
-    )
+    return asked_for(out, batch, want)
 
 
 def step(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> StepResult:
@@ -104,7 +97,7 @@ def generate(
     if dtype == torch.bfloat16:
         x, after = generate(spec, [p.float() for p in parameters], batch.to(torch.float32), mean=mean)
         return x.to(dtype), tuple(s.to(dtype) for s in after)
-    way: Way = "means" if mean else "samples"
+    way: ProgramKind = "means" if mean else "samples"
     number, packed = None, None
     if not torch.compiler.is_compiling():
         number = _number(spec, way)
@@ -114,12 +107,12 @@ def generate(
     return drawn, tuple(final)
 
 
-def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: Way = "inference") -> operators.Packed:
+def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: ProgramKind = "inference") -> operators.Packed:
     return operators.Packed(_number(spec, way), parameters)
 
 
 @lru_cache(maxsize=256)
-def _number(spec: CellSpec, way: Way = "inference") -> operators.Number:
+def _number(spec: CellSpec, way: ProgramKind = "inference") -> operators.Number:
     return operators.number_of(encode(spec, way), len(list(spec.parameters())))
 
 
@@ -128,10 +121,11 @@ def _number(spec: CellSpec, way: Way = "inference") -> operators.Number:
 torch.compiler.assume_constant_result(CellSpec.constant)
 
 
-def program_of(spec: CellSpec, way: Way = "inference") -> Program:
-    """:func:`encode`, remembered. A constant to torch.compile, which would otherwise trace through the cache."""
+def program_of(spec: CellSpec, way: ProgramKind = "inference") -> Program:
+    """Encode as :func:`encode` does, and remember. A constant to torch.compile, which would otherwise trace through the
+    cache."""
     return spec.constant(spec.key, _encoded, way)
 
 
-def _encoded(spec: CellSpec, way: Way) -> Program:
+def _encoded(spec: CellSpec, way: ProgramKind) -> Program:
     return encode(spec, way)

@@ -1,82 +1,21 @@
-"""What torch wants to know of the CPU operators without running them: shapes of results, and floating-point operations.
-
-Arguments come in the order of the schemas in csrc/torch/operators.cpp.
-"""
+"""What torch wants to know of the CPU operators without running them: shapes of results, and operations in
+floating point."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-
-class _Forward(NamedTuple):
-    x: Tensor
-    eps: Tensor
-    cond: Tensor | None
-    lengths: Tensor | None
-    resets: Tensor | None
-    mask: Tensor | None
-    uniforms: Tensor | None
-    state: list[Tensor]
-    parameters: list[Tensor]
-    packed: Tensor | None
-    program: list[int]
-    constants: list[float]
-    saved_size: int
-    recompute: bool
-    want_prior: bool
-    want_raw: bool
-    threshold: float
-
-
-class _Backward(NamedTuple):
-    upstream: list[Tensor]
-    slots: list[int]
-    x: Tensor
-    eps: Tensor
-    cond: Tensor | None
-    lengths: Tensor | None
-    resets: Tensor | None
-    mask: Tensor | None
-    state: list[Tensor]
-    parameters: list[Tensor]
-    ancestors: Tensor | None
-    saved: Tensor
-    program: list[int]
-    constants: list[float]
-    recompute: bool
-    want_x: bool
-    want_eps: bool
-    want_cond: bool
-
-
-class _Generate(NamedTuple):
-    eps: Tensor
-    noise: Tensor
-    cond: Tensor | None
-    state: list[Tensor]
-    parameters: list[Tensor]
-    packed: Tensor | None
-    program: list[int]
-    constants: list[float]
-
-
-class _Step(NamedTuple):
-    packed: Tensor
-    number: int
-    x: Tensor
-    eps: Tensor
-    state: list[Tensor]
-    want_raw: bool
+from .schema import BackwardArguments, ForwardArguments, GenerateArguments, StepArguments
 
 
 def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
-    a = _Forward(*arguments)
+    a = ForwardArguments(*arguments)
     _on_one_device(*a)
     x, (steps, batch, latent) = a.x, a.eps.shape
     number = _known(a)
@@ -102,7 +41,7 @@ def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
 
 
 def _fake_backward(*arguments: Any) -> tuple[Any, ...]:
-    a = _Backward(*arguments)
+    a = BackwardArguments(*arguments)
     _on_one_device(*a)
     x = a.x
 
@@ -119,13 +58,13 @@ def _fake_backward(*arguments: Any) -> tuple[Any, ...]:
 
 
 def _fake_generate(*arguments: Any) -> tuple[Any, ...]:
-    a = _Generate(*arguments)
+    a = GenerateArguments(*arguments)
     _on_one_device(*a)
     return a.noise.new_empty(a.noise.shape), [a.noise.new_empty(s.shape) for s in a.state]
 
 
 def _fake_step(*arguments: Any) -> tuple[Any, ...]:
-    a = _Step(*arguments)
+    a = StepArguments(*arguments)
     _on_one_device(*a)
     x, batch, output = a.x, a.x.shape[0], torch.ops.vrnn_fast.output_width(a.number)
     nll, kl, predicted = x.new_empty(batch), x.new_empty(batch), x.new_empty(batch, output)
@@ -145,46 +84,46 @@ def _on_one_device(*arguments: Any) -> None:
         raise RuntimeError(f"all tensors of a call must be on one device, got some on {' and '.join(devices)}")
 
 
-def _known(call: _Forward | _Backward | _Generate) -> int:
-    """The number of a call's program, given by it or by its whole code."""
+def _known(call: ForwardArguments | BackwardArguments | GenerateArguments) -> int:
+    """Find the number of a call's program, given by it or by its whole code."""
     if len(call.program) == 1:
         return call.program[0]
     return int(torch.ops.vrnn_fast.program_number(call.program, call.constants, len(call.parameters)))
 
 
 def _flops(number: int) -> list[int]:
-    """Of one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
+    """Count for one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
     counts: list[int] = torch.ops.vrnn_fast.flops(number)
     return counts
 
 
 def _rows(x: Tensor, lengths: Tensor | None) -> int:
-    """The real (time step, sequence) pairs; of fake lengths, what they are at most."""
+    """Count the real (time step, sequence) pairs; of fake lengths, what they are at most."""
     if lengths is None or isinstance(lengths, FakeTensor):
         return x.shape[0] * x.shape[1]
     return int(lengths.sum())
 
 
 def _forward_flops(*arguments: Any, out_val: Any = None) -> int:
-    a = _Forward(*arguments)
+    a = ForwardArguments(*arguments)
     return _rows(a.x, a.lengths) * _flops(_known(a))[0]
 
 
 def _backward_flops(*arguments: Any, out_val: Any = None) -> int:
-    """Of the gradients alone: what is computed again for them is not counted."""
-    a = _Backward(*arguments)
+    """Count for the gradients alone: what is computed again for them is not counted."""
+    a = BackwardArguments(*arguments)
     forward, of_x, of_cond, _ = _flops(_known(a))
     unwanted = (0 if a.want_x else of_x) + (0 if a.want_cond else of_cond)
     return _rows(a.x, a.lengths) * (2 * forward - unwanted)
 
 
 def _generate_flops(*arguments: Any, out_val: Any = None) -> int:
-    a = _Generate(*arguments)
+    a = GenerateArguments(*arguments)
     return _rows(a.eps, None) * _flops(_known(a))[0]
 
 
 def _step_flops(*arguments: Any, out_val: Any = None) -> int:
-    a = _Step(*arguments)
+    a = StepArguments(*arguments)
     forward, _, _, repeated = _flops(a.number)
     return a.x.shape[0] * (forward + repeated)
 

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class ForwardOutput(NamedTuple):
-    """The results of ``vrnn_fast::forward``, in its order; what was not wanted has no elements."""
-
-    nll: Tensor
-    kl: Tensor
-    z: Tensor
-    mean: Tensor
-    std: Tensor
-    prior_mean: Tensor
-    prior_std: Tensor
-    raw: Tensor
-    state: list[Tensor]
-    ancestors: Tensor
-    saved: Tensor
-
-
-PER_STEP_OUTPUTS = ForwardOutput._fields.index("state")  # those before it: Output of csrc/core, whom `slots` numbers
+from ..base import PER_STEP
+from .schema import BackwardArguments, ForwardArguments, ForwardResult
 
 
 def below_autograd(name: str, *arguments: Any) -> Any:
@@ -38,7 +22,7 @@ def below_autograd(name: str, *arguments: Any) -> Any:
 
 @cache
 def overload(name: str) -> Any:
-    """The operator of a name, found once."""
+    """Find the operator of a name, once."""
     return getattr(torch.ops.vrnn_fast, name).default
 
 
@@ -48,75 +32,85 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        x: Tensor,
+        eps: Tensor,
+        cond: Tensor | None,
         lengths: Tensor | None,
         resets: Tensor | None,
         mask: Tensor | None,
         uniforms: Tensor | None,
         states: int,
         options: tuple[Any, ...],
-        x: Tensor,
-        eps: Tensor,
-        cond: Tensor | None,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        inputs = (x, eps, cond, lengths, resets, mask, uniforms, list(rest[:states]), list(rest[states:]))
-        *per_step, final_state, ancestors, saved = below_autograd("forward", *inputs, None, *options)
-        _remember(ctx, inputs, ancestors, saved, options)
+        sequences = (x, eps, cond, lengths, resets, mask, uniforms)
+        arguments = ForwardArguments(*sequences, list(rest[:states]), list(rest[states:]), None, *options)
+        *per_step, final_state, ancestors, saved = below_autograd("forward", *arguments)
+        _remember(ctx, arguments, ancestors, saved)
         return (*per_step, *final_state, ancestors, saved)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         call = _traced if torch.is_grad_enabled() else below_autograd  # create_graph=True: whoever goes on is refused
-        *sequences, d_state, d_parameters = _gradients(ctx, gradients[:-2], ctx.needs_input_grad[6:9], call)
-        return (*(None,) * 6, *sequences, *d_state, *d_parameters)
+        *results, _, _ = gradients  # of ancestors and saved there are none
+        *sequences, d_state, d_parameters = _gradients(ctx, results, call)
+        beside = (None,) * (len(ctx.needs_input_grad) - len(sequences) - len(d_state) - len(d_parameters))
+        return (*sequences, *beside, *d_state, *d_parameters)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], ancestors: Tensor, saved: Tensor, options: tuple[Any, ...]) -> None:
-    *tensors, uniforms, state, parameters = inputs
+def _remember(ctx: Any, a: ForwardArguments, ancestors: Tensor, saved: Tensor) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(ancestors, saved)
-    ctx.save_for_backward(*tensors, None if uniforms is None else ancestors, saved, *state, *parameters)
-    ctx.states, ctx.code, ctx.constants, ctx.recompute = len(state), options[0], options[1], options[3]
+    sequences = (a.x, a.eps, a.cond, a.lengths, a.resets, a.mask)
+    ctx.save_for_backward(*sequences, None if a.uniforms is None else ancestors, saved, *a.state, *a.parameters)
+    ctx.states, ctx.program, ctx.constants, ctx.recompute = len(a.state), a.program, a.constants, a.recompute
 
 
 def _gradients(
-    ctx: Any, upstream: Sequence[Tensor | None], wanted: Sequence[bool], call: Callable[..., Any]
+    ctx: Any, upstream: Sequence[Tensor | None], call: Callable[..., Any]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
-    """Of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the state's last."""
+    """Compute the gradients of x, eps, cond, state and parameters; ``upstream`` in the order of the outputs, the
+    state's last."""
     x, eps, cond, lengths, resets, mask, ancestors, saved, *rest = ctx.saved_tensors
-    slots = [i for i, g in enumerate(upstream) if g is not None and g.numel() > 0]
-    d_x, d_eps, d_cond, d_state, d_parameters = call(
-        "backward",
-        [upstream[i] for i in slots],
-        slots,
-        x,
-        eps,
-        cond,
-        lengths,
-        resets,
-        mask,
-        rest[: ctx.states],
-        rest[ctx.states :],
-        ancestors,
-        saved,
-        ctx.code,
-        ctx.constants,
-        ctx.recompute,
-        *wanted,
+    given = {i: g for i, g in enumerate(upstream) if g is not None and g.numel() > 0}
+    want_x, want_eps, want_cond = wanted = ctx.needs_input_grad[:3]
+    arguments = BackwardArguments(
+        upstream=list(given.values()),
+        slots=list(given),
+        x=x,
+        eps=eps,
+        cond=cond,
+        lengths=lengths,
+        resets=resets,
+        mask=mask,
+        state=rest[: ctx.states],
+        parameters=rest[ctx.states :],
+        ancestors=ancestors,
+        saved=saved,
+        program=ctx.program,
+        constants=ctx.constants,
+        recompute=ctx.recompute,
+        want_x=want_x,
+        want_eps=want_eps,
+        want_cond=want_cond,
     )
-    sequences = (d if want else None for d, want in zip((d_x, d_eps, d_cond), wanted, strict=True))
-    return (*sequences, d_state, d_parameters)
+    *found, d_state, d_parameters = call("backward", *arguments)
+    d_x, d_eps, d_cond = (d if want else None for d, want in zip(found, wanted, strict=True))
+    return d_x, d_eps, d_cond, d_state, d_parameters
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _remember(ctx, inputs[:9], output[-2], output[-1], inputs[10:])
+    result = ForwardResult(*output)
+    _remember(ctx, ForwardArguments(*inputs), result.ancestors, result.saved)
 
 
 def _backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-    on_state = gradients[PER_STEP_OUTPUTS]
-    upstream = [*gradients[:PER_STEP_OUTPUTS], *(on_state if on_state is not None else [None] * ctx.states)]
-    *sequences, d_state, d_parameters = _gradients(ctx, upstream, ctx.needs_input_grad[:3], _traced)
-    return (*sequences, *(None,) * 4, d_state, d_parameters, *(None,) * 8)
+    result = ForwardResult(*gradients)
+    on_state = result.state if result.state is not None else [None] * ctx.states
+    upstream = [*(getattr(result, name) for name in PER_STEP), *on_state]
+    d_x, d_eps, d_cond, d_state, d_parameters = _gradients(ctx, upstream, _traced)
+    found = {"x": d_x, "eps": d_eps, "cond": d_cond, "state": d_state, "parameters": d_parameters}
+    return tuple(found.get(name) for name in ForwardArguments._fields)
 
 
 def _refuse(ctx: Any, *gradients: Any) -> Any:

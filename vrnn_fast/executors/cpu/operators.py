@@ -17,9 +17,10 @@ import torch
 from torch import SymInt, Tensor
 
 from ...cell.encode import Program
-from ..base import Batch, Want
+from ..base import PER_STEP, Batch, Want
 from . import fakes, gradients
-from .gradients import PER_STEP_OUTPUTS, Eager, ForwardOutput, below_autograd, overload
+from .gradients import Eager, below_autograd, overload
+from .schema import ForwardResult
 
 LIBRARY = Path(__file__).parents[2] / "_ops.so"
 
@@ -39,8 +40,8 @@ def load() -> str | None:
 
 
 def _unbuilt(library: Path) -> str:
-    """Why there is no ``library``, and what to do. Python imports a checkout that it was started in before anything
-    that is installed."""
+    """Tell why there is no ``library``, and what to do. Python imports a checkout that it was started in before
+    anything that is installed."""
     source = f"the extension is not built in {library.parent}, the folder that was imported"
     for folder in sys.path:
         built = Path(folder, library.parent.name, library.name)
@@ -53,7 +54,7 @@ def _unbuilt(library: Path) -> str:
 
 
 def launch_counts() -> dict[str, int]:
-    """How often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
+    """Tell how often each build of the fused CPU kernels was launched in this process, counted at the launch itself.
 
     Keys such as ``"cpu.avx2.forward"``, for forward, backward, step and generate; empty if the extension is not loaded.
     """
@@ -68,7 +69,7 @@ def launch_counts() -> dict[str, int]:
 
 
 def chosen_isa() -> str:
-    """The instruction set that the next CPU launch uses.
+    """Return the instruction set that the next CPU launch uses.
 
     Raises:
         RuntimeError: VRNN_FAST_ISA names one that this machine cannot run.
@@ -86,7 +87,7 @@ def forward(
     parameters: Sequence[Tensor],
     packed: Packed | None,
     want: Want,
-) -> ForwardOutput:
+) -> ForwardResult:
     """Run a batch of sequences.
 
     The program's ``number`` is not for traced code, ``packed`` weights not where gradients are wanted.
@@ -100,13 +101,13 @@ def forward(
     options = (*code, saved, want.recompute, want.prior, want.raw, batch.threshold)
     sequences, state = batch.sequences, batch.state
     if torch.compiler.is_compiling():
-        return ForwardOutput(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
+        return ForwardResult(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
-        return ForwardOutput(*below_autograd("forward", *sequences, list(state), *weights, *options))
-    fixed = (batch.lengths, batch.resets, batch.mask, batch.uniforms, len(state), options)
-    flat = Eager.apply(*fixed, *batch.differentiable, *parameters)  # type: ignore[no-untyped-call]
-    return ForwardOutput._make((*flat[:PER_STEP_OUTPUTS], list(flat[PER_STEP_OUTPUTS:-2]), *flat[-2:]))
+        return ForwardResult(*below_autograd("forward", *sequences, list(state), *weights, *options))
+    flat = Eager.apply(*sequences, len(state), options, *state, *parameters)  # type: ignore[no-untyped-call]
+    per_step, final, last = flat[: len(PER_STEP)], flat[len(PER_STEP) : -2], flat[-2:]
+    return ForwardResult._make((*per_step, list(final), *last))
 
 
 def generate(
@@ -130,7 +131,7 @@ def generate(
 
 
 def wanted(*tensors: Tensor | None) -> bool:
-    """Whether a call that reads these tensors has to keep what their gradients need."""
+    """Tell whether a call that reads these tensors has to keep what their gradients need."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -146,7 +147,7 @@ class Number(int):
 
 
 def number_of(program: Program, parameters: int) -> Number:
-    """The number of a program of so many parameters."""
+    """Return the number of a program of so many parameters."""
     return Number(torch.ops.vrnn_fast.hold_program(program.code, program.constants, parameters))
 
 
@@ -169,7 +170,7 @@ class Packed:
         self.weights: Tensor = below_autograd("pack", parameters, number)
 
     def is_current(self, thorough: bool) -> bool:
-        """Whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
+        """Tell whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
         torch counts."""
         unchanged: bool = overload("unchanged")(self._watch, thorough)
         return unchanged

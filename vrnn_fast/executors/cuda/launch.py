@@ -21,7 +21,7 @@ from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
 from ..base import Batch, Want
-from ..call import Gradients, Outputs, kept, on
+from ..call import Gradients, Outputs, Remembered, kept, on
 from ..cut import Cut
 from ..rows import aligned, allocate
 from . import driver, emulator, pack, plan, weights
@@ -279,17 +279,9 @@ class Launch:
 
     # ---- backward
 
-    def backward(
-        self,
-        upstream: Mapping[str, Tensor],
-        z: Tensor,
-        std: Tensor,
-        ancestors: Tensor,
-        saved: Sequence[Tensor],
-        keep: Keep,
-        wanted: set[str],
-    ) -> Gradients:
-        """The gradients of the batch; see :func:`vrnn_fast.executors.call.backward`."""
+    def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
+        """Compute the gradients of the batch; see :func:`vrnn_fast.executors.call.backward`."""
+        z, std, _, saved, keep = remembered
         spec, sample = self.spec, self.cut.sample
         self.value.update(zip(kept(partition(spec), keep), saved, strict=True))
         if sample is not None:

@@ -1,7 +1,8 @@
-"""The Triton executor: dense passes in torch, and the scan in one launch of a generated kernel, forward and backward.
+"""The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
-Read plan.py (tiles), emit.py (the kernels, stage by stage, with scan.py and writer.py), functions.py (what they call),
-../rows.py (all that is not sequential), launch.py.
+Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py (what they
+call), passes.py (all that is not sequential; ../rows.py where it does not fit), pack.py and accumulate.py (weights, and
+their gradients), launch.py.
 Only kernels.py, functions.py and versions.py import triton, at the first call.
 """
 
@@ -22,7 +23,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import launch, tuning
+from . import launch, passes, tuning
 from .plan import plan
 
 name = "triton"
@@ -90,8 +91,25 @@ def launches(spec: CellSpec) -> str:
         played, filtered = wide(spec, True), wide(replace(spec, objective="particle_filter"))
         alone = f"generate 1, in {played} step by step" if played else "generate 1"
         alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
-    calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
+    rows = {k: _rows_fit(spec, size, chip, precision) for k, (size, precision) in kinds.items()}
+    configs = [config for config in rows.values() if config is not None]
+    if not configs:
+        calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
+    else:
+        ways = launch.of_a_step(spec, configs[0])
+        calls = f"a training step is {len(ways)} launches, whatever T is: {', '.join(ways)}"
+        without = " and ".join(kind for kind, config in rows.items() if config is None)
+        calls += f" (in {without}: forward, backward, and dense torch operations)" if without else ""
     return f"{calls}; {alone}; {places}"
+
+
+def _rows_fit(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> tuning.Config | None:
+    """The configuration of a cell, if all around its scan is in kernels of ours as well."""
+    for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
+        around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
+        if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
+            return config
+    return None
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
@@ -99,9 +117,12 @@ def source(spec: CellSpec, x: Tensor) -> str:
     from . import kernels
 
     size, precision = x.dtype.itemsize, _precision()
-    found = list(kernels.training_sources(spec, tuning.choose(spec, x.dtype, x.device, precision), size))
+    config = tuning.choose(spec, x.dtype, x.device, precision)
+    found = [text for _, text in launch.training_sources(spec, config, x.dtype, precision)]
     if spec.likelihood != "external" and _misfit(spec, size, x.device, precision, False) is None:
         config = tuning.choose(spec, x.dtype, x.device, precision, False)
+        packed = plan(spec, config.widest, False)
+        found.append(kernels.packing_source(spec, (packed,)))
         found.append(kernels.generation_source(spec, config, size, mean=False))
     return "\n\n".join(found)
 

@@ -56,13 +56,13 @@ def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ah
     return scan.source(FORWARD)
 
 
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool) -> str:
+def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> str:
     """The source of the reverse kernel; with a gradient that reaches z from outside, and one wanted of eps, or not.
 
     Raises:
         TypeError: a stage of the scan has no gradient there.
     """
-    scan = Backward(plan, resident, ahead=ahead, on_z=on_z, on_eps=on_eps)
+    scan = Backward(plan, resident, ahead=ahead, late=late, on_z=on_z, on_eps=on_eps)
     for scan.number, stage in reversed(tuple(enumerate(plan.program.scan))):
         emit = emitter(stage).backward
         if isinstance(emit, str):
@@ -74,8 +74,8 @@ def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, 
 class Emitter(NamedTuple):
     """How a stage is written in the two kernels; of a gradient that is not in the scan, why."""
 
-    forward: Callable[[Forward, Any], None]
-    backward: Callable[[Backward, Any], None] | str
+    forward: Callable[[Any, Any], None]
+    backward: Callable[[Any, Any], None] | str
 
 
 def emitter(stage: Stage) -> Emitter:
@@ -108,12 +108,12 @@ def _dense_backward(scan: Backward, stage: Dense) -> None:
 
 
 def _add_forward(scan: Forward, stage: Add) -> None:
-    for target, source in _pairs(scan.plan, stage.target, stage.source):
+    for target, source in pairs(scan.plan, stage.target, stage.source):
         scan.put(target, f"{scan.value(target)} + {scan.value(source)}")
 
 
 def _add_backward(scan: Backward, stage: Add) -> None:
-    for target, source in _pairs(scan.plan, stage.target, stage.source):
+    for target, source in pairs(scan.plan, stage.target, stage.source):
         scan.add(source, scan.gradient(target))
 
 
@@ -137,7 +137,7 @@ def _activate_backward(scan: Backward, stage: Activate) -> None:
 
 def _sample_forward(scan: Forward, stage: Sample) -> None:
     for mean, raw, eps, std, z in _sampled(scan.plan, stage):
-        scan.put(std, _deviation(scan.value(raw), stage.transform))
+        scan.put(std, deviation_of(scan.value(raw), stage.transform))
         scan.put(z, f"{scan.value(mean)} + {std.name} * {scan.value(eps)}")
 
 
@@ -145,17 +145,17 @@ def _sample_backward(scan: Backward, stage: Sample) -> None:
     for mean, raw, eps, _, z in _sampled(scan.plan, stage):
         d = scan.gradient(z)
         if scan.on_eps:
-            scan.put(eps, f"{d} * {_deviation(scan.value(raw), stage.transform)}")
+            scan.put(eps, f"{d} * {deviation_of(scan.value(raw), stage.transform)}")
             scan.keep(eps)
         scan.add(mean, d)
         total = f"{scan.gradient(raw)} + {d} * {scan.value(eps)}"
-        scan.put(raw, f"on.deviation_backward({scan.value(raw)}, {total}, {_constants(stage.transform)})")
+        scan.put(raw, f"on.deviation_backward({scan.value(raw)}, {total}, {constants_of(stage.transform)})")
         scan.complete(mean, raw)
 
 
 def _sampled(plan: Plan, stage: Sample) -> Iterator[tuple[Tile, ...]]:
     """Tiles of mean, raw, eps, std and z that belong together."""
-    yield from _pairs(plan, *halves(stage.source), Slice("eps", 0, stage.z.width), stage.std, stage.z)
+    yield from pairs(plan, *halves(stage.source), Slice("eps", 0, stage.z.width), stage.std, stage.z)
 
 
 # ---- the cell
@@ -211,7 +211,7 @@ class _Recurring(NamedTuple):
 def _recurring(plan: Plan, stage: Recur) -> Iterator[_Recurring]:
     width, tiles_of = stage.h.width, plan.tiles_of
     starts = range(stage.gates.start, stage.gates.start + stage.gates.width, width)
-    gates = _pairs(plan, *(Slice(stage.gates.buffer, start, width) for start in starts))
+    gates = pairs(plan, *(Slice(stage.gates.buffer, start, width) for start in starts))
     h = tiles_of(stage.h)
     others = (tiles_of(part) if part else (None,) * len(h) for part in (stage.candidate, stage.c, stage.output))
     for own, tile, candidate, c, output in zip(gates, h, *others, strict=True):
@@ -225,16 +225,16 @@ def _log_ratio_forward(scan: Forward, stage: Divergence) -> None:
     if stage.z is None:
         raise TypeError("the divergence of two densities belongs behind the scan")
     parts = (stage.z, replace(stage.z, buffer="eps"), stage.posterior_std, *halves(stage.prior))
-    for tiles in _pairs(scan.plan, *parts):
+    for tiles in pairs(scan.plan, *parts):
         *given, raw = map(scan.value, tiles)
-        scan.add_up("kl", f"on.log_ratio({', '.join(given)}, {_deviation(raw, stage.transform)})", tiles[0])
+        scan.add_up("kl", f"on.log_ratio({', '.join(given)}, {deviation_of(raw, stage.transform)})", tiles[0])
 
 
 def _likelihood_forward(scan: Forward, stage: Likelihood) -> None:
     gaussian = stage.kind == "gaussian"
     parts = halves(stage.source) if gaussian else (stage.source,)
-    for x, *raw in _pairs(scan.plan, observed(stage), *parts):
-        given = scan.values((x, *raw)) + (f", {_constants(stage.transform)}" if gaussian else "")
+    for x, *raw in pairs(scan.plan, observed(stage), *parts):
+        given = scan.values((x, *raw)) + (f", {constants_of(stage.transform)}" if gaussian else "")
         there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x)})"
         scan.step.append(f"terms = on.{stage.kind}({given})")
         scan.step.append("if mask is not None:")
@@ -271,16 +271,16 @@ def _resample_backward(scan: Backward, stage: Resample) -> None:
 
 def _draw_forward(scan: Forward, stage: Draw) -> None:
     if stage.kind == "bernoulli":
-        for logit, noise, x in _pairs(scan.plan, stage.source, stage.noise, stage.x):
+        for logit, noise, x in pairs(scan.plan, stage.source, stage.noise, stage.x):
             if stage.mean:
                 scan.put(x, f"on.sigmoid({scan.value(logit)})")
             else:
                 scan.put(x, f"on.bernoulli_draw({scan.value(logit)}, {scan.value(noise)})")
     else:
-        for centre, raw, noise, x in _pairs(scan.plan, *halves(stage.source), stage.noise, stage.x):
+        for centre, raw, noise, x in pairs(scan.plan, *halves(stage.source), stage.noise, stage.x):
             scan.put(x, scan.value(centre))
             if not stage.mean:
-                scan.put(x, f"{x.name} + {_deviation(scan.value(raw), stage.transform)} * {scan.value(noise)}")
+                scan.put(x, f"{x.name} + {deviation_of(scan.value(raw), stage.transform)} * {scan.value(noise)}")
 
 
 WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
@@ -299,12 +299,12 @@ STAGES: dict[type[Stage], Emitter] = {
 }
 
 
-def _pairs(plan: Plan, *parts: Slice) -> Iterator[tuple[Tile, ...]]:
+def pairs(plan: Plan, *parts: Slice) -> Iterator[tuple[Tile, ...]]:
     """Tiles of slices of the same width that belong together."""
     yield from zip(*map(plan.tiles_of, parts), strict=True)
 
 
-def _constants(std: Std) -> str:
+def constants_of(std: Std) -> str:
     """The constants of functions.deviation."""
     scale = 0.5 if std.kind == "log_variance" else std.sharpness
     low, high = (None if math.isinf(bound) else bound for bound in std.clamp)
@@ -312,5 +312,5 @@ def _constants(std: Std) -> str:
     return ", ".join(map(repr, (std.kind == "softplus", std.offset, scale, std.floor, least, low, high)))
 
 
-def _deviation(raw: str, std: Std) -> str:
-    return f"on.deviation({raw}, {_constants(std)})"
+def deviation_of(raw: str, std: Std) -> str:
+    return f"on.deviation({raw}, {constants_of(std)})"

@@ -27,6 +27,30 @@ def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
 
 
 @triton.jit
+def row_tile(count, ROWS: tl.constexpr):
+    """The rows in this program, and which of them there are."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return row, row < count
+
+
+@triton.jit
+def number(base, row, active):
+    """A number of each row; zero where it is not active."""
+    return tl.load(base + row, mask=active, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_number(base, row, active, number):
+    tl.store(base + row, number.to(base.dtype.element_ty), mask=active)
+
+
+@triton.jit
+def rounded(tile, base):
+    """A tile as memory would give it back."""
+    return tile.to(base.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
 def running(t, length):
     """The rows that step t belongs to."""
     t = t + 0 * length
@@ -57,34 +81,15 @@ def store(
 
 
 @triton.jit
-def weight(
-    base,
-    OFFSET: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """A (padded rows, padded columns) tile of weights, or its transpose, with zeros in the padding."""
-    if TRANSPOSED:
-        row = tl.arange(0, PADDED_ROWS)[None, :]
-        column = tl.arange(0, PADDED_COLUMNS)[:, None]
-    else:
-        row = tl.arange(0, PADDED_ROWS)[:, None]
-        column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = base + OFFSET + row * STRIDE + column
-    if ROWS != PADDED_ROWS or COLUMNS != PADDED_COLUMNS:
-        return tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
-    else:
-        return tl.load(at)
+def weight(base, OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of weights, as :func:`pack` leaves it."""
+    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(base + OFFSET + at)
 
 
 @triton.jit
-def bias(base, OFFSET: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    column = tl.arange(0, PADDED)
-    return tl.load(base + OFFSET + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+def bias(base, OFFSET: tl.constexpr, PADDED: tl.constexpr):
+    return tl.load(base + OFFSET + tl.arange(0, PADDED)).to(tl.float32)
 
 
 @triton.jit
@@ -94,9 +99,20 @@ def spread(row, ROWS: tl.constexpr):
 
 
 @triton.jit
+def operand(tile, PRECISION: tl.constexpr):
+    """A tile as products take it: tensor cores cut TF32 where this rounds to the nearest."""
+    if PRECISION == "tf32" and tile.dtype == tl.float32:
+        bits = (tile.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        return tl.where(tile == tile, bits.to(tl.float32, bitcast=True), tile)
+    else:
+        return tile
+
+
+@triton.jit
 def product(source, weights, total, PRECISION: tl.constexpr):
-    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None."""
-    source = source.to(weights.dtype)
+    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None. Weights are
+    operands already."""
+    source = operand(source.to(weights.dtype), PRECISION)
     if WIDEN:
         source = source.to(tl.float32)
         weights = weights.to(tl.float32)
@@ -106,15 +122,122 @@ def product(source, weights, total, PRECISION: tl.constexpr):
         return tl.dot(source, weights, total, input_precision=PRECISION)
 
 
+# ---- weights
+
+
+@triton.jit
+def pack(
+    into,
+    parameter,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write (ROWS, COLUMNS) of a parameter as a tile of operands, padded with zeros, or its transpose."""
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = parameter + (ROW + row) * STRIDE + COLUMN + column
+    tile = tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
+    to = column * PADDED_ROWS + row if TRANSPOSED else row * PADDED_COLUMNS + column
+    tl.store(into + to, operand(tile, PRECISION))
+
+
+@triton.jit
+def term(total, parameter, ROW: tl.constexpr, ROWS: tl.constexpr, AT: tl.constexpr, PADDED: tl.constexpr):
+    """Add ROWS of a parameter to the columns of a bias from AT on."""
+    place = tl.arange(0, PADDED) - AT
+    values = tl.load(parameter + ROW + place, mask=(place >= 0) & (place < ROWS), other=0.0).to(tl.float32)
+    return total + values
+
+
+@triton.jit
+def pack_bias(into, total, PADDED: tl.constexpr):
+    tl.store(into + tl.arange(0, PADDED), total.to(into.dtype.element_ty))
+
+
+@triton.jit
+def weight_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    value,
+    START: tl.constexpr,
+    VALUE_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
+    zeros."""
+    total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            left = load(d, row, row < count, D_START, ROWS, PADDED_ROWS, D_STRIDE)
+            right = load(value, row, row < count, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE)
+            total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = into + (ROW + row) * STRIDE + COLUMN + column
+    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
+
+
+@triton.jit
+def bias_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+):
+    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
+    total = tl.zeros((PADDED,), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            total += tl.sum(load(d, row, row < count, D_START, ROWS, PADDED, D_STRIDE).to(tl.float32), 0)
+    column = tl.arange(0, PADDED)
+    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
+
+
+# ---- elementary functions
+
+
 @triton.jit
 def exp(x):
-    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone."""
+    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone, and the rest is shifted into place."""
     x = tl.where(x > 89.0, 89.0, x)
     x = tl.where(x < -104.0, -104.0, x)
-    n = tl.floor(x * 1.44269504088896341 + 0.5)
+    shifted = x * 1.44269504088896341 + 12582912.0  # 1.5 * 2^23: the integer is in its last bits
+    n = shifted - 12582912.0
     r = (x - n * 0.693359375) + n * 2.12194440e-4
-    half = tl.floor(n * 0.5)  # in two factors: n reaches 128
-    return tl.exp2(r * 1.44269504088896341) * tl.exp2(half) * tl.exp2(n - half)
+    k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+    half = k >> 1  # in two factors: it reaches 128, and -150
+    return tl.exp2(r * 1.44269504088896341) * power(half) * power(k - half)
+
+
+@triton.jit
+def power(k):
+    """2^k of an integer, from -126 to 127."""
+    return ((k + 127) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -211,6 +334,31 @@ def log_ratio(z, eps, q_std, p_mean, p_std):
 
 
 @triton.jit
+def divergence(q_mean, q_std, p_mean, p_std):
+    """KL(q || p) of each column, exactly 0 of equal densities."""
+    ratio = tl.div_rn(q_std, p_std)
+    distance = tl.div_rn(q_mean - p_mean, p_std)
+    return 0.5 * (ratio * ratio + (distance * distance - 1.0)) - tl.log(ratio)
+
+
+@triton.jit
+def divergence_backward(at, q_std, p_mean, p_std, g, SAMPLED: tl.constexpr):
+    """Of each column, from the gradient of each row: those of q's mean or, SAMPLED, of z, and of q_std, p_mean and
+    p_std."""
+    g = g[:, None]
+    distance = tl.div_rn(at - p_mean, p_std)
+    d_at = g * tl.div_rn(distance, p_std)
+    if SAMPLED:
+        d_q_std = -tl.div_rn(g, q_std)
+        d_p_std = tl.div_rn(g, p_std) * (1.0 - distance * distance)
+    else:
+        ratio = tl.div_rn(q_std, p_std)
+        d_q_std = g * (tl.div_rn(ratio, p_std) - tl.div_rn(1.0, q_std))
+        d_p_std = tl.div_rn(g, p_std) * (1.0 - ratio * ratio - distance * distance)
+    return d_at, d_q_std, -d_at, d_p_std
+
+
+@triton.jit
 def bernoulli(x, logit):
     """-log p(x) of each column, here and below."""
     return plus_log1p(tl.where(logit < 0, 0.0, logit) - x * logit, exp(-tl.abs(logit)))
@@ -238,6 +386,35 @@ def gaussian(
     std = deviation(raw, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
     distance = (x - mean) / std
     return 0.5 * distance * distance + tl.log(std) + 0.91893853320467274178
+
+
+@triton.jit
+def bernoulli_backward(x, logit, g):
+    """Of each column, from the gradient of each row: those of x and of the logit. Here and below."""
+    g = g[:, None]
+    return -g * logit, g * ((1.0 - x) * sigmoid(logit) - x * sigmoid(-logit))
+
+
+@triton.jit
+def gaussian_backward(
+    x,
+    mean,
+    raw,
+    g,
+    SOFTPLUS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FLOOR: tl.constexpr,
+    MINIMUM: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+):
+    g = g[:, None]
+    std = deviation(raw, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
+    distance = (x - mean) / std
+    d_x = g * distance / std
+    d_std = g / std * (1.0 - distance * distance)
+    return d_x, -d_x, deviation_backward(raw, d_std, SOFTPLUS, SHIFT, SCALE, FLOOR, MINIMUM, LOW, HIGH)
 
 
 @triton.jit

@@ -1,22 +1,36 @@
-"""A whole batch of sequences, forward and backward: dense passes over all rows, and one launch for each scan."""
+"""A whole batch of sequences, forward and backward: one launch for each scan, and a few for what is around it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
-from ..base import Batch
-from ..call import Call, on
+from ...cell.stages import Keep
+from ..base import Batch, Want
+from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
-from . import tuning
+from . import pack, passes, tuning
+from .passes import Pass, RowOptions
 from .plan import identifier, plan
+from .tuning import Config
 
-launches: Counter[str] = Counter()  # of kernels of ours in this process: "forward", "backward", "generate"
+launches: Counter[str] = Counter()  # of kernels of ours in this process: those of of_a_step(), and "generate"
+
+
+def of_a_step(spec: CellSpec, config: Config) -> tuple[str, ...]:
+    """The launches of a training step on the loss alone whose work over rows is in kernels of ours, in their order."""
+    there, back = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
+    behind = ("after",) if there.scan.program.after else ()
+    to_inputs = ("before backward",) if back.last.values.program.scan else ()
+    forward = ("weights", "before", "forward", *behind)
+    return (*forward, "weights", "after backward", "backward", *to_inputs, "weight gradients")
 
 
 class Launch(Call):
@@ -30,31 +44,116 @@ class Launch(Call):
         parameters: Sequence[Tensor],
         precision: str,
         mean: bool | None = None,
-        *,
         reverse: bool = False,
+        config: Config | None = None,
     ) -> None:
-        self.precision = precision
+        self.precision, self.mean = precision, mean
         particles = 1 if given.uniforms is None else given.uniforms.shape[2]
-        self.config = tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
+        self.config = config or tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
         self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
         super().__init__(spec, given, parameters, self.plan, noise=mean is not None)
+        self._workspace: Tensor | None = None
+        around = None if mean is not None else passes.passes(spec, self.config.widest, reverse=reverse)
+        chip = tuning.chip_of(given.x.device)
+        fits = around is not None and tuning.rows_fit(around, self.config, given.x.dtype.itemsize, chip, precision)
+        self.around = around if fits else None  # the kernels over rows; None where torch does their work
 
     def workspace(self) -> Tensor:
-        """The weights of the scan side by side, as its kernels read them."""
-        like = self.given.x
-        space = allocate(like, (self.plan.workspace,), 0.0)
-        into, of = [], []
-        for matrix in self.plan.matrices:
-            weight = self.rows.weight(matrix.stage)
-            height, width = weight.shape
-            place = space[matrix.offset : matrix.offset + height * matrix.stride].view(height, matrix.stride)
-            into.append(place[:, :width])
-            of.append(weight)
-            if matrix.stage.bias is not None:
-                into.append(space[matrix.bias : matrix.bias + height])
-                of.append(self.rows.bias(matrix.stage.bias, height))
-        torch._foreach_copy_(into, of)
-        return space
+        """The weights as all kernels of this call read them."""
+        from . import kernels
+
+        if self._workspace is None:
+            plans = (self.plan,) if self.around is None else self.around.plans
+            space = self._workspace = allocate(self.given.x, (max(plan.workspace for plan in plans),))
+            kernel, programs, names = kernels.packing(self.spec, plans)
+            named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in names}
+            arguments = {"workspace": space, **named, "PRECISION": self.precision}
+            self.launch("weights", kernel, programs, arguments)
+        return self._workspace
+
+    def before(self) -> None:
+        """See :class:`Call`."""
+        if self.around is None:
+            return super().before()
+        given = frozenset(self.plan.parts)
+        self.launch_rows("before", passes.BEFORE, self.around.first, RowOptions(self.spec.std, stored=given))
+
+    def after(self, want: Want) -> None:
+        """See :class:`Call`."""
+        if self.around is None or not self.cut.program.after:
+            return super().after(want)
+        stored = {self.cut.likelihood.source.buffer} if want.raw else set()
+        if want.prior and self.cut.divergence is not None:
+            stored |= {part.buffer for part in (self.cut.divergence.prior, self.cut.divergence.prior_std)}
+        options = RowOptions(self.spec.std, results=True, stored=frozenset(stored))
+        self.launch_rows("after", passes.AFTER, self.around.last, options)
+
+    def after_backward(self, upstream: Mapping[str, Tensor], wanted: set[str], keep: Keep) -> None:
+        """See :class:`Call`."""
+        if self.around is None:
+            return super().after_backward(upstream, wanted, keep)
+        if keep != Keep.STORED:
+            self.rows.restore(self.cut.program.stages)
+        options = RowOptions(
+            self.spec.std,
+            stored=passes.needed(self.plan).difference(self.rows.value),
+            given=frozenset(upstream) - {"z"},
+            wanted=frozenset(wanted),
+        )
+        self.launch_rows("after backward", passes.AFTER_BACKWARD, self.around.first, options, upstream)
+
+    def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
+        """See :class:`Call`."""
+        if self.around is None:
+            return super().before_backward(upstream, wanted)
+        from . import kernels
+
+        inputs, of = wanted & {"x", "cond"}, self.around.last
+        if inputs or of.values.program.scan:
+            options = RowOptions(
+                self.spec.std,
+                stored=passes.needed(self.plan).difference(self.rows.value),
+                wanted=frozenset(inputs),
+                begun=frozenset({t.buffer for t in self.plan.begun} | (inputs & self.rows.gradient.keys())),
+            )
+            self.launch_rows("before backward", passes.BEFORE_BACKWARD, of, options)
+        rows, widest = self.rows, min(self.config.widest, 64)
+        kernel, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
+        rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
+        tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
+        arguments = self.tensors(kernel, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
+        self.launch("weight gradients", kernel, programs, arguments)
+        return None
+
+    def launch_rows(
+        self, way: str, name: str, of: Pass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Launch a kernel over all rows; ``upstream`` are the gradients of results that it reads, by name."""
+        from . import kernels
+
+        kernel, rows = kernels.rows(name, of, options), self.rows
+        height = tuning.around_config(self.config, self.given.x.dtype.itemsize, self.precision).rows
+        given = {"weights": self.workspace(), "count": rows.count, "ROWS": height, "PRECISION": self.precision}
+        self.launch(way, kernel, -(-rows.count // height), self.tensors(kernel, upstream or {}) | given)
+
+    def tensors(self, kernel: Any, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """The tensors that a kernel names: values (b) and gradients (g) of buffers, gradients of results (u)."""
+        rows, found = self.rows, dict[str, Tensor | None]()
+        buffers = {identifier(name): name for name in rows.widths}
+        for argument in kernel.arg_names:
+            kind, _, name = argument.partition("_")
+            if argument == "mask":
+                found[argument] = self.flags(self.given.mask)
+            elif kind == "u":
+                found[argument] = upstream[name]
+            elif argument in ("b_kl", "b_nll"):
+                found[argument] = allocate(rows.like, (rows.count,))
+                setattr(rows, name, found[argument])
+            elif argument == "g_past_eps":
+                found[argument] = rows.d_eps = allocate(rows.like, tuple(rows.value["eps"].shape))
+            elif kind in "bg" and name in buffers:
+                found[argument] = rows.buffer(rows.value if kind == "b" else rows.gradient, buffers[name])
+        return found
 
     def states(self, start: str, starts: Sequence[Tensor], end: str, ends: Sequence[Tensor]) -> dict[str, Tensor]:
         """The states that a kernel begins with and ends in, as its arguments."""
@@ -82,7 +181,7 @@ class Launch(Call):
             if cut.divergence is not None:
                 rows.kl = tensors["b_kl"] = allocate(like, (rows.count,), 0.0)
         kernel = kernels.forward(self.spec, self.config, like.element_size(), stored)
-        self.launch("forward", kernel, tensors)
+        self.launch_scan("forward", kernel, tensors)
 
     def backward_scan(
         self,
@@ -105,28 +204,125 @@ class Launch(Call):
         if cut.resamples:
             tensors["b_ancestors"] = ancestors
         kernel = kernels.backward(self.spec, self.config, self.given.x.element_size(), on_z, on_eps)
-        self.launch("backward", kernel, tensors)
+        self.launch_scan("backward", kernel, tensors)
 
-    def launch(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
-        """One launch over all tiles of the batch, on the current stream of the tensors' device."""
+    def launch_scan(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
+        """Launch a scan over all tiles of the batch."""
+        given = {
+            **arguments,
+            "weights": self.workspace(),
+            "steps": self.steps,
+            "batch": self.batch,
+            "lengths": self.lengths,
+            "order": self.order,
+            "resets": self.flags(self.given.resets),
+            "ROWS": self.config.rows,
+            "PARTICLES": self.particles,
+            "PRECISION": self.precision,
+        }
+        whole = self.config.rows // self.particles * self.particles
+        self.launch(way, kernel, -(-self.batch // whole), given)
+
+    def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+        """One launch of so many programs, on the current stream of the tensors' device."""
         from .versions import options
 
         launches[way] += 1
-        whole = self.config.rows // self.particles * self.particles
         with on(self.given.x.device):
-            kernel[(-(-self.batch // whole),)](
-                **arguments,
-                weights=self.workspace(),
-                steps=self.steps,
-                batch=self.batch,
-                lengths=self.lengths,
-                order=self.order,
-                resets=self.flags(self.given.resets),
-                ROWS=self.config.rows,
-                PARTICLES=self.particles,
-                PRECISION=self.precision,
-                **options(self.config.warps),
-            )
+            kernel[(programs,)](**arguments, **options(self.config.warps))
+
+
+class _Timed(Launch):
+    """A call that repeats each scan, and knows what they take.
+
+    A scan writes where it has read, so that the numbers of a repeat mean nothing.
+    """
+
+    seconds = 0.0
+    repeats = 10
+
+    def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+        once = partial(super().launch, way, kernel, programs, arguments)
+        once()
+        if way in ("forward", "backward"):
+            self.seconds += _seconds(once, self.given.x.device, self.repeats) / self.repeats
+
+
+def _seconds(once: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """Of so many launches, one behind the other."""
+    if device.type != "cuda":
+        start = perf_counter()
+        for _ in range(repeats):
+            once()
+        return perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with on(device):
+        begin.record()
+        for _ in range(repeats):
+            once()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def scan_seconds(
+    spec: CellSpec,
+    config: Config,
+    dtype: torch.dtype,
+    device: torch.device,
+    steps: int,
+    batch: int,
+    precision: str = "ieee",
+) -> float:
+    """What both scans of a training step take in one configuration, by the device's clock, and nothing around them."""
+    there, back = (_Timed(*given) for given in _directions(spec, config, dtype, device, steps, batch, precision))
+    _train(there, back)
+    return there.seconds + back.seconds
+
+
+class _Shown(Launch):
+    """A call that launches nothing, and remembers the kernels."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.sources: list[tuple[str, str]] = []
+
+    def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
+        from . import kernels
+
+        self.sources.append((way, kernels.source_of(kernel)))
+
+
+def training_sources(
+    spec: CellSpec, config: Config, dtype: torch.dtype, precision: str = "ieee"
+) -> list[tuple[str, str]]:
+    """The kernels of a training step on the loss alone, in their order, by what they are."""
+    there, back = (_Shown(*given) for given in _directions(spec, config, dtype, torch.device("cpu"), 1, 1, precision))
+    _train(there, back)
+    return there.sources + back.sources
+
+
+def _directions(
+    spec: CellSpec, config: Config, dtype: torch.dtype, device: torch.device, steps: int, batch: int, precision: str
+) -> Iterator[tuple[Any, ...]]:
+    """The arguments of the two calls of a training step, with random numbers."""
+    from ..problem import Problem
+
+    particles = 1 if spec.objective == "particle_filter" else 0
+    problem = Problem.draw(spec, steps, batch, particles=particles)
+    inputs = {name: t.to(device, dtype) for name, t in (problem.inputs | problem.flags).items()}
+    state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))
+    given = Batch(inputs["x"], inputs["eps"], state, cond=inputs.get("cond"), uniforms=inputs.get("uniforms"))
+    parameters = [inputs[p.name] for p in spec.parameters()]
+    for reverse in (False, True):
+        yield spec, given, parameters, precision, None, reverse, config
+
+
+def _train(there: Launch, back: Launch) -> None:
+    found = forward(there, Keep.STORED, Want())
+    upstream = {"nll": torch.ones_like(found.nll), "kl": torch.ones_like(found.kl)}
+    remembered = Remembered(found.z, found.std, found.ancestors, found.saved, Keep.STORED)
+    backward(back, upstream, remembered, set())
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
@@ -148,5 +344,5 @@ def generate(
     state = [allocate(batch.x, tuple(start.shape)) for start in batch.state]
     tensors |= own.states("start", own.starts(), "final", state)
     kernel = kernels.forward(spec, own.config, batch.x.element_size(), ("x",), mean)
-    own.launch("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
+    own.launch_scan("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
     return own.result(rows.value["x"]), state

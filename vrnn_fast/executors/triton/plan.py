@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from ...cell.partition import generation, partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Dense, Partition, Resample, Slice
+from ...cell.stages import Bias, Dense, Partition, Resample, Slice, Stage
 from ..cut import Cut, cut
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
@@ -53,27 +53,44 @@ def identifier(buffer: str) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The stacked weights of one dense stage of the scan, and where they and their bias begin in the workspace.
+    """The stacked weights of one dense stage of the scan, and where they begin in the workspace.
 
-    (target width, source width), row-major, ``stride`` from row to row; then the bias, where the stage has one.
+    There lie the weights between each tile of ``targets`` and each of ``sources``, padded with zeros, then the padded
+    tiles of the bias, where the stage has one.
     """
 
     number: int
     stage: Dense
     offset: int
+    targets: tuple[Tile, ...]
+    sources: tuple[Tile, ...]
+
+    def weights(self, target: Tile, source: Tile) -> int:
+        """Where the weights between two tiles begin."""
+        rows, columns = self.targets.index(target), self.sources.index(source)
+        return (
+            self.offset
+            + _padded(self.targets[:rows]) * _padded(self.sources)
+            + target.padded * _padded(self.sources[:columns])
+        )
+
+    def bias(self, target: Tile) -> int:
+        """Where the bias of a tile begins."""
+        before = self.targets[: self.targets.index(target)]
+        return self.offset + _padded(self.targets) * _padded(self.sources) + _padded(before)
 
     @property
-    def stride(self) -> int:
-        return -(-self.stage.source.width // LEAST) * LEAST
-
-    @property
-    def bias(self) -> int:
-        return self.offset + self.stage.target.width * self.stride
+    def size(self) -> int:
+        """Of the weights, in elements."""
+        return _padded(self.targets) * _padded(self.sources)
 
     @property
     def end(self) -> int:
-        size = self.bias + (0 if self.stage.bias is None else self.stage.target.width)
-        return -(-size // LEAST) * LEAST
+        return self.offset + self.size + (0 if self.stage.bias is None else _padded(self.targets))
+
+
+def _padded(tiles: tuple[Tile, ...]) -> int:
+    return sum(tile.padded for tile in tiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +100,24 @@ class Plan(Cut):
     Attributes:
         tiles: of each buffer that the scan touches, in the order of columns.
         matrices: of each dense stage of the scan, in the order of stages.
+        reverse: whether gradients pass through the weights, so that a tile of them is (target, source), or values,
+            and it is (source, target): each as the right operand of its product is read.
     """
 
     tiles: dict[str, tuple[Tile, ...]]
     matrices: tuple[Matrix, ...]
+    reverse: bool
+
+    @property
+    def begun(self) -> tuple[Slice, ...]:
+        """What is begun before the scan, as it finds it."""
+        stages = (s for s in self.program.before if isinstance(s, Bias | Dense))
+        return tuple(s.target for s in stages if s.target.buffer in self.parts)
 
     @property
     def workspace(self) -> int:
-        """Elements of all weights and biases of the scan."""
-        return self.matrices[-1].end
+        """Where its weights and biases end in the workspace."""
+        return self.matrices[-1].end if self.matrices else 0
 
     def matrix(self, stage: Dense) -> Matrix:
         """The weights of a dense stage of the scan."""
@@ -99,8 +125,12 @@ class Plan(Cut):
 
     def tiles_of(self, part: Slice) -> tuple[Tile, ...]:
         """The tiles that make up a slice."""
-        end = part.start + part.width
-        return tuple(t for t in self.tiles.get(part.buffer, ()) if part.start <= t.start < end)
+        return _within(self.tiles, part)
+
+
+def _within(tiles: dict[str, tuple[Tile, ...]], part: Slice) -> tuple[Tile, ...]:
+    end = part.start + part.width
+    return tuple(t for t in tiles.get(part.buffer, ()) if part.start <= t.start < end)
 
 
 def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
@@ -120,13 +150,22 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool
     ``reverse`` scan of a particle filter has what weighs a particle behind it, in ``after``: no gradient passes from a
     weight to a state.
     """
-    whole = cut(_program(spec, mean, reverse))
+    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0)
+
+
+def rows_plan(program: Partition, stages: tuple[Stage, ...], widest: int, first: int, *, reverse: bool) -> Plan:
+    """Cut stages that run over all rows, whose weights begin at ``first`` in the workspace, into tiles. Pure."""
+    return _tiled(cut(replace(program, before=(), scan=stages, after=())), widest, reverse, first)
+
+
+def _tiled(whole: Cut, widest: int, reverse: bool, first: int) -> Plan:
     tiles = {buffer: tuple(_tiles(parts, widest)) for buffer, parts in whole.parts.items()}
     matrices: list[Matrix] = []
     for stage in whole.program.scan:
         if isinstance(stage, Dense):
-            matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else 0))
-    return Plan(**vars(whole), tiles=tiles, matrices=tuple(matrices))
+            ends = (_within(tiles, part) for part in (stage.target, stage.source))
+            matrices.append(Matrix(len(matrices), stage, matrices[-1].end if matrices else first, *ends))
+    return Plan(**vars(whole), tiles=tiles, matrices=tuple(matrices), reverse=reverse)
 
 
 def _tiles(parts: tuple[Slice, ...], widest: int) -> Iterator[Tile]:

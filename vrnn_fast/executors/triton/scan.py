@@ -12,7 +12,7 @@ from collections import defaultdict
 from ...cell.stages import Dense
 from ..cut import slices, written
 from .plan import Matrix, Plan, Tile, identifier
-from .writer import Writer
+from .writer import Reads, Writer
 
 
 class Scan(Writer):
@@ -20,11 +20,11 @@ class Scan(Writer):
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
-        ahead: as in :class:`Writer`.
+        reads: as in :class:`Writer`.
     """
 
-    def __init__(self, plan: Plan, resident: frozenset[int], ahead: bool) -> None:
-        super().__init__(ahead)
+    def __init__(self, plan: Plan, resident: frozenset[int], reads: Reads) -> None:
+        super().__init__(reads)
         self.plan, self.resident = plan, resident
         self.number = 0  # of the stage that is being written
         self.known: set[str] = set()  # variables that a step has written
@@ -38,14 +38,14 @@ class Scan(Writer):
         return f"{tile.start}, {tile.width}, {tile.padded}, {self.plan.width(tile.buffer)}"
 
     def load(self, prefix: str, tile: Tile, variable: str) -> None:
-        """Read a tile at the start of a step, unless the step has it."""
+        """Read a tile, unless the step has it."""
         if variable not in self.known:
             self.known.add(variable)
             pointer = self.pointer(prefix, tile.buffer)
             self.read(variable, f"on.load({pointer}, {{row}}, {{active}}, {self.columns(tile)})", "tl.float32")
 
     def load_row(self, variable: str, dtype: str) -> None:
-        """Read a number of each row at the start of a step."""
+        """Read a number of each row."""
         pointer = self.pointer("b", variable)
         self.read(variable, f"tl.load({pointer} + {{row}}, mask={{active}}, other=0)", dtype)
 
@@ -66,6 +66,8 @@ class Scan(Writer):
 
     def reset(self, *variables: str) -> None:
         """Set to zero where a sequence begins anew."""
+        if not variables:
+            return
         self.step += ["if resets is not None:", "    begins = tl.load(resets + row, mask=active, other=0) != 0"]
         self.step += [f"    {v} = tl.where(begins[:, None], 0.0, {v})" for v in variables]
 
@@ -73,14 +75,13 @@ class Scan(Writer):
         """Move on to ``then`` in the rows that the step belongs to."""
         self.step.append(f"{variable} = tl.where(active[:, None], {then}, {variable})")
 
-    def weight(self, matrix: Matrix, target: Tile, source: Tile, *, transposed: bool) -> str:
+    def weight(self, matrix: Matrix, target: Tile, source: Tile) -> str:
         """The variable that holds the weights between two tiles; its lines are written where they belong."""
         name = f"w{matrix.number}_{target.start}_{source.start}"
         if name not in self.known:
-            row, column = target.start - matrix.stage.target.start, source.start - matrix.stage.source.start
-            at = f"{matrix.offset + row * matrix.stride + column}, {matrix.stride}"
-            sizes = f"{target.width}, {target.padded}, {source.width}, {source.padded}"
-            line = f"{name} = on.weight(weights, {at}, {sizes}, {transposed})"
+            rows, columns = (target, source) if self.plan.reverse else (source, target)
+            at = matrix.weights(target, source)
+            line = f"{name} = on.weight(weights, {at}, {rows.padded}, {columns.padded})"
             if matrix.number in self.resident:
                 self.known.add(name)
                 self.once.append(line)
@@ -108,7 +109,7 @@ class Forward(Scan):
     def __init__(
         self, plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool
     ) -> None:
-        super().__init__(plan, resident, ahead)
+        super().__init__(plan, resident, "a step ahead" if ahead else "at the start")
         self.stored, self.late = stored, late
         self.pending: dict[Tile, list[tuple[Matrix, Tile | None]]] = {}  # products and, for None, biases
         self.unsaved: set[Tile] = set()
@@ -158,13 +159,13 @@ class Forward(Scan):
     def add(self, matrix: Matrix, tile: Tile, source: Tile | None) -> None:
         """Add a term to a tile: a product, or the bias."""
         if source is None:
-            bias, at = f"bias{matrix.number}_{tile.start}", tile.start - matrix.stage.target.start
+            bias = f"bias{matrix.number}_{tile.start}"
             place = self.once if matrix.number in self.resident else self.step
-            place.append(f"{bias} = on.bias(weights, {matrix.bias + at}, {tile.width}, {tile.padded})")
+            place.append(f"{bias} = on.bias(weights, {matrix.bias(tile)}, {tile.padded})")
             self.put(tile, f"on.spread({bias}, ROWS)")
         else:
             self.load("b", tile, tile.name)
-            weights = self.weight(matrix, tile, source, transposed=True)
+            weights = self.weight(matrix, tile, source)
             self.put(tile, f"on.product({self.value(source)}, {weights}, {tile.name}, PRECISION)")
 
     def add_up(self, name: str, terms: str, tile: Tile) -> None:
@@ -189,10 +190,13 @@ class Backward(Scan):
     Args:
         on_z: whether a gradient reaches z from outside.
         on_eps: whether one is wanted of eps.
+        late: whether what a step reads may wait in registers until it is needed.
     """
 
-    def __init__(self, plan: Plan, resident: frozenset[int], *, ahead: bool, on_z: bool, on_eps: bool) -> None:
-        super().__init__(plan, resident, ahead)
+    def __init__(
+        self, plan: Plan, resident: frozenset[int], *, ahead: bool, late: bool, on_z: bool, on_eps: bool
+    ) -> None:
+        super().__init__(plan, resident, "a step ahead" if ahead else "at the start" if late else "where needed")
         self.on_eps = on_eps
         self.begun: set[Tile] = set()  # gradients that begin in memory
         self.stored: set[Tile] = set()
@@ -250,14 +254,18 @@ class Backward(Scan):
             self.stored.add(tile)
             self.store("g", tile, self.gradient(tile))
 
+    def passes(self, tile: Tile) -> bool:
+        """Whether a gradient goes on to that tile."""
+        return True
+
     def back(self, matrix: Matrix, target: Tile) -> None:
         """Pass a gradient through one of the products that made its tile, once."""
         if (matrix, target) in self.passed:
             return
         self.passed.add((matrix, target))
         self.keep(target)
-        for source in self.plan.tiles_of(matrix.stage.source):
-            weights = self.weight(matrix, target, source, transposed=False)
+        for source in filter(self.passes, self.plan.tiles_of(matrix.stage.source)):
+            weights = self.weight(matrix, target, source)
             given = f"{self.gradient(target)}, {weights}, {self.total(source)}"
             self.put(source, f"on.product({given}, PRECISION)")
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -20,19 +23,19 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
+from .passes import Passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
-MOST_AHEAD = (
-    240  # estimated, where a step reads ahead of the next one: a little less, for nothing should spill for that
-)
+MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one, and whether threads multiply: a little
+# less, for nothing should spill for that
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
-MOST_MULTIPLY_ADDS = 4000  # of a thread in a step, where they are not the tensor cores': beyond, kilobytes spill
-FEW_MULTIPLY_ADDS = 2000  # so many without a spill
+MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
-MOST_NARROW_PRODUCTS = 70  # of narrow tiles: beyond, they spill more than wider ones
+MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
 ROWS = (16, 32, 64, 128)  # of a tile
+FEWEST_ROWS = 8  # of a tile that threads multiply: tensor cores would pad it
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Chip:
     name: str
     shared: int
     lanes: int = 32
+
+    @property
+    def amd(self) -> bool:
+        """Whether its warps are of 64, and its threads have up to 512 registers."""
+        return self.lanes == 64
 
 
 CHIPS = {chip.name: chip for chip in (Chip("sm_80", 166912), Chip("sm_90", 232448), Chip("gfx942", 65536, 64))}
@@ -57,7 +65,8 @@ class Config:
         widest: columns of the widest tile, a power of two from 16 on.
         ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
         shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
-        late: whether forward holds a tile's operands until its sums are needed, rather than its sums.
+        late: whether registers hold operands rather than sums. Then forward adds up a tile where it is needed, and a
+            reverse step begins with all that it reads; where operands are large, neither.
     """
 
     rows: int
@@ -70,8 +79,7 @@ class Config:
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
     """Of one matrix on the chip, padded."""
-    target, source = (sum(t.padded for t in cut.tiles_of(s)) for s in (matrix.stage.target, matrix.stage.source))
-    return target * source * itemsize
+    return matrix.size * itemsize
 
 
 def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
@@ -114,6 +122,26 @@ def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
     return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
 
 
+def around_config(config: Config, itemsize: int, precision: str) -> Config:
+    """How the kernels over rows are written around a scan: they hold more tiles, so that threads multiply few rows."""
+    return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
+
+
+@lru_cache(maxsize=256)
+def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
+    """Whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
+    by_threads = itemsize == 4 and precision == "ieee"
+    most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
+    config = around_config(config, itemsize, precision)
+    for each in (around.first, around.last):
+        columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
+        wanted = 80 + columns * config.rows // (chip.lanes * config.warps)
+        wanted += operand_registers(config) if by_threads else 0
+        if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
+            return False
+    return True
+
+
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
     """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
 
@@ -124,6 +152,16 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
+def most_estimated(itemsize: int, chip: Chip) -> int:
+    """The most registers that are compiled: AMD's compiler, which wants twice as many, spills hundreds beyond."""
+    return MOST_REGISTERS if chip.amd else MOST_ESTIMATED[itemsize]
+
+
+def operand_registers(config: Config) -> int:
+    """Of the operands of one product of a thread that multiplies: some rows of one, and a column of the other."""
+    return config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
+
+
 def candidates(
     spec: CellSpec,
     itemsize: int,
@@ -132,7 +170,8 @@ def candidates(
     mean: bool | None = None,
     particles: int = 1,
 ) -> tuple[Config, ...]:
-    """The configurations that a cell may be run in, the best guess first; empty where none fits.
+    """The configurations that a cell may be run in, the best guess first; empty where none fits. Those that would spill
+    are among them only where all would.
 
     ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
     sequence are in one tile. Here and below.
@@ -140,19 +179,22 @@ def candidates(
     found = []
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
-    by_tensor_cores = itemsize < 4 or precision != "ieee"
-    widest_of = (64, 128) if by_tensor_cores else (64, 128, NARROW)
+    by_threads = itemsize == 4 and precision == "ieee"
+    if by_threads and particles <= FEWEST_ROWS:
+        rows_of.append(FEWEST_ROWS)
+    widest_of, most = ((NARROW,), MOST_NARROW_PRODUCTS) if by_threads else ((64, 128), MOST_PRODUCTS)
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
-        late = by_tensor_cores and widest <= 64  # else operands take more registers than sums
+        late = itemsize < 4 and widest <= 64 and not chip.amd  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
-        most = MOST_NARROW_PRODUCTS if widest == NARROW else MOST_PRODUCTS
         if products(cut) > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
-        by_threads = 0 if by_tensor_cores else multiply_adds(cut, config, chip)
-        wanted = registers(cut, config, chip)
-        if by_threads <= MOST_MULTIPLY_ADDS and wanted <= (MOST_AHEAD if ahead else MOST_ESTIMATED[itemsize]):
-            spills = by_threads > FEW_MULTIPLY_ADDS or wanted > MOST_REGISTERS
+        if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
+            continue
+        wanted = registers(cut, config, chip) + (operand_registers(config) if by_threads else 0)
+        if wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
+            spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
+    found = [entry for entry in found if not entry[0]] or found
     return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:3]))
 
 
@@ -180,7 +222,7 @@ def misfit(
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
-        f"a thread; at most {MOST_PRODUCTS} and {MOST_ESTIMATED[itemsize]} are compiled"
+        f"a thread; at most {MOST_PRODUCTS} and {most_estimated(itemsize, chip)} are compiled"
     )
 
 
@@ -211,18 +253,46 @@ def _chosen(
     return tuned if tuned in found else found[0]
 
 
+def _progress(line: str) -> None:
+    print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+
 def tune(
     spec: CellSpec,
     dtype: torch.dtype,
     device: torch.device,
     seconds: Callable[[Config], float],
     precision: str = "ieee",
+    *,
+    at_most: float = 300.0,
+    say: Callable[[str], None] = _progress,
 ) -> Config:
-    """Measure every candidate by ``seconds``, remember the fastest on disk, and use it from now on."""
-    chip = chip_of(device)
-    best = min(candidates(spec, dtype.itemsize, chip, precision), key=seconds)
-    path = _record(spec, dtype, chip, precision)
-    with replacing(path) as file:
+    """Measure the candidates, remember the fastest on disk, and use it from now on.
+
+    Args:
+        seconds: of one that is run (:func:`.launch.scan_seconds`). Where the device has no room for it, it is left out.
+        at_most: seconds after which no other one is begun, the best guess being the first; it may take a minute to
+            compile one.
+        say: takes a line before each, of what is measured.
+
+    Raises:
+        RuntimeError: the device has no room for any.
+    """
+    from .versions import NO_ROOM
+
+    chip, begun = chip_of(device), perf_counter()
+    found, measured = candidates(spec, dtype.itemsize, chip, precision), dict[Config, float]()
+    for number, config in enumerate(found, 1):
+        spent = perf_counter() - begun
+        if spent > at_most and measured:
+            break
+        say(f"way {number} of {len(found)} to write the kernels, {spent:.0f} of at most {at_most:.0f} s: {config}")
+        with suppress(*NO_ROOM):
+            measured[config] = seconds(config)
+    if not measured:
+        raise RuntimeError(f"the device has no room for any of {len(found)} ways to write this cell's kernels")
+    best = min(measured, key=measured.__getitem__)
+    with replacing(_record(spec, dtype, chip, precision)) as file:
         file.write(json.dumps(asdict(best)).encode())
     _chosen.cache_clear()
     return best

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from triton import knobs
+from triton.runtime.errors import OutOfResources
 
 INTERPRETED = bool(knobs.runtime.interpret)
+NO_ROOM = OutOfResources, torch.OutOfMemoryError  # what a launch raises where it needs more than the device has
 
 
 def options(warps: int) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Cycles a step of the Triton scans, by arithmetic, from what their compiled code is seen to do.
+
+``python -m tests.support.ptx.cycles`` writes bench/results/triton-cycles.md. Nothing in it was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+
+from bench.record import RESULTS
+from bench.resources import OPERANDS, SHAPES, spec_of
+from tests.support.oracle import Problem
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors import triton
+from vrnn_fast.executors.triton import tuning
+
+from .launches import compiled
+from .report import Report
+
+SCHEDULERS = 4  # of a multiprocessor: each issues an instruction of a warp in a cycle
+BARRIER = 40  # cycles from a store to shared memory, through a barrier, to what a load brings
+CLOCK = 1.755  # cycles of an H100 in a nanosecond
+HEAD = f"""\
+# Cycles a step of the Triton kernels, by arithmetic
+
+`python -m tests.support.ptx.cycles`: instructions of warps, wavefronts of shared memory and barriers of one program in
+one step of 16 or 8 rows, counted as the compiled sm_90 code is executed in the interpreter. Cycles are the larger of
+instructions / {SCHEDULERS} and wavefronts, and {BARRIER} for each barrier, between which nothing overlaps;
+microseconds at {CLOCK} GHz. Products of tensor cores and what is read from the second-level cache come on top.
+The aim of the hand-written kernels in bfloat16 at H = 64: 1.0 forward, 3 with backward.
+**Nothing here has run on a GPU.**
+
+| shape | operands | kernel | instructions | wavefronts | of the least | barriers | cycles | microseconds |
+| --- | --- | --- | --: | --: | --: | --: | --: | --: |
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of one program does."""
+
+    instructions: int
+    wavefronts: int
+    least_wavefronts: int
+    barriers: int
+
+    @property
+    def cycles(self) -> int:
+        return max(self.instructions // SCHEDULERS, self.wavefronts) + BARRIER * self.barriers
+
+
+def between(one: Report, two: Report) -> Step:
+    """The step by which the second launch was longer."""
+    pairs = ((r.issued, r.wavefronts, r.least_wavefronts) for r in (one, two))
+    before, behind = ([counter.total() for counter in counters] for counters in pairs)
+    return Step(*(b - a for a, b in zip(before, behind, strict=True)), two.barriers - one.barriers)
+
+
+def steps(spec: CellSpec, dtype: torch.dtype, precision: str, chip: str) -> dict[str, Step]:
+    """Of forward and backward."""
+    found: list[dict[str, Report]] = []
+    config = tuning.candidates(spec, dtype.itemsize, tuning.CHIPS[chip], precision)[0]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        for count in (1, 2):
+            with compiled(chip) as seen, mock.patch.object(tuning, "rows_fit", return_value=False):
+                Problem.draw(spec, count, config.rows).run(triton, dtype)
+            found.append(seen.scans)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return {way: between(found[0][way], found[1][way]) for way in ("forward", "backward")}
+
+
+def rows(shapes: Sequence[str]) -> Iterator[str]:
+    """The lines of the table, as they are counted."""
+    for shape in shapes:
+        for dtype, precision in OPERANDS:
+            name = str(dtype).removeprefix("torch.") if precision == "ieee" else precision
+            for way, step in steps(spec_of(SHAPES[shape]), dtype, precision, "sm_90").items():
+                share = step.wavefronts / step.least_wavefronts
+                yield (
+                    f"| {shape} | {name} | {way} | {step.instructions} | {step.wavefronts} | {share:.2f} "
+                    f"| {step.barriers} | {step.cycles} | {step.cycles / CLOCK / 1e3:.1f} |"
+                )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Count, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.ptx.cycles", description=__doc__)
+    parser.add_argument("--shape", choices=sorted(SHAPES), action="append", help="this shape (may be repeated)")
+    options = parser.parse_args(arguments)
+    lines = []
+    for line in rows(options.shape or ("narrow", "reference")):
+        print(line, flush=True)
+        lines.append(line)
+    (RESULTS / "triton-cycles.md").write_text(HEAD + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

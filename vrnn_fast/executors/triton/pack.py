@@ -1,0 +1,85 @@
+"""The kernel that lays out the weights of others, as source. Pure.
+
+Each program writes the weights of one tile's columns and their bias, as plan.py says where: without gaps in the order
+in which they are read, rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ...cell.stages import Term
+from .plan import Matrix, Plan, Tile, identifier
+from .writer import HEAD, indent
+
+NAME = "pack_weights"
+
+
+def source(plans: Sequence[Plan], strides: Mapping[str, int]) -> str:
+    """The source of the kernel; as many programs as :func:`programs` says run it.
+
+    ``strides`` are the elements from row to row of each parameter.
+    """
+    arguments = ["workspace", *map(argument, parameters(plans)), "PRECISION: tl.constexpr"]
+    lines = [HEAD, "@triton.jit", f"def {NAME}("]
+    lines += [*indent(1, [f"{a}," for a in arguments]), "):", "    program = tl.program_id(0)"]
+    return "\n".join((*lines, *indent(1, choose(0, list(_programs(plans, strides)))))) + "\n"
+
+
+def parameters(plans: Sequence[Plan]) -> list[str]:
+    """The parameters that it reads, in the order of its arguments."""
+    found = {b.parameter for plan in plans for m in plan.matrices for b in m.stage.blocks}
+    return sorted(found | {t.parameter for plan in plans for m in plan.matrices for t in _bias_of(plan, m) or ()})
+
+
+def programs(plans: Sequence[Plan]) -> int:
+    """How many programs the kernel has."""
+    return sum(len(matrix.targets) for plan in plans for matrix in plan.matrices)
+
+
+def argument(parameter: str) -> str:
+    """The kernel's argument that points to a parameter."""
+    return f"p_{identifier(parameter)}"
+
+
+def _bias_of(plan: Plan, matrix: Matrix) -> tuple[Term, ...] | None:
+    return None if plan.reverse else matrix.stage.bias
+
+
+def choose(first: int, of: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of so many programs from ``first`` on, found by halving."""
+    if len(of) == 1:
+        return list(of[0])
+    half = len(of) // 2
+    below, above = choose(first, of[:half]), choose(first + half, of[half:])
+    return [f"if program < {first + half}:", *indent(1, below), "else:", *indent(1, above)]
+
+
+def _programs(plans: Sequence[Plan], strides: Mapping[str, int]) -> Iterator[list[str]]:
+    """The lines of every program: all that makes one tile."""
+    for plan, matrix in ((of, matrix) for of in plans for matrix in of.matrices):
+        terms = _bias_of(plan, matrix)
+        for target in matrix.targets:
+            lines = [_weights(plan, matrix, target, source, strides) for source in matrix.sources]
+            yield [*lines, *([] if terms is None else [_bias(matrix, target, terms)])] or ["pass"]
+
+
+def _weights(plan: Plan, matrix: Matrix, target: Tile, source: Tile, strides: Mapping[str, int]) -> str:
+    stage, into = matrix.stage, f"workspace + {matrix.weights(target, source)}"
+    at = target.start - stage.target.start
+    block = next(b for b in stage.blocks if b.at <= at < b.at + b.rows)
+    rows = f"{block.row + at - block.at}, {target.width}, {target.padded}"
+    columns = f"{block.column + source.start - stage.source.start}, {source.width}, {source.padded}"
+    options = f"{strides[block.parameter]}, {not plan.reverse}, PRECISION"
+    return f"on.pack({into}, {argument(block.parameter)}, {rows}, {columns}, {options})"
+
+
+def _bias(matrix: Matrix, target: Tile, terms: tuple[Term, ...]) -> str:
+    """The sum of all terms that reach a tile."""
+    begin, total = target.start - matrix.stage.target.start, f"tl.zeros(({target.padded},), tl.float32)"
+    for t in terms:
+        first, end = max(t.at, begin), min(t.at + t.rows, begin + target.width)
+        if first < end:
+            place = f"{t.row + first - t.at}, {end - first}, {first - begin}, {target.padded}"
+            total = f"on.term({total}, {argument(t.parameter)}, {place})"
+    return f"on.pack_bias(workspace + {matrix.bias(target)}, {total}, {target.padded})"

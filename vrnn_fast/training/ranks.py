@@ -1,0 +1,162 @@
+"""The processes of a run, as torchrun starts them; one process is a run of one rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from ..data.dataset import Item
+from ..data.order import share
+from .config import RunError
+
+_TIMEOUT = timedelta(minutes=10)  # without a word from another rank
+_JOINING = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is, and where it computes.
+
+    Attributes:
+        restarts: how often torchrun has started this run anew, after a rank died.
+        control: a group for CPU tensors, beside the one of gradients.
+        writing: another one, for checkpoints that are written meanwhile.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    restarts: int = 0
+    control: Any = None
+    writing: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, rows: Sequence[Item], part: int = 0, parts: int = 1) -> Sequence[Item]:
+        """Take what this rank has of rows; see :func:`vrnn_fast.data.order.share`."""
+        return share(rows, self.rank, self.size, part, parts)
+
+    def sum(self, *values: float) -> list[float]:
+        """Add up over all ranks, in float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with _missing():
+            dist.all_reduce(total, group=self.control)
+        return cast(list[float], total.tolist())
+
+    def gather(self, item: Item) -> list[Item]:
+        """Gather what each rank has, in order, on all of them."""
+        if self.size == 1:
+            return [item]
+        found: list[Any] = [None] * self.size
+        with _missing():
+            dist.all_gather_object(found, item, group=self.control)
+        return found
+
+    def told(self, item: Item) -> Item:
+        """Return what the first rank has."""
+        return self.gather(item)[0]
+
+    def together(self, failure: Exception | None) -> None:
+        """Raise on all ranks what went wrong on one of them, naming it.
+
+        Raises:
+            RunError: something did.
+        """
+        found = self.gather(None if failure is None else " ".join(str(failure).split()))
+        wrong = [(rank, words) for rank, words in enumerate(found) if words is not None]
+        if wrong:
+            rank, words = wrong[0]
+            raise RunError(words if self.size == 1 else f"rank {rank}: {words}", everywhere=True) from failure
+
+
+@contextmanager
+def _missing() -> Iterator[None]:
+    """Turn what torch says where another rank is no longer there into a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(f"another rank is gone: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def _leaving_after(patience: timedelta) -> Iterator[None]:
+    """Leave this process where the block takes much longer, for torchrun to start it anew: ranks that wait for one that
+    died while they were joining are not always told by gloo, whatever its timeout."""
+
+    def leave() -> None:
+        rank, seconds = os.environ["RANK"], patience.total_seconds()
+        print(f"rank {rank}: the other ranks did not come within {seconds:.0f} s", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(1.2 * patience.total_seconds(), leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, if it did, else be one.
+
+    Args:
+        device: ``"auto"`` is a GPU for each process of a node where there are GPUs, else the CPU.
+
+    Raises:
+        RunError: there is no such device, or not one for each process.
+    """
+    local, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    where = _device(device, local, processes)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Ranks(0, 1, where)
+        return
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    with _leaving_after(_JOINING):
+        dist.init_process_group("cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo", timeout=_JOINING)
+        control, writing = (dist.new_group(backend="gloo", timeout=_JOINING) for _ in range(2))
+    try:
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        for group in (None, control, writing):
+            dist.distributed_c10d._set_pg_timeout(_TIMEOUT, group)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), where, restarts, control, writing)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local: int, processes: int) -> torch.device:
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if kind != "cuda":
+        return torch.device(kind)
+    if not torch.cuda.is_available():
+        raise RunError("device cuda: torch finds no GPU here; device cpu computes without one")
+    if processes > torch.cuda.device_count():
+        raise RunError(f"device cuda: {processes} processes on a node of {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", local)
+
+
+def seen_by_all(ranks: Ranks, name: str, value: str) -> None:
+    """Raise RunError where the ranks do not have the same ``value``."""
+    found = ranks.gather(value)
+    others = [rank for rank, theirs in enumerate(found) if theirs != found[0]]
+    if others:
+        raise RunError(
+            f"{name} is not the same on all ranks: {found[0]} on rank 0, {found[others[0]]} on rank {others[0]}",
+            everywhere=True,
+        )
