@@ -14,6 +14,7 @@ import torch
 from tests.support.family import DEEP, FAMILY
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
+from vrnn_fast.executors.cuda import steps, weights
 from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import (
     CHIPS,
@@ -54,6 +55,7 @@ def plans(spec: CellSpec) -> Iterator[Plan]:
     yield forward(spec)
     yield from (reverse(spec, on_z=on, on_eps=on) for on in (False, True))
     yield from (alone(spec, mean=mean) for mean in (False, True) if spec.likelihood != "external")
+    yield from (plan for plan in steps.plans(spec) if plan.is_pass)
 
 
 def test_the_family_is_large() -> None:
@@ -296,3 +298,27 @@ def test_registers_hold_as_many_words_as_the_kernel_indexes() -> None:
 
 def test_a_plan_belongs_to_a_structure() -> None:
     assert forward(square(8)) is forward(replace(square(8)))
+
+
+# ---- tables of weight gradients
+
+
+@pytest.mark.parametrize("upstream", [("nll", "kl"), ("state",)])
+def test_every_element_of_a_parameter_has_one_gradient(upstream: tuple[str, ...]) -> None:
+    for spec in family():
+        found = weights.jobs(spec, frozenset(upstream))
+        counts = [np.zeros(p.shape, np.int64) for p in spec.parameters()]
+        for number, at, stride, rows, width, first in found.blocks.tolist():
+            places = at + np.arange(rows)[:, None] * stride + np.arange(width)
+            np.add.at(counts[number].reshape(-1), places.ravel(), 1)
+            assert first == -1 or 0 <= first <= found.elements - rows * width
+        assert all((count == 1).all() for count in counts)
+        covered = {(b, i) for b, i in found.places.tolist()}
+        threads = weights.THREADS
+        assert covered == {
+            (b, i) for b, (_, _, _, r, c, _) in enumerate(found.blocks.tolist()) for i in range(-(-r * c // threads))
+        }
+
+
+def test_shares_depend_on_the_number_of_rows_alone() -> None:
+    assert [weights.shares(rows) for rows in (1, 512, 513, 5120, 10**6)] == [1, 1, 2, 10, weights.MOST_SHARES]
