@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from .children import ROOT, Row
 from .setting import DTYPES, Setting, shape_of
 
 Call = Callable[[], object]
+TUNING = 20.0  # seconds for a shape in a dtype
 GATES = {"gru": (3, 4), "lstm": (4, 4), "rnn": (1, 1)}  # of FlashRNN: products, biases
 
 
@@ -171,21 +171,16 @@ class Job:
                 raise
             return str(error).partition("\n")[0]
 
-    def tune(self, seconds: float) -> Config:
-        """Measure the ways to write Triton's kernels, and keep the fastest."""
-        spec = self.model("triton").spec
+    def tune(self, at_most: float) -> Config:
+        """Measure the ways to write Triton's kernels, and keep the fastest; after so many seconds no other is begun."""
+        from vrnn_fast.executors.triton.launch import scan_seconds
+
+        spec, sizes = self.model("triton").spec, (self.shape.steps, self.shape.batch)
 
         def measured(config: Config) -> float:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                choose, tuning.choose = tuning.choose, lambda *_: config
-                try:
-                    call = waited_for(self.training(self.model("triton"), **self.data()), self.device)
-                    return take_turns({"": Timed(call, (torch.get_num_threads(),))}, seconds)[""].median
-                finally:
-                    tuning.choose = choose
+            return scan_seconds(spec, config, self.dtype, self.device, *sizes)
 
-        return tuning.tune(spec, self.dtype, self.device, measured)
+        return tuning.tune(spec, self.dtype, self.device, measured, at_most=at_most)
 
     def rows(self, backends: Sequence[str], compiled: Sequence[str], seconds: float) -> Iterator[Row]:
         """Measure every contender, all in turn, and where a call can be one as a CUDA graph too."""
@@ -231,7 +226,7 @@ def tunings(setting: Setting) -> list[str]:
 
 def tune(setting: Setting, item: str) -> Iterator[Row]:
     """Find the fastest way to write the kernels of one shape in one dtype."""
-    yield {"shape/dtype": item, "fastest": str(job_of(setting, item).tune(setting.seconds / 10))}
+    yield {"shape/dtype": item, "fastest": str(job_of(setting, item).tune(TUNING))}
 
 
 def compilations(setting: Setting) -> list[str]:
