@@ -57,14 +57,14 @@ def spec_of(size: int) -> CellSpec:
 
 
 def steps(spec: CellSpec) -> dict[str, Step]:
-    """Of a training step on the loss alone."""
+    """List those of a training step on the loss alone."""
     there = forward_steps(spec, Keep.STORED, Want())
     back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
     return {step.name: step for step in (*there, *back)}
 
 
 def kernel(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
-    """Of a GRU cell in training; None where none fits."""
+    """Write that of a GRU cell in training; None where none fits."""
     step, limit = steps(spec_of(size))[way], CHIPS[target.removesuffix("a")]
     if memory(step.plan, kind, limit) is None:
         return None

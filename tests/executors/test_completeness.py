@@ -160,7 +160,7 @@ def on_cuda(example: Example, direction: str) -> str | None:
     except AssertionError:
         return "written of executors/cut.py"
     back = direction == "backward"
-    units = cuda_reverse._Units(whole, on_z=False, on_eps=False) if back else cuda_forward._Units(whole)
+    units = cuda_reverse.Reverse(whole, ()) if back else cuda_forward.Forward(whole)
     try:
         units.add(example.stage)
     except TypeError as error:

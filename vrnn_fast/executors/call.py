@@ -175,7 +175,7 @@ class Call(ABC):
             self.rows.backward(stage, upstream, wanted=wanted)
 
     def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
-        """Pass the gradients of what the scan was given to the inputs, and find those of the parameters."""
+        """Give the inputs the gradients of what the scan was given, and find those of the parameters."""
         for stage in self.cut.program.scan:
             if isinstance(stage, Dense):
                 self.rows.weight_gradient(stage)

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from ..data.dataset import Item
 from ..data.order import share
@@ -129,7 +131,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     with _leaving_after(_JOINING):
-        dist.init_process_group("cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo", timeout=_JOINING)
+        kind: Any = {"backend": "cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo", "timeout": _JOINING}
+        dist.init_process_group(**kind, **_fresh_store(processes))
         control, writing = (dist.new_group(backend="gloo", timeout=_JOINING) for _ in range(2))
     try:
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -138,6 +141,19 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size(), where, restarts, control, writing)
     finally:
         dist.destroy_process_group()
+
+
+def _fresh_store(processes: int) -> dict[str, Any]:
+    """Return where the ranks find each other.
+
+    On one node torchrun keeps one store for all of a run's restarts, and in it the addresses of ranks that died, so
+    each restart has names of its own. Of several nodes each counts its own restarts; there torch's own choice stays.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if restarts is None or os.environ["WORLD_SIZE"] != str(processes):
+        return {}
+    store, rank, size = next(rendezvous("env://", timeout=_JOINING))
+    return {"store": PrefixStore(f"restart {restarts}", store), "rank": rank, "world_size": size}
 
 
 def _device(name: str, local: int, processes: int) -> torch.device:

@@ -32,6 +32,7 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import backends, cuda, operators, reference, rows, select
 from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.call import Remembered
 from vrnn_fast.executors.cuda import build, emulator, launch, weights
 from vrnn_fast.executors.cuda.emulator import Schedule
 from vrnn_fast.executors.cuda.steps import training
@@ -276,7 +277,8 @@ def test_torch_computes_nothing() -> None:
     with Seen() as seen:
         out = launch.make(spec, batch, parameters, "ieee", reverse=False).forward(Keep.ALWAYS, Want(True, True))
         back = launch.make(spec, batch, parameters, "ieee", reverse=True)
-        back.backward(upstream, out.z, out.std, out.ancestors, out.saved, Keep.ALWAYS, {"x", "eps", "cond"})
+        remembered = Remembered(out.z, out.std, out.ancestors, out.saved, Keep.ALWAYS)
+        back.backward(upstream, remembered, {"x", "eps", "cond"})
     views = {"detach", "view", "_unsafe_view", "reshape", "slice", "expand", "alias", "select", "as_strided"}
     assert seen.names <= {*views, "new_empty", "empty", "lift_fresh"}, seen.names
 
