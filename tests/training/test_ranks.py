@@ -285,14 +285,15 @@ def history(run: Path) -> list[tuple[float, float]]:
 
 def test_a_rank_that_is_killed_costs_nothing_but_time(notes: Path, tmp_path: Path) -> None:
     """Whenever and whichever: torchrun starts all of them anew, and the curve is that of a run that was left alone."""
-    asked = (notes, "--epochs", 30, "--patience", 0, *SMALL)
+    asked = (notes, "--epochs", 15 + 15 * KILLS, "--patience", 0, *SMALL)
     whole = torchrun(*asked, "--run_folder", tmp_path / "whole")
-    output, _ = whole.communicate(timeout=200)
+    output, _ = whole.communicate(timeout=200 * KILLS)
     assert whole.returncode == 0, output
     generator, kills = np.random.default_rng(int(os.environ.get("VRNN_FAST_SEED", 0))), KILLS
     options = ("--run_folder", tmp_path / "stopped", "--save_every", 7)
     stopped = torchrun(*asked, *options, restarts=4 * kills)  # who dies while ranks join costs more than one
-    for _ in range(kills):
+    killed = 0
+    while killed < kills and stopped.poll() is None:
         before, deadline = newest(tmp_path / "stopped"), time.monotonic() + 100
         while time.monotonic() < deadline and stopped.poll() is None and newest(tmp_path / "stopped") <= before:
             time.sleep(0.01)
@@ -300,8 +301,10 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(notes: Path, tmp_path: Pat
         ranks = sorted(workers(stopped.pid))
         if stopped.poll() is None and len(ranks) == 2:
             os.kill(ranks[int(generator.integers(2))], signal.SIGKILL)
-    output, _ = stopped.communicate(timeout=200)
+            killed += 1
+    output, _ = stopped.communicate(timeout=200 * KILLS)
     assert stopped.returncode == 0, output
+    assert killed == kills, "the run was over before"
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
     assert not list((tmp_path / "stopped" / FOLDER).glob("*.part"))
 
