@@ -56,7 +56,7 @@ class Provenance:
         return cls(
             versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
             commit=_git("rev-parse", "HEAD"),
-            uncommitted_changes=bool(_git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES))),
+            uncommitted_changes=_changed(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             source=_fingerprint(),
         )
@@ -147,8 +147,12 @@ def _git(*arguments: str) -> str:
 
 def commit() -> str:
     """Return the commit, "unknown" without one, with a word where files that numbers depend on are others."""
-    changed = _git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES))
-    return (_git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if changed else "")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + (" and changes" if _changed() else "")
+
+
+def _changed() -> bool:
+    """Tell whether files that numbers depend on are others than the commit's."""
+    return bool(_git("status", "--porcelain", "--", *(f":(glob){path}" for path in SOURCES)))
 
 
 def _fingerprint() -> str:

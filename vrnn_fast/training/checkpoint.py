@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import threading
@@ -117,7 +118,7 @@ def latest(path: Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         CheckpointError: there is none, or none that is whole.
     """
-    if _is_one(path):
+    if os.path.exists(path / HEADER):
         return path, header_of(path)
     found = _by_age(path)
     if not found:
@@ -147,7 +148,7 @@ def run_of(path: Path) -> Path:
     Raises:
         CheckpointError: it is neither.
     """
-    folder = path.parent.parent if _is_one(path) else path
+    folder = path.parent.parent if os.path.exists(path / HEADER) else path
     if not exists(folder):
         raise CheckpointError(f"no checkpoint at {path}")
     return folder
@@ -205,13 +206,6 @@ def digest(path: Path) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _is_one(path: Path) -> bool:
-    try:
-        return (path / HEADER).exists()
-    except OSError:
-        return False
 
 
 def _by_age(run: Path) -> list[Path]:

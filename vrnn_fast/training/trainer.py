@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -444,7 +445,7 @@ def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]
     Raises:
         CheckpointError: it holds no such model.
     """
-    path = path / BEST if _is_folder(path) else path
+    path = path / BEST if os.path.isdir(path) else path
     tensors, header = files.load(path)
     try:
         _, arguments, _ = read_configs(path, header)
@@ -490,13 +491,6 @@ def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None)
             everywhere=True,
         )
     return data
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def _one_line(error: Exception) -> str:
