@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -107,8 +107,7 @@ class Dataset:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over the training part, (X,) each, float64."""
-        known: tuple[Tensor, Tensor] | None = getattr(self.train, "moments", None)
-        return _moments(self.train) if known is None else known
+        return _moments(self.train)
 
 
 @dataclass(frozen=True)
@@ -180,15 +179,8 @@ def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> No
 
 
 def lengths_of(sequences: Sequence[Tensor]) -> list[int]:
-    """Return their time steps, without reading those that lie on a disk."""
-    known: list[int] | None = getattr(sequences, "lengths", None)
-    return [len(x) for x in sequences] if known is None else known
-
-
-def piece_of(sequences: Sequence[Tensor], index: int, start: int, stop: int) -> Tensor:
-    """Time steps ``start`` to ``stop`` of a sequence, (stop - start, X), reading no more than these."""
-    read: Callable[[int, int, int], Tensor] | None = getattr(sequences, "piece", None)
-    return sequences[index][start:stop] if read is None else read(index, start, stop)
+    """Return their time steps."""
+    return [len(x) for x in sequences]
 
 
 def hash_of(name: str) -> int:

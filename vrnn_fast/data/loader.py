@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .dataset import piece_of
 from .order import Piece, seed_of
 
 
@@ -41,7 +40,7 @@ class Pieces(TorchDataset[tuple[Tensor, Tensor]]):
     stream: tuple[object, ...]
 
     def __getitem__(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        x = piece_of(self.sequences, piece.sequence, piece.start, piece.stop)
+        x = self.sequences[piece.sequence][piece.start : piece.stop]
         generator = torch.Generator().manual_seed(seed_of(*self.stream, piece.sequence, piece.start))
         return x, torch.randn(len(x), self.latent_size, generator=generator)
 

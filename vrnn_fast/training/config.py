@@ -22,6 +22,11 @@ class RunError(RuntimeError):
         self.everywhere = everywhere
 
 
+def one_line(error: BaseException) -> str:
+    """Return its message without line breaks."""
+    return " ".join(str(error).split())
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a run trains.

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..data import Source
 from ..model import VRNN
-from .config import RunError, TrainConfig
+from .config import RunError, TrainConfig, one_line
 
 _OF_A_CALL = ("config", "run", "resume", "threads", "tensorboard")  # not of a run
 CONFIG = "config.toml"  # in a run's folder: the file that repeats it
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Options:
             found.pop(name, None)
         text = parser.dump(found, skip_validation=True)
     except ArgumentError as error:
-        raise RunError(_one_line(error)) from None
+        raise RunError(one_line(error)) from None
     entries = json.loads(plain)
     given = tuple(a.partition("=")[0].lstrip("-") for a in arguments if a.startswith("--"))
     train = {name: entries[name] for name in TrainConfig.__dataclass_fields__}
@@ -105,7 +105,7 @@ def build(
         model = VRNN(input_size, **made, backend=backend, device=device)
         model.explain()
     except ArgumentError as error:
-        raise RunError(_one_line(error)) from None
+        raise RunError(one_line(error)) from None
     except (ValueError, TypeError, RuntimeError) as error:
         raise RunError(str(error)) from error
     return model
@@ -150,7 +150,3 @@ def _require_file(arguments: Sequence[str]) -> None:
         path = value or (arguments[at + 1] if at + 1 < len(arguments) else "")
         if name == "--config" and not Path(path).is_file():
             raise RunError(f"--config {path}: no such file")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..data.dataset import Item
 from ..data.order import share
-from .config import RunError
+from .config import RunError, one_line
 
 _TIMEOUT = timedelta(minutes=10)  # without a word from another rank
 _JOINING = timedelta(minutes=1)
@@ -78,7 +78,7 @@ class Ranks:
         Raises:
             RunError: something did.
         """
-        found = self.gather(None if failure is None else " ".join(str(failure).split()))
+        found = self.gather(None if failure is None else one_line(failure))
         wrong = [(rank, words) for rank, words in enumerate(found) if words is not None]
         if wrong:
             rank, words = wrong[0]
@@ -91,7 +91,7 @@ def _missing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RunError(f"another rank is gone: {' '.join(str(error).split())[:200]}") from error
+        raise RunError(f"another rank is gone: {one_line(error)[:200]}") from error
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from ..model import VRNN
 from ..state import State
 from . import checkpoint
 from .checkpoint import Checkpoints
-from .config import RunError, TrainConfig
+from .config import RunError, TrainConfig, one_line
 from .evaluation import Sums, evaluate
 from .module import Trained, products_in
 from .options import build
@@ -166,7 +166,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{found} does not hold a whole run: {_one_line(error)}") from error
+            raise CheckpointError(f"{found} does not hold a whole run: {one_line(error)}") from error
         return self
 
     @property
@@ -457,7 +457,7 @@ def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]
     except RuntimeError as error:
         if isinstance(error, RunError):
             raise
-        raise CheckpointError(f"{path} does not hold the parameters it describes: {_one_line(error)}") from error
+        raise CheckpointError(f"{path} does not hold the parameters it describes: {one_line(error)}") from error
     return model, header
 
 
@@ -491,10 +491,6 @@ def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None)
             everywhere=True,
         )
     return data
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _unwritable(folder: Path) -> RunError | None:
