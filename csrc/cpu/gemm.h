@@ -5,6 +5,7 @@
 // B is read in whole vectors: weights packed in panels of NR columns, or unpacked activations.
 #pragma once
 
+#include "matrix.h"
 #include "tuning.h"
 #include "vec.h"
 
@@ -188,18 +189,24 @@ static void product(int64_t rows, int64_t columns, Strip<T> s, bool padded = fal
     }
 }
 
+// Of a product: C (rows, columns), whose every element is a sum of `depth` products.
+struct Sizes {
+    int64_t rows, columns, depth;
+};
+
 // B packed by pack(): panel p holds columns [p NR, (p + 1) NR) for all of `depth`, the last one only the vectors it
 // needs. Long sums are cut so that a panel's piece stays in the first-level cache.
 template <class T>
-static void packed_product(int64_t rows, int64_t columns, int64_t depth, const T* a, int64_t a_row, const T* b, T* c,
-                           int64_t c_row, Start start, const T* bias, bool padded) {
+static void packed_product(Sizes size, Matrix<T> a, const T* b, Matrix<T> c, Start start, const T* bias, bool padded) {
+    const auto [rows, columns, depth] = size;
     constexpr int64_t NR = Tile<T>::columns, W = lanes<T>, piece = tuning::depth_bytes / (NR * sizeof(T));
     const int64_t pieces = (depth + piece - 1) / piece;
     const int64_t full = columns / NR * NR, rest = columns - full, rest_stride = (rest + W - 1) / W * W;
     for (int64_t i = 0; i < pieces; ++i) {
         const int64_t k = depth * i / pieces, k_end = depth * (i + 1) / pieces;
-        Strip<T> s{k_end - k, a + k, a_row, 1, b + k * NR, depth * NR, NR, c, c_row, i ? Start::keep : start,
-                   bias,      depth};
+        Strip<T> s{k_end - k,  a.data + k, a.stride, 1,        b + k * NR,
+                   depth * NR, NR,         c.data,   c.stride, i ? Start::keep : start,
+                   bias,       depth};
         product(rows, full, s);
         s.b = b + full * depth + k * rest_stride;
         s.b_step = rest_stride;
@@ -216,15 +223,16 @@ constexpr int64_t weight_gradient_scratch(int64_t outputs) {
     return tiles * tuning::gradient_rows * Tile<T>::row_stride;
 }
 
-// C (outputs, inputs) (+)= dY^T X for dY (rows, outputs) and X (rows, inputs). Stores up to the next whole vector of
+// C (rows, columns) (+)= dY^T X for dY (depth, rows) and X (depth, columns). Stores up to the next whole vector of
 // C's rows, and reads as far of X's and dY's. Rows of activations are pages apart: what is read once for each tile (dY)
 // or for each panel (X) is copied together first, where there are enough of them to pay for it.
 template <class T>
-static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const T* dy, int64_t dy_row, const T* x,
-                            int64_t x_row, T* c, int64_t c_row, Start start, T* scratch) {
+static void weight_gradient(Sizes size, Matrix<T> dy, Matrix<T> x, Matrix<T> c, Start start, T* scratch) {
+    const auto [outputs, inputs, rows] = size;
     constexpr int64_t NR = Tile<T>::columns, MR = Tile<T>::rows, stride = Tile<T>::row_stride, W = lanes<T>;
     if (inputs <= tuning::gradient_panels * NR || outputs < tuning::gradient_tiles * MR) {
-        const Strip<T> whole{rows, dy, 1, dy_row, x, NR, x_row, c, c_row, start, nullptr, tuning::longest_sum};
+        const Strip<T> whole{rows,     dy.data, 1,        dy.stride, x.data,  NR,
+                             x.stride, c.data,  c.stride, start,     nullptr, tuning::longest_sum};
         return product<T>(outputs, inputs, whole, true);
     }
     alignas(64) T panel[tuning::gradient_rows * NR];
@@ -234,9 +242,9 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
         const int64_t tile_size = n * stride;
         for (int64_t output = 0; output < outputs; output += 8 * MR)  // some tiles at a time: each row is another page
             for (int64_t i = 0; i < n; ++i) {
-                const T* row = dy + (from + i) * dy_row;
+                const T* row = dy[from + i];
                 for (int64_t at = output; at < outputs && at < output + 8 * MR; at += MR) {
-                    __builtin_prefetch(row + tuning::rows_ahead * dy_row + at);
+                    __builtin_prefetch(row + tuning::rows_ahead * dy.stride + at);
                     for (int64_t j = 0; j < stride; j += W)
                         store(scratch + at / MR * tile_size + i * stride + j, load(row + at + j));
                 }
@@ -244,18 +252,18 @@ static void weight_gradient(int64_t rows, int64_t outputs, int64_t inputs, const
         for (int64_t input = 0; input < inputs; input += NR) {
             const int64_t vectors = (inputs - input < NR ? inputs - input + W - 1 : NR) / W;
             for (int64_t i = 0; i < n; ++i) {
-                const T* row = x + (from + i) * x_row + input;
+                const T* row = x[from + i] + input;
                 for (int64_t j = 0; j < vectors * W; j += W) {
-                    __builtin_prefetch(row + tuning::rows_ahead * x_row + j);
+                    __builtin_prefetch(row + tuning::rows_ahead * x.stride + j);
                     store(panel + i * NR + j, load(row + j));
                 }
             }
             for (int64_t output = 0; output < outputs; output += MR) {
                 const Start from_what = block ? Start::keep : start;
                 const T* a = scratch + output / MR * tile_size;
-                Strip<T> s{n,     a,         1,       stride,
-                           panel, 0,         NR,      c + output * c_row + input,
-                           c_row, from_what, nullptr, tuning::longest_sum};
+                Strip<T> s{n,        a,         1,       stride,
+                           panel,    0,         NR,      c[output] + input,
+                           c.stride, from_what, nullptr, tuning::longest_sum};
                 s.next = a + tile_size;
                 s.next_step = stride;
                 const int64_t m = outputs - output < MR ? outputs - output : MR;

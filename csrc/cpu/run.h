@@ -22,9 +22,8 @@ static void run(const Position<T>& p, const Stage& s) {
     switch (s.op) {
         case Op::bias: return fill_rows<T>(p.rows, s.target.width, bias, p.value(s.target));
         case Op::dense: {
-            const Matrix<T> source = p.value(s.source), target = p.value(s.target);
-            return packed_product<T>(p.rows, s.target.width, s.source.width, source.data, source.stride,
-                                     p.launch.packed + s.packed, target.data, target.stride,
+            const Sizes size{p.rows, s.target.width, s.source.width};
+            return packed_product<T>(size, p.value(s.source), p.launch.packed + s.packed, p.value(s.target),
                                      s.accumulate ? Start::keep : Start::bias, bias, p.padded(s.target));
         }
         case Op::activate:
@@ -81,10 +80,10 @@ static void run_backward(const Position<T>& p, const Stage& s) {
         case Op::bias: return;
         case Op::dense: {
             if (!p.wants_gradient(s.source)) return;
-            const Matrix<T> from = p.gradient(s.target), to = p.gradient(s.source);
-            return packed_product<T>(p.rows, s.source.width, s.target.width, from.data, from.stride,
-                                     p.launch.packed_backward + s.packed, to.data, to.stride,
-                                     s.first_gradient ? Start::zero : Start::keep, nullptr, p.padded(s.source));
+            const Sizes size{p.rows, s.source.width, s.target.width};
+            return packed_product<T>(size, p.gradient(s.target), p.launch.packed_backward + s.packed,
+                                     p.gradient(s.source), s.first_gradient ? Start::zero : Start::keep, nullptr,
+                                     p.padded(s.source));
         }
         case Op::activate:
             return activate_backward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.target),

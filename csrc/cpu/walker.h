@@ -158,10 +158,9 @@ class Walker {
             const Matrix<T> d = at.gradient(s.target);
             if (!s.accumulate) add_column_sums<T>(at.rows, s.target.width, d, first, biases + s.weights);
             if (s.op == Op::bias) continue;
-            const Matrix<T> source = at.value(s.source);
-            weight_gradient<T>(at.rows, s.target.width, s.source.width, d.data, d.stride, source.data, source.stride,
-                               weight_gradients + s.gradient, gradient_stride(s), first ? Start::zero : Start::keep,
-                               at.work.tiles);
+            const Sizes size{s.target.width, s.source.width, at.rows};
+            weight_gradient<T>(size, d, at.value(s.source), {weight_gradients + s.gradient, gradient_stride(s)},
+                               first ? Start::zero : Start::keep, at.work.tiles);
         }
     }
 };

@@ -126,6 +126,13 @@ struct Optionals {
     const std::optional<Tensor>&cond, &lengths, &resets, &mask;
 };
 
+// What a call runs over: x, or the noise of one that is drawn (T, B, X); eps (T, B, Z); state (B, H) each.
+struct Batch {
+    const Tensor &x, &eps;
+    Optionals given;
+    const std::vector<Tensor>& state;
+};
+
 // Particles of one sequence, by a tensor (T, B / particles, particles).
 inline int64_t particles_of(const std::optional<Tensor>& t) {
     return t ? t->size(2) : 1;
@@ -143,8 +150,8 @@ void add_samples(Digest& digest, const Tensor& t) {
 
 // What tells a call: where forward puts which row of the `size` elements that it saves, and what it was given.
 template <class T>
-Digest call_digest(const Tensor& x, const Tensor& eps, const Optionals& given, int64_t particles, int64_t size,
-                   bool recompute) {
+Digest call_digest(const Batch& batch, int64_t particles, int64_t size, bool recompute) {
+    const auto& [x, eps, given, state] = batch;
     Digest digest;
     for (const int64_t n : {x.size(0), x.size(1), particles, size, int64_t{recompute}}) digest.add(n);
     for (const std::optional<Tensor>* t : {&given.cond, &given.lengths, &given.resets, &given.mask})
@@ -274,9 +281,9 @@ inline void check_states(const std::vector<Tensor>& state, const Known& known, S
     for (const Tensor& s : state) check(s, "state", dtype, sizes);
 }
 
-// A batch of sequences: x, or the noise of one that is drawn (T, B, X); eps (T, B, Z); state (B, H) each.
-inline void check_batch(const Known& known, const Tensor& x, const char* name, const Tensor& eps,
-                        const Optionals& given, const std::vector<Tensor>& state) {
+// `name` is what x is called.
+inline void check_batch(const Known& known, const char* name, const Batch& given_batch) {
+    const auto& [x, eps, given, state] = given_batch;
     STD_TORCH_CHECK(x.dim() == 3, name, " must have 3 dimensions, got ", x.dim());
     const ScalarType dtype = precision(x, name);
     const int64_t steps = x.size(0), batch = x.size(1), input = known.width(buffer_x);

@@ -30,40 +30,62 @@ using Outputs = std::array<Tensor, outputs>;
 using Forward = decltype(std::tuple_cat(Outputs(), std::tuple<std::vector<Tensor>, Tensor, Tensor>()));
 using Backward = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>>;
 
+// The weights of a call: the parameters, or all of them packed.
+struct Weights {
+    const std::vector<Tensor>& parameters;
+    const std::optional<Tensor>& packed;
+};
+
+// What resampling draws with, uniforms (T, B / particles, particles), and the share of the particles below which it
+// does.
+struct Resampling {
+    const std::optional<Tensor>& uniforms;
+    double threshold;
+};
+
+// What a forward pass gives beside its results: `saved_size` elements for backward, 0 for none.
+struct ForwardWant {
+    int64_t saved_size;
+    bool recompute, prior, raw;
+};
+
 template <class T>
-Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in, const Optionals& given,
-                   const std::vector<Tensor>& state, const std::vector<Tensor>& parameters,
-                   const std::optional<Tensor>& packed, int64_t saved_size, bool recompute, bool want_prior,
-                   bool want_raw, const std::optional<Tensor>& uniforms_in, double threshold) {
+Forward forward_of(const Known& known, const Batch& batch, const Weights& weights, const Resampling& resampling,
+                   const ForwardWant& want) {
+    const auto& [parameters, packed] = weights;
+    const std::vector<Tensor>& state = batch.state;
     Build& build = packed ? build_of<T>(*packed, known) : chosen_build();
-    Call<T> call(known, build, x_in.size(0), x_in.size(1), given.lengths, particles_of(uniforms_in));
+    const int64_t steps = batch.x.size(0), particles = particles_of(resampling.uniforms);
+    Call<T> call(known, build, steps, batch.x.size(1), batch.given.lengths, particles);
     Launch<T>& launch = call.launch;
-    const int64_t groups = uniforms_in ? uniforms_in->size(1) : 0, steps = uniforms_in ? x_in.size(0) : 0;
-    const Tensor ancestors = torch::stable::new_empty(x_in, {steps, groups, launch.particles}, ScalarType::Long);
+    const bool resamples = resampling.uniforms.has_value();
+    const int64_t groups = resamples ? resampling.uniforms->size(1) : 0;
+    const Tensor ancestors =
+        torch::stable::new_empty(batch.x, {resamples ? steps : 0, groups, particles}, ScalarType::Long);
     std::optional<Tensor> uniforms;
-    if (uniforms_in) {
-        uniforms = dense(*uniforms_in);
+    if (resamples) {
+        uniforms = dense(*resampling.uniforms);
         launch.uniforms = particles_in<const T>(*uniforms);
         launch.ancestors = particles_in<int64_t>(ancestors);
-        launch.threshold = threshold;
+        launch.threshold = resampling.threshold;
     }
     call.start_from(state);
-    call.read(given);
+    call.read(batch.given);
     launch.ranges = &profiled;
-    const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
+    const Tensor x = with_dense_rows(batch.x), eps = with_dense_rows(batch.eps);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
 
-    const bool save = saved_size > 0;
-    const Tensor saved = torch::stable::new_empty(x, {save ? saved_size + known.packed_size() : 0});
+    const bool save = want.saved_size > 0;
+    const Tensor saved = torch::stable::new_empty(x, {save ? want.saved_size + known.packed_size() : 0});
     if (save) {
-        in_large_pages(data<T>(saved), saved_size * sizeof(T));
-        call.keep(data<T>(saved), saved_size, recompute);
+        in_large_pages(data<T>(saved), want.saved_size * sizeof(T));
+        call.keep(data<T>(saved), want.saved_size, want.recompute);
     }
     Outputs found;
     for_outputs([&](Output o) {
         const bool prior = o == Output::prior_mean || o == Output::prior_std;
-        const bool wanted = prior ? want_prior : o != Output::raw || want_raw;
+        const bool wanted = prior ? want.prior : o != Output::raw || want.raw;
         Tensor& own = found[static_cast<size_t>(o)];
         own = is_scalar(o) ? torch::stable::new_empty(x, {x.size(0), x.size(1)}) : per_step(x, known.width(o), wanted);
         if (wanted) launch.outputs[o] = steps_of<T>(own);
@@ -79,8 +101,8 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     } else {
         const Parameters<T> read(call.program, parameters, x);
         if (save)
-            call.pack_to(data<T>(saved) + saved_size, known, read,
-                         call_digest<T>(x, eps, given, launch.particles, saved_size, recompute));
+            call.pack_to(data<T>(saved) + want.saved_size, known, read,
+                         call_digest<T>(batch, launch.particles, want.saved_size, want.recompute));
         else
             call.pack(read, false);
     }
@@ -89,27 +111,46 @@ Forward forward_of(const Known& known, const Tensor& x_in, const Tensor& eps_in,
     return std::tuple_cat(found, std::make_tuple(final_state, ancestors, saved));
 }
 
+// The gradients that reach a forward pass, of the outputs numbered in `slots`.
+struct Reaching {
+    const std::vector<Tensor>& gradients;
+    const std::vector<int64_t>& slots;
+};
+
+// What forward left for backward: `saved`, and the ancestors of a particle filter.
+struct Saved {
+    const Tensor& values;
+    bool recompute;
+    const std::optional<Tensor>& ancestors;
+};
+
+// Whose gradients are asked for, beside those of state and parameters.
+struct BackwardWant {
+    bool x, eps, cond;
+};
+
 template <class T>
-Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, const std::vector<int64_t>& slots,
-                     const Tensor& x_in, const Tensor& eps_in, const Optionals& given, const std::vector<Tensor>& state,
-                     const std::vector<Tensor>& parameters_in, const std::optional<Tensor>& ancestors,
-                     const Tensor& saved, bool recompute, bool want_x, bool want_eps, bool want_cond) {
-    check(saved, "saved", x_in.scalar_type());
-    const int64_t saved_size = saved.numel() - known.packed_size(), batch = x_in.size(1);
+Backward backward_of(const Known& known, const Reaching& reaching, const Batch& batch,
+                     const std::vector<Tensor>& parameters_in, const Saved& forward, const BackwardWant& want) {
+    const auto& [upstream, slots] = reaching;
+    const auto& [saved, recompute, ancestors] = forward;
+    const std::vector<Tensor>& state = batch.state;
+    check(saved, "saved", batch.x.scalar_type());
+    const int64_t saved_size = saved.numel() - known.packed_size(), particles = particles_of(ancestors);
+    const int64_t steps = batch.x.size(0), rows = batch.x.size(1);
     STD_TORCH_CHECK(saved_size > 0 && saved.dim() == 1 && saved.is_contiguous(), "saved is not what forward saved");
     T* const packed = data<T>(saved) + saved_size;
     const Label<T> label(packed + known.weights());
-    const int64_t shards =
-        label.shards(call_digest<T>(x_in, eps_in, given, particles_of(ancestors), saved_size, recompute), batch);
-    Call<T> call(known, label.build(known.digest), x_in.size(0), batch, given.lengths, particles_of(ancestors), shards);
+    const int64_t shards = label.shards(call_digest<T>(batch, particles, saved_size, recompute), rows);
+    Call<T> call(known, label.build(known.digest), steps, rows, batch.given.lengths, particles, shards);
     Launch<T>& launch = call.launch;
     if (ancestors) launch.ancestors = particles_in<int64_t>(*ancestors);
-    const Parameters<T> parameters(call.program, parameters_in, x_in);
+    const Parameters<T> parameters(call.program, parameters_in, batch.x);
     call.start_from(state);
-    call.read(given);
+    call.read(batch.given);
     call.keep(data<T>(saved), saved_size, recompute);
     launch.ranges = &profiled;
-    const Tensor x = with_dense_rows(x_in), eps = with_dense_rows(eps_in);
+    const Tensor x = with_dense_rows(batch.x), eps = with_dense_rows(batch.eps);
     launch.x = steps_of<const T>(x);
     launch.eps = steps_of<const T>(eps);
 
@@ -127,14 +168,14 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);
         };
         if (slot >= outputs) {
-            check_shape({batch, known.width(buffer_state)});
+            check_shape({rows, known.width(buffer_state)});
             gradients.push_back(dense(upstream[i]));
             launch.d_final_state[slot - outputs] = data<T>(gradients.back());
             on_state = true;
             continue;
         }
         const auto o = static_cast<Output>(slot);
-        is_scalar(o) ? check_shape({x.size(0), batch}) : check_shape({x.size(0), batch, known.width(o)});
+        is_scalar(o) ? check_shape({steps, rows}) : check_shape({steps, rows, known.width(o)});
         gradients.push_back(with_dense_rows(upstream[i]));
         launch.upstream[o] = steps_of<const T>(gradients.back());
         given_gradients[o] = true;
@@ -142,12 +183,12 @@ Backward backward_of(const Known& known, const std::vector<Tensor>& upstream, co
     reach(call.program, given_gradients, on_state, reached);
     launch.reached = reached;
 
-    const Tensor d_x = per_step(x, x.size(2), want_x), d_eps = per_step(eps, eps.size(2), want_eps);
-    if (want_x) launch.d_x = steps_of<T>(d_x);
-    if (want_eps) launch.d_eps = steps_of<T>(d_eps);
-    const Tensor d_cond =
-        given.cond ? per_step(*given.cond, given.cond->size(2), want_cond) : torch::stable::new_empty(x, {0});
-    if (want_cond) launch.d_cond = steps_of<T>(d_cond);
+    const Tensor d_x = per_step(x, x.size(2), want.x), d_eps = per_step(eps, eps.size(2), want.eps);
+    if (want.x) launch.d_x = steps_of<T>(d_x);
+    if (want.eps) launch.d_eps = steps_of<T>(d_eps);
+    const std::optional<Tensor>& cond = batch.given.cond;
+    const Tensor d_cond = cond ? per_step(*cond, cond->size(2), want.cond) : torch::stable::new_empty(x, {0});
+    if (want.cond) launch.d_cond = steps_of<T>(d_cond);
     std::vector<Tensor> d_state, d_parameters;
     for (size_t i = 0; i < state.size(); ++i) {
         d_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
@@ -189,13 +230,14 @@ Forward forward(Tensor x, Tensor eps, std::optional<Tensor> cond, std::optional<
     const Known& known = *held;
     check_infers(known);
     packed ? check_packed(*packed, known, x) : check_count(parameters, known);
-    check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
+    const Batch batch{x, eps, {cond, lengths, resets, mask}, state};
+    check_batch(known, "x", batch);
     check_particles(uniforms, "uniforms", x.scalar_type(), known, x);
     STD_TORCH_CHECK(saved_size <= most_elements - known.packed_size(), "saved_size must be at most ",
                     most_elements - known.packed_size(), ", got ", saved_size);
     const auto call = x.scalar_type() == ScalarType::Double ? forward_of<double> : forward_of<float>;
-    return call(known, x, eps, {cond, lengths, resets, mask}, state, parameters, packed, saved_size, recompute,
-                want_prior, want_raw, uniforms, threshold);
+    return call(known, batch, {parameters, packed}, {uniforms, threshold},
+                {saved_size, recompute, want_prior, want_raw});
 }
 
 // upstream: the gradients that there are, of the outputs numbered in `slots` in the order of forward's results.
@@ -208,35 +250,36 @@ Backward backward(std::vector<Tensor> upstream, std::vector<int64_t> slots, Tens
     const Known& known = *held;
     check_infers(known);
     check_count(parameters, known);
-    check_batch(known, x, "x", eps, {cond, lengths, resets, mask}, state);
+    const Batch batch{x, eps, {cond, lengths, resets, mask}, state};
+    check_batch(known, "x", batch);
     check_particles(ancestors, "ancestors", ScalarType::Long, known, x);
     if (ancestors) check_ancestors(*ancestors);
     STD_TORCH_CHECK(!want_cond || cond, "want_cond asks for the gradient of a cond that is not given");
     const auto call = x.scalar_type() == ScalarType::Double ? backward_of<double> : backward_of<float>;
-    return call(known, upstream, slots, x, eps, {cond, lengths, resets, mask}, state, parameters, ancestors, saved,
-                recompute, want_x, want_eps, want_cond);
+    return call(known, {upstream, slots}, batch, parameters, {saved, recompute, ancestors},
+                {want_x, want_eps, want_cond});
 }
 
 using Generated = std::tuple<Tensor, std::vector<Tensor>>;
 
 template <class T>
-Generated generate_of(const Known& known, const Tensor& eps_in, const Tensor& noise_in,
-                      const std::optional<Tensor>& cond, const std::vector<Tensor>& state,
-                      const std::vector<Tensor>& parameters, const std::optional<Tensor>& packed) {
+Generated generate_of(const Known& known, const Batch& batch, const Weights& weights) {
+    const auto& [parameters, packed] = weights;
+    const std::vector<Tensor>& state = batch.state;
     Build& build = packed ? build_of<T>(*packed, known) : chosen_build();
-    const int64_t steps = noise_in.size(0), batch = noise_in.size(1), input = noise_in.size(2);
-    Call<T> call(known, build, steps, batch, std::nullopt);
+    const int64_t steps = batch.x.size(0), rows = batch.x.size(1), input = batch.x.size(2);
+    Call<T> call(known, build, steps, rows, batch.given.lengths);
     Launch<T>& launch = call.launch;
     call.start_from(state);
-    call.read({cond, std::nullopt, std::nullopt, std::nullopt});
-    const Tensor eps = with_dense_rows(eps_in), noise = with_dense_rows(noise_in);
+    call.read(batch.given);
+    const Tensor eps = with_dense_rows(batch.eps), noise = with_dense_rows(batch.x);
     launch.eps = steps_of<const T>(eps);
     launch.noise = steps_of<const T>(noise);
-    const Tensor drawn = torch::stable::new_empty(noise, {steps, batch, input});
+    const Tensor drawn = torch::stable::new_empty(noise, {steps, rows, input});
     launch.drawn = steps_of<T>(drawn);
     std::vector<Tensor> final_state;
     for (size_t i = 0; i < state.size(); ++i) {
-        final_state.push_back(torch::stable::new_empty(noise, {batch, known.width(buffer_state)}));
+        final_state.push_back(torch::stable::new_empty(noise, {rows, known.width(buffer_state)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
     call.reserve_scratch(packed ? 0 : known.weights(), false);
@@ -257,9 +300,11 @@ Generated generate(Tensor eps, Tensor noise, std::optional<Tensor> cond, std::ve
     const Known& known = *held;
     STD_TORCH_CHECK(known.draws(), "the program does not generate");
     packed ? check_packed(*packed, known, noise) : check_count(parameters, known);
-    check_batch(known, noise, "noise", eps, {cond, std::nullopt, std::nullopt, std::nullopt}, state);
+    const std::optional<Tensor> none;
+    const Batch batch{noise, eps, {cond, none, none, none}, state};
+    check_batch(known, "noise", batch);
     const auto call = noise.scalar_type() == ScalarType::Double ? generate_of<double> : generate_of<float>;
-    return call(known, eps, noise, cond, state, parameters, packed);
+    return call(known, batch, {parameters, packed});
 }
 
 template <class T>
