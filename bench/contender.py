@@ -16,7 +16,7 @@ TIMES_FORWARD = {FORWARD: 1, TRAINING: 3, UPDATE: 3}  # the arithmetic of a pass
 FORWARD_LOSS = "loss without gradients"  # another path: nothing is kept for backward
 ALL = 0  # as many threads as the benchmark was given
 
-Pass: TypeAlias = Callable[[], object]
+Thunk: TypeAlias = Callable[[], object]
 NamedTensors: TypeAlias = Mapping[str, Tensor]
 
 
@@ -31,7 +31,7 @@ class Entry:
         flops: of a forward pass; None where nobody counts them.
     """
 
-    passes: Mapping[str, Pass]
+    passes: Mapping[str, Thunk]
     results: Callable[[], NamedTensors] | None
     flops: int | None = None
 

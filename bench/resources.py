@@ -46,7 +46,7 @@ class Resources:
 def spec_of(shape: Shape, particles: int = 1) -> CellSpec:
     """Make the cell of a shape; with more than one particle it resamples them."""
     spec = VRNN(**shape.model, backend="reference", device="meta").spec
-    return spec if particles == 1 else replace(spec, objective="particle_filter")
+    return spec if particles == 1 else replace(spec, measure="particle_filter")
 
 
 def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, Any]:

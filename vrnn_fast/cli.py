@@ -46,7 +46,7 @@ INTERRUPTED = 130
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of its checkpoints.", metavar="RUN")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
-Backend = Annotated[str, typer.Option(help="Auto, or a name that `vrnn-fast info` lists.")]
+BackendName = Annotated[str, typer.Option(help="Auto, or a name that `vrnn-fast info` lists.")]
 MaxGigabytes = Annotated[float, typer.Option(help="What a file of data may expand to in memory.", min=0)]
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
 
@@ -155,7 +155,7 @@ def evaluate_run(
         str | None, typer.Option("--data", help="Other data than it was trained on; this part of it is enough.")
     ] = None,
     max_gigabytes: MaxGigabytes = Source.max_gigabytes,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
     threads: Threads = None,
 ) -> None:
     """Print the bound of a run's best model, in nats per time step.
@@ -188,7 +188,7 @@ def sample(
     prefix: Annotated[int, typer.Option(help="Steps of test sequences to continue from.", min=0)] = 0,
     temperature: Annotated[float, typer.Option(help="Scales the spread of prior and output.", min=0.01)] = 1.0,
     seed: Seed = 0,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
     threads: Threads = None,
 ) -> None:
     """Draw sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""

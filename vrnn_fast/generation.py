@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import checks, executors, inference, inputs
 from .call import ModelCall
-from .executors.base import Batch
-from .executors.reference import full_precision, generate_by
+from .executors.base import Batch, full_precision
+from .executors.reference import generate_by
 from .likelihoods import MeanStd
 from .outputs import VRNNRollout, each
 from .resampling import widened

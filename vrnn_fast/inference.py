@@ -10,8 +10,7 @@ from torch import Tensor
 from . import bounds, executors
 from .call import ModelCall
 from .cell.spec import CellSpec
-from .executors.base import Batch, SequenceResult, Want
-from .executors.reference import full_precision
+from .executors.base import Batch, SequenceResult, Want, full_precision
 from .likelihoods import MeanStd
 from .outputs import VRNNOutput, VRNNStep, each
 from .padding import at_real, with_frames
@@ -30,7 +29,7 @@ def run(
 ) -> tuple[SequenceResult, Tensor]:
     """Run one launch, and compute -log p(x_t | z_<=t, x_<t), (T, B), whoever computes it.
 
-    ``spec`` is that of the call, or the same with another objective; ``real`` are the batch's real steps.
+    ``spec`` is that of the call, or the same with another measure; ``real`` are the batch's real steps.
     """
     want = Want("prior" in outputs, call.external or "prediction" in outputs, call.recompute)
     with full_precision(batch.x.device):

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import bounds, checks, executors, inference, inputs
 from . import resampling as filtering
 from .call import ModelCall
-from .cell.spec import CellSpec, Objective
+from .cell.spec import CellSpec, Measure
 from .executors.base import Batch
 
 
@@ -54,9 +54,9 @@ class Bound(NamedTuple):
 
 
 def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
-    """Return a cell as it measures the log-weights of samples, by objective."""
-    objectives: tuple[Objective, ...] = ("log_weight", "particle_filter")
-    return {o: replace(spec, objective=o) for o in objectives if o == "log_weight" or spec.likelihood != "external"}
+    """Return a cell as it measures the log-weights of samples, by measure."""
+    measures: tuple[Measure, ...] = ("log_weight", "particle_filter")
+    return {m: replace(spec, measure=m) for m in measures if m == "log_weight" or spec.likelihood != "external"}
 
 
 def bound(

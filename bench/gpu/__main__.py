@@ -14,7 +14,7 @@ from ..record import RESULTS
 from . import children
 from .children import Clock
 from .parts import PARTS
-from .record import Record
+from .record import GpuRecord
 from .setting import BACKENDS, DTYPES, TINY, Setting, known_shapes
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.emulate:
         given.setdefault("shapes", (TINY.name,))
     setting = Setting(options.emulate, seconds=options.seconds, compiled=tuple(options.compiled), **given)
-    record, clock = Record.begin(setting), Clock(60 * options.minutes)
+    record, clock = GpuRecord.begin(setting), Clock(60 * options.minutes)
     print(", ".join(f"{name} {value}" for name, value in record.where.items()), flush=True)
     for name in options.parts or PARTS:
         part = PARTS[name]

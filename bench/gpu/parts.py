@@ -12,7 +12,7 @@ from .setting import Setting
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuPart:
     """A part of a run.
 
     Attributes:
@@ -30,13 +30,13 @@ class Part:
     run: Callable[[Setting, str], Iterable[Row]]
 
 
-PARTS: dict[str, Part] = {
-    "primitives": Part("Primitives of the device layer", 60, 60, primitives.items, primitives.run),
-    "parity": Part("Parity by the law of errors", 120, 40, parity.items, parity.run),
-    "sanitizer": Part("compute-sanitizer", 90, 60, sanitizer.items, sanitizer.run),
-    "compilation": Part("Compilation of what is timed, on all cores", 60, 60, times.compilations, times.compile_all),
-    "tuning": Part("Tuning", 60, 30, times.tunings, times.tune),
-    "times": Part("Microseconds a time step, medians of contenders in turn", 240, 90, times.items, times.run),
+PARTS: dict[str, GpuPart] = {
+    "primitives": GpuPart("Primitives of the device layer", 60, 60, primitives.items, primitives.run),
+    "parity": GpuPart("Parity by the law of errors", 120, 40, parity.items, parity.run),
+    "sanitizer": GpuPart("compute-sanitizer", 90, 60, sanitizer.items, sanitizer.run),
+    "compilation": GpuPart("Compilation of what is timed, on all cores", 60, 60, times.compilations, times.compile_all),
+    "tuning": GpuPart("Tuning", 60, 30, times.tunings, times.tune),
+    "times": GpuPart("Microseconds a time step, medians of contenders in turn", 240, 90, times.items, times.run),
 }
 
 

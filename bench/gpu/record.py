@@ -20,7 +20,7 @@ from .setting import Setting
 
 
 @dataclass(frozen=True)
-class Record:
+class GpuRecord:
     """A run: where, with what, when, and what each item gave."""
 
     where: dict[str, str]
@@ -30,7 +30,7 @@ class Record:
     found: list[Found] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, setting: Setting) -> Record:
+    def begin(cls, setting: Setting) -> GpuRecord:
         """Begin one of this machine and checkout."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(verification.surroundings(setting.device), setting, now, commit())

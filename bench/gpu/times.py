@@ -21,13 +21,12 @@ from vrnn_fast import VRNN
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.tuning import Config
 
-from ..contender import FORWARD_LOSS, drop_gradients
+from ..contender import FORWARD_LOSS, Thunk, drop_gradients
 from ..measure import Timed, disagreements, take_turns
 from ..shapes import Shape
 from .children import ROOT, Row
 from .setting import DTYPES, Setting, shape_of
 
-Call = Callable[[], object]
 TUNING = 20.0  # seconds for a shape in a dtype
 GATES = {"gru": (3, 4), "lstm": (4, 4), "rnn": (1, 1)}  # of FlashRNN: products, biases
 
@@ -87,7 +86,7 @@ class Job:
         eager, exact = self.results("reference"), self.results("reference", torch.float64)
         return next(iter(disagreements(self.results(backend), eager, exact).values()), None)
 
-    def yardstick(self, kind: type[nn.GRU | nn.LSTM]) -> tuple[Call, Call]:
+    def yardstick(self, kind: type[nn.GRU | nn.LSTM]) -> tuple[Thunk, Thunk]:
         """Return cuDNN's recurrent layer of the same width, fed as inside the VRNN, without the other five networks."""
         spec = self.model("reference").spec
         inputs = spec.phi_x_size + spec.phi_z_size
@@ -107,7 +106,7 @@ class Job:
 
         return run, train
 
-    def flashrnn(self) -> tuple[Call, Call] | str:
+    def flashrnn(self) -> tuple[Thunk, Thunk] | str:
         """Return FlashRNN (Pöppel et al. 2024) of the same width, fed as the yardstick, fused; or why there is none."""
         try:
             function: Any = importlib.import_module("flashrnn").flashrnn
@@ -142,7 +141,7 @@ class Job:
 
     def contenders(
         self, backends: Sequence[str], compiled: Sequence[str]
-    ) -> Iterator[tuple[str, tuple[Call, Call] | str]]:
+    ) -> Iterator[tuple[str, tuple[Thunk, Thunk] | str]]:
         """Name, and forward with forward and backward; or why there is none."""
         data = self.data()
         for name in (*backends, "reference"):
@@ -258,7 +257,7 @@ def compile_all(setting: Setting, item: str) -> Iterator[Row]:
             child.kill()
 
 
-def captured(call: Call) -> Call:
+def captured(call: Thunk) -> Thunk:
     """Return the call as one CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -272,7 +271,7 @@ def captured(call: Call) -> Call:
     return graph.replay
 
 
-def waited_for(call: Call, device: torch.device) -> Call:
+def waited_for(call: Thunk, device: torch.device) -> Thunk:
     """Return the call, and all that it began."""
     if device.type != "cuda":
         return call

@@ -20,7 +20,7 @@ import torch
 from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation
-from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Objective, Std, StdKind
+from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
 from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Resample, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
@@ -57,7 +57,7 @@ class Example(NamedTuple):
 
 @cache
 def specs() -> tuple[CellSpec, ...]:
-    return tuple(CellSpec(**SIZES | own, objective=word) for own in CELLS for word in get_args(Objective))
+    return tuple(CellSpec(**SIZES | own, measure=word) for own in CELLS for word in get_args(Measure))
 
 
 def programs(direction: str) -> Iterator[tuple[CellSpec, Partition]]:
@@ -323,13 +323,13 @@ def test_every_activation_is_in_each_executor(word: Activation) -> None:
         *({"cell": word} for word in get_args(Cell)),
         *({"cell": "rnn", "nonlinearity": word, "activation": word} for word in ACTIVATIONS),
         *({"std": Std(word)} for word in get_args(StdKind)),
-        *({"objective": word} for word in get_args(Objective)),
+        *({"measure": word} for word in get_args(Measure)),
         *({"likelihood": word} | (GAUSSIAN if word == "gaussian" else {}) for word in get_args(Fused)),
     ],
     ids=str,
 )
 def test_every_word_of_a_cell_runs_in_the_reference(options: dict[str, Any]) -> None:
-    particles = 2 if options.get("objective") == "particle_filter" else 0
+    particles = 2 if options.get("measure") == "particle_filter" else 0
     problem = Problem.draw(CellSpec(**SIZES | options), 2, 2, particles=particles)
     for name, tensor in problem.run(reference, torch.float64).items():
         assert tensor.isfinite().all(), name

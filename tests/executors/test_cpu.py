@@ -178,9 +178,9 @@ def test_confident_predictions_keep_their_digits(isa: str, dtype: torch.dtype) -
     assert_confident_predictions_keep_their_digits(CellSpec(19, 8, 3, **DEEP), cpu, dtype)
 
 
-@pytest.mark.parametrize("objective", ["kl", "log_weight"])
-def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(isa: str, objective: Any) -> None:
-    spec = CellSpec(5, 8, 3, std=Std(floor=0.0), objective=objective, **DEEP)
+@pytest.mark.parametrize("measure", ["kl", "log_weight"])
+def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(isa: str, measure: Any) -> None:
+    spec = CellSpec(5, 8, 3, std=Std(floor=0.0), measure=measure, **DEEP)
     assert_no_divergence_no_gradient_of_it(spec, cpu, torch.float64)
 
 
@@ -193,10 +193,10 @@ COLLAPSED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("objective", ["kl", "log_weight", "particle_filter"])
+@pytest.mark.parametrize("measure", ["kl", "log_weight", "particle_filter"])
 @pytest.mark.parametrize("member", COLLAPSED)
-def test_where_terms_vanish(isa: str, dtype: torch.dtype, member: str, objective: Any) -> None:
-    spec = CellSpec(5, 19, 3, objective=objective, **(DEEP | COLLAPSED[member]))
+def test_where_terms_vanish(isa: str, dtype: torch.dtype, member: str, measure: Any) -> None:
+    spec = CellSpec(5, 19, 3, measure=measure, **(DEEP | COLLAPSED[member]))
     assert_lawful_where_terms_vanish(spec, cpu, dtype)
 
 
@@ -238,7 +238,7 @@ def test_any_number_of_threads(threads: int) -> None:
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_backward_on_another_number_of_threads(before: int, after: int, recompute: bool, particles: int) -> None:
     """Forward deals the rows out, and backward finds them where it put them."""
-    spec = replace(SHARED, objective="particle_filter") if particles else SHARED
+    spec = replace(SHARED, measure="particle_filter") if particles else SHARED
     lengths = [n for n in SHARED_LENGTHS[:9] for _ in range(particles)] if particles else SHARED_LENGTHS
 
     def gradients(before: int, after: int) -> dict[str, Tensor]:

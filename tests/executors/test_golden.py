@@ -21,7 +21,7 @@ SIMPLE = Config(rows=16, warps=4, widest=64, ahead=False, shared=1 << 17, late=F
 GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 8), ("dec_std.0", 8)), "output_std": Std()}
 GRU = CellSpec(8, 16, 4, phi_x=(16,), phi_z=(16,), encoder=(16,), prior=(16,), decoder=(16,))
 LSTM = CellSpec(8, 16, 4, cell="lstm", residual=True, encoder=(16,), prior=(16,), **GAUSSIAN)
-FILTER = CellSpec(8, 16, 4, objective="particle_filter", encoder=(16,), **GAUSSIAN)
+FILTER = CellSpec(8, 16, 4, measure="particle_filter", encoder=(16,), **GAUSSIAN)
 
 
 def sources() -> dict[str, str]:

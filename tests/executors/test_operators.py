@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(cpu.unavailable() is not None, reason=f"cpu: {cp
 T, B, X, H, Z, C = 4, 6, 5, 9, 3, 2
 PLAIN = CellSpec(X, H, Z, phi_x=(7,))
 CONDITIONED = CellSpec(X, H, Z, phi_x=(7,), cond_size=C)
-FILTERED = CellSpec(X, H, Z, phi_x=(7,), objective="particle_filter")
+FILTERED = CellSpec(X, H, Z, phi_x=(7,), measure="particle_filter")
 LABEL = 16  # elements behind packed weights, the first of which is the build
 
 Arguments = dict[str, Any]
@@ -37,10 +37,10 @@ def forward_of(spec: CellSpec, **changed: Any) -> Arguments:
         "x": torch.rand(T, B, X),
         "eps": torch.randn(T, B, Z),
         "cond": torch.randn(T, B, C) if spec.cond_size else None,
-        "lengths": torch.tensor([T, 2, 2, T, 1, 1] if spec.objective == "kl" else [T] * B),
+        "lengths": torch.tensor([T, 2, 2, T, 1, 1] if spec.measure == "kl" else [T] * B),
         "resets": torch.rand(T, B) < 0.3,
         "mask": torch.rand(T, B, X) < 0.7,
-        "uniforms": torch.rand(T, B // 2, 2) if spec.objective == "particle_filter" else None,
+        "uniforms": torch.rand(T, B // 2, 2) if spec.measure == "particle_filter" else None,
         "state": [torch.randn(B, H)],
         "parameters": parameters_of(spec),
         "packed": None,
@@ -62,7 +62,7 @@ def backward_of(spec: CellSpec, **changed: Any) -> Arguments:
     given |= {
         "upstream": [torch.randn(T, B), torch.randn(T, B, Z), torch.randn(B, H)],
         "slots": [0, 2, 8],
-        "ancestors": ancestors if spec.objective == "particle_filter" else None,
+        "ancestors": ancestors if spec.measure == "particle_filter" else None,
         "saved": saved,
         "want_x": True,
         "want_eps": True,

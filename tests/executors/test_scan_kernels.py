@@ -135,7 +135,7 @@ def test_confident_predictions_of_particles_keep_their_digits() -> None:
     """The filter weighs them inside the scan."""
     logit = torch.tensor([10.0, -10.0, 25.0])
     x, eps, uniforms = torch.tensor([1.0, 0.0, 1.0]), torch.zeros(1, 1, 3), torch.zeros(1, 1, 1)
-    spec = cell(**DEEP | {"decoder": ()}, input_size=3, objective="particle_filter")
+    spec = cell(**DEEP | {"decoder": ()}, input_size=3, measure="particle_filter")
     parameters = {p.name: torch.zeros(p.shape) for p in spec.parameters()} | {"dec_mean.0.bias": logit}
     batch = Batch(x.expand(1, 1, 3), eps, (torch.zeros(1, 17),), uniforms=uniforms)
     found = run(spec, parameters.values(), batch, Want(prior=True, raw=True)).nll
@@ -143,16 +143,16 @@ def test_confident_predictions_of_particles_keep_their_digits() -> None:
     torch.testing.assert_close(found.double().squeeze(), right, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
 
 
-@pytest.mark.parametrize("objective", ["kl", "log_weight"])
-def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(objective: Any) -> None:
-    spec = cell(std=Std(floor=0.0), objective=objective, **DEEP)
+@pytest.mark.parametrize("measure", ["kl", "log_weight"])
+def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(measure: Any) -> None:
+    spec = cell(std=Std(floor=0.0), measure=measure, **DEEP)
     assert_no_divergence_no_gradient_of_it(spec, here, torch.float32)
 
 
 @pytest.mark.parametrize("options", [{}, {"std": Std("log_variance", floor=0.0)}], ids=["softplus", "log variance"])
-@pytest.mark.parametrize("objective", ["kl", "log_weight", "particle_filter"])
-def test_where_terms_vanish(objective: Any, options: dict[str, Any]) -> None:
-    assert_lawful_where_terms_vanish(cell(objective=objective, **options), here, torch.float32)
+@pytest.mark.parametrize("measure", ["kl", "log_weight", "particle_filter"])
+def test_where_terms_vanish(measure: Any, options: dict[str, Any]) -> None:
+    assert_lawful_where_terms_vanish(cell(measure=measure, **options), here, torch.float32)
 
 
 def test_masks_stop_infinity() -> None:
@@ -181,8 +181,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     },
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_networks": EVERYWHERE, "num_layers": 2, "cell": "rnn"},
-    "weights of the sample": {"objective": "log_weight", **DEEP},
-    "weights, residual, no network of z": {"objective": "log_weight", "residual": True, "encoder": (8,)},
+    "weights of the sample": {"measure": "log_weight", **DEEP},
+    "weights, residual, no network of z": {"measure": "log_weight", "residual": True, "encoder": (8,)},
     "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
     "affine ends": {"activations": AFFINE, **DEEP},
     "heads of their own": {"own_layers": APART, "activations": (("prior_mean", "elu"),), **RESIDUAL},
@@ -326,7 +326,7 @@ def test_tiles_take_rows_by_their_length() -> None:
 @pytest.mark.parametrize("particles", [0, 3])
 def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
     """Rows know nothing of each other, whichever tile holds them."""
-    spec = replace(cell(cell="lstm", **DEEP), objective="particle_filter" if particles else "kl")
+    spec = replace(cell(cell="lstm", **DEEP), measure="particle_filter" if particles else "kl")
     lengths = grouped([3, 0, 1, 3, 2, 0, 1, 1, 3, 2, 0, 1] * (1 if particles else 3), max(1, particles))
     options = {"resets": True, "mask": True, "particles": particles}
     problem = Problem.draw(spec, 3, len(lengths), lengths, **options)
@@ -351,7 +351,7 @@ def test_ragged_batches_of_many_tiles(kind: str) -> None:
 
 
 def filtered(**options: Any) -> CellSpec:
-    return cell(objective="particle_filter", **options)
+    return cell(measure="particle_filter", **options)
 
 
 def grouped(lengths: list[int], particles: int) -> list[int]:
@@ -492,7 +492,7 @@ def test_nothing_is_read_unwritten_nor_written_outside(
     options: dict[str, Any] = {"resets": lengths is not None, "mask": lengths is not None, "particles": particles}
     spec, group = cell(cell=kind, num_layers=2, **DEEP), max(1, particles)
     if particles:
-        spec, lengths = replace(spec, objective="particle_filter"), lengths and grouped(lengths, particles)
+        spec, lengths = replace(spec, measure="particle_filter"), lengths and grouped(lengths, particles)
     problem = Problem.draw(spec, 2, 3 * group, lengths, **options)
     expected = problem.run(here, torch.float32, recompute=recompute)
     bands: list[Tensor] = []
@@ -586,7 +586,7 @@ def test_slices_of_other_tensors() -> None:
 def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
     spec, lengths = cell(**DEEP), [2, 1, 2] * 5 + [0, 1]
     if particles:
-        spec, lengths = replace(spec, objective="particle_filter"), grouped([3, 2, 3, 0, 1, 3], particles)
+        spec, lengths = replace(spec, measure="particle_filter"), grouped([3, 2, 3, 0, 1, 3], particles)
     problem = Problem.draw(spec, max(lengths), len(lengths), lengths, particles=particles)
     first = problem.run(here, torch.float32)
     for name, t in problem.run(here, torch.float32).items():
@@ -872,7 +872,7 @@ def test_operators_keep_their_promises() -> None:
     arguments = (x, eps, cond, torch.tensor([2, 1, 2]), None, None, None, state, parameters)
     options = (triton.operators.encode(spec), "ieee", 1, True, True, 0.5)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
-    resampling = triton.operators.encode(replace(spec, objective="particle_filter"))
+    resampling = triton.operators.encode(replace(spec, measure="particle_filter"))
     arguments = (x, eps, cond, None, None, None, torch.rand(2, 1, 3, device=DEVICE), state, parameters)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, resampling, *options[1:]))
 

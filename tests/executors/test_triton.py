@@ -117,8 +117,8 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_INTERPRETED", True)
     assert triton.refuses(spec, x) is None
     assert triton.refuses(spec, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
-    assert triton.refuses(CellSpec(3, 4, 2, objective="log_weight"), x) is None
-    assert triton.refuses(CellSpec(3, 4, 2, objective="particle_filter"), x) is None
+    assert triton.refuses(CellSpec(3, 4, 2, measure="log_weight"), x) is None
+    assert triton.refuses(CellSpec(3, 4, 2, measure="particle_filter"), x) is None
     wide = CellSpec(3, 200, 16, phi_z=(200,))
     assert "would spill kilobytes of registers" in str(triton.refuses(wide, x))
     assert triton.refuses(wide, x.bfloat16()) is None
@@ -188,7 +188,7 @@ def test_tiles_make_up_every_slice(member: str, kind: str, widest: int) -> None:
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", FAMILY)
 def test_a_filter_goes_back_without_what_weighs_its_particles(member: str, kind: str) -> None:
-    spec = replace(spec_of(member, kind), objective="particle_filter")
+    spec = replace(spec_of(member, kind), measure="particle_filter")
     there, back = plan(spec, 16), plan(spec, 16, reverse=True)
     assert there.resamples
     assert back.resamples
@@ -203,11 +203,11 @@ def cut_states(cut: Plan) -> int:
     return sum(1 + (s.c is not None) for s in cut.program.scan if isinstance(s, Recur))
 
 
-@pytest.mark.parametrize("objective", ["kl", "particle_filter"])
+@pytest.mark.parametrize("measure", ["kl", "particle_filter"])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", FAMILY)
-def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective: Any) -> None:
-    spec = replace(spec_of(member, kind), objective=objective)
+def test_source_is_pure_and_defines_every_name(member: str, kind: str, measure: Any) -> None:
+    spec = replace(spec_of(member, kind), measure=measure)
     there, back, none, everything = plan(spec, 16), plan(spec, 16, reverse=True), frozenset[int](), frozenset(range(99))
 
     def sources() -> list[str]:
@@ -305,7 +305,7 @@ def test_the_default_model_runs_in_full_float32(chip: str) -> None:
 
 
 def test_a_tile_holds_all_particles_of_a_sequence() -> None:
-    spec, chip = CellSpec(28, 16, 16, objective="particle_filter"), CHIPS["sm_90"]
+    spec, chip = CellSpec(28, 16, 16, measure="particle_filter"), CHIPS["sm_90"]
     for particles, sizes in ((1, {16, 32}), (16, {16, 32}), (17, {32, 64}), (100, {128})):
         found = tuning.candidates(spec, 2, chip, particles=particles)
         assert {c.rows for c in found} == sizes
@@ -446,7 +446,7 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
         kernels.backward(spec, config, 2, on_z=True, on_eps=True),
     ):
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", ragged=True).registers > 0
-    filtered = replace(spec, objective="particle_filter")
+    filtered = replace(spec, measure="particle_filter")
     for kernel in (
         kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, Want(prior=True, raw=True))),
         kernels.backward(filtered, config, 2, on_z=True, on_eps=True),

@@ -17,7 +17,7 @@ import torch
 from vrnn_fast import executors
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cpu, cuda, reference, select, trial, triton, verification
-from vrnn_fast.executors.verification import Outcome
+from vrnn_fast.executors.verification import Verdict
 
 CPU = torch.device("cpu")
 ON_A_GPU: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def attempt(module: str) -> Outcome:
+def attempt(module: str) -> Verdict:
     silence = 15.0 if module == "hanging" else verification.SILENCE
     return verification.attempt("planted", f"tests.support.planted.{module}", CPU, {}, silence)
 
@@ -63,14 +63,14 @@ def test_what_is_right_passes() -> None:
     assert max(f.share for f in found) < 1
 
 
-def test_an_outcome_is_found_once(
+def test_a_verdict_is_found_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = []
 
-    def attempt(executor: str, module: str, device: torch.device, where: Any) -> Outcome:
+    def attempt(executor: str, module: str, device: torch.device, where: Any) -> Verdict:
         tried.append(module)
-        return Outcome(executor, where, None if len(tried) < 2 else "worse", {"gru": 0.1})
+        return Verdict(executor, where, None if len(tried) < 2 else "worse", {"gru": 0.1})
 
     monkeypatch.setattr(verification, "attempt", attempt)
     with caplog.at_level(logging.WARNING, logger="vrnn_fast"):
@@ -96,7 +96,7 @@ def test_processes_that_start_together_try_once(folder: Path) -> None:
         "folder = Path(sys.argv[1]); v.cache_directory = lambda: folder\n"
         "def attempt(executor, module, device, where):\n"
         "    import os, time; time.sleep(1); (folder / str(os.getpid())).touch()\n"
-        "    return v.Outcome(executor, where, None)\n"
+        "    return v.Verdict(executor, where, None)\n"
         "v.attempt = attempt\nprint(v.verified('triton', torch.device('cpu')).reason)"
     )
     command = [sys.executable, "-c", code, str(folder)]
@@ -112,7 +112,7 @@ def test_auto_takes_what_has_proven_itself(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(reference, "refuses", lambda spec, x: None)
     for other in (cpu, cuda):
         monkeypatch.setattr(other, "refuses", lambda spec, x: "it runs on CPU tensors")
-    monkeypatch.setattr(verification, "verified", lambda name, device: Outcome(name, {}, reasons[name]))
+    monkeypatch.setattr(verification, "verified", lambda name, device: Verdict(name, {}, reasons[name]))
     assert select("auto", SPEC, ON_A_GPU)[0] is triton
     verification._distrusted.cache_clear()
     reasons["triton"] = "gru: z is off"
@@ -143,7 +143,7 @@ def test_a_cpu_hears_nothing_of_gpus(recwarn: pytest.WarningsRecorder, monkeypat
 def test_the_outcome_depends_on_all_that_may_change_it() -> None:
     where = verification.surroundings(CPU)
     assert {"device", "driver", "vrnn_fast", "torch", "triton", "sources"} <= where.keys()
-    assert json.loads(Outcome("cpu", where, None).as_json())["where"] == where
+    assert json.loads(Verdict("cpu", where, None).as_json())["where"] == where
 
 
 def test_what_is_refused_is_neither_right_nor_wrong() -> None:

@@ -26,7 +26,7 @@ def try_programs(seed: int, cases: int) -> int:
 
 def _attempt(chance: Random) -> bool:
     spec = _spec(chance)
-    draws = spec.objective == "kl" and spec.likelihood != "external"
+    draws = spec.measure == "kl" and spec.likelihood != "external"
     ways: tuple[ProgramKind, ...] = ("inference", "samples", "means") if draws else ("inference",)
     program = encode(spec, chance.choice(ways))
     if chance.random() < 0.1:
@@ -40,8 +40,8 @@ def _attempt(chance: Random) -> bool:
 
 
 def _spec(chance: Random) -> CellSpec:
-    x, objective = chance.choice((1, 5)), chance.choice(("kl", "kl", "log_weight", "particle_filter"))
-    likelihood = chance.choice(("bernoulli", "gaussian", "external")[: 2 if objective == "particle_filter" else 3])
+    x, measure = chance.choice((1, 5)), chance.choice(("kl", "kl", "log_weight", "particle_filter"))
+    likelihood = chance.choice(("bernoulli", "gaussian", "external")[: 2 if measure == "particle_filter" else 3])
     heads = (("dec_mean", x), ("dec_std", x)) if likelihood == "gaussian" else (("dec_mean", x),)
     return CellSpec(
         input_size=x,
@@ -54,7 +54,7 @@ def _spec(chance: Random) -> CellSpec:
         cond_size=chance.choice((0, 2)),
         likelihood=likelihood,
         decoder_heads=heads,
-        objective=objective,
+        measure=measure,
     )
 
 
@@ -82,7 +82,7 @@ def _calls(spec: CellSpec, program: Program, parameters: list[Tensor]) -> Iterat
     code, constants = program.code, program.constants
     x, eps = torch.rand(STEPS, BATCH, spec.input_size), torch.randn(STEPS, BATCH, spec.latent_size)
     cond = torch.randn(STEPS, BATCH, spec.cond_size) if spec.cond_size else None
-    uniforms = torch.rand(STEPS, GROUPS, PARTICLES) if spec.objective == "particle_filter" else None
+    uniforms = torch.rand(STEPS, GROUPS, PARTICLES) if spec.measure == "particle_filter" else None
     state = [torch.randn(BATCH, spec.hidden_size) for _ in range(spec.state_tensors)]
     size = STEPS * BATCH * program.saved + operators.SLACK
     given = (x, eps, cond, None, None, None)

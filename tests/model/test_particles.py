@@ -31,8 +31,8 @@ PARTICLES, SEQUENCES = 4, 3
 RAGGED = [7] * PARTICLES + [0] * PARTICLES + [4] * PARTICLES
 
 
-def _spec(objective: str, member: str = "plain", **options: Any) -> CellSpec:
-    return CellSpec(5, 19, 3, objective=objective, **(MEMBERS[member] | options))  # type: ignore[arg-type]
+def _spec(measure: str, member: str = "plain", **options: Any) -> CellSpec:
+    return CellSpec(5, 19, 3, measure=measure, **(MEMBERS[member] | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,7 +81,7 @@ def test_any_number_of_particles(
 
 
 def test_any_number_of_threads_draws_the_same() -> None:
-    spec = CellSpec(28, 64, 8, phi_x=(64,), encoder=(64,), prior=(64,), decoder=(64,), objective="particle_filter")
+    spec = CellSpec(28, 64, 8, phi_x=(64,), encoder=(64,), prior=(64,), decoder=(64,), measure="particle_filter")
     lengths = [n for n in (9, 40, 3, 40, 1, 25, 17, 33) for _ in range(8)]
     problem = Problem.draw(spec, 40, 64, lengths, particles=8)
     before = torch.get_num_threads()

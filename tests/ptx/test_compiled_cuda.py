@@ -42,7 +42,7 @@ CASES = [
     Case("lstm of two layers in float16", LSTM, torch.float16, chip="sm_80"),
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
     Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
-    Case("weights of the sample", cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
+    Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
     Case("lstm of 100 in float16", cell(cell="lstm", hidden_size=100), torch.float16),
 ]

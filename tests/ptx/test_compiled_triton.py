@@ -58,7 +58,7 @@ CASES = [
     Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
          torch.float16, chip="sm_80"),
     Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),
-    Case("particle filter", cell(objective="particle_filter"), steps=4, batch=8, options={"particles": 4}),
+    Case("particle filter", cell(measure="particle_filter"), steps=4, batch=8, options={"particles": 4}),
     Case("gru of 64", cell(64), steps=1),
 ]  # fmt: skip
 SWEEP = [
@@ -72,7 +72,7 @@ SWEEP = [
         "two layers": {"num_layers": 2},
         "residual, cond": {"residual": True, "cond_size": 2, "cond_networks": ("encoder", "prior", "decoder", "cell")},
         "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None},
-        "log weight": {"objective": "log_weight"},
+        "log weight": {"measure": "log_weight"},
     }.items()
 ] + [Case("gru of 100", cell(100), steps=1), Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
 SWEPT = os.environ.get("VRNN_FAST_PTX") == "sweep"

@@ -78,7 +78,7 @@ def train(steps: int, batch: int, at: int, particles: int = 0) -> None:
     flags = {name: tensor(*shape, at=at, dtype=torch.bool) for name, shape in shapes.items()}
     options: dict[str, Any] = {}
     if particles:
-        spec = replace(spec, objective="particle_filter")
+        spec = replace(spec, measure="particle_filter")
         options |= {"uniforms": tensor(steps, batch, particles, at=at), "threshold": 0.9 if at else 0.5}
     lengths = tensor(rows, at=at, dtype=torch.int64)
     x, eps, cond = (tensor(steps, rows, width, at=at).requires_grad_() for width in (3, 2, 2))

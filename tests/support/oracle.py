@@ -99,7 +99,7 @@ def assert_no_divergence_no_gradient_of_it(spec: CellSpec, executor: ModuleType,
 def assert_lawful_where_terms_vanish(spec: CellSpec, executor: ModuleType, dtype: torch.dtype) -> None:
     """Posterior collapse: with no weights at all, tiny ones, or heads of equal biases alone, posterior and prior are as
     good as equal. What of a divergence's gradient is left is as exact as torch's, which often is exactly 0."""
-    particles = 2 if spec.objective == "particle_filter" else 0
+    particles = 2 if spec.measure == "particle_filter" else 0
     for scale in (0.0, 1e-38, None):
         errors = Errors(dtype)
         for seed in range(4):
@@ -120,7 +120,7 @@ def assert_lawful_where_terms_vanish(spec: CellSpec, executor: ModuleType, dtype
             eps = problem.inputs["eps"]
             cancelled = {"d eps": eps, "kl": eps.square()}  # by the sample, which it has moved, and which was rounded
             found = ({name: r[name] for name in names} for r in runs)
-            errors.add(*found, None if spec.objective == "kl" else cancelled)
+            errors.add(*found, None if spec.measure == "kl" else cancelled)
         errors.assert_at_most_twice_torchs()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import checks, executors
 from ..cell.spec import Network
-from ..executors.reference import full_precision
+from ..executors.base import full_precision
 from ..layouts.base import Run
 from ..layouts.outside import at_once, by_steps, decoded
 from ..layouts.recipe import Recipe, RunsByRecipe, Sampling

@@ -264,7 +264,7 @@ class _Layer:
 def partition(spec: CellSpec) -> Partition:
     """Cut a cell into the stages before, inside and after the scan. Pure: the same spec gives the same program."""
     draft = _Draft(spec)
-    latent, filtered = spec.latent_size, spec.objective == "particle_filter"
+    latent, filtered = spec.latent_size, spec.measure == "particle_filter"
     sources = {"x": draft.buffer("x", spec.input_size)}
     draft.buffer("eps", latent)
     h, c = draft.state()
@@ -325,7 +325,7 @@ def partition(spec: CellSpec) -> Partition:
             stages, sources["phi_z"] = draft.network("phi_z", sources)
             scan.extend(stages)
         scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
-        z = None if spec.objective == "kl" else sources["z"]
+        z = None if spec.measure == "kl" else sources["z"]
         weigh.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform, z))
     scan.extend(draft.advance(rnn, h, c))
     stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources})

@@ -22,7 +22,7 @@ Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
 Conditioned = Literal["encoder", "prior", "decoder", "cell"]
-Objective = Literal["kl", "log_weight", "particle_filter"]
+Measure = Literal["kl", "log_weight", "particle_filter"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
@@ -159,7 +159,7 @@ class CellSpec:
     ``"identity"`` leaves a layer affine. A head that is not named has its network's, where that is one for all.
     ``input_order`` names networks whose sources stand in another order than in ``SOURCES``.
 
-    ``objective`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
+    ``measure`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
     ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
     al. 2016, "Importance Weighted Autoencoders"). ``"particle_filter"`` has the same, and rows that lie side by side
     are the particles of one sequence, which are resampled as they run (Maddison et al. 2017, "Filtering Variational
@@ -191,7 +191,7 @@ class CellSpec:
     activations: tuple[tuple[str, Activations], ...] = ()
     own_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     input_order: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    objective: Objective = "kl"
+    measure: Measure = "kl"
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("hidden_size", 1), ("latent_size", 0), ("cond_size", 0)):
@@ -205,7 +205,7 @@ class CellSpec:
             ("activation", ACTIVATIONS),
             ("nonlinearity", ACTIVATIONS),
             ("likelihood", get_args(Fused)),
-            ("objective", get_args(Objective)),
+            ("measure", get_args(Measure)),
         ):
             checks.one_of(name, getattr(self, name), allowed)
         checks.integer("num_layers", self.num_layers, most=MOST_LAYERS)
@@ -226,7 +226,7 @@ class CellSpec:
             raise ValueError(f"nonlinearity is for cell='rnn', got {self.nonlinearity!r} with cell={self.cell!r}")
         if self.residual and self.prior is None:
             raise ValueError("residual adds the prior's mean, and that of a standard normal prior is zero")
-        if self.objective == "particle_filter" and self.likelihood == "external":
+        if self.measure == "particle_filter" and self.likelihood == "external":
             raise ValueError("a particle filter weighs its rows as it runs, by a Bernoulli or Gaussian likelihood")
         if not self.decoder_heads:
             object.__setattr__(self, "decoder_heads", (("dec_mean.0", self.input_size),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -132,7 +133,7 @@ class SequenceResult(NamedTuple):
 
     Attributes:
         nll: (T, B) negative log-likelihood of x_t in nats; zeros where the likelihood is external.
-        kl: (T, B) KL(posterior || prior) in nats, or what the spec's objective has in its place.
+        kl: (T, B) KL(posterior || prior) in nats, or what the spec's measure has in its place.
         z: (T, B, Z) the latent sample.
         mean: (T, B, Z) the posterior's mean.
         std: (T, B, Z) the posterior's standard deviation.
@@ -248,7 +249,7 @@ class Executor(Protocol):
         want: Want,
     ) -> SequenceResult:
         """Run a batch of sequences, parameters in the order of ``spec.parameters()``. The batch has a mask for a fused
-        likelihood alone, and uniforms where the spec's objective is a particle filter."""
+        likelihood alone, and uniforms where the spec's measure is a particle filter."""
 
     def step(
         self,
@@ -272,3 +273,12 @@ class Executor(Protocol):
         + std * eps_t; x_t, from the batch's noise in the place of x, is logit > noise_t (logistic) or mean + std *
         noise_t (normal), or its ``mean``, and goes back through phi_x. The noise may be wider than eps of 16 bits.
         Returns x (T, B, X) and the state after it."""
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Turn autocast off: every executor computes in the parameters' dtype."""
+    if device.type == "meta":
+        return nullcontext()
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -7,8 +7,7 @@ Gradients are torch's own; any device and any floating dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from ..cell.spec import CellSpec, Layer
 from ..likelihoods import MeanStd, bernoulli_log_prob, gaussian_log_prob, standard_deviation
 from ..resampling import Filter
 from ..state import layers_of, stacked
-from .base import Batch, SequenceResult, StepResult, Want
+from .base import Batch, SequenceResult, StepResult, Want, full_precision
 
 name = "reference"
 device = "any"
@@ -53,15 +52,6 @@ def launches(spec: CellSpec) -> str:
 def source(spec: CellSpec, x: Tensor) -> str:
     """See :class:`vrnn_fast.executors.Executor`."""
     return "no kernel is generated: torch's own run the equations"
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Turn autocast off: every executor computes in the parameters' dtype."""
-    if device.type == "meta":
-        return nullcontext()
-    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 class Equations:
@@ -199,7 +189,7 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         phi_z = cell.phi_z(z)
         raw = cell.decoder(phi_z, h, cond_t)
         nll = _nll(spec, raw, x[t], None if mask is None else mask[t])
-        kl = kl_divergence(posterior, prior) if spec.objective == "kl" else log_ratio(z, eps[t], posterior, prior)
+        kl = kl_divergence(posterior, prior) if spec.measure == "kl" else log_ratio(z, eps[t], posterior, prior)
         steps.append((nll, kl, z, *posterior, *prior, raw))
         after = cell.recur(phi_x, phi_z, before, cond_t)
         state = after if real is None else tuple(torch.where(real[t], a, s) for a, s in zip(after, state, strict=True))

@@ -76,7 +76,7 @@ STRUCTURES = (
     TrialStructure("residual and conditioned", _cell(residual=True, cond_size=3, cond_networks=_EVERYWHERE)),
     TrialStructure("standard normal prior", _cell(prior=None, std=Std("log_variance"))),
     TrialStructure("without z", _cell(latent_size=0, phi_z=(), encoder=(), prior=None)),
-    TrialStructure("particle filter", _cell(objective="particle_filter"), batch=20, options={"particles": 4}),
+    TrialStructure("particle filter", _cell(measure="particle_filter"), batch=20, options={"particles": 4}),
 )
 
 

@@ -1,7 +1,7 @@
 """A GPU executor proves itself where it runs: ``auto`` takes it after a trial on that very device, and says why not.
 
 The trial (:mod:`.trial`) runs in a process of its own, so that a kernel that computes nonsense, hangs or crashes costs
-a minute and a line. Its outcome is kept on disk for this version of the package, device, driver and executor; processes
+a minute and a line. Its verdict is kept on disk for this version of the package, device, driver and executor; processes
 that start together wait for the one of them that tries. ``VRNN_FAST_VERIFY=0`` turns it off: what was not tried is then
 not taken.
 """
@@ -39,7 +39,7 @@ _LOG = logging.getLogger("vrnn_fast")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Verdict:
     """Of a trial: why the executor is not trusted, or None; each structure's largest error, as a part of what the law
     allows; and why it refuses those that it does."""
 
@@ -65,12 +65,12 @@ def distrusted(executor: str, device: torch.device) -> str | None:
 def _distrusted(executor: str, device: str) -> str | None:
     if os.environ.get(VARIABLE) == "0":
         return f"{VARIABLE}=0 turned off the trial on this device that it must pass first"
-    outcome = verified(executor, torch.device(device))
-    return None if outcome.reason is None else f"it did not pass its trial on this device: {outcome.reason}"
+    verdict = verified(executor, torch.device(device))
+    return None if verdict.reason is None else f"it did not pass its trial on this device: {verdict.reason}"
 
 
-def verified(executor: str, device: torch.device, *, again: bool = False) -> Outcome:
-    """Return the outcome of the executor's trial on this device: the one on disk, or, if there is none or ``again``, of
+def verified(executor: str, device: torch.device, *, again: bool = False) -> Verdict:
+    """Return the verdict on the executor's trial on this device: the one on disk, or, if there is none or ``again``, of
     a new one."""
     where = surroundings(device)
     key = hashlib.sha256(json.dumps([executor, where]).encode()).hexdigest()[:16]
@@ -79,29 +79,29 @@ def verified(executor: str, device: torch.device, *, again: bool = False) -> Out
     path = folder / f"{executor}_{key}.json"
     with (folder / f"{key}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of a node: one tries, the others wait for what it finds
-        outcome = None if again else remembered(path)
-        if outcome is None:
+        verdict = None if again else remembered(path)
+        if verdict is None:
             if not again:
                 _LOG.warning(
                     "trying backend %r on %s, once, which takes about a minute; %s=0 leaves it out",
                     *(executor, where["device"], VARIABLE),
                 )
-            outcome = attempt(executor, f"vrnn_fast.executors.{executor}", device, where)
+            verdict = attempt(executor, f"vrnn_fast.executors.{executor}", device, where)
             with replacing(path) as file:
-                file.write(outcome.as_json().encode())
-    return outcome
+                file.write(verdict.as_json().encode())
+    return verdict
 
 
-def remembered(path: Path) -> Outcome | None:
-    """Read the outcome in a file; None if there is none that can be read."""
+def remembered(path: Path) -> Verdict | None:
+    """Read the verdict in a file; None if there is none that can be read."""
     try:
-        return Outcome(**json.loads(path.read_text()))
+        return Verdict(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
-    """Return all that an outcome depends on."""
+    """Return all that a verdict depends on."""
     found = {"device": _processor(), "driver": "none"}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -138,7 +138,7 @@ def _digest() -> str:
 
 def attempt(
     executor: str, module: str, device: torch.device, where: Mapping[str, str], silence: float = SILENCE
-) -> Outcome:
+) -> Verdict:
     """Try the executor that a module is, in a process of its own, which is ended after ``silence`` seconds without a
     word."""
     begin = time.perf_counter()
@@ -159,7 +159,7 @@ def attempt(
             reason = f"its process ended with status {child.wait()}" + (f": {last[:300]}" if last else "")
     shares = {finding.name: finding.share for finding in found if finding.refused is None}
     refused = {finding.name: finding.refused for finding in found if finding.refused is not None}
-    return Outcome(executor, where, reason, shares, refused, round(time.perf_counter() - begin, 1))
+    return Verdict(executor, where, reason, shares, refused, round(time.perf_counter() - begin, 1))
 
 
 def _listen(child: subprocess.Popen[str], found: list[Finding], silence: float) -> str | None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .. import executors
 from ..cell.spec import CellSpec, Std
-from ..executors.base import Batch, Want
-from ..executors.reference import full_precision
+from ..executors.base import Batch, Want, full_precision
 from ..parameters import Reading, gather
 from .recipe import RunsByRecipe
 from .structure import LayoutError

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from .. import checks
 
-Schedule = Literal["cosine", "linear", "constant"]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 MAX_SEED = 2**63 - 1
@@ -61,7 +61,7 @@ class TrainConfig:
     accumulate: int = 1
     segment: int = 0
     learning_rate: float = 4e-3
-    schedule: Schedule = "cosine"
+    schedule: LearningRateSchedule = "cosine"
     warmup: int = 50
     weight_decay: float = 0.3
     clip: float = 1.0
@@ -86,7 +86,7 @@ class TrainConfig:
             checks.integer("seed", self.seed, least=0, most=MAX_SEED)
             for name in ("learning_rate", "weight_decay", "anneal", "free_nats"):
                 checks.positive(name, getattr(self, name), zero=name != "learning_rate")
-            for name, kind in (("schedule", Schedule), ("precision", Precision), ("device", Device)):
+            for name, kind in (("schedule", LearningRateSchedule), ("precision", Precision), ("device", Device)):
                 checks.one_of(name, getattr(self, name), get_args(kind))
             for name in ("compile", "shard"):
                 checks.flag(name, getattr(self, name))

@@ -24,7 +24,7 @@ from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, sources
 from vrnn_fast.executors.cuda.driver import DriverError, Kernel
 from vrnn_fast.executors.cuda.sources import CompileError
 from vrnn_fast.executors.cuda.steps import training
-from vrnn_fast.executors.verification import Outcome
+from vrnn_fast.executors.verification import Verdict
 
 pytestmark = [
     pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}"),
@@ -268,7 +268,7 @@ def test_auto_takes_it_after_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is a GPU, before Triton."""
     monkeypatch.setattr(executors, "_UNAVAILABLE", {e.name: None for e in executors.executors})
     reasons: dict[str, str | None] = {"cuda": None, "triton": None}
-    monkeypatch.setattr(verification, "verified", lambda name, device: Outcome(name, {}, reasons[name]))
+    monkeypatch.setattr(verification, "verified", lambda name, device: Verdict(name, {}, reasons[name]))
     verification._distrusted.cache_clear()
     with standin_driver.installed():
         monkeypatch.setattr(executors.cpu, "refuses", lambda spec, x: "it runs on CPU tensors")

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
         {"lengths": RAGGED},
     ),
     "weights of the sample": (
-        cell(objective="log_weight", prior=None, cell="rnn", nonlinearity="identity"),
+        cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity"),
         torch.float32,
         {},
     ),
@@ -344,7 +344,7 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.refuses(GRU, x) is None
     assert cuda.refuses(GRU, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
     assert cuda.refuses(GRU, x.to("meta")) == "its emulator runs on CPU tensors, and x is on meta"
-    filtered = cell(objective="particle_filter")
+    filtered = cell(measure="particle_filter")
     assert (
         cuda.refuses(filtered, x)
         == "rows of a particle filter exchange their states, which its kernels do not know yet"

@@ -47,7 +47,7 @@ def family() -> Iterator[CellSpec]:
     for member, kind in product(FAMILY, ("gru", "lstm", "rnn")):
         sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind}
         yield CellSpec(**{**sizes, **DEEP, **FAMILY[member]})
-    for options in ({"prior": None}, {"objective": "log_weight"}, {"phi_z": (), "encoder": (), "prior": ()}):
+    for options in ({"prior": None}, {"measure": "log_weight"}, {"phi_z": (), "encoder": (), "prior": ()}):
         yield CellSpec(5, 19, 3, **{**DEEP, **options})
 
 
@@ -145,7 +145,7 @@ def test_what_is_held_is_there_before_it_is_read() -> None:
 
 def test_what_cannot_run_is_named() -> None:
     assert misfit(square(8)) is None
-    filtered = square(8, objective="particle_filter")
+    filtered = square(8, measure="particle_filter")
     assert misfit(filtered) == "rows of a particle filter exchange their states, which its kernels do not know yet"
 
 

@@ -269,7 +269,7 @@ def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
         "gru, ragged, in bfloat16": trains(GRU, torch.bfloat16, ragged=True),
         "lstm of two layers in float16": trains(LSTM, torch.float16),
         "all at once, with resets": trains(all_at_once, torch.float32, ragged=True, resets=True, mask=True),
-        "weights of the sample": trains(cell(objective="log_weight", prior=None, cell="rnn"), torch.float32),
+        "weights of the sample": trains(cell(measure="log_weight", prior=None, cell="rnn"), torch.float32),
         "generation": plays(GRU, torch.float32),
         "generation of an lstm in bfloat16": plays(LSTM, torch.bfloat16),
     }

@@ -181,6 +181,6 @@ class Plan:
 
 def misfit(spec: CellSpec) -> str | None:
     """None, or why no kernel runs the cell, whatever the chip has."""
-    if spec.objective == "particle_filter":
+    if spec.measure == "particle_filter":
         return "rows of a particle filter exchange their states, which its kernels do not know yet"
     return None

@@ -88,7 +88,7 @@ def launches(spec: CellSpec) -> str:
     if spec.likelihood == "external":
         alone = "generate and fivo go step by step, for the likelihood is outside of the launch"
     else:
-        played, filtered = wide(spec, True), wide(replace(spec, objective="particle_filter"))
+        played, filtered = wide(spec, True), wide(replace(spec, measure="particle_filter"))
         alone = f"generate 1, in {played} step by step" if played else "generate 1"
         alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
     rows = {k: _rows_fit(spec, size, chip, precision) for k, (size, precision) in kinds.items()}

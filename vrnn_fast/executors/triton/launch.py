@@ -308,7 +308,7 @@ def _directions(
     """The arguments of the two calls of a training step, with random numbers."""
     from ..problem import Problem
 
-    particles = 1 if spec.objective == "particle_filter" else 0
+    particles = 1 if spec.measure == "particle_filter" else 0
     problem = Problem.draw(spec, steps, batch, particles=particles)
     inputs = {name: t.to(device, dtype) for name, t in (problem.inputs | problem.flags).items()}
     state = tuple(inputs[f"state{i}"] for i in range(spec.state_tensors))

@@ -136,9 +136,9 @@ def _within(tiles: dict[str, tuple[Tile, ...]], part: Slice) -> tuple[Tile, ...]
 def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
     if mean is not None:
         return generation(spec, mean=mean)
-    if not reverse or spec.objective != "particle_filter":
+    if not reverse or spec.measure != "particle_filter":
         return partition(spec)
-    weighed = partition(replace(spec, objective="log_weight"))
+    weighed = partition(replace(spec, measure="log_weight"))
     return replace(weighed, scan=(*weighed.scan, Resample()))
 
 
