@@ -2,6 +2,7 @@
 
 from .acceleration.accelerate import accelerate
 from .acceleration.difference import ProofError
+from .answers import Answers, Forecast
 from .cell.spec import Std
 from .checkpoints.convert import load_checkpoint
 from .executors import backends
@@ -28,11 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VRNN",
+    "Answers",
     "Bernoulli",
     "Categorical",
     "DiscretizedLogisticMixture",
     "FeatureMixture",
     "FixedGaussian",
+    "Forecast",
     "Gamma",
     "Gaussian",
     "GaussianMixture",

@@ -19,20 +19,16 @@ added up in float32, and the bound is rounded once; so are the terms of a loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks, resampling
-from .executors.base import Batch
+from . import checks
 from .padding import at_real
 from .resampling import widened
 
 BoundKind = Literal["elbo", "iwae", "fivo"]
-
-StepLaunch: TypeAlias = Callable[[Batch], tuple[Tensor, tuple[Tensor, ...], object]]
 
 
 def elbo(log_weights: Tensor) -> Tensor:
@@ -66,27 +62,6 @@ def _log_mean_exp(value: Tensor) -> Tensor:
     """Average over the last dimension, in logarithms; of zeros exactly 0, of -inf alone -inf."""
     peak = value.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).min)
     return (value - peak).exp().mean(-1).log() + peak.squeeze(-1)
-
-
-def filtered(launch: StepLaunch, batch: Batch, uniforms: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Run a particle filter step by step: one launch for every time step, and the resampling between two of them.
-
-    Args:
-        launch: runs a batch of sequences; returns log w_t of every row, (T, B * N), the state, and whatever else.
-        batch: B * N rows.
-        uniforms: (T, B, N) in [0, 1], what is drawn with at the end of each step.
-        threshold: resample where the effective sample size is below this share of N.
-
-    Returns:
-        log w_t of every row, (T, B * N), and the ancestors after each step, (T, B, N): see :class:`resampling.Filter`.
-    """
-    particles = resampling.Filter(uniforms, threshold, batch.lengths)
-    state, log_weights = batch.state, []
-    for t in range(uniforms.shape[0]):
-        weights, state, _ = launch(batch.step(t, state))
-        state = particles.step(weights, state)
-        log_weights.append(weights)
-    return torch.cat(log_weights), torch.stack(particles.ancestors)
 
 
 def evidence(nll: Tensor, kl: Tensor) -> Tensor:

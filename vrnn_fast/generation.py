@@ -78,7 +78,7 @@ def generate(call: ModelCall, beginning: Beginning, draws: Draws, cond: Tensor |
         cond = None if cond is None else cond.repeat(1, num_samples, 1)
     eps = temperature * inputs.noise(call, num_steps, batch * (num_samples or 1), generator=generator)
     with full_precision(call.like.device):
-        x, after = _drawn(call, eps, begin, cond, draws)
+        x, after = drawn(call, eps, begin, cond, draws)
     if num_samples is None:
         x = call.turned(x)
     else:
@@ -101,7 +101,7 @@ def _after(
     return inference.run(call, call.spec, executor, seen, seen.real())[0].state
 
 
-def _drawn(
+def drawn(
     call: ModelCall, eps: Tensor, begin: tuple[Tensor, ...], cond: Tensor | None, draws: Draws
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Draw x (T, B, X) that the cell makes of eps (T, B, Z), and the layers of the state after it."""

@@ -8,9 +8,10 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from . import bounds, checks, executors, generation, inference, inputs, parameters, state_dicts
+from . import bounds, checks, executors, generation, inference, inputs, parameters, particles, state_dicts
 from . import objective as objectives
 from . import resampling as filtering
+from .answers import Answers
 from .call import ModelCall
 from .cell import arguments
 from .cell.arguments import Widths
@@ -22,7 +23,7 @@ from .outputs import VRNNOutput, VRNNRollout, VRNNStep
 from .state import State, paired, start
 
 
-class VRNN(nn.Module):
+class VRNN(Answers, nn.Module):
     """A variational recurrent network (Chung et al. 2015, "A Recurrent Latent Variable Model for Sequential Data").
 
     ::
@@ -173,7 +174,7 @@ class VRNN(nn.Module):
         self.num_layers = num_layers
         self.batch_first, self.backend = batch_first, backend
         self.recompute, self.check_values = recompute, check_values
-        self._measured = objectives.measured(self.spec)
+        self._measured = particles.measured(self.spec)
         if isinstance(self.likelihood, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.initial_state: Tensor | None

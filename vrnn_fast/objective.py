@@ -1,18 +1,17 @@
-"""A bound from several samples of z: the particles of each sequence as rows side by side, in one launch."""
+"""A bound from several samples of z for each sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from . import bounds, checks, executors, inference, inputs
+from . import bounds, checks, inputs, particles
 from . import resampling as filtering
 from .call import ModelCall
-from .cell.spec import CellSpec, Measure
+from .cell.spec import CellSpec
 from .executors.base import Batch
 
 
@@ -53,12 +52,6 @@ class Bound(NamedTuple):
         return "num_particles", self.num_particles
 
 
-def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
-    """Return a cell as it measures the log-weights of samples, by measure."""
-    measures: tuple[Measure, ...] = ("log_weight", "particle_filter")
-    return {m: replace(spec, measure=m) for m in measures if m == "log_weight" or spec.likelihood != "external"}
-
-
 def bound(
     call: ModelCall,
     specs: Mapping[str, CellSpec],
@@ -68,31 +61,14 @@ def bound(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Compute the bound of each sequence of a batch whose eps is (T, B, N, Z): (B,) in nats. ``specs`` are
-    :func:`measured`."""
-    particles = wanted.num_particles
+    :func:`.particles.measured`."""
     steps, sequences = batch.x.shape[:2]
     if uniforms is not None:
         uniforms = inputs.sequence(call, "uniforms", uniforms, steps, sequences, wanted.particles)
         checks.within("uniforms", uniforms, 0, 1)
     elif wanted.filters:
-        uniforms = filtering.uniforms(wanted.resampling, steps, sequences, particles, batch.x, generator)
-
-    fused = wanted.filters and not call.external
-    spec = specs["particle_filter" if fused else "log_weight"]
-    executor = executors.choose(call.backend, spec, batch.x)
-
-    def launch(rows: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-        result, nll = inference.run(call, spec, executor, rows, rows.real())
-        return -(nll + result.kl), result.state, result.ancestors
-
-    rows, ancestors = batch.repeated(particles), None
-    if uniforms is None:
-        log_weights, *_ = launch(rows)
-    elif fused:
-        log_weights, _, ancestors = launch(rows._replace(uniforms=uniforms, threshold=wanted.threshold))
-    else:
-        log_weights, ancestors = bounds.filtered(launch, rows, uniforms, wanted.threshold)
-    log_weights = log_weights.unflatten(1, (sequences, particles))
-    if ancestors is not None:
-        return bounds.fivo(log_weights, ancestors[..., 0] >= 0)
-    return bounds.elbo(log_weights) if wanted.objective == "elbo" else bounds.iwae(log_weights)
+        uniforms = filtering.uniforms(wanted.resampling, steps, sequences, wanted.num_particles, batch.x, generator)
+    found = particles.run(call, specs, batch, uniforms, wanted.threshold)
+    if found.resampled is not None:
+        return bounds.fivo(found.log_weights, found.resampled)
+    return (bounds.elbo if wanted.objective == "elbo" else bounds.iwae)(found.log_weights)

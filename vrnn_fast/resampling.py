@@ -43,14 +43,14 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def ancestors(log_weights: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw N of N particles in proportion to their weights, by the inverse of their distribution function.
+    """Draw K of N particles in proportion to their weights, by the inverse of their distribution function.
 
     Args:
         log_weights: (B, N), up to a constant in each row.
-        uniforms: (B, N) in [0, 1], one for each draw.
+        uniforms: (B, K) in [0, 1], one for each draw.
 
     Returns:
-        (B, N) int64 from 0 to N - 1, particles whose weight is above 0.
+        (B, K) int64 from 0 to N - 1, particles whose weight is above 0.
     """
     upto = _relative(log_weights).cumsum(-1)
     total = upto[:, -1:].contiguous()

@@ -95,28 +95,49 @@ class LinearGaussian:
         assert z == self.D.shape[1]
         return total
 
-    def marginal(self, x: Tensor) -> float:
-        """The same from the dense Gaussian of all of x at once: every variable is affine in the noise of all steps."""
-        steps, z = len(x), len(self.a)
-        noises = steps * (z + x.shape[1])
-        h, h_const = x.new_zeros(len(self.b), noises), torch.zeros_like(self.b)
+    def dense(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Mean (T X,) and covariance of all of x at once: every variable is affine in the noise of all steps."""
+        z, width = len(self.a), len(self.d)
+        noises = steps * (z + width)
+        h, h_const = self.b.new_zeros(len(self.b), noises), torch.zeros_like(self.b)
         rows, constants = [], []
         for t in range(steps):
-            own = t * (z + x.shape[1])
+            own = t * (z + width)
             z_t = self.A @ h
             z_t[:, own : own + z] += self.s_z.diag()
             z_const = self.A @ h_const + self.a
             x_t = self.D @ z_t + self.E @ h
-            x_t[:, own + z : own + z + x.shape[1]] += self.s_x.diag()
+            x_t[:, own + z : own + z + width] += self.s_x.diag()
             x_const = self.D @ z_const + self.E @ h_const + self.d
             h = self.F @ x_t + self.G @ z_t + self.H @ h
             h_const = self.F @ x_const + self.G @ z_const + self.H @ h_const + self.b
             rows.append(x_t)
             constants.append(x_const)
-        mixing, off = torch.cat(rows), x.flatten() - torch.cat(constants)
-        spread = mixing @ mixing.T
+        mixing = torch.cat(rows)
+        return torch.cat(constants), mixing @ mixing.T
+
+    def marginal(self, x: Tensor) -> float:
+        """The same from the dense Gaussian."""
+        mean, spread = self.dense(len(x))
+        off = x.flatten() - mean
         quadratic = off @ torch.linalg.solve(spread, off)
         return -0.5 * (quadratic + torch.logdet(spread) + len(off) * math.log(2 * math.pi)).item()
+
+    def given(self, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of those of x (T, X) that are not ``known``, given those that are."""
+        mean, spread = self.dense(len(x))
+        here, there = known.flatten(), ~known.flatten()
+        gain = torch.linalg.solve(spread[here][:, here], spread[here][:, there]).T
+        return mean[there] + gain @ (x.flatten() - mean)[here], spread[there][:, there] - gain @ spread[here][:, there]
+
+    def predicted(self, x: Tensor) -> list[torch.distributions.MultivariateNormal]:
+        """p(x_t | x_<t) for each step of (T, X)."""
+        found = []
+        for t in range(len(x)):
+            known = torch.zeros_like(x[: t + 1], dtype=torch.bool)
+            known[:t] = True
+            found.append(torch.distributions.MultivariateNormal(*self.given(x[: t + 1], known)))
+        return found
 
     def write_posterior(self, model: VRNN, *, wider: float = 1.0, off: float = 0.0) -> None:
         """Put p(z_t | x_t, h_{t-1}) into the encoder, or one of a mean that is ``off`` and a ``wider`` spread."""

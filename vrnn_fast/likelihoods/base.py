@@ -97,9 +97,21 @@ class Likelihood:
         """
         if not self.independent:
             raise NotImplementedError(f"{type(self).__name__} does not define marginal_log_prob(raw, x, observed)")
-        each = raw.unflatten(-1, (self.independent, x.shape[-1], -1)).transpose(-3, -2).flatten(-2)
-        found = self.log_prob(each, torch.where(observed, x, 0).unsqueeze(-1))
-        return torch.where(observed, found, 0).sum(-1)
+        return torch.where(observed, self.log_prob_of_each(raw, torch.where(observed, x, 0)), 0).sum(-1)
+
+    def log_prob_of_each(self, raw: Tensor, x: Tensor) -> Tensor:
+        """Compute the log-density or log-probability of every feature on its own, all others integrated out: (..., R),
+        (..., X) -> (..., X). Known where :meth:`marginal_log_prob` is.
+
+        Examples:
+            >>> Gaussian().log_prob_of_each(torch.zeros(5, 4, 6), x).shape
+            torch.Size([5, 4, 3])
+        """
+        if self.independent:
+            each = raw.unflatten(-1, (self.independent, x.shape[-1], -1)).transpose(-3, -2).flatten(-2)
+            return self.log_prob(each, x.unsqueeze(-1))
+        alone = torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
+        return torch.stack([self.marginal_log_prob(raw, x, observed) for observed in alone], -1)
 
     def prediction(self, raw: Tensor) -> Any:
         """Return the distribution's parameters, a tensor or a tuple of tensors; :meth:`mean` unless overridden.
