@@ -19,7 +19,11 @@ from .likelihoods import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
     SharedMixture,
+    StudentT,
 )
 from .model import VRNN
 from .outputs import VRNNOutput, VRNNRollout, VRNNStep
@@ -43,11 +47,15 @@ __all__ = [
     "ItakuraSaito",
     "LayoutError",
     "Likelihood",
+    "NegativeBinomial",
+    "Ordinal",
+    "Poisson",
     "ProofError",
     "SharedMixture",
     "Std",
     "Stream",
     "StreamStep",
+    "StudentT",
     "VRNNOutput",
     "VRNNRollout",
     "VRNNStep",

@@ -10,7 +10,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from .likelihoods import FeatureComponents, GaussianComponents, LogisticComponents, MeanStd, StrokeComponents
+from .likelihoods import (
+    CountParameters,
+    FeatureComponents,
+    GaussianComponents,
+    LogisticComponents,
+    MeanStd,
+    StrokeComponents,
+    StudentParameters,
+)
 from .state import State
 
 
@@ -82,7 +90,15 @@ class VRNNOutput:
 
 
 torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
-for _tuple in (MeanStd, FeatureComponents, GaussianComponents, LogisticComponents, StrokeComponents):
+for _tuple in (
+    MeanStd,
+    CountParameters,
+    FeatureComponents,
+    GaussianComponents,
+    LogisticComponents,
+    StrokeComponents,
+    StudentParameters,
+):
     pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
 
 

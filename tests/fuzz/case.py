@@ -19,8 +19,11 @@ from vrnn_fast import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    NegativeBinomial,
+    Ordinal,
     SharedMixture,
     Std,
+    StudentT,
 )
 from vrnn_fast.cell.spec import ACTIVATIONS, SOURCES, Cell, CellSpec, Conditioned, StdKind
 from vrnn_fast.likelihoods import as_likelihood
@@ -38,6 +41,9 @@ OUTSIDE: dict[str, Callable[[], Likelihood]] = {  # of the launch
     "fixed": lambda: FixedGaussian(0.5),
     "gamma": lambda: Gamma(2.0),
     "itakura": ItakuraSaito,
+    "counts": NegativeBinomial,
+    "grades": lambda: Ordinal(3),
+    "tails": StudentT,
     "mixture": lambda: GaussianMixture(2),
     "features": lambda: FeatureMixture(2),
     "shared": lambda: SharedMixture(2),

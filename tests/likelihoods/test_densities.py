@@ -27,7 +27,11 @@ from vrnn_fast import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
     SharedMixture,
+    StudentT,
 )
 from vrnn_fast.likelihoods import softplus
 
@@ -48,6 +52,10 @@ EVERY = {
     "exponential": (Gamma(), 2),
     "gamma": (Gamma(2.5), 2),
     "itakura-saito": (ItakuraSaito(), 2),
+    "ordinal": (Ordinal(4), 2),
+    "poisson": (Poisson(), 2),
+    "negative binomial": (NegativeBinomial(), 2),
+    "student": (StudentT(), 2),
 }
 every = pytest.mark.parametrize(("likelihood", "features"), EVERY.values(), ids=EVERY.keys())
 
@@ -87,9 +95,16 @@ def points(likelihood: Likelihood, features: int) -> tuple[Tensor, Tensor | floa
         grid, step = line(-60, 8, 801)
         x = torch.cartesian_prod(*[grid.exp()] * features).reshape(-1, features)
         return x, x.prod(-1) * step**features
+    if isinstance(likelihood, StudentT):  # over u = asinh x, whose tails vanish as fast as others'
+        grid, step = line(-25, 25, 801)
+        x = torch.cartesian_prod(*[grid.sinh()] * features).reshape(-1, features)
+        return x, (1 + x.square()).sqrt().prod(-1) * step**features
     levels = {
         Bernoulli: torch.arange(2, dtype=F64),
         Categorical: torch.arange(4, dtype=F64),
+        Ordinal: torch.arange(4, dtype=F64),
+        Poisson: torch.arange(60, dtype=F64),
+        NegativeBinomial: torch.arange(300, dtype=F64),
         DiscretizedLogisticMixture: -2 + 0.5 * torch.arange(7, dtype=F64),
     }.get(type(likelihood))
     step = 1.0
@@ -244,6 +259,22 @@ def by_differences_of_sigmoids(raw: Tensor, x: Tensor) -> Tensor:
     return (logits.softmax(-1) * (upper - lower)).sum(-1).log().sum(-1)
 
 
+def by_failures(raw: Tensor, x: Tensor) -> Tensor:
+    mean, dispersion = (softplus(part) + 1e-6 for part in raw.chunk(2, -1))
+    return D.NegativeBinomial(1 / dispersion, logits=(mean * dispersion).log()).log_prob(x).sum(-1)
+
+
+def by_student(mean: Tensor, scale: Tensor, degrees: Tensor, x: Tensor) -> Tensor:
+    return D.StudentT(2 + softplus(degrees), mean, softplus(scale) + 1e-3).log_prob(x).sum(-1)
+
+
+def by_differences_of_cumulated(raw: Tensor, x: Tensor) -> Tensor:
+    first, rises = raw.reshape(-1, 2, 3).tensor_split([1], -1)
+    cuts = torch.cat([first, first + (softplus(rises) + 1e-6).cumsum(-1)], -1).sigmoid()
+    upto = torch.cat([torch.zeros_like(first), cuts, torch.ones_like(first)], -1)
+    return D.Categorical(probs=upto.diff(dim=-1)).log_prob(x).sum(-1)
+
+
 THEIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": lambda raw, x: D.Bernoulli(logits=raw).log_prob(x).sum(-1),
     "gaussian": lambda raw, x: D.Normal(raw[:, :2], softplus(raw[:, 2:]) + 1e-3).log_prob(x).sum(-1),
@@ -255,6 +286,10 @@ THEIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logistic": by_differences_of_sigmoids,
     "categorical": lambda raw, x: D.Categorical(logits=raw.reshape(-1, 2, 4)).log_prob(x).sum(-1),
     "exponential": lambda raw, x: D.Exponential(1 / (raw.exp() + 1e-10)).log_prob(x).sum(-1),
+    "poisson": lambda raw, x: D.Poisson(softplus(raw) + 1e-6).log_prob(x).sum(-1),
+    "negative binomial": by_failures,
+    "student": lambda raw, x: by_student(*raw.chunk(3, -1), x),
+    "ordinal": by_differences_of_cumulated,
     "gamma": lambda raw, x: D.Gamma(raw.new_tensor(2.5), 2.5 / (raw.exp() + 1e-10)).log_prob(x).sum(-1),
 }
 
@@ -285,6 +320,9 @@ def test_extreme_parameters_leave_everything_finite(likelihood: Likelihood, feat
         "Handwriting": (0.0, 1.0),
         "Bernoulli": (0.0, 1.0),
         "Categorical": (0.0, 3.0),
+        "Ordinal": (0.0, 2.0, 3.0),
+        "Poisson": (0.0, 1.0, 1e4),
+        "NegativeBinomial": (0.0, 1.0, 1e4),
         "DiscretizedLogisticMixture": (-2.0, -1.5, 0.0, 1.0),
         "Gamma": (1e-30, 1.0, 1e4),
         "ItakuraSaito": (1e-30, 1.0, 1e4),
@@ -342,6 +380,9 @@ def test_outside_of_the_support_there_is_nothing() -> None:
         (Gamma(), (-1e-9, nan)),
         (Gamma(2.5), (-1.0, 0.0, nan)),
         (ItakuraSaito(), (0.0,)),
+        (Ordinal(4), (-1.0, 0.5, 4.0, nan)),
+        (Poisson(), (-1.0, 0.5, nan)),
+        (NegativeBinomial(), (-1.0, 0.5, nan)),
     ):
         raw = raws(likelihood, 2).requires_grad_()
         for value in bad:
@@ -386,6 +427,20 @@ def cooled(likelihood: Likelihood, raw: Tensor, features: int, temperature: floa
     return torch.cat(parts, -1)
 
 
+def cooled_counts(likelihood: Likelihood, raw: Tensor, features: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a sample: of classes by their probabilities to the power of 1 / temperature, of counts by
+    their distances from the mean times it, rounded."""
+    levels = points(likelihood, 1)[0].expand(-1, features)
+    logits = likelihood.log_prob_of_each(raw, levels)
+    if isinstance(likelihood, Ordinal):
+        mass = (logits / temperature).softmax(0)
+    else:
+        mass, mean = logits.exp(), likelihood.mean(raw)
+        levels = levels if temperature == 1 else (mean + temperature * (levels - mean)).round().clamp(min=0)
+    mean = (mass * levels).sum(0)
+    return mean, (mass * (levels - mean).square()).sum(0)
+
+
 @every
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 def test_samples_have_the_moments_of_the_density(likelihood: Likelihood, features: int, temperature: float) -> None:
@@ -406,6 +461,8 @@ def test_samples_have_the_moments_of_the_density(likelihood: Likelihood, feature
     elif isinstance(likelihood, Gamma):
         mean = likelihood.mean(raw)
         variance = (mean * temperature).square() / likelihood.concentration
+    elif isinstance(likelihood, (Ordinal, Poisson, NegativeBinomial)):
+        mean, variance = cooled_counts(likelihood, raw, features, temperature)
     else:
         _, mean, variance = moments(
             likelihood, cooled(likelihood, raw, features, temperature), *points(likelihood, features)

@@ -28,7 +28,11 @@ from vrnn_fast import (
     Handwriting,
     ItakuraSaito,
     Likelihood,
+    NegativeBinomial,
+    Ordinal,
+    Poisson,
     SharedMixture,
+    StudentT,
 )
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import Batch, Want
@@ -272,6 +276,10 @@ FAMILY = [
     Gamma(),
     Gamma(2.0),
     ItakuraSaito(),
+    Ordinal(4),
+    Poisson(),
+    NegativeBinomial(),
+    StudentT(),
 ]
 family = pytest.mark.parametrize("likelihood", FAMILY, ids=repr)
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from .base import Likelihood, decoder_heads, softplus, standard_deviation
 from .bernoulli import Bernoulli, bernoulli_log_prob
-from .categorical import Categorical
+from .categorical import Categorical, Ordinal
+from .counts import CountParameters, NegativeBinomial, Poisson
 from .gamma import Gamma, ItakuraSaito
 from .gaussian import FixedGaussian, Gaussian, MeanStd, gaussian_log_prob
 from .handwriting import Handwriting, StrokeComponents
 from .logistic import DiscretizedLogisticMixture, LogisticComponents
 from .mixture import FeatureComponents, FeatureMixture, GaussianComponents, GaussianMixture, SharedMixture
+from .student import StudentParameters, StudentT
 
 __all__ = [
     "Bernoulli",
     "Categorical",
+    "CountParameters",
     "DiscretizedLogisticMixture",
     "FeatureComponents",
     "FeatureMixture",
@@ -31,8 +34,13 @@ __all__ = [
     "Likelihood",
     "LogisticComponents",
     "MeanStd",
+    "NegativeBinomial",
+    "Ordinal",
+    "Poisson",
     "SharedMixture",
     "StrokeComponents",
+    "StudentParameters",
+    "StudentT",
     "as_likelihood",
     "bernoulli_log_prob",
     "decoder_heads",
