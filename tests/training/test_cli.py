@@ -25,7 +25,7 @@ import vrnn_fast
 from vrnn_fast import VRNN, backends, cli
 from vrnn_fast.data import chorales
 from vrnn_fast.executors import verification
-from vrnn_fast.executors.verification import Outcome
+from vrnn_fast.executors.verification import Verdict
 from vrnn_fast.training import demo
 from vrnn_fast.training.checkpoint import FOLDER, latest
 from vrnn_fast.training.lock import LOCK
@@ -467,9 +467,9 @@ def test_verify_shows_and_writes_what_it_found(
 ) -> None:
     reasons: list[str | None] = [None, "gru: z is off"]
 
-    def verified(name: str, device: torch.device, *, again: bool) -> Outcome:
+    def verified(name: str, device: torch.device, *, again: bool) -> Verdict:
         assert again
-        return Outcome(name, {"device": str(device)}, reasons.pop(0), {"gru": 0.25}, {"lstm": "too wide"})
+        return Verdict(name, {"device": str(device)}, reasons.pop(0), {"gru": 0.25}, {"lstm": "too wide"})
 
     monkeypatch.setattr(verification, "verified", verified)
     record = tmp_path / "record.json"
