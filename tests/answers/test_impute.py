@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.kalman import LinearGaussian, build
-from vrnn_fast import VRNN, Bernoulli, Categorical, GaussianMixture, Handwriting
+from vrnn_fast import VRNN, Bernoulli, Categorical, Gaussian, GaussianMixture, Handwriting
 
 STEPS, COUNT = 4, 20_000
 MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False], [True, True, False]])
@@ -126,3 +126,31 @@ def test_arguments() -> None:
         model.impute(x, mask, num_particles=0)
     with pytest.raises(ValueError, match=r"mask must have dtype torch\.bool"):
         model.impute(x, mask.float())
+
+
+class Drawn(Gaussian):
+    """Draws the same value always, and keeps what it was to draw from."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value, self.raw = value, list[Tensor]()
+
+    def sample(self, raw: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        self.raw.append(raw)
+        return torch.full_like(raw[..., :3], self.value)
+
+
+@pytest.mark.parametrize("mask_inputs", [False, True])
+def test_whoever_learnt_to_see_zeros_never_sees_what_was_drawn(mask_inputs: bool) -> None:
+    model, x = VRNN(3, 7, 2, likelihood="gaussian", dtype=torch.float64), torch.randn(6, 2, 3, dtype=torch.float64)
+    mask = torch.ones(6, 2, 3, dtype=torch.bool)
+    mask[2] = False
+    seen = []
+    for value in (0.0, 5.0):
+        model.likelihood = Drawn(value)
+        generator = torch.Generator().manual_seed(1)
+        found = model.impute(x, mask, num_particles=4, mask_inputs=mask_inputs, generator=generator)
+        assert (found[:, 2] == value).all()
+        seen.append(torch.stack(model.likelihood.raw))
+    assert torch.equal(seen[0][:3], seen[1][:3])
+    assert torch.equal(seen[0][3:], seen[1][3:]) == mask_inputs

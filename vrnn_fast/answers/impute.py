@@ -33,6 +33,7 @@ class Imputation(NamedTuple):
 def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tensor:
     """Draw what is missing: arguments, result and errors are those of :meth:`.Answers.impute`."""
     num_samples, count, smoothed = imputation
+    checks.flag("mask_inputs", given.mask_inputs)
     features = "input_size", call.spec.input_size
     x = inputs.sequence(call, "x", given.x, None, None, features)
     mask = inputs.sequence(call, "mask", cast(Tensor, given.mask), *x.shape[:2], features, dtype=torch.bool)
@@ -44,9 +45,9 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
             )
         given = given._replace(mask=None)
     x = torch.where(mask, x, torch.zeros_like(x))
-    batch = inputs.batch_of(call, given._replace(x=call.turned(x)), (("num_particles", count),))
+    batch = inputs.batch_of(call, given._replace(x=call.turned(x), mask_inputs=False), (("num_particles", count),))
     with full_precision(batch.x.device):
-        drawn, log_weights, ancestors = _particles(call, batch, mask, given.generator)
+        drawn, log_weights, ancestors = _particles(call, batch, mask, given.mask_inputs, given.generator)
     if smoothed:
         return _turned(call, _histories(drawn, log_weights, ancestors, num_samples, given), batch, mask)
     chosen = torch.stack([particles.draw(w, num_samples, batch.x, given.generator) for w in log_weights])
@@ -54,9 +55,9 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
 
 
 def _particles(
-    call: ModelCall, batch: Batch, mask: Tensor, generator: torch.Generator | None
+    call: ModelCall, batch: Batch, mask: Tensor, zeros: bool, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Filter with what is missing among what is drawn.
+    """Filter with what is missing among what is drawn; encoder and cell see ``zeros`` in its place, or what was drawn.
 
     Returns:
         (T, B, N, X) x of every particle, (T, B, N) their log-weights at the end of a step, before any is drawn anew,
@@ -73,23 +74,23 @@ def _particles(
     found: list[tuple[Tensor, Tensor]] = []
     for t in range(steps):
         x_t, seen, cond_t = rows.x[t], cast(Tensor, rows.mask)[t], None if rows.cond is None else rows.cond[t]
-        h, whole = cell.top(state), seen.all(-1, keepdim=True)
+        h, whole = cell.top(state), seen.all(-1, keepdim=True) | zeros
         prior = cell.prior(h, cond_t)
         posterior = cell.posterior(cell.phi_x(x_t), h, prior, cond_t)
         proposal = MeanStd(*(torch.where(whole, q, p) for q, p in zip(posterior, prior, strict=True)))
         z = proposal.mean + proposal.std * rows.eps[t]
         phi_z = cell.phi_z(z)
         raw = cell.decoder(phi_z, h, cond_t)
-        x_t = torch.where(seen, x_t, call.likelihood.sample(raw, 1.0, generator).to(x_t.dtype))
-        weights = _log_prob(call, raw, x_t, seen) - log_ratio(z, rows.eps[t], proposal, prior)
-        after = cell.recur(cell.phi_x(x_t), phi_z, state, cond_t)
+        drawn = torch.where(seen, x_t, call.likelihood.sample(raw, 1.0, generator).to(x_t.dtype))
+        weights = _log_prob(call, raw, drawn, seen) - log_ratio(z, rows.eps[t], proposal, prior)
+        after = cell.recur(cell.phi_x(x_t if zeros else drawn), phi_z, state, cond_t)
         if real is not None:
             weights = torch.where(real[t], weights, torch.zeros_like(weights))
             after = tuple(torch.where(real[t].unsqueeze(-1), a, s) for a, s in zip(after, state, strict=True))
-        found.append((x_t, deal.log_weights + weights.reshape(deal.log_weights.shape)))
+        found.append((drawn, deal.log_weights + weights.reshape(deal.log_weights.shape)))
         state = deal.step(weights, after)
-    drawn, log_weights = (torch.stack(tensors) for tensors in zip(*found, strict=True))
-    return drawn.unflatten(1, (sequences, count)), log_weights, torch.stack(deal.ancestors)
+    complete, log_weights = (torch.stack(tensors) for tensors in zip(*found, strict=True))
+    return complete.unflatten(1, (sequences, count)), log_weights, torch.stack(deal.ancestors)
 
 
 def _log_prob(call: ModelCall, raw: Tensor, x: Tensor, seen: Tensor) -> Tensor:

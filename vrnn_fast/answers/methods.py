@@ -128,6 +128,7 @@ class Answers:
         smoothed: bool = False,
         state: State | None = None,
         cond: Tensor | None = None,
+        mask_inputs: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw what was not observed, given what was.
@@ -147,6 +148,8 @@ class Answers:
                 what was observed up to it.
             state: the state to start from.
             cond: as in :meth:`VRNN.forward`.
+            mask_inputs: whether the model was trained with it: encoder and cell then see a zero in the place of what is
+                missing, and z comes from the posterior at every step.
             generator: the source of all draws.
 
         Returns:
@@ -160,5 +163,5 @@ class Answers:
             torch.Size([10, 5, 4, 3])
         """
         wanted = impute.Imputation(num_samples, num_particles, smoothed).checked()
-        given = inputs.Given(x, lengths, state, generator=generator, cond=cond, mask=mask)
+        given = inputs.Given(x, lengths, state, generator=generator, cond=cond, mask=mask, mask_inputs=mask_inputs)
         return impute.impute(self._call(), given, wanted)
