@@ -24,7 +24,7 @@ FLOORS = (
     ("answers",),
     ("model",),
     ("stream", "layouts", "data"),
-    ("acceleration", "checkpoints"),
+    ("acceleration", "checkpoints", "tables"),
     ("training",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,188 @@
+"""Anomalies that were planted, forecasts of what is known, gaps whose truth is known; and scikit-learn's habits."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
+pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
+
+from sklearn.base import clone  # noqa: E402
+from sklearn.exceptions import NotFittedError  # noqa: E402
+
+from vrnn_fast import Poisson  # noqa: E402
+from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError  # noqa: E402
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 24, "latent_size": 2, "updates": 300, "batch_size": 16, "window": 48, "id": "unit", "time": "hour"
+}  # fmt: skip
+
+
+def waves(rows: int = 480, seed: int = 0) -> Any:
+    """Two units: a wave of 24 hours, its lagging echo, and a little noise."""
+    chance, hours, parts = np.random.default_rng(seed), np.arange(rows), []
+    for unit, phase in (("a", 0.0), ("b", 2.0)):
+        wave = np.sin(2 * np.pi * hours / 24 + phase)
+        echo = np.roll(wave, 3)
+        noise = 0.1 * chance.normal(size=(2, rows))
+        parts.append(
+            pd.DataFrame({"unit": unit, "hour": hours, "wave": 10 + 2 * (wave + noise[0]), "echo": echo + noise[1]})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(contamination=0.02, **SMALL).fit(waves())
+
+
+def test_planted_anomalies_have_the_highest_scores(detector: Detector) -> None:
+    given = waves(seed=1)
+    wrong = [50, 200, 333, 700, 801]
+    given.loc[wrong, "echo"] += 2.0
+    scores = detector.decision_function(given)
+    assert scores.shape == (960,)
+    assert set(np.argsort(scores)[-5:]) == set(wrong)
+    labels = detector.predict(given)
+    assert (labels[wrong] == 1).all()
+    assert labels.mean() < 0.08
+    which = detector.explain(given)
+    assert (which.loc[wrong, "echo"] > which.loc[wrong, "wave"]).all()
+    assert list(which.columns) == ["wave", "echo"]
+
+
+def test_labels_are_those_of_the_threshold(detector: Detector) -> None:
+    assert detector.labels_.mean() == pytest.approx(0.02, abs=0.002)
+    np.testing.assert_array_equal(detector.labels_, detector.decision_scores_ > detector.threshold_)
+    assert detector.history_[-1] < detector.history_[0]
+
+
+def test_the_order_of_rows_changes_nothing(detector: Detector) -> None:
+    given = waves(96)
+    mixed = given.sample(frac=1, random_state=3)
+    found = pd.Series(detector.decision_function(mixed), index=mixed.index)
+    np.testing.assert_array_equal(found.sort_index().to_numpy(), detector.decision_function(given))
+
+
+def test_rows_without_an_observation_score_nothing(detector: Detector) -> None:
+    given = waves(96)
+    given.loc[40, ["wave", "echo"]] = np.nan
+    given.loc[41, "wave"] = np.nan
+    assert detector.decision_function(given)[40] == pytest.approx(0, abs=1e-5)
+    assert np.isfinite(detector.decision_function(given)).all()
+    assert detector.explain(given).loc[41, "wave"] == 0
+
+
+def test_peaks_over_the_threshold(detector: Detector) -> None:
+    peaks = clone(detector).set_params(threshold="peaks", contamination=1e-4, updates=20).fit(waves())
+    assert peaks.threshold_ > np.quantile(peaks.decision_scores_, 0.99)
+    with pytest.raises(ValueError, match="threshold='peaks' needs 10 scores above"):
+        clone(peaks).set_params(updates=1).fit(waves(48))
+
+
+def test_a_forecast_is_better_than_the_past_average() -> None:
+    given, later = waves(504), waves(504).query("hour >= 480")
+    past = given.query("hour < 480")
+    forecaster = Forecaster(horizon=24, quantiles=(0.05, 0.95), **SMALL).fit(past)
+    table = forecaster.predict(past)
+    assert list(table.columns) == ["unit", "hour", "feature", "mean", "q0.05", "q0.95"]
+    assert len(table) == 2 * 24 * 2
+    truth = later.melt(["unit", "hour"], var_name="feature", value_name="truth")
+    both = table.merge(truth, on=["unit", "hour", "feature"])
+    assert len(both) == len(table)
+    inside = ((both["q0.05"] <= both["truth"]) & (both["truth"] <= both["q0.95"])).mean()
+    assert 0.7 < inside <= 1.0
+    found = forecaster.evaluate(past, later)
+    assert list(found.columns) == ["unit", "feature", "crps", "coverage", "energy"]
+    spread = past.groupby("unit")[["wave", "echo"]].std()
+    average = np.array([0.23 * spread.loc[unit, feature] for unit, feature in found[["unit", "feature"]].to_numpy()])
+    assert (found["crps"] < 0.6 * average * 2).all()  # a Gaussian that knows no time has 0.23 at best, 0.56 on average
+    assert found["coverage"].mean() == pytest.approx(inside)
+    with pytest.raises(TableError, match="truth must have the 24 rows of unit 'a'"):
+        forecaster.evaluate(past, later.query("hour < 500"))
+
+
+def test_scores_are_those_written_out() -> None:
+    """The continuous ranked probability score and the energy score, from their definitions."""
+    given = waves(96)
+    past, later = given.query("hour < 90").copy(), given.query("hour >= 90").copy()
+    later.loc[later.index[2], "wave"] = np.nan
+    forecaster = Forecaster(horizon=6, num_samples=40, **SMALL | {"updates": 20}).fit(past)
+    found, samples = forecaster.evaluate(past, later).set_index(["unit", "feature"]), forecaster.sample(past)
+    for unit in "ab":
+        right, drawn = later.query("unit == @unit")[["wave", "echo"]].to_numpy(), samples[unit]
+        between = np.abs(drawn[:, None] - drawn[None]).mean((0, 1))
+        crps = np.nanmean(np.abs(drawn - right).mean(0) - 0.5 * between, 0)
+        np.testing.assert_allclose(found.loc[unit]["crps"], crps, rtol=1e-6)
+        far = np.sqrt(np.square(drawn - right).sum(-1)).mean(0)
+        apart = np.sqrt(np.square(drawn[:, None] - drawn[None]).sum(-1)).mean((0, 1))
+        np.testing.assert_allclose(found.loc[unit]["energy"], np.nanmean(far - 0.5 * apart), rtol=1e-6)
+
+
+def test_gaps_are_filled_better_than_by_the_average() -> None:
+    whole, chance = waves(), np.random.default_rng(5)
+    hidden = chance.random((len(whole), 2)) < 0.2
+    given = whole.copy()
+    given[["wave", "echo"]] = whole[["wave", "echo"]].mask(hidden)
+    imputer = Imputer(num_particles=64, smoothed=True, **SMALL).fit(given)
+    filled = imputer.transform(given)
+    assert list(filled.columns) == list(given.columns)
+    pd.testing.assert_frame_equal(filled.where(given.notna()), given)
+    assert filled.notna().all().all()
+    error = (filled[["wave", "echo"]] - whole[["wave", "echo"]]).to_numpy()[hidden]
+    average = (given[["wave", "echo"]].mean() - whole[["wave", "echo"]]).to_numpy()[hidden]
+    assert np.square(error).mean() < 0.25 * np.square(average).mean()
+
+
+def test_habits() -> None:
+    made = Detector(contamination=0.05, hidden_size=12, covariates=["day"])
+    assert made.get_params()["hidden_size"] == 12
+    again = clone(made)
+    assert again.get_params() == made.get_params()
+    assert again.set_params(threshold="peaks").threshold == "peaks"
+    assert "contamination=0.05" in repr(made)
+    with pytest.raises(NotFittedError, match="call fit before: this Forecaster has learnt from no table yet"):
+        Forecaster().predict(waves())
+    for kind in (Detector, Forecaster, Imputer):
+        assert clone(kind(updates=2)).updates == 2
+
+
+def test_a_seed_repeats_it_and_pickles_answer_the_same(detector: Detector) -> None:
+    given = waves(96)
+    before = detector.decision_function(given)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(detector)).decision_function(given), before)
+    twice = [Detector(**SMALL | {"updates": 60}).fit(waves(96)).decision_scores_ for _ in range(2)]
+    np.testing.assert_array_equal(*twice)
+
+
+def test_covariates_and_uneven_steps_reach_the_model() -> None:
+    chance = np.random.default_rng(0)
+    on = chance.random(400) < 0.5
+    given = pd.DataFrame({"day": np.where(on, "work", "rest"), "x": 4.0 * on + 0.1 * chance.normal(size=400)})
+    forecaster = Forecaster(
+        horizon=2, covariates=["day"], updates=300, window=40, hidden_size=16, latent_size=1, quantiles=()
+    ).fit(given)
+    found = forecaster.predict(given, pd.DataFrame({"day": ["work", "rest"]}))
+    np.testing.assert_allclose(found["mean"], [4, 0], atol=0.6)
+    with pytest.raises(TableError, match="future must be given"):
+        forecaster.predict(given)
+
+
+def test_arguments() -> None:
+    for wrong, match in (
+        ({"updates": 0}, "updates must be a positive int, got 0"),
+        ({"likelihood": Poisson()}, r"likelihood must take any number, for columns are scaled, and Poisson\(min_mean"),
+        ({"likelihood": "normal"}, "likelihood must be one of gaussian, student, got 'normal'"),
+        ({"validation": 2.0}, "validation must be a number from 0 to 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number > 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Forecaster(**SMALL | wrong).fit(waves(48))
+    with pytest.raises(ValueError, match="contamination must be a number from 0 to 1"):
+        Detector(contamination=3.0, **SMALL).fit(waves(48))
+    with pytest.raises(TableError, match="future holds covariates, and this model was fitted without any"):
+        Forecaster(**SMALL | {"updates": 1}).fit(waves(48)).predict(waves(48), waves(48))

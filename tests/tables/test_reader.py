@@ -1,0 +1,141 @@
+"""Tables become series, whatever the order of their rows, and what is wrong with one is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
+
+from vrnn_fast.tables.reader import Columns, TableError, TableReader  # noqa: E402
+
+
+def table(rows: int = 12, **columns: Any) -> Any:
+    """Two units, each with a row an hour, in no order."""
+    chance = np.random.default_rng(0)
+    hours = pd.date_range("2026-01-01", periods=rows // 2, freq="h")
+    whole = pd.DataFrame(
+        {
+            "unit": np.repeat(["north", "south"], rows // 2),
+            "stamp": np.tile(hours, 2),
+            "heat": chance.normal(20, 3, rows),
+            "flow": chance.normal(5, 1, rows),
+            **columns,
+        }
+    )
+    return whole.sample(frac=1, random_state=1).reset_index(drop=True)
+
+
+OWN = Columns(id="unit", time="stamp")
+
+
+def test_rows_are_put_in_order_and_scaled() -> None:
+    given = table()
+    given.loc[3, "heat"] = np.nan
+    reader = TableReader.learn(given, OWN)
+    assert reader.features == ("heat", "flow")
+    north, south = reader.read(given)
+    assert (north.key, south.key) == ("north", "south")
+    for series in (north, south):
+        own = given.iloc[series.rows]
+        assert (own["unit"] == series.key).all()
+        assert own["stamp"].is_monotonic_increasing
+        np.testing.assert_allclose(reader.unscaled(series.values), own[["heat", "flow"]], rtol=1e-12)
+    together = np.concatenate([north.values, south.values])
+    np.testing.assert_allclose(np.nanmean(together, 0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.nanstd(together, 0), 1, rtol=1e-12)
+    assert np.isnan(together).sum() == 1
+    assert reader.cond_size == 0
+
+
+def test_what_a_later_table_is_scaled_by_is_what_was_learnt() -> None:
+    reader = TableReader.learn(table(), OWN)
+    later = table()
+    later["heat"] += 30
+    np.testing.assert_allclose(
+        reader.read(later)[0].values[:, 0] - reader.read(table())[0].values[:, 0], 30 / reader.std[0], rtol=1e-9
+    )
+
+
+def test_a_constant_column_stays_finite() -> None:
+    given = table(still=7.0)
+    assert np.isfinite(TableReader.learn(given, OWN).read(given)[0].values).all()
+
+
+def test_covariates_of_numbers_and_words() -> None:
+    given = table(day=np.tile(["mon", "sun", "tue"], 4), load=np.arange(12.0), on=np.tile([True, False], 6))
+    reader = TableReader.learn(given, Columns(id="unit", time="stamp", covariates=("day", "load", "on")))
+    assert reader.features == ("heat", "flow")
+    assert reader.cond_size == 3 + 1 + 2
+    (north, _) = reader.read(given)
+    own = given.iloc[north.rows]
+    np.testing.assert_array_equal(north.covariates[:, :3].argmax(1), own["day"].map({"mon": 0, "sun": 1, "tue": 2}))
+    np.testing.assert_allclose(north.covariates[:, 3], (own["load"] - 5.5) / np.arange(12).std())
+    np.testing.assert_array_equal(north.covariates[:, 5], own["on"])
+
+
+def test_uneven_steps_are_told() -> None:
+    given = pd.DataFrame({"stamp": [0.0, 1.0, 3.0, 4.0, 5.0], "a": np.arange(5.0)})
+    reader = TableReader.learn(given, Columns(time="stamp"))
+    assert reader.irregular
+    assert reader.cond_size == 1
+    (series,) = reader.read(given)
+    np.testing.assert_allclose(series.covariates[:, 0], [0, 0, np.log(2), 0, 0])
+
+
+def test_the_future_goes_on_by_the_median_step() -> None:
+    given = table(day=np.tile(["mon", "sun", "tue"], 4))
+    reader = TableReader.learn(given, Columns(id="unit", time="stamp", covariates=("day",)))
+    ahead = pd.DataFrame({"unit": ["south"] * 2, "stamp": pd.to_datetime(["2026-01-01 06:00", "2026-01-01 07:00"])})
+    ahead["day"] = ["sun", "mon"]
+    series = reader.read(given)[1]
+    times, told = reader.future(series, 2, ahead)
+    assert pd.to_datetime(times).tolist() == ahead["stamp"].tolist()
+    np.testing.assert_array_equal(told, [[0, 1, 0], [1, 0, 0]])
+    with pytest.raises(TableError, match=r"future must have 2 rows of unit 'north'"):
+        reader.future(reader.read(given)[0], 2, ahead)
+    with pytest.raises(TableError, match="future must be given: a table with 'day' of the 2 steps to come"):
+        reader.future(series, 2, None)
+
+
+def test_what_is_wrong_is_named() -> None:
+    given = table(word="a", empty=np.nan)
+    with pytest.raises(TypeError, match=r"table must be a pandas\.DataFrame, got dict"):
+        TableReader.learn({}, OWN)
+    with pytest.raises(TableError, match="the table has no rows"):
+        TableReader.learn(given.iloc[:0], OWN)
+    with pytest.raises(TableError, match="the table has no column 'when', only 'unit', 'stamp'"):
+        TableReader.learn(given, Columns(time="when"))
+    with pytest.raises(TableError, match=r"column 'word' holds .*, and x must be numbers: name it as a covariate"):
+        TableReader.learn(given, OWN)
+    with pytest.raises(TableError, match="column 'empty' holds no number"):
+        TableReader.learn(given.drop(columns="word"), OWN)
+    with pytest.raises(TableError, match="a table needs a column that is neither id, time nor covariate"):
+        TableReader.learn(given[["unit", "stamp"]], OWN)
+    with pytest.raises(TableError, match="column 'stamp' must hold times or numbers"):
+        TableReader.learn(given.astype({"stamp": str})[["unit", "stamp", "heat"]], OWN)
+    with pytest.raises(TableError, match=r"'stamp' is .* a second time in row"):
+        TableReader.learn(pd.concat([table(), table().iloc[:1]], ignore_index=True), OWN)
+    with pytest.raises(TableError, match="column 'heat' is infinite in row 2: NaN says that nothing was observed"):
+        TableReader.learn(table().assign(heat=lambda t: t["heat"].mask(t.index == 2, np.inf)), OWN)
+    for column in ("unit", "stamp"):
+        with pytest.raises(TableError, match=f"column '{column}' is missing in row 4"):
+            TableReader.learn(table().assign(**{column: lambda t, c=column: t[c].mask(t.index == 4)}), OWN)
+    with pytest.raises(TableError, match="has one row of each id: no step can be learnt"):
+        TableReader.learn(table(2), OWN)
+
+
+def test_a_table_unlike_the_one_that_was_learnt_is_refused() -> None:
+    given = table(day=np.tile(["mon", "sun"], 6))
+    reader = TableReader.learn(given, Columns(id="unit", time="stamp", covariates=("day",)))
+    with pytest.raises(TableError, match="column 'day' is 'fri' in row 5, which was never seen in fit"):
+        reader.read(given.assign(day=given["day"].mask(given.index == 5, "fri")))
+    with pytest.raises(TableError, match="column 'day' is missing in row 5: covariates never are"):
+        reader.read(given.assign(day=given["day"].mask(given.index == 5)))
+    late = given[~((given["unit"] == "north") & (given["stamp"] == pd.Timestamp("2026-01-01 02:00")))]
+    with pytest.raises(TableError, match="insert the rows in between, with NaN"):
+        reader.read(late)
+    with pytest.raises(TableError, match="the table has no column 'flow'"):
+        reader.read(given.drop(columns="flow"))

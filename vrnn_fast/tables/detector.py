@@ -1,0 +1,144 @@
+"""Anomalies: rows that are unlikely after those before them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from .. import checks
+from .base import Estimator
+
+Threshold = Literal["quantile", "peaks"]
+TAIL = 0.98  # beyond this quantile of the scores lie the peaks
+
+
+class Detector(Estimator):
+    """Find anomalies in tables: the habits of scikit-learn and pyod, 1 being an anomaly.
+
+    A row's score is -log p(x_t | x_<t) in nats, by :meth:`vrnn_fast.VRNN.score`: 0 for rows without an observation.
+
+    Args:
+        contamination: share of the rows of the table that it is fitted on which shall be called anomalies.
+        threshold: ``"quantile"``, that of the scores; or ``"peaks"``, which fits a generalised Pareto distribution to
+            the scores above their 98th percentile and takes its quantile (Siffer et al. 2017, "Anomaly Detection in
+            Streams with Extreme Value Theory"), better where ``contamination`` is less than a few rows.
+        arguments: of :class:`Estimator`.
+
+    Attributes:
+        decision_scores_, labels_: (rows,) scores, and 0 or 1, of the table that it was fitted on.
+        threshold_: the score above which a row is an anomaly.
+
+    Examples:
+        >>> import pandas
+        >>> from vrnn_fast.tables import Detector
+        >>> table = pandas.DataFrame({"a": torch.randn(64).numpy(), "b": torch.randn(64).numpy()})
+        >>> Detector(updates=1, window=16).fit(table).labels_.shape
+        (64,)
+    """
+
+    def __init__(self, *, contamination: float = 0.01, threshold: Threshold = "quantile", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.contamination = contamination
+        self.threshold = threshold
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted([*Estimator._get_param_names(), "contamination", "threshold"])
+
+    def fit(self, table: pd.DataFrame, y: object = None) -> Self:
+        """Learn from a table, and find its own anomalies; see :meth:`Estimator.fit`.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector
+            >>> detector = Detector(updates=1, window=16).fit(table)
+        """
+        share = checks.share("contamination", self.contamination)
+        checks.one_of("threshold", self.threshold, get_args(Threshold))
+        super().fit(table)
+        self.decision_scores_ = self.decision_function(table)
+        self.threshold_ = (_quantile if self.threshold == "quantile" else _peaks)(self.decision_scores_, share)
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        return self
+
+    def decision_function(self, table: pd.DataFrame) -> NDArray[np.float64]:
+        """Score each row of a table, in its order: (rows,) nats.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector
+            >>> Detector(updates=1, window=16).fit(table).decision_function(table[:9]).shape
+            (9,)
+        """
+        return self._scores(table, per_feature=False)[:, 0]
+
+    def explain(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Score each feature of each row on its own: a table of nats, its rows and features those of the given one.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector
+            >>> Detector(updates=1, window=16).fit(table).explain(table[:9]).columns.tolist()
+            ['a', 'b']
+        """
+        scores = self._scores(table, per_feature=True)
+        return pd.DataFrame(scores, index=table.index, columns=list(self.reader_.features))
+
+    def predict(self, table: pd.DataFrame) -> NDArray[np.int64]:
+        """Tell which rows are anomalies: (rows,) 0 or 1.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector
+            >>> Detector(updates=1, window=16).fit(table).predict(table[:9]).shape
+            (9,)
+        """
+        return (self.decision_function(table) > self.threshold_).astype(np.int64)
+
+    def fit_predict(self, table: pd.DataFrame, y: object = None) -> NDArray[np.int64]:
+        """Learn from a table, and tell which of its rows are anomalies.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector
+            >>> Detector(updates=1, window=16).fit_predict(table).shape
+            (64,)
+        """
+        return self.fit(table).labels_
+
+    @torch.no_grad()
+    def _scores(self, table: pd.DataFrame, *, per_feature: bool) -> NDArray[np.float64]:
+        found = np.zeros((len(table), len(self.reader_.features) if per_feature else 1))
+        for part, batch, generator in self._batches(self._series(table), self.num_particles):
+            scores = self.model_.score(
+                batch.x,
+                batch.lengths,
+                num_particles=self.num_particles,
+                per_feature=per_feature,
+                mask=batch.mask,
+                mask_inputs=True,
+                cond=batch.cond,
+                generator=generator,
+            )
+            scores = scores if per_feature else scores.unsqueeze(-1)
+            for b, series in enumerate(part):
+                found[series.rows] = scores[: len(series.rows), b].cpu().numpy()
+        return found
+
+
+def _quantile(scores: NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(scores, 1 - share))
+
+
+def _peaks(scores: NDArray[np.float64], share: float) -> float:
+    """Return the score that a share of rows exceeds, by the tail's distribution."""
+    from scipy.stats import genpareto
+
+    start = float(np.quantile(scores, TAIL))
+    above = scores[scores > start] - start
+    if len(above) < 10:
+        raise ValueError(
+            f"threshold='peaks' needs 10 scores above their 98th percentile, got {len(above)}: fit on more rows, or "
+            "take threshold='quantile'"
+        )
+    shape, _, scale = genpareto.fit(above, floc=0)
+    return start + float(genpareto.isf(min(1.0, share * len(scores) / len(above)), shape, scale=scale))

@@ -1,0 +1,158 @@
+"""Forecasts: what comes after the last row of each series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scoringrules
+import torch
+from numpy.typing import NDArray
+
+from .. import checks
+from .base import Estimator
+from .reader import Series, TableError
+
+
+class Forecaster(Estimator):
+    """Forecast tables, by samples of :meth:`vrnn_fast.VRNN.forecast`.
+
+    Args:
+        horizon: how many rows to forecast.
+        quantiles: which, beside the mean.
+        num_samples: drawn for each series.
+        arguments: of :class:`Estimator`.
+
+    Examples:
+        >>> import pandas
+        >>> from vrnn_fast.tables import Forecaster
+        >>> table = pandas.DataFrame({"a": torch.randn(64).numpy()})
+        >>> Forecaster(horizon=3, updates=1, window=16).fit(table).predict(table).columns.tolist()
+        ['time', 'feature', 'mean', 'q0.1', 'q0.5', 'q0.9']
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int = 24,
+        quantiles: Sequence[float] = (0.1, 0.5, 0.9),
+        num_samples: int = 200,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.horizon = horizon
+        self.quantiles = quantiles
+        self.num_samples = num_samples
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted([*Estimator._get_param_names(), "horizon", "quantiles", "num_samples"])
+
+    def predict(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Forecast what comes after each series of a table.
+
+        Args:
+            table: what was seen.
+            future: the covariates of what comes, with the ids; where the model knows covariates.
+
+        Returns:
+            a row for each id, time and feature: mean and quantiles.
+
+        Examples:
+            >>> from vrnn_fast.tables import Forecaster
+            >>> len(Forecaster(horizon=3, updates=1, window=16).fit(table).predict(table))
+            6
+        """
+        shares = [checks.share("quantiles", q) for q in self.quantiles]
+        rows = []
+        for series, times, samples in self._drawn(table, future):
+            found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
+            for i, feature in enumerate(self.reader_.features):
+                named = {} if self.id is None else {self.id: [series.key] * len(times)}
+                values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
+                rows.append(pd.DataFrame({**named, self.time or "time": times, "feature": feature, **values}))
+        return pd.concat(rows, ignore_index=True)
+
+    def sample(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> dict[Any, NDArray[np.float64]]:
+        """Draw what comes after each series: by id, (samples, horizon, features).
+
+        Examples:
+            >>> from vrnn_fast.tables import Forecaster
+            >>> Forecaster(horizon=3, updates=1, window=16).fit(table).sample(table)[None].shape
+            (200, 3, 2)
+        """
+        return {series.key: samples for series, _, samples in self._drawn(table, future)}
+
+    def evaluate(self, table: pd.DataFrame, truth: pd.DataFrame, future: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Hold a forecast against what came: proper scores of the samples, in the units of the table, lower is better.
+
+        Args:
+            table: what was seen.
+            truth: the ``horizon`` rows that came after it, of each id; NaN where nothing was observed.
+            future: as for :meth:`predict`.
+
+        Returns:
+            a row for each id and feature: ``crps``, the continuous ranked probability score, averaged over steps;
+            ``coverage``, the share of the truth between the lowest and the highest of ``quantiles``; and ``energy``,
+            the energy score of all features together (Gneiting and Raftery 2007, "Strictly Proper Scoring Rules,
+            Prediction, and Estimation"), averaged over steps that were observed whole.
+
+        Raises:
+            TableError: the truth has other rows.
+
+        Examples:
+            >>> from vrnn_fast.tables import Forecaster
+            >>> forecaster = Forecaster(horizon=3, updates=1, window=16).fit(table[:-3])
+            >>> forecaster.evaluate(table[:-3], table[-3:]).columns.tolist()
+            ['feature', 'crps', 'coverage', 'energy']
+        """
+        shares = [checks.share("quantiles", q) for q in self.quantiles]
+        came = {series.key: series for series in self._series(truth)}
+        rows = []
+        for series, _, samples in self._drawn(table, future):
+            if series.key not in came or len(came[series.key].rows) != self.horizon:
+                whose = "" if series.key is None else f" of {self.id} {series.key!r}"
+                raise TableError(f"truth must have the {self.horizon} rows{whose} that come after the table")
+            right = self.reader_.unscaled(came[series.key].values)
+            whole = ~np.isnan(right).any(1)
+            crps = scoringrules.crps_ensemble(right, samples, m_axis=0)
+            energy = np.nan
+            if whole.any():
+                energy = scoringrules.es_ensemble(right[whole], samples[:, whole], m_axis=0).mean()
+            low, high = np.quantile(samples, [min(shares, default=0), max(shares, default=1)], axis=0)
+            inside = np.where(np.isnan(right), np.nan, (low <= right) & (right <= high))
+            named = {} if self.id is None else {self.id: series.key}
+            for i, feature in enumerate(self.reader_.features):
+                own = {"crps": np.nanmean(crps[:, i]), "coverage": np.nanmean(inside[:, i]), "energy": energy}
+                rows.append({**named, "feature": feature, **own})
+        return pd.DataFrame(rows)
+
+    @torch.no_grad()
+    def _drawn(
+        self, table: pd.DataFrame, future: pd.DataFrame | None
+    ) -> list[tuple[Series, NDArray[Any], NDArray[np.float64]]]:
+        checks.integer("horizon", self.horizon)
+        checks.integer("num_samples", self.num_samples)
+        series = self._series(table)
+        if future is not None and not self.reader_.columns.covariates:
+            raise TableError("future holds covariates, and this model was fitted without any")
+        found = {}
+        for part, batch, generator in self._batches(series, self.num_samples):
+            ahead = [self.reader_.future(s, self.horizon, future) for s in part]
+            told = np.stack([covariates for _, covariates in ahead], 1).astype(np.float32)
+            samples = self.model_.forecast(
+                batch.x,
+                self.horizon,
+                self.num_samples,
+                batch.lengths,
+                mask=batch.mask,
+                mask_inputs=True,
+                cond=batch.cond,
+                future_cond=torch.from_numpy(told).to(batch.x.device) if told.shape[2] else None,
+                generator=generator,
+            ).samples
+            for b, (one, (times, _)) in enumerate(zip(part, ahead, strict=True)):
+                found[one.rows[0]] = one, times, self.reader_.unscaled(samples[:, :, b].double().cpu().numpy())
+        return [found[one.rows[0]] for one in series]

@@ -1,0 +1,252 @@
+"""From the rows of a table to sequences, and back: what is learnt of the table that a model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+class TableError(ValueError):
+    """A table is not what it must be; the message names the column and the row."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are what; ``features`` None are all others."""
+
+    features: tuple[str, ...] | None = None
+    id: str | None = None
+    time: str | None = None
+    covariates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """The rows of one id, in the order of time.
+
+    Attributes:
+        key: the id; None where the table has no such column.
+        rows: (T,) where they are in the table.
+        times: (T,) time stamps, or the numbers of rows.
+        values: (T, X) as a model sees them, scaled, NaN where nothing was observed.
+        covariates: (T, C) as a model sees them.
+    """
+
+    key: Any
+    rows: NDArray[np.int64]
+    times: NDArray[Any]
+    values: Numbers
+    covariates: Numbers
+
+    def part(self, at: slice) -> Series:
+        """Return some steps of it."""
+        return Series(self.key, self.rows[at], self.times[at], self.values[at], self.covariates[at])
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """How a table is read: learnt from the one that a model is trained on.
+
+    Attributes:
+        features: columns of x.
+        mean, std: (X,) of what was observed of each there, which scale it.
+        levels: of each covariate: the categories of one that holds words, or mean and standard deviation.
+        step: the median time between two rows; None without a column of times.
+        irregular: whether steps differed; the model is then told each, as a covariate.
+    """
+
+    columns: Columns
+    features: tuple[str, ...]
+    mean: Numbers
+    std: Numbers
+    levels: Mapping[str, tuple[Any, ...]]
+    step: Any
+    irregular: bool
+
+    @classmethod
+    def learn(cls, table: pd.DataFrame, columns: Columns) -> TableReader:
+        """Learn columns, scales, categories and the time step.
+
+        Raises:
+            TableError: a column is missing, holds words or nothing, or times come twice.
+        """
+        _require_table(table)
+        own = [c for c in (columns.id, columns.time, *columns.covariates) if c is not None]
+        features = columns.features if columns.features is not None else tuple(c for c in table.columns if c not in own)
+        _require_columns(table, (*own, *features))
+        if not features:
+            raise TableError("a table needs a column that is neither id, time nor covariate")
+        values = _numbers(table, features)
+        for i, name in enumerate(features):
+            if np.isnan(values[:, i]).all():
+                raise TableError(f"column {name!r} holds no number")
+        mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
+        levels = {name: _levels(table[name]) for name in columns.covariates}
+        steps = [np.diff(times) for _, _, times in _rows_of(table, columns)] if columns.time is not None else []
+        every = np.concatenate(steps) if steps else np.empty(0)
+        if columns.time is not None and not len(every):
+            raise TableError(f"column {columns.time!r} has one row of each id: no step can be learnt from it")
+        step = np.sort(every)[len(every) // 2] if len(every) else None
+        irregular = bool(len(every)) and not _even(every, step).all()
+        return cls(columns, features, mean, np.where(std > 0, std, 1.0), levels, step, irregular)
+
+    @property
+    def cond_size(self) -> int:
+        """How many numbers the model is told of each row beside its features."""
+        told = [len(known) - 1 if known[0] == _WORDS else 1 for known in self.levels.values()]
+        return sum(told) + int(self.irregular)
+
+    def read(self, table: pd.DataFrame) -> list[Series]:
+        """Return the series of a table with the same columns, in the order of their ids.
+
+        Raises:
+            TableError: a column is missing or holds what was never seen, a covariate is missing in a row, times come
+                twice, or steps differ where they never did.
+        """
+        _require_table(table)
+        _require_columns(table, self.features)
+        values = (_numbers(table, self.features) - self.mean) / self.std
+        covariates = self._covariates(table)
+        found = []
+        for key, rows, times in _rows_of(table, self.columns):
+            told = covariates[rows]
+            if self.irregular:
+                told = np.concatenate([told, self._elapsed(times)], 1)
+            elif self.step is not None and not (even := _even(np.diff(times), self.step)).all():
+                at = int(np.argmin(even))
+                raise TableError(
+                    f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
+                    f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
+                )
+            found.append(Series(key, rows, times, values[rows], told))
+        return found
+
+    def future(self, series: Series, horizon: int, table: pd.DataFrame | None) -> tuple[NDArray[Any], Numbers]:
+        """Return times (horizon,) and covariates (horizon, C) of what comes after a series.
+
+        Raises:
+            TableError: covariates are known to the model, and ``table`` has no row of them for each step.
+        """
+        step = 1 if self.step is None else self.step
+        times = series.times[-1] + step * np.arange(1, horizon + 1)
+        even = np.zeros((horizon, int(self.irregular)))
+        if not self.columns.covariates:
+            return times, even
+        if table is None:
+            names = ", ".join(map(repr, self.columns.covariates))
+            raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
+        _require_table(table)
+        for key, rows, _ in _rows_of(table, self.columns):
+            if key == series.key and len(rows) >= horizon:
+                return times, np.concatenate([self._covariates(table)[rows[:horizon]], even], 1)
+        whose = "" if series.key is None else f" of {self.columns.id} {series.key!r}"
+        raise TableError(f"future must have {horizon} rows{whose}, one for each step to come")
+
+    def unscaled(self, x: Numbers) -> Numbers:
+        """Return (..., X) in the units of the table."""
+        return x * self.std + self.mean
+
+    def _covariates(self, table: pd.DataFrame) -> Numbers:
+        _require_columns(table, self.columns.covariates)
+        told = [np.empty((len(table), 0))]
+        for name, known in self.levels.items():
+            column = table[name]
+            if column.isna().any():
+                raise TableError(f"column {name!r} is missing in row {_first(column.isna())}: covariates never are")
+            if known[0] == _WORDS:
+                strange = ~column.isin(known[1:])
+                if strange.any():
+                    at = _first(strange)
+                    raise TableError(f"column {name!r} is {column.iloc[at]!r} in row {at}, which was never seen in fit")
+                told.append(np.stack([(column == word).to_numpy(float) for word in known[1:]], 1))
+            else:
+                told.append((_numbers(table, (name,)) - known[0]) / known[1])
+        return np.concatenate(told, 1)
+
+    def _elapsed(self, times: NDArray[Any]) -> Numbers:
+        """Return (T, 1) log of the time since the last row, in median steps; 0 for the first row."""
+        ratio = np.diff(times) / self.step
+        return np.concatenate([np.zeros(1), np.log(np.asarray(ratio, dtype=float))])[:, None]
+
+
+_WORDS = "one of"
+
+
+def _levels(column: pd.Series) -> tuple[Any, ...]:
+    """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        std = float(column.std(ddof=0))
+        return float(column.mean()), std if std > 0 else 1.0
+    return _WORDS, *sorted(column.dropna().unique())
+
+
+def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise TableError(
+                f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as a covariate, or drop it"
+            )
+    values: Numbers = table[list(names)].to_numpy(dtype=float, na_value=np.nan)
+    if np.isinf(values).any():
+        row, column = np.argwhere(np.isinf(values))[0]
+        raise TableError(f"column {names[column]!r} is infinite in row {row}: NaN says that nothing was observed")
+    return values
+
+
+def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[np.int64], NDArray[Any]]]:
+    """Return each id with its rows in the order of time, and their times."""
+    _require_columns(table, [c for c in (columns.id, columns.time) if c is not None])
+    numbers = np.arange(len(table))
+    groups: list[tuple[Any, NDArray[np.int64]]] = [(None, numbers)]
+    if columns.id is not None:
+        if table[columns.id].isna().any():
+            raise TableError(f"column {columns.id!r} is missing in row {_first(table[columns.id].isna())}")
+        groups = [(key, numbers[(table[columns.id] == key).to_numpy()]) for key in sorted(table[columns.id].unique())]
+    if columns.time is None:
+        return [(key, rows, np.arange(len(rows))) for key, rows in groups]
+    stamps = table[columns.time]
+    if stamps.isna().any():
+        raise TableError(f"column {columns.time!r} is missing in row {_first(stamps.isna())}")
+    if not (pd.api.types.is_datetime64_any_dtype(stamps) or pd.api.types.is_numeric_dtype(stamps)):
+        raise TableError(
+            f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: pandas.to_datetime"
+        )
+    times, found = stamps.to_numpy(), []
+    for key, rows in groups:
+        rows = rows[np.argsort(times[rows], kind="stable")]
+        same = np.diff(times[rows]) == np.zeros(1, dtype=np.diff(times[:2]).dtype)
+        if same.any():
+            at = rows[int(np.argmax(same)) + 1]
+            raise TableError(f"column {columns.time!r} is {times[at]} a second time in row {at}")
+        found.append((key, rows, times[rows]))
+    return found
+
+
+def _even(steps: NDArray[Any], step: Any) -> NDArray[np.bool_]:
+    """Tell which steps are as long as ``step``, to a thousandth."""
+    even: NDArray[np.bool_] = np.abs(np.asarray(steps / step, dtype=float) - 1) < 1e-3
+    return even
+
+
+def _first(wrong: pd.Series) -> int:
+    return int(np.argmax(wrong.to_numpy()))
+
+
+def _require_table(table: object) -> None:
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"table must be a pandas.DataFrame, got {type(table).__name__}")
+    if not len(table):
+        raise TableError("the table has no rows")
+
+
+def _require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in table.columns:
+            raise TableError(f"the table has no column {name!r}, only {', '.join(map(repr, table.columns))}")
