@@ -560,6 +560,12 @@ def test_what_is_no_checkpoint_of_a_known_layout(state: dict[str, Any], words: s
         load_checkpoint(state)
 
 
+def test_what_is_neither_a_mapping_nor_a_path() -> None:
+    words = "state must be a state dict, a dictionary of arrays or a file's path, got VRNN"
+    with pytest.raises(TypeError, match=words):
+        load_checkpoint(VRNN(3, 4, 2))  # type: ignore[arg-type]
+
+
 def test_a_likelihood_that_the_heads_do_not_fit() -> None:
     state = copied.VRNN(6, 9, 4).state_dict()
     with pytest.raises(LayoutError, match=r"GaussianMixture\(.*\) needs a decoder head dec_.* of width \d+, found 6"):

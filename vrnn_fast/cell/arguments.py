@@ -29,6 +29,19 @@ def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int
     return cast(tuple[int, ...], found)
 
 
+def prior(given: Widths | str, default: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the widths of the prior's hidden layers; None for a standard normal prior.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if given == "standard_normal":
+        return None
+    if isinstance(given, str):
+        raise ValueError(f"prior must be 'standard_normal' or a tuple of positive layer widths, got {given!r}")
+    return widths("prior", given, default)
+
+
 def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
     """Return the hidden layers of every head, and those of the heads that have other ones."""
     if not isinstance(given, Mapping):

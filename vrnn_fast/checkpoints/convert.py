@@ -65,11 +65,16 @@ def load_checkpoint(
     Raises:
         LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
             what its output means; the message says what was looked for and what was found.
+        TypeError: ``state`` is neither a mapping nor a path.
 
     Examples:
         >>> load_checkpoint(model.state_dict()).spec == model.spec
         True
     """
+    if not isinstance(state, (Mapping, str, PathLike)):
+        raise TypeError(
+            f"state must be a state dict, a dictionary of arrays or a file's path, got {type(state).__name__}"
+        )
     stored, ours = (state, None) if isinstance(state, Mapping) else _read(Path(state))
     if ours is None and layout == "auto":
         ours = _own(stored)
