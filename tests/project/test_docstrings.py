@@ -90,7 +90,6 @@ Yield
 ELSEWHERE = (
     "vrnn_fast/executors/cuda/",
     "vrnn_fast/executors/triton/",
-    "vrnn_fast/executors/rows.py",
 )
 
 
