@@ -65,9 +65,9 @@ def stride(width: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def encode(spec: CellSpec, way: ProgramKind = "inference") -> Program:
+def encode(spec: CellSpec, kind: ProgramKind = "inference") -> Program:
     """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
-    program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
+    program = partition(spec) if kind == "inference" else generation(spec, mean=kind == "means")
     buffers = {b.name: i for i, b in enumerate(program.buffers)}
     parameters = {p.name: i for i, p in enumerate(spec.parameters())}
     constants: list[float] = []
