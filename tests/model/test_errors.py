@@ -439,6 +439,20 @@ def test_build(case: str) -> None:
         build()
 
 
+@pytest.mark.parametrize(
+    ("orders", "words"),
+    [
+        (("h",), "input_order must be a mapping of networks to tuples of sources, got ('h',)"),
+        ({"encoder": 3}, "input_order of encoder must be a tuple of sources, got 3"),
+        ({"encoder": {"h", "phi_x"}}, "input_order of encoder must be a tuple of sources, got {"),
+        ({"encoder": "h"}, "input_order of encoder must be a tuple of sources, got 'h'"),
+    ],
+)
+def test_build_with_an_order_that_is_none(orders: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(words)):
+        VRNN(X, H, Z, input_order=orders)
+
+
 def test_the_constants_of_a_standard_deviation_are_named() -> None:
     with pytest.raises(TypeError, match="positional argument"):
         Std("softplus", 0.5)  # type: ignore[misc]

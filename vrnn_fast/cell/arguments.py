@@ -58,5 +58,14 @@ def activations(given: ActivationNames) -> tuple[Activation, tuple[tuple[str, Ac
 
 
 def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the orders of columns that are other ones."""
+    """Return the orders of columns that are not the original's.
+
+    Raises:
+        TypeError: they are no mapping of names to tuples.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"input_order must be a mapping of networks to tuples of sources, got {given!r}")
+    for name, order in (given or {}).items():
+        if not isinstance(order, (tuple, list)):
+            raise TypeError(f"input_order of {name} must be a tuple of sources, got {order!r}")
     return tuple((name, tuple(order)) for name, order in (given or {}).items())
