@@ -16,8 +16,8 @@ from .table import problems, render
 
 
 def left(contest: Contest, record: Record) -> tuple[str, ...]:
-    """Return the passes that the record does not hold of the present state: of every contender a time, or the reason it
-    still has to give."""
+    """Return the passes that are still to be measured: some contender has neither a time in the present state nor a
+    reason that still holds."""
 
     def done(name: str) -> bool:
         for contender in contest.contenders:

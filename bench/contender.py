@@ -1,4 +1,4 @@
-"""What a contender is: told a shape and a precision, it offers passes to be timed and results to be checked."""
+"""A contender: for a shape and a precision, it offers passes to time and results to check."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
 @dataclass(frozen=True)
 class Registers:
-    """Of a thread: registers, and bytes that spilled."""
+    """What a thread needs: registers, and bytes that spilled."""
 
     registers: int
     spilled: int
@@ -57,14 +57,14 @@ def spec_of(size: int) -> CellSpec:
 
 
 def steps(spec: CellSpec) -> dict[str, Step]:
-    """List those of a training step on the loss alone."""
+    """List the launches of a training step on the loss alone."""
     there = forward_steps(spec, Keep.STORED, Want())
     back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
     return {step.name: step for step in (*there, *back)}
 
 
 def kernel(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
-    """Write that of a GRU cell in training; None where none fits."""
+    """Write the kernel of a GRU cell in training; None where none fits."""
     step, limit = steps(spec_of(size))[way], CHIPS[target.removesuffix("a")]
     if memory(step.plan, kind, limit) is None:
         return None

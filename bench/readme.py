@@ -65,8 +65,8 @@ def section(record: Record, folder: str) -> str:
     table = summary(record.rows, record.state)
     gains = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
     known = [gain for gain in gains if gain is not None]
-    told = [f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop:"] if known else []
-    return "\n\n".join([heading(record), *told, table, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    claim = [f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop:"] if known else []
+    return "\n\n".join([heading(record), *claim, table, f"All of it: [{name}.md]({folder}/{name}.md)"])
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ Key: TypeAlias = tuple[str, str, int, int, tuple[int, ...], str, str]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Of the checkout and the packages that something was measured with.
+    """The checkout and the packages that something was measured with.
 
     Attributes:
         uncommitted_changes: whether the checkout's :data:`SOURCES` were others than the commit's.
@@ -127,7 +127,7 @@ class Measurement:
 
     @property
     def share(self) -> float | None:
-        """Of the peak."""
+        """The share of the machine's peak."""
         return self.gflops / self.peak if self.gflops and self.peak else None
 
 

@@ -35,8 +35,8 @@ FILTERED, PARTICLES = "narrow", 4  # the shape that is compiled as a particle fi
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel: 32-bit registers of a thread, bytes (on AMD registers) of it spilled to memory, bytes of
-    shared memory of a program."""
+    """What one compiled kernel needs: 32-bit registers of a thread, bytes (on AMD registers) spilled to memory, and
+    bytes of shared memory of a program."""
 
     registers: int
     spilled: int

@@ -1,4 +1,4 @@
-"""What the rooms behind a model's methods know of it: a view of the module, taken at each call."""
+"""What the modules behind a model's methods know of it: a view of the module, taken at each call."""
 
 from __future__ import annotations
 

@@ -31,8 +31,10 @@ def integer(name: str, value: object, *, least: int = 1, most: int | None = None
     """Raise ValueError unless ``value`` is an int from ``least`` to ``most``."""
     good = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
     if not good or value < least or (most is not None and value > most):  # type: ignore[operator]
-        meant = "a positive int" if least == 1 else f"an int >= {least}"
-        raise ValueError(f"{name} must be {meant if most is None else f'an int from {least} to {most}'}, got {value!r}")
+        expected = "a positive int" if least == 1 else f"an int >= {least}"
+        if most is not None:
+            expected = f"an int from {least} to {most}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def widths(name: str, value: object, most: int) -> None:
@@ -49,10 +51,10 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def instance(name: str, value: object, kind: type, meant: str) -> None:
-    """Raise TypeError unless ``value`` is of this kind, which ``meant`` says in words."""
+def instance(name: str, value: object, kind: type, expected: str) -> None:
+    """Raise TypeError unless ``value`` is of this kind, which ``expected`` says in words."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be {meant}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
 
 
 def function(name: str, value: object) -> None:
@@ -67,19 +69,19 @@ def number(name: str, value: Numeric, *, zero: bool) -> Numeric:
 
     The value of a tensor is read on the CPU only, and not while torch.compile traces.
     """
-    meant = _meant_number(zero)
+    expected = _number_in_words(zero)
     found: object = value
     if isinstance(value, Tensor):
         if value.dim() != 0:
-            raise ValueError(f"{name} must be {meant} or a 0-d tensor, got shape {tuple(value.shape)}")
+            raise ValueError(f"{name} must be {expected} or a 0-d tensor, got shape {tuple(value.shape)}")
         if torch.compiler.is_compiling() or value.device.type != "cpu":
             return value
         found = value.item()
     plain = _real(found)
     if plain is None:
-        raise TypeError(f"{name} must be {meant} or a 0-d tensor, got {found!r}")
+        raise TypeError(f"{name} must be {expected} or a 0-d tensor, got {found!r}")
     if not (plain >= 0 if zero else plain > 0):  # also refuses NaN
-        raise ValueError(f"{name} must be {meant}, got {plain!r}")
+        raise ValueError(f"{name} must be {expected}, got {plain!r}")
     if not torch.compiler.is_compiling() and math.isinf(plain):
         raise ValueError(f"{name} must be finite, got {plain!r}")
     return value if isinstance(value, Tensor) else cast(Numeric, plain)
@@ -97,11 +99,11 @@ def positive(name: str, value: object, *, zero: bool = False) -> float:
     """Return the finite number above 0, or 0 where that is allowed, as a float; ValueError for all else."""
     plain = _real(value)
     if plain is None or not math.isfinite(plain) or not (plain >= 0 if zero else plain > 0):
-        raise ValueError(f"{name} must be {_meant_number(zero)}, got {value!r}")
+        raise ValueError(f"{name} must be {_number_in_words(zero)}, got {value!r}")
     return float(plain)
 
 
-def _meant_number(zero: bool) -> str:
+def _number_in_words(zero: bool) -> str:
     return "a number >= 0" if zero else "a number > 0"
 
 
@@ -158,10 +160,10 @@ def within(name: str, value: Tensor, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie from {low} to {high}")
 
 
-def several(name: str, value: object, meant: str = "names") -> Collection[str]:
+def several(name: str, value: object, expected: str = "names") -> Collection[str]:
     """Raise TypeError unless ``value`` is a collection of strings, and no string itself."""
     if not isinstance(value, (tuple, list, set, frozenset)) or not all(isinstance(entry, str) for entry in value):
-        raise TypeError(f"{name} must be a tuple of {meant}, got {value!r}")
+        raise TypeError(f"{name} must be a tuple of {expected}, got {value!r}")
     return value
 
 
@@ -186,10 +188,10 @@ def local(name: str, value: Tensor, instead: str) -> None:
         raise TypeError(f"{name} must be a tensor of one process, got a {type(value).__name__}: {instead}")
 
 
-def any_tensor(name: str, value: object, meant: str = "a tensor") -> Tensor:
+def any_tensor(name: str, value: object, expected: str = "a tensor") -> Tensor:
     """Return the tensor; TypeError for all else."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be {meant}, got {type(value).__name__}")
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     return value
 
 
@@ -214,14 +216,15 @@ def tensor(
     sizes = value.shape
     if len(sizes) != len(shape):
         raise ValueError(
-            f"{name} must have {len(shape)} dimensions ({_meant(shape)}), got {len(sizes)}: shape {tuple(sizes)}"
+            f"{name} must have {len(shape)} dimensions ({_shape_in_words(shape)}), got {len(sizes)}: "
+            f"shape {tuple(sizes)}"
         )
     for (label, wanted), size in zip(shape, sizes, strict=True):
         if wanted is None:
             if size == 0:
                 raise ValueError(f"{name} must have {label} >= 1, got shape {tuple(sizes)}")
         elif size != wanted:
-            raise ValueError(f"{name} must have shape ({_meant(shape)}), got {tuple(sizes)}")
+            raise ValueError(f"{name} must have shape ({_shape_in_words(shape)}), got {tuple(sizes)}")
     if dtype is not None and value.dtype != dtype:
         raise ValueError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if dtype is None and value.dtype != like.dtype:
@@ -233,7 +236,7 @@ def tensor(
     return value
 
 
-def _meant(shape: Sequence[tuple[str, int | None]]) -> str:
+def _shape_in_words(shape: Sequence[tuple[str, int | None]]) -> str:
     """Put a shape into words. Only for errors: writing a symbolic size down would fix it in a compiled graph."""
     return ", ".join(label if size is None else f"{label} = {size}" for label, size in shape)
 

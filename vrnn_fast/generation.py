@@ -66,7 +66,7 @@ def generate(call: ModelCall, beginning: Beginning, draws: Draws, cond: Tensor |
             raise ValueError("prefix_cond is that of a prefix: pass prefix too")
         begin = layers_of(start(call, None, batch_size) if state is None else given(call, state, None))
     elif state is not None:
-        raise ValueError("pass either state or prefix: the prefix determines the state")
+        raise ValueError("pass either `state` or `prefix`: the prefix determines the state")
     else:
         begin = _after(call, beginning, prefix, generator)
     batch = begin[0].shape[0]

@@ -154,7 +154,7 @@ class VRNN(Answers, nn.Module):
             phi_x=arguments.widths("phi_x", phi_x, h * 2),
             phi_z=arguments.widths("phi_z", phi_z, of_z),
             encoder=arguments.widths("encoder", encoder, of_z * 2),
-            prior=None if prior == "standard_normal" else arguments.widths("prior", prior, of_z),
+            prior=arguments.prior(prior, of_z),
             decoder=arguments.widths("decoder", decoder, h * 2),
             activation=every_activation,
             activations=activations,
@@ -420,12 +420,14 @@ class VRNN(Answers, nn.Module):
 
         Raises:
             RuntimeError: the backend asked for by name cannot run it, or no call at all can, as the call would say.
+            TypeError: x is no tensor.
 
         Examples:
             >>> backend, *others = model.explain().splitlines()
         """
         if x is None:
             x = self._call().like.new_empty((1, 1, self.input_size))
+        checks.any_tensor("x", x)
         return executors.explain(self.backend, self.spec, x, source=source)
 
     def extra_repr(self) -> str:

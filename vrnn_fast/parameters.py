@@ -25,10 +25,10 @@ from .cell.spec import Activation, CellSpec, Layer
 
 
 class Derived(Protocol):
-    """What is made of parameters once, and can tell whether it is still current."""
+    """Something made of parameters once, which can tell whether it is still current."""
 
     def is_current(self, thorough: bool) -> bool:
-        """Tell whether it is, by a look at a little or, ``thorough``, at all of what it was made of."""
+        """Tell whether the parameters are still the same, by a few values of each or, if ``thorough``, by all."""
 
 
 Made = TypeVar("Made", bound=Derived)
@@ -113,7 +113,7 @@ def install(
     root: nn.Module, spec: CellSpec, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Slot, ...]:
     """Hang the freshly initialised modules of a cell on ``root``; returns each of them and of their children, parents
-    first. Whatever else ``root`` holds is its own affair."""
+    first. Other modules of ``root`` are not looked at."""
     places = {name: (place, shape) for place, (name, shape) in enumerate(spec.parameters())}
     found = []
     for top, added in _modules(spec, device, dtype):
@@ -207,8 +207,8 @@ class Reading(tuple[Tensor, ...]):
         )
 
     def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, thorough: bool) -> Made:
-        """Return ``make(spec, parameters, *arguments)``, remembered until torch counts a change of a parameter or it no
-        longer :meth:`is current <Derived.is_current>`, or for another spec."""
+        """Return ``make(spec, parameters, *arguments)``, remembered for a spec until torch counts a change of a
+        parameter or the result is no longer :meth:`current <Derived.is_current>`."""
         versions = list(map(_version, self))
         known, seen, made = self._made.get((make, *arguments), _NOTHING)
         if known is not spec or seen != versions or not made.is_current(thorough):
@@ -222,8 +222,8 @@ _version: Callable[[Tensor], int] = attrgetter("_version")
 
 
 def _readable(root: nn.Module, layout: tuple[Slot, ...], parameters: list[Tensor]) -> bool:
-    """Tell whether identities, addresses and versions tell all that there is to tell, and no graph would be kept
-    alive."""
+    """Tell whether identities, addresses and versions show every change of the parameters, and keeping them keeps no
+    graph alive."""
     return all(
         type(p) in (Tensor, nn.Parameter)
         and p.layout == torch.strided

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that takes the place of ``path`` in the end: whoever reads that finds the old one or the new
-    one.
+    """Open a file to write that replaces ``path`` when it is complete: readers find the old file or the new one.
 
-    Its mode follows the umask, as that of any new file does, and of an error nothing is left.
+    Its mode follows the umask, as that of any new file does. An error leaves no file behind.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with temporary.open("xb") as file:

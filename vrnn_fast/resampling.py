@@ -14,16 +14,14 @@ Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Return the tensor in a precision that many of its elements can be added up in, and that uniforms can be drawn in:
-    float32 at least."""
+    """Return the tensor in float32 at least: a precision to add up many elements in, and to draw uniforms in."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def uniforms(
     resampling: Resampling, steps: int, batch: int, particles: int, like: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw (T, B, N) what :func:`ancestors` draws with, each uniform on [0, 1), :func:`widened` from the dtype of
-    ``like``.
+    """Draw (T, B, N) numbers for :func:`ancestors`, each uniform on [0, 1), of the dtype of ``like``, :func:`widened`.
 
     Multinomial ones are independent, stratified one in each of N equal intervals, systematic at the same place in each
     (Douc et al. 2005, "Comparison of Resampling Schemes for Particle Filtering"): less noise, in that order.

@@ -28,8 +28,7 @@ def adopt(state_dict: dict[str, Any], prefix: str, spec: CellSpec, likelihood: L
 
 
 def about_biases(state_dict: Mapping[str, Any], spec: CellSpec) -> str | None:
-    """Say what there is to say of a checkpoint that could not be loaded, where its cell has biases and the module's has
-    none, or the other way round."""
+    """Say that a checkpoint's cell has biases and the module's has none, or the other way round; None if they agree."""
     theirs = any(name.startswith("rnn.") and "bias_" in name for name in state_dict)
     if theirs == spec.bias or not any(name.startswith("rnn.") for name in state_dict):
         return None

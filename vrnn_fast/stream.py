@@ -45,7 +45,7 @@ class Stream:
 
     Raises:
         RuntimeError: the native module is not built, or the model is on another device.
-        TypeError: the model's dtype is neither float32 nor float64.
+        TypeError: the model is no VRNN, or its dtype is neither float32 nor float64.
         ValueError: its likelihood is computed outside the launch, it has a conditioning input, or batch_size is below
             1.
 
@@ -55,6 +55,8 @@ class Stream:
     """
 
     def __init__(self, model: VRNN, batch_size: int = 1, *, seed: int | None = None) -> None:
+        if not isinstance(model, VRNN):
+            raise TypeError(f"model must be a VRNN, got {type(model).__name__}")
         checks.integer("batch_size", batch_size)
         if model.spec.cond_size:
             raise ValueError("Stream takes no conditioning input, and this model has one: use VRNN.step")
@@ -140,7 +142,7 @@ class Stream:
             eps: (B, Z) noise of the posterior's sample, likewise; None draws it.
 
         Raises:
-            TypeError: x or eps has another dtype or is not contiguous.
+            TypeError: x or eps is no array, has another dtype or is not contiguous.
             ValueError: it has another number of elements.
 
         Examples:

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = [item for item in part.items(setting) if not options.items or item in options.items]
         limits = own, part.silence * options.patience
         for found in children.run(name, items, command, setting.environment, *limits):
-            told = found.problem or "; ".join(" ".join(map(str, row.values())) for row in found.rows)
-            print(f"{found.item}, {found.seconds:.1f} s: {told}", flush=True)
+            answer = found.problem or "; ".join(" ".join(map(str, row.values())) for row in found.rows)
+            print(f"{found.item}, {found.seconds:.1f} s: {answer}", flush=True)
             record.found.append(found)
             record.write(options.results or RESULTS)
     print(f"\n{len(record.found)} items, {len(record.problems)} problems", flush=True)

@@ -21,7 +21,7 @@ START = 60.0  # seconds until a process has imported all it needs and found its 
 
 @dataclass(frozen=True)
 class Found:
-    """Of an item of a part: its rows, what went wrong if anything did, and the seconds that it took."""
+    """The result of one item: its rows, what went wrong if anything did, and the seconds that it took."""
 
     part: str
     item: str

@@ -37,7 +37,7 @@ class GpuRecord:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         kind = "rehearsal" if self.setting.emulated else "gpu"
         return re.sub(r"[^a-z0-9]+", "-", f"{kind} {self.where['device']}".lower()).strip("-")
 
@@ -49,7 +49,7 @@ class GpuRecord:
                 file.write(text.encode())
 
     def page(self) -> str:
-        """Return all of it for a reader."""
+        """Return the record as a page of Markdown."""
         lines = [f"# {self.where['device']}", ""]
         if self.setting.emulated:
             lines += ["**A rehearsal on a CPU, in the emulator: its times mean nothing.**", ""]
@@ -63,7 +63,7 @@ class GpuRecord:
 
     @property
     def problems(self) -> list[Found]:
-        """What went wrong."""
+        """The items that went wrong."""
         return [found for found in self.found if found.problem is not None]
 
 

@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def environment(self) -> dict[str, str]:
-        """That of the processes of its parts."""
+        """The environment of the processes of its parts."""
         emulated = {"VRNN_FAST_CUDA": "emulate", "TRITON_INTERPRET": "1"} if self.emulated else {}
         return {**os.environ, "VRNN_FAST_VERIFY": "0", **emulated}
 

@@ -276,11 +276,11 @@ def waited_for(call: Thunk, device: torch.device) -> Thunk:
     if device.type != "cuda":
         return call
 
-    def whole() -> None:
+    def waiting() -> None:
         call()
         torch.cuda.synchronize(device)
 
-    return whole
+    return waiting
 
 
 def main(setting: str, item: str) -> None:

@@ -34,7 +34,10 @@ std::unique_ptr<vrnn::Engine<T>> make_engine(const std::vector<int64_t>& code, c
 
 // An argument of step: converted by nobody, so that no copy hides in the loop.
 template <class T>
-const T* rows(const py::array& a, const char* name, int64_t batch, int64_t width) {
+const T* rows(const py::object& value, const char* name, int64_t batch, int64_t width) {
+    if (!py::isinstance<py::array>(value))
+        throw py::type_error(std::string(name) + " must be a NumPy array, got " + Py_TYPE(value.ptr())->tp_name);
+    const auto a = py::reinterpret_borrow<py::array>(value);
     if (!py::isinstance<Array<T>>(a))
         throw py::type_error(std::string(name) + " must be a C-contiguous array of dtype " +
                              std::string(py::str(py::dtype::of<T>())) + ", got " + std::string(py::str(a.dtype())));
@@ -52,7 +55,7 @@ void define_engine(py::module_& m, const char* name) {
              py::arg("batch_size"))
         .def(
             "step",
-            [](Engine& e, const py::array& x, const py::array& eps) -> py::tuple {
+            [](Engine& e, const py::object& x, const py::object& eps) -> py::tuple {
                 const T* const x_data = rows<T>(x, "x", e.batch(), e.input());
                 const T* const eps_data = rows<T>(eps, "eps", e.batch(), e.latent());
                 Array<T> nll(e.batch()), kl(e.batch()), mean({e.batch(), e.input()});

@@ -21,13 +21,13 @@
 namespace vrnn::ops {
 
 // What a launch was for, in the order in which vrnn_fast/executors/cpu/operators.py names them.
-enum class Way { forward, backward, step, generate };
+enum class LaunchKind { forward, backward, step, generate };
 
 // A build of the kernels, and how often it ran.
 struct Build {
     const Isa* isa;
     std::atomic<int64_t> launches[4];
-    void count(Way way) { ++launches[static_cast<int>(way)]; }
+    void count(LaunchKind kind) { ++launches[static_cast<int>(kind)]; }
 };
 
 inline Build builds[] = {

@@ -107,7 +107,7 @@ Forward forward_of(const Known& known, const Batch& batch, const Weights& weight
             call.pack(read, false);
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
-    call.build.count(Way::forward);
+    call.build.count(LaunchKind::forward);
     return std::tuple_cat(found, std::make_tuple(final_state, ancestors, saved));
 }
 
@@ -214,7 +214,7 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
         call.kernels.backward(launch, s);
         if (--running == 0) call.kernels.reduce(launch);
     });
-    call.build.count(Way::backward);
+    call.build.count(LaunchKind::backward);
     return {d_x, d_eps, d_cond, d_state, d_parameters};
 }
 
@@ -288,7 +288,7 @@ Generated generate_of(const Known& known, const Batch& batch, const Weights& wei
     else
         call.pack(Parameters<T>(call.program, parameters, noise), false);
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
-    call.build.count(Way::generate);
+    call.build.count(LaunchKind::generate);
     return {drawn, final_state};
 }
 
@@ -353,7 +353,7 @@ Step step_of(const Known& known, const Tensor& packed, const Tensor& x_in, const
     call.reserve_scratch(0, false);
     launch.packed = data<T>(packed);
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
-    call.build.count(Way::step);
+    call.build.count(LaunchKind::step);
     return {nll, kl, raw, predicted, final_state};
 }
 

@@ -33,7 +33,7 @@ class Watch {
             }
             int64_t span = 1;
             for (int64_t d = 0; d < t.dim(); ++d) span += (t.size(d) - 1) * t.stride(d);
-            extents_.push_back({static_cast<const char*>(t.data_ptr()), static_cast<size_t>(span * t.element_size())});
+            pieces_.push_back({static_cast<const char*>(t.data_ptr()), static_cast<size_t>(span * t.element_size())});
         }
         digest_ = digest();
     }
@@ -56,7 +56,7 @@ class Watch {
             return v;
         }
     };
-    struct Extent {
+    struct Piece {
         const char* at;
         size_t bytes;
     };
@@ -66,7 +66,7 @@ class Watch {
         constexpr Value odd = 0x9e3779b97f4a7c15;
         constexpr size_t words = 8;  // side by side: a multiplication takes some cycles
         Value sums[words] = {};
-        for (const Extent& s : extents_) {
+        for (const Piece& s : pieces_) {
             size_t i = 0;
             for (; i + sizeof sums <= s.bytes; i += sizeof sums)
                 for (size_t k = 0; k < words; ++k) {
@@ -86,7 +86,7 @@ class Watch {
 
     std::vector<Tensor> alive_;  // views, which hold the memory and not the tensors
     std::vector<Sample> samples_;
-    std::vector<Extent> extents_;
+    std::vector<Piece> pieces_;
     Value digest_;
 };
 

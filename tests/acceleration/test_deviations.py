@@ -21,7 +21,7 @@ from vrnn_fast import ProofError, accelerate, checks
 pytestmark = pytest.mark.filterwarnings("ignore:accelerated as layout")
 
 
-def told(**options: Any) -> str:
+def warning(**options: Any) -> str:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         accelerate(copied.VRNN(6, 9, 4, **options.pop("model", {})), **options)
@@ -31,13 +31,13 @@ def told(**options: Any) -> str:
 
 
 def test_one_warning_lists_each_deviation() -> None:
-    text = told()
+    text = warning()
     assert "layout eager-vrnn (the most copied PyTorch VRNN)" in text
     for name in ("nan:", "nll:", "kl:"):
         assert name in text
-    assert "kl:" not in told(fix=("kl",))
-    assert told(fix=("kl", "nll", "nan")) == ""
-    assert "TypeError" in told(model={"gaussian": True})
+    assert "kl:" not in warning(fix=("kl",))
+    assert warning(fix=("kl", "nll", "nan")) == ""
+    assert "TypeError" in warning(model={"gaussian": True})
 
 
 def test_what_yields_no_number_is_fixed_and_nothing_else() -> None:

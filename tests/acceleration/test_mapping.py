@@ -433,6 +433,6 @@ def test_on_the_command_line_it_is_one_line(
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 1
-    told = capsys.readouterr().err.strip()
-    assert len(told.splitlines()) == 1
-    assert told.isprintable()
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1
+    assert message.isprintable()

@@ -45,7 +45,7 @@ def means(model: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(model(x)[2][0])
 
 
-def meant(gaussian: bool) -> dict[str, Any]:
+def likelihood_of(gaussian: bool) -> dict[str, Any]:
     """What no checkpoint of the eager VRNN tells: that a sigmoid follows its mean."""
     return {} if gaussian else {"likelihood": "bernoulli"}
 
@@ -65,7 +65,7 @@ def agree(ours: VRNN, theirs: nn.Module) -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.", "a.net."])
 def test_a_state_dict(gaussian: bool, bias: bool, prefix: str) -> None:
     theirs = copied.VRNN(6, 9, 4, bias=bias, gaussian=gaussian, fixed=True)
-    ours = load_checkpoint({prefix + name: t for name, t in theirs.state_dict().items()}, **meant(gaussian))
+    ours = load_checkpoint({prefix + name: t for name, t in theirs.state_dict().items()}, **likelihood_of(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
     assert ours.spec.bias == bias
     agree(ours, theirs)
@@ -155,10 +155,10 @@ def double() -> Iterator[None]:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("gaussian", [False, True])
-def test_e_is_exact(gaussian: bool) -> None:
+def test_eager_vrnn_is_exact(gaussian: bool) -> None:
     """No floor that the original does not have: its losses up to what it adds inside of logarithms itself."""
     theirs, x = copied.VRNN(6, 9, 4, gaussian=gaussian, fixed=True), (torch.rand(7, 5, 6) < 0.4).double()
-    ours = load_checkpoint(theirs.state_dict(), **meant(gaussian))
+    ours = load_checkpoint(theirs.state_dict(), **likelihood_of(gaussian))
     torch.manual_seed(0)
     kl, nll, (means, stds), _ = theirs(x)
     torch.manual_seed(0)
@@ -178,8 +178,8 @@ def test_arrays(theirs: copied.VRNN, tmp_path: Path) -> None:
 
 def test_arguments_say_what_names_and_shapes_do_not() -> None:
     theirs = copied.VRNN(6, 9, 4, act=nn.Tanh)
-    told = {"activation": "tanh", "batch_first": True, "std": Std(floor=0.0), "likelihood": "bernoulli"}
-    ours = load_checkpoint(theirs.state_dict(), **told)
+    arguments = {"activation": "tanh", "batch_first": True, "std": Std(floor=0.0), "likelihood": "bernoulli"}
+    ours = load_checkpoint(theirs.state_dict(), **arguments)
     assert ours.batch_first
     ours.batch_first = False
     agree(ours, theirs)
@@ -211,11 +211,11 @@ def test_a_mapping() -> None:
     torch.testing.assert_close(ours(x, eps=eps, outputs=("prediction",)).prediction, torch.sigmoid(logits))
 
 
-def test_d(tmp_path: Path) -> None:
+def test_dynamical_vae(tmp_path: Path) -> None:
     theirs = dynamical.VRNN(6, 4, dense_z=(7, 8), dim_RNN=9)
-    torch.save(theirs.state_dict(), tmp_path / "d.pt")
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     with pytest.warns(UserWarning, match="hidden layers are taken as tanh and the output as log variances"):
-        ours = load_checkpoint(tmp_path / "d.pt")
+        ours = load_checkpoint(tmp_path / "theirs.pt")
     x, eps = torch.rand(7, 5, 6), torch.randn(7, 5, 4)
     torch.manual_seed(0)
     eps = torch.stack([torch.randn(5, 4) for _ in range(7)])
@@ -226,7 +226,7 @@ def test_d(tmp_path: Path) -> None:
     torch.testing.assert_close((out.nll.sum() + out.kl.sum()), theirs.loss(x, y) - 7 * 5 * 4 / 2)
 
 
-def test_h() -> None:
+def test_deep_features() -> None:
     theirs, x = deep.VRNN(6, 9, 4), torch.rand(5, 7, 6)
     state = {f"module.{name}": t for name, t in theirs.state_dict().items()}
     with pytest.raises(
@@ -253,11 +253,11 @@ def test_affine_ends_are_told_by_an_argument() -> None:
 
 def test_heads_with_layers_of_their_own_are_told_by_shapes() -> None:
     theirs = variants.DeepMean(6, 9, 4)
-    told = {"likelihood": "bernoulli", "activation": {"dec_mean": "tanh"}, "std": Std(floor=0.0)}
-    ours = load_checkpoint(theirs.state_dict(), **told)
+    arguments = {"likelihood": "bernoulli", "activation": {"dec_mean": "tanh"}, "std": Std(floor=0.0)}
+    ours = load_checkpoint(theirs.state_dict(), **arguments)
     assert ours.spec.own_layers == (("dec_mean", (7,)),)
     agree(ours, theirs)
-    again = VRNN(6, 9, 4, bias=False, head_layers={"dec_mean": (7,)}, **told)
+    again = VRNN(6, 9, 4, bias=False, head_layers={"dec_mean": (7,)}, **arguments)
     with pytest.warns(UserWarning, match="dropped dec_std"):
         again.load_state_dict(theirs.state_dict())
     for model in (ours, again):
@@ -269,7 +269,7 @@ def test_heads_with_layers_of_their_own_are_told_by_shapes() -> None:
 
 
 @pytest.mark.usefixtures("double")
-def test_z() -> None:
+def test_trajectories() -> None:
     theirs, states = trajectories.VRNN(6, 6, 4, 7, 9), torch.randn(8, 5, 6)
     ours = load_checkpoint(theirs.state_dict())
     assert ours.num_layers == 2
@@ -298,8 +298,8 @@ def test_one_of_several_agents(agent: int, agents: int, tmp_path: Path) -> None:
     eps = torch.stack([torch.stack([torch.randn(5, 4) for _ in range(agents)])[agent] for _ in range(7)])
     torch.manual_seed(0)
     sum(theirs(states).values()).backward()
-    torch.save(theirs.state_dict(), tmp_path / "z.pth")
-    arguments = ["convert", str(tmp_path / "z.pth"), str(tmp_path / "z.safetensors"), "--agent", str(agent)]
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    arguments = ["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours.safetensors"), "--agent", str(agent)]
     CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     gradients = load_checkpoint({name: p.grad for name, p in theirs.named_parameters()}, agent=agent)
     x = states[1:, :, 2 * agent : 2 * agent + 2]
@@ -322,8 +322,8 @@ def test_which_agent_must_be_told(agent: Any) -> None:
 
 def test_of_a_list_of_one_agent_none_need_be_told() -> None:
     state = trajectories.Agents(1, 6, 4, 7, 9).state_dict()
-    one, told = load_checkpoint(state).state_dict(), load_checkpoint(state, agent=0).state_dict()
-    assert all(torch.equal(one[name], told[name]) for name in told)
+    one, again = load_checkpoint(state).state_dict(), load_checkpoint(state, agent=0).state_dict()
+    assert all(torch.equal(one[name], again[name]) for name in again)
     with pytest.raises(LayoutError, match=r"holds the networks of 1 agent, .* by agent=0 \(.*\), got 1"):
         load_checkpoint(state, agent=1)
 
@@ -332,9 +332,9 @@ def test_of_a_list_of_one_agent_none_need_be_told() -> None:
 def test_without_a_list_of_agents_there_is_none_to_choose(kept: str, theirs: copied.VRNN, tmp_path: Path) -> None:
     source: Any = theirs.state_dict() if kept == "theirs" else VRNN(6, 9, 4).state_dict()
     if kept == "converted":
-        torch.save(theirs.state_dict(), tmp_path / "e.pth")
-        source = tmp_path / "e.safetensors"
-        convert(tmp_path / "e.pth", source, "auto", {"likelihood": "bernoulli"})
+        torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+        source = tmp_path / "ours.safetensors"
+        convert(tmp_path / "theirs.pth", source, "auto", {"likelihood": "bernoulli"})
     with pytest.raises(LayoutError, match=r"agent must be left out, .* got 0"):
         load_checkpoint(source, agent=0)
 
@@ -357,11 +357,11 @@ def test_what_the_output_of_an_agent_is(gaussian: bool, agent: int, agents: int)
     if not gaussian:
         with pytest.raises(LayoutError, match=r"what is made of the output of dec_mean\.\d\.0: pass likelihood="):
             load_checkpoint(state, agent=agent)
-    ours = load_checkpoint(state, agent=agent, **meant(gaussian))
+    ours = load_checkpoint(state, agent=agent, **likelihood_of(gaussian))
     assert ours.spec.likelihood == ("gaussian" if gaussian else "bernoulli")
 
 
-def run_b(theirs: audio.VRNNAudio, ours: VRNN) -> None:
+def assert_equal_runs(theirs: audio.VRNNAudio, ours: VRNN) -> None:
     """Both on the same noise, lengths and state."""
     x, lengths = 2 * torch.rand(5, 42).double() - 1, torch.tensor([42, 12, 6, 30, 36])
     frames, state = x.unflatten(1, (7, 6)), torch.randn(5, 14).double()
@@ -384,32 +384,35 @@ GAUSSIAN = (
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("one", [True, False])
-def test_b(residual: bool, one: bool, tmp_path: Path) -> None:
+def test_speech_benchmark(residual: bool, one: bool, tmp_path: Path) -> None:
     likelihood = audio.OneGaussianDense() if one else audio.MixtureDense(3)
     theirs = audio.VRNNAudio(7, 4, 6, residual=residual, likelihood=likelihood).double()
-    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "b.pt")
-    told: dict[str, Any] = {} if residual else {"residual": False}
+    torch.save({"model_state_dict": theirs.state_dict()}, tmp_path / "theirs.pt")
+    arguments: dict[str, Any] = {} if residual else {"residual": False}
     words = GAUSSIAN if residual else r"\): the output is taken as Gaussian"
     with pytest.warns(UserWarning, match=words):
-        ours = load_checkpoint(tmp_path / "b.pt", **told)
+        ours = load_checkpoint(tmp_path / "theirs.pt", **arguments)
     assert ours.input_size == 6
     assert ours.batch_first
     assert len(list(ours.parameters())) == len(list(theirs.parameters()))
-    run_b(theirs, ours)
+    assert_equal_runs(theirs, ours)
     with pytest.warns(UserWarning, match=words):
-        convert(tmp_path / "b.pt", tmp_path / "b.safetensors", "auto", told)
-    run_b(theirs, load_checkpoint(tmp_path / "b.safetensors"))
+        convert(tmp_path / "theirs.pt", tmp_path / "ours.safetensors", "auto", arguments)
+    assert_equal_runs(theirs, load_checkpoint(tmp_path / "ours.safetensors"))
 
 
-def test_b_with_another_floor() -> None:
+def test_speech_benchmark_with_another_floor() -> None:
     theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.OneGaussianDense()).double()
     theirs.vrnn.likelihood.sd_activation = audio.deviation(2.0, 0.3)
     likelihood = SharedMixture(1, 0.3, 2.0, width=2)
-    run_b(theirs, load_checkpoint(theirs.state_dict(), likelihood=likelihood, residual=True))
+    assert_equal_runs(theirs, load_checkpoint(theirs.state_dict(), likelihood=likelihood, residual=True))
 
 
 class SharedLogistic(nn.Module, Likelihood):
-    """B's discretised logistic mixture: 3 K values for each sample, a leaky ReLU and one layer for all samples."""
+    """The speech benchmark's discretised logistic mixture.
+
+    3 K values for each sample, a leaky ReLU and one layer for all samples.
+    """
 
     def __init__(self, components: int, bins: int) -> None:
         super().__init__()
@@ -430,7 +433,7 @@ class SharedLogistic(nn.Module, Likelihood):
         return (logits.softmax(-1) * mass).sum(-1).log().sum(-1)
 
 
-def test_b_with_logistic_distributions() -> None:
+def test_speech_benchmark_with_logistic_distributions() -> None:
     """Read as Gaussians with a warning, refused for another parametrisation, and exact with one that is theirs."""
     theirs = audio.VRNNAudio(7, 4, 6, likelihood=audio.LogisticMixtureDense(3)).double()
     state = theirs.state_dict()
@@ -441,7 +444,7 @@ def test_b_with_logistic_distributions() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours = load_checkpoint(state, likelihood=SharedLogistic(3, 256), residual=True)
-    run_b(theirs, ours)
+    assert_equal_runs(theirs, ours)
     words = (
         r"DiscretizedLogisticMixture\(.*\) has no params for vrnn\.likelihood\.params: in layout speech-benchmark .* "
         r"K logits, means and log scales, at least -7; DiscretizedLogisticMixture has three heads instead, no such "
@@ -453,7 +456,7 @@ def test_b_with_logistic_distributions() -> None:
         load_checkpoint(state, likelihood="gaussian")
 
 
-def test_of_b_two_or_three_values_are_read() -> None:
+def test_of_the_speech_benchmark_two_or_three_values_are_read() -> None:
     state = audio.VRNNAudio(7, 4, 6, 3).state_dict()
     state |= {"vrnn.decoder.4.weight": torch.zeros(24, 7), "vrnn.decoder.4.bias": torch.zeros(24)}
     with pytest.raises(LayoutError, match=r"vrnn\.decoder\.4 must give two values .* found 24"):
@@ -558,6 +561,12 @@ def without(name: str) -> dict[str, Tensor]:
 def test_what_is_no_checkpoint_of_a_known_layout(state: dict[str, Any], words: str) -> None:
     with pytest.raises(LayoutError, match=f"(?s){words}"):
         load_checkpoint(state)
+
+
+def test_what_is_neither_a_mapping_nor_a_path() -> None:
+    words = "state must be a state dict, a dictionary of arrays or a file's path, got VRNN"
+    with pytest.raises(TypeError, match=words):
+        load_checkpoint(VRNN(3, 4, 2))  # type: ignore[arg-type]
 
 
 def test_a_likelihood_that_the_heads_do_not_fit() -> None:

@@ -238,6 +238,10 @@ def test_a_stream_refuses_what_it_cannot_take() -> None:
         stream.state = (np.zeros((1, 18), np.float32),) * 2
     with pytest.raises(TypeError, match="state must be a tuple of arrays, got ndarray"):
         stream.state = np.zeros((1, 18), np.float32)
+    with pytest.raises(TypeError, match="x must be a NumPy array, got Tensor"):
+        stream.push(torch.zeros(1, 7))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model must be a VRNN, got int"):
+        Stream(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be a positive int, got 0"):
         Stream(model(), 0)
     with pytest.raises(ValueError, match="Stream takes no conditioning input"):

@@ -61,7 +61,7 @@ def test_bernoulli_obeys_the_law_at_any_logit_through_every_executor(executor: s
     plain.backend = "reference"
     exact = copy.deepcopy(plain).double()
 
-    def told(m: VRNN, x: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    def results(m: VRNN, x: Tensor, eps: Tensor) -> dict[str, Tensor]:
         nll = m(x, eps=eps).nll
         found = {f"nll[{t}]": nll[t].detach() for t in range(2)}
         for t in range(2):
@@ -73,7 +73,7 @@ def test_bernoulli_obeys_the_law_at_any_logit_through_every_executor(executor: s
     errors = Errors(torch.float32)
     for _ in range(6):
         eps = torch.randn(2, 1, 2)
-        errors.add(told(model, x, eps), told(plain, x, eps), told(exact, x.double(), eps.double()))
+        errors.add(results(model, x, eps), results(plain, x, eps), results(exact, x.double(), eps.double()))
     errors.assert_at_most_twice_torchs()
 
 

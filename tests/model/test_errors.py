@@ -300,7 +300,7 @@ GENERATE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "state and prefix": (
         {"state": torch.zeros(1, B, H), "prefix": x()},
         ValueError,
-        "pass either state or prefix: the prefix determines the state",
+        "pass either `state` or `prefix`: the prefix determines the state",
     ),
     "state and lengths": (
         {"state": torch.zeros(1, 1, H), "lengths": torch.tensor([3])},
@@ -419,6 +419,10 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         "residual adds the prior's mean, and that of a standard normal prior is zero",
     ),
     "widths": (lambda: VRNN(X, H, Z, prior=(3, 0)), "prior must be a tuple of positive layer widths, got (3, 0)"),
+    "prior": (
+        lambda: VRNN(X, H, Z, prior="normal"),  # type: ignore[arg-type]
+        "prior must be 'standard_normal' or a tuple of positive layer widths, got 'normal'",
+    ),
     "width": (lambda: VRNN(X, H, Z, phi_x=4), "phi_x must be a tuple of positive layer widths, got 4"),  # type: ignore[arg-type]
     "backend": (
         lambda: VRNN(X, H, Z, backend="tpu"),
@@ -433,6 +437,20 @@ def test_build(case: str) -> None:
     build, words = BUILD[case]
     with pytest.raises(ValueError, match=re.escape(words)):
         build()
+
+
+@pytest.mark.parametrize(
+    ("orders", "words"),
+    [
+        (("h",), "input_order must be a mapping of networks to tuples of sources, got ('h',)"),
+        ({"encoder": 3}, "input_order of encoder must be a tuple of sources, got 3"),
+        ({"encoder": {"h", "phi_x"}}, "input_order of encoder must be a tuple of sources, got {"),
+        ({"encoder": "h"}, "input_order of encoder must be a tuple of sources, got 'h'"),
+    ],
+)
+def test_build_with_an_order_that_is_none(orders: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(words)):
+        VRNN(X, H, Z, input_order=orders)
 
 
 def test_the_constants_of_a_standard_deviation_are_named() -> None:
@@ -536,6 +554,8 @@ def test_explain_says_what_a_call_would(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("VRNN_FAST_ISA", "baseline")
     assert "cpu: forward 1 operator call, backward 1, each one parallel region of baseline code" in model.explain()
     monkeypatch.setenv("VRNN_FAST_ISA", "avx9")
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        model.explain([1.0])  # type: ignore[arg-type]
     for call in (model.explain, lambda: model(x())):
         with pytest.raises(RuntimeError, match="VRNN_FAST_ISA is 'avx9'; this machine can run: baseline"):
             call()

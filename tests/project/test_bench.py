@@ -332,9 +332,9 @@ def test_measuring_some_leaves_the_others_and_their_dates(
         assert after.rows[0].state == after.state == replace(record.Provenance.now(), date=after.state.date)
         assert after.rows[1:] == before.rows[1:]
         new, *old = in_full(after.rows, after.state).splitlines()[2:]
-        told = "| 2020-02-02, commit 0123456789" + (", torch 2.10.0 |" if changed == "versions" else " |")
+        ending = "| 2020-02-02, commit 0123456789" + (", torch 2.10.0 |" if changed == "versions" else " |")
         assert "commit" not in new
-        assert all(line.endswith(told) for line in old)
+        assert all(line.endswith(ending) for line in old)
         assert str(after.state) in readme.heading(after)
 
     monkeypatch.setattr(experiments, "full", lambda: [one, other])  # whole experiments forget what is not in them now

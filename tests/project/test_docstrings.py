@@ -94,7 +94,6 @@ Tell Time Train Try Turn Wait Weigh Write Yield
 ELSEWHERE = (
     "vrnn_fast/executors/cuda/",
     "vrnn_fast/executors/triton/",
-    "vrnn_fast/executors/rows.py",
 )
 
 

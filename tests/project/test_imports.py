@@ -1,4 +1,4 @@
-"""Data flows one way, and so do imports: a room knows those below it and none above."""
+"""Data flows one way, and so do imports: a part knows those below it and none above."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-"""The rooms of the package by floor, the lowest first. Rooms of one floor know nothing of each other: a room that needs
-another stands above it."""
+"""The parts of the package, modules and folders, by floor, the lowest first. Those of one floor know nothing of each
+other: one that needs another is above it."""
 
 
 def modules() -> dict[str, Path]:
@@ -67,19 +67,19 @@ def graph() -> dict[str, set[str]]:
 
 
 def floor(name: str) -> int:
-    room = name.partition(".")[0]
-    if not room:
-        return len(FLOORS)  # what a user sees: the names of the package, made of all rooms
-    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+    part = name.partition(".")[0]
+    if not part:
+        return len(FLOORS)  # what a user sees: the names of the package, made of all parts
+    return next(i for i, parts in enumerate(FLOORS) if part in parts)
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {name.partition(".")[0] for name in modules() if name}
-    assert rooms == {room for rooms in FLOORS for room in rooms}
+def test_every_part_has_a_floor() -> None:
+    parts = {name.partition(".")[0] for name in modules() if name}
+    assert parts == {part for floor in FLOORS for part in floor}
 
 
 def test_every_import_runs_downward() -> None:
-    """Or stays in its room."""
+    """Or stays in its part."""
     arrows = ((name, other) for name, others in graph().items() for other in others)
     between = ((a, b) for a, b in arrows if a.partition(".")[0] != b.partition(".")[0])
     assert not [f"{a} imports {b}" for a, b in between if floor(b) >= floor(a)]

@@ -53,7 +53,7 @@ def test_examples_of_the_readme_print_what_it_shows(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert NUMBER.sub("", printed) == NUMBER.sub("", shown)
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
-    assert all(abs(float(found) - float(told)) <= 0.3 for found, told in pairs)
+    assert all(abs(float(found) - float(expected)) <= 0.3 for found, expected in pairs)
 
 
 def test_the_readme_is_short_and_begins_with_what_to_do() -> None:

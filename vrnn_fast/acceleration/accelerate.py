@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks, executors
 from ..layouts import chosen
-from ..layouts.base import Deviation, Layout, Outcome
+from ..layouts.base import Deviation, Layout, Outcome, Sampler
 from ..layouts.mapping import Named, check_names
 from ..layouts.modules import parameter_shapes, shallow
 from ..layouts.recipe import Recipe, Sampling
@@ -125,7 +125,32 @@ def accelerate(
         inputs,
         search=known.written is None,
     )
-    deviations = proven.outcome.deviations
+    _check_fix(known, proven.outcome.deviations, fix)
+    sampling = None
+    if known.sampler is not None and len(cells) == 1 and not known.apart:
+
+        def built(twin: nn.Module, tried: Sampling) -> nn.Module:
+            return build(twin, recipe_of(proven.outcome, proven.noise, tried))
+
+        sampling = _proven_sampling(model, known.sampler, features, built)
+    return cast(Module, build(model, recipe_of(proven.outcome, proven.noise, sampling, fixed=fix, on=backend)))
+
+
+def _proven_sampling(
+    model: nn.Module, sampler: Sampler, features: int, built: Callable[[nn.Module, Sampling], nn.Module]
+) -> Sampling | None:
+    """Return how the accelerated model samples; None, and a warning, where its samples are not proven."""
+    tried = Sampling(sampler, gradients=False)
+    try:
+        gradients = samples(model, lambda twin: built(twin, tried), sampler, features)
+    except (ProofError, LayoutError) as error:
+        warnings.warn(f"{sampler.method} runs as its class is written, not on a backend: {error}", stacklevel=3)
+        return None
+    return None if gradients is None else Sampling(sampler, gradients)
+
+
+def _check_fix(known: Layout, deviations: Mapping[str, Deviation], fix: Collection[str]) -> None:
+    """Raise ValueError if ``fix`` names what cannot be fixed, and warn of the deviations that it leaves."""
     fixable = [name for name, deviation in deviations.items() if not deviation.outside]
     unknown = [name for name in fix if name not in fixable]
     if unknown:
@@ -135,23 +160,7 @@ def accelerate(
     left = {name: deviation for name, deviation in deviations.items() if name not in fix}
     if left:
         listed = "; ".join(f"{name}: {f.text} ({_fate(f)})" for name, f in left.items())
-        warnings.warn(f"accelerated as {known}, faithfully; fix= takes the deviations by name. {listed}", stacklevel=2)
-    sampling = None
-    if known.sampler is not None and len(cells) == 1 and not known.apart:
-        tried = Sampling(known.sampler, gradients=False)
-
-        def sampling_one(twin: nn.Module) -> nn.Module:
-            return build(twin, recipe_of(proven.outcome, proven.noise, tried))
-
-        try:
-            gradients = samples(model, sampling_one, known.sampler, features)
-        except (ProofError, LayoutError) as error:
-            warnings.warn(
-                f"{known.sampler.method} runs as its class is written, not on a backend: {error}", stacklevel=2
-            )
-        else:
-            sampling = None if gradients is None else Sampling(known.sampler, gradients)
-    return cast(Module, build(model, recipe_of(proven.outcome, proven.noise, sampling, fixed=fix, on=backend)))
+        warnings.warn(f"accelerated as {known}, faithfully; fix= takes the deviations by name. {listed}", stacklevel=3)
 
 
 def _apart(model: nn.Module, known: Layout, shapes: Shapes) -> tuple[str, ...]:

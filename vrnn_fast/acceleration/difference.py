@@ -76,7 +76,7 @@ def same_draws(theirs: list[RandomDraw], ours: list[RandomDraw], where: str) -> 
 
 
 def _cure(theirs: list[RandomDraw], ours: list[RandomDraw]) -> str:
-    """Tell which argument may make as many draws of ours as of theirs."""
+    """Say which argument of accelerate may give ours as many draws as theirs."""
     sizes = [draws[0].shape[-2:-1] if draws else () for draws in (theirs, ours)]
     if sizes == [(len(ours),), (len(theirs),)]:
         return "layout={'batch_first': True} says that x is (B, T, ...)"
@@ -114,13 +114,13 @@ def _difference(theirs: Any, ours: Any, where: str, scale: float | None = None) 
 
 
 def apart(largest: float, roundings: float = ROUNDINGS) -> float:
-    """Tell how far apart values may be of which the largest is so large."""
+    """Return how far apart values may be, the largest of which is ``largest``."""
     return allowed(0, largest, torch.float64, roundings=roundings)
 
 
 def _alike(theirs: Any, ours: Any) -> bool:
-    """Tell whether two values of one class, no tensors, are the same; whatever a foreign class says to that, they are
-    not if it does not say yes."""
+    """Tell whether two values of one class, no tensors, are equal. A foreign class may answer anything, or raise: only
+    yes counts."""
     try:
         if isinstance(theirs, (float, np.ndarray)):
             return bool(np.allclose(theirs, ours, rtol=apart(1), atol=apart(1), equal_nan=True))

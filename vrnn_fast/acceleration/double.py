@@ -28,7 +28,8 @@ def double_by_default() -> Iterator[None]:
 
 
 class _Operators(TorchDispatchMode):
-    """Operators that see no floating tensor and are typed no dtype: they take the default one, if it floats at all."""
+    """Lets operators without a dtype or a floating tensor among their arguments give float64, where they would give the
+    default dtype."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -47,7 +48,7 @@ class _Operators(TorchDispatchMode):
 
 
 class _Numbers(TorchFunctionMode):
-    """Tensors of Python's numbers, which no operator makes."""
+    """Does the same for tensors made of Python's numbers, which no operator makes."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

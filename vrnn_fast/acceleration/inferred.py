@@ -16,7 +16,7 @@ from .quantities import BERNOULLI, OF_THETA, SATURATED, THETA, Vocabulary
 
 
 class Unknown(Exception):
-    """A tensor that is none of the quantities, by its name, and what it is."""
+    """Raised for a tensor that is none of the quantities, with its name and what is known of it."""
 
     def __init__(self, name: str, words: str = "is none of the quantities of a run") -> None:
         super().__init__(f"{name} {words}")
@@ -26,7 +26,7 @@ class Unknown(Exception):
 
 @dataclass(frozen=True)
 class Reduction:
-    """The sum over all dimensions of a loss but those kept, divided by the sizes of some: letters of ``"TBF"``."""
+    """A loss summed over all dimensions but ``kept``, divided by the sizes of ``mean_over``; letters of ``"TBF"``."""
 
     kept: str
     mean_over: str
@@ -112,7 +112,7 @@ class Inferred(Outcome):
 
     @property
     def fields(self) -> list[Field]:
-        """All fields, wherever they stand."""
+        """All fields, at any depth."""
         return list(_fields((self.returned, [node for _, node in self.left])))
 
     @property
@@ -164,18 +164,23 @@ class Inferred(Outcome):
             out.normal_()
 
     def output(self, run: Run, fix: frozenset[str]) -> Any:
-        return _make(self.returned, _Mended(self.vocabulary, run, fix))
+        return _make(self.returned, _Fixed(self.vocabulary, run, fix))
 
     def attributes(self, run: Run) -> dict[str, Any]:
-        return {name: _make(node, _Mended(self.vocabulary, run, frozenset())) for name, node in self.left}
+        return {name: _make(node, _Fixed(self.vocabulary, run, frozenset())) for name, node in self.left}
 
     @property
     def depends_on_saturation(self) -> bool:
-        """Whether a loss is one of several that differ where the decoder saturates alone."""
+        """Whether a loss has variants that differ only where the decoder saturates."""
         return any(f.quantity == BERNOULLI for f in self.fields)
 
     def settled(self, returned: Any, left: Mapping[str, Any], run: Run) -> Inferred:
-        """Return this one with the losses that an original has whose decoder saturates, where it gave this."""
+        """Return the same with the variant of each loss that gives what the original gave where its decoder saturates.
+
+        Args:
+            returned: what the original returned then.
+            left: the attributes that it left.
+            run: our run on the same input."""
         theirs = _entries(returned, left)
         choices = SATURATED if self.depends_on_saturation else (BERNOULLI,)
         found = []
@@ -213,7 +218,7 @@ def _agree(ours: Tensor, theirs: Tensor) -> bool:
     return theirs.numel() == 0 or bool((ours - theirs).abs().max() <= 1e-6 * theirs.abs().max())
 
 
-class _Mended:
+class _Fixed:
     """The quantities of a run, each computed once, with deviations fixed."""
 
     def __init__(self, vocabulary: Vocabulary, run: Run, fix: frozenset[str]) -> None:
@@ -243,7 +248,7 @@ class _Mended:
         return found.transpose(0, 1) if field.swap else found
 
 
-def _make(node: Any, quantities: _Mended) -> Any:
+def _make(node: Any, quantities: _Fixed) -> Any:
     if isinstance(node, Field):  # and no match: Dynamo of torch 2.10 does not trace it
         return quantities.field(node)
     if isinstance(node, Total):

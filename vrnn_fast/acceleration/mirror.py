@@ -38,7 +38,7 @@ _CONSTANTS = {nn.LeakyReLU: ("negative_slope", 0.01), nn.ELU: ("alpha", 1.0), nn
 
 
 class Scripted(nn.Module):
-    """The parameters of one of torch.jit's modules; called, and in all else that it has, it is that one.
+    """The parameters of a module of torch.jit; calls and all other attributes are that module's.
 
     ``root`` is the outermost module that was scripted, and ``path`` leads from there.
     """
@@ -228,8 +228,12 @@ def refuse_draws(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
-    """Tell why a launch cannot do what this module does, or None. ``holds``: it is above parameters that have a role;
-    ``free``: the layout knows it."""
+    """Return why a launch cannot do what this module does, or None.
+
+    Args:
+        holds: whether parameters with a role lie below it.
+        free: whether the layout knows it.
+    """
     probability = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     if isinstance(module, (_DropoutNd, *RECURRENT, TraceableRecurrence)):
         name = "p" if isinstance(module, _DropoutNd) else "dropout"

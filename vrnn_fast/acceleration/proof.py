@@ -113,8 +113,11 @@ def _prove(model: nn.Module, accelerate: Accelerate, outcome: Outcome, example: 
 def _theirs(
     twin: nn.Module, inputs: tuple[Any, ...], outcome: Outcome, weights: str, mode: Mode
 ) -> tuple[Observed, set[str]]:
-    """Return what the original gives, and the names of the fields that cannot be compared: with its own parameters
-    those that are no numbers and may be none, and those that have lost their digits to the original's own rounding."""
+    """Return what the original gives, and the names of the fields that cannot be compared.
+
+    With its own parameters these are the fields that are no numbers, where a known deviation says so, and those whose
+    digits are lost to the original's own rounding.
+    """
     where = _where(weights, twin, mode)
     theirs = _observe_original(twin, inputs, outcome, mode, where)
     missing = {name for name, value in theirs.fields.items() if not finite(value)}
@@ -250,7 +253,7 @@ def _observe_original(
 
 @contextmanager
 def _original(method: str, inputs: tuple[Any, ...] | None = None, where: str = "") -> Iterator[None]:
-    """Run a method of the original here: whatever it raises is its own affair."""
+    """Run a method of the original inside: what it raises is reported as the original's own error."""
     try:
         yield
     except Exception as error:
@@ -265,7 +268,7 @@ def _given(value: Any) -> str:
 
 @contextmanager
 def _accelerated(where: str) -> Iterator[None]:
-    """Run ours here, and in it the original's own modules: what they raise is a difference, too."""
+    """Run ours inside, the original's own modules included: what it raises is reported as a difference."""
     try:
         yield
     except (LayoutError, ProofError):

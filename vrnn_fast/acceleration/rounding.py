@@ -1,4 +1,4 @@
-"""What a result owes to rounding: the same computation, its functions wrong in the last bits."""
+"""How much of a result is rounding: the same computation with functions that are wrong in the last bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BITS = 4  # units in the last place: as far as two libraries of such functions 
 
 
 class Shaken(TorchDispatchMode):
-    """Functions that end in a plateau give results that are wrong in the last bits, the same ones every time.
+    """Lets functions that end in a plateau give results that are wrong in the last bits, the same ones every time.
 
     A number that was made of 1 - sigmoid(16) moves by 2**23 times as much, and one that has all of its digits does not.
     """

@@ -29,6 +29,19 @@ def widths(name: str, given: Widths, default: tuple[int, ...] = ()) -> tuple[int
     return cast(tuple[int, ...], found)
 
 
+def prior(given: Widths | str, default: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the widths of the prior's hidden layers; None for a standard normal prior.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if given == "standard_normal":
+        return None
+    if isinstance(given, str):
+        raise ValueError(f"prior must be 'standard_normal' or a tuple of positive layer widths, got {given!r}")
+    return widths("prior", given, default)
+
+
 def of_heads(given: HeadLayers) -> tuple[tuple[int, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
     """Return the hidden layers of every head, and those of the heads that have other ones."""
     if not isinstance(given, Mapping):
@@ -45,5 +58,14 @@ def activations(given: ActivationNames) -> tuple[Activation, tuple[tuple[str, Ac
 
 
 def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the orders of columns that are other ones."""
+    """Return the orders of columns that are not the original's.
+
+    Raises:
+        TypeError: they are no mapping of names to tuples.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"input_order must be a mapping of networks to tuples of sources, got {given!r}")
+    for name, order in (given or {}).items():
+        if not isinstance(order, (tuple, list)):
+            raise TypeError(f"input_order of {name} must be a tuple of sources, got {order!r}")
     return tuple((name, tuple(order)) for name, order in (given or {}).items())

@@ -18,6 +18,7 @@ from .stages import (
     Draw,
     Keep,
     Likelihood,
+    Partition,
     Recur,
     Resample,
     Sample,
@@ -64,81 +65,91 @@ def stride(width: int) -> int:
     return lines + LINE if lines % ALIAS == 0 else lines
 
 
-@lru_cache(maxsize=256)
-def encode(spec: CellSpec, way: ProgramKind = "inference") -> Program:
-    """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
-    program = partition(spec) if way == "inference" else generation(spec, mean=way == "means")
-    buffers = {b.name: i for i, b in enumerate(program.buffers)}
-    parameters = {p.name: i for i, p in enumerate(spec.parameters())}
-    constants: list[float] = []
+class _StageWriter:
+    """Writes the stages of a partition as integers; the constants of standard deviations lie beside them."""
 
-    def slices(*parts: Slice) -> Iterator[int]:
+    def __init__(self, spec: CellSpec, program: Partition) -> None:
+        self.buffers = {b.name: i for i, b in enumerate(program.buffers)}
+        self.parameters = {p.name: i for i, p in enumerate(spec.parameters())}
+        self.constants: list[float] = []
+
+    def stage(self, stage: Stage) -> Iterator[int]:
+        yield OPS.index(type(stage))
+        match stage:
+            case Bias():
+                yield from self._weights(stage, (), stage.terms)
+            case Dense():
+                yield from self._slices(stage.source)
+                yield from self._weights(stage, stage.blocks, stage.bias)
+            case Activate():
+                yield from (*self._slices(stage.target), ACTIVATIONS.index(stage.activation))
+            case Add():
+                yield from self._slices(stage.source, stage.target)
+            case Sample():
+                yield from (*self._slices(stage.source, stage.std, stage.z), *self._transform(stage.transform))
+            case Recur():
+                yield from (CELLS.index(stage.cell), *self._slices(stage.gates, stage.h))
+                for part in (stage.candidate, stage.c, stage.output):
+                    yield from self._optional(part)
+            case Divergence():
+                yield from self._slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
+                yield from self._transform(stage.transform)
+                yield from self._optional(stage.z)
+            case Likelihood():
+                kind = LIKELIHOODS.index(stage.kind)
+                yield from (*self._slices(stage.source), kind, *self._transform(stage.transform))
+            case Resample():
+                pass
+            case Draw():
+                yield from self._slices(stage.source, stage.noise, stage.x)
+                yield from (LIKELIHOODS.index(stage.kind), stage.mean, *self._transform(stage.transform))
+            case _:
+                assert_never(stage)
+
+    def _slices(self, *parts: Slice) -> Iterator[int]:
         for part in parts:
-            yield from (buffers[part.buffer], part.start, part.width)
+            yield from (self.buffers[part.buffer], part.start, part.width)
 
-    def weights(stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
-        yield from slices(stage.target)
+    def _optional(self, part: Slice | None) -> Iterator[int]:
+        yield part is not None
+        if part is not None:
+            yield from self._slices(part)
+
+    def _weights(self, stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
+        yield from self._slices(stage.target)
         yield from (terms is None, len(blocks), len(terms or ()))
         for b in blocks:
-            yield from (parameters[b.parameter], b.row, b.rows, b.column, b.at)
+            yield from (self.parameters[b.parameter], b.row, b.rows, b.column, b.at)
         for t in terms or ():
-            yield from (parameters[t.parameter], t.row, t.rows, t.at)
+            yield from (self.parameters[t.parameter], t.row, t.rows, t.at)
 
-    def constant(value: float) -> int:
-        constants.append(value)
-        return len(constants) - 1
-
-    def transform(std: Std) -> Iterator[int]:
+    def _transform(self, std: Std) -> Iterator[int]:
         yield STD_KINDS.index("plain" if std.plain else "softplus" if std.kind == "softplus" else "exponential")
-        yield constant(std.floor)
+        yield self._constant(std.floor)
         if not std.plain:
             scale = 0.5 if std.kind == "log_variance" else std.sharpness
             low, high = max(std.clamp[0], -LARGEST), min(std.clamp[1], LARGEST)
             for value in (scale, std.offset, std.min_std, low, high):
-                yield constant(value)
+                yield self._constant(value)
 
-    def integers(stage: Stage) -> Iterator[int]:
-        yield OPS.index(type(stage))
-        match stage:
-            case Bias():
-                yield from weights(stage, (), stage.terms)
-            case Dense():
-                yield from slices(stage.source)
-                yield from weights(stage, stage.blocks, stage.bias)
-            case Activate():
-                yield from (*slices(stage.target), ACTIVATIONS.index(stage.activation))
-            case Add():
-                yield from slices(stage.source, stage.target)
-            case Sample():
-                yield from (*slices(stage.source, stage.std, stage.z), *transform(stage.transform))
-            case Recur():
-                yield from (CELLS.index(stage.cell), *slices(stage.gates, stage.h))
-                for part in (stage.candidate, stage.c, stage.output):
-                    yield part is not None
-                    yield from slices(*(() if part is None else (part,)))
-            case Divergence():
-                yield from slices(stage.posterior, stage.posterior_std, stage.prior, stage.prior_std)
-                yield from transform(stage.transform)
-                yield stage.z is not None
-                yield from slices(*(() if stage.z is None else (stage.z,)))
-            case Likelihood():
-                yield from (*slices(stage.source), LIKELIHOODS.index(stage.kind), *transform(stage.transform))
-            case Resample():
-                pass
-            case Draw():
-                yield from slices(stage.source, stage.noise, stage.x)
-                yield from (LIKELIHOODS.index(stage.kind), stage.mean, *transform(stage.transform))
-            case _:
-                assert_never(stage)
+    def _constant(self, value: float) -> int:
+        self.constants.append(value)
+        return len(self.constants) - 1
 
-    code = [FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, buffers.get("cond", -1)]
+
+@lru_cache(maxsize=256)
+def encode(spec: CellSpec, kind: ProgramKind = "inference") -> Program:
+    """Write the partition of a cell as the integers that csrc/core/decode.cpp reads."""
+    program = partition(spec) if kind == "inference" else generation(spec, mean=kind == "means")
+    writer = _StageWriter(spec, program)
+    code = [FORMAT, spec.output_size, len(program.buffers), spec.state_tensors, writer.buffers.get("cond", -1)]
     for b in program.buffers:
         code += [b.width, stride(b.width), int(b.keep)]
     code += [len(program.before), len(program.scan), len(program.after)]
     for stage in program.stages:
-        code += map(int, integers(stage))
+        code += map(int, writer.stage(stage))
 
     def saved(least: Keep) -> int:
         return sum(stride(b.width) for b in program.buffers if b.keep >= least)
 
-    return Program(code, constants, saved(Keep.STORED), saved(Keep.ALWAYS))
+    return Program(code, writer.constants, saved(Keep.STORED), saved(Keep.ALWAYS))

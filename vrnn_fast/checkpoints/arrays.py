@@ -1,4 +1,4 @@
-"""A plain dictionary of arrays: each is to be used, and none is to be missing."""
+"""A plain dictionary of arrays, none of which may be missing or left over."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Arrays:
         if shape is not None and (
             array.dim() != len(shape) or any(w not in (None, s) for w, s in zip(shape, array.shape, strict=True))
         ):
-            meant = ", ".join("any" if size is None else str(size) for size in shape)
-            raise LayoutError(f"{name} must have shape ({meant}), found {tuple(array.shape)}")
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise LayoutError(f"{name} must have shape ({expected}), found {tuple(array.shape)}")
         return array
 
     def leave(self, names: Iterable[str]) -> None:
-        """Leave these: they are of no use here, and that is right."""
+        """Leave these out: the module has no use for them."""
         self.left.difference_update(names)
 
     def finish(self) -> None:

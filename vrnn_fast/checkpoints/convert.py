@@ -65,11 +65,16 @@ def load_checkpoint(
     Raises:
         LayoutError: it is damaged, of no known layout, or of one with parts that cannot be run, or it does not tell
             what its output means; the message says what was looked for and what was found.
+        TypeError: ``state`` is neither a mapping nor a path.
 
     Examples:
         >>> load_checkpoint(model.state_dict()).spec == model.spec
         True
     """
+    if not isinstance(state, (Mapping, str, PathLike)):
+        raise TypeError(
+            f"state must be a state dict, a dictionary of arrays or a file's path, got {type(state).__name__}"
+        )
     stored, ours = (state, None) if isinstance(state, Mapping) else _read(Path(state))
     if ours is None and layout == "auto":
         ours = _own(stored)
@@ -82,7 +87,8 @@ def load_checkpoint(
 
 
 def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], agent: int | None = None) -> VRNN:
-    """Write the model that ``old`` holds as a file that :func:`vrnn_fast.load_checkpoint` reads untold.
+    """Write the model that ``old`` holds as a file that :func:`vrnn_fast.load_checkpoint` reads without further
+    arguments.
 
     Raises:
         LayoutError: the checkpoint is of no known layout or a run's own, or ``new`` does not end in .safetensors.
@@ -151,8 +157,8 @@ def _own(stored: Mapping[str, Any]) -> _Ours | None:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], _Ours | None]:
-    """Read what a file of safetensors, torch.save (legacy ones included) or numpy.savez holds, and what ours
-    says of itself."""
+    """Read a file of safetensors, torch.save (legacy ones included) or numpy.savez; of one of ours the description as
+    well."""
     try:
         there = path.is_file()
     except OSError as error:  # of a name that no file can have
@@ -250,10 +256,10 @@ def _alone(agent: int | None) -> None:
 
 
 def _index(agent: int | None, count: int) -> int:
-    """Tell which of a checkpoint's list of agents is asked for; of one alone it need not be told.
+    """Return which of a checkpoint's agents is asked for; with one agent alone, ``agent`` may be None.
 
     Raises:
-        LayoutError: it is not told, or there is no such one.
+        LayoutError: it is None for several agents, or there is no such agent.
     """
     if agent is None and count == 1:
         return 0

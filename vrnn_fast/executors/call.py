@@ -38,7 +38,7 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of a call's inputs; None where nobody asked."""
+    """The gradients of a call's inputs; None for those not asked for."""
 
     x: Tensor | None
     eps: Tensor | None

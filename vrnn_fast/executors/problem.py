@@ -81,8 +81,8 @@ class Problem:
         recompute: bool = False,
         between: Callable[[], object] = lambda: None,
     ) -> dict[str, Tensor]:
-        """Compute every output and, as ``d <input>``, every gradient, on the CPU again; ``between`` forward and
-        backward something may happen."""
+        """Compute every output and, as ``d <input>``, every gradient, on the CPU again; ``between`` is called between
+        forward and backward."""
         leaves = {name: t.to(device, dtype, copy=True).requires_grad_() for name, t in self.inputs.items()}
         state = tuple(leaves[f"state{i}"] for i in range(self.spec.state_tensors))
         flags: dict[str, Any] = {

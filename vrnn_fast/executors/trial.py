@@ -42,8 +42,13 @@ class TrialStructure:
 
 @dataclass(frozen=True)
 class Finding:
-    """Of one structure: the largest error of a result, as a part of what is allowed, and what was wrong, in words; or
-    why the executor refuses it."""
+    """The result of trying one structure.
+
+    Attributes:
+        share: the largest error of a result, as a share of what the law allows.
+        wrong: what was wrong, in words.
+        refused: why the executor refuses the structure; None if it runs.
+    """
 
     name: str
     share: float = 0.0
@@ -109,8 +114,8 @@ def finding(executor: Runs, device: torch.device, structure: TrialStructure) -> 
 
 
 def _differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> str | None:
-    """Find what of a forward pass is not the same to the last bit. Sums of gradients are somebody else's, and may
-    differ."""
+    """Return the name of the first result of a forward pass that is not the same to the last bit. Gradients are not
+    compared: torch may add them up in another order."""
     names = (name for name in first if not name.startswith("d ") and name in second)
     return next((n for n in names if not torch.equal(first[n].nan_to_num(), second[n].nan_to_num())), None)
 

@@ -40,8 +40,13 @@ _LOG = logging.getLogger("vrnn_fast")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a trial: why the executor is not trusted, or None; each structure's largest error, as a part of what the law
-    allows; and why it refuses those that it does."""
+    """The result of a trial.
+
+    Attributes:
+        reason: why the executor is not trusted; None if it is.
+        shares: the largest error of each structure, as a share of what the law allows.
+        refused: why the executor refuses a structure, for those that it does.
+    """
 
     executor: str
     where: Mapping[str, str]  # the device, and the versions of all that it stands on

@@ -138,7 +138,7 @@ class Outcome:
         return {}
 
     def methods(self, original: type[nn.Module], fix: frozenset[str]) -> dict[str, Callable[..., Any]]:
-        """Return further methods of the original that mending changes, as the accelerated module has them."""
+        """Return further methods of the original that a fix changes, as the accelerated module has them."""
         return {}
 
 
@@ -364,8 +364,8 @@ def sequence(name: str, value: object, batch_first: bool, *, features: bool = Tr
     value = checks.any_tensor(name, value)
     if value.dim() != 3 if features else value.dim() < 2:
         sizes = ("B, T" if batch_first else "T, B") + (", X" if features else ", ...")
-        meant = "3 dimensions" if features else "2 dimensions or more"
-        raise ValueError(f"{name} must have {meant} ({sizes}), got shape {tuple(value.shape)}")
+        expected = "3 dimensions" if features else "2 dimensions or more"
+        raise ValueError(f"{name} must have {expected} ({sizes}), got shape {tuple(value.shape)}")
     return value.transpose(0, 1) if batch_first else value
 
 

@@ -46,13 +46,13 @@ class DynamicalOutcome(Outcome):
         }
 
     def methods(self, original: type[nn.Module], fix: frozenset[str]) -> dict[str, Callable[..., Any]]:
-        return {name: _mended(getattr(original, name)) for name in self.losses} if "kl" in fix else {}
+        return {name: _without_prior_kl(getattr(original, name)) for name in self.losses} if "kl" in fix else {}
 
 
-def _mended(loss: Callable[..., Any]) -> Callable[..., Any]:
+def _without_prior_kl(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method without what it gives for the KL of the prior to itself, which is zero.
 
-    That excess is told by its growth when every latent is there twice.
+    The excess is what grows when every latent is there twice.
     """
 
     @wraps(loss)

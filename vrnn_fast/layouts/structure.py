@@ -7,7 +7,7 @@ was found.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -227,25 +227,32 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         network = spec.network(name)
         chains = zip((network.hidden, *network.heads), (networks[name], *heads[name]), strict=True)
         theirs |= {layer.prefix: prefix for ours, own_ in chains for layer, prefix in zip(ours, own_, strict=True)}
-    names = []
-    for name, shape in spec.parameters():
-        owner, _, leaf = name.rpartition(".")
-        found = f"{theirs[owner]}.{leaf}" if owner != "rnn" else _recurrent(shapes, roles.cell, leaf)
-        if shapes.get(found) != shape:
-            raise LayoutError(
-                f"{found} must have shape {shape} for x of {spec.input_size}, z of {spec.latent_size} and h of "
-                f"{spec.hidden_size} features, found {_shape(shapes, found)}"
-            )
-        names.append(found)
     return Structure(
         spec,
-        tuple(names),
+        tuple(_parameter_names(shapes, spec, theirs, roles.cell)),
         (
             *networks.items(),
             *zip(owners, (head[:-1] for name in _NETWORKS for head in heads[name]), strict=True),
         ),
         tuple(head[-1] for head in heads["decoder"]),
     )
+
+
+def _parameter_names(shapes: Shapes, spec: CellSpec, theirs: Mapping[str, str], cell: str) -> Iterator[str]:
+    """Yield the model's name of each parameter of the cell; ``theirs`` has its layers' prefixes by ours.
+
+    Raises:
+        LayoutError: one has another shape than the cell asks for.
+    """
+    for name, shape in spec.parameters():
+        owner, _, leaf = name.rpartition(".")
+        found = f"{theirs[owner]}.{leaf}" if owner != "rnn" else _recurrent(shapes, cell, leaf)
+        if shapes.get(found) != shape:
+            raise LayoutError(
+                f"{found} must have shape {shape} for x of {spec.input_size}, z of {spec.latent_size} and h of "
+                f"{spec.hidden_size} features, found {_shape(shapes, found)}"
+            )
+        yield found
 
 
 def _conditioning(

@@ -34,7 +34,7 @@ def reason(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Cut to one line of bounded length; whatever else is a tensor's numbers or another's page."""
+    """Cut to one line of bounded length: what follows may be a tensor's numbers or a page of somebody else's text."""
     line = " ".join(text.split())
     if "tensor(" in line:
         line = line.partition("tensor(")[0] + "tensor(...)"

@@ -113,7 +113,7 @@ class Decoder:
             if width != narrow:
                 bits = (bits.view(f"i{narrow}").astype(f"i{width}") if extends else bits).astype(UNSIGNED[width])
             old = block.registers.get(name)
-            if lanes.whole:
+            if lanes.all_threads:
                 block.registers[name] = bits.copy() if bits.base is not None or not bits.flags.writeable else bits
             elif old is None:
                 block.registers[name] = np.where(lanes.mask, bits, UNSIGNED[width].type(0))

@@ -27,7 +27,7 @@ class Lanes:
     mask: Mask
 
     @cached_property
-    def whole(self) -> bool:
+    def all_threads(self) -> bool:
         return bool(self.mask.all())
 
     @cached_property

@@ -97,23 +97,23 @@ def generate(
     if dtype == torch.bfloat16:
         x, after = generate(spec, [p.float() for p in parameters], batch.to(torch.float32), mean=mean)
         return x.to(dtype), tuple(s.to(dtype) for s in after)
-    way: ProgramKind = "means" if mean else "samples"
+    kind: ProgramKind = "means" if mean else "samples"
     number, packed = None, None
     if not torch.compiler.is_compiling():
-        number = _number(spec, way)
+        number = _number(spec, kind)
         if isinstance(parameters, Reading):
-            packed = parameters.once(_pack, spec, way, thorough=True)
-    drawn, final = operators.generate(program_of(spec, way), number, batch, parameters, packed)
+            packed = parameters.once(_pack, spec, kind, thorough=True)
+    drawn, final = operators.generate(program_of(spec, kind), number, batch, parameters, packed)
     return drawn, tuple(final)
 
 
-def _pack(spec: CellSpec, parameters: Sequence[Tensor], way: ProgramKind = "inference") -> operators.Packed:
-    return operators.Packed(_number(spec, way), parameters)
+def _pack(spec: CellSpec, parameters: Sequence[Tensor], kind: ProgramKind = "inference") -> operators.Packed:
+    return operators.Packed(_number(spec, kind), parameters)
 
 
 @lru_cache(maxsize=256)
-def _number(spec: CellSpec, way: ProgramKind = "inference") -> operators.Number:
-    return operators.number_of(encode(spec, way), len(list(spec.parameters())))
+def _number(spec: CellSpec, kind: ProgramKind = "inference") -> operators.Number:
+    return operators.number_of(encode(spec, kind), len(list(spec.parameters())))
 
 
 # A method: Dynamo of torch 2.10 takes no frozen dataclass as an argument of such a function. It guards what is read of
@@ -121,11 +121,11 @@ def _number(spec: CellSpec, way: ProgramKind = "inference") -> operators.Number:
 torch.compiler.assume_constant_result(CellSpec.constant)
 
 
-def program_of(spec: CellSpec, way: ProgramKind = "inference") -> Program:
+def program_of(spec: CellSpec, kind: ProgramKind = "inference") -> Program:
     """Encode as :func:`encode` does, and remember. A constant to torch.compile, which would otherwise trace through the
     cache."""
-    return spec.constant(spec.key, _encoded, way)
+    return spec.constant(spec.key, _encoded, kind)
 
 
-def _encoded(spec: CellSpec, way: ProgramKind) -> Program:
-    return encode(spec, way)
+def _encoded(spec: CellSpec, kind: ProgramKind) -> Program:
+    return encode(spec, kind)

@@ -27,7 +27,7 @@ LIBRARY = Path(__file__).parents[2] / "_ops.so"
 
 @cache
 def load() -> str | None:
-    """Load the operators, once. None on success, else the reason why they cannot be had."""
+    """Load the operators, once. Return None on success, else why there are none."""
     if not LIBRARY.exists():
         return _unbuilt(LIBRARY)
     try:
@@ -61,9 +61,9 @@ def launch_counts() -> dict[str, int]:
     if not hasattr(torch.ops.vrnn_fast, "launch_counts"):
         return {}
     names = [
-        f"cpu.{isa}.{way}"
+        f"cpu.{isa}.{kind}"
         for isa in ("baseline", "avx2", "avx512")
-        for way in ("forward", "backward", "step", "generate")
+        for kind in ("forward", "backward", "step", "generate")
     ]
     return dict(zip(names, torch.ops.vrnn_fast.launch_counts(), strict=False))
 
@@ -136,7 +136,7 @@ def wanted(*tensors: Tensor | None) -> bool:
 
 
 class Number(int):
-    """What stands for a program in this process: the operators keep that as long as its number lives."""
+    """The number of a program in this process: the operators keep the program as long as this object lives."""
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (int(self),)  # a copy keeps nothing
@@ -170,8 +170,8 @@ class Packed:
         self.weights: Tensor = below_autograd("pack", parameters, number)
 
     def is_current(self, thorough: bool) -> bool:
-        """Tell whether the parameters hold what they did, a few values of each or, ``thorough``, all: a look below what
-        torch counts."""
+        """Tell whether the parameters still hold the same values, by a few of each or, if ``thorough``, by all. It sees
+        changes that torch does not count."""
         unchanged: bool = overload("unchanged")(self._watch, thorough)
         return unchanged
 
