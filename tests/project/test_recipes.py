@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -226,3 +230,97 @@ def test_an_executor_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mine.runs == 1  # the last in order is not chosen unasked
     assert_obeys_the_law(CellSpec(5, 6, 2), 4, 3, [4, 0, 2], executor=mine, dtype=torch.float32, draws=2)
     assert mine.runs > 1
+
+
+ROWS = """
+template <class T>
+static void twice(int64_t rows, int64_t width, Matrix<T> target) {
+    for (int64_t i = 0; i < rows; ++i)
+        for_vectors<T>(width, [&](int64_t j, int64_t n) { store(target[i] + j, T(2) * load(target[i] + j, n), n); });
+}
+"""
+TWICE: dict[str, tuple[tuple[str, str], ...]] = {
+    "vrnn_fast/cell/stages.py": (
+        ("@dataclass(frozen=True)\nclass Draw:", "@dataclass(frozen=True)\nclass Twice:\n    target: Slice\n\n\n{}"),
+        ("| Resample | Draw\n", "| Resample | Draw | Twice\n"),
+    ),
+    "vrnn_fast/cell/partition.py": (
+        ("    weigh.extend([*stages, Likelihood(", "    weigh.extend([*stages, Twice(raw), Likelihood("),
+        ("    Term,\n", "{}    Twice,\n"),
+    ),
+    "vrnn_fast/executors/reference.py": (
+        ('        return torch.cat(self._network("decoder"', '        return 2 * torch.cat(self._network("decoder"'),
+    ),
+    "vrnn_fast/cell/encode.py": (
+        ("    Term,\n)", "    Term,\n    Twice,\n)"),
+        ("    Draw,\n)\nCELLS", "    Draw,\n    Twice,\n)\nCELLS"),
+        (
+            "            case Resample():\n",
+            "            case Twice():\n                yield from self._slices(stage.target)\n{}",
+        ),
+        ("FORMAT = 7", "FORMAT = 8"),
+    ),
+    "csrc/core/program.h": (
+        ("resample, draw);", "resample, draw, twice);"),
+        ("program_format = 7", "program_format = 8"),
+    ),
+    "csrc/core/decode.cpp": (("        case Op::add:\n", "        case Op::twice: s.target = slice(); break;\n{}"),),
+    "csrc/core/validate.cpp": (("            case Op::activate: break;\n", "{}            case Op::twice: break;\n"),),
+    "csrc/core/reach.cpp": (("        case Op::activate:\n", "{}        case Op::twice:\n"),),
+    "csrc/cpu/run.h": (
+        (
+            "        case Op::add: return add_rows<T>(p.rows, s.target.width, p.value(",
+            "        case Op::twice: return twice<T>(p.rows, s.target.width, p.value(s.target));\n{}",
+        ),
+        (
+            "        case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(",
+            "        case Op::twice: return twice<T>(p.rows, s.target.width, p.gradient(s.target));\n{}",
+        ),
+        ('#include "stages/sample.h"\n\nnamespace vrnn::VRNN_ISA {\n', "{}" + ROWS),
+    ),
+}
+"""A stage that doubles what it finds, in the files of the recipe: what stands there, and what comes in its place."""
+
+AGREE = """
+import torch
+from vrnn_fast import VRNN
+for likelihood in ("bernoulli", "gaussian"):
+    ours, right = (VRNN(5, 9, 3, likelihood=likelihood, backend=b, dtype=torch.float64) for b in ("cpu", "reference"))
+    right.load_state_dict(ours.state_dict())
+    x, eps = torch.rand(6, 4, 5, dtype=torch.float64).round(), torch.randn(6, 4, 3, dtype=torch.float64)
+    found = [m(x, torch.tensor([6, 0, 3, 1]), eps=eps, outputs=("prediction",)) for m in (ours, right)]
+    torch.testing.assert_close(found[0].nll, found[1].nll)
+    torch.testing.assert_close(found[0].prediction, found[1].prediction)
+    for out in found:
+        out.loss.backward()
+    for p, q in zip(ours.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+print(found[0].nll.sum().item())
+"""
+
+
+def test_a_stage_is_added_as_far_as_the_cpu_runs_it(tmp_path: Path) -> None:
+    """In a copy, compiled for the baseline alone: results and gradients are those of equations that have it as well."""
+    pytest.importorskip("ninja", reason="nothing can be built here without ninja")
+    if shutil.which("g++") is None:
+        pytest.skip("nothing can be built here without g++")
+    for folder in ("csrc", "vrnn_fast"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.rmtree(tmp_path / "csrc" / "numpy")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    assert TWICE.keys() <= relative(recipe("A stage"))
+    for name, edits in TWICE.items():
+        text = (tmp_path / name).read_text()
+        for old, new in edits:
+            assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
+            text = text.replace(old, new.replace("{}", old, 1))
+        (tmp_path / name).write_text(text)
+    baseline = "import platform, sys; platform.machine = lambda: 'baseline'; sys.argv[0] = 'setup.py'; "
+    build = f"{baseline}exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
+    run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    made = run([sys.executable, "-c", build, "--quiet", "build_ext", "--inplace"], env=os.environ | {"CXXFLAGS": "-O0"})
+    assert (tmp_path / "vrnn_fast" / "_ops.so").is_file(), made.stdout + made.stderr
+    found = run([sys.executable, "-c", AGREE], env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) > 0
