@@ -1,4 +1,4 @@
-"""The command ``vrnn-fast``: train, eval, sample, convert, info, verify, demo."""
+"""The command ``vrnn-fast``: train, pack, eval, sample, convert, info, verify, demo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from rich.markup import escape
 from . import data
 from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
-from .data.dataset import Output, Part
+from .data.reading import PARTS, Output, Part
+from .data.stored import Series
 from .layouts.structure import LayoutError
 from .training.config import MAX_SEED, RunError
 from .training.evaluation import evaluate
@@ -147,6 +148,25 @@ def _trainer(options: Options, run: Path, resume: Path | None, ranks: Ranks, sho
     return trainer
 
 
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="What train takes: chorales, a file, or a folder of files.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    likelihood: Annotated[Output | None, typer.Option(help="What a feature is, as in train.")] = None,
+    frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
+    rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
+    max_steps: Annotated[int, typer.Option(help="Cut longer sound after so many steps.", min=1)] = Source.max_steps,
+    grid: Annotated[int, typer.Option(help="Time steps of a quarter note, for MIDI.", min=1)] = Source.grid,
+    max_gigabytes: MaxGigabytes = Source.max_gigabytes,
+) -> None:
+    """Make a pack of data, of any size: train reads from it what it needs, when it needs it."""
+    origin = Source(source, likelihood, frame, rate, max_steps, grid, max_gigabytes)
+    made = data.make_pack(origin, out)
+    lengths = {part: [len(x) for x in made.parts[part]] for part in PARTS}
+    counts = ", ".join(f"{len(lengths[part])} {part} ({sum(lengths[part]):,} steps)" for part in PARTS)
+    console.print(f"{out}: {counts}, {made.features} features, {made.likelihood}", highlight=False, soft_wrap=True)
+
+
 @app.command("eval")
 def evaluate_run(
     run: RunFolder,
@@ -194,7 +214,7 @@ def sample(
     """Draw sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
     import numpy as np
 
-    from .data import chorales, files
+    from .data import chorales, sound
     from .training import report
 
     _set_threads(threads)
@@ -229,7 +249,7 @@ def sample(
             report.midi(samples[:, i], out / written[-1], lowest=chorales.LOWEST)
         elif about["rate"]:
             written.append(f"sample_{i + 1}.wav")
-            files.write_sound(out / written[-1], samples[:, i], about["rate"])
+            sound.write(out / written[-1], samples[:, i], about["rate"])
     console.print(f"{', '.join(written)} written to {out}")
 
 
@@ -291,9 +311,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _other_data(
-    run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float
-) -> tuple[torch.Tensor, ...]:
+def _other_data(run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float) -> tuple[Series, ...]:
     """Return a part of other data, read and standardised as what the run was trained on.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vrnn_fast.data.dataset import DataError
+from vrnn_fast.data import DataError
 
 from ..record import RESULTS
 from .chorales import KINDS, Hyperparameters, Result, read, run
