@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
@@ -54,6 +55,7 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MA
 
 def main() -> None:
     """Run the command line; what a user can put right ends in one line and exit status 1."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of a checkpoint, which one process may write
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:

@@ -182,7 +182,7 @@ def run(setting: Hyperparameters, data: Dataset, console: Console) -> Result:
     assert kept is not None
     start = perf_counter()
     valid, test = (kept.nats(part, KINDS, setting.measures) for part in (data.valid, data.test))
-    result = Result(setting, _machine(), trials, valid, test, round(perf_counter() - start, 1))
+    result = Result(setting, machine(), trials, valid, test, round(perf_counter() - start, 1))
     listed = ", ".join(f"{kind} {nats:.3f}" for kind, nats in test.items())
     console.print(f"{result.name}: lr {result.kept.learning_rate:g}, epoch {result.kept.best[0]} kept, test {listed}")
     return result
@@ -222,7 +222,8 @@ def train(setting: Hyperparameters, learning_rate: float, data: Dataset, console
     return trial, model
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """Describe this machine and this checkout."""
     described = Record.begin().heading
     return {
         key: described[key] for key in ("processor", "cores", "threads", "kernel_build", "versions", "commit", "date")

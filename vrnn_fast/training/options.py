@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str]) -> Options:
         source = found.pop("source")
         if source is not None:
             found["data.path"] = source
-        plain = parser.dump(found, format="json_compact", skip_none=False, skip_validation=True)
+        plain = parser.dump(found, format="json_compact", skip_unset=False, skip_validation=True)
         for name in _OF_A_CALL:
             found.pop(name, None)
         text = parser.dump(found, skip_validation=True)
