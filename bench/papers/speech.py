@@ -138,7 +138,7 @@ def width_of_equal_cost(setting: SpeechSetting) -> int:
     return min(range(4, 4 * setting.width, 4), key=lambda width: abs(costs(setting.kind, width) - aim))
 
 
-def run(setting: SpeechSetting, source: Source, data: Dataset, console: Console, out: Path) -> SpeechResult:
+def run(setting: SpeechSetting, source: Source, data: Dataset, machine: dict[str, object], out: Path) -> SpeechResult:
     """Train, measure, and leave spectra and sound in ``out``."""
     width = width_of_equal_cost(setting)
     config = TrainConfig(
@@ -157,13 +157,11 @@ def run(setting: SpeechSetting, source: Source, data: Dataset, console: Console,
     tighter = _tighter(model, data, setting.particles) if setting.latent and _has_latent(setting.kind) else None
     x, name = data.test[_longest(data)][:400], f"{setting.kind}-{setting.seed}"
     distances = spectra.leave(name, x, *_played(model, x, setting.seed), data.scale[0], data.rate or 1, out)
-    result = SpeechResult(
-        setting, machine(), data.name, width, cost(model), sum(p.numel() for p in model.parameters()),
+    return SpeechResult(
+        setting, machine, data.name, width, cost(model), sum(p.numel() for p in model.parameters()),
         -(sums.nll + sums.kl) / len(data.test), tighter, len(data.test), seconds, round(trained, 1),
         [-epoch.valid.bound for epoch in trainer.history], distances,
     )  # fmt: skip
-    console.print(f"{name}: width {width}, {trained:.0f} s, {result.bound:,.0f} nats per recording")
-    return result
 
 
 def _longest(data: Dataset) -> int:
@@ -220,13 +218,15 @@ def main(given: Sequence[str]) -> None:
             data = load(source)
         except DataError as error:
             parser.error(str(error))
-        records = options.results / "speech"
+        described, records = machine(), options.results / "speech"
         records.mkdir(parents=True, exist_ok=True)
         for seed in options.seed or SEEDS:
             for kind in options.kind or KINDS:
-                result = run(SpeechSetting(kind, seed, **kept), source, data, console, options.out)
-                name = f"{kind.lower()}-{seed}.json"
-                (records / name).write_text(json.dumps(asdict(result), indent=1) + "\n")
+                result = run(SpeechSetting(kind, seed, **kept), source, data, described, options.out)
+                name = f"{kind.lower()}-{seed}"
+                (records / f"{name}.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+                words = f"{name}: width {result.width}, {result.trained:.0f} s, {result.bound:,.0f} nats per recording"
+                console.print(words)
                 (options.results / "speech.md").write_text(page(results_in(records)))
         spectra.picture(options.out)
 
