@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -126,7 +126,6 @@ def cost(model: VRNN) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() == 2)
 
 
-@cache
 def width_of_equal_cost(setting: SpeechSetting) -> int:
     """Find the width, in steps of four, at which a model costs what VRNN-Gauss does."""
 
@@ -134,8 +133,9 @@ def width_of_equal_cost(setting: SpeechSetting) -> int:
         asked = SpeechSetting(**{**asdict(setting), "kind": kind})
         return cost(build(arguments(asked, width), FRAME, "gaussian"))
 
-    aim = costs("VRNN-Gauss", setting.width)
-    return min(range(4, 4 * setting.width, 4), key=lambda width: abs(costs(setting.kind, width) - aim))
+    aim, widths = costs("VRNN-Gauss", setting.width), range(4, 4 * setting.width, 4)
+    above = bisect_left(widths, aim, key=lambda width: costs(setting.kind, width))
+    return min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(costs(setting.kind, width) - aim))
 
 
 def run(setting: SpeechSetting, source: Source, data: Dataset, machine: dict[str, object], out: Path) -> SpeechResult:
