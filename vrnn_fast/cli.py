@@ -107,7 +107,7 @@ def _train(options: Options, ranks: Ranks) -> bool:
             failure = error
         ranks.together(failure)
         trainer = _trainer(options, run, resume, ranks, shown)
-        if not watch(trainer, shown, tensorboard=options.tensorboard and ranks.first):
+        if not watch(trainer, shown, options.loggers):
             return False
         if ranks.first:
             curves(trainer.history, run / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
@@ -119,10 +119,11 @@ def _train(options: Options, ranks: Ranks) -> bool:
 def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
     """Return the folder of the run, and what it goes on from, if it does."""
     from .training import checkpoint
+    from .training.options import LOGGERS
 
     if options.resume is None:
         return options.run, options.run if ranks.restarts and checkpoint.exists(options.run) else None
-    others = [name for name in options.given if name not in ("resume", "threads", "tensorboard")]
+    others = [name for name in options.given if name not in ("resume", "threads", *LOGGERS)]
     if others:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")
     return checkpoint.run_of(options.resume), options.resume

@@ -255,6 +255,7 @@ def _training(*options: object) -> subprocess.Popen[str]:
     environment = os.environ | {"COLUMNS": "500"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("peak: ")
     assert "epoch   6/60" in process.stdout.readline()
     return process
 
