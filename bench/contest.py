@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 from . import peak
-from .contender import TIMES_FORWARD, TRAINING, Contender, Entry, NamedTensors
+from .contender import TIMES_FORWARD, TRAINING, UPDATE, Contender, Entry, NamedTensors
 from .measure import Timed, Timing, disagreements, take_turns
 from .memory import Scales
 from .record import Measurement
@@ -53,10 +53,10 @@ class Contest:
     def measure(self, passes: Sequence[str], seconds: float) -> Iterator[list[Measurement]]:
         """Measure the rows of each of these passes, timed for about ``seconds``, in the order of the contenders."""
         runs, problems = self._enter()
-        activations = self._weigh(runs) if self.memory and TRAINING in passes else {}
+        activations = self._weigh(runs) if self.memory and {TRAINING, UPDATE} & set(passes) else {}
         for name in passes:
             rows = self._time(name, runs, seconds) if runs else {}
-            if name == TRAINING:
+            if name in (TRAINING, UPDATE):
                 rows = {who: replace(row, activation_bytes=activations.get(who)) for who, row in rows.items()}
             yield [rows.get(c.name) or self.blank(name, c, problems[c.name]) for c in self.contenders]
 

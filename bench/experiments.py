@@ -9,7 +9,7 @@ import torch
 
 from .contender import ALL, FORWARD, TRAINING, UPDATE, Contender
 from .contest import Contest
-from .peers import functions, jax_scan, ours, playing, torch_loops
+from .peers import functions, jax_scan, ours, playing, processes, torch_loops
 from .shapes import REAL_SHAPES, REFERENCE, SINGLE, SIX_SHAPES, Shape, uniform
 
 EITHER = (ALL, 1)  # small operations may be faster on one thread
@@ -97,6 +97,22 @@ def scaling() -> Iterator[Contest]:
         yield Contest("scaling", shape, (TRAINING,), contenders, EAGER)
 
 
+def full_size() -> Iterator[Contest]:
+    """Take one step of the paper's own model, with the optimiser's update."""
+    yield Contest("full size", REAL_SHAPES[-1], (UPDATE,), (EAGER, OURS), EAGER, memory=True)
+
+
+def scale() -> Iterator[Contest]:
+    """Compare one process with two, of a thread each, at a batch and at half of it: what a batch gains, and what is
+    lost where each process keeps its own."""
+    one = Contender("1 process", processes.prepare_one, ours.not_built, (1,))
+    two = Contender("2 processes", processes.prepare_two, ours.not_built, (2,))
+    threads = replace(OURS, name="1 process, 2 threads", threads=(2,))
+    for shape in (REFERENCE, SIX_SHAPES[3]):
+        for batch in (shape.batch // 2, shape.batch):
+            yield Contest("scale", replace(shape, batch=batch), (TRAINING,), (EAGER, one, two, threads), EAGER)
+
+
 def short() -> list[Contest]:
     return [*training(TORCH_AND_OURS), *overhead(), *elementary()]
 
@@ -110,5 +126,7 @@ def full() -> list[Contest]:
         *generation(),
         *one_graph(),
         *scaling(),
+        *scale(),
         *real(),
+        *full_size(),
     ]

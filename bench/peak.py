@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
-from vrnn_fast.executors.cpu import operators
+from vrnn_fast.training.peak import measured
 
 SHARE_LIMIT = 0.97  # nobody computes faster: whoever seems to was measured against a peak that was disturbed
 FALL_LIMIT = 0.08
@@ -15,17 +13,8 @@ TRIES = 3
 
 def measure(counts: Collection[int], seconds: float = 0.2) -> dict[int, float]:
     """Measure GFLOP/s of float32 multiply-adds on so many threads at once, by that number. Empty if nobody can tell."""
-    try:
-        native = importlib.import_module("vrnn_fast._native")
-    except ImportError:
-        return {}
-    isa = operators.chosen_isa() if operators.load() is None else native.usable_isas()[-1]
-
-    def together(threads: int) -> float:
-        with ThreadPoolExecutor(threads) as pool:
-            return float(sum(pool.map(lambda _: native.fma_peak(isa, seconds), range(threads))))
-
-    return {threads: together(threads) for threads in sorted(set(counts))}
+    found = {threads: measured(threads, seconds) for threads in sorted(set(counts))}
+    return found if all(found.values()) else {}
 
 
 def void(before: Mapping[int, float], after: Mapping[int, float], shares: Iterable[float]) -> str | None:

@@ -37,6 +37,8 @@ EXPERIMENTS = {
     "training": "Whole sequences",
     "real": "Shapes of known models",
     "update": "Training steps, with Adam",
+    "full size": "The paper's own size, a training step with Adam",
+    "scale": "One process and two, of a thread each",
     "generation": "Sequences drawn from the model",
     "one graph": "Few steps, so that a whole loop can be compiled",
     "overhead": "Little to compute: frames of a stream, and training calls of one step",

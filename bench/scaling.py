@@ -1,4 +1,4 @@
-"""How time grows with T, B and h, on each number of threads."""
+"""How time grows with T, B and h on each number of threads; what a second process gains; what many GPUs would."""
 
 from __future__ import annotations
 
@@ -66,3 +66,35 @@ def curves(rows: Sequence[Measurement]) -> list[Curve]:
                 by_threads.setdefault(row.threads, {})[size(row)] = row
             found.append(Curve(varied, fixed, dict(sorted(by_threads.items()))))
     return found
+
+
+@dataclass(frozen=True)
+class Link:
+    """What joins GPUs: bytes a second each way for each of them, and seconds until the first one is there."""
+
+    bandwidth: float
+    latency: float
+
+
+NVLINK, NETWORK = Link(450e9, 2e-6), Link(50e9, 5e-6)  # NVLink 4, and 400 Gb/s for each GPU, as their makers say
+NODE = 8  # GPUs
+
+
+def all_reduce_seconds(size: int, gpus: int) -> float:
+    """Compute how long summing ``size`` bytes over GPUs takes, in nodes of eight: around a ring in each node, then
+    each GPU its eighth along a tree of nodes.
+    """
+    inside, nodes = min(gpus, NODE), -(-gpus // NODE)
+    ring = 2 * (inside - 1) * (size / inside / NVLINK.bandwidth + NVLINK.latency)
+    if nodes == 1:
+        return ring
+    tree = 2 * (nodes - 1) / nodes * size / inside / NETWORK.bandwidth + 2 * math.log2(nodes) * NETWORK.latency
+    return ring + tree
+
+
+def efficiency(step: float, size: int, gpus: int) -> float:
+    """Compute the share of a step's time that remains for computing, where each GPU keeps its batch (weak scaling).
+
+    Nothing overlaps: the backward pass is one operator, which gives all gradients at its end.
+    """
+    return step / (step + all_reduce_seconds(size, gpus))

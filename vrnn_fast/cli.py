@@ -1,10 +1,11 @@
-"""The command ``vrnn-fast``: train, eval, sample, convert, info, verify, demo."""
+"""The command ``vrnn-fast``: train, pack, eval, sample, convert, info, verify, demo."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
@@ -27,7 +28,8 @@ from rich.markup import escape
 from . import data
 from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
-from .data.dataset import Output, Part
+from .data.reading import PARTS, Output, Part
+from .data.stored import Series
 from .layouts.structure import LayoutError
 from .training.config import MAX_SEED, RunError
 from .training.evaluation import evaluate
@@ -53,6 +55,7 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MA
 
 def main() -> None:
     """Run the command line; what a user can put right ends in one line and exit status 1."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # of a checkpoint, which one process may write
     try:
         app()
     except (CheckpointError, DataError, LayoutError, RunError, OSError) as error:
@@ -104,7 +107,7 @@ def _train(options: Options, ranks: Ranks) -> bool:
             failure = error
         ranks.together(failure)
         trainer = _trainer(options, run, resume, ranks, shown)
-        if not watch(trainer, shown, tensorboard=options.tensorboard and ranks.first):
+        if not watch(trainer, shown, options.loggers):
             return False
         if ranks.first:
             curves(trainer.history, run / "curves.png", baseline=trainer.data.baseline(), title=trainer.data.name)
@@ -116,10 +119,11 @@ def _train(options: Options, ranks: Ranks) -> bool:
 def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
     """Return the folder of the run, and what it goes on from, if it does."""
     from .training import checkpoint
+    from .training.options import LOGGERS
 
     if options.resume is None:
         return options.run, options.run if ranks.restarts and checkpoint.exists(options.run) else None
-    others = [name for name in options.given if name not in ("resume", "threads", "tensorboard")]
+    others = [name for name in options.given if name not in ("resume", "threads", *LOGGERS)]
     if others:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")
     return checkpoint.run_of(options.resume), options.resume
@@ -145,6 +149,25 @@ def _trainer(options: Options, run: Path, resume: Path | None, ranks: Ranks, sho
     if ranks.first:
         (run / CONFIG).write_text(options.text)
     return trainer
+
+
+@app.command()
+def pack(
+    source: Annotated[str, typer.Argument(help="What train takes: chorales, a file, or a folder of files.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make.")],
+    likelihood: Annotated[Output | None, typer.Option(help="What a feature is, as in train.")] = None,
+    frame: Annotated[int, typer.Option(help="Samples per time step, for sound.", min=1)] = Source.frame,
+    rate: Annotated[int | None, typer.Option(help="Samples per second that all sound must have.", min=1)] = None,
+    max_steps: Annotated[int, typer.Option(help="Cut longer sound after so many steps.", min=1)] = Source.max_steps,
+    grid: Annotated[int, typer.Option(help="Time steps of a quarter note, for MIDI.", min=1)] = Source.grid,
+    max_gigabytes: MaxGigabytes = Source.max_gigabytes,
+) -> None:
+    """Make a pack of data, of any size: train reads from it what it needs, when it needs it."""
+    origin = Source(source, likelihood, frame, rate, max_steps, grid, max_gigabytes)
+    made = data.make_pack(origin, out)
+    lengths = {part: [len(x) for x in made.parts[part]] for part in PARTS}
+    counts = ", ".join(f"{len(lengths[part])} {part} ({sum(lengths[part]):,} steps)" for part in PARTS)
+    console.print(f"{out}: {counts}, {made.features} features, {made.likelihood}", highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -194,7 +217,7 @@ def sample(
     """Draw sequences: samples.npz and a picture, and MIDI files or sound where the run learnt those."""
     import numpy as np
 
-    from .data import chorales, files
+    from .data import chorales, sound
     from .training import report
 
     _set_threads(threads)
@@ -229,7 +252,7 @@ def sample(
             report.midi(samples[:, i], out / written[-1], lowest=chorales.LOWEST)
         elif about["rate"]:
             written.append(f"sample_{i + 1}.wav")
-            files.write_sound(out / written[-1], samples[:, i], about["rate"])
+            sound.write(out / written[-1], samples[:, i], about["rate"])
     console.print(f"{', '.join(written)} written to {out}")
 
 
@@ -291,9 +314,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _other_data(
-    run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float
-) -> tuple[torch.Tensor, ...]:
+def _other_data(run: Path, header: dict[str, Any], path: str, part: Part, max_gigabytes: float) -> tuple[Series, ...]:
     """Return a part of other data, read and standardised as what the run was trained on.
 
     Raises:

@@ -1,10 +1,11 @@
-"""``python -m bench.papers``: train, measure, record."""
+"""``python -m bench.papers``: train, measure, record. ``python -m bench.papers speech`` does so on raw audio."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vrnn_fast.data.dataset import DataError
+from vrnn_fast.data import DataError
 
 from ..record import RESULTS
+from . import speech
 from .chorales import KINDS, Hyperparameters, Result, read, run
 from .page import page
 
@@ -30,6 +32,9 @@ def results_in(folder: Path) -> list[Result]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for, and write the page of all that there is."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["speech"]:
+        return speech.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m bench.papers", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA), help=f"JSB_Chorales.mat (default: ${DATA})")
     parser.add_argument("--bound", choices=KINDS, action="append", help="train with it (may be repeated; default: all)")

@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vrnn_fast import VRNN, Std
 from vrnn_fast.bounds import BoundKind
 from vrnn_fast.data import Dataset, bucketed, pad
-from vrnn_fast.data.dataset import PARTS, DataError
+from vrnn_fast.data.reading import PARTS, DataError
+from vrnn_fast.data.stored import Series
 from vrnn_fast.executors.reference import Equations
 
 from ..record import Record
@@ -131,14 +132,14 @@ def read(path: Path) -> Dataset:
 class Chorist(torch.nn.Module):
     """The network of the paper, and the bounds of whole sequences."""
 
-    def __init__(self, train: Sequence[Tensor]) -> None:
+    def __init__(self, train: Sequence[Series]) -> None:
         super().__init__()
         wide = (WIDTH,)
         self.vrnn = VRNN(
             PITCHES, WIDTH, WIDTH, cell="lstm", phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide,
             residual=True, std=Std(offset=0.5),
         )  # fmt: skip
-        frames = torch.cat(list(train))
+        frames = torch.cat([roll[:] for roll in train])
         with torch.no_grad():
             self.vrnn.get_parameter("dec_mean.0.bias").copy_(((frames.sum(0) + 1) / (len(frames) + 2)).logit())
 
@@ -149,7 +150,7 @@ class Chorist(torch.nn.Module):
         h, c = cell.recur(cell.phi_x(torch.zeros(1, PITCHES)), nothing, (nothing, nothing))
         return h.expand(1, batch, WIDTH), c.expand(1, batch, WIDTH)
 
-    def forward(self, rolls: Sequence[Tensor], kind: BoundKind, particles: int, generator: torch.Generator) -> Tensor:
+    def forward(self, rolls: Sequence[Series], kind: BoundKind, particles: int, generator: torch.Generator) -> Tensor:
         """Compute the bound of each roll, (B,)."""
         x, lengths = pad(rolls)
         state = self.first_state(len(rolls))
@@ -158,7 +159,7 @@ class Chorist(torch.nn.Module):
         )
 
     @torch.no_grad()
-    def nats(self, rolls: Sequence[Tensor], kinds: Sequence[BoundKind], particles: int, rows: int = 1280) -> Nats:
+    def nats(self, rolls: Sequence[Series], kinds: Sequence[BoundKind], particles: int, rows: int = 1280) -> Nats:
         """Compute bounds per time step of all rolls, always with the same noise, so many rows in a launch."""
         by_length, at_once = sorted(rolls, key=len), max(1, rows // particles)
         found: Nats = {}
@@ -181,7 +182,7 @@ def run(setting: Hyperparameters, data: Dataset, console: Console) -> Result:
     assert kept is not None
     start = perf_counter()
     valid, test = (kept.nats(part, KINDS, setting.measures) for part in (data.valid, data.test))
-    result = Result(setting, _machine(), trials, valid, test, round(perf_counter() - start, 1))
+    result = Result(setting, machine(), trials, valid, test, round(perf_counter() - start, 1))
     listed = ", ".join(f"{kind} {nats:.3f}" for kind, nats in test.items())
     console.print(f"{result.name}: lr {result.kept.learning_rate:g}, epoch {result.kept.best[0]} kept, test {listed}")
     return result
@@ -221,7 +222,8 @@ def train(setting: Hyperparameters, learning_rate: float, data: Dataset, console
     return trial, model
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """Describe this machine and this checkout."""
     described = Record.begin().heading
     return {
         key: described[key] for key in ("processor", "cores", "threads", "kernel_build", "versions", "commit", "date")

@@ -24,16 +24,16 @@ def page(results: Sequence[Result]) -> str:
             "JSB_Chorales.mat`. Nats per time step, all nats of a part over all its steps; higher is better. A run has "
             f"reached the best of the three bounds of the test part, each measured with {measures} particles."
         ),
-        _table(("trained with", "goal", "median", "", "seeds"), _summary(results)),
+        table(("trained with", "goal", "median", "", "seeds"), _summary(results)),
         "## Every run",
-        _table(
+        table(
             ("trained with", "seed", *(f"{part}: {kind.upper()}" for part in ("test", "validation") for kind in KINDS)),
             _measured(results),
         ),
         "## How they were trained",
-        _table(("trained with", "seed", *_TRIALS, "measuring, s"), _trained(results)),
+        table(("trained with", "seed", *_TRIALS, "measuring, s"), _trained(results)),
         _settings(results[0].setting),
-        *_machines(results),
+        *machines([r.machine for r in results]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -41,7 +41,8 @@ def page(results: Sequence[Result]) -> str:
 _TRIALS = ("learning rate: validation FIVO", "kept", "epochs kept / run", "training, s")
 
 
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """Write a table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows))
 
 
@@ -81,7 +82,7 @@ def _settings(s: Hyperparameters) -> str:
     )
 
 
-def _machines(results: Sequence[Result]) -> Iterator[str]:
+def machines(found: Sequence[dict[str, object]]) -> Iterator[str]:
     """Name what it ran on, and with what: each once."""
 
     def described(machine: dict[str, object]) -> str:
@@ -92,4 +93,4 @@ def _machines(results: Sequence[Result]) -> Iterator[str]:
             f"`{machine['kernel_build']}` kernels; {packages}; commit {str(machine['commit'])[:10]}."
         )
 
-    yield from dict.fromkeys(described(r.machine) for r in results)
+    yield from dict.fromkeys(described(machine) for machine in found)

@@ -16,7 +16,7 @@ import torch
 
 from vrnn_fast import data
 from vrnn_fast.data import DataError, Dataset, Source, bucketed, chorales, pad
-from vrnn_fast.data.dataset import PARTS, divide
+from vrnn_fast.data.reading import PARTS, divide
 
 SCORE = """<score-partwise><part>
 <measure><attributes><divisions>2</divisions><key><fifths>-2</fifths><mode>minor</mode></key></attributes>
@@ -279,7 +279,7 @@ def _encrypted(path: Path) -> bytes:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data: nowhere"):
         data.load(Source("nowhere"))
-    with pytest.raises(DataError, match=r"holds no \.wav and no \.npy file"):
+    with pytest.raises(DataError, match=r"holds no file of \.wav, .*, \.npy, \.npz, \.csv"):
         data.load(Source(str(tmp_path)))
     (tmp_path / "bad.npz").write_bytes(b"nonsense")
     with pytest.raises(DataError, match=r"bad\.npz is not a readable \.npz or \.npy file"):

@@ -480,6 +480,7 @@ PEERS: list[tuple[Contender, Shape, Contender]] = [
     *((c, SMALL, EAGER) for c in experiments.EVERYBODY if c.remark is None),
     *((c, MOTION, EAGER) for c in (experiments.JAX, experiments.OURS)),
     *((c, replace(TRAJECTORIES, steps=3, batch=2), EAGER) for c in experiments.EVERYBODY if c.remark is None),
+    *((c, SMALL, EAGER) for c in next(experiments.scale()).contenders[1:]),
     (experiments.COMPILED_CELL, STACKED, EAGER),
     (experiments.COMPILED_LOOP, SMALL, EAGER),
     *(

@@ -15,7 +15,7 @@ from bench.papers import __main__ as papers
 from bench.papers.chorales import PITCHES, WIDTH, Chorist, Hyperparameters, Result, Trial, read
 from bench.papers.page import page
 from vrnn_fast.bounds import BoundKind
-from vrnn_fast.data.dataset import DataError
+from vrnn_fast.data import DataError
 
 FEW = {"epochs": 3, "every": 1, "patience": 1, "learning_rates": (1e-3, 1e-2), "judges": 2, "measures": 3}
 

@@ -115,6 +115,31 @@ def test_other_sound_is_of_the_same_rate(
     assert "has 16000 samples per second, expected 8000" in error
 
 
+def test_a_pack_trains_as_what_it_was_made_of(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that another took the place of is not gone on with."""
+    pack, run = tmp_path / "pack", tmp_path / "run"
+    assert "5 features, bernoulli" in _run("pack", notes, pack)
+    options = ("--epochs", 2, *SMALL, "--segment", 3, "--workers", 1)
+    ours = _run("train", pack, "--run", run, *options)
+    theirs = _run("train", notes, "--run", tmp_path / "other", *options)
+    assert (
+        ours.partition(" best validation")[2].partition(";")[0]
+        == theirs.partition(" best validation")[2].partition(";")[0]
+    )
+    assert _run("eval", run) == _run("eval", tmp_path / "other")
+    assert "4 sequences" not in _run("sample", run, "--steps", 3, "--prefix", 2)
+    np.savez(notes, **{f"piece{i}": np.eye(5) for i in range(10)})
+    for file in pack.iterdir():
+        file.unlink()
+    _run("pack", notes, pack)
+    error = _error(monkeypatch, capsys, "train", "--resume", run)
+    assert f"the data '{pack}' is not what the run of" in error
+    (pack / "values.npy").unlink()
+    assert f"{pack / 'values.npy'} is not a readable .npy file" in _error(monkeypatch, capsys, "train", "--resume", run)
+
+
 @pytest.mark.parametrize("command", [("eval",), ("sample", "--prefix", 2), ("train", "--resume")])
 def test_data_that_has_changed(
     notes: Path,
@@ -230,6 +255,7 @@ def _training(*options: object) -> subprocess.Popen[str]:
     environment = os.environ | {"COLUMNS": "500"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
+    assert process.stdout.readline().startswith("peak: ")
     assert "epoch   6/60" in process.stdout.readline()
     return process
 
@@ -364,7 +390,8 @@ def test_mistakes_end_in_one_line(
     np.savez_compressed(tmp_path / "tiny.npz", test=np.zeros((10, 40, 50)))
     soundfile.write(tmp_path / "a.wav", np.zeros(500), 8000)
     for message, *arguments in (
-        ("holds no .wav and no .npy file", "train", tmp_path / "empty"),
+        ("holds no file of .wav, ", "train", tmp_path / "empty"),
+        ("holds no file of .wav, ", "pack", tmp_path / "empty", tmp_path / "pack"),
         ("no such data: nowhere", "train", "nowhere"),
         ("cannot be written", "train", notes, "--run", notes / "run"),
         ("tiny.npz expands to", "train", tmp_path / "tiny.npz", "--data.max_gigabytes", 1e-9),

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vrnn_fast.data import Dataset, Source
+from vrnn_fast.data import Dataset, Source, load, make_pack
 from vrnn_fast.training.checkpoint import FOLDER, latest
 from vrnn_fast.training.config import RunError, TrainConfig
 from vrnn_fast.training.ranks import Ranks, joined
@@ -111,10 +111,27 @@ def findings(ranks: Ranks, at: Path) -> Findings:
     far.train[6].fill_(1e30)
     spoilt, mixture = replace(far, likelihood="gaussian"), {**MODEL, "likelihood": MIXTURE}
     found["no number"] = message_of(lambda: curve(Trainer(Source(), mixture, TRAIN, spoilt, at / "far", ranks)))
+    found["unread"] = message_of(lambda: curve(spoilt_meanwhile(at, ranks)))
     found["one rank"] = message_of(lambda: ranks.together(OSError("no disk") if ranks.rank else None))
     (at / "file").touch()
     found["no folder"] = message_of(lambda: run(at / "file" / "run", ranks))
     return found
+
+
+def spoilt_meanwhile(at: Path, ranks: Ranks) -> Trainer:
+    """A run whose data somebody changes after all ranks have opened it."""
+    if ranks.first:
+        np.save(at / "walks.npy", np.random.default_rng(0).normal(size=(20, 50, 30)))
+        make_pack(Source(str(at / "walks.npy"), "gaussian"), at / "pack")
+    ranks.told(None)
+    source = Source(str(at / "pack"))
+    trainer = Trainer(source, MODEL, replace(TRAIN, shard=True), load(source), at / "unread", ranks)
+    if ranks.first:
+        with (at / "pack" / "values.npy").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"x")
+    ranks.told(None)
+    return trainer
 
 
 def stopping(trainer: Trainer, ranks: Ranks) -> list[bool]:
@@ -236,6 +253,10 @@ def test_what_goes_wrong_on_one_rank_is_told_by_all(two: list[Findings]) -> None
         assert re.match(
             r"everywhere: the loss is (inf|nan) at step \d, in epoch 1 \(batch \d, training sequence 6, on rank [01]\)",
             found["no number"],
+        )
+        assert re.match(
+            r"everywhere: rank [01]: .*values\.npy is damaged or was changed: rows \d+ to 1000 are not what they were",
+            found["unread"],
         )
     assert two[0]["no number"] == two[1]["no number"]
 

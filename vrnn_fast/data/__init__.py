@@ -1,9 +1,12 @@
-"""Sequences to learn from: the Bach chorales of music21, array files, and folders of sound."""
+"""Sequences to learn from: the Bach chorales of music21, arrays, tables, sound and MIDI, and packs of any of them."""
+
+from pathlib import Path
 
 from .batches import Padded, bucketed, pad
-from .dataset import Contents, DataError, Dataset, Source
+from .dataset import Contents, Dataset
+from .reading import DataError, Source
 
-__all__ = ["Contents", "DataError", "Dataset", "Padded", "Source", "bucketed", "load", "pad", "read"]
+__all__ = ["Contents", "DataError", "Dataset", "Padded", "Source", "bucketed", "load", "make_pack", "pad", "read"]
 
 
 def load(source: Source) -> Dataset:
@@ -24,3 +27,15 @@ def read(source: Source) -> Contents:
     from . import chorales, files
 
     return chorales.load(source) if source.path == chorales.NAME else files.load(source)
+
+
+def make_pack(source: Source, folder: Path) -> Contents:
+    """Make a pack of what ``source`` describes in a folder, which then is a source itself, and return what is there.
+
+    Raises:
+        DataError: there is nothing to read, it is not what was described, or the folder cannot be written.
+    """
+    from . import chorales, files, pack
+
+    found = chorales.opened(source) if source.path == chorales.NAME else files.opened(source)
+    return pack.write(found, folder)

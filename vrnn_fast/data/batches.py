@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .stored import Series
+
 
 class Padded(NamedTuple):
     """x (T, B, X) float32, zero from row b's ``lengths[b]`` on; lengths (B,) int64."""
@@ -22,9 +24,9 @@ class Padded(NamedTuple):
         return int(self.lengths.sum())
 
 
-def pad(sequences: Sequence[Tensor]) -> Padded:
+def pad(sequences: Sequence[Series]) -> Padded:
     """Return one batch of all the sequences, each (T_i, X)."""
-    return Padded(pad_sequence(list(sequences)), torch.tensor([len(x) for x in sequences]))
+    return Padded(pad_sequence([x[:] for x in sequences]), torch.tensor([len(x) for x in sequences]))
 
 
 def bucketed(lengths: Sequence[int], size: int, generator: torch.Generator, jitter: float = 0.3) -> list[list[int]]:

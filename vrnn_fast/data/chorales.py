@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..replacing import replacing
-from .dataset import Contents, DataError, Part, Source, hash_of
+from .dataset import Contents
+from .reading import DataError, NamedSequence, Opened, Part, Source, hash_of
 
 NAME = "chorales"
 LOWEST, PITCHES = 21, 88  # the keys of a piano, as MIDI numbers from 21 on
@@ -47,10 +48,20 @@ def load(source: Source) -> Contents:
         raise DataError("the chorales are 0 or 1: likelihood must be 'bernoulli', got 'gaussian'")
     parts: dict[Part, list[torch.Tensor]] = {"train": [], "valid": [], "test": []}
     for name, roll in rolls().items():
-        tenth = hash_of(name) % 10
-        part: Part = "train" if tenth < 6 else "valid" if tenth < 8 else "test"
-        parts[part].append(torch.from_numpy(roll).float())
+        parts[_part(name)].append(torch.from_numpy(roll).float())
     return Contents(NAME, "bernoulli", parts)
+
+
+def opened(source: Source) -> Opened:
+    """Open the same one after the other, to be packed."""
+    load(source)
+    names = ((f"{_part(name)} {name}", roll) for name, roll in rolls().items())
+    return Opened(NAME, NAME, "bernoulli", (NamedSequence(name, name, roll, name) for name, roll in names))
+
+
+def _part(name: str) -> Part:
+    tenth = hash_of(name) % 10
+    return "train" if tenth < 6 else "valid" if tenth < 8 else "test"
 
 
 def rolls() -> dict[str, Roll]:

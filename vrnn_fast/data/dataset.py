@@ -5,70 +5,56 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..likelihoods import bernoulli_log_prob
-
-Part = Literal["train", "valid", "test"]
-PARTS: tuple[Part, ...] = get_args(Part)
-Output = Literal["bernoulli", "gaussian"]
-Item = TypeVar("Item")
-
-
-class DataError(ValueError):
-    """The data is missing, unreadable, or not what was asked for."""
+from .reading import PARTS, DataError, Output, Part
+from .stored import Series, Stored, in_pieces, standardised
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where sequences come from; enough to read them again when a run is resumed.
+class Known:
+    """What somebody found out about data, so that nobody has to read all of it again.
 
     Attributes:
-        path: ``"chorales"``, an ``.npz`` or ``.npy`` file, or a folder of ``.npy`` or ``.wav`` files.
-        likelihood: what a feature is; None means gaussian for sound and bernoulli for all else.
-        frame: samples per time step, for sound.
-        rate: samples per second that every sound file must have; None takes the first file's.
-        max_steps: longer files of sound are cut into sequences of this many time steps.
-        max_gigabytes: what a file may expand to in memory; none is refused for its size on disk.
+        mean, std: of each training feature as it was read, (X,) float64.
     """
 
-    path: str = "chorales"
-    likelihood: Output | None = None
-    frame: int = 200
-    rate: int | None = None
-    max_steps: int = 200
-    max_gigabytes: float = 1.0
+    fingerprint: str
+    mean: Tensor
+    std: Tensor
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Float32 sequences of shape (T_i, X), T_i >= 1, of one feature size X.
+    """Float32 sequences of shape (T_i, X), T_i >= 1, of one feature size X, in memory or in a file.
 
     Attributes:
         likelihood: what a feature is: 0 or 1 (bernoulli), or any finite number (gaussian).
         mean, scale: of each feature, or of all of them: what was read is ``x * scale + mean``. Gaussian features are
             standardised by their training part, and bounds are nats of the standardised features.
         rate: samples per second of sound, else None.
+        known: what needs not be found out again.
     """
 
     name: str
     likelihood: Output
-    train: tuple[Tensor, ...]
-    valid: tuple[Tensor, ...]
-    test: tuple[Tensor, ...]
+    train: tuple[Series, ...]
+    valid: tuple[Series, ...]
+    test: tuple[Series, ...]
     mean: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     rate: int | None = None
+    known: Known | None = None
 
     def __post_init__(self) -> None:
         for part in PARTS:
             _require_sequences(self.name, part, self[part])
 
-    def __getitem__(self, part: Part) -> tuple[Tensor, ...]:
+    def __getitem__(self, part: Part) -> tuple[Series, ...]:
         return {"train": self.train, "valid": self.valid, "test": self.test}[part]
 
     @property
@@ -82,11 +68,14 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Return a hash of every number in every part: two data sets that agree in it train alike."""
+        if self.known is not None:
+            return self.known.fingerprint
         digest = hashlib.sha256(self.likelihood.encode())
         for part in PARTS:
             for x in self[part]:
                 digest.update(f"{part} {tuple(x.shape)}".encode())
-                digest.update(x.contiguous().numpy().tobytes())
+                for piece in in_pieces(x):
+                    digest.update(piece.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def baseline(self) -> float:
@@ -97,7 +86,7 @@ class Dataset:
         mean, std = (m.double() for m in self.moments())
         steps, nll = self.steps("train"), 0.0
         logits = ((mean * steps + 1) / (steps + 2)).logit()
-        for x in self.test:
+        for x in (piece for whole in self.test for piece in in_pieces(whole)):
             if self.likelihood == "bernoulli":
                 nll -= bernoulli_log_prob(logits.expand(x.shape), x.double()).sum().item()
             else:
@@ -107,7 +96,10 @@ class Dataset:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each feature over the training part, (X,) each, float64."""
-        return _moments(self.train)
+        if self.known is None:
+            return moments(self.train)
+        center, spread = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.scale))
+        return (self.known.mean - center) / spread, self.known.std / spread
 
 
 @dataclass(frozen=True)
@@ -116,8 +108,9 @@ class Contents:
 
     name: str
     likelihood: Output
-    parts: Mapping[Part, Sequence[Tensor]]
+    parts: Mapping[Part, Sequence[Series]]
     rate: int | None = None
+    known: Known | None = None
 
     @property
     def features(self) -> int:
@@ -132,17 +125,21 @@ class Contents:
         """
         mean, scale = self._scaling()
         train, valid, test = (self.standardised(part, mean, scale) for part in PARTS)
-        return Dataset(self.name, self.likelihood, train, valid, test, mean, scale, self.rate)
+        return Dataset(self.name, self.likelihood, train, valid, test, mean, scale, self.rate, self.known)
 
-    def standardised(self, part: Part, mean: Sequence[float], scale: Sequence[float]) -> tuple[Tensor, ...]:
-        """Return ``(x - mean) / scale`` of a part, both for each feature or one for all; DataError as above."""
+    def standardised(self, part: Part, mean: Sequence[float], scale: Sequence[float]) -> tuple[Series, ...]:
+        """Return ``(x - mean) / scale`` of a part, both for each feature or one for all; DataError as above, for what
+        stays in a file when it is read."""
         center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, scale))
         _require_sequences(self.name, part, self.parts[part])
-        found = tuple(((x.double() - center) / spread).float() for x in self.parts[part])
+        found: tuple[Series, ...] = tuple(
+            replace(x, mean=center, scale=spread) if isinstance(x, Stored) else standardised(x, center, spread)
+            for x in self.parts[part]
+        )
         for i, x in enumerate(found):
-            if not x.isfinite().all():
+            if isinstance(x, Tensor) and not x.isfinite().all():
                 step, feature = x.isfinite().logical_not().nonzero()[0].tolist()
-                value = self.parts[part][i][step, feature].item()
+                value = self.parts[part][i][step : step + 1][0, feature].item()
                 raise DataError(
                     f"{self.name}: standardised by the training part, {value:.3g} is not finite in float32, at step "
                     f"{step}, feature {feature} of {part} sequence {i}"
@@ -155,50 +152,35 @@ class Contents:
         _require_sequences(self.name, "train", train)
         if self.likelihood == "bernoulli":
             return (0.0,), (1.0,)
+        mean, std = (self.known.mean, self.known.std) if self.known else moments(train)
         if self.rate is None:
-            mean, scale = (m.float() for m in _moments(train))
-            return tuple(mean.tolist()), tuple(torch.where(scale > 0, scale, 1.0).tolist())
-        scale = _moments([x.reshape(-1, 1) for x in train])[1].float()
-        if not scale > 0:
+            center, scale = mean.float(), std.float()
+            return tuple(center.tolist()), tuple(torch.where(scale > 0, scale, 1.0).tolist())
+        spread = (std.square() + (mean - mean.mean()).square()).mean().sqrt()  # of all samples, in any place of a frame
+        if spread <= 1e-12 * mean.abs().max():
             raise DataError(f"{self.name}: the training part is silent")
-        return (0.0,), tuple(scale.tolist())
+        return (0.0,), (spread.float().item(),)
 
 
-def _moments(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def moments(sequences: Sequence[Series]) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation over time, (X,) each: the same with any number of threads."""
-    steps = sum(len(x) for x in sequences)
-    mean = torch.stack([x.sum(0, dtype=torch.float64) for x in sequences]).sum(0) / steps
-    variance = torch.stack([(x.double() - mean).square().sum(0) for x in sequences]).sum(0) / steps
-    constant = torch.stack([(x == sequences[0][0]).all(0) for x in sequences]).all(0)  # whatever the mean rounds to
-    return mean, torch.where(constant, 0.0, variance.sqrt())
+    steps, first = sum(len(x) for x in sequences), sequences[0][:1]
+    total = variance = torch.zeros(first.shape[1], dtype=torch.float64)
+    constant = torch.ones(first.shape[1], dtype=torch.bool)  # whatever the mean rounds to
+    for piece in (piece for x in sequences for piece in in_pieces(x)):
+        total = total + piece.sum(0, dtype=torch.float64)
+        constant &= (piece == first).all(0)
+    mean = total / steps
+    for piece in (piece for x in sequences for piece in in_pieces(x)):
+        variance = variance + (piece.double() - mean).square().sum(0)
+    return mean, torch.where(constant, 0.0, (variance / steps).sqrt())
 
 
-def _require_sequences(name: str, part: Part, sequences: Sequence[Tensor]) -> None:
+def _require_sequences(name: str, part: Part, sequences: Sequence[Series]) -> None:
     if not sequences:
         raise DataError(f"{name}: the {part} part holds no sequence")
 
 
-def lengths_of(sequences: Sequence[Tensor]) -> list[int]:
+def lengths_of(sequences: Sequence[Series]) -> list[int]:
     """Return their time steps."""
     return [len(x) for x in sequences]
-
-
-def hash_of(name: str) -> int:
-    """Return a number that depends on the name alone, the same on every machine."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
-
-
-def divide(named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
-    """Split 80/10/10 in the order of the names' hashes, at least one item to each part.
-
-    Raises:
-        DataError: fewer than three items.
-    """
-    if len(named) < 3:
-        raise DataError(
-            f"3 sequences are the least that can be split into train, valid and test, got {len(named)}; fewer must be "
-            "named after their parts"
-        )
-    items = [item for _, item in sorted(named, key=lambda pair: hash_of(pair[0]))]
-    tenth = max(1, round(len(items) / 10))
-    return {"test": items[:tenth], "valid": items[tenth : 2 * tenth], "train": items[2 * tenth :]}

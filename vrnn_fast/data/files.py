@@ -1,183 +1,196 @@
-"""A user's own sequences: arrays in ``.npz`` or ``.npy`` files, and sound in a folder of ``.wav`` files."""
+"""A user's own sequences: arrays, tables, sound and MIDI, in a file or in a folder of files, and packs of them."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import os
-import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .dataset import PARTS, Contents, DataError, Item, Output, Part, Source, divide
-
-_PART = re.compile(r"train|valid|val(?![a-z])|test", re.IGNORECASE)  # a valse is no validation
+from . import midi, pack, sound
+from .dataset import Contents, Known, moments
+from .reading import (
+    DataError,
+    NamedSequence,
+    Opened,
+    Source,
+    by_part,
+    checked,
+    one_line,
+    require_one_width,
+    require_size,
+)
+from .stored import Series, Stored, StoredRows, in_pieces
 
 
 def load(source: Source) -> Contents:
-    """Read an array file, or a folder of ``.wav`` or of ``.npy`` files.
+    """Read what is there. A pack stays where it is, and so do large ``.npy`` files; all else is in memory afterwards.
 
     Raises:
         DataError: nothing there, or a file that does not fit; the message names it.
     """
     path = Path(source.path)
+    if pack.exists(path):
+        return pack.load(path, source)
+    files = _files(path)
+    size = sum(file.stat().st_size for file in files)
+    if size > source.max_gigabytes * 1e9 and all(file.suffix == ".npy" for file in files):
+        return _left_in_place(files, source)
+    return collect(opened(source))
+
+
+def opened(source: Source) -> Opened:
+    """Open a file, or a folder of which the first of these kinds counts that it holds: sound, MIDI, arrays, tables.
+
+    Raises:
+        DataError: as :func:`load`, here or while it is read.
+    """
+    files = _files(Path(source.path))
+    return _KINDS[_kind(files[0])](Path(source.path), files, source)
+
+
+def collect(found: Opened) -> Contents:
+    """Return all of it, in memory.
+
+    Raises:
+        DataError: something does not fit.
+    """
+    sequences: list[tuple[NamedSequence, Series]] = []
+    for named in found.sequences:
+        x = torch.from_numpy(checked(named, named.array, found.likelihood))
+        sequences.append((named, x))
+    require_one_width(found.place, {x.shape[1]: named.name for named, x in sequences})
+    return Contents(found.name, found.likelihood, by_part(found.place, sequences), found.rate)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of the first kind that a folder holds, or the file that ``path`` is."""
     if os.path.isdir(path):
         try:
             files = sorted(path.iterdir())
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        sounds, arrays = ([f for f in files if f.suffix.lower() == kind] for kind in (".wav", ".npy"))
-        if sounds:
-            return _load_sound(path, sounds, source)
-        if not arrays:
-            raise DataError(f"{path} holds no .wav and no .npy file")
-        return _load_arrays(path, [pair for file in arrays for pair in _named(file, source)], source)
+        for kinds in _KINDS:
+            if found := [file for file in files if file.suffix.lower() in kinds]:
+                return found
+        raise DataError(f"{path} holds no file of {', '.join(kind for kinds in _KINDS for kind in kinds)}")
     if not os.path.isfile(path):
-        raise DataError(f"no such data: {path} (give 'chorales', an .npz or .npy file, or a folder)")
-    return _load_arrays(path, _named(path, source), source)
+        raise DataError(f"no such data: {path} (give 'chorales', an .npz, .npy or .csv file, a folder, or a pack)")
+    return [path]
 
 
-def _require_size(path: Path, size: int, source: Source) -> None:
-    """Raise DataError if a file would expand beyond what it may, and beyond itself."""
-    if size > max(source.max_gigabytes * 1e9, path.stat().st_size):
-        raise DataError(
-            f"{path} expands to {size / 1e9:.3g} GB, and max_gigabytes is {source.max_gigabytes:g}: raise that "
-            "(--max-gigabytes on the command line) if this is meant"
-        )
+def _kind(file: Path) -> tuple[str, ...]:
+    return next((kinds for kinds in _KINDS if file.suffix.lower() in kinds), _ARRAYS)
 
 
-def _named(path: Path, source: Source) -> list[tuple[str, NDArray[Any]]]:
-    """Return the sequences of a file and their names: an array (T, X) is one of them, an array (N, T, X) is N."""
+def _arrays(path: Path, files: Sequence[Path], source: Source) -> Opened:
+    found = (named for file in files for named in _arrays_in(file, source, path))
+    return Opened(path.name, str(path), source.likelihood or "bernoulli", found)
+
+
+def _arrays_in(file: Path, source: Source, path: Path) -> Iterator[NamedSequence]:
+    """Yield the sequences of a file: an array (T, X) is one of them, an array (N, T, X) is N."""
+    for name, array in _arrays_of(file, source):
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{file} holds {name!r}, which is no array")
+        if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "biuf":
+            raise DataError(
+                f"{file}: {name!r} must be numbers of shape (T, X) or (N, T, X), all at least 1, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        own = name if file == path or file.suffix == ".npy" else f"{file.stem}/{name}"
+        for number, row in enumerate(array[None] if array.ndim == 2 else array):
+            numbered = own if array.ndim == 2 else f"{own}[{number}]"
+            yield NamedSequence(numbered, f"{path}: {numbered!r}", row, numbered)
+
+
+def _arrays_of(file: Path, source: Source) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a file; of an .npy file nothing is in memory yet."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                _require_size(path, sum(entry.file_size for entry in archive.infolist()), source)
-        content = np.load(path)
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                require_size(file, sum(entry.file_size for entry in archive.infolist()), source)
+        content = np.load(file, mmap_mode="r")
         if isinstance(content, np.ndarray):
-            arrays = {path.stem: content}
-        else:
-            with content:
-                arrays = {name: content[name] for name in content.files}
+            yield file.stem, content
+            return
+        with content:
+            for name in content.files:
+                yield name, content[name]
     except DataError:
         raise
     except Exception as error:  # of a damaged header NumPy makes code, and raises what that raises
-        hint = "; save sequences of unequal length as one array each in an .npz file" if "pickle" in str(error) else ""
-        raise DataError(f"{path} is not a readable .npz or .npy file: {_one_line(error)}{hint}") from error
-    named: list[tuple[str, NDArray[Any]]] = []
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"{path} holds {name!r}, which is no array")
-        if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "biuf":
-            raise DataError(
-                f"{path}: {name!r} must be numbers of shape (T, X) or (N, T, X), all at least 1, "
-                f"got {array.dtype} of shape {array.shape}"
-            )
-        named += [(name, array)] if array.ndim == 2 else [(f"{name}[{i}]", row) for i, row in enumerate(array)]
-    return named
+        objects = any(word in str(error) for word in ("pickle", "Python objects"))
+        hint = "; save sequences of unequal length as one array each in an .npz file" if objects else ""
+        raise DataError(f"{file} is not a readable .npz or .npy file: {one_line(error)}{hint}") from error
 
 
-def _load_arrays(path: Path, named: list[tuple[str, NDArray[Any]]], source: Source) -> Contents:
-    likelihood = source.likelihood or "bernoulli"
-    sequences = [(name, _checked(f"{path}: {name!r}", array, likelihood)) for name, array in named]
-    sizes = {x.shape[1]: name for name, x in sequences}
-    if len(sizes) > 1:
-        found = ", ".join(f"{size} in {name!r}" for size, name in sizes.items())
-        raise DataError(f"{path}: every sequence must have the same feature size, got {found}")
-    return Contents(path.name, likelihood, _parts(path, sequences))
-
-
-def _parts(path: Path, named: Sequence[tuple[str, Item]]) -> dict[Part, list[Item]]:
-    """Divide: what is named train..., valid... (or val) and test... are those parts; if nothing is, hashes decide.
-
-    Raises:
-        DataError: some names are of a part, and others are not, or there are too few to divide.
-    """
-    parts: dict[Part, list[Item]] = {"train": [], "valid": [], "test": []}
-    others = []
-    for name, item in named:
-        found = _PART.match(name)
-        if found is None:
-            others.append(repr(name))
-        else:
-            parts[next(part for part in PARTS if part.startswith(found[0].lower()))].append(item)
-    if len(others) == len(named):
-        try:
-            return divide(named)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-    if others:
-        first = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        raise DataError(f"{path}: if any name starts with train, valid (or val) or test all must, got {first}")
-    return parts
-
-
-def _checked(name: str, array: NDArray[Any], likelihood: Output) -> Tensor:
-    with np.errstate(over="ignore"):
-        values = array.astype(np.float32)
-    fits = np.isin(array, (0, 1)) if likelihood == "bernoulli" else np.isfinite(values)
-    if not fits.all():
-        step, feature = np.argwhere(~fits)[0].tolist()
-        expected = "0 or 1 for a bernoulli likelihood" if likelihood == "bernoulli" else "finite in float32"
-        raise DataError(f"{name} must be {expected}, got {array[step, feature]} at step {step}, feature {feature}")
-    return torch.from_numpy(values)
-
-
-def _load_sound(folder: Path, files: list[Path], source: Source) -> Contents:
-    """Return frames of ``source.frame`` samples; whole files go to one part, where there are at least three."""
-    if source.likelihood == "bernoulli":
-        raise DataError(f"{folder} holds sound: likelihood must be 'gaussian', got 'bernoulli'")
-    if source.frame < 1 or source.max_steps < 1:
-        raise DataError(f"frame and max_steps must be at least 1, got {source.frame} and {source.max_steps}")
-    rate, pieces = source.rate, []
+def _left_in_place(files: Sequence[Path], source: Source) -> Contents:
+    """Read every number once, and leave them where they are."""
+    path, likelihood = Path(source.path), source.likelihood or "bernoulli"
+    sequences: list[tuple[NamedSequence, Series]] = []
+    digest = hashlib.sha256(likelihood.encode())
     for file in files:
-        samples, its_rate = _read_sound(file, source)
-        rate = rate or its_rate
-        if its_rate != rate:
-            raise DataError(f"{file} has {its_rate} samples per second, expected {rate}")
-        steps = len(samples) // source.frame
-        if steps == 0:
-            raise DataError(f"{file} has {len(samples)} samples, fewer than one frame of {source.frame}")
-        frames = torch.from_numpy(samples[: steps * source.frame]).reshape(steps, source.frame)
-        pieces.append((file.name, [frames[i : i + source.max_steps] for i in range(0, steps, source.max_steps)]))
-    if len(pieces) < 3:
-        pieces = [(f"{name}[{i}]", [cut]) for name, cuts in pieces for i, cut in enumerate(cuts)]
-    parts = {part: [x for cuts in found for x in cuts] for part, found in _parts(folder, pieces).items()}
-    return Contents(folder.name, "gaussian", parts, rate)
+        rows = StoredRows(file)
+        digest.update(repr((file.name, rows.shape, rows.dtype.str)).encode() + rows.checksums.tobytes())
+        steps = rows.shape[-2]
+        for number in range(rows.count // steps):
+            name = file.stem if len(rows.shape) == 2 else f"{file.stem}[{number}]"
+            named = NamedSequence(name, f"{path}: {name!r}", rows.read(0, 0), name)
+            x = Stored(rows, number * steps, steps)
+            for at, piece in enumerate(in_pieces(x)):
+                checked(named, piece.numpy(), likelihood, at)
+            sequences.append((named, x))
+    require_one_width(str(path), {x.shape[1]: named.name for named, x in sequences})
+    parts = by_part(str(path), sequences)
+    known = Known(digest.hexdigest()[:16], *moments(parts["train"])) if parts["train"] else None
+    return Contents(path.name, likelihood, parts, None, known)
 
 
-def _read_sound(file: Path, source: Source) -> tuple[NDArray[np.float32], int]:
-    """Return the mean of a file's channels, (samples,), and its samples per second."""
+def _tables(path: Path, files: Sequence[Path], source: Source) -> Opened:
+    """Read comma-separated files, each a sequence of as many steps as it has lines behind its header, if it has one."""
+    found = (NamedSequence(file.stem, str(file), _table(file), file.stem) for file in files)
+    return Opened(path.name, str(path), source.likelihood or "bernoulli", found)
+
+
+def _table(file: Path) -> NDArray[np.float64]:
     try:
-        import soundfile
-    except ImportError as error:
-        raise DataError("reading sound takes the soundfile package: pip install 'vrnn-fast[train]'") from error
+        with file.open(newline="") as lines:
+            rows = csv.reader(lines)
+            first = next(rows, [])
+            table = [first] if all(_is_number(cell) for cell in first) else []
+            table += [row for row in rows if row]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{file} is not a readable table: {one_line(error)}") from error
+    if not table or not first:
+        raise DataError(f"{file} holds no line of numbers")
+    for number, row in enumerate(table):
+        wrong = next((cell for cell in row if not _is_number(cell)), None)
+        if wrong is not None or len(row) != len(first):
+            got = f"{wrong!r}" if wrong is not None else f"{len(row)} columns"
+            raise DataError(f"{file} must hold {len(first)} numbers in every line, got {got} in number {number + 1}")
+    return np.array(table, dtype=np.float64)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        with soundfile.SoundFile(file) as sound:
-            _require_size(file, 4 * sound.frames * sound.channels, source)
-            samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
-    except DataError:
-        raise
-    except Exception as error:  # a damaged header may ask for more memory than there is, and for less than nothing
-        raise DataError(f"{file} is not readable sound: {_one_line(error)}") from error
-    with np.errstate(over="ignore"):
-        mean = samples.mean(axis=1)
-    if not np.isfinite(mean).all():
-        at = np.flatnonzero(~np.isfinite(mean))[0]
-        raise DataError(f"{file} must be finite in float32, got {mean[at]} at sample {at}")
-    return mean, int(rate)
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def write_sound(file: Path, frames: Tensor, rate: int) -> None:
-    """Write frames (T, X) one after the other as one channel of 16-bit sound; what exceeds 1 is clipped."""
-    import soundfile
-
-    soundfile.write(file, frames.reshape(-1).clamp(-1, 1).numpy(), rate, subtype="PCM_16")
+_ARRAYS, _TABLES = (".npy", ".npz"), (".csv",)
+_KINDS: dict[tuple[str, ...], Callable[[Path, Sequence[Path], Source], Opened]] = {
+    sound.SUFFIXES: sound.opened,
+    midi.SUFFIXES: midi.opened,
+    _ARRAYS: _arrays,
+    _TABLES: _tables,
+}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .batches import bucketed
-from .dataset import Item
+from .reading import Item
 
 
 class Piece(NamedTuple):

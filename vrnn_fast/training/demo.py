@@ -17,7 +17,7 @@ from rich.table import Table
 
 from .. import data, executors
 from ..data import Dataset, Source, chorales, pad
-from ..data.dataset import PARTS
+from ..data.reading import PARTS
 from ..model import VRNN
 from . import report
 from .compare import Comparison, compare

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
+from ..data import DataError
 from ..data.dataset import lengths_of
 from ..data.loader import Pieces, loaded
 from ..data.order import Piece
+from ..data.stored import Series
 from ..model import VRNN
 from ..state import State
 from .ranks import Ranks
@@ -39,18 +40,22 @@ class Sums:
         return (self.nll + self.kl) / self.time_steps
 
 
-def evaluate(model: VRNN, sequences: Sequence[Tensor], ranks: Ranks | None = None, segment: int = 0) -> Sums:
+def evaluate(model: VRNN, sequences: Sequence[Series], ranks: Ranks | None = None, segment: int = 0) -> Sums:
     """Return the evidence lower bound of whole sequences (T_i, X), one latent sample each, always with the same noise.
 
     Args:
         ranks: each takes its share, and has the sums of all.
         segment: time steps that are in memory at a time; 0 for whole sequences.
+
+    Raises:
+        RunError: on all ranks, what one of them could not read.
     """
     like = next(model.parameters())
     ranks = ranks or Ranks(0, 1, like.device)
     lengths = lengths_of(sequences)
     by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     begun, nll, kl, steps = perf_counter(), 0.0, 0.0, 0
+    unread: DataError | None = None
     with torch.no_grad():
         for i in range(0, len(by_length), _BATCH * ranks.size):  # of all ranks, which make as many calls each
             rows = by_length[i : i + _BATCH * ranks.size]
@@ -60,11 +65,13 @@ def evaluate(model: VRNN, sequences: Sequence[Tensor], ranks: Ranks | None = Non
             wanted = [[Piece(r, min(at, lengths[r]), min(at + width, lengths[r])) for r in own] for at in cuts]
             state: State | None = None
             for batch in loaded(Pieces(sequences, model.latent_size, (_SEED,)), wanted):
-                x, own_lengths, eps = batch.to(like.device)
+                unread = unread or batch.failure
+                x, own_lengths, eps, _ = batch.to(like.device)
                 given = {"eps": eps.to(like.dtype), "state": state, "normalizer": 1.0}  # a rank may have no step
                 out = model(x.to(like.dtype), own_lengths, **given)
                 state = out.state
                 nll, kl = nll + out.nll.double().sum().item(), kl + out.kl.double().sum().item()
                 steps += int(batch.lengths.sum())
+    ranks.together(unread)
     nll, kl, counted = ranks.sum(nll, kl, steps)
     return Sums(nll, kl, round(counted), perf_counter() - begun)

@@ -16,7 +16,8 @@ from ..data import Source
 from ..model import VRNN
 from .config import RunError, TrainConfig, one_line
 
-_OF_A_CALL = ("config", "run", "resume", "threads", "tensorboard")  # not of a run
+LOGGERS = {"tensorboard": "into the run", "wandb": "to Weights & Biases", "mlflow": "to MLflow"}
+_OF_A_CALL = ("config", "run", "resume", "threads", *LOGGERS)  # not of a run
 CONFIG = "config.toml"  # in a run's folder: the file that repeats it
 _NOT_HERE = {"input_size", "backend", "batch_first", "device", "dtype"}  # arguments of VRNN that the run decides
 DEFAULTS: dict[str, Any] = {"hidden_size": 100, "latent_size": 16, "activation": "leaky_relu", "likelihood": None}
@@ -37,7 +38,7 @@ class Options:
     source: Source
     model: dict[str, Any]
     train: TrainConfig
-    tensorboard: bool
+    loggers: tuple[str, ...]
     threads: int | None
     given: tuple[str, ...]
     text: str
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Options:
         source = found.pop("source")
         if source is not None:
             found["data.path"] = source
-        plain = parser.dump(found, format="json_compact", skip_none=False, skip_validation=True)
+        plain = parser.dump(found, format="json_compact", skip_unset=False, skip_validation=True)
         for name in _OF_A_CALL:
             found.pop(name, None)
         text = parser.dump(found, skip_validation=True)
@@ -71,7 +72,7 @@ def parse(arguments: Sequence[str]) -> Options:
         Source(**entries["data"]),
         entries["model"],
         TrainConfig(**train),
-        entries["tensorboard"],
+        tuple(name for name in LOGGERS if entries[name]),
         entries["threads"],
         given,
         text,
@@ -134,9 +135,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--run", "--run_folder", type=str, default="runs/latest", help=where)
     parser.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="go on with this run")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; all cores by default")
-    parser.add_argument(
-        "--tensorboard", type=bool, default=False, nargs="?", const=True, help="write logs into the run"
-    )
+    for name, where in LOGGERS.items():
+        parser.add_argument(f"--{name}", type=bool, default=False, nargs="?", const=True, help=f"log {where}")
     parser.add_class_arguments(TrainConfig)
     parser.add_class_arguments(Source, "data", sub_configs=False)
     _add_model(parser)

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from ..data.dataset import Item
 from ..data.order import share
+from ..data.reading import Item
 from .config import RunError, one_line
 
 _TIMEOUT = timedelta(minutes=10)  # without a word from another rank

@@ -204,9 +204,9 @@ class Trainer:
         """Train to the end, one optimiser step each; behind one that is ``stopping`` all ranks :meth:`save` and leave.
 
         Raises:
-            RunError: the run has diverged: a loss, the norm of a gradient or a validation bound is not finite. The
-                step is not taken, or the epoch not saved: the folder keeps what was there. Or a checkpoint could not
-                be written.
+            RunError: the run has diverged: a loss, the norm of a gradient or a validation bound is not finite; or data
+                could not be read. The step is not taken, or the epoch not saved: the folder keeps what was there. Or a
+                checkpoint could not be written.
         """
         config = self.config
         while not self.finished:
@@ -262,9 +262,12 @@ class Trainer:
         self.optimizer.zero_grad()
         with products_in(config.precision):
             losses, nll, kl = self._gradients(update, parts, kl_weight)
-        stop, unsaved = float(self._stop), float(self._checkpoints.failed())
-        bad = float(not math.isfinite(losses))
-        loss, nll, kl, bad, stop, unsaved = self.ranks.sum(losses / self.ranks.size, nll, kl, bad, stop, unsaved)
+        unread = next((part.failure for part in parts if part.failure), None)
+        told = (not math.isfinite(losses), self._stop, self._checkpoints.failed(), unread is not None)
+        found = self.ranks.sum(losses / self.ranks.size, nll, kl, *map(float, told))
+        loss, nll, kl, bad, stop, unsaved, missing = found
+        if missing:
+            self.ranks.together(unread)
         if unsaved:
             self._checkpoints.wait()
         if bad:
@@ -291,7 +294,7 @@ class Trainer:
         normalizer = update.steps / self.ranks.size  # gradients are averaged over ranks
         self._unsound: list[tuple[int, Tensor]] = []
         for number, part in enumerate(parts):
-            x, lengths, eps = part.to(self.ranks.device)
+            x, lengths, eps, _ = part.to(self.ranks.device)
             with self._trained.accumulating(number + 1 < len(parts)):
                 out = self._trained(
                     x.to(self._trained.dtype),

@@ -1,47 +1,40 @@
-"""A run as it is seen from the terminal: a live progress bar, TensorBoard logs, and a clean stop when asked."""
+"""A run as it goes on: shown, logged, and stopped cleanly when asked."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .config import RunError
-from .trainer import Epoch, Step, Trainer
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from .loggers import opened
+from .table import Display
+from .trainer import Step, Trainer
 
 
-def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> bool:
+def watch(trainer: Trainer, console: Console, loggers: Sequence[str] = ()) -> bool:
     """Train to the end, or until Ctrl-C, SIGTERM or SIGHUP: then the run is saved after the step it is at, it is said
-    where, and the answer is False.
+    where, and the answer is False. The first rank alone shows and logs.
+
+    Raises:
+        RunError: as :meth:`Trainer.steps`, or one of ``loggers`` cannot be had.
     """
-    logs = _writer(trainer) if tensorboard else nullcontext()
-    bar = Progress(
-        BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal, expand=True,
-    )  # fmt: skip
-    with _asking(trainer.ask_to_stop), bar, logs as writer:
-        epochs = trainer.config.epochs
-        task = bar.add_task("", total=epochs, completed=len(trainer.history))
+    with ExitStack() as stack:
+        stack.enter_context(_asking(trainer.ask_to_stop))
+        display = None
+        if trainer.ranks.first:
+            display = stack.enter_context(Display(trainer, console))
+            logs = stack.enter_context(opened(loggers, trainer))
         saved = None
         for step in trainer.steps():
             if step.stopping:
                 saved = trainer.save()  # before anything is drawn: the terminal may be gone
-            if writer:
-                _log(writer, step)
-            bar.update(task, completed=trainer.epochs_done)
-            if step.finished:
-                done, line = step.finished.number + 1, _line(step.finished)
-                bar.update(task, description=line)
-                if bar.disable and done % max(1, epochs // 10) == 0:
-                    console.print(f"epoch {done:3d}/{epochs}  {line}", soft_wrap=True)
+            if display:
+                for logger in logs:
+                    logger.log(_values(step, trainer.ranks.size), step.number)
+                display.show(step)
             if saved:
                 break
     if not saved or trainer.finished:
@@ -52,11 +45,6 @@ def watch(trainer: Trainer, console: Console, *, tensorboard: bool = False) -> b
         soft_wrap=True,
     )
     return False
-
-
-def _line(epoch: Epoch) -> str:
-    speed = epoch.train.time_steps / epoch.train.seconds
-    return f"train {epoch.train.bound:.3f}, valid {epoch.valid.bound:.3f} nats per step, {speed:,.0f} frames/s"
 
 
 @contextmanager
@@ -84,23 +72,21 @@ def _asking(ask: Callable[[], None]) -> Iterator[None]:
         restore()
 
 
-def _writer(trainer: Trainer) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RunError("logs take the tensorboard package: pip install 'vrnn-fast[tensorboard]'") from error
-    return SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.step + 1)
-
-
-def _log(writer: SummaryWriter, step: Step) -> None:
+def _values(step: Step, ranks: int) -> dict[str, float]:
+    """Return what loggers are told of a step."""
+    sums, frames = step.sums, step.sums.time_steps / step.sums.seconds
     values = {
         "train/loss": step.loss,
+        "train/bound": sums.bound,
+        "train/kl": sums.kl / sums.time_steps,
         "train/gradient_norm": step.gradient_norm,
         "schedule/learning_rate": step.learning_rate,
         "schedule/kl_weight": step.kl_weight,
+        "speed/frames_per_second": frames,
+        "speed/frames_per_second_and_rank": frames / ranks,
+        "speed/input_wait": step.waited / sums.seconds,
     }
     if step.finished:
         valid = step.finished.valid
         values |= {"valid/bound": valid.bound, "valid/kl": valid.kl / valid.time_steps}
-    for name, value in values.items():
-        writer.add_scalar(name, value, step.number)
+    return values
