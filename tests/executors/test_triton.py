@@ -26,7 +26,7 @@ from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.triton import emit, operators, passes, tuning
+from vrnn_fast.executors.triton import emit, operators, passes, phases, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
@@ -213,16 +213,19 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, objective
     def sources() -> list[str]:
         stored, found = there.stored(Keep.STORED, Want(prior=True, raw=True)), []
         for loaded, ahead in ((none, False), (everything, True)):
-            found.append(emit.forward(there, loaded, stored, ahead=ahead, late=ahead))
-            found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead))
+            forward = emit.forward(there, loaded, stored, ahead=ahead, late=ahead)
+            backward = emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead)
+            found.append(phases.source("both", (forward, backward)))
         return found
 
     assert sources() == sources()
     for source in sources():
-        function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
-        names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
-        known = {a.arg for a in function.args.args} | {n.id for n in names if isinstance(n.ctx, ast.Store)}
-        assert {n.id for n in names} <= known | {"triton", "tl", "on", "range"}
+        functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+        assert [f.name for f in functions] == [emit.FORWARD, emit.BACKWARD, "both"]
+        for function in functions:
+            names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+            known = {a.arg for a in function.args.args} | {n.id for n in names if isinstance(n.ctx, ast.Store)}
+            assert {n.id for n in names} <= known | {"triton", "tl", "on", "range", *(f.name for f in functions)}
 
 
 def test_a_spec_survives_as_text() -> None:
@@ -386,9 +389,9 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
     cold, warm = found
-    there = ["pack_weights", "before_rows", "forward_scan"]
-    back = ["pack_weights", "after_rows_backward", "backward_scan", "before_rows_backward", "weight_gradients"]
-    names = [*there, "after_rows", *back, *there, *back, "pack_weights", "forward_scan"]  # a bound, a filter, a player
+    bound = ["weights", "forward", "weights", "backward", "weight_gradients"]
+    filtered = [*bound[:4], "before_backward", bound[4]]  # torch adds to the gradient of eps between the last
+    names = [*bound, *filtered, "weights", "generate"]
     assert cold["wanted"] == [[name, False] for name in names]
     assert warm["wanted"] == [[name, True] for name in names]
     untuned = tuning.candidates(absent_gpu.SPEC, 4, CHIPS["sm_90"])[0]
@@ -440,15 +443,17 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
     spec = CellSpec(5, 17, 3, cell=kind, cond_size=2, residual=True, encoder=(8,), activation="elu", std=std)
     config, dtype = Config(16, 4, 64, True, 0), torch.float16
     stored = plan(spec, 64).stored(Keep.ALWAYS, Want())
-    for kernel in (
+    for phase in (
         kernels.forward(spec, config, 2, stored),
         kernels.forward(spec, config, 2, ("x",), mean=False),
         kernels.backward(spec, config, 2, on_z=True, on_eps=True),
     ):
+        kernel = kernels.kernel("alone", (phase,))
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", ragged=True).registers > 0
     filtered = replace(spec, objective="particle_filter")
-    for kernel in (
+    for phase in (
         kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, Want(prior=True, raw=True))),
         kernels.backward(filtered, config, 2, on_z=True, on_eps=True),
     ):
+        kernel = kernels.kernel("alone", (phase,))
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", particles=5, ragged=True).registers > 0

@@ -6,8 +6,41 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_x,
+    b_pre,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 2864, 16)
+    phi_x_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 2608, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8).to(tl.float32)
+    phi_x_0_0 = on.product(x_0, w0_0_0, phi_x_0_0, PRECISION)
+    phi_x_0_0 = on.activate(phi_x_0_0, "relu")
+    bias1_0 = on.bias(weights, 2880, 16)
+    pre_0 = on.spread(bias1_0, ROWS)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+    bias2_16 = on.bias(weights, 4176, 16)
+    pre_16 = on.spread(bias2_16, ROWS)
+    bias2_32 = on.bias(weights, 4192, 64)
+    pre_32 = on.spread(bias2_32, ROWS)
+    w2_16_0 = on.weight(weights, 2896, 16, 16)
+    pre_16 = on.product(phi_x_0_0, w2_16_0, pre_16, PRECISION)
+    w2_32_0 = on.weight(weights, 3152, 16, 64)
+    pre_32 = on.product(phi_x_0_0, w2_32_0, pre_32, PRECISION)
+    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80)
+    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -27,7 +60,7 @@ def forward_scan(
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
@@ -115,3 +148,106 @@ def forward_scan(
         on.store(b_pre, row, active, pre_64, 64, 16, 16, 80)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
     on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+
+
+@triton.jit
+def after_rows(
+    program,
+    weights,
+    count,
+    b_h_0,
+    b_posterior,
+    b_kl,
+    b_phi_z_0,
+    b_x,
+    mask,
+    b_nll,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4512, 16)
+    prior_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 4256, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16).to(tl.float32)
+    prior_0_0 = on.product(h_0_0, w0_0_0, prior_0_0, PRECISION)
+    prior_0_0 = on.activate(prior_0_0, "relu")
+    bias1_0 = on.bias(weights, 5040, 16)
+    prior_0 = on.spread(bias1_0, ROWS)
+    bias1_4 = on.bias(weights, 5056, 16)
+    prior_4 = on.spread(bias1_4, ROWS)
+    w1_0_0 = on.weight(weights, 4528, 16, 16)
+    prior_0 = on.product(prior_0_0, w1_0_0, prior_0, PRECISION)
+    w1_4_0 = on.weight(weights, 4784, 16, 16)
+    prior_4 = on.product(prior_0_0, w1_4_0, prior_4, PRECISION)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8).to(tl.float32)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8).to(tl.float32)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
+    on.store_number(b_kl, row, active, kl)
+    bias2_0 = on.bias(weights, 5328, 16)
+    decoder_0_0 = on.spread(bias2_0, ROWS)
+    w2_0_0 = on.weight(weights, 5072, 16, 16)
+    phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 16, 16).to(tl.float32)
+    decoder_0_0 = on.product(phi_z_0_0, w2_0_0, decoder_0_0, PRECISION)
+    w3_0_0 = on.weight(weights, 5344, 16, 16)
+    decoder_0_0 = on.product(h_0_0, w3_0_0, decoder_0_0, PRECISION)
+    decoder_0_0 = on.activate(decoder_0_0, "relu")
+    bias4_0 = on.bias(weights, 5856, 16)
+    decoder_0 = on.spread(bias4_0, ROWS)
+    w4_0_0 = on.weight(weights, 5600, 16, 16)
+    decoder_0 = on.product(decoder_0_0, w4_0_0, decoder_0, PRECISION)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8).to(tl.float32)
+    terms = on.bernoulli(x_0, decoder_0)
+    if mask is not None:
+        terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8) != 0, terms, 0.0)
+    nll = on.total(terms, 8, 16)
+    on.store_number(b_nll, row, active, nll)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_x,
+    b_pre,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_h_0,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    b_phi_z_0,
+    final_h_0,
+    b_kl,
+    mask,
+    b_nll,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION)
+    elif turn < forward_scan_end:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_phi_z_0, final_h_0, ROWS, PARTICLES, PRECISION)
+    else:
+        on.wait(turns, forward_scan_end)
+        after_rows(turn - forward_scan_end, weights, count, b_h_0, b_posterior, b_kl, b_phi_z_0, b_x, mask, b_nll, HEIGHT, PRECISION)
+    on.leave(turns, after_rows_end)

@@ -6,8 +6,33 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_x,
+    b_pre,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4944, 16)
+    pre_0 = on.spread(bias0_0, ROWS)
+    bias0_16 = on.bias(weights, 4960, 64)
+    pre_16 = on.spread(bias0_16, ROWS)
+    w0_0_0 = on.weight(weights, 3664, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8).to(tl.float32)
+    pre_0 = on.product(x_0, w0_0_0, pre_0, PRECISION)
+    w0_16_0 = on.weight(weights, 3920, 16, 64)
+    pre_16 = on.product(x_0, w0_16_0, pre_16, PRECISION)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+    on.store(b_pre, row, active, pre_16, 16, 64, 64, 80)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -30,7 +55,7 @@ def forward_scan(
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
@@ -120,3 +145,100 @@ def forward_scan(
         c_0_0 = tl.where(active[:, None], after_c_0_0, c_0_0)
     on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
     on.store(final_c_0, b.to(tl.int64), inside, c_0_0, 0, 16, 16, 16)
+
+
+@triton.jit
+def after_rows(
+    program,
+    weights,
+    count,
+    b_posterior,
+    b_prior,
+    b_kl,
+    b_z,
+    b_h_0,
+    b_x,
+    mask,
+    b_nll,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8).to(tl.float32)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8).to(tl.float32)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.load(b_prior, row, active, 0, 4, 16, 8).to(tl.float32)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.load(b_prior, row, active, 4, 4, 16, 8).to(tl.float32)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
+    on.store_number(b_kl, row, active, kl)
+    bias0_0 = on.bias(weights, 5536, 16)
+    decoder_0 = on.spread(bias0_0, ROWS)
+    bias0_8 = on.bias(weights, 5552, 16)
+    decoder_8 = on.spread(bias0_8, ROWS)
+    w0_0_0 = on.weight(weights, 5024, 16, 16)
+    z_0 = on.load(b_z, row, active, 0, 4, 16, 4).to(tl.float32)
+    decoder_0 = on.product(z_0, w0_0_0, decoder_0, PRECISION)
+    w0_8_0 = on.weight(weights, 5280, 16, 16)
+    decoder_8 = on.product(z_0, w0_8_0, decoder_8, PRECISION)
+    w1_0_0 = on.weight(weights, 5568, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16).to(tl.float32)
+    decoder_0 = on.product(h_0_0, w1_0_0, decoder_0, PRECISION)
+    w1_8_0 = on.weight(weights, 5824, 16, 16)
+    decoder_8 = on.product(h_0_0, w1_8_0, decoder_8, PRECISION)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8).to(tl.float32)
+    terms = on.gaussian(x_0, decoder_0, decoder_8, True, 0.0, 1.0, 1e-06, None, None, None)
+    if mask is not None:
+        terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8) != 0, terms, 0.0)
+    nll = on.total(terms, 8, 16)
+    on.store_number(b_nll, row, active, nll)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_x,
+    b_pre,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    start_c_0,
+    b_h_0,
+    b_c_0,
+    b_prior,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    final_h_0,
+    final_c_0,
+    b_kl,
+    mask,
+    b_nll,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION)
+    elif turn < forward_scan_end:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, start_c_0, b_h_0, b_c_0, b_pre, b_prior, b_posterior, b_eps, b_posterior_std, b_z, final_h_0, final_c_0, ROWS, PARTICLES, PRECISION)
+    else:
+        on.wait(turns, forward_scan_end)
+        after_rows(turn - forward_scan_end, weights, count, b_posterior, b_prior, b_kl, b_z, b_h_0, b_x, mask, b_nll, HEIGHT, PRECISION)
+    on.leave(turns, after_rows_end)

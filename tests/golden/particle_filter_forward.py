@@ -6,8 +6,36 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_pre,
+    b_x,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 3936, 16)
+    pre_0 = on.spread(bias0_0, ROWS)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+    bias1_16 = on.bias(weights, 5232, 16)
+    pre_16 = on.spread(bias1_16, ROWS)
+    bias1_32 = on.bias(weights, 5248, 64)
+    pre_32 = on.spread(bias1_32, ROWS)
+    w1_16_0 = on.weight(weights, 3952, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8).to(tl.float32)
+    pre_16 = on.product(x_0, w1_16_0, pre_16, PRECISION)
+    w1_32_0 = on.weight(weights, 4208, 16, 64)
+    pre_32 = on.product(x_0, w1_32_0, pre_32, PRECISION)
+    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80)
+    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -33,7 +61,7 @@ def forward_scan(
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
@@ -159,3 +187,44 @@ def forward_scan(
         after_h_0_0 = on.take(after_h_0_0, chosen)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
     on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_pre,
+    b_x,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_h_0,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    mask,
+    b_uniforms,
+    enough,
+    b_nll,
+    b_kl,
+    b_ancestors,
+    final_h_0,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_pre, b_x, HEIGHT, PRECISION)
+    else:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_x, mask, b_uniforms, enough, b_nll, b_kl, b_ancestors, final_h_0, ROWS, PARTICLES, PRECISION)
+    on.leave(turns, forward_scan_end)

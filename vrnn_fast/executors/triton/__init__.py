@@ -1,8 +1,8 @@
 """The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
 Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py (what they
-call), passes.py (all that is not sequential; ../rows.py where it does not fit), pack.py and accumulate.py (weights, and
-their gradients), launch.py.
+call), passes.py (all that is not sequential; ../rows.py where it does not fit), phases.py (how both are one launch),
+pack.py and accumulate.py (weights, and their gradients), launch.py.
 Only kernels.py, functions.py and versions.py import triton, at the first call.
 """
 
@@ -23,7 +23,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import launch, passes, tuning
+from . import launch, passes, phases, tuning
 from .plan import plan
 
 name = "triton"
@@ -97,7 +97,8 @@ def launches(spec: CellSpec) -> str:
         calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     else:
         ways = launch.of_a_step(spec, configs[0])
-        calls = f"a training step is {len(ways)} launches, whatever T is: {', '.join(ways)}"
+        named = (f"{way} ({', '.join(parts)})" if parts else way for way, parts in ways)
+        calls = f"a training step is {len(ways)} launches, whatever T is: {', '.join(named)}"
         without = " and ".join(kind for kind, config in rows.items() if config is None)
         calls += f" (in {without}: forward, backward, and dense torch operations)" if without else ""
     return f"{calls}; {alone}; {places}"
@@ -122,8 +123,8 @@ def source(spec: CellSpec, x: Tensor) -> str:
     if spec.likelihood != "external" and _misfit(spec, size, x.device, precision, False) is None:
         config = tuning.choose(spec, x.dtype, x.device, precision, False)
         packed = plan(spec, config.widest, False)
-        found.append(kernels.packing_source(spec, (packed,)))
-        found.append(kernels.generation_source(spec, config, size, mean=False))
+        weights, scan = kernels.packing(spec, (packed,))[0], kernels.forward(spec, config, size, ("x",), False)
+        found += [phases.source(way, (phase,)) for way, phase in (("weights", weights), ("generate", scan))]
     return "\n\n".join(found)
 
 

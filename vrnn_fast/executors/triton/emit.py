@@ -31,14 +31,15 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
+from .phases import Phase
 from .plan import Plan, Tile
 from .scan import Backward, Forward
 
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
 
 
-def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> str:
-    """The source of the forward kernel.
+def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> Phase:
+    """Write the forward scan.
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
@@ -53,11 +54,11 @@ def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ah
     for scan.number, stage in enumerate(plan.program.scan):
         emitter(stage).forward(scan, stage)
         scan.save(*scan.last_writer)
-    return scan.source(FORWARD)
+    return scan.phase(FORWARD)
 
 
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> str:
-    """The source of the reverse kernel; with a gradient that reaches z from outside, and one wanted of eps, or not.
+def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> Phase:
+    """Write the reverse scan; with a gradient that reaches z from outside, and one wanted of eps, or not.
 
     Raises:
         TypeError: a stage of the scan has no gradient there.
@@ -68,7 +69,7 @@ def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, 
         if isinstance(emit, str):
             raise TypeError(f"{type(stage).__name__} has no gradient in the scan: {emit}")
         emit(scan, stage)
-    return scan.source(BACKWARD)
+    return scan.phase(BACKWARD)
 
 
 class Emitter(NamedTuple):

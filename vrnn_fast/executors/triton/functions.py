@@ -15,11 +15,39 @@ WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bit
 
 
 @triton.jit
-def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+def turn(turns):
+    """Draw the number of this program."""
+    return tl.atomic_add(turns, 1, sem="relaxed")
+
+
+@triton.jit
+def wait(turns, programs):
+    """Wait until so many programs are done, and see what they have written."""
+    while tl.atomic_add(turns + 1, 0, sem="acquire") < programs:
+        pass
+
+
+@triton.jit
+def leave(turns, programs):
+    """Say that this program is done, and what it has written is there. The last of all begins the numbers anew."""
+    tl.debug_barrier()
+    if tl.atomic_add(turns + 1, 1, sem="acq_rel") == programs - 1:
+        begin_turns(turns)
+
+
+@triton.jit
+def begin_turns(turns):
+    """Begin the numbers: none is drawn, and nobody is done."""
+    tl.store(turns, 0)
+    tl.store(turns + 1, 0)
+
+
+@triton.jit
+def rows(program, batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
     """The rows of the batch in this program, whole groups of PARTICLES, and which of them there are."""
     WHOLE: tl.constexpr = ROWS // PARTICLES * PARTICLES
     lane = tl.arange(0, ROWS)
-    b = tl.program_id(0) * WHOLE + lane
+    b = program * WHOLE + lane
     inside = (lane < WHOLE) & (b < batch)
     if order is not None:
         b = tl.load(order + b, mask=inside, other=0).to(tl.int32)
@@ -27,9 +55,9 @@ def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
 
 
 @triton.jit
-def row_tile(count, ROWS: tl.constexpr):
+def row_tile(program, count, ROWS: tl.constexpr):
     """The rows in this program, and which of them there are."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.cast(program, tl.int64) * ROWS + tl.arange(0, ROWS)
     return row, row < count
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...cell.stages import Term
+from .phases import TURNS, Phase
 from .plan import Matrix, Plan, Tile, identifier
-from .writer import HEAD, indent
+from .writer import indent
 
 NAME = "pack_weights"
 
 
-def source(plans: Sequence[Plan], strides: Mapping[str, int]) -> str:
-    """The source of the kernel; as many programs as :func:`programs` says run it.
+def phase(plans: Sequence[Plan], strides: Mapping[str, int]) -> Phase:
+    """Write the weights of all ``plans``, and begin the numbers that the programs of the next launch draw.
 
     ``strides`` are the elements from row to row of each parameter.
     """
-    arguments = ["workspace", *map(argument, parameters(plans)), "PRECISION: tl.constexpr"]
-    lines = [HEAD, "@triton.jit", f"def {NAME}("]
-    lines += [*indent(1, [f"{a}," for a in arguments]), "):", "    program = tl.program_id(0)"]
-    return "\n".join((*lines, *indent(1, choose(0, list(_programs(plans, strides)))))) + "\n"
+    arguments = ("workspace", TURNS, *map(argument, parameters(plans)))
+    begin = ["if program == 0:", f"    on.begin_turns({TURNS})"]
+    lines = (*begin, *choose(0, list(_programs(plans, strides))))
+    return Phase(NAME, arguments, lines, str(programs(plans)), {"PRECISION": "PRECISION"})
 
 
 def parameters(plans: Sequence[Plan]) -> list[str]:

@@ -15,13 +15,14 @@ from ...cell.spec import CellSpec, Std
 from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Slice, Stage
 from ..cut import halves, observed, written
 from .emit import STAGES, Emitter, constants_of, deviation_of, pairs
+from .phases import Phase
 from .plan import Plan, Tile, plan, rows_plan
 from .scan import Backward, Forward
-from .writer import HEAD, indent
 
 BEFORE, AFTER = "before_rows", "after_rows"
 AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
-BEGIN = ["row, active = on.row_tile(count, ROWS)"]
+HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
+BEGIN = ["row, active = on.row_tile(program, count, ROWS)"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +32,12 @@ class Pass:
     Attributes:
         values: what it computes, on the way forward.
         gradients: whose gradients it computes, on the way back; None where it does not.
+        z: the tiles whose gradient from outside it adds to its own.
     """
 
     values: Plan
     gradients: Plan | None
+    z: tuple[Tile, ...] = ()
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -72,7 +75,9 @@ def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
 
     if not reverse:
         return Passes(scan, Pass(cut(program.before, back=False), None), Pass(cut(program.after, back=False), None))
-    again = Pass(cut(_lost(scan), back=False), cut(program.after, back=True))
+    after = cut(program.after, back=True)
+    z = () if scan.sample is None else after.tiles_of(scan.sample.z) or scan.tiles_of(scan.sample.z)
+    again = Pass(cut(_lost(scan), back=False), after, z)
     inputs = tuple(s for s in program.before if _touched(s).buffer not in scan.parts)
     return Passes(scan, again, Pass(cut(inputs, back=False), cut(program.before, back=True)))
 
@@ -103,8 +108,8 @@ def needed(scan: Plan) -> frozenset[str]:
     return frozenset(sources | set(scan.values))
 
 
-def source(name: str, of: Pass, options: RowOptions) -> str:
-    """The source of a kernel over rows."""
+def phase(name: str, of: Pass, options: RowOptions) -> Phase:
+    """Write what is done to a tile of rows."""
     values = _Values(of.values, options)
     for values.number, stage in enumerate(of.values.program.scan):
         _emitter(stage).forward(values, stage)
@@ -115,13 +120,12 @@ def source(name: str, of: Pass, options: RowOptions) -> str:
             emit = _emitter(stage).backward
             if not isinstance(emit, str):
                 emit(back, stage)
-        back.keep_given()
-    lines = [HEAD, '@triton.jit(do_not_specialize=["count"])', f"def {name}("]
-    arguments = ["weights", "count", *(a for a in values.arguments if a not in ("weights", "steps", "batch"))]
-    arguments += ["ROWS: tl.constexpr", "PRECISION: tl.constexpr"]
-    skipped = {"lengths", "order", "resets"}
-    lines += [*indent(1, [f"{a}," for a in arguments if a not in skipped]), "):"]
-    return "\n".join((*lines, *indent(1, BEGIN, values.step))) + "\n"
+        back.add_given("z", of.z)
+        back.keep_given(of.z)
+    of_scans = {"weights", "steps", "batch", "lengths", "order", "resets"}
+    arguments = ("weights", "count", *(a for a in values.arguments if a not in of_scans))
+    constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION"}
+    return Phase(name, arguments, tuple(BEGIN + values.step), f"tl.cdiv(count, {HEIGHT})", constants)
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,15 @@ class _GradientPass(Backward):
             self.step.append(f"d_{name} = on.number({pointer}, row, active)")
         return f"d_{name}"
 
-    def keep_given(self) -> None:
-        """Write what goes on to others: gradients of what was read from memory."""
-        for tiles in self.plan.tiles.values():
+    def add_given(self, name: str, tiles: tuple[Tile, ...]) -> None:
+        """Add the gradient of a result that is a whole buffer."""
+        for tile in tiles:
+            if (given := self.given(name, tile, 0, self.plan.width(tile.buffer))) is not None:
+                self.add(tile, given)
+
+    def keep_given(self, others: tuple[Tile, ...]) -> None:
+        """Write what goes on to others: gradients of what was read from memory, and those of ``others``."""
+        for tiles in (*self.plan.tiles.values(), others):
             for tile in tiles:
                 if self.passes(tile) and f"d_{tile.name}" in self.known and not self.products[tile]:
                     self.keep(tile)

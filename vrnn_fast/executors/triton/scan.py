@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from ...cell.stages import Dense
 from ..cut import slices, written
+from .phases import Phase
 from .plan import Matrix, Plan, Tile, identifier
 from .writer import Reads, Writer
 
@@ -29,6 +30,12 @@ class Scan(Writer):
         self.number = 0  # of the stage that is being written
         self.known: set[str] = set()  # variables that a step has written
         self.states = [tile for name in plan.states for tile in plan.tiles[name]]
+
+    def scan_phase(self, name: str, lines: list[str]) -> Phase:
+        """Return the phase of a scan: a program for every tile of whole groups of particles."""
+        constants = {name: name for name in ("ROWS", "PARTICLES", "PRECISION")}
+        programs = "tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)"
+        return Phase(name, tuple(self.arguments), tuple(lines), programs, constants)
 
     def pointer(self, prefix: str, buffer: str) -> str:
         """The argument that points to a buffer's values (b), gradients (g) or, of a state, either end."""
@@ -126,15 +133,15 @@ class Forward(Scan):
             if tile.buffer in self.stored:
                 self.store("b", tile, tile.name)
 
-    def source(self, name: str) -> str:
-        """The kernel, once every stage is written."""
+    def phase(self, name: str) -> Phase:
+        """Return all of it, once every stage is written."""
         for tile in tuple(self.pending):
             if tile in self.unsaved:
                 self.value(tile)
         for tile in self.states:
             self.keep_active(tile.name, f"after_{tile.name}")
             self.store_state("final", tile, tile.name)
-        return self.kernel(name, "0", "s", "t + 1")
+        return self.scan_phase(name, self.lines("0", "s", "t + 1"))
 
     def value(self, tile: Tile) -> str:
         for matrix, source in self.pending.pop(tile, ()):
@@ -216,8 +223,8 @@ class Backward(Scan):
                     for tile in plan.tiles_of(part):
                         self.touched[tile].append(number)
 
-    def source(self, name: str) -> str:
-        """The kernel, once every stage is written."""
+    def phase(self, name: str) -> Phase:
+        """Return all of it, once every stage is written."""
         for buffer in self.plan.summed:
             for tile in self.plan.tiles[buffer]:
                 if self.total(tile):
@@ -227,7 +234,7 @@ class Backward(Scan):
         for tile, d in gradients.items():
             self.keep_active(f"later_{tile.name}", d)
             self.store_state("d_start", tile, f"later_{tile.name}")
-        return self.kernel(name, "longest - 1", "longest - 1 - s", "t - 1")
+        return self.scan_phase(name, self.lines("longest - 1", "longest - 1 - s", "t - 1"))
 
     def gradient(self, tile: Tile) -> str:
         """The variable of a tile's gradient."""

@@ -6,8 +6,9 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -24,7 +25,7 @@ def forward_scan(
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
@@ -127,3 +128,24 @@ def forward_scan(
         pre_16, pre_32, pre_48, after_h_0_0 = on.gru(pre_16, pre_32, pre_48, pre_0, h_0_0)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
     on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+
+
+@triton.jit(do_not_specialize=["steps", "batch"])
+def generate(
+    weights,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_eps,
+    b_noise,
+    b_x,
+    b_pre,
+    final_h_0,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    forward_scan(tl.program_id(0), weights, steps, batch, lengths, order, resets, start_h_0, b_eps, b_noise, b_x, b_pre, final_h_0, ROWS, PARTICLES, PRECISION)
