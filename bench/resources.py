@@ -76,6 +76,7 @@ def compiled(
 
     height = tuning.around_config(config, dtype.itemsize, precision).rows
     constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision, HEIGHT: height}
+    constants["PTX"] = not chip.startswith("gfx")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = dict.fromkeys(("steps", "batch", "count"), "i32") | {TURNS: "*i32"}
     types |= {"resets": "*i8", "mask": "*i8", "enough": "fp32"}

@@ -24,12 +24,12 @@ _HALF_LOG_TWO_PI = 0.91893853320467274178
 def allocate(
     like: Tensor, shape: tuple[int, ...], fill: float | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Memory for the kernels, of the device of ``like`` and its dtype or another: all of it comes from here."""
+    """Make memory for the kernels, of the device of ``like`` and its dtype or another: all of it comes from here."""
     return like.new_empty(shape, dtype=dtype) if fill is None else like.new_full(shape, fill, dtype=dtype)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """A tensor as kernels read it: contiguous, and from a multiple of 16 bytes on, as all that torch allocates.
+    """Return a tensor as kernels read it: contiguous, and from a multiple of 16 bytes on, as all that torch allocates.
 
     Triton compiles a kernel anew for every set of arguments that begin elsewhere, such as slices of a batch.
     """
@@ -72,7 +72,7 @@ class Rows:
         self._begun: set[Slice] = set()
 
     def buffer(self, of: dict[str, Tensor], name: str) -> Tensor:
-        """A buffer of ``value`` or ``gradient``."""
+        """Return a buffer of ``value`` or ``gradient``."""
         if name not in of:
             of[name] = allocate(self.like, (self.count, self.widths[name]), 0.0 if name in self.zeroed else None)
         return of[name]
@@ -122,12 +122,12 @@ class Rows:
                 raise TypeError(f"{type(stage).__name__} belongs to the scan")
 
     def weight(self, stage: Dense) -> Tensor:
-        """(target width, source width): the stacked blocks."""
+        """Stack the blocks: (target width, source width)."""
         blocks = [self._block(self.parameters, b, stage.source.width) for b in stage.blocks]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def bias(self, terms: tuple[Term, ...], width: int) -> Tensor:
-        """(target width): the sum of the terms."""
+        """Add up the terms: (target width)."""
         parts = [self.parameters[t.parameter][t.row : t.row + t.rows] for t in terms]
         if len(parts) == 1 and terms[0].rows == width:
             return parts[0]
@@ -162,8 +162,8 @@ class Rows:
         self.kl = (0.5 * squares - ratio.log()).sum(-1)
 
     def _posterior(self, stage: Divergence) -> tuple[Tensor, Tensor]:
-        """Mean and std, computed as the prior's are, so that equal ones are equal: the scan's own std may differ in its
-        last bit, and is rounded."""
+        """Return mean and std, computed as the prior's are, so that equal ones are equal: the scan's own std may differ
+        in its last bit, and is rounded."""
         mean, raw = self._halves(self.value, stage.posterior)
         return mean, standard_deviation(self.spec.std, raw)
 
@@ -183,7 +183,7 @@ class Rows:
         return terms if self.mask is None else torch.where(self.mask, terms, 0.0)
 
     def _update(self, stage: Recur, there: set[str]) -> None:
-        """The gates' activations, and what a layer hands to the next one."""
+        """Compute the gates' activations, and what a layer hands to the next one."""
         gates = self.view(self.value, stage.gates)
         if stage.cell != "rnn" and stage.gates.buffer not in there:
             parts = gates.chunk(gates.shape[1] // stage.h.width, -1)
@@ -212,7 +212,7 @@ class Rows:
     # ---- backward
 
     def backward(self, stage: Stage, upstream: Mapping[str, Tensor], *, wanted: set[str]) -> None:
-        """Of a stage before or after the scan.
+        """Compute the gradients of a stage before or after the scan.
 
         Args:
             upstream: (rows,) or (rows, width) gradients by the names of results, where there are any.
@@ -243,13 +243,13 @@ class Rows:
                 raise TypeError(f"{type(stage).__name__} belongs to the scan")
 
     def _add(self, part: Slice, d: Tensor) -> None:
-        """One more share of a slice's gradient; products add to it from now on."""
+        """Add one more share to a slice's gradient; products add to it from now on."""
         target = self.view(self.gradient, part)
         target.add_(d) if part in self._begun else target.copy_(d)
         self._begun.add(part)
 
     def weight_gradient(self, stage: Dense) -> None:
-        """One product over all rows for each block."""
+        """Compute one product over all rows for each block."""
         d, source = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
         for b in stage.blocks:
             into = self._block(self._into(b.parameter), b, stage.source.width)
@@ -269,13 +269,13 @@ class Rows:
                 self._into(t.parameter)[t.parameter][t.row : t.row + t.rows] = sums[t.at : t.at + t.rows]
 
     def _into(self, parameter: str) -> dict[str, Tensor]:
-        """The gradients of parameters; every element is in exactly one block or term."""
+        """Return the gradients of parameters; every element is in exactly one block or term."""
         if parameter not in self.d_parameters:
             self.d_parameters[parameter] = torch.empty_like(self.parameters[parameter])
         return self.d_parameters
 
     def _divergence_backward(self, stage: Divergence, upstream: Mapping[str, Tensor]) -> None:
-        """Leaves [d mean | d std] on the posterior, whose sample turns it into [d mean | d raw]."""
+        """Leave [d mean | d std] on the posterior, whose sample turns it into [d mean | d raw]."""
         q_mean, q_std = self._posterior(stage)
         p_mean, p_raw = self._halves(self.value, stage.prior)
         p_std = standard_deviation(stage.transform, p_raw)
@@ -320,7 +320,8 @@ class Rows:
 
 
 def _deviation_backward(std: Std, raw: Tensor, d: Tensor) -> Tensor:
-    """d times the derivative of :func:`standard_deviation`; what a clamp holds is selected, for d may be infinite."""
+    """Return d times the derivative of :func:`standard_deviation`; what a clamp holds is selected, for d may be
+    infinite."""
     if std.plain:
         return d * torch.sigmoid(raw)
     low, high = std.clamp

@@ -1,9 +1,9 @@
 """The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
-Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py (what they
-call), passes.py (all that is not sequential; ../rows.py where it does not fit), phases.py (how both are one launch),
-pack.py and accumulate.py (weights, and their gradients), launch.py.
-Only kernels.py, functions.py and versions.py import triton, at the first call.
+Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py and
+memory.py (what they call), passes.py (all that is not sequential; ../rows.py where it does not fit), phases.py (how
+both are one launch), pack.py and accumulate.py (weights, and their gradients), launch.py.
+Only kernels.py, functions.py, memory.py and versions.py import triton, at the first call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DISTRIBUTIONS = (
 
 
 def unavailable() -> str | None:
-    """None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
+    """Return None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
     spec = find_spec("triton")
     if spec is None or spec.origin is None:  # a folder of that name in the way has no origin
         return 'triton is not installed (pip install "vrnn-fast[triton]")'
@@ -57,7 +57,8 @@ def unavailable() -> str | None:
 
 
 def _version() -> str:
-    """Of triton, whatever name it was installed by; read without importing it, if the name is known."""
+    """Return the version of triton, whatever name it was installed by; read it without importing it, if the name is
+    known."""
     for distribution in _DISTRIBUTIONS:
         with suppress(PackageNotFoundError):
             return version(distribution)
@@ -65,7 +66,7 @@ def _version() -> str:
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None, or why a call with this x cannot run here."""
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cuda" and not _INTERPRETED:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -74,7 +75,7 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """How many launches a batch of sequences takes, in words."""
+    """Tell how many launches a batch of sequences takes, in words."""
     chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
     kinds = {"16 bits": (2, "ieee"), "TF32": (4, "tf32"), "float32": (4, "ieee")}
     places = ", ".join(
@@ -105,7 +106,7 @@ def launches(spec: CellSpec) -> str:
 
 
 def _rows_fit(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> tuning.Config | None:
-    """The configuration of a cell, if all around its scan is in kernels of ours as well."""
+    """Return the configuration of a cell, if all around its scan is in kernels of ours as well."""
     for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
         around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
         if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
@@ -114,7 +115,7 @@ def _rows_fit(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) 
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
-    """The kernels of a training step on the loss alone and, where it is one launch, of generation."""
+    """Return the kernels of a training step on the loss alone and, where it is one launch, of generation."""
     from . import kernels
 
     size, precision = x.dtype.itemsize, _precision()
@@ -129,7 +130,7 @@ def source(spec: CellSpec, x: Tensor) -> str:
 
 
 def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> str:
-    """Where the weights of the scan are while it runs, in words."""
+    """Tell where the weights of the scan are while it runs, in words."""
     found = tuning.candidates(spec, itemsize, chip, precision)
     if not found:
         return "no configuration fits"

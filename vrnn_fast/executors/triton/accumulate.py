@@ -35,7 +35,7 @@ def phase(program: Partition, strides: Mapping[str, int], reached: Collection[st
 
 
 def programs(program: Partition, widest: int) -> int:
-    """How many programs the kernel has."""
+    """Count how many programs the kernel has."""
     return sum(1 for _ in _programs(program, None, (), widest))
 
 
@@ -57,7 +57,7 @@ def _gradient(part: Slice) -> str:
 def _programs(
     program: Partition, strides: Mapping[str, int] | None, reached: Collection[str], widest: int
 ) -> Iterator[str]:
-    """The line of every program."""
+    """Write the line of every program."""
     widths = {b.name: b.width for b in program.buffers}
 
     def gradient(part: Slice, at: int) -> str:
@@ -80,7 +80,7 @@ def _programs(
 
 
 def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int], tuple[int, int]]]:
-    """The tiles of a stage's weights: the block, and where its rows and columns begin, and how many there are."""
+    """Cut the tiles of a stage's weights: the block, and where its rows and columns begin, and how many there are."""
     for block in stage.blocks:
         for row in _pieces(block.rows, HIGHEST):
             for column in _pieces(stage.source.width, widest):
@@ -88,7 +88,7 @@ def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int],
 
 
 def _pieces(width: int, widest: int) -> Iterator[tuple[int, int]]:
-    """Where the tiles of a width begin, and how wide they are."""
+    """Tell where the tiles of a width begin, and how wide they are."""
     start = 0
     for piece in pieces(width, widest):
         yield start, piece

@@ -155,7 +155,7 @@ def _sample_backward(scan: Backward, stage: Sample) -> None:
 
 
 def _sampled(plan: Plan, stage: Sample) -> Iterator[tuple[Tile, ...]]:
-    """Tiles of mean, raw, eps, std and z that belong together."""
+    """Put together tiles of mean, raw, eps, std and z that belong together."""
     yield from pairs(plan, *halves(stage.source), Slice("eps", 0, stage.z.width), stage.std, stage.z)
 
 
@@ -236,7 +236,7 @@ def _likelihood_forward(scan: Forward, stage: Likelihood) -> None:
     parts = halves(stage.source) if gaussian else (stage.source,)
     for x, *raw in pairs(scan.plan, observed(stage), *parts):
         given = scan.values((x, *raw)) + (f", {constants_of(stage.transform)}" if gaussian else "")
-        there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x)})"
+        there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
         scan.step.append(f"terms = on.{stage.kind}({given})")
         scan.step.append("if mask is not None:")
         scan.step.append(f"    terms = tl.where({there} != 0, terms, 0.0)")
@@ -301,12 +301,12 @@ STAGES: dict[type[Stage], Emitter] = {
 
 
 def pairs(plan: Plan, *parts: Slice) -> Iterator[tuple[Tile, ...]]:
-    """Tiles of slices of the same width that belong together."""
+    """Put together tiles of slices of the same width that belong together."""
     yield from zip(*map(plan.tiles_of, parts), strict=True)
 
 
 def constants_of(std: Std) -> str:
-    """The constants of functions.deviation."""
+    """Return the constants of functions.deviation."""
     scale = 0.5 if std.kind == "log_variance" else std.sharpness
     low, high = (None if math.isinf(bound) else bound for bound in std.clamp)
     least = None if std.plain else std.min_std

@@ -71,7 +71,7 @@ def source_of(kernel: Any) -> str:
 
 @lru_cache(maxsize=512)
 def module(text: str) -> ModuleType:
-    """Import a source as a module with a file, which the compiler, the interpreter and a debugger read."""
+    """Load a source as a module with a file, which the compiler, the interpreter and a debugger read."""
     name = f"vrnn_fast_scan_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     path = cache_directory() / f"{name}.py"
     if not path.exists() or path.read_text() != text:

@@ -71,13 +71,14 @@ class Launch(Call):
         self._turns: Tensor | None = None
         self._next: list[_Turn] = []
         around = None if mean is not None else passes.passes(spec, self.config.widest, reverse=reverse)
-        chip = tuning.chip_of(given.x.device)
-        fits = around is not None and tuning.rows_fit(around, self.config, given.x.dtype.itemsize, chip, precision)
+        self.chip = tuning.chip_of(given.x.device)
+        size = given.x.dtype.itemsize
+        fits = around is not None and tuning.rows_fit(around, self.config, size, self.chip, precision)
         self.around = around if fits else None  # the kernels over rows; None where torch does their work
         self.adds_z = fits
 
     def workspace(self) -> Tensor:
-        """The weights as all kernels of this call read them."""
+        """Return the weights as all kernels of this call read them."""
         from . import kernels
 
         if self._workspace is None:
@@ -97,12 +98,15 @@ class Launch(Call):
     def go(self, way: str) -> None:
         """Launch what has been put together."""
         from . import kernels
+        from .versions import INTERPRETED
 
         if turns := self._next:
             kernel = kernels.kernel(way.replace(" ", "_"), tuple(turn.phase for turn in turns))
             arguments: dict[str, Any] = {TURNS: self._turns} if len(turns) > 1 else {}
             for turn in turns:
                 arguments |= turn.arguments
+                if "PTX" in turn.phase.constants:
+                    arguments["PTX"] = not (self.chip.amd or INTERPRETED)
             self._next = []
             self.launch(way, kernel, sum(turn.programs for turn in turns), arguments)
 
@@ -260,7 +264,7 @@ class Launch(Call):
         self.take(phase, -(-self.batch // whole), given)
 
     def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
-        """One launch of so many programs, on the current stream of the tensors' device."""
+        """Launch so many programs, on the current stream of the tensors' device."""
         from .versions import options
 
         launches[way] += 1
@@ -285,7 +289,7 @@ class _Timed(Launch):
 
 
 def _seconds(once: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Of so many launches, one behind the other."""
+    """Time so many launches, one behind the other."""
     if device.type != "cuda":
         start = perf_counter()
         for _ in range(repeats):
@@ -310,7 +314,8 @@ def scan_seconds(
     batch: int,
     precision: str = "ieee",
 ) -> float:
-    """What both scans of a training step take in one configuration, by the device's clock, and nothing around them."""
+    """Time both scans of a training step in one configuration, with the phases in their launches, by the device's
+    clock."""
     there, back = (_Timed(*given) for given in _directions(spec, config, dtype, device, steps, batch, precision))
     _train(there, back)
     return there.seconds + back.seconds
@@ -348,7 +353,7 @@ def training_sources(
 def _directions(
     spec: CellSpec, config: Config, dtype: torch.dtype, device: torch.device, steps: int, batch: int, precision: str
 ) -> Iterator[tuple[Any, ...]]:
-    """The arguments of the two calls of a training step, with random numbers."""
+    """Yield the arguments of the two calls of a training step, with random numbers."""
     from ..problem import Problem
 
     particles = 1 if spec.objective == "particle_filter" else 0
@@ -369,7 +374,7 @@ def _train(there: Launch, back: Launch) -> None:
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
-    """A call without or with a reverse scan; see :class:`Launch`."""
+    """Make a call without or with a reverse scan; see :class:`Launch`."""
     return Launch(spec, batch, parameters, precision, reverse=reverse)
 
 

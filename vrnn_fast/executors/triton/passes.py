@@ -62,8 +62,8 @@ class Passes:
 
 @lru_cache(maxsize=256)
 def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
-    """The kernels around a scan that goes forward, the one before and the one after it; or those around its reverse,
-    the one after it, which comes first, and the one before."""
+    """Return the kernels around a scan that goes forward, the one before and the one after it; or those around its
+    reverse, the one after it, which comes first, and the one before."""
     scan = plan(spec, widest, reverse=reverse)
     program, offset = scan.program, scan.workspace
 
@@ -83,7 +83,7 @@ def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
 
 
 def _lost(scan: Plan) -> tuple[Stage, ...]:
-    """The stages whose results forward does not keep, and what is after the scan."""
+    """List the stages whose results forward does not keep, and what is after the scan."""
     program = scan.program
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     of_scan = [s for s in program.before if _touched(s).buffer in scan.parts]
@@ -96,14 +96,14 @@ def _touched(stage: Stage) -> Slice:
 
 
 def _as_product(stage: Stage) -> Stage:
-    """A bias of parameters as a product with nothing."""
+    """Turn a bias of parameters as a product with nothing."""
     if isinstance(stage, Bias) and stage.terms:
         return Dense(Slice(stage.target.buffer, stage.target.start, 0), stage.target, (), stage.terms)
     return stage
 
 
 def needed(scan: Plan) -> frozenset[str]:
-    """The buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
+    """List the buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
     sources = {s.source.buffer for s in scan.program.stages if isinstance(s, Dense)}
     return frozenset(sources | set(scan.values))
 
@@ -124,8 +124,8 @@ def phase(name: str, of: Pass, options: RowOptions) -> Phase:
         back.keep_given(of.z)
     of_scans = {"weights", "steps", "batch", "lengths", "order", "resets"}
     arguments = ("weights", "count", *(a for a in values.arguments if a not in of_scans))
-    constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION"}
-    return Phase(name, arguments, tuple(BEGIN + values.step), f"tl.cdiv(count, {HEIGHT})", constants)
+    constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION", "PTX": "PTX"}
+    return Phase(name, arguments, values.settle(BEGIN + values.step), f"tl.cdiv(count, {HEIGHT})", constants)
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ class _GradientPass(Backward):
         super().__init__(plan, frozenset(), ahead=False, late=False, on_z=False, on_eps=False)
         self.options = options
         self.arguments, self.step, self.known = values.arguments, values.step, values.known
+        self.reads_from, self.writes_to = values.reads_from, values.writes_to
         for buffer in options.begun:
             self.begun.update(plan.tiles.get(buffer, ()))
             if buffer not in options.wanted:
@@ -172,24 +173,24 @@ class _GradientPass(Backward):
         return tile.buffer not in ("x", "cond") or tile.buffer in self.options.wanted
 
     def given(self, name: str, tile: Tile, start: int, width: int) -> str | None:
-        """The variable of the gradient of a result, which is the columns from ``start`` on of the tile's buffer; None
-        where nothing reaches it."""
+        """Return the variable of the gradient of a result, which is the columns from ``start`` on of the tile's buffer;
+        None where nothing reaches it."""
         if name not in self.options.given:
             return None
         at = replace(tile, buffer=name, start=tile.start - start)
         variable = f"u_{at.name}"
         pointer = self.argument(f"u_{name}")
-        columns = f"{at.start}, {at.width}, {at.padded}, {width}"
+        columns = f"{at.start}, {at.width}, {at.padded}, {width}, {self.tile_at(pointer, write=False)}"
         self.step.append(f"{variable} = on.load({pointer}, row, active, {columns}).to(tl.float32)")
         return variable
 
     def total_of(self, tile: Tile, whole: Slice, share: str | None, name: str) -> str:
-        """A share of a tile's gradient and that of a result, whose columns are ``whole``, together."""
+        """Add a share of a tile's gradient and that of a result, whose columns are ``whole``, together."""
         terms = [t for t in (share, self.given(name, tile, whole.start, whole.width)) if t is not None]
         return " + ".join(terms) if terms else zeros(tile)
 
     def of_row(self, name: str) -> str | None:
-        """The variable of the gradient of a number of each row."""
+        """Return the variable of the gradient of a number of each row."""
         if name not in self.options.given:
             return None
         if f"u_{name}" not in self.known:
@@ -255,7 +256,7 @@ def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
             scan.add(at, shares.get("at") or zeros(at))
             if g is not None and "eps" in scan.options.wanted:
                 eps = sampled[1]
-                given = f"-{g}[:, None] * {scan.value(eps)}, {scan.columns(eps)}"
+                given = f"-{g}[:, None] * {scan.value(eps)}, {scan.columns(eps, 'g_past_eps', write=True)}"
                 scan.step.append(f"on.store({scan.argument('g_past_eps')}, row, active, {given})")
         means = None if sampled else shares.get("at")
         posterior, prior = halves(stage.posterior), halves(stage.prior)
@@ -268,8 +269,8 @@ def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
 
 
 def _densities(plan: Plan, stage: Divergence) -> Iterator[tuple[Tile, ...]]:
-    """Tiles that belong together: means and raw deviations of both, the prior's deviation and, where there is a sample,
-    z and eps."""
+    """Put together tiles that belong together: means and raw deviations of both, the prior's deviation and, where there
+    is a sample, z and eps."""
     parts = (*halves(stage.posterior), *halves(stage.prior), stage.prior_std)
     yield from pairs(plan, *parts, *(() if stage.z is None else (stage.z, replace(stage.z, buffer="eps"))))
 
@@ -292,7 +293,7 @@ def _likelihood_backward(scan: _GradientPass, stage: Likelihood) -> None:
         if g is not None and x is not None:
             given = f"{scan.value(x)}, {', '.join(map(scan.value, raw))}"
             options = f", {constants_of(stage.transform)}" if gaussian else ""
-            there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x)})"
+            there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
             names = ", ".join(("share_x", *shares))
             scan.step.append(f"{names} = on.{stage.kind}_backward({given}, {g}{options})")
             scan.step.append("if mask is not None:")

@@ -3,6 +3,7 @@ weight."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal, TypeAlias
 
 Reads: TypeAlias = Literal["a step ahead", "at the start", "where needed"]
@@ -26,6 +27,9 @@ zero = tl.minimum(batch, 0)""".splitlines()
 ARGUMENTS = "weights", "steps", "batch", "lengths", "order", "resets"
 
 
+_ACCESS = re.compile(r"\b(reads|writes) (\w+)")
+
+
 class Writer:
     """The lines as they come up: ``once`` before the loop, in every ``step``, and ``last`` of all.
 
@@ -40,11 +44,33 @@ class Writer:
         self.loads: dict[str, str] = {}  # what a step reads, by variable
         self.step: list[str] = []
         self.last: list[str] = []
+        self.reads_from: set[str] = set()  # arguments whose tiles are read, and written
+        self.writes_to: set[str] = set()
 
     def argument(self, name: str) -> str:
         """Return the name, which is an argument of the kernel from now on."""
         self.arguments[name] = None
         return name
+
+    def tile_at(self, pointer: str, *, write: bool) -> str:
+        """Return the last argument of an access of a tile, which is written in the end."""
+        (self.writes_to if write else self.reads_from).add(pointer)
+        return f"{'writes' if write else 'reads'} {pointer}"
+
+    def settle(self, lines: list[str]) -> tuple[str, ...]:
+        """Say in each access whether threads may do it directly, each where it needs or has a tile.
+
+        What is read and written in one step might have been written by one warp before another has read it. So it is
+        read as triton reads, through shared memory, and a barrier is between; in lower tiles than 16 rows, which have
+        fewer elements than threads, it is written so as well.
+        """
+        both = self.reads_from & self.writes_to
+
+        def direct(found: re.Match[str]) -> str:
+            way, pointer = found.groups()
+            return "PTX" if pointer not in both else "False" if way == "reads" else "PTX and ROWS >= 16"
+
+        return tuple(_ACCESS.sub(direct, line) for line in lines)
 
     def read(self, variable: str, expression: str, dtype: str) -> None:
         """Read a variable from memory for a step; the expression has a place for {row} and {active}."""
