@@ -622,10 +622,23 @@ def test_a_training_step_is_a_few_launches() -> None:
         own(x).loss.backward()
     torchs = launched(profile)
     config = tuning.choose(own.spec, torch.float32, DEVICE)
-    assert ours == TRAINING == Counter(way for way, _ in launch.of_a_step(own.spec, config))
+    assert ours == TRAINING == Counter(way for way, _ in launch.of_a_step(own.spec, config, joined=True))
     assert torchs.keys() <= {"copy_", "zero_", "fill_"}, torchs
     assert 0 < torchs.total() < 6, torchs
     assert ours.total() <= 6
+
+
+def test_where_all_in_one_would_spill_a_step_is_more_launches() -> None:
+    spec, config = cell(**DEEP), tuning.choose(cell(**DEEP), torch.float32, DEVICE)
+    whole = Problem.draw(spec, 2, 3).run(here, torch.float32)
+    before = launch.launches.copy()
+    with mock.patch.object(tuning, "joined", return_value=False):
+        found = Problem.draw(spec, 2, 3).run(here, torch.float32)
+    apart = launch.of_a_step(spec, config, joined=False)
+    assert launch.launches - before == Counter(way for way, _ in apart)
+    assert len(apart) == 9
+    for name, t in found.items():
+        assert torch.equal(t, whole[name]), name
 
 
 def test_launches_do_not_grow_with_time() -> None:
@@ -676,8 +689,8 @@ def test_a_module_trains_steps_and_generates() -> None:
     assert drawn.shape == (3, 4, 5)
     assert own.generate(2, state=state)[0].shape == (2, 4, 5)
     assert own.explain().startswith(
-        f"triton: a training step is {sum(TRAINING.values())} launches, whatever T is: weights, forward (before, scan, "
-        "after), weights, backward (after backward, scan), weight gradients; "
+        f"triton: a training step is, whatever T is, {sum(TRAINING.values())} launches: "
+        "weights, forward (before, scan, after), weights, backward (after backward, scan), weight gradients; "
     )
 
 

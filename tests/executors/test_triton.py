@@ -252,6 +252,20 @@ def test_only_a_wide_cell_leaves_to_torch_what_is_around_its_scan() -> None:
         assert found == fitting, hidden
 
 
+def test_in_tf32_a_wide_cell_is_more_launches_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the compiler would spill of the scan and all around it together, and does not of the scan alone."""
+    monkeypatch.setattr(triton, "_INTERPRETED", True)
+    specs = [VRNN(28, hidden, 16, device="meta", backend="reference").spec for hidden in (64, 100, 300)]
+    narrow, wide, widest = map(triton.launches, specs)
+    parts = "forward (before, scan, after), weights, backward (after backward, scan, before backward), weight gradients"
+    five = f"a training step is, whatever T is, 5 launches: weights, {parts}"
+    assert narrow.startswith(f"{five};")
+    nine = "weights, before, forward, after, weights, after backward, backward, before backward, weight gradients"
+    rest = "(in float32: forward, backward, and dense torch operations)"
+    assert wide.startswith(f"{five} (in TF32 9 launches: {nine}) {rest};")
+    assert widest.startswith("the scan is 1 launch forward and 1 backward, all else dense torch operations")
+
+
 # ---- tuning
 
 

@@ -92,26 +92,34 @@ def launches(spec: CellSpec) -> str:
         played, filtered = wide(spec, True), wide(replace(spec, objective="particle_filter"))
         alone = f"generate 1, in {played} step by step" if played else "generate 1"
         alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
-    rows = {k: _rows_fit(spec, size, chip, precision) for k, (size, precision) in kinds.items()}
-    configs = [config for config in rows.values() if config is not None]
-    if not configs:
+    steps: dict[launch.Step, list[str]] = {}
+    for kind, (size, precision) in kinds.items():
+        steps.setdefault(_step(spec, size, chip, precision), []).append(kind)
+    told = [step for step in steps if step]
+    if not told:
         calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     else:
-        ways = launch.of_a_step(spec, configs[0])
-        named = (f"{way} ({', '.join(parts)})" if parts else way for way, parts in ways)
-        calls = f"a training step is {len(ways)} launches, whatever T is: {', '.join(named)}"
-        without = " and ".join(kind for kind, config in rows.items() if config is None)
-        calls += f" (in {without}: forward, backward, and dense torch operations)" if without else ""
+        calls = f"a training step is, whatever T is, {_named(told[0])}"
+        calls += "".join(f" (in {' and '.join(steps[step])} {_named(step)})" for step in told[1:])
+        calls += (
+            f" (in {' and '.join(steps[()])}: forward, backward, and dense torch operations)" if () in steps else ""
+        )
     return f"{calls}; {alone}; {places}"
 
 
-def _rows_fit(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> tuning.Config | None:
-    """Return the configuration of a cell, if all around its scan is in kernels of ours as well."""
+def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> launch.Step:
+    """Return the launches of a training step, none where torch does what is around the scan."""
     for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
         around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
         if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
-            return config
-    return None
+            return launch.of_a_step(spec, config, joined=tuning.joined(spec, config, itemsize, precision, chip))
+    return ()
+
+
+def _named(step: launch.Step) -> str:
+    """Name launches, with their phases."""
+    named = (f"{way} ({', '.join(phases)})" if phases else way for way, phases in step)
+    return f"{len(step)} launches: {', '.join(named)}"
 
 
 def source(spec: CellSpec, x: Tensor) -> str:

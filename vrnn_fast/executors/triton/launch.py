@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ...cell.stages import Keep
 from ..base import Batch, Want
 from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
-from . import pack, passes, tuning
+from . import emit, pack, passes, tuning
 from .passes import Pass, RowOptions
 from .phases import TURNS, Phase
 from .plan import identifier, plan
@@ -25,19 +25,30 @@ from .tuning import Config
 launches: Counter[str] = Counter()  # of kernels of ours in this process: those of a step, and "generate"
 
 
-def of_a_step(spec: CellSpec, config: Config) -> tuple[tuple[str, tuple[str, ...]], ...]:
+WAYS = {  # what launches are, by the last of their phases or by the scan among them
+    passes.BEFORE: "before",
+    emit.FORWARD: "forward",
+    passes.AFTER: "after",
+    passes.AFTER_BACKWARD: "after backward",
+    emit.BACKWARD: "backward",
+    passes.BEFORE_BACKWARD: "before backward",
+}
+
+
+Step: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]  # launches, each with its phases if it has several
+
+
+def of_a_step(spec: CellSpec, config: Config, *, joined: bool) -> Step:
     """Return the launches of a training step on the loss alone whose work over rows is in kernels of ours, in their
-    order, each with its phases."""
+    order; ``joined`` as in :func:`tuning.joined`."""
     there, back = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
-    behind = ("after",) if there.scan.program.after else ()
-    to_inputs = ("before backward",) if back.last.values.program.scan else ()
-    return (
-        ("weights", ()),
-        ("forward", ("before", "scan", *behind)),
-        ("weights", ()),
-        ("backward", ("after backward", "scan", *to_inputs)),
-        ("weight gradients", ()),
-    )
+    forward = ("before", "scan", *(("after",) if there.scan.program.after else ()))
+    backward = ("after backward", "scan", *(("before backward",) if back.last.values.program.scan else ()))
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for way, phases in (("forward", forward), ("backward", backward)):
+        found.append(("weights", ()))
+        found += [(way, phases)] if joined else [(way if phase == "scan" else phase, ()) for phase in phases]
+    return (*found, ("weight gradients", ()))
 
 
 class _Turn(NamedTuple):
@@ -76,6 +87,7 @@ class Launch(Call):
         fits = around is not None and tuning.rows_fit(around, self.config, size, self.chip, precision)
         self.around = around if fits else None  # the kernels over rows; None where torch does their work
         self.adds_z = fits
+        self.joined = not fits or tuning.joined(spec, self.config, size, precision, self.chip)
 
     def workspace(self) -> Tensor:
         """Return the weights as all kernels of this call read them."""
@@ -92,8 +104,10 @@ class Launch(Call):
         return self._workspace
 
     def take(self, phase: Phase, programs: int, arguments: Mapping[str, Any]) -> None:
-        """Put a phase behind those of the launch that comes next."""
+        """Put a phase behind those of the launch that comes next; where they are not joined, launch it."""
         self._next.append(_Turn(phase, programs, arguments))
+        if not self.joined:
+            self.go(WAYS[phase.name])
 
     def go(self, way: str) -> None:
         """Launch what has been put together."""
@@ -164,7 +178,7 @@ class Launch(Call):
         rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
         tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
         arguments = self.tensors(phase, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
-        self.take(phase, programs, arguments)
+        self._next.append(_Turn(phase, programs, arguments))
         self.go("weight gradients")
 
     def take_rows(self, name: str, of: Pass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None) -> None:

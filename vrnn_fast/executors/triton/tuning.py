@@ -23,7 +23,7 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
-from .passes import Passes
+from .passes import Pass, Passes, passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -31,6 +31,7 @@ MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one
 # less, for nothing should spill for that
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
+MOST_JOINED = 180  # registers of a thread over rows, by an estimate, in TF32: beyond, they are launches of their own
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
 MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
@@ -128,6 +129,22 @@ def around_config(config: Config, itemsize: int, precision: str) -> Config:
     return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
 
 
+def _wanted(each: Pass, config: Config, chip: Chip) -> int:
+    """Estimate the registers of a thread in a kernel over rows."""
+    columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
+    return 80 + columns * config.rows // (chip.lanes * config.warps)
+
+
+@lru_cache(maxsize=256)
+def joined(spec: CellSpec, config: Config, itemsize: int, precision: str, chip: Chip) -> bool:
+    """Tell whether a scan and the kernels over rows around it are one launch. Where operands are large and tiles many,
+    the compiler spills of all what it would of none alone."""
+    if itemsize < 4 or precision == "ieee":
+        return True
+    ways = (passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
+    return max(_wanted(each, config, chip) for way in ways for each in (way.first, way.last)) <= MOST_JOINED
+
+
 @lru_cache(maxsize=256)
 def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
     """Tell whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
@@ -135,9 +152,7 @@ def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precisio
     most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
     config = around_config(config, itemsize, precision)
     for each in (around.first, around.last):
-        columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
-        wanted = 80 + columns * config.rows // (chip.lanes * config.warps)
-        wanted += operand_registers(config) if by_threads else 0
+        wanted = _wanted(each, config, chip) + (operand_registers(config) if by_threads else 0)
         if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
             return False
     return True
