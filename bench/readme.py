@@ -25,7 +25,7 @@ ABOUT = {  # an executor: what it is, and what it runs on
         "any device and floating dtype of torch",
     ),
     "triton": (
-        "the scan in one launch each way, all around it in a few more",
+        "generated: the scan and all around it in one launch each way, weights in three more",
         "GPUs, float32, TF32, bfloat16, float16",
     ),
     "cuda": (

@@ -18,9 +18,9 @@ import torch
 
 from vrnn_fast import VRNN
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.cell.stages import Keep
-from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.triton import tuning
+from vrnn_fast.executors.triton.passes import HEIGHT
+from vrnn_fast.executors.triton.phases import TURNS
 from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
 
@@ -49,15 +49,12 @@ def spec_of(shape: Shape, particles: int = 1) -> CellSpec:
     return spec if particles == 1 else replace(spec, measure="particle_filter")
 
 
-def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype) -> dict[str, Any]:
-    """Compile the kernels of a training step without gradients of z and eps from outside."""
-    from vrnn_fast.executors.triton import kernels
+def kernels_of(spec: CellSpec, config: Config, dtype: torch.dtype, precision: str = "ieee") -> dict[str, Any]:
+    """Find the two kernels of a training step on the loss alone that have a scan in them."""
+    from vrnn_fast.executors.triton import launch
 
-    stored = plan(spec, config.widest).stored(Keep.STORED, Want())
-    return {
-        "forward": kernels.forward(spec, config, dtype.itemsize, stored),
-        "backward": kernels.backward(spec, config, dtype.itemsize, on_z=False, on_eps=False),
-    }
+    step = launch.training_kernels(spec, config, dtype, precision)
+    return {way: kernel for way, kernel in step if way in ("forward", "backward")}
 
 
 def compiled(
@@ -77,8 +74,12 @@ def compiled(
 
     from vrnn_fast.executors.triton.versions import options
 
-    constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision}
-    types = {"steps": "i32", "batch": "i32", "resets": "*i8", "mask": "*i8", "enough": "fp32"}
+    height = tuning.around_config(config, dtype.itemsize, precision).rows
+    constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision, HEIGHT: height}
+    constants["PTX"] = not chip.startswith("gfx")
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = dict.fromkeys(("steps", "batch", "count"), "i32") | {TURNS: "*i32"}
+    types |= {"resets": "*i8", "mask": "*i8", "enough": "fp32"}
     types |= dict.fromkeys(("lengths", "order", "b_ancestors"), "*i64")
     if not ragged:
         constants |= {name: None for name in ("lengths", "order", "resets", "mask") if name in kernel.arg_names}
@@ -139,7 +140,7 @@ def _lines(
     name = name if particles == 1 else f"{name}, filter of {particles}"
     written = f"{config.rows}, {config.warps}, {config.widest}, {'yes' if config.ahead else 'no'}"
     operands = "bfloat16" if dtype == torch.bfloat16 else "float32" if precision == "ieee" else "tf32"
-    for way, kernel in kernels_of(spec, config, dtype).items():
+    for way, kernel in kernels_of(spec, config, dtype, precision).items():
         r = compiled(kernel, chip.name, config, dtype, precision, particles=particles)
         place = f"{loaded >> 10} of {sum(sizes.values()) >> 10}"
         yield (

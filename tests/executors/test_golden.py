@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vrnn_fast.cell.spec import CellSpec, Std
-from vrnn_fast.executors.triton import kernels, launch
+from vrnn_fast.executors.triton import kernels, launch, phases
 from vrnn_fast.executors.triton.tuning import Config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,7 +35,7 @@ def sources() -> dict[str, str]:
         step = launch.training_sources(spec, config, torch.float32, "tf32")
         kept = {way for way, _ in step if name == "gru" or way in ("forward", "backward")}
         found |= {f"{name}_{way.replace(' ', '_')}.py": text for way, text in reversed(step) if way in kept}
-    found["gru_generation.py"] = kernels.generation_source(GRU, CONFIG, 4, mean=False)
+    found["gru_generate.py"] = phases.source("generate", (kernels.forward(GRU, CONFIG, 4, ("x",), False),))
     return found
 
 

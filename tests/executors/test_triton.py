@@ -26,7 +26,7 @@ from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.triton import emit, operators, passes, tuning
+from vrnn_fast.executors.triton import emit, operators, passes, phases, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
@@ -213,16 +213,19 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, measure: 
     def sources() -> list[str]:
         stored, found = there.stored(Keep.STORED, Want(prior=True, raw=True)), []
         for loaded, ahead in ((none, False), (everything, True)):
-            found.append(emit.forward(there, loaded, stored, ahead=ahead, late=ahead))
-            found.append(emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead))
+            forward = emit.forward(there, loaded, stored, ahead=ahead, late=ahead)
+            backward = emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead)
+            found.append(phases.source("both", (forward, backward)))
         return found
 
     assert sources() == sources()
     for source in sources():
-        function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
-        names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
-        known = {a.arg for a in function.args.args} | {n.id for n in names if isinstance(n.ctx, ast.Store)}
-        assert {n.id for n in names} <= known | {"triton", "tl", "on", "range"}
+        functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
+        assert [f.name for f in functions] == [emit.FORWARD, emit.BACKWARD, "both"]
+        for function in functions:
+            names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
+            known = {a.arg for a in function.args.args} | {n.id for n in names if isinstance(n.ctx, ast.Store)}
+            assert {n.id for n in names} <= known | {"triton", "tl", "on", "range", *(f.name for f in functions)}
 
 
 def test_a_spec_survives_as_text() -> None:
@@ -247,6 +250,20 @@ def test_only_a_wide_cell_leaves_to_torch_what_is_around_its_scan() -> None:
                 if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
                     found.add(name)
         assert found == fitting, hidden
+
+
+def test_in_tf32_a_wide_cell_is_more_launches_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the compiler would spill of the scan and all around it together, and does not of the scan alone."""
+    monkeypatch.setattr(triton, "_INTERPRETED", True)
+    specs = [VRNN(28, hidden, 16, device="meta", backend="reference").spec for hidden in (64, 100, 300)]
+    narrow, wide, widest = map(triton.launches, specs)
+    parts = "forward (before, scan, after), weights, backward (after backward, scan, before backward), weight gradients"
+    five = f"a training step is, whatever T is, 5 launches: weights, {parts}"
+    assert narrow.startswith(f"{five};")
+    nine = "weights, before, forward, after, weights, after backward, backward, before backward, weight gradients"
+    rest = "(in float32: forward, backward, and dense torch operations)"
+    assert wide.startswith(f"{five} (in TF32 9 launches: {nine}) {rest};")
+    assert widest.startswith("the scan is 1 launch forward and 1 backward, all else dense torch operations")
 
 
 # ---- tuning
@@ -386,9 +403,9 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
     cold, warm = found
-    there = ["pack_weights", "before_rows", "forward_scan"]
-    back = ["pack_weights", "after_rows_backward", "backward_scan", "before_rows_backward", "weight_gradients"]
-    names = [*there, "after_rows", *back, *there, *back, "pack_weights", "forward_scan"]  # a bound, a filter, a player
+    bound = ["weights", "forward", "weights", "backward", "weight_gradients"]
+    filtered = [*bound[:4], "before_backward", bound[4]]  # torch adds to the gradient of eps between the last
+    names = [*bound, *filtered, "weights", "generate"]
     assert cold["wanted"] == [[name, False] for name in names]
     assert warm["wanted"] == [[name, True] for name in names]
     untuned = tuning.candidates(absent_gpu.SPEC, 4, CHIPS["sm_90"])[0]
@@ -440,15 +457,17 @@ def test_all_that_kernels_do_compiles(kind: str) -> None:
     spec = CellSpec(5, 17, 3, cell=kind, cond_size=2, residual=True, encoder=(8,), activation="elu", std=std)
     config, dtype = Config(16, 4, 64, True, 0), torch.float16
     stored = plan(spec, 64).stored(Keep.ALWAYS, Want())
-    for kernel in (
+    for phase in (
         kernels.forward(spec, config, 2, stored),
         kernels.forward(spec, config, 2, ("x",), mean=False),
         kernels.backward(spec, config, 2, on_z=True, on_eps=True),
     ):
+        kernel = kernels.kernel("alone", (phase,))
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", ragged=True).registers > 0
     filtered = replace(spec, measure="particle_filter")
-    for kernel in (
+    for phase in (
         kernels.forward(filtered, config, 2, plan(filtered, 64).stored(Keep.ALWAYS, Want(prior=True, raw=True))),
         kernels.backward(filtered, config, 2, on_z=True, on_eps=True),
     ):
+        kernel = kernels.kernel("alone", (phase,))
         assert resources.compiled(kernel, "sm_90", config, dtype, "ieee", particles=5, ragged=True).registers > 0

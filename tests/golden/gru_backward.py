@@ -6,8 +6,126 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def after_rows_backward(
+    program,
+    weights,
+    count,
+    b_pre,
+    b_posterior,
+    b_z,
+    b_phi_z_0,
+    b_h_0,
+    b_prior_0,
+    b_decoder_0,
+    u_nll,
+    b_x,
+    mask,
+    g_decoder,
+    g_decoder_0,
+    u_kl,
+    g_prior,
+    g_prior_0,
+    g_h_0,
+    g_posterior,
+    g_phi_z_0,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4736, 16)
+    posterior_0 = on.spread(bias0_0, ROWS)
+    bias0_4 = on.bias(weights, 4752, 16)
+    posterior_4 = on.spread(bias0_4, ROWS)
+    w0_0_16 = on.weight(weights, 4224, 16, 16)
+    pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
+    posterior_0 = on.product(pre_16, w0_0_16, posterior_0, PRECISION)
+    w0_4_16 = on.weight(weights, 4480, 16, 16)
+    posterior_4 = on.product(pre_16, w0_4_16, posterior_4, PRECISION)
+    on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
+    on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
+    bias1_0 = on.bias(weights, 5024, 16)
+    phi_z_0_0 = on.spread(bias1_0, ROWS)
+    w1_0_0 = on.weight(weights, 4768, 16, 16)
+    z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
+    phi_z_0_0 = on.product(z_0, w1_0_0, phi_z_0_0, PRECISION)
+    phi_z_0_0 = on.activate(phi_z_0_0, "relu")
+    on.store(b_phi_z_0, row, active, phi_z_0_0, 0, 16, 16, 16, PTX)
+    bias2_0 = on.bias(weights, 5296, 16)
+    prior_0_0 = on.spread(bias2_0, ROWS)
+    w2_0_0 = on.weight(weights, 5040, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
+    prior_0_0 = on.product(h_0_0, w2_0_0, prior_0_0, PRECISION)
+    prior_0_0 = on.activate(prior_0_0, "relu")
+    on.store(b_prior_0, row, active, prior_0_0, 0, 16, 16, 16, PTX)
+    bias3_0 = on.bias(weights, 5824, 16)
+    prior_0 = on.spread(bias3_0, ROWS)
+    bias3_4 = on.bias(weights, 5840, 16)
+    prior_4 = on.spread(bias3_4, ROWS)
+    w3_0_0 = on.weight(weights, 5312, 16, 16)
+    prior_0 = on.product(prior_0_0, w3_0_0, prior_0, PRECISION)
+    w3_4_0 = on.weight(weights, 5568, 16, 16)
+    prior_4 = on.product(prior_0_0, w3_4_0, prior_4, PRECISION)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    bias4_0 = on.bias(weights, 6112, 16)
+    decoder_0_0 = on.spread(bias4_0, ROWS)
+    w4_0_0 = on.weight(weights, 5856, 16, 16)
+    decoder_0_0 = on.product(phi_z_0_0, w4_0_0, decoder_0_0, PRECISION)
+    w5_0_0 = on.weight(weights, 6128, 16, 16)
+    decoder_0_0 = on.product(h_0_0, w5_0_0, decoder_0_0, PRECISION)
+    decoder_0_0 = on.activate(decoder_0_0, "relu")
+    on.store(b_decoder_0, row, active, decoder_0_0, 0, 16, 16, 16, PTX)
+    bias6_0 = on.bias(weights, 6640, 16)
+    decoder_0 = on.spread(bias6_0, ROWS)
+    w6_0_0 = on.weight(weights, 6384, 16, 16)
+    decoder_0 = on.product(decoder_0_0, w6_0_0, decoder_0, PRECISION)
+    d_nll = on.number(u_nll, row, active)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    share_x, share_decoder_0 = on.bernoulli_backward(x_0, decoder_0, d_nll)
+    if mask is not None:
+        share_x = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_x, 0.0)
+        share_decoder_0 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_0, 0.0)
+    d_decoder_0 = share_decoder_0
+    on.store(g_decoder, row, active, d_decoder_0, 0, 8, 16, 8, PTX)
+    w4_0_0 = on.weight(weights, 3952, 16, 16)
+    d_decoder_0_0 = on.product(d_decoder_0, w4_0_0, None, PRECISION)
+    d_decoder_0_0 = on.activate_backward(decoder_0_0, d_decoder_0_0, "relu")
+    on.store(g_decoder_0, row, active, d_decoder_0_0, 0, 16, 16, 16, PTX)
+    w3_0_0 = on.weight(weights, 3696, 16, 16)
+    d_h_0_0 = on.product(d_decoder_0_0, w3_0_0, None, PRECISION)
+    w2_0_0 = on.weight(weights, 3424, 16, 16)
+    d_phi_z_0_0 = on.product(d_decoder_0_0, w2_0_0, None, PRECISION)
+    d_kl = on.number(u_kl, row, active)
+    share_at, share_q_std, share_p_mean, share_p_std = on.divergence_backward(posterior_0, q_std_4, prior_0, prior_std_0, d_kl, False)
+    d_posterior_0 = share_at
+    d_posterior_4 = share_q_std
+    d_prior_0 = share_p_mean
+    d_prior_4 = on.deviation_backward(prior_4, share_p_std, True, 0.0, 1.0, 1e-06, None, None, None)
+    on.store(g_prior, row, active, d_prior_0, 0, 4, 16, 8, PTX)
+    w1_0_0 = on.weight(weights, 2880, 16, 16)
+    d_prior_0_0 = on.product(d_prior_0, w1_0_0, None, PRECISION)
+    on.store(g_prior, row, active, d_prior_4, 4, 4, 16, 8, PTX)
+    w1_4_0 = on.weight(weights, 3136, 16, 16)
+    d_prior_0_0 = on.product(d_prior_4, w1_4_0, d_prior_0_0, PRECISION)
+    d_prior_0_0 = on.activate_backward(prior_0_0, d_prior_0_0, "relu")
+    on.store(g_prior_0, row, active, d_prior_0_0, 0, 16, 16, 16, PTX)
+    w0_0_0 = on.weight(weights, 2608, 16, 16)
+    d_h_0_0 = on.product(d_prior_0_0, w0_0_0, d_h_0_0, PRECISION)
+    on.store(g_h_0, row, active, d_h_0_0, 0, 16, 16, 16, PTX)
+    on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX)
+    on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX)
+    on.store(g_phi_z_0, row, active, d_phi_z_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit
 def backward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -28,15 +146,16 @@ def backward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w3_32_0 = on.weight(weights, 1840, 16, 16)
     w0_32_0 = on.weight(weights, 512, 16, 16)
     w3_48_0 = on.weight(weights, 2096, 16, 16)
@@ -50,19 +169,19 @@ def backward_scan(
     t = longest - 1
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
-    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80)
-    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80)
-    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
-    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
-    next_h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16)
-    next_d_h_0_0 = on.load(g_h_0, row, active, 0, 16, 16, 16)
-    next_d_phi_z_0_0 = on.load(g_phi_z_0, row, active, 0, 16, 16, 16)
-    next_phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 16, 16)
-    next_d_posterior_0 = on.load(g_posterior, row, active, 0, 4, 16, 8)
-    next_d_posterior_4 = on.load(g_posterior, row, active, 4, 4, 16, 8)
-    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
-    next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8)
-    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
+    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80, PTX)
+    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80, PTX)
+    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80, PTX)
+    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, PTX)
+    next_h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX)
+    next_d_h_0_0 = on.load(g_h_0, row, active, 0, 16, 16, 16, PTX)
+    next_d_phi_z_0_0 = on.load(g_phi_z_0, row, active, 0, 16, 16, 16, False)
+    next_phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 16, 16, PTX)
+    next_d_posterior_0 = on.load(g_posterior, row, active, 0, 4, 16, 8, False)
+    next_d_posterior_4 = on.load(g_posterior, row, active, 4, 4, 16, 8, False)
+    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
+    next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX)
+    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX)
     for s in range(longest):
         t = longest - 1 - s ^ zero
         active = on.running(t, length)
@@ -82,19 +201,19 @@ def backward_scan(
         given_pre_16 = next_pre_16
         active_next = on.running(t - 1, length)
         row_next = tl.cast(t - 1, tl.int64) * batch + b
-        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80)
-        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80)
-        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80)
-        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80)
-        next_h_0_0 = on.load(b_h_0, row_next, active_next, 0, 16, 16, 16)
-        next_d_h_0_0 = on.load(g_h_0, row_next, active_next, 0, 16, 16, 16)
-        next_d_phi_z_0_0 = on.load(g_phi_z_0, row_next, active_next, 0, 16, 16, 16)
-        next_phi_z_0_0 = on.load(b_phi_z_0, row_next, active_next, 0, 16, 16, 16)
-        next_d_posterior_0 = on.load(g_posterior, row_next, active_next, 0, 4, 16, 8)
-        next_d_posterior_4 = on.load(g_posterior, row_next, active_next, 4, 4, 16, 8)
-        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4)
-        next_posterior_4 = on.load(b_posterior, row_next, active_next, 4, 4, 16, 8)
-        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80)
+        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80, PTX)
+        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80, PTX)
+        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80, PTX)
+        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80, PTX)
+        next_h_0_0 = on.load(b_h_0, row_next, active_next, 0, 16, 16, 16, PTX)
+        next_d_h_0_0 = on.load(g_h_0, row_next, active_next, 0, 16, 16, 16, PTX)
+        next_d_phi_z_0_0 = on.load(g_phi_z_0, row_next, active_next, 0, 16, 16, 16, False)
+        next_phi_z_0_0 = on.load(b_phi_z_0, row_next, active_next, 0, 16, 16, 16, PTX)
+        next_d_posterior_0 = on.load(g_posterior, row_next, active_next, 0, 4, 16, 8, False)
+        next_d_posterior_4 = on.load(g_posterior, row_next, active_next, 4, 4, 16, 8, False)
+        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_posterior_4 = on.load(b_posterior, row_next, active_next, 4, 4, 16, 8, PTX)
+        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80, PTX)
         pre_32 = given_pre_32.to(tl.float32)
         pre_48 = given_pre_48.to(tl.float32)
         pre_64 = given_pre_64.to(tl.float32)
@@ -103,20 +222,20 @@ def backward_scan(
         d_pre_32, d_pre_48, d_pre_64, d_pre_0, past = on.gru_backward(pre_32, pre_48, pre_64, pre_0, h_0_0, later_h_0_0)
         d_h_0_0 = given_d_h_0_0.to(tl.float32)
         d_h_0_0 = d_h_0_0 + past
-        on.store(g_pre, row, active, d_pre_32, 32, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_32, 32, 16, 16, 80, PTX)
         d_phi_z_0_0 = given_d_phi_z_0_0.to(tl.float32)
         d_phi_z_0_0 = on.product(d_pre_32, w3_32_0, d_phi_z_0_0, PRECISION)
         d_h_0_0 = on.product(d_pre_32, w0_32_0, d_h_0_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_48, 48, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_48, 48, 16, 16, 80, PTX)
         d_phi_z_0_0 = on.product(d_pre_48, w3_48_0, d_phi_z_0_0, PRECISION)
         d_h_0_0 = on.product(d_pre_48, w0_48_0, d_h_0_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_64, 64, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_64, 64, 16, 16, 80, PTX)
         d_phi_z_0_0 = on.product(d_pre_64, w3_64_0, d_phi_z_0_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_0, 0, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_0, 0, 16, 16, 80, PTX)
         d_h_0_0 = on.product(d_pre_0, w0_0_0, d_h_0_0, PRECISION)
         phi_z_0_0 = given_phi_z_0_0.to(tl.float32)
         d_phi_z_0_0 = on.activate_backward(phi_z_0_0, d_phi_z_0_0, "relu")
-        on.store(g_phi_z_0, row, active, d_phi_z_0_0, 0, 16, 16, 16)
+        on.store(g_phi_z_0, row, active, d_phi_z_0_0, 0, 16, 16, 16, PTX and ROWS >= 16)
         d_z_0 = on.product(d_phi_z_0_0, w2_0_0, None, PRECISION)
         d_posterior_0 = given_d_posterior_0.to(tl.float32)
         d_posterior_0 = d_posterior_0 + d_z_0
@@ -124,16 +243,102 @@ def backward_scan(
         eps_0 = given_eps_0.to(tl.float32)
         posterior_4 = given_posterior_4.to(tl.float32)
         d_posterior_4 = on.deviation_backward(posterior_4, d_posterior_4 + d_z_0 * eps_0, True, 0.0, 1.0, 1e-06, None, None, None)
-        on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8)
+        on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX and ROWS >= 16)
         d_pre_16 = on.product(d_posterior_0, w1_0_16, None, PRECISION)
-        on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8)
+        on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX and ROWS >= 16)
         d_pre_16 = on.product(d_posterior_4, w1_4_16, d_pre_16, PRECISION)
         pre_16 = given_pre_16.to(tl.float32)
         d_pre_16 = on.activate_backward(pre_16, d_pre_16, "relu")
-        on.store(g_pre, row, active, d_pre_16, 16, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_16, 16, 16, 16, 80, PTX)
         d_h_0_0 = on.product(d_pre_16, w0_16_0, d_h_0_0, PRECISION)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             d_h_0_0 = tl.where(begins[:, None], 0.0, d_h_0_0)
         later_h_0_0 = tl.where(active[:, None], d_h_0_0, later_h_0_0)
-    on.store(d_start_h_0, b.to(tl.int64), inside, later_h_0_0, 0, 16, 16, 16)
+    on.store(d_start_h_0, b.to(tl.int64), inside, later_h_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit
+def before_rows_backward(
+    program,
+    weights,
+    count,
+    b_x,
+    b_phi_x_0,
+    g_pre,
+    g_phi_x_0,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 6912, 16)
+    phi_x_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 6656, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    phi_x_0_0 = on.product(x_0, w0_0_0, phi_x_0_0, PRECISION)
+    phi_x_0_0 = on.activate(phi_x_0_0, "relu")
+    on.store(b_phi_x_0, row, active, phi_x_0_0, 0, 16, 16, 16, PTX)
+    w2_16_0 = on.weight(weights, 7216, 16, 16)
+    d_pre_16 = on.load(g_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
+    d_phi_x_0_0 = on.product(d_pre_16, w2_16_0, None, PRECISION)
+    w2_32_0 = on.weight(weights, 7472, 64, 16)
+    d_pre_32 = on.load(g_pre, row, active, 32, 48, 64, 80, PTX).to(tl.float32)
+    d_phi_x_0_0 = on.product(d_pre_32, w2_32_0, d_phi_x_0_0, PRECISION)
+    d_phi_x_0_0 = on.activate_backward(phi_x_0_0, d_phi_x_0_0, "relu")
+    on.store(g_phi_x_0, row, active, d_phi_x_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def backward(
+    weights,
+    count,
+    b_pre,
+    b_posterior,
+    b_z,
+    b_phi_z_0,
+    b_h_0,
+    b_prior_0,
+    b_decoder_0,
+    u_nll,
+    b_x,
+    mask,
+    g_decoder,
+    g_decoder_0,
+    u_kl,
+    g_prior,
+    g_prior_0,
+    g_h_0,
+    g_posterior,
+    g_phi_z_0,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    d_final_h_0,
+    g_pre,
+    b_eps,
+    d_start_h_0,
+    b_phi_x_0,
+    g_phi_x_0,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    after_rows_backward_end = 0 + tl.cdiv(count, HEIGHT)
+    backward_scan_end = after_rows_backward_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    before_rows_backward_end = backward_scan_end + tl.cdiv(count, HEIGHT)
+    turn = on.turn(turns)
+    if turn < after_rows_backward_end:
+        after_rows_backward(turn, weights, count, b_pre, b_posterior, b_z, b_phi_z_0, b_h_0, b_prior_0, b_decoder_0, u_nll, b_x, mask, g_decoder, g_decoder_0, u_kl, g_prior, g_prior_0, g_h_0, g_posterior, g_phi_z_0, HEIGHT, PRECISION, PTX)
+    elif turn < backward_scan_end:
+        on.wait(turns, after_rows_backward_end)
+        backward_scan(turn - after_rows_backward_end, weights, steps, batch, lengths, order, resets, d_final_h_0, b_pre, b_h_0, g_h_0, g_pre, g_phi_z_0, b_phi_z_0, g_posterior, b_eps, b_posterior, d_start_h_0, ROWS, PARTICLES, PRECISION, PTX)
+    else:
+        on.wait(turns, backward_scan_end)
+        before_rows_backward(turn - backward_scan_end, weights, count, b_x, b_phi_x_0, g_pre, g_phi_x_0, HEIGHT, PRECISION, PTX)
+    on.leave(turns, before_rows_backward_end)

@@ -6,8 +6,42 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_x,
+    b_pre,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 2864, 16)
+    phi_x_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 2608, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    phi_x_0_0 = on.product(x_0, w0_0_0, phi_x_0_0, PRECISION)
+    phi_x_0_0 = on.activate(phi_x_0_0, "relu")
+    bias1_0 = on.bias(weights, 2880, 16)
+    pre_0 = on.spread(bias1_0, ROWS)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
+    bias2_16 = on.bias(weights, 4176, 16)
+    pre_16 = on.spread(bias2_16, ROWS)
+    bias2_32 = on.bias(weights, 4192, 64)
+    pre_32 = on.spread(bias2_32, ROWS)
+    w2_16_0 = on.weight(weights, 2896, 16, 16)
+    pre_16 = on.product(phi_x_0_0, w2_16_0, pre_16, PRECISION)
+    w2_32_0 = on.weight(weights, 3152, 16, 64)
+    pre_32 = on.product(phi_x_0_0, w2_32_0, pre_32, PRECISION)
+    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80, PTX)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -26,15 +60,16 @@ def forward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     bias1_4 = on.bias(weights, 1552, 16)
     w1_4_16 = on.weight(weights, 1280, 16, 16)
@@ -51,12 +86,12 @@ def forward_scan(
     t = 0
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
-    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
-    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
-    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80)
-    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80)
-    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
-    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
+    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, False)
+    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
+    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80, False)
+    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80, False)
+    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80, False)
+    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, False)
     for s in range(longest):
         t = s ^ zero
         active = on.running(t, length)
@@ -69,35 +104,35 @@ def forward_scan(
         given_pre_0 = next_pre_0
         active_next = on.running(t + 1, length)
         row_next = tl.cast(t + 1, tl.int64) * batch + b
-        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80)
-        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4)
-        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80)
-        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80)
-        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80)
-        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80)
+        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80, False)
+        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80, False)
+        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80, False)
+        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80, False)
+        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80, False)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             h_0_0 = tl.where(begins[:, None], 0.0, h_0_0)
-        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16)
+        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16, PTX)
         pre_16 = given_pre_16.to(tl.float32)
         pre_16 = on.product(h_0_0, w0_16_0, pre_16, PRECISION)
         pre_16 = on.activate(pre_16, "relu")
-        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80)
+        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX and ROWS >= 16)
         posterior_4 = on.spread(bias1_4, ROWS)
         posterior_4 = on.product(pre_16, w1_4_16, posterior_4, PRECISION)
-        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
         posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         posterior_0 = on.spread(bias1_0, ROWS)
         posterior_0 = on.product(pre_16, w1_0_16, posterior_0, PRECISION)
-        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
         eps_0 = given_eps_0.to(tl.float32)
         z_0 = posterior_0 + posterior_std_0 * eps_0
-        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4)
-        on.store(b_z, row, active, z_0, 0, 4, 16, 4)
+        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4, PTX)
+        on.store(b_z, row, active, z_0, 0, 4, 16, 4, PTX)
         phi_z_0_0 = on.spread(bias2_0, ROWS)
         phi_z_0_0 = on.product(z_0, w2_0_0, phi_z_0_0, PRECISION)
         phi_z_0_0 = on.activate(phi_z_0_0, "relu")
-        on.store(b_phi_z_0, row, active, phi_z_0_0, 0, 16, 16, 16)
+        on.store(b_phi_z_0, row, active, phi_z_0_0, 0, 16, 16, 16, PTX)
         pre_32 = given_pre_32.to(tl.float32)
         pre_32 = on.product(h_0_0, w0_32_0, pre_32, PRECISION)
         pre_32 = on.product(phi_z_0_0, w3_32_0, pre_32, PRECISION)
@@ -108,10 +143,115 @@ def forward_scan(
         pre_64 = on.product(phi_z_0_0, w3_64_0, pre_64, PRECISION)
         pre_0 = given_pre_0.to(tl.float32)
         pre_0 = on.product(h_0_0, w0_0_0, pre_0, PRECISION)
-        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX and ROWS >= 16)
         pre_32, pre_48, pre_64, after_h_0_0 = on.gru(pre_32, pre_48, pre_64, pre_0, h_0_0)
-        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80)
-        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80)
-        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80)
+        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80, PTX and ROWS >= 16)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
-    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit
+def after_rows(
+    program,
+    weights,
+    count,
+    b_h_0,
+    b_posterior,
+    b_kl,
+    b_phi_z_0,
+    b_x,
+    mask,
+    b_nll,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4512, 16)
+    prior_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 4256, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
+    prior_0_0 = on.product(h_0_0, w0_0_0, prior_0_0, PRECISION)
+    prior_0_0 = on.activate(prior_0_0, "relu")
+    bias1_0 = on.bias(weights, 5040, 16)
+    prior_0 = on.spread(bias1_0, ROWS)
+    bias1_4 = on.bias(weights, 5056, 16)
+    prior_4 = on.spread(bias1_4, ROWS)
+    w1_0_0 = on.weight(weights, 4528, 16, 16)
+    prior_0 = on.product(prior_0_0, w1_0_0, prior_0, PRECISION)
+    w1_4_0 = on.weight(weights, 4784, 16, 16)
+    prior_4 = on.product(prior_0_0, w1_4_0, prior_4, PRECISION)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8, PTX).to(tl.float32)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX).to(tl.float32)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
+    on.store_number(b_kl, row, active, kl)
+    bias2_0 = on.bias(weights, 5328, 16)
+    decoder_0_0 = on.spread(bias2_0, ROWS)
+    w2_0_0 = on.weight(weights, 5072, 16, 16)
+    phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
+    decoder_0_0 = on.product(phi_z_0_0, w2_0_0, decoder_0_0, PRECISION)
+    w3_0_0 = on.weight(weights, 5344, 16, 16)
+    decoder_0_0 = on.product(h_0_0, w3_0_0, decoder_0_0, PRECISION)
+    decoder_0_0 = on.activate(decoder_0_0, "relu")
+    bias4_0 = on.bias(weights, 5856, 16)
+    decoder_0 = on.spread(bias4_0, ROWS)
+    w4_0_0 = on.weight(weights, 5600, 16, 16)
+    decoder_0 = on.product(decoder_0_0, w4_0_0, decoder_0, PRECISION)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    terms = on.bernoulli(x_0, decoder_0)
+    if mask is not None:
+        terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
+    nll = on.total(terms, 8, 16)
+    on.store_number(b_nll, row, active, nll)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_x,
+    b_pre,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_h_0,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    b_phi_z_0,
+    final_h_0,
+    b_kl,
+    mask,
+    b_nll,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION, PTX)
+    elif turn < forward_scan_end:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_phi_z_0, final_h_0, ROWS, PARTICLES, PRECISION, PTX)
+    else:
+        on.wait(turns, forward_scan_end)
+        after_rows(turn - forward_scan_end, weights, count, b_h_0, b_posterior, b_kl, b_phi_z_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
+    on.leave(turns, after_rows_end)

@@ -6,8 +6,9 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["count"])
-def weight_gradients(
+@triton.jit
+def add_up_gradients(
+    program,
     p_phi_x_0_weight,
     p_phi_x_0_bias,
     p_phi_z_0_weight,
@@ -51,7 +52,6 @@ def weight_gradients(
     count,
     PRECISION: tl.constexpr,
 ):
-    program = tl.program_id(0)
     if program < 15:
         if program < 7:
             if program < 3:
@@ -143,3 +143,51 @@ def weight_gradients(
                         on.bias_gradient(p_dec_0_bias, 0, 16, 16, g_decoder_0, 0, 16, count, 32)
                     else:
                         on.bias_gradient(p_dec_mean_0_bias, 0, 8, 16, g_decoder, 0, 8, count, 32)
+
+
+@triton.jit(do_not_specialize=["count"])
+def weight_gradients(
+    p_phi_x_0_weight,
+    p_phi_x_0_bias,
+    p_phi_z_0_weight,
+    p_phi_z_0_bias,
+    p_enc_0_weight,
+    p_enc_0_bias,
+    p_enc_mean_weight,
+    p_enc_mean_bias,
+    p_enc_std_0_weight,
+    p_enc_std_0_bias,
+    p_prior_0_weight,
+    p_prior_0_bias,
+    p_prior_mean_weight,
+    p_prior_mean_bias,
+    p_prior_std_0_weight,
+    p_prior_std_0_bias,
+    p_dec_0_weight,
+    p_dec_0_bias,
+    p_dec_mean_0_weight,
+    p_dec_mean_0_bias,
+    p_rnn_weight_ih_l0,
+    p_rnn_weight_hh_l0,
+    p_rnn_bias_ih_l0,
+    p_rnn_bias_hh_l0,
+    b_decoder_0,
+    b_h_0,
+    b_phi_x_0,
+    b_phi_z_0,
+    b_pre,
+    b_prior_0,
+    b_x,
+    b_z,
+    g_decoder,
+    g_decoder_0,
+    g_phi_x_0,
+    g_phi_z_0,
+    g_posterior,
+    g_pre,
+    g_prior,
+    g_prior_0,
+    count,
+    PRECISION: tl.constexpr,
+):
+    add_up_gradients(tl.program_id(0), p_phi_x_0_weight, p_phi_x_0_bias, p_phi_z_0_weight, p_phi_z_0_bias, p_enc_0_weight, p_enc_0_bias, p_enc_mean_weight, p_enc_mean_bias, p_enc_std_0_weight, p_enc_std_0_bias, p_prior_0_weight, p_prior_0_bias, p_prior_mean_weight, p_prior_mean_bias, p_prior_std_0_weight, p_prior_std_0_bias, p_dec_0_weight, p_dec_0_bias, p_dec_mean_0_weight, p_dec_mean_0_bias, p_rnn_weight_ih_l0, p_rnn_weight_hh_l0, p_rnn_bias_ih_l0, p_rnn_bias_hh_l0, b_decoder_0, b_h_0, b_phi_x_0, b_phi_z_0, b_pre, b_prior_0, b_x, b_z, g_decoder, g_decoder_0, g_phi_x_0, g_phi_z_0, g_posterior, g_pre, g_prior, g_prior_0, count, PRECISION)

@@ -8,7 +8,9 @@ from vrnn_fast.executors.triton import functions as on
 
 @triton.jit
 def pack_weights(
+    program,
     workspace,
+    turns,
     p_dec_0_bias,
     p_dec_0_weight,
     p_dec_mean_0_bias,
@@ -35,7 +37,8 @@ def pack_weights(
     p_rnn_weight_ih_l0,
     PRECISION: tl.constexpr,
 ):
-    program = tl.program_id(0)
+    if program == 0:
+        on.begin_turns(turns)
     if program < 10:
         if program < 5:
             if program < 2:
@@ -105,3 +108,36 @@ def pack_weights(
                     else:
                         on.pack(workspace + 5600, p_dec_mean_0_weight, 0, 8, 16, 0, 16, 16, 16, True, PRECISION)
                         on.pack_bias(workspace + 5856, on.term(tl.zeros((16,), tl.float32), p_dec_mean_0_bias, 0, 8, 0, 16), 16)
+
+
+@triton.jit
+def weights(
+    workspace,
+    turns,
+    p_dec_0_bias,
+    p_dec_0_weight,
+    p_dec_mean_0_bias,
+    p_dec_mean_0_weight,
+    p_enc_0_bias,
+    p_enc_0_weight,
+    p_enc_mean_bias,
+    p_enc_mean_weight,
+    p_enc_std_0_bias,
+    p_enc_std_0_weight,
+    p_phi_x_0_bias,
+    p_phi_x_0_weight,
+    p_phi_z_0_bias,
+    p_phi_z_0_weight,
+    p_prior_0_bias,
+    p_prior_0_weight,
+    p_prior_mean_bias,
+    p_prior_mean_weight,
+    p_prior_std_0_bias,
+    p_prior_std_0_weight,
+    p_rnn_bias_hh_l0,
+    p_rnn_bias_ih_l0,
+    p_rnn_weight_hh_l0,
+    p_rnn_weight_ih_l0,
+    PRECISION: tl.constexpr,
+):
+    pack_weights(tl.program_id(0), workspace, turns, p_dec_0_bias, p_dec_0_weight, p_dec_mean_0_bias, p_dec_mean_0_weight, p_enc_0_bias, p_enc_0_weight, p_enc_mean_bias, p_enc_mean_weight, p_enc_std_0_bias, p_enc_std_0_weight, p_phi_x_0_bias, p_phi_x_0_weight, p_phi_z_0_bias, p_phi_z_0_weight, p_prior_0_bias, p_prior_0_weight, p_prior_mean_bias, p_prior_mean_weight, p_prior_std_0_bias, p_prior_std_0_weight, p_rnn_bias_hh_l0, p_rnn_bias_ih_l0, p_rnn_weight_hh_l0, p_rnn_weight_ih_l0, PRECISION)

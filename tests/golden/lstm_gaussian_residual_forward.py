@@ -6,8 +6,34 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_x,
+    b_pre,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4944, 16)
+    pre_0 = on.spread(bias0_0, ROWS)
+    bias0_16 = on.bias(weights, 4960, 64)
+    pre_16 = on.spread(bias0_16, ROWS)
+    w0_0_0 = on.weight(weights, 3664, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    pre_0 = on.product(x_0, w0_0_0, pre_0, PRECISION)
+    w0_16_0 = on.weight(weights, 3920, 16, 64)
+    pre_16 = on.product(x_0, w0_16_0, pre_16, PRECISION)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
+    on.store(b_pre, row, active, pre_16, 16, 64, 64, 80, PTX)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -29,16 +55,17 @@ def forward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
-    c_0_0 = on.load(start_c_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
+    c_0_0 = on.load(start_c_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w0_0_0 = on.weight(weights, 0, 16, 16)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     w0_32_0 = on.weight(weights, 512, 16, 16)
@@ -62,18 +89,18 @@ def forward_scan(
         t = s ^ zero
         active = on.running(t, length)
         row = tl.cast(t, tl.int64) * batch + b
-        given_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
-        given_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
-        given_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80)
-        given_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80)
-        given_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
-        given_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
+        given_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, False)
+        given_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, False)
+        given_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80, False)
+        given_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80, False)
+        given_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80, False)
+        given_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             h_0_0 = tl.where(begins[:, None], 0.0, h_0_0)
             c_0_0 = tl.where(begins[:, None], 0.0, c_0_0)
-        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16)
-        on.store(b_c_0, row, active, c_0_0, 0, 16, 16, 16)
+        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16, PTX)
+        on.store(b_c_0, row, active, c_0_0, 0, 16, 16, 16, PTX)
         pre_0 = given_pre_0.to(tl.float32)
         pre_0 = on.product(h_0_0, w0_0_0, pre_0, PRECISION)
         pre_16 = given_pre_16.to(tl.float32)
@@ -91,32 +118,131 @@ def forward_scan(
         prior_4 = on.spread(bias2_4, ROWS)
         prior_0 = on.product(prior_0_0, w2_0_0, prior_0, PRECISION)
         prior_4 = on.product(prior_0_0, w2_4_0, prior_4, PRECISION)
-        on.store(b_prior, row, active, prior_0, 0, 4, 16, 8)
-        on.store(b_prior, row, active, prior_4, 4, 4, 16, 8)
+        on.store(b_prior, row, active, prior_0, 0, 4, 16, 8, PTX)
+        on.store(b_prior, row, active, prior_4, 4, 4, 16, 8, PTX)
         pre_0 = on.activate(pre_0, "relu")
-        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX and ROWS >= 16)
         posterior_0 = on.spread(bias3_0, ROWS)
         posterior_4 = on.spread(bias3_4, ROWS)
         posterior_0 = on.product(pre_0, w3_0_0, posterior_0, PRECISION)
         posterior_4 = on.product(pre_0, w3_4_0, posterior_4, PRECISION)
-        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
         posterior_0 = posterior_0 + prior_0
-        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
         posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         eps_0 = given_eps_0.to(tl.float32)
         z_0 = posterior_0 + posterior_std_0 * eps_0
-        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4)
-        on.store(b_z, row, active, z_0, 0, 4, 16, 4)
+        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4, PTX)
+        on.store(b_z, row, active, z_0, 0, 4, 16, 4, PTX)
         pre_16 = on.product(z_0, w4_16_0, pre_16, PRECISION)
         pre_32 = on.product(z_0, w4_32_0, pre_32, PRECISION)
         pre_48 = on.product(z_0, w4_48_0, pre_48, PRECISION)
         pre_64 = on.product(z_0, w4_64_0, pre_64, PRECISION)
         pre_16, pre_32, pre_48, pre_64, after_h_0_0, after_c_0_0 = on.lstm(pre_16, pre_32, pre_48, pre_64, c_0_0)
-        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80)
-        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80)
-        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80)
-        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80)
+        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80, PTX and ROWS >= 16)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
         c_0_0 = tl.where(active[:, None], after_c_0_0, c_0_0)
-    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
-    on.store(final_c_0, b.to(tl.int64), inside, c_0_0, 0, 16, 16, 16)
+    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16, PTX)
+    on.store(final_c_0, b.to(tl.int64), inside, c_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit
+def after_rows(
+    program,
+    weights,
+    count,
+    b_posterior,
+    b_prior,
+    b_kl,
+    b_z,
+    b_h_0,
+    b_x,
+    mask,
+    b_nll,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8, PTX).to(tl.float32)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX).to(tl.float32)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.load(b_prior, row, active, 0, 4, 16, 8, PTX).to(tl.float32)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.load(b_prior, row, active, 4, 4, 16, 8, PTX).to(tl.float32)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
+    on.store_number(b_kl, row, active, kl)
+    bias0_0 = on.bias(weights, 5536, 16)
+    decoder_0 = on.spread(bias0_0, ROWS)
+    bias0_8 = on.bias(weights, 5552, 16)
+    decoder_8 = on.spread(bias0_8, ROWS)
+    w0_0_0 = on.weight(weights, 5024, 16, 16)
+    z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
+    decoder_0 = on.product(z_0, w0_0_0, decoder_0, PRECISION)
+    w0_8_0 = on.weight(weights, 5280, 16, 16)
+    decoder_8 = on.product(z_0, w0_8_0, decoder_8, PRECISION)
+    w1_0_0 = on.weight(weights, 5568, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
+    decoder_0 = on.product(h_0_0, w1_0_0, decoder_0, PRECISION)
+    w1_8_0 = on.weight(weights, 5824, 16, 16)
+    decoder_8 = on.product(h_0_0, w1_8_0, decoder_8, PRECISION)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    terms = on.gaussian(x_0, decoder_0, decoder_8, True, 0.0, 1.0, 1e-06, None, None, None)
+    if mask is not None:
+        terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
+    nll = on.total(terms, 8, 16)
+    on.store_number(b_nll, row, active, nll)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_x,
+    b_pre,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    start_c_0,
+    b_h_0,
+    b_c_0,
+    b_prior,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    final_h_0,
+    final_c_0,
+    b_kl,
+    mask,
+    b_nll,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION, PTX)
+    elif turn < forward_scan_end:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, start_c_0, b_h_0, b_c_0, b_pre, b_prior, b_posterior, b_eps, b_posterior_std, b_z, final_h_0, final_c_0, ROWS, PARTICLES, PRECISION, PTX)
+    else:
+        on.wait(turns, forward_scan_end)
+        after_rows(turn - forward_scan_end, weights, count, b_posterior, b_prior, b_kl, b_z, b_h_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
+    on.leave(turns, after_rows_end)

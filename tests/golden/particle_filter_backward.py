@@ -6,8 +6,109 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def after_rows_backward(
+    program,
+    weights,
+    count,
+    b_pre,
+    b_posterior,
+    b_h_0,
+    b_z,
+    u_nll,
+    b_x,
+    mask,
+    g_decoder,
+    u_kl,
+    g_prior,
+    g_h_0,
+    g_posterior,
+    g_z,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 4448, 16)
+    posterior_0 = on.spread(bias0_0, ROWS)
+    bias0_4 = on.bias(weights, 4464, 16)
+    posterior_4 = on.spread(bias0_4, ROWS)
+    w0_0_16 = on.weight(weights, 3936, 16, 16)
+    pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
+    posterior_0 = on.product(pre_16, w0_0_16, posterior_0, PRECISION)
+    w0_4_16 = on.weight(weights, 4192, 16, 16)
+    posterior_4 = on.product(pre_16, w0_4_16, posterior_4, PRECISION)
+    on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
+    on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
+    bias1_0 = on.bias(weights, 4992, 16)
+    prior_0 = on.spread(bias1_0, ROWS)
+    bias1_4 = on.bias(weights, 5008, 16)
+    prior_4 = on.spread(bias1_4, ROWS)
+    w1_0_0 = on.weight(weights, 4480, 16, 16)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
+    prior_0 = on.product(h_0_0, w1_0_0, prior_0, PRECISION)
+    w1_4_0 = on.weight(weights, 4736, 16, 16)
+    prior_4 = on.product(h_0_0, w1_4_0, prior_4, PRECISION)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    bias2_0 = on.bias(weights, 5536, 16)
+    decoder_0 = on.spread(bias2_0, ROWS)
+    bias2_8 = on.bias(weights, 5552, 16)
+    decoder_8 = on.spread(bias2_8, ROWS)
+    w2_0_0 = on.weight(weights, 5024, 16, 16)
+    z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
+    decoder_0 = on.product(z_0, w2_0_0, decoder_0, PRECISION)
+    w2_8_0 = on.weight(weights, 5280, 16, 16)
+    decoder_8 = on.product(z_0, w2_8_0, decoder_8, PRECISION)
+    w3_0_0 = on.weight(weights, 5568, 16, 16)
+    decoder_0 = on.product(h_0_0, w3_0_0, decoder_0, PRECISION)
+    w3_8_0 = on.weight(weights, 5824, 16, 16)
+    decoder_8 = on.product(h_0_0, w3_8_0, decoder_8, PRECISION)
+    d_nll = on.number(u_nll, row, active)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    share_x, share_decoder_0, share_decoder_8 = on.gaussian_backward(x_0, decoder_0, decoder_8, d_nll, True, 0.0, 1.0, 1e-06, None, None, None)
+    if mask is not None:
+        share_x = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_x, 0.0)
+        share_decoder_0 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_0, 0.0)
+        share_decoder_8 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_8, 0.0)
+    d_decoder_0 = share_decoder_0
+    d_decoder_8 = share_decoder_8
+    on.store(g_decoder, row, active, d_decoder_0, 0, 8, 16, 16, PTX)
+    w2_0_0 = on.weight(weights, 3424, 16, 16)
+    d_h_0_0 = on.product(d_decoder_0, w2_0_0, None, PRECISION)
+    w1_0_0 = on.weight(weights, 2880, 16, 16)
+    d_z_0 = on.product(d_decoder_0, w1_0_0, None, PRECISION)
+    on.store(g_decoder, row, active, d_decoder_8, 8, 8, 16, 16, PTX)
+    w2_8_0 = on.weight(weights, 3680, 16, 16)
+    d_h_0_0 = on.product(d_decoder_8, w2_8_0, d_h_0_0, PRECISION)
+    w1_8_0 = on.weight(weights, 3136, 16, 16)
+    d_z_0 = on.product(d_decoder_8, w1_8_0, d_z_0, PRECISION)
+    d_kl = on.number(u_kl, row, active)
+    share_at, share_q_std, share_p_mean, share_p_std = on.divergence_backward(z_0, q_std_4, prior_0, prior_std_0, d_kl, True)
+    d_z_0 = d_z_0 + share_at
+    d_posterior_0 = tl.zeros((ROWS, 16), tl.float32)
+    d_posterior_4 = share_q_std
+    d_prior_0 = share_p_mean
+    d_prior_4 = on.deviation_backward(prior_4, share_p_std, True, 0.0, 1.0, 1e-06, None, None, None)
+    on.store(g_prior, row, active, d_prior_0, 0, 4, 16, 8, PTX)
+    w0_0_0 = on.weight(weights, 2336, 16, 16)
+    d_h_0_0 = on.product(d_prior_0, w0_0_0, d_h_0_0, PRECISION)
+    on.store(g_prior, row, active, d_prior_4, 4, 4, 16, 8, PTX)
+    w0_4_0 = on.weight(weights, 2592, 16, 16)
+    d_h_0_0 = on.product(d_prior_4, w0_4_0, d_h_0_0, PRECISION)
+    on.store(g_h_0, row, active, d_h_0_0, 0, 16, 16, 16, PTX)
+    on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX)
+    on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX)
+    on.store(g_z, row, active, d_z_0, 0, 4, 16, 4, PTX)
+
+
+@triton.jit
 def backward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -28,15 +129,16 @@ def backward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w2_32_0 = on.weight(weights, 1568, 16, 16)
     w0_32_0 = on.weight(weights, 512, 16, 16)
     w2_48_0 = on.weight(weights, 1824, 16, 16)
@@ -50,18 +152,18 @@ def backward_scan(
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
     next_ancestors = tl.load(b_ancestors + row, mask=active, other=0)
-    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80)
-    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80)
-    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
-    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
-    next_h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16)
-    next_d_h_0_0 = on.load(g_h_0, row, active, 0, 16, 16, 16)
-    next_d_z_0 = on.load(g_z, row, active, 0, 4, 16, 4)
-    next_d_posterior_0 = on.load(g_posterior, row, active, 0, 4, 16, 8)
-    next_d_posterior_4 = on.load(g_posterior, row, active, 4, 4, 16, 8)
-    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
-    next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8)
-    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
+    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80, PTX)
+    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80, PTX)
+    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80, PTX)
+    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, PTX)
+    next_h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX)
+    next_d_h_0_0 = on.load(g_h_0, row, active, 0, 16, 16, 16, PTX)
+    next_d_z_0 = on.load(g_z, row, active, 0, 4, 16, 4, PTX)
+    next_d_posterior_0 = on.load(g_posterior, row, active, 0, 4, 16, 8, False)
+    next_d_posterior_4 = on.load(g_posterior, row, active, 4, 4, 16, 8, False)
+    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
+    next_posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX)
+    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX)
     for s in range(longest):
         t = longest - 1 - s ^ zero
         active = on.running(t, length)
@@ -82,18 +184,18 @@ def backward_scan(
         active_next = on.running(t - 1, length)
         row_next = tl.cast(t - 1, tl.int64) * batch + b
         next_ancestors = tl.load(b_ancestors + row_next, mask=active_next, other=0)
-        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80)
-        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80)
-        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80)
-        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80)
-        next_h_0_0 = on.load(b_h_0, row_next, active_next, 0, 16, 16, 16)
-        next_d_h_0_0 = on.load(g_h_0, row_next, active_next, 0, 16, 16, 16)
-        next_d_z_0 = on.load(g_z, row_next, active_next, 0, 4, 16, 4)
-        next_d_posterior_0 = on.load(g_posterior, row_next, active_next, 0, 4, 16, 8)
-        next_d_posterior_4 = on.load(g_posterior, row_next, active_next, 4, 4, 16, 8)
-        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4)
-        next_posterior_4 = on.load(b_posterior, row_next, active_next, 4, 4, 16, 8)
-        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80)
+        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80, PTX)
+        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80, PTX)
+        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80, PTX)
+        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80, PTX)
+        next_h_0_0 = on.load(b_h_0, row_next, active_next, 0, 16, 16, 16, PTX)
+        next_d_h_0_0 = on.load(g_h_0, row_next, active_next, 0, 16, 16, 16, PTX)
+        next_d_z_0 = on.load(g_z, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_d_posterior_0 = on.load(g_posterior, row_next, active_next, 0, 4, 16, 8, False)
+        next_d_posterior_4 = on.load(g_posterior, row_next, active_next, 4, 4, 16, 8, False)
+        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_posterior_4 = on.load(b_posterior, row_next, active_next, 4, 4, 16, 8, PTX)
+        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80, PTX)
         ancestors = given_ancestors.to(tl.int32)
         later_h_0_0 = tl.where(active[:, None], on.give_back(later_h_0_0, ancestors, ROWS, PARTICLES), later_h_0_0)
         pre_32 = given_pre_32.to(tl.float32)
@@ -104,16 +206,16 @@ def backward_scan(
         d_pre_32, d_pre_48, d_pre_64, d_pre_0, past = on.gru_backward(pre_32, pre_48, pre_64, pre_0, h_0_0, later_h_0_0)
         d_h_0_0 = given_d_h_0_0.to(tl.float32)
         d_h_0_0 = d_h_0_0 + past
-        on.store(g_pre, row, active, d_pre_32, 32, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_32, 32, 16, 16, 80, PTX)
         d_z_0 = given_d_z_0.to(tl.float32)
         d_z_0 = on.product(d_pre_32, w2_32_0, d_z_0, PRECISION)
         d_h_0_0 = on.product(d_pre_32, w0_32_0, d_h_0_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_48, 48, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_48, 48, 16, 16, 80, PTX)
         d_z_0 = on.product(d_pre_48, w2_48_0, d_z_0, PRECISION)
         d_h_0_0 = on.product(d_pre_48, w0_48_0, d_h_0_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_64, 64, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_64, 64, 16, 16, 80, PTX)
         d_z_0 = on.product(d_pre_64, w2_64_0, d_z_0, PRECISION)
-        on.store(g_pre, row, active, d_pre_0, 0, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_0, 0, 16, 16, 80, PTX)
         d_h_0_0 = on.product(d_pre_0, w0_0_0, d_h_0_0, PRECISION)
         d_posterior_0 = given_d_posterior_0.to(tl.float32)
         d_posterior_0 = d_posterior_0 + d_z_0
@@ -121,16 +223,61 @@ def backward_scan(
         eps_0 = given_eps_0.to(tl.float32)
         posterior_4 = given_posterior_4.to(tl.float32)
         d_posterior_4 = on.deviation_backward(posterior_4, d_posterior_4 + d_z_0 * eps_0, True, 0.0, 1.0, 1e-06, None, None, None)
-        on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8)
+        on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX and ROWS >= 16)
         d_pre_16 = on.product(d_posterior_0, w1_0_16, None, PRECISION)
-        on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8)
+        on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX and ROWS >= 16)
         d_pre_16 = on.product(d_posterior_4, w1_4_16, d_pre_16, PRECISION)
         pre_16 = given_pre_16.to(tl.float32)
         d_pre_16 = on.activate_backward(pre_16, d_pre_16, "relu")
-        on.store(g_pre, row, active, d_pre_16, 16, 16, 16, 80)
+        on.store(g_pre, row, active, d_pre_16, 16, 16, 16, 80, PTX)
         d_h_0_0 = on.product(d_pre_16, w0_16_0, d_h_0_0, PRECISION)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             d_h_0_0 = tl.where(begins[:, None], 0.0, d_h_0_0)
         later_h_0_0 = tl.where(active[:, None], d_h_0_0, later_h_0_0)
-    on.store(d_start_h_0, b.to(tl.int64), inside, later_h_0_0, 0, 16, 16, 16)
+    on.store(d_start_h_0, b.to(tl.int64), inside, later_h_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def backward(
+    weights,
+    count,
+    b_pre,
+    b_posterior,
+    b_h_0,
+    b_z,
+    u_nll,
+    b_x,
+    mask,
+    g_decoder,
+    u_kl,
+    g_prior,
+    g_h_0,
+    g_posterior,
+    g_z,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    d_final_h_0,
+    b_ancestors,
+    g_pre,
+    b_eps,
+    d_start_h_0,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    after_rows_backward_end = 0 + tl.cdiv(count, HEIGHT)
+    backward_scan_end = after_rows_backward_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    turn = on.turn(turns)
+    if turn < after_rows_backward_end:
+        after_rows_backward(turn, weights, count, b_pre, b_posterior, b_h_0, b_z, u_nll, b_x, mask, g_decoder, u_kl, g_prior, g_h_0, g_posterior, g_z, HEIGHT, PRECISION, PTX)
+    else:
+        on.wait(turns, after_rows_backward_end)
+        backward_scan(turn - after_rows_backward_end, weights, steps, batch, lengths, order, resets, d_final_h_0, b_ancestors, b_pre, b_h_0, g_h_0, g_pre, g_z, g_posterior, b_eps, b_posterior, d_start_h_0, ROWS, PARTICLES, PRECISION, PTX)
+    on.leave(turns, backward_scan_end)

@@ -6,8 +6,37 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
+def before_rows(
+    program,
+    weights,
+    count,
+    b_pre,
+    b_x,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, active = on.row_tile(program, count, ROWS)
+    bias0_0 = on.bias(weights, 3936, 16)
+    pre_0 = on.spread(bias0_0, ROWS)
+    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
+    bias1_16 = on.bias(weights, 5232, 16)
+    pre_16 = on.spread(bias1_16, ROWS)
+    bias1_32 = on.bias(weights, 5248, 64)
+    pre_32 = on.spread(bias1_32, ROWS)
+    w1_16_0 = on.weight(weights, 3952, 16, 16)
+    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    pre_16 = on.product(x_0, w1_16_0, pre_16, PRECISION)
+    w1_32_0 = on.weight(weights, 4208, 16, 64)
+    pre_32 = on.product(x_0, w1_32_0, pre_32, PRECISION)
+    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80, PTX)
+
+
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -32,15 +61,16 @@ def forward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     bias2_4 = on.bias(weights, 2096, 16)
     w2_4_16 = on.weight(weights, 1824, 16, 16)
@@ -66,13 +96,13 @@ def forward_scan(
     t = 0
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
-    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80)
-    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
-    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80)
-    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80)
-    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80)
-    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80)
-    next_x_0 = on.load(b_x, row, active, 0, 8, 16, 8)
+    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, False)
+    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
+    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 80, False)
+    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 80, False)
+    next_pre_64 = on.load(b_pre, row, active, 64, 16, 16, 80, False)
+    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, False)
+    next_x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX)
     next_uniforms = tl.load(b_uniforms + row, mask=active, other=0)
     for s in range(longest):
         t = s ^ zero
@@ -88,33 +118,33 @@ def forward_scan(
         given_uniforms = next_uniforms
         active_next = on.running(t + 1, length)
         row_next = tl.cast(t + 1, tl.int64) * batch + b
-        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80)
-        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4)
-        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80)
-        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80)
-        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80)
-        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80)
-        next_x_0 = on.load(b_x, row_next, active_next, 0, 8, 16, 8)
+        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 80, False)
+        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 80, False)
+        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 80, False)
+        next_pre_64 = on.load(b_pre, row_next, active_next, 64, 16, 16, 80, False)
+        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 80, False)
+        next_x_0 = on.load(b_x, row_next, active_next, 0, 8, 16, 8, PTX)
         next_uniforms = tl.load(b_uniforms + row_next, mask=active_next, other=0)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             h_0_0 = tl.where(begins[:, None], 0.0, h_0_0)
-        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16)
+        on.store(b_h_0, row, active, h_0_0, 0, 16, 16, 16, PTX)
         pre_16 = given_pre_16.to(tl.float32)
         pre_16 = on.product(h_0_0, w0_16_0, pre_16, PRECISION)
         pre_16 = on.activate(pre_16, "relu")
-        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80)
+        on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX and ROWS >= 16)
         posterior_4 = on.spread(bias2_4, ROWS)
         posterior_4 = on.product(pre_16, w2_4_16, posterior_4, PRECISION)
-        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
         posterior_std_0 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
         posterior_0 = on.spread(bias2_0, ROWS)
         posterior_0 = on.product(pre_16, w2_0_16, posterior_0, PRECISION)
-        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8)
+        on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
         eps_0 = given_eps_0.to(tl.float32)
         z_0 = posterior_0 + posterior_std_0 * eps_0
-        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4)
-        on.store(b_z, row, active, z_0, 0, 4, 16, 4)
+        on.store(b_posterior_std, row, active, posterior_std_0, 0, 4, 16, 4, PTX)
+        on.store(b_z, row, active, z_0, 0, 4, 16, 4, PTX)
         prior_0 = on.spread(bias1_0, ROWS)
         prior_0 = on.product(h_0_0, w1_0_0, prior_0, PRECISION)
         prior_4 = on.spread(bias1_4, ROWS)
@@ -130,11 +160,11 @@ def forward_scan(
         pre_64 = on.product(z_0, w3_64_0, pre_64, PRECISION)
         pre_0 = given_pre_0.to(tl.float32)
         pre_0 = on.product(h_0_0, w0_0_0, pre_0, PRECISION)
-        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80)
+        on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX and ROWS >= 16)
         pre_32, pre_48, pre_64, after_h_0_0 = on.gru(pre_32, pre_48, pre_64, pre_0, h_0_0)
-        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80)
-        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80)
-        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80)
+        on.store(b_pre, row, active, pre_32, 32, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_48, 48, 16, 16, 80, PTX and ROWS >= 16)
+        on.store(b_pre, row, active, pre_64, 64, 16, 16, 80, PTX and ROWS >= 16)
         x_0 = given_x_0.to(tl.float32)
         decoder_0 = on.spread(bias4_0, ROWS)
         decoder_0 = on.product(z_0, w4_0_0, decoder_0, PRECISION)
@@ -144,7 +174,7 @@ def forward_scan(
         decoder_8 = on.product(h_0_0, w5_8_0, decoder_8, PRECISION)
         terms = on.gaussian(x_0, decoder_0, decoder_8, True, 0.0, 1.0, 1e-06, None, None, None)
         if mask is not None:
-            terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8) != 0, terms, 0.0)
+            terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
         nll = on.total(terms, 8, 16)
         uniforms = given_uniforms.to(tl.float32)
         since = since - nll
@@ -158,4 +188,46 @@ def forward_scan(
         chosen = on.chosen(ancestors, ROWS, PARTICLES)
         after_h_0_0 = on.take(after_h_0_0, chosen)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
-    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit(do_not_specialize=["steps", "batch", "count"])
+def forward(
+    weights,
+    count,
+    b_pre,
+    b_x,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_h_0,
+    b_posterior,
+    b_eps,
+    b_posterior_std,
+    b_z,
+    mask,
+    b_uniforms,
+    enough,
+    b_nll,
+    b_kl,
+    b_ancestors,
+    final_h_0,
+    turns,
+    HEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+):
+    before_rows_end = 0 + tl.cdiv(count, HEIGHT)
+    forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    turn = on.turn(turns)
+    if turn < before_rows_end:
+        before_rows(turn, weights, count, b_pre, b_x, HEIGHT, PRECISION, PTX)
+    else:
+        on.wait(turns, before_rows_end)
+        forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_x, mask, b_uniforms, enough, b_nll, b_kl, b_ancestors, final_h_0, ROWS, PARTICLES, PRECISION, PTX)
+    on.leave(turns, forward_scan_end)

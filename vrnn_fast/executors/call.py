@@ -83,6 +83,8 @@ class Call(ABC):
         ValueError: uniforms that do not belong to this cell or batch.
     """
 
+    adds_z = False  # whether after_backward adds the gradient that reaches z from outside
+
     def __init__(
         self, spec: CellSpec, given: Batch, parameters: Sequence[Tensor], cut: Cut, *, noise: bool = False
     ) -> None:
@@ -276,7 +278,7 @@ def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered,
     call.after_backward(per_row, wanted, keep)
 
     on_z = cut.sample is not None and ("z" in per_row or cut.sample.z in cut.read_after)
-    if cut.sample is not None and "z" in per_row:
+    if cut.sample is not None and "z" in per_row and not call.adds_z:
         d_z = rows.view(rows.gradient, cut.sample.z)
         d_z.add_(per_row["z"]) if cut.sample.z in cut.read_after else d_z.copy_(per_row["z"])
     given = {part.buffer for part in cut.read_after} | ({cut.sample.z.buffer} if on_z and cut.sample else set())

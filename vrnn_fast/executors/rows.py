@@ -24,12 +24,12 @@ _HALF_LOG_TWO_PI = 0.91893853320467274178
 def allocate(
     like: Tensor, shape: tuple[int, ...], fill: float | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return memory for the kernels, on the device of ``like``, of its dtype or another: all of it comes from here."""
+    """Make memory for the kernels, of the device of ``like`` and its dtype or another: all of it comes from here."""
     return like.new_empty(shape, dtype=dtype) if fill is None else like.new_full(shape, fill, dtype=dtype)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return the tensor as kernels read it: contiguous, from a multiple of 16 bytes on, as all that torch allocates.
+    """Return a tensor as kernels read it: contiguous, and from a multiple of 16 bytes on, as all that torch allocates.
 
     Triton compiles a kernel anew for every set of arguments that begin elsewhere, such as slices of a batch.
     """
@@ -72,7 +72,7 @@ class Rows:
         self._begun: set[Slice] = set()
 
     def buffer(self, of: dict[str, Tensor], name: str) -> Tensor:
-        """Return a buffer of ``value`` or ``gradient``, allocated when first asked for."""
+        """Return a buffer of ``value`` or ``gradient``."""
         if name not in of:
             of[name] = allocate(self.like, (self.count, self.widths[name]), 0.0 if name in self.zeroed else None)
         return of[name]
@@ -122,12 +122,12 @@ class Rows:
                 raise TypeError(f"{type(stage).__name__} belongs to the scan")
 
     def weight(self, stage: Dense) -> Tensor:
-        """Return the stacked blocks, (target width, source width)."""
+        """Stack the blocks: (target width, source width)."""
         blocks = [self._block(self.parameters, b, stage.source.width) for b in stage.blocks]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def bias(self, terms: tuple[Term, ...], width: int) -> Tensor:
-        """Return the sum of the terms, (target width)."""
+        """Add up the terms: (target width)."""
         parts = [self.parameters[t.parameter][t.row : t.row + t.rows] for t in terms]
         if len(parts) == 1 and terms[0].rows == width:
             return parts[0]
@@ -162,7 +162,7 @@ class Rows:
         self.kl = (0.5 * squares - ratio.log()).sum(-1)
 
     def _posterior(self, stage: Divergence) -> tuple[Tensor, Tensor]:
-        """Compute mean and std as the prior's are computed, so that equal ones are equal: the scan's own std may differ
+        """Return mean and std, computed as the prior's are, so that equal ones are equal: the scan's own std may differ
         in its last bit, and is rounded."""
         mean, raw = self._halves(self.value, stage.posterior)
         return mean, standard_deviation(self.spec.std, raw)
@@ -249,7 +249,7 @@ class Rows:
         self._begun.add(part)
 
     def weight_gradient(self, stage: Dense) -> None:
-        """Compute the gradients of a stage's weights and biases: one product over all rows for each block."""
+        """Compute one product over all rows for each block."""
         d, source = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
         for b in stage.blocks:
             into = self._block(self._into(b.parameter), b, stage.source.width)
@@ -269,7 +269,7 @@ class Rows:
                 self._into(t.parameter)[t.parameter][t.row : t.row + t.rows] = sums[t.at : t.at + t.rows]
 
     def _into(self, parameter: str) -> dict[str, Tensor]:
-        """Return the gradients of parameters, with memory for this one; each element is in one block or term."""
+        """Return the gradients of parameters; every element is in exactly one block or term."""
         if parameter not in self.d_parameters:
             self.d_parameters[parameter] = torch.empty_like(self.parameters[parameter])
         return self.d_parameters

@@ -1,9 +1,9 @@
 """The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
-Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py (what they
-call), passes.py (all that is not sequential; ../rows.py where it does not fit), pack.py and accumulate.py (weights, and
-their gradients), launch.py.
-Only kernels.py, functions.py and versions.py import triton, at the first call.
+Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py and
+memory.py (what they call), passes.py (all that is not sequential; ../rows.py where it does not fit), phases.py (how
+both are one launch), pack.py and accumulate.py (weights, and their gradients), launch.py.
+Only kernels.py, functions.py, memory.py and versions.py import triton, at the first call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import launch, passes, tuning
+from . import launch, passes, phases, tuning
 from .plan import plan
 
 name = "triton"
@@ -44,7 +44,7 @@ _DISTRIBUTIONS = (
 
 
 def unavailable() -> str | None:
-    """None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
+    """Return None if triton is there and so is a GPU, or triton's interpreter in its place; else the reason why not."""
     spec = find_spec("triton")
     if spec is None or spec.origin is None:  # a folder of that name in the way has no origin
         return 'triton is not installed (pip install "vrnn-fast[triton]")'
@@ -57,7 +57,8 @@ def unavailable() -> str | None:
 
 
 def _version() -> str:
-    """Of triton, whatever name it was installed by; read without importing it, if the name is known."""
+    """Return the version of triton, whatever name it was installed by; read it without importing it, if the name is
+    known."""
     for distribution in _DISTRIBUTIONS:
         with suppress(PackageNotFoundError):
             return version(distribution)
@@ -65,7 +66,7 @@ def _version() -> str:
 
 
 def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None, or why a call with this x cannot run here."""
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cuda" and not _INTERPRETED:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -74,7 +75,7 @@ def refuses(spec: CellSpec, x: Tensor) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """How many launches a batch of sequences takes, in words."""
+    """Tell how many launches a batch of sequences takes, in words."""
     chip = tuning.chip_of(torch.device("cpu" if _INTERPRETED else "cuda"))
     kinds = {"16 bits": (2, "ieee"), "TF32": (4, "tf32"), "float32": (4, "ieee")}
     places = ", ".join(
@@ -91,29 +92,38 @@ def launches(spec: CellSpec) -> str:
         played, filtered = wide(spec, True), wide(replace(spec, measure="particle_filter"))
         alone = f"generate 1, in {played} step by step" if played else "generate 1"
         alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
-    rows = {k: _rows_fit(spec, size, chip, precision) for k, (size, precision) in kinds.items()}
-    configs = [config for config in rows.values() if config is not None]
-    if not configs:
+    steps: dict[launch.Step, list[str]] = {}
+    for kind, (size, precision) in kinds.items():
+        steps.setdefault(_step(spec, size, chip, precision), []).append(kind)
+    told = [step for step in steps if step]
+    if not told:
         calls = "the scan is 1 launch forward and 1 backward, all else dense torch operations, whatever T is"
     else:
-        ways = launch.of_a_step(spec, configs[0])
-        calls = f"a training step is {len(ways)} launches, whatever T is: {', '.join(ways)}"
-        without = " and ".join(kind for kind, config in rows.items() if config is None)
-        calls += f" (in {without}: forward, backward, and dense torch operations)" if without else ""
+        calls = f"a training step is, whatever T is, {_named(told[0])}"
+        calls += "".join(f" (in {' and '.join(steps[step])} {_named(step)})" for step in told[1:])
+        calls += (
+            f" (in {' and '.join(steps[()])}: forward, backward, and dense torch operations)" if () in steps else ""
+        )
     return f"{calls}; {alone}; {places}"
 
 
-def _rows_fit(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> tuning.Config | None:
-    """The configuration of a cell, if all around its scan is in kernels of ours as well."""
+def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> launch.Step:
+    """Return the launches of a training step, none where torch does what is around the scan."""
     for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
         around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
         if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
-            return config
-    return None
+            return launch.of_a_step(spec, config, joined=tuning.joined(spec, config, itemsize, precision, chip))
+    return ()
+
+
+def _named(step: launch.Step) -> str:
+    """Name launches, with their phases."""
+    named = (f"{way} ({', '.join(phases)})" if phases else way for way, phases in step)
+    return f"{len(step)} launches: {', '.join(named)}"
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
-    """The kernels of a training step on the loss alone and, where it is one launch, of generation."""
+    """Return the kernels of a training step on the loss alone and, where it is one launch, of generation."""
     from . import kernels
 
     size, precision = x.dtype.itemsize, _precision()
@@ -122,13 +132,13 @@ def source(spec: CellSpec, x: Tensor) -> str:
     if spec.likelihood != "external" and _misfit(spec, size, x.device, precision, False) is None:
         config = tuning.choose(spec, x.dtype, x.device, precision, False)
         packed = plan(spec, config.widest, False)
-        found.append(kernels.packing_source(spec, (packed,)))
-        found.append(kernels.generation_source(spec, config, size, mean=False))
+        weights, scan = kernels.packing(spec, (packed,))[0], kernels.forward(spec, config, size, ("x",), False)
+        found += [phases.source(way, (phase,)) for way, phase in (("weights", weights), ("generate", scan))]
     return "\n\n".join(found)
 
 
 def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> str:
-    """Where the weights of the scan are while it runs, in words."""
+    """Tell where the weights of the scan are while it runs, in words."""
     found = tuning.candidates(spec, itemsize, chip, precision)
     if not found:
         return "no configuration fits"

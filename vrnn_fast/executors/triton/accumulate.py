@@ -9,16 +9,16 @@ from collections.abc import Collection, Iterator, Mapping
 
 from ...cell.stages import Bias, Block, Dense, Partition, Slice, Term
 from .pack import choose
+from .phases import Phase
 from .plan import identifier, padded, pieces
-from .writer import HEAD, indent
 
-NAME = "weight_gradients"
+NAME = "add_up_gradients"
 STEP = 32  # rows at a time
 HIGHEST = 32  # rows of a tile: from 64 on it would be products of warp groups, which no interpreter here knows
 
 
-def source(program: Partition, strides: Mapping[str, int], reached: Collection[str], widest: int) -> str:
-    """The source of the kernel; as many programs as :func:`programs` says run it.
+def phase(program: Partition, strides: Mapping[str, int], reached: Collection[str], widest: int) -> Phase:
+    """Write all weight gradients.
 
     Args:
         strides: elements from row to row of each parameter.
@@ -29,14 +29,13 @@ def source(program: Partition, strides: Mapping[str, int], reached: Collection[s
     targets = (*(s.target for s in _products(program)), *(target for target, _ in _biases(program)))
     named = sorted({f"b_{identifier(s.source.buffer)}" for s in _products(program)})
     named += sorted({_gradient(target) for target in targets if target.buffer in reached})
-    arguments = [*(f"p_{identifier(p)}" for p in strides), *named, "count", "PRECISION: tl.constexpr"]
-    text = [HEAD, '@triton.jit(do_not_specialize=["count"])', f"def {NAME}("]
-    text += [*indent(1, [f"{a}," for a in arguments]), "):", "    program = tl.program_id(0)"]
-    return "\n".join((*text, *indent(1, choose(0, [[line] for line in lines])))) + "\n"
+    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count")
+    chosen = tuple(choose(0, [[line] for line in lines]))
+    return Phase(NAME, arguments, chosen, str(len(lines)), {"PRECISION": "PRECISION"})
 
 
 def programs(program: Partition, widest: int) -> int:
-    """How many programs the kernel has."""
+    """Count how many programs the kernel has."""
     return sum(1 for _ in _programs(program, None, (), widest))
 
 
@@ -58,7 +57,7 @@ def _gradient(part: Slice) -> str:
 def _programs(
     program: Partition, strides: Mapping[str, int] | None, reached: Collection[str], widest: int
 ) -> Iterator[str]:
-    """The line of every program."""
+    """Write the line of every program."""
     widths = {b.name: b.width for b in program.buffers}
 
     def gradient(part: Slice, at: int) -> str:
@@ -81,7 +80,7 @@ def _programs(
 
 
 def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int], tuple[int, int]]]:
-    """The tiles of a stage's weights: the block, and where its rows and columns begin, and how many there are."""
+    """Cut the tiles of a stage's weights: the block, and where its rows and columns begin, and how many there are."""
     for block in stage.blocks:
         for row in _pieces(block.rows, HIGHEST):
             for column in _pieces(stage.source.width, widest):
@@ -89,7 +88,7 @@ def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int],
 
 
 def _pieces(width: int, widest: int) -> Iterator[tuple[int, int]]:
-    """Where the tiles of a width begin, and how wide they are."""
+    """Tell where the tiles of a width begin, and how wide they are."""
     start = 0
     for piece in pieces(width, widest):
         yield start, piece

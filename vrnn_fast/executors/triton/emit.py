@@ -31,14 +31,15 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
+from .phases import Phase
 from .plan import Plan, Tile
 from .scan import Backward, Forward
 
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
 
 
-def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> str:
-    """The source of the forward kernel.
+def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> Phase:
+    """Write the forward scan.
 
     Args:
         resident: numbers of the matrices that are loaded once; the others are streamed in every step.
@@ -53,11 +54,11 @@ def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ah
     for scan.number, stage in enumerate(plan.program.scan):
         emitter(stage).forward(scan, stage)
         scan.save(*scan.last_writer)
-    return scan.source(FORWARD)
+    return scan.phase(FORWARD)
 
 
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> str:
-    """The source of the reverse kernel; with a gradient that reaches z from outside, and one wanted of eps, or not.
+def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> Phase:
+    """Write the reverse scan; with a gradient that reaches z from outside, and one wanted of eps, or not.
 
     Raises:
         TypeError: a stage of the scan has no gradient there.
@@ -68,7 +69,7 @@ def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, 
         if isinstance(emit, str):
             raise TypeError(f"{type(stage).__name__} has no gradient in the scan: {emit}")
         emit(scan, stage)
-    return scan.source(BACKWARD)
+    return scan.phase(BACKWARD)
 
 
 class Emitter(NamedTuple):
@@ -154,7 +155,7 @@ def _sample_backward(scan: Backward, stage: Sample) -> None:
 
 
 def _sampled(plan: Plan, stage: Sample) -> Iterator[tuple[Tile, ...]]:
-    """Tiles of mean, raw, eps, std and z that belong together."""
+    """Put together tiles of mean, raw, eps, std and z that belong together."""
     yield from pairs(plan, *halves(stage.source), Slice("eps", 0, stage.z.width), stage.std, stage.z)
 
 
@@ -235,7 +236,7 @@ def _likelihood_forward(scan: Forward, stage: Likelihood) -> None:
     parts = halves(stage.source) if gaussian else (stage.source,)
     for x, *raw in pairs(scan.plan, observed(stage), *parts):
         given = scan.values((x, *raw)) + (f", {constants_of(stage.transform)}" if gaussian else "")
-        there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x)})"
+        there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
         scan.step.append(f"terms = on.{stage.kind}({given})")
         scan.step.append("if mask is not None:")
         scan.step.append(f"    terms = tl.where({there} != 0, terms, 0.0)")
@@ -300,12 +301,12 @@ STAGES: dict[type[Stage], Emitter] = {
 
 
 def pairs(plan: Plan, *parts: Slice) -> Iterator[tuple[Tile, ...]]:
-    """Tiles of slices of the same width that belong together."""
+    """Put together tiles of slices of the same width that belong together."""
     yield from zip(*map(plan.tiles_of, parts), strict=True)
 
 
 def constants_of(std: Std) -> str:
-    """The constants of functions.deviation."""
+    """Return the constants of functions.deviation."""
     scale = 0.5 if std.kind == "log_variance" else std.sharpness
     low, high = (None if math.isinf(bound) else bound for bound in std.clamp)
     least = None if std.plain else std.min_std

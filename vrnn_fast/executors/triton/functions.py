@@ -1,4 +1,5 @@
-"""What a stage does to tiles, for the generated kernels to call. Triton's language: it runs in float32.
+"""What a stage does to tiles, for the generated kernels to call, beside what memory.py does. Triton's language: it runs
+in float32.
 
 A tile is (rows, columns) with zeros, or what elementwise stages make of zeros, where it is padded; weights have zeros
 there, so padding never meets a result. Every function lets NaN through.
@@ -9,221 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .versions import INTERPRETED
-
-WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bits of bfloat16 operands
-
-
-@triton.jit
-def rows(batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
-    """The rows of the batch in this program, whole groups of PARTICLES, and which of them there are."""
-    WHOLE: tl.constexpr = ROWS // PARTICLES * PARTICLES
-    lane = tl.arange(0, ROWS)
-    b = tl.program_id(0) * WHOLE + lane
-    inside = (lane < WHOLE) & (b < batch)
-    if order is not None:
-        b = tl.load(order + b, mask=inside, other=0).to(tl.int32)
-    return b, inside
-
-
-@triton.jit
-def row_tile(count, ROWS: tl.constexpr):
-    """The rows in this program, and which of them there are."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    return row, row < count
-
-
-@triton.jit
-def number(base, row, active):
-    """A number of each row; zero where it is not active."""
-    return tl.load(base + row, mask=active, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store_number(base, row, active, number):
-    tl.store(base + row, number.to(base.dtype.element_ty), mask=active)
-
-
-@triton.jit
-def rounded(tile, base):
-    """A tile as memory would give it back."""
-    return tile.to(base.dtype.element_ty).to(tl.float32)
-
-
-@triton.jit
-def running(t, length):
-    """The rows that step t belongs to."""
-    t = t + 0 * length
-    return (t >= 0) & (t < length)
-
-
-@triton.jit
-def load(base, row, active, START: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, STRIDE: tl.constexpr):
-    """Columns of the rows of a buffer; zeros at rows that are not active."""
-    column = tl.arange(0, PADDED)
-    at = base + row[:, None] * STRIDE + (START + column)[None, :]
-    mask = active[:, None]
-    if WIDTH != PADDED:
-        mask = mask & (column < WIDTH)[None, :]
-    return tl.load(at, mask=mask, other=0.0)
-
-
-@triton.jit
-def store(
-    base, row, active, tile, START: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, STRIDE: tl.constexpr
-):
-    column = tl.arange(0, PADDED)
-    at = base + row[:, None] * STRIDE + (START + column)[None, :]
-    mask = active[:, None]
-    if WIDTH != PADDED:
-        mask = mask & (column < WIDTH)[None, :]
-    tl.store(at, tile.to(base.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def weight(base, OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of weights, as :func:`pack` leaves it."""
-    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    return tl.load(base + OFFSET + at)
-
-
-@triton.jit
-def bias(base, OFFSET: tl.constexpr, PADDED: tl.constexpr):
-    return tl.load(base + OFFSET + tl.arange(0, PADDED)).to(tl.float32)
-
-
-@triton.jit
-def spread(row, ROWS: tl.constexpr):
-    """The same row, (columns), for every one of ROWS."""
-    return row[None, :] + tl.zeros((ROWS, 1), tl.float32)
-
-
-@triton.jit
-def operand(tile, PRECISION: tl.constexpr):
-    """A tile as products take it: tensor cores cut TF32 where this rounds to the nearest."""
-    if PRECISION == "tf32" and tile.dtype == tl.float32:
-        bits = (tile.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
-        return tl.where(tile == tile, bits.to(tl.float32, bitcast=True), tile)
-    else:
-        return tile
-
-
-@triton.jit
-def product(source, weights, total, PRECISION: tl.constexpr):
-    """total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None. Weights are
-    operands already."""
-    source = operand(source.to(weights.dtype), PRECISION)
-    if WIDEN:
-        source = source.to(tl.float32)
-        weights = weights.to(tl.float32)
-    if total is None:
-        return tl.dot(source, weights, input_precision=PRECISION)
-    else:
-        return tl.dot(source, weights, total, input_precision=PRECISION)
-
-
-# ---- weights
-
-
-@triton.jit
-def pack(
-    into,
-    parameter,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Write (ROWS, COLUMNS) of a parameter as a tile of operands, padded with zeros, or its transpose."""
-    row = tl.arange(0, PADDED_ROWS)[:, None]
-    column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = parameter + (ROW + row) * STRIDE + COLUMN + column
-    tile = tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
-    to = column * PADDED_ROWS + row if TRANSPOSED else row * PADDED_COLUMNS + column
-    tl.store(into + to, operand(tile, PRECISION))
-
-
-@triton.jit
-def term(total, parameter, ROW: tl.constexpr, ROWS: tl.constexpr, AT: tl.constexpr, PADDED: tl.constexpr):
-    """Add ROWS of a parameter to the columns of a bias from AT on."""
-    place = tl.arange(0, PADDED) - AT
-    values = tl.load(parameter + ROW + place, mask=(place >= 0) & (place < ROWS), other=0.0).to(tl.float32)
-    return total + values
-
-
-@triton.jit
-def pack_bias(into, total, PADDED: tl.constexpr):
-    tl.store(into + tl.arange(0, PADDED), total.to(into.dtype.element_ty))
-
-
-@triton.jit
-def weight_gradient(
-    into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
-    value,
-    START: tl.constexpr,
-    VALUE_STRIDE: tl.constexpr,
-    count,
-    STEP: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
-    zeros."""
-    total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
-    if d is not None:
-        for first in range(0, count, STEP):
-            row = first + tl.arange(0, STEP).to(tl.int64)
-            left = load(d, row, row < count, D_START, ROWS, PADDED_ROWS, D_STRIDE)
-            right = load(value, row, row < count, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE)
-            total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
-    row = tl.arange(0, PADDED_ROWS)[:, None]
-    column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = into + (ROW + row) * STRIDE + COLUMN + column
-    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
-
-
-@triton.jit
-def bias_gradient(
-    into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED: tl.constexpr,
-    d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
-    count,
-    STEP: tl.constexpr,
-):
-    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
-    total = tl.zeros((PADDED,), tl.float32)
-    if d is not None:
-        for first in range(0, count, STEP):
-            row = first + tl.arange(0, STEP).to(tl.int64)
-            total += tl.sum(load(d, row, row < count, D_START, ROWS, PADDED, D_STRIDE).to(tl.float32), 0)
-    column = tl.arange(0, PADDED)
-    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
-
+from .memory import *  # noqa: F403
 
 # ---- elementary functions
 
 
 @triton.jit
 def exp(x):
-    """Within 2 ulp: what 2^x is fast and exact enough for is the fraction alone, and the rest is shifted into place."""
+    """Compute e^x within 2 ulp: what 2^x is fast and exact enough for is the fraction alone, and the rest is shifted
+    into place."""
     x = tl.where(x > 89.0, 89.0, x)
     x = tl.where(x < -104.0, -104.0, x)
     shifted = x * 1.44269504088896341 + 12582912.0  # 1.5 * 2^23: the integer is in its last bits
@@ -236,7 +31,7 @@ def exp(x):
 
 @triton.jit
 def power(k):
-    """2^k of an integer, from -126 to 127."""
+    """Compute 2^k of an integer, from -126 to 127."""
     return ((k + 127) << 23).to(tl.float32, bitcast=True)
 
 
@@ -247,7 +42,7 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """Coefficients of S. Moshier's Cephes library, near zero."""
+    """Compute the hyperbolic tangent, with coefficients of S. Moshier's Cephes library, near zero."""
     z = x * x
     p = z * -5.70498872745e-3 + 2.06390887954e-2
     p = p * z - 5.37397155531e-2
@@ -270,14 +65,14 @@ def expm1(x):
 
 @triton.jit
 def plus_log1p(a, u):
-    """a + log(1 + u), corrected to first order for the rounding of 1 + u."""
+    """Compute a + log(1 + u), corrected to first order for the rounding of 1 + u."""
     w = 1.0 + u
     return a + (tl.log(w) + (u - (w - 1.0)) / w)
 
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x))."""
+    """Compute log(1 + exp(x))."""
     return plus_log1p(tl.where(x < 0, 0.0, x), exp(-tl.abs(x)))
 
 
@@ -297,14 +92,14 @@ def activate(x, KIND: tl.constexpr):
 
 @triton.jit
 def unless_zero(d, product):
-    """d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on, and a
-    state that ran away has slopes of infinity and NaN."""
+    """Return d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on,
+    and a state that ran away has slopes of infinity and NaN."""
     return tl.where(d == 0, 0.0, product)
 
 
 @triton.jit
 def activate_backward(y, d, KIND: tl.constexpr):
-    """d times the derivative, from the result y."""
+    """Return d times the derivative, from the result y."""
     if KIND == "relu":
         return tl.where(y <= 0, 0.0, d)
     elif KIND == "leaky_relu":
@@ -319,7 +114,7 @@ def activate_backward(y, d, KIND: tl.constexpr):
 
 @triton.jit
 def total(terms, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """The sum over columns, (rows)."""
+    """Add up columns, (rows)."""
     if WIDTH != PADDED:
         terms = tl.where((tl.arange(0, PADDED) < WIDTH)[None, :], terms, 0.0)
     return tl.sum(terms, 1)
@@ -327,7 +122,7 @@ def total(terms, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def log_ratio(z, eps, q_std, p_mean, p_std):
-    """log q(z) - log p(z) of each column. Exactly 0 of equal densities: a GPU's faster quotient of
+    """Compute log q(z) - log p(z) of each column. Exactly 0 of equal densities: a GPU's faster quotient of
     equal numbers may not be 1, and a fused multiply-add rounds one of two squares alone."""
     distance = tl.div_rn(z - p_mean, p_std)
     return 0.5 * ((distance - eps) * (distance + eps)) - tl.log(tl.div_rn(q_std, p_std))
@@ -335,7 +130,7 @@ def log_ratio(z, eps, q_std, p_mean, p_std):
 
 @triton.jit
 def divergence(q_mean, q_std, p_mean, p_std):
-    """KL(q || p) of each column, exactly 0 of equal densities."""
+    """Compute KL(q || p) of each column, exactly 0 of equal densities."""
     ratio = tl.div_rn(q_std, p_std)
     distance = tl.div_rn(q_mean - p_mean, p_std)
     return 0.5 * (ratio * ratio + (distance * distance - 1.0)) - tl.log(ratio)
@@ -343,8 +138,8 @@ def divergence(q_mean, q_std, p_mean, p_std):
 
 @triton.jit
 def divergence_backward(at, q_std, p_mean, p_std, g, SAMPLED: tl.constexpr):
-    """Of each column, from the gradient of each row: those of q's mean or, SAMPLED, of z, and of q_std, p_mean and
-    p_std."""
+    """Compute for each column, from the gradient of each row, those of q's mean or, SAMPLED, of z, and of q_std, p_mean
+    and p_std."""
     g = g[:, None]
     distance = tl.div_rn(at - p_mean, p_std)
     d_at = g * tl.div_rn(distance, p_std)
@@ -360,13 +155,13 @@ def divergence_backward(at, q_std, p_mean, p_std, g, SAMPLED: tl.constexpr):
 
 @triton.jit
 def bernoulli(x, logit):
-    """-log p(x) of each column, here and below."""
+    """Compute -log p(x) of each column, here and below."""
     return plus_log1p(tl.where(logit < 0, 0.0, logit) - x * logit, exp(-tl.abs(logit)))
 
 
 @triton.jit
 def bernoulli_draw(logit, noise):
-    """x of each column; NaN of NaN."""
+    """Draw x of each column; NaN of NaN."""
     return tl.where(logit == logit, tl.where(logit > noise, 1.0, 0.0), logit)
 
 
@@ -390,7 +185,7 @@ def gaussian(
 
 @triton.jit
 def bernoulli_backward(x, logit, g):
-    """Of each column, from the gradient of each row: those of x and of the logit. Here and below."""
+    """Compute for each column, from the gradient of each row, those of x and of the logit. Here and below."""
     g = g[:, None]
     return -g * logit, g * ((1.0 - x) * sigmoid(logit) - x * sigmoid(-logit))
 
@@ -419,7 +214,8 @@ def gaussian_backward(
 
 @triton.jit
 def resample(log_weight, uniform, enough, goes_on, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
-    """vrnn_fast.resampling.resample: which particle of its sequence each row goes on from, -1 where from itself."""
+    """Choose as vrnn_fast.resampling.resample does: which particle of its sequence each row goes on from, -1 where from
+    itself."""
     lane = tl.arange(0, ROWS)
     same = lane[:, None] // PARTICLES == lane[None, :] // PARTICLES
     behind = log_weight - tl.max(tl.where(same, log_weight[None, :], float("-inf")), 1)
@@ -436,20 +232,21 @@ def resample(log_weight, uniform, enough, goes_on, ROWS: tl.constexpr, PARTICLES
 
 @triton.jit
 def chosen(ancestor, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
-    """The rows of a tile that its rows go on from."""
+    """Tell which rows of a tile its rows go on from."""
     lane = tl.arange(0, ROWS)
     return tl.where(ancestor < 0, lane, lane - lane % PARTICLES + ancestor)
 
 
 @triton.jit
 def take(tile, row):
-    """Rows of a tile, in this order."""
+    """Take rows of a tile, in this order."""
     return tl.gather(tile, tl.broadcast_to(row[:, None], tile.shape), 0)
 
 
 @triton.jit
 def give_back(d, ancestor, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
-    """The gradients of a tile's rows from those of the rows that took them over, added up in the order of these."""
+    """Compute the gradients of a tile's rows from those of the rows that took them over, added up in the order of
+    these."""
     lane = tl.arange(0, ROWS)
     place = lane % PARTICLES
     origin = tl.where(ancestor < 0, place, ancestor)
@@ -488,7 +285,7 @@ def deviation(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """A standard deviation from its raw value: vrnn_fast.cell.spec.Std."""
+    """Compute a standard deviation from its raw value: vrnn_fast.cell.spec.Std."""
     s = _unbounded(_argument(raw, SHIFT, SCALE, LOW, HIGH), SOFTPLUS, SCALE) + FLOOR
     return s if MINIMUM is None else tl.where(s < MINIMUM, MINIMUM, s)
 
@@ -505,7 +302,8 @@ def deviation_backward(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """d times the derivative. What a clamp holds is selected, NaN as well where there is one: torch's is stopped so."""
+    """Return d times the derivative. What a clamp holds is selected, NaN as well where there is one: torch's is stopped
+    so."""
     u = _argument(raw, SHIFT, SCALE, LOW, HIGH)
     slope = sigmoid(u) if SOFTPLUS else exp(u) * SCALE
     d = unless_zero(d, d * slope)
@@ -520,7 +318,7 @@ def deviation_backward(
 
 @triton.jit
 def gru(r, u, n, n_h, h):
-    """Gates before their activations to gates, and h_t."""
+    """Turn gates before their activations to gates, and h_t."""
     r = sigmoid(r)
     u = sigmoid(u)
     n = tanh(n + r * n_h)
@@ -529,7 +327,7 @@ def gru(r, u, n, n_h, h):
 
 @triton.jit
 def gru_backward(r, u, n, n_h, h, d):
-    """d of h_t to those of r, u, n_x and n_h before their activations, and of h_{t-1} past them."""
+    """Turn d of h_t into those of r, u, n_x and n_h before their activations, and of h_{t-1} past them."""
     d_n = unless_zero(d, d * (1.0 - u) * (1.0 - n * n))
     d_r = unless_zero(d_n, d_n * n_h * r * (1.0 - r))
     d_u = unless_zero(d, d * (h - n) * u * (1.0 - u))
@@ -548,7 +346,7 @@ def lstm(i, f, g, o, c):
 
 @triton.jit
 def lstm_backward(i, f, g, o, c, d_h, d_c):
-    """d of h_t and c_t to those of the gates before their activations, and of c_{t-1}."""
+    """Turn d of h_t and c_t to those of the gates before their activations, and of c_{t-1}."""
     squashed = tanh(f * c + i * g)
     d_c += unless_zero(d_h, d_h * o * (1.0 - squashed * squashed))
     d_i = unless_zero(d_c, d_c * g * i * (1.0 - i))

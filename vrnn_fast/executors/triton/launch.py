@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,21 +16,47 @@ from ...cell.stages import Keep
 from ..base import Batch, Want
 from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
-from . import pack, passes, tuning
+from . import emit, pack, passes, tuning
 from .passes import Pass, RowOptions
+from .phases import TURNS, Phase
 from .plan import identifier, plan
 from .tuning import Config
 
-launches: Counter[str] = Counter()  # of kernels of ours in this process: those of of_a_step(), and "generate"
+launches: Counter[str] = Counter()  # of kernels of ours in this process: those of a step, and "generate"
 
 
-def of_a_step(spec: CellSpec, config: Config) -> tuple[str, ...]:
-    """The launches of a training step on the loss alone whose work over rows is in kernels of ours, in their order."""
+WAYS = {  # what launches are, by the last of their phases or by the scan among them
+    passes.BEFORE: "before",
+    emit.FORWARD: "forward",
+    passes.AFTER: "after",
+    passes.AFTER_BACKWARD: "after backward",
+    emit.BACKWARD: "backward",
+    passes.BEFORE_BACKWARD: "before backward",
+}
+
+
+Step: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]  # launches, each with its phases if it has several
+
+
+def of_a_step(spec: CellSpec, config: Config, *, joined: bool) -> Step:
+    """Return the launches of a training step on the loss alone whose work over rows is in kernels of ours, in their
+    order; ``joined`` as in :func:`tuning.joined`."""
     there, back = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
-    behind = ("after",) if there.scan.program.after else ()
-    to_inputs = ("before backward",) if back.last.values.program.scan else ()
-    forward = ("weights", "before", "forward", *behind)
-    return (*forward, "weights", "after backward", "backward", *to_inputs, "weight gradients")
+    forward = ("before", "scan", *(("after",) if there.scan.program.after else ()))
+    backward = ("after backward", "scan", *(("before backward",) if back.last.values.program.scan else ()))
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for way, phases in (("forward", forward), ("backward", backward)):
+        found.append(("weights", ()))
+        found += [(way, phases)] if joined else [(way if phase == "scan" else phase, ()) for phase in phases]
+    return (*found, ("weight gradients", ()))
+
+
+class _Turn(NamedTuple):
+    """A phase of the launch that comes next."""
+
+    phase: Phase
+    programs: int
+    arguments: Mapping[str, Any]
 
 
 class Launch(Call):
@@ -53,40 +79,69 @@ class Launch(Call):
         self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
         super().__init__(spec, given, parameters, self.plan, noise=mean is not None)
         self._workspace: Tensor | None = None
+        self._turns: Tensor | None = None
+        self._next: list[_Turn] = []
         around = None if mean is not None else passes.passes(spec, self.config.widest, reverse=reverse)
-        chip = tuning.chip_of(given.x.device)
-        fits = around is not None and tuning.rows_fit(around, self.config, given.x.dtype.itemsize, chip, precision)
+        self.chip = tuning.chip_of(given.x.device)
+        size = given.x.dtype.itemsize
+        fits = around is not None and tuning.rows_fit(around, self.config, size, self.chip, precision)
         self.around = around if fits else None  # the kernels over rows; None where torch does their work
+        self.adds_z = fits
+        self.joined = not fits or tuning.joined(spec, self.config, size, precision, self.chip)
 
     def workspace(self) -> Tensor:
-        """The weights as all kernels of this call read them."""
+        """Return the weights as all kernels of this call read them."""
         from . import kernels
 
         if self._workspace is None:
             plans = (self.plan,) if self.around is None else self.around.plans
             space = self._workspace = allocate(self.given.x, (max(plan.workspace for plan in plans),))
-            kernel, programs, names = kernels.packing(self.spec, plans)
+            self._turns = allocate(self.given.x, (2,), dtype=torch.int32)
+            phase, programs, names = kernels.packing(self.spec, plans)
             named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in names}
-            arguments = {"workspace": space, **named, "PRECISION": self.precision}
-            self.launch("weights", kernel, programs, arguments)
+            arguments = {"workspace": space, TURNS: self._turns, **named, "PRECISION": self.precision}
+            self.launch("weights", kernels.kernel("weights", (phase,)), programs, arguments)
         return self._workspace
+
+    def take(self, phase: Phase, programs: int, arguments: Mapping[str, Any]) -> None:
+        """Put a phase behind those of the launch that comes next; where they are not joined, launch it."""
+        self._next.append(_Turn(phase, programs, arguments))
+        if not self.joined:
+            self.go(WAYS[phase.name])
+
+    def go(self, way: str) -> None:
+        """Launch what has been put together."""
+        from . import kernels
+        from .versions import INTERPRETED
+
+        if turns := self._next:
+            kernel = kernels.kernel(way.replace(" ", "_"), tuple(turn.phase for turn in turns))
+            arguments: dict[str, Any] = {TURNS: self._turns} if len(turns) > 1 else {}
+            for turn in turns:
+                arguments |= turn.arguments
+                if "PTX" in turn.phase.constants:
+                    arguments["PTX"] = not (self.chip.amd or INTERPRETED)
+            self._next = []
+            self.launch(way, kernel, sum(turn.programs for turn in turns), arguments)
 
     def before(self) -> None:
         """See :class:`Call`."""
         if self.around is None:
             return super().before()
         given = frozenset(self.plan.parts)
-        self.launch_rows("before", passes.BEFORE, self.around.first, RowOptions(self.spec.std, stored=given))
+        self.take_rows(passes.BEFORE, self.around.first, RowOptions(self.spec.std, stored=given))
 
     def after(self, want: Want) -> None:
         """See :class:`Call`."""
         if self.around is None or not self.cut.program.after:
+            self.go("forward")
             return super().after(want)
         stored = {self.cut.likelihood.source.buffer} if want.raw else set()
         if want.prior and self.cut.divergence is not None:
             stored |= {part.buffer for part in (self.cut.divergence.prior, self.cut.divergence.prior_std)}
         options = RowOptions(self.spec.std, results=True, stored=frozenset(stored))
-        self.launch_rows("after", passes.AFTER, self.around.last, options)
+        self.take_rows(passes.AFTER, self.around.last, options)
+        return self.go("forward")
 
     def after_backward(self, upstream: Mapping[str, Tensor], wanted: set[str], keep: Keep) -> None:
         """See :class:`Call`."""
@@ -97,10 +152,10 @@ class Launch(Call):
         options = RowOptions(
             self.spec.std,
             stored=passes.needed(self.plan).difference(self.rows.value),
-            given=frozenset(upstream) - {"z"},
+            given=frozenset(upstream),
             wanted=frozenset(wanted),
         )
-        self.launch_rows("after backward", passes.AFTER_BACKWARD, self.around.first, options, upstream)
+        self.take_rows(passes.AFTER_BACKWARD, self.around.first, options, upstream)
 
     def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
         """See :class:`Call`."""
@@ -116,31 +171,30 @@ class Launch(Call):
                 wanted=frozenset(inputs),
                 begun=frozenset({t.buffer for t in self.plan.begun} | (inputs & self.rows.gradient.keys())),
             )
-            self.launch_rows("before backward", passes.BEFORE_BACKWARD, of, options)
+            self.take_rows(passes.BEFORE_BACKWARD, of, options)
+        self.go("backward" if self.rows.d_eps is None else "before backward")
         rows, widest = self.rows, min(self.config.widest, 64)
-        kernel, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
+        phase, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
         rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
         tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
-        arguments = self.tensors(kernel, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
-        self.launch("weight gradients", kernel, programs, arguments)
-        return None
+        arguments = self.tensors(phase, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
+        self._next.append(_Turn(phase, programs, arguments))
+        self.go("weight gradients")
 
-    def launch_rows(
-        self, way: str, name: str, of: Pass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Launch a kernel over all rows; ``upstream`` are the gradients of results that it reads, by name."""
+    def take_rows(self, name: str, of: Pass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None) -> None:
+        """Put a phase over all rows next; ``upstream`` are the gradients of results that it reads, by name."""
         from . import kernels
 
-        kernel, rows = kernels.rows(name, of, options), self.rows
+        phase, count = kernels.rows(name, of, options), self.rows.count
         height = tuning.around_config(self.config, self.given.x.dtype.itemsize, self.precision).rows
-        given = {"weights": self.workspace(), "count": rows.count, "ROWS": height, "PRECISION": self.precision}
-        self.launch(way, kernel, -(-rows.count // height), self.tensors(kernel, upstream or {}) | given)
+        given = {"weights": self.workspace(), "count": count, passes.HEIGHT: height, "PRECISION": self.precision}
+        self.take(phase, -(-count // height), self.tensors(phase, upstream or {}) | given)
 
-    def tensors(self, kernel: Any, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-        """The tensors that a kernel names: values (b) and gradients (g) of buffers, gradients of results (u)."""
+    def tensors(self, phase: Phase, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Find the tensors that a phase names: values (b) and gradients (g) of buffers, gradients of results (u)."""
         rows, found = self.rows, dict[str, Tensor | None]()
         buffers = {identifier(name): name for name in rows.widths}
-        for argument in kernel.arg_names:
+        for argument in phase.arguments:
             kind, _, name = argument.partition("_")
             if argument == "mask":
                 found[argument] = self.flags(self.given.mask)
@@ -156,7 +210,7 @@ class Launch(Call):
         return found
 
     def states(self, start: str, starts: Sequence[Tensor], end: str, ends: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The states that a kernel begins with and ends in, as its arguments."""
+        """Name the states that a scan begins with and ends in as its arguments."""
         found: dict[str, Tensor] = {}
         for name, first, last in zip(self.plan.states, starts, ends, strict=True):
             found |= {f"{start}_{identifier(name)}": first, f"{end}_{identifier(name)}": last}
@@ -180,8 +234,7 @@ class Launch(Call):
             rows.nll = tensors["b_nll"] = allocate(like, (rows.count,), 0.0)
             if cut.divergence is not None:
                 rows.kl = tensors["b_kl"] = allocate(like, (rows.count,), 0.0)
-        kernel = kernels.forward(self.spec, self.config, like.element_size(), stored)
-        self.launch_scan("forward", kernel, tensors)
+        self.take_scan(kernels.forward(self.spec, self.config, like.element_size(), stored), tensors)
 
     def backward_scan(
         self,
@@ -203,11 +256,12 @@ class Launch(Call):
         tensors |= self.states("d_final", d_final, "d_start", d_start)
         if cut.resamples:
             tensors["b_ancestors"] = ancestors
-        kernel = kernels.backward(self.spec, self.config, self.given.x.element_size(), on_z, on_eps)
-        self.launch_scan("backward", kernel, tensors)
+        self.take_scan(kernels.backward(self.spec, self.config, self.given.x.element_size(), on_z, on_eps), tensors)
+        if self.around is None or rows.d_eps is not None:  # torch goes on, or adds what reaches the noise past z
+            self.go("backward")
 
-    def launch_scan(self, way: str, kernel: Any, arguments: Mapping[str, Tensor | float | None]) -> None:
-        """Launch a scan over all tiles of the batch."""
+    def take_scan(self, phase: Phase, arguments: Mapping[str, Tensor | float | None]) -> None:
+        """Put a scan over all tiles of the batch next."""
         given = {
             **arguments,
             "weights": self.workspace(),
@@ -221,10 +275,10 @@ class Launch(Call):
             "PRECISION": self.precision,
         }
         whole = self.config.rows // self.particles * self.particles
-        self.launch(way, kernel, -(-self.batch // whole), given)
+        self.take(phase, -(-self.batch // whole), given)
 
     def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
-        """One launch of so many programs, on the current stream of the tensors' device."""
+        """Launch so many programs, on the current stream of the tensors' device."""
         from .versions import options
 
         launches[way] += 1
@@ -249,7 +303,7 @@ class _Timed(Launch):
 
 
 def _seconds(once: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Of so many launches, one behind the other."""
+    """Time so many launches, one behind the other."""
     if device.type != "cuda":
         start = perf_counter()
         for _ in range(repeats):
@@ -274,7 +328,8 @@ def scan_seconds(
     batch: int,
     precision: str = "ieee",
 ) -> float:
-    """What both scans of a training step take in one configuration, by the device's clock, and nothing around them."""
+    """Time both scans of a training step in one configuration, with the phases in their launches, by the device's
+    clock."""
     there, back = (_Timed(*given) for given in _directions(spec, config, dtype, device, steps, batch, precision))
     _train(there, back)
     return there.seconds + back.seconds
@@ -285,27 +340,34 @@ class _Shown(Launch):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self.sources: list[tuple[str, str]] = []
+        self.kernels: list[tuple[str, Any]] = []
 
     def launch(self, way: str, kernel: Any, programs: int, arguments: Mapping[str, Any]) -> None:
-        from . import kernels
+        self.kernels.append((way, kernel))
 
-        self.sources.append((way, kernels.source_of(kernel)))
+
+def training_kernels(
+    spec: CellSpec, config: Config, dtype: torch.dtype, precision: str = "ieee"
+) -> list[tuple[str, Any]]:
+    """Return the kernels of a training step on the loss alone, in their order, by what they are."""
+    there, back = (_Shown(*given) for given in _directions(spec, config, dtype, torch.device("cpu"), 1, 1, precision))
+    _train(there, back)
+    return there.kernels + back.kernels
 
 
 def training_sources(
     spec: CellSpec, config: Config, dtype: torch.dtype, precision: str = "ieee"
 ) -> list[tuple[str, str]]:
-    """The kernels of a training step on the loss alone, in their order, by what they are."""
-    there, back = (_Shown(*given) for given in _directions(spec, config, dtype, torch.device("cpu"), 1, 1, precision))
-    _train(there, back)
-    return there.sources + back.sources
+    """Return the sources of :func:`training_kernels`."""
+    from . import kernels
+
+    return [(way, kernels.source_of(kernel)) for way, kernel in training_kernels(spec, config, dtype, precision)]
 
 
 def _directions(
     spec: CellSpec, config: Config, dtype: torch.dtype, device: torch.device, steps: int, batch: int, precision: str
 ) -> Iterator[tuple[Any, ...]]:
-    """The arguments of the two calls of a training step, with random numbers."""
+    """Yield the arguments of the two calls of a training step, with random numbers."""
     from ..problem import Problem
 
     particles = 1 if spec.measure == "particle_filter" else 0
@@ -326,7 +388,7 @@ def _train(there: Launch, back: Launch) -> None:
 
 
 def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
-    """A call without or with a reverse scan; see :class:`Launch`."""
+    """Make a call without or with a reverse scan; see :class:`Launch`."""
     return Launch(spec, batch, parameters, precision, reverse=reverse)
 
 
@@ -343,6 +405,7 @@ def generate(
     tensors["b_x"] = rows.buffer(rows.value, "x")
     state = [allocate(batch.x, tuple(start.shape)) for start in batch.state]
     tensors |= own.states("start", own.starts(), "final", state)
-    kernel = kernels.forward(spec, own.config, batch.x.element_size(), ("x",), mean)
-    own.launch_scan("generate", kernel, {name: t for name, t in tensors.items() if name in kernel.arg_names})
+    phase = kernels.forward(spec, own.config, batch.x.element_size(), ("x",), mean)
+    own.take_scan(phase, {name: t for name, t in tensors.items() if name in phase.arguments})
+    own.go("generate")
     return own.result(rows.value["x"]), state

@@ -9,36 +9,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...cell.stages import Term
+from .phases import TURNS, Phase
 from .plan import Matrix, Plan, Tile, identifier
-from .writer import HEAD, indent
+from .writer import indent
 
 NAME = "pack_weights"
 
 
-def source(plans: Sequence[Plan], strides: Mapping[str, int]) -> str:
-    """The source of the kernel; as many programs as :func:`programs` says run it.
+def phase(plans: Sequence[Plan], strides: Mapping[str, int]) -> Phase:
+    """Write the weights of all ``plans``, and begin the numbers that the programs of the next launch draw.
 
     ``strides`` are the elements from row to row of each parameter.
     """
-    arguments = ["workspace", *map(argument, parameters(plans)), "PRECISION: tl.constexpr"]
-    lines = [HEAD, "@triton.jit", f"def {NAME}("]
-    lines += [*indent(1, [f"{a}," for a in arguments]), "):", "    program = tl.program_id(0)"]
-    return "\n".join((*lines, *indent(1, choose(0, list(_programs(plans, strides)))))) + "\n"
+    arguments = ("workspace", TURNS, *map(argument, parameters(plans)))
+    begin = ["if program == 0:", f"    on.begin_turns({TURNS})"]
+    lines = (*begin, *choose(0, list(_programs(plans, strides))))
+    return Phase(NAME, arguments, lines, str(programs(plans)), {"PRECISION": "PRECISION"})
 
 
 def parameters(plans: Sequence[Plan]) -> list[str]:
-    """The parameters that it reads, in the order of its arguments."""
+    """List the parameters that it reads, in the order of its arguments."""
     found = {b.parameter for plan in plans for m in plan.matrices for b in m.stage.blocks}
     return sorted(found | {t.parameter for plan in plans for m in plan.matrices for t in _bias_of(plan, m) or ()})
 
 
 def programs(plans: Sequence[Plan]) -> int:
-    """How many programs the kernel has."""
+    """Count how many programs the kernel has."""
     return sum(len(matrix.targets) for plan in plans for matrix in plan.matrices)
 
 
 def argument(parameter: str) -> str:
-    """The kernel's argument that points to a parameter."""
+    """Name the kernel's argument that points to a parameter."""
     return f"p_{identifier(parameter)}"
 
 
@@ -47,7 +48,7 @@ def _bias_of(plan: Plan, matrix: Matrix) -> tuple[Term, ...] | None:
 
 
 def choose(first: int, of: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of so many programs from ``first`` on, found by halving."""
+    """Write the lines of so many programs from ``first`` on, found by halving."""
     if len(of) == 1:
         return list(of[0])
     half = len(of) // 2
@@ -56,7 +57,7 @@ def choose(first: int, of: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _programs(plans: Sequence[Plan], strides: Mapping[str, int]) -> Iterator[list[str]]:
-    """The lines of every program: all that makes one tile."""
+    """Write the lines of every program: all that makes one tile."""
     for plan, matrix in ((of, matrix) for of in plans for matrix in of.matrices):
         terms = _bias_of(plan, matrix)
         for target in matrix.targets:
@@ -75,7 +76,7 @@ def _weights(plan: Plan, matrix: Matrix, target: Tile, source: Tile, strides: Ma
 
 
 def _bias(matrix: Matrix, target: Tile, terms: tuple[Term, ...]) -> str:
-    """The sum of all terms that reach a tile."""
+    """Write the sum of all terms that reach a tile."""
     begin, total = target.start - matrix.stage.target.start, f"tl.zeros(({target.padded},), tl.float32)"
     for t in terms:
         first, end = max(t.at, begin), min(t.at + t.rows, begin + target.width)

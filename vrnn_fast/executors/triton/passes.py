@@ -15,13 +15,14 @@ from ...cell.spec import CellSpec, Std
 from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Slice, Stage
 from ..cut import halves, observed, written
 from .emit import STAGES, Emitter, constants_of, deviation_of, pairs
+from .phases import Phase
 from .plan import Plan, Tile, plan, rows_plan
 from .scan import Backward, Forward
-from .writer import HEAD, indent
 
 BEFORE, AFTER = "before_rows", "after_rows"
 AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
-BEGIN = ["row, active = on.row_tile(count, ROWS)"]
+HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
+BEGIN = ["row, active = on.row_tile(program, count, ROWS)"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +32,12 @@ class Pass:
     Attributes:
         values: what it computes, on the way forward.
         gradients: whose gradients it computes, on the way back; None where it does not.
+        z: the tiles whose gradient from outside it adds to its own.
     """
 
     values: Plan
     gradients: Plan | None
+    z: tuple[Tile, ...] = ()
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -59,8 +62,8 @@ class Passes:
 
 @lru_cache(maxsize=256)
 def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
-    """The kernels around a scan that goes forward, the one before and the one after it; or those around its reverse,
-    the one after it, which comes first, and the one before."""
+    """Return the kernels around a scan that goes forward, the one before and the one after it; or those around its
+    reverse, the one after it, which comes first, and the one before."""
     scan = plan(spec, widest, reverse=reverse)
     program, offset = scan.program, scan.workspace
 
@@ -72,13 +75,15 @@ def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
 
     if not reverse:
         return Passes(scan, Pass(cut(program.before, back=False), None), Pass(cut(program.after, back=False), None))
-    again = Pass(cut(_lost(scan), back=False), cut(program.after, back=True))
+    after = cut(program.after, back=True)
+    z = () if scan.sample is None else after.tiles_of(scan.sample.z) or scan.tiles_of(scan.sample.z)
+    again = Pass(cut(_lost(scan), back=False), after, z)
     inputs = tuple(s for s in program.before if _touched(s).buffer not in scan.parts)
     return Passes(scan, again, Pass(cut(inputs, back=False), cut(program.before, back=True)))
 
 
 def _lost(scan: Plan) -> tuple[Stage, ...]:
-    """The stages whose results forward does not keep, and what is after the scan."""
+    """List the stages whose results forward does not keep, and what is after the scan."""
     program = scan.program
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     of_scan = [s for s in program.before if _touched(s).buffer in scan.parts]
@@ -91,20 +96,20 @@ def _touched(stage: Stage) -> Slice:
 
 
 def _as_product(stage: Stage) -> Stage:
-    """A bias of parameters as a product with nothing."""
+    """Turn a bias of parameters as a product with nothing."""
     if isinstance(stage, Bias) and stage.terms:
         return Dense(Slice(stage.target.buffer, stage.target.start, 0), stage.target, (), stage.terms)
     return stage
 
 
 def needed(scan: Plan) -> frozenset[str]:
-    """The buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
+    """List the buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
     sources = {s.source.buffer for s in scan.program.stages if isinstance(s, Dense)}
     return frozenset(sources | set(scan.values))
 
 
-def source(name: str, of: Pass, options: RowOptions) -> str:
-    """The source of a kernel over rows."""
+def phase(name: str, of: Pass, options: RowOptions) -> Phase:
+    """Write what is done to a tile of rows."""
     values = _Values(of.values, options)
     for values.number, stage in enumerate(of.values.program.scan):
         _emitter(stage).forward(values, stage)
@@ -115,13 +120,12 @@ def source(name: str, of: Pass, options: RowOptions) -> str:
             emit = _emitter(stage).backward
             if not isinstance(emit, str):
                 emit(back, stage)
-        back.keep_given()
-    lines = [HEAD, '@triton.jit(do_not_specialize=["count"])', f"def {name}("]
-    arguments = ["weights", "count", *(a for a in values.arguments if a not in ("weights", "steps", "batch"))]
-    arguments += ["ROWS: tl.constexpr", "PRECISION: tl.constexpr"]
-    skipped = {"lengths", "order", "resets"}
-    lines += [*indent(1, [f"{a}," for a in arguments if a not in skipped]), "):"]
-    return "\n".join((*lines, *indent(1, BEGIN, values.step))) + "\n"
+        back.add_given("z", of.z)
+        back.keep_given(of.z)
+    of_scans = {"weights", "steps", "batch", "lengths", "order", "resets"}
+    arguments = ("weights", "count", *(a for a in values.arguments if a not in of_scans))
+    constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION", "PTX": "PTX"}
+    return Phase(name, arguments, values.settle(BEGIN + values.step), f"tl.cdiv(count, {HEIGHT})", constants)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class _GradientPass(Backward):
         super().__init__(plan, frozenset(), ahead=False, late=False, on_z=False, on_eps=False)
         self.options = options
         self.arguments, self.step, self.known = values.arguments, values.step, values.known
+        self.reads_from, self.writes_to = values.reads_from, values.writes_to
         for buffer in options.begun:
             self.begun.update(plan.tiles.get(buffer, ()))
             if buffer not in options.wanted:
@@ -168,24 +173,24 @@ class _GradientPass(Backward):
         return tile.buffer not in ("x", "cond") or tile.buffer in self.options.wanted
 
     def given(self, name: str, tile: Tile, start: int, width: int) -> str | None:
-        """The variable of the gradient of a result, which is the columns from ``start`` on of the tile's buffer; None
-        where nothing reaches it."""
+        """Return the variable of the gradient of a result, which is the columns from ``start`` on of the tile's buffer;
+        None where nothing reaches it."""
         if name not in self.options.given:
             return None
         at = replace(tile, buffer=name, start=tile.start - start)
         variable = f"u_{at.name}"
         pointer = self.argument(f"u_{name}")
-        columns = f"{at.start}, {at.width}, {at.padded}, {width}"
+        columns = f"{at.start}, {at.width}, {at.padded}, {width}, {self.tile_at(pointer, write=False)}"
         self.step.append(f"{variable} = on.load({pointer}, row, active, {columns}).to(tl.float32)")
         return variable
 
     def total_of(self, tile: Tile, whole: Slice, share: str | None, name: str) -> str:
-        """A share of a tile's gradient and that of a result, whose columns are ``whole``, together."""
+        """Add a share of a tile's gradient and that of a result, whose columns are ``whole``, together."""
         terms = [t for t in (share, self.given(name, tile, whole.start, whole.width)) if t is not None]
         return " + ".join(terms) if terms else zeros(tile)
 
     def of_row(self, name: str) -> str | None:
-        """The variable of the gradient of a number of each row."""
+        """Return the variable of the gradient of a number of each row."""
         if name not in self.options.given:
             return None
         if f"u_{name}" not in self.known:
@@ -194,9 +199,15 @@ class _GradientPass(Backward):
             self.step.append(f"d_{name} = on.number({pointer}, row, active)")
         return f"d_{name}"
 
-    def keep_given(self) -> None:
-        """Write what goes on to others: gradients of what was read from memory."""
-        for tiles in self.plan.tiles.values():
+    def add_given(self, name: str, tiles: tuple[Tile, ...]) -> None:
+        """Add the gradient of a result that is a whole buffer."""
+        for tile in tiles:
+            if (given := self.given(name, tile, 0, self.plan.width(tile.buffer))) is not None:
+                self.add(tile, given)
+
+    def keep_given(self, others: tuple[Tile, ...]) -> None:
+        """Write what goes on to others: gradients of what was read from memory, and those of ``others``."""
+        for tiles in (*self.plan.tiles.values(), others):
             for tile in tiles:
                 if self.passes(tile) and f"d_{tile.name}" in self.known and not self.products[tile]:
                     self.keep(tile)
@@ -245,7 +256,7 @@ def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
             scan.add(at, shares.get("at") or zeros(at))
             if g is not None and "eps" in scan.options.wanted:
                 eps = sampled[1]
-                given = f"-{g}[:, None] * {scan.value(eps)}, {scan.columns(eps)}"
+                given = f"-{g}[:, None] * {scan.value(eps)}, {scan.columns(eps, 'g_past_eps', write=True)}"
                 scan.step.append(f"on.store({scan.argument('g_past_eps')}, row, active, {given})")
         means = None if sampled else shares.get("at")
         posterior, prior = halves(stage.posterior), halves(stage.prior)
@@ -258,8 +269,8 @@ def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
 
 
 def _densities(plan: Plan, stage: Divergence) -> Iterator[tuple[Tile, ...]]:
-    """Tiles that belong together: means and raw deviations of both, the prior's deviation and, where there is a sample,
-    z and eps."""
+    """Put together tiles that belong together: means and raw deviations of both, the prior's deviation and, where there
+    is a sample, z and eps."""
     parts = (*halves(stage.posterior), *halves(stage.prior), stage.prior_std)
     yield from pairs(plan, *parts, *(() if stage.z is None else (stage.z, replace(stage.z, buffer="eps"))))
 
@@ -282,7 +293,7 @@ def _likelihood_backward(scan: _GradientPass, stage: Likelihood) -> None:
         if g is not None and x is not None:
             given = f"{scan.value(x)}, {', '.join(map(scan.value, raw))}"
             options = f", {constants_of(stage.transform)}" if gaussian else ""
-            there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x)})"
+            there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
             names = ", ".join(("share_x", *shares))
             scan.step.append(f"{names} = on.{stage.kind}_backward({given}, {g}{options})")
             scan.step.append("if mask is not None:")

@@ -20,12 +20,12 @@ LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 
 
 def padded(width: int) -> int:
-    """The columns of a tile that holds ``width`` of them."""
+    """Count the columns of a tile that holds ``width`` of them."""
     return max(LEAST, 1 << (width - 1).bit_length())
 
 
 def pieces(width: int, widest: int) -> tuple[int, ...]:
-    """``width`` columns as the widths of tiles."""
+    """Cut ``width`` columns into the widths of tiles."""
     return tuple(min(widest, width - start) for start in range(0, width, widest))
 
 
@@ -66,7 +66,7 @@ class Matrix:
     sources: tuple[Tile, ...]
 
     def weights(self, target: Tile, source: Tile) -> int:
-        """Where the weights between two tiles begin."""
+        """Tell where the weights between two tiles begin."""
         rows, columns = self.targets.index(target), self.sources.index(source)
         return (
             self.offset
@@ -75,7 +75,7 @@ class Matrix:
         )
 
     def bias(self, target: Tile) -> int:
-        """Where the bias of a tile begins."""
+        """Tell where the bias of a tile begins."""
         before = self.targets[: self.targets.index(target)]
         return self.offset + _padded(self.targets) * _padded(self.sources) + _padded(before)
 
@@ -120,11 +120,11 @@ class Plan(Cut):
         return self.matrices[-1].end if self.matrices else 0
 
     def matrix(self, stage: Dense) -> Matrix:
-        """The weights of a dense stage of the scan."""
+        """Find the weights of a dense stage of the scan."""
         return next(m for m in self.matrices if m.stage == stage)
 
     def tiles_of(self, part: Slice) -> tuple[Tile, ...]:
-        """The tiles that make up a slice."""
+        """Find the tiles that make up a slice."""
         return _within(self.tiles, part)
 
 

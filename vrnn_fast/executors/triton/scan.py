@@ -11,6 +11,7 @@ from collections import defaultdict
 
 from ...cell.stages import Dense
 from ..cut import slices, written
+from .phases import Phase
 from .plan import Matrix, Plan, Tile, identifier
 from .writer import Reads, Writer
 
@@ -30,19 +31,27 @@ class Scan(Writer):
         self.known: set[str] = set()  # variables that a step has written
         self.states = [tile for name in plan.states for tile in plan.tiles[name]]
 
+    def scan_phase(self, name: str, lines: list[str]) -> Phase:
+        """Return the phase of a scan: a program for every tile of whole groups of particles."""
+        constants = {name: name for name in ("ROWS", "PARTICLES", "PRECISION", "PTX")}
+        programs = "tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)"
+        return Phase(name, tuple(self.arguments), self.settle(lines), programs, constants)
+
     def pointer(self, prefix: str, buffer: str) -> str:
-        """The argument that points to a buffer's values (b), gradients (g) or, of a state, either end."""
+        """Name the argument that points to a buffer's values (b), gradients (g) or, of a state, either end."""
         return self.argument(f"{prefix}_{identifier(buffer)}")
 
-    def columns(self, tile: Tile) -> str:
-        return f"{tile.start}, {tile.width}, {tile.padded}, {self.plan.width(tile.buffer)}"
+    def columns(self, tile: Tile, pointer: str, *, write: bool = False) -> str:
+        """Return the last arguments of an access of a tile."""
+        direct = self.tile_at(pointer, write=write)
+        return f"{tile.start}, {tile.width}, {tile.padded}, {self.plan.width(tile.buffer)}, {direct}"
 
     def load(self, prefix: str, tile: Tile, variable: str) -> None:
         """Read a tile, unless the step has it."""
         if variable not in self.known:
             self.known.add(variable)
             pointer = self.pointer(prefix, tile.buffer)
-            self.read(variable, f"on.load({pointer}, {{row}}, {{active}}, {self.columns(tile)})", "tl.float32")
+            self.read(variable, f"on.load({pointer}, {{row}}, {{active}}, {self.columns(tile, pointer)})", "tl.float32")
 
     def load_row(self, variable: str, dtype: str) -> None:
         """Read a number of each row."""
@@ -51,18 +60,19 @@ class Scan(Writer):
 
     def store(self, prefix: str, tile: Tile, variable: str) -> None:
         pointer = self.pointer(prefix, tile.buffer)
-        self.step.append(f"on.store({pointer}, row, active, {variable}, {self.columns(tile)})")
+        self.step.append(f"on.store({pointer}, row, active, {variable}, {self.columns(tile, pointer, write=True)})")
 
     def load_state(self, prefix: str, tile: Tile, variable: str) -> None:
         """Read a tile of a state before the loop."""
         pointer = self.pointer(prefix, tile.buffer)
-        loaded = f"on.load({pointer}, b.to(tl.int64), inside, {self.columns(tile)})"
+        loaded = f"on.load({pointer}, b.to(tl.int64), inside, {self.columns(tile, pointer)})"
         self.once.append(f"{variable} = {loaded}.to(tl.float32)")
 
     def store_state(self, prefix: str, tile: Tile, variable: str) -> None:
         """Write a tile of a state behind the loop."""
         pointer = self.pointer(prefix, tile.buffer)
-        self.last.append(f"on.store({pointer}, b.to(tl.int64), inside, {variable}, {self.columns(tile)})")
+        columns = self.columns(tile, pointer, write=True)
+        self.last.append(f"on.store({pointer}, b.to(tl.int64), inside, {variable}, {columns})")
 
     def reset(self, *variables: str) -> None:
         """Set to zero where a sequence begins anew."""
@@ -72,11 +82,11 @@ class Scan(Writer):
         self.step += [f"    {v} = tl.where(begins[:, None], 0.0, {v})" for v in variables]
 
     def keep_active(self, variable: str, then: str) -> None:
-        """Move on to ``then`` in the rows that the step belongs to."""
+        """Set a variable to ``then`` in the rows that the step belongs to."""
         self.step.append(f"{variable} = tl.where(active[:, None], {then}, {variable})")
 
     def weight(self, matrix: Matrix, target: Tile, source: Tile) -> str:
-        """The variable that holds the weights between two tiles; its lines are written where they belong."""
+        """Return the variable that holds the weights between two tiles; its lines are written where they belong."""
         name = f"w{matrix.number}_{target.start}_{source.start}"
         if name not in self.known:
             rows, columns = (target, source) if self.plan.reverse else (source, target)
@@ -90,7 +100,7 @@ class Scan(Writer):
         return name
 
     def value(self, tile: Tile) -> str:
-        """The variable of a tile, read from memory if nobody has written it in this step."""
+        """Return the variable of a tile, read from memory if nobody has written it in this step."""
         self.load("b", tile, tile.name)
         return tile.name
 
@@ -126,15 +136,15 @@ class Forward(Scan):
             if tile.buffer in self.stored:
                 self.store("b", tile, tile.name)
 
-    def source(self, name: str) -> str:
-        """The kernel, once every stage is written."""
+    def phase(self, name: str) -> Phase:
+        """Return all of it, once every stage is written."""
         for tile in tuple(self.pending):
             if tile in self.unsaved:
                 self.value(tile)
         for tile in self.states:
             self.keep_active(tile.name, f"after_{tile.name}")
             self.store_state("final", tile, tile.name)
-        return self.kernel(name, "0", "s", "t + 1")
+        return self.scan_phase(name, self.lines("0", "s", "t + 1"))
 
     def value(self, tile: Tile) -> str:
         for matrix, source in self.pending.pop(tile, ()):
@@ -216,8 +226,8 @@ class Backward(Scan):
                     for tile in plan.tiles_of(part):
                         self.touched[tile].append(number)
 
-    def source(self, name: str) -> str:
-        """The kernel, once every stage is written."""
+    def phase(self, name: str) -> Phase:
+        """Return all of it, once every stage is written."""
         for buffer in self.plan.summed:
             for tile in self.plan.tiles[buffer]:
                 if self.total(tile):
@@ -227,16 +237,16 @@ class Backward(Scan):
         for tile, d in gradients.items():
             self.keep_active(f"later_{tile.name}", d)
             self.store_state("d_start", tile, f"later_{tile.name}")
-        return self.kernel(name, "longest - 1", "longest - 1 - s", "t - 1")
+        return self.scan_phase(name, self.lines("longest - 1", "longest - 1 - s", "t - 1"))
 
     def gradient(self, tile: Tile) -> str:
-        """The variable of a tile's gradient."""
+        """Return the variable of a tile's gradient."""
         if tile in self.begun:
             self.load("g", tile, f"d_{tile.name}")
         return f"d_{tile.name}"
 
     def total(self, tile: Tile) -> str | None:
-        """The variable of a gradient that has begun."""
+        """Return the variable of a gradient that has begun."""
         return self.gradient(tile) if tile in self.begun or f"d_{tile.name}" in self.known else None
 
     def put(self, tile: Tile, expression: str) -> None:
@@ -255,11 +265,11 @@ class Backward(Scan):
             self.store("g", tile, self.gradient(tile))
 
     def passes(self, tile: Tile) -> bool:
-        """Whether a gradient goes on to that tile."""
+        """Tell whether a gradient goes on to that tile."""
         return True
 
     def back(self, matrix: Matrix, target: Tile) -> None:
-        """Pass a gradient through one of the products that made its tile, once."""
+        """Lead a gradient through one of the products that made its tile, once."""
         if (matrix, target) in self.passed:
             return
         self.passed.add((matrix, target))
@@ -270,7 +280,8 @@ class Backward(Scan):
             self.put(source, f"on.product({given}, PRECISION)")
 
     def complete(self, *tiles: Tile) -> None:
-        """These gradients are whole after this stage: on to the products since another stage touched the tiles."""
+        """Take these gradients, which are whole after this stage, on to the products since another stage touched the
+        tiles."""
         for tile in tiles:
             before = max((n for n in self.touched[tile] if n < self.number), default=-1)
             for made, matrix in reversed(self.products[tile]):

@@ -23,7 +23,7 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
-from .passes import Passes
+from .passes import Pass, Passes, passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -31,6 +31,7 @@ MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one
 # less, for nothing should spill for that
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
+MOST_JOINED = 180  # registers of a thread over rows, by an estimate, in TF32: beyond, they are launches of their own
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
 MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
@@ -78,12 +79,12 @@ class Config:
 
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
-    """Of one matrix on the chip, padded."""
+    """Count the bytes of one matrix on the chip, padded."""
     return matrix.size * itemsize
 
 
 def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: int) -> int:
-    """At most what passes through shared memory at a time: a tile of streamed weights, and four of values, or five
+    """Bound what passes through shared memory at a time: a tile of streamed weights, and four of values, or five
     narrow ones."""
     widest = max(t.padded for of in cut.tiles.values() for t in of)
     streamed = [
@@ -96,7 +97,7 @@ def staging_bytes(cut: Plan, matrices: Iterable[Matrix], rows: int, itemsize: in
 
 @lru_cache(maxsize=1024)
 def resident(cut: Plan, config: Config, itemsize: int) -> frozenset[int]:
-    """The numbers of the matrices that are loaded once: from the first on, as many as fit beside the staging."""
+    """Return the numbers of the matrices that are loaded once: from the first on, as many as fit beside the staging."""
     found: frozenset[int] = frozenset()
     for matrix in cut.matrices:
         more = found | {matrix.number}
@@ -106,44 +107,59 @@ def resident(cut: Plan, config: Config, itemsize: int) -> frozenset[int]:
 
 
 def shared_bytes(cut: Plan, rows: int, itemsize: int, loaded: frozenset[int]) -> int:
-    """At most the shared memory of a program whose ``loaded`` matrices stay there."""
+    """Bound the shared memory of a program whose ``loaded`` matrices stay there."""
     weights = sum(weight_bytes(cut, m, itemsize) for m in cut.matrices if m.number in loaded)
     streamed = (m for m in cut.matrices if m.number not in loaded)
     return weights + staging_bytes(cut, streamed, rows, itemsize)
 
 
 def products(cut: Plan) -> int:
-    """Small products in a kernel's step."""
+    """Count the small products in a kernel's step."""
     return sum(len(cut.tiles_of(m.stage.target)) * len(cut.tiles_of(m.stage.source)) for m in cut.matrices)
 
 
 def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
-    """Of one thread in a step, where it is threads that multiply."""
+    """Count the multiply-adds of one thread in a step, where it is threads that multiply."""
     return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
 
 
 def around_config(config: Config, itemsize: int, precision: str) -> Config:
-    """How the kernels over rows are written around a scan: they hold more tiles, so that threads multiply few rows."""
+    """Tell how the kernels over rows are written around a scan: they hold more tiles, so that threads multiply few
+    rows."""
     return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
+
+
+def _wanted(each: Pass, config: Config, chip: Chip) -> int:
+    """Estimate the registers of a thread in a kernel over rows."""
+    columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
+    return 80 + columns * config.rows // (chip.lanes * config.warps)
+
+
+@lru_cache(maxsize=256)
+def joined(spec: CellSpec, config: Config, itemsize: int, precision: str, chip: Chip) -> bool:
+    """Tell whether a scan and the kernels over rows around it are one launch. Where operands are large and tiles many,
+    the compiler spills of all what it would of none alone."""
+    if itemsize < 4 or precision == "ieee":
+        return True
+    ways = (passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
+    return max(_wanted(each, config, chip) for way in ways for each in (way.first, way.last)) <= MOST_JOINED
 
 
 @lru_cache(maxsize=256)
 def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
-    """Whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
+    """Tell whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
     by_threads = itemsize == 4 and precision == "ieee"
     most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
     config = around_config(config, itemsize, precision)
     for each in (around.first, around.last):
-        columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
-        wanted = 80 + columns * config.rows // (chip.lanes * config.warps)
-        wanted += operand_registers(config) if by_threads else 0
+        wanted = _wanted(each, config, chip) + (operand_registers(config) if by_threads else 0)
         if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
             return False
     return True
 
 
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
-    """An estimate of a thread's registers: states and what a step reads are held, each in about two places."""
+    """Estimate a thread's registers: states and what a step reads are held, each in about two places."""
 
     def columns_of(*names: str) -> int:
         return sum(t.padded for name in names for t in cut.tiles.get(name, ()))
@@ -153,12 +169,14 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
 
 
 def most_estimated(itemsize: int, chip: Chip) -> int:
-    """The most registers that are compiled: AMD's compiler, which wants twice as many, spills hundreds beyond."""
+    """Return the most registers that are compiled: AMD's compiler, which wants twice as many, spills hundreds
+    beyond."""
     return MOST_REGISTERS if chip.amd else MOST_ESTIMATED[itemsize]
 
 
 def operand_registers(config: Config) -> int:
-    """Of the operands of one product of a thread that multiplies: some rows of one, and a column of the other."""
+    """Count the registers for the operands of one product of a thread that multiplies: some rows of one, and a column
+    of the other."""
     return config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
 
 
@@ -170,8 +188,8 @@ def candidates(
     mean: bool | None = None,
     particles: int = 1,
 ) -> tuple[Config, ...]:
-    """The configurations that a cell may be run in, the best guess first; empty where none fits. Those that would spill
-    are among them only where all would.
+    """List the configurations that a cell may be run in, the best guess first; empty where none fits. Those that would
+    spill are among them only where all would.
 
     ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
     sequence are in one tile. Here and below.
@@ -206,7 +224,7 @@ def misfit(
     mean: bool | None = None,
     particles: int = 1,
 ) -> str | None:
-    """None, or why no configuration fits this cell."""
+    """Return None, or why no configuration fits this cell."""
     if particles > ROWS[-1]:
         return f"a tile holds all particles of a sequence, at most {ROWS[-1]}, and there are {particles}"
     if candidates(spec, itemsize, chip, precision, mean, particles):
@@ -234,7 +252,8 @@ def choose(
     mean: bool | None = None,
     particles: int = 1,
 ) -> Config:
-    """The tuned configuration if there is one (none is for cells that run on their own), else the first candidate.
+    """Return the tuned configuration if there is one (none is for cells that run on their own), else the first
+    candidate.
 
     Raises:
         ValueError: no configuration fits.
@@ -312,7 +331,7 @@ def _read(spec: CellSpec, dtype: torch.dtype, chip: Chip, precision: str) -> Con
 
 @cache
 def chip_of(device: torch.device) -> Chip:
-    """The chip of a device; where there is none, in the interpreter, that of an H100."""
+    """Return the chip of a device; where there is none, in the interpreter, that of an H100."""
     if device.type != "cuda":
         return CHIPS["sm_90"]
     properties: Any = torch.cuda.get_device_properties(device)

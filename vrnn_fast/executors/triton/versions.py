@@ -13,5 +13,5 @@ NO_ROOM = OutOfResources, torch.OutOfMemoryError  # what a launch raises where i
 
 
 def options(warps: int) -> dict[str, Any]:
-    """Of a compilation. Fused multiply-adds are said aloud: their default changes after 3.9."""
+    """Return the options of a compilation. Fused multiply-adds are said aloud: their default changes after 3.9."""
     return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}

@@ -1,7 +1,9 @@
-"""Writes a kernel line by line: one loop over time for a tile of the batch. It knows of no stage, buffer or weight."""
+"""Writes what a program does line by line: one loop over time for a tile of the batch. It knows of no stage, buffer or
+weight."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal, TypeAlias
 
 Reads: TypeAlias = Literal["a step ahead", "at the start", "where needed"]
@@ -15,7 +17,7 @@ from vrnn_fast.executors.triton import functions as on
 
 '''
 BEGIN = """\
-b, inside = on.rows(batch, order, ROWS, PARTICLES)
+b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
 if lengths is None:
     length = tl.where(inside, steps, 0)
 else:
@@ -23,11 +25,13 @@ else:
 longest = tl.max(length)
 zero = tl.minimum(batch, 0)""".splitlines()
 ARGUMENTS = "weights", "steps", "batch", "lengths", "order", "resets"
-CONSTANTS = "ROWS", "PARTICLES", "PRECISION"
+
+
+_ACCESS = re.compile(r"\b(reads|writes) (\w+)")
 
 
 class Writer:
-    """The lines of a kernel as they come up: ``once`` before the loop, in every ``step``, and ``last`` of all.
+    """The lines as they come up: ``once`` before the loop, in every ``step``, and ``last`` of all.
 
     Args:
         reads: when it is that what a step needs is read from memory.
@@ -40,11 +44,33 @@ class Writer:
         self.loads: dict[str, str] = {}  # what a step reads, by variable
         self.step: list[str] = []
         self.last: list[str] = []
+        self.reads_from: set[str] = set()  # arguments whose tiles are read, and written
+        self.writes_to: set[str] = set()
 
     def argument(self, name: str) -> str:
-        """The name, as an argument of the kernel from now on."""
+        """Return the name, which is an argument of the kernel from now on."""
         self.arguments[name] = None
         return name
+
+    def tile_at(self, pointer: str, *, write: bool) -> str:
+        """Return the last argument of an access of a tile, which is written in the end."""
+        (self.writes_to if write else self.reads_from).add(pointer)
+        return f"{'writes' if write else 'reads'} {pointer}"
+
+    def settle(self, lines: list[str]) -> tuple[str, ...]:
+        """Say in each access whether threads may do it directly, each where it needs or has a tile.
+
+        What is read and written in one step might have been written by one warp before another has read it. So it is
+        read as triton reads, through shared memory, and a barrier is between; in lower tiles than 16 rows, which have
+        fewer elements than threads, it is written so as well.
+        """
+        both = self.reads_from & self.writes_to
+
+        def direct(found: re.Match[str]) -> str:
+            way, pointer = found.groups()
+            return "PTX" if pointer not in both else "False" if way == "reads" else "PTX and ROWS >= 16"
+
+        return tuple(_ACCESS.sub(direct, line) for line in lines)
 
     def read(self, variable: str, expression: str, dtype: str) -> None:
         """Read a variable from memory for a step; the expression has a place for {row} and {active}."""
@@ -55,8 +81,9 @@ class Writer:
             self.loads[variable] = expression
             self.step.append(f"{variable} = given_{variable}.to({dtype})")
 
-    def kernel(self, name: str, first: str, t: str, then: str) -> str:
-        """The source. The loop counts s from 0, ``t`` is its time, ``first`` the first time and ``then`` the next.
+    def lines(self, first: str, t: str, then: str) -> list[str]:
+        """Return all of them. The loop counts s from 0, ``t`` is its time, ``first`` the first time and ``then`` the
+        next.
 
         No compiler sees that ``zero`` is one: of a time that grows by 1 it would make a pointer of 64 bits into every
         buffer, and carry them all from step to step.
@@ -68,10 +95,7 @@ class Writer:
             step += [*_find_rows(then, "_next"), *self._read("next", "_next")]
         else:
             step += self._read("given")
-        lines = [HEAD, '@triton.jit(do_not_specialize=["steps", "batch"])', f"def {name}("]
-        lines += [*(f"    {a}," for a in self.arguments), *(f"    {c}: tl.constexpr," for c in CONSTANTS), "):"]
-        lines += [*indent(1, once), "    for s in range(longest):", *indent(2, step, self.step)]
-        return "\n".join((*lines, *indent(1, self.last))) + "\n"
+        return [*once, "for s in range(longest):", *indent(1, step, self.step), *self.last]
 
     def _read(self, prefix: str, of: str = "") -> list[str]:
         return [f"{prefix}_{v} = {load.format(row=f'row{of}', active=f'active{of}')}" for v, load in self.loads.items()]
@@ -82,5 +106,5 @@ def _find_rows(t: str, of: str = "") -> list[str]:
 
 
 def indent(depth: int, *parts: list[str]) -> list[str]:
-    """The lines of all parts, further to the right."""
+    """Return the lines of all parts, further to the right."""
     return [f"{'    ' * depth}{line}" for part in parts for line in part]

@@ -6,8 +6,9 @@ import triton.language as tl
 from vrnn_fast.executors.triton import functions as on
 
 
-@triton.jit(do_not_specialize=["steps", "batch"])
+@triton.jit
 def forward_scan(
+    program,
     weights,
     steps,
     batch,
@@ -23,15 +24,16 @@ def forward_scan(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    b, inside = on.rows(batch, order, ROWS, PARTICLES)
+    b, inside = on.rows(program, batch, order, ROWS, PARTICLES)
     if lengths is None:
         length = tl.where(inside, steps, 0)
     else:
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16).to(tl.float32)
+    h_0_0 = on.load(start_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     bias1_0 = on.bias(weights, 1024, 16)
     w1_0_0 = on.weight(weights, 768, 16, 16)
     bias2_4 = on.bias(weights, 1568, 16)
@@ -59,12 +61,12 @@ def forward_scan(
     t = 0
     active = on.running(t, length)
     row = tl.cast(t, tl.int64) * batch + b
-    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4)
-    next_noise_0 = on.load(b_noise, row, active, 0, 8, 16, 8)
-    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 64)
-    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 64)
-    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 64)
-    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 64)
+    next_eps_0 = on.load(b_eps, row, active, 0, 4, 16, 4, PTX)
+    next_noise_0 = on.load(b_noise, row, active, 0, 8, 16, 8, PTX)
+    next_pre_16 = on.load(b_pre, row, active, 16, 16, 16, 64, PTX)
+    next_pre_32 = on.load(b_pre, row, active, 32, 16, 16, 64, PTX)
+    next_pre_48 = on.load(b_pre, row, active, 48, 16, 16, 64, PTX)
+    next_pre_0 = on.load(b_pre, row, active, 0, 16, 16, 64, PTX)
     for s in range(longest):
         t = s ^ zero
         active = on.running(t, length)
@@ -77,12 +79,12 @@ def forward_scan(
         given_pre_0 = next_pre_0
         active_next = on.running(t + 1, length)
         row_next = tl.cast(t + 1, tl.int64) * batch + b
-        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4)
-        next_noise_0 = on.load(b_noise, row_next, active_next, 0, 8, 16, 8)
-        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 64)
-        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 64)
-        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 64)
-        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 64)
+        next_eps_0 = on.load(b_eps, row_next, active_next, 0, 4, 16, 4, PTX)
+        next_noise_0 = on.load(b_noise, row_next, active_next, 0, 8, 16, 8, PTX)
+        next_pre_16 = on.load(b_pre, row_next, active_next, 16, 16, 16, 64, PTX)
+        next_pre_32 = on.load(b_pre, row_next, active_next, 32, 16, 16, 64, PTX)
+        next_pre_48 = on.load(b_pre, row_next, active_next, 48, 16, 16, 64, PTX)
+        next_pre_0 = on.load(b_pre, row_next, active_next, 0, 16, 16, 64, PTX)
         if resets is not None:
             begins = tl.load(resets + row, mask=active, other=0) != 0
             h_0_0 = tl.where(begins[:, None], 0.0, h_0_0)
@@ -107,7 +109,7 @@ def forward_scan(
         decoder_0 = on.product(decoder_0_0, w6_0_0, decoder_0, PRECISION)
         noise_0 = given_noise_0.to(tl.float32)
         x_0 = on.bernoulli_draw(decoder_0, noise_0)
-        on.store(b_x, row, active, x_0, 0, 8, 16, 8)
+        on.store(b_x, row, active, x_0, 0, 8, 16, 8, PTX)
         phi_x_0_0 = on.spread(bias7_0, ROWS)
         phi_x_0_0 = on.product(x_0, w7_0_0, phi_x_0_0, PRECISION)
         phi_x_0_0 = on.activate(phi_x_0_0, "relu")
@@ -126,4 +128,26 @@ def forward_scan(
         pre_0 = on.product(h_0_0, w0_0_0, pre_0, PRECISION)
         pre_16, pre_32, pre_48, after_h_0_0 = on.gru(pre_16, pre_32, pre_48, pre_0, h_0_0)
         h_0_0 = tl.where(active[:, None], after_h_0_0, h_0_0)
-    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16)
+    on.store(final_h_0, b.to(tl.int64), inside, h_0_0, 0, 16, 16, 16, PTX)
+
+
+@triton.jit(do_not_specialize=["steps", "batch"])
+def generate(
+    weights,
+    steps,
+    batch,
+    lengths,
+    order,
+    resets,
+    start_h_0,
+    b_eps,
+    b_noise,
+    b_x,
+    b_pre,
+    final_h_0,
+    ROWS: tl.constexpr,
+    PARTICLES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    forward_scan(tl.program_id(0), weights, steps, batch, lengths, order, resets, start_h_0, b_eps, b_noise, b_x, b_pre, final_h_0, ROWS, PARTICLES, PRECISION, PTX)

@@ -1,0 +1,351 @@
+"""What passes between memory and a program: turns, tiles, weights and their gradients. Triton's language.
+
+A tile is (rows, columns), with zeros where it is padded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .versions import INTERPRETED
+
+__all__ = [  # kernels know them by functions.py
+    "begin_turns",
+    "bias",
+    "bias_gradient",
+    "leave",
+    "load",
+    "number",
+    "operand",
+    "pack",
+    "pack_bias",
+    "place",
+    "product",
+    "rounded",
+    "row_tile",
+    "rows",
+    "running",
+    "spread",
+    "store",
+    "store_number",
+    "term",
+    "turn",
+    "wait",
+    "weight",
+    "weight_gradient",
+]
+
+
+def _load(bits: int) -> tl.constexpr:
+    """Write a load that gives zero where there is nothing."""
+    load = f"mov.b{max(bits, 32)} $0, 0; @%there ld.global.b{bits} $0, [$1];"
+    return tl.constexpr(f"{{ .reg .pred %there; setp.ne.b32 %there, $2, 0; {load} }}")
+
+
+def _store(bits: int) -> tl.constexpr:
+    store = f"@%there st.global.b{bits} [$1], $2; mov.b32 $0, 0;"
+    return tl.constexpr(f"{{ .reg .pred %there; setp.ne.b32 %there, $3, 0; {store} }}")
+
+
+LOAD_16, LOAD_32, LOAD_64 = map(_load, (16, 32, 64))
+STORE_16, STORE_32, STORE_64 = map(_store, (16, 32, 64))
+WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bits of bfloat16 operands
+
+
+@triton.jit
+def turn(turns):
+    """Draw the number of this program."""
+    return tl.atomic_add(turns, 1, sem="relaxed")
+
+
+@triton.jit
+def wait(turns, programs):
+    """Wait until so many programs are done, and see what they have written."""
+    while tl.atomic_add(turns + 1, 0, sem="acquire") < programs:
+        pass
+
+
+@triton.jit
+def leave(turns, programs):
+    """Say that this program is done, and what it has written is there. The last of all begins the numbers anew."""
+    tl.debug_barrier()
+    if tl.atomic_add(turns + 1, 1, sem="acq_rel") == programs - 1:
+        begin_turns(turns)
+
+
+@triton.jit
+def begin_turns(turns):
+    """Begin the numbers: none is drawn, and nobody is done."""
+    tl.store(turns, 0)
+    tl.store(turns + 1, 0)
+
+
+@triton.jit
+def rows(program, batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """Find the rows of the batch in this program, whole groups of PARTICLES, and which of them there are."""
+    WHOLE: tl.constexpr = ROWS // PARTICLES * PARTICLES
+    lane = tl.arange(0, ROWS)
+    b = program * WHOLE + lane
+    inside = (lane < WHOLE) & (b < batch)
+    if order is not None:
+        b = tl.load(order + b, mask=inside, other=0).to(tl.int32)
+    return b, inside
+
+
+@triton.jit
+def row_tile(program, count, ROWS: tl.constexpr):
+    """Find the rows in this program, and which of them there are."""
+    row = tl.cast(program, tl.int64) * ROWS + tl.arange(0, ROWS)
+    return row, row < count
+
+
+@triton.jit
+def number(base, row, active):
+    """Read a number of each row; zero where it is not active."""
+    return tl.load(base + row, mask=active, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_number(base, row, active, number):
+    tl.store(base + row, number.to(base.dtype.element_ty), mask=active)
+
+
+@triton.jit
+def rounded(tile, base):
+    """Return a tile as memory would give it back."""
+    return tile.to(base.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def running(t, length):
+    """Tell which are the rows that step t belongs to."""
+    t = t + 0 * length
+    return (t >= 0) & (t < length)
+
+
+@triton.jit
+def place(base, row, active, column, START: tl.constexpr, WIDTH: tl.constexpr, STRIDE: tl.constexpr):
+    """Find where columns of the rows of a buffer are, and which of them there are."""
+    at = base + row[:, None] * STRIDE + (START + column)[None, :]
+    return at, active[:, None] & (column < WIDTH)[None, :]
+
+
+@triton.jit
+def load(
+    base,
+    row,
+    active,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Read columns of the rows of a buffer; zeros at rows that are not active.
+
+    Where instructions of PTX may be written down, each thread reads and stores what it needs and has: ``tl.load`` and
+    ``tl.store`` would pass it through shared memory first, between two barriers, for accesses of whole lines. Such a
+    read may move to where its value is needed: nothing that a program reads so is written by it (writer.py).
+    """
+    KIND: tl.constexpr = base.dtype.element_ty
+    BITS: tl.constexpr = KIND.primitive_bitwidth
+    if not PTX or BITS == 8:
+        at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
+        return tl.load(at, mask=mask, other=0.0)
+    elif START % 2 + WIDTH % 2 + STRIDE % 2 == 0:
+        at, mask = place(base, row, active, 2 * tl.arange(0, PADDED // 2), START, WIDTH, STRIDE)
+        if BITS == 16:
+            both = tl.inline_asm_elementwise(LOAD_32, "=r,l,r", [at, mask.to(tl.int32)], tl.int32, True, 1)
+            low, high = both.to(tl.int16), (both >> 16).to(tl.int16)
+        else:
+            both = tl.inline_asm_elementwise(LOAD_64, "=l,l,r", [at, mask.to(tl.int32)], tl.int64, True, 1)
+            low, high = both.to(tl.int32), (both >> 32).to(tl.int32)
+        pairs = tl.join(low.to(KIND, bitcast=True), high.to(KIND, bitcast=True))
+        return tl.reshape(pairs, (pairs.shape[0], PADDED))
+    else:
+        at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
+        if BITS == 16:
+            bits = tl.inline_asm_elementwise(LOAD_16, "=r,l,r", [at, mask.to(tl.int32)], tl.int32, True, 1)
+            return bits.to(tl.int16).to(KIND, bitcast=True)
+        else:
+            bits = tl.inline_asm_elementwise(LOAD_32, "=r,l,r", [at, mask.to(tl.int32)], tl.int32, True, 1)
+            return bits.to(KIND, bitcast=True)
+
+
+@triton.jit
+def store(
+    base,
+    row,
+    active,
+    tile,
+    START: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Write columns of the rows of a buffer; PTX as in :func:`load`."""
+    KIND: tl.constexpr = base.dtype.element_ty
+    BITS: tl.constexpr = KIND.primitive_bitwidth
+    tile = tile.to(KIND)
+    if not PTX:
+        at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
+        tl.store(at, tile, mask=mask)
+    elif START % 2 + WIDTH % 2 + STRIDE % 2 == 0:
+        at, mask = place(base, row, active, 2 * tl.arange(0, PADDED // 2), START, WIDTH, STRIDE)
+        low, high = tl.split(tl.reshape(tile, (tile.shape[0], PADDED // 2, 2)))
+        if BITS == 16:
+            low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+            both = low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+            tl.inline_asm_elementwise(STORE_32, "=r,l,r,r", [at, both, mask.to(tl.int32)], tl.int32, False, 1)
+        else:
+            low = low.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+            both = low | (high.to(tl.int32, bitcast=True).to(tl.int64) << 32)
+            tl.inline_asm_elementwise(STORE_64, "=r,l,l,r", [at, both, mask.to(tl.int32)], tl.int32, False, 1)
+    else:
+        at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
+        if BITS == 16:
+            bits = tile.to(tl.int16, bitcast=True).to(tl.int32)
+            tl.inline_asm_elementwise(STORE_16, "=r,l,r,r", [at, bits, mask.to(tl.int32)], tl.int32, False, 1)
+        else:
+            bits = tile.to(tl.int32, bitcast=True)
+            tl.inline_asm_elementwise(STORE_32, "=r,l,r,r", [at, bits, mask.to(tl.int32)], tl.int32, False, 1)
+
+
+@triton.jit
+def weight(base, OFFSET: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Read a tile of weights, as :func:`pack` leaves it."""
+    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return tl.load(base + OFFSET + at)
+
+
+@triton.jit
+def bias(base, OFFSET: tl.constexpr, PADDED: tl.constexpr):
+    return tl.load(base + OFFSET + tl.arange(0, PADDED)).to(tl.float32)
+
+
+@triton.jit
+def spread(row, ROWS: tl.constexpr):
+    """Repeat the same row, (columns), for every one of ROWS."""
+    return row[None, :] + tl.zeros((ROWS, 1), tl.float32)
+
+
+@triton.jit
+def operand(tile, PRECISION: tl.constexpr):
+    """Make a tile as products take it: tensor cores cut TF32 where this rounds to the nearest."""
+    if PRECISION == "tf32" and tile.dtype == tl.float32:
+        bits = (tile.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        return tl.where(tile == tile, bits.to(tl.float32, bitcast=True), tile)
+    else:
+        return tile
+
+
+@triton.jit
+def product(source, weights, total, PRECISION: tl.constexpr):
+    """Compute total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None. Weights
+    are operands already."""
+    source = operand(source.to(weights.dtype), PRECISION)
+    if WIDEN:
+        source = source.to(tl.float32)
+        weights = weights.to(tl.float32)
+    if total is None:
+        return tl.dot(source, weights, input_precision=PRECISION)
+    else:
+        return tl.dot(source, weights, total, input_precision=PRECISION)
+
+
+# ---- weights
+
+
+@triton.jit
+def pack(
+    into,
+    parameter,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write (ROWS, COLUMNS) of a parameter as a tile of operands, padded with zeros, or its transpose."""
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = parameter + (ROW + row) * STRIDE + COLUMN + column
+    tile = tl.load(at, mask=(row < ROWS) & (column < COLUMNS), other=0.0)
+    to = column * PADDED_ROWS + row if TRANSPOSED else row * PADDED_COLUMNS + column
+    tl.store(into + to, operand(tile, PRECISION))
+
+
+@triton.jit
+def term(total, parameter, ROW: tl.constexpr, ROWS: tl.constexpr, AT: tl.constexpr, PADDED: tl.constexpr):
+    """Add ROWS of a parameter to the columns of a bias from AT on."""
+    place = tl.arange(0, PADDED) - AT
+    values = tl.load(parameter + ROW + place, mask=(place >= 0) & (place < ROWS), other=0.0).to(tl.float32)
+    return total + values
+
+
+@triton.jit
+def pack_bias(into, total, PADDED: tl.constexpr):
+    tl.store(into + tl.arange(0, PADDED), total.to(into.dtype.element_ty))
+
+
+@triton.jit
+def weight_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED_ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    value,
+    START: tl.constexpr,
+    VALUE_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
+    zeros."""
+    total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            left = load(d, row, row < count, D_START, ROWS, PADDED_ROWS, D_STRIDE, False)
+            right = load(value, row, row < count, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE, False)
+            total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
+    row = tl.arange(0, PADDED_ROWS)[:, None]
+    column = tl.arange(0, PADDED_COLUMNS)[None, :]
+    at = into + (ROW + row) * STRIDE + COLUMN + column
+    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
+
+
+@triton.jit
+def bias_gradient(
+    into,
+    ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    d,
+    D_START: tl.constexpr,
+    D_STRIDE: tl.constexpr,
+    count,
+    STEP: tl.constexpr,
+):
+    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
+    total = tl.zeros((PADDED,), tl.float32)
+    if d is not None:
+        for first in range(0, count, STEP):
+            row = first + tl.arange(0, STEP).to(tl.int64)
+            total += tl.sum(load(d, row, row < count, D_START, ROWS, PADDED, D_STRIDE, False).to(tl.float32), 0)
+    column = tl.arange(0, PADDED)
+    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
