@@ -79,7 +79,7 @@ def bound(
 
     fused = wanted.filters and not call.external
     spec = specs["particle_filter" if fused else "log_weight"]
-    executor = executors.choose(call.backend, spec, batch.x)
+    executor = executors.choose(call.backend, spec, batch.x, particles if fused else 1)
 
     def launch(rows: Batch) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
         result, nll = inference.run(call, spec, executor, rows, rows.real())

@@ -21,7 +21,7 @@ from ..reference import step_of_run
 from . import build, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
-from .memory import Operand, memory
+from .memory import ROWS, Operand, memory
 from .steps import WORDS, generation_steps, training
 
 name = "cuda"
@@ -44,13 +44,15 @@ def unavailable() -> str | None:
     return nvrtc.unavailable()
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
     """None, or why a call with this x cannot run here."""
     if x.device.type != device:
         runs = "its emulator runs on CPU" if emulated else "it runs on GPU"
         return f"{runs} tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
+    if particles > ROWS:
+        return launch.too_many(particles)
     return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, x.device, _precision())
 
 
@@ -59,11 +61,17 @@ def launches(spec: CellSpec) -> str:
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
-    outside = "; the likelihood is torch's" if spec.likelihood == "external" else ""
-    generation = "step by step" if spec.likelihood == "external" else f"{1 + len(generation_steps(spec, mean=False))}"
+    if spec.likelihood == "external":
+        outside, alone = "; the likelihood is torch's", "generate and fivo step by step"
+    else:
+        filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
+        outside, alone = (
+            "",
+            f"generate {1 + len(generation_steps(spec, mean=False))}; every bound as forward, {filtered}",
+        )
     return (
         f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; generate {generation}, no particle filter; weights of the forward scan: {places}"
+        f"computes nothing{outside}; {alone}; weights of the forward scan: {places}"
     )
 
 

@@ -22,12 +22,13 @@ from ...cell.stages import (
     Likelihood,
     Partition,
     Recur,
+    Resample,
     Sample,
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
 from .order import planned
-from .plan import TOTALS, Kind, Plan, Product, Unit
+from .plan import CHOSEN, TOTALS, Kind, Plan, Product, Unit, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
@@ -109,16 +110,25 @@ class Forward:
                 self.unit("draw", sums, others, writes=(stage.x,), transform=stage.transform, means=stage.mean)
             case Recur():
                 self.recur(stage)
+            case Resample():
+                self.resample()
             case _:
                 raise TypeError(f"{type(stage).__name__} has no unit in a CUDA scan")
 
-    def unit(self, kind: Kind, sums: Iterable[Slice], others: tuple[Slice | None, ...], **options: Any) -> None:
+    def unit(
+        self,
+        kind: Kind,
+        sums: Iterable[Slice],
+        others: tuple[Slice | None, ...],
+        writes: tuple[Slice, ...] = (),
+        **options: Any,
+    ) -> None:
         own = tuple(sums)
         self.taken.update(own)
         begun = tuple(part for part in own if part in self.given)
         reads = (*begun, *(part for part in others if part is not None and part in self.given))
         products = tuple(p for part in own for p in self.products[part])
-        self.units.append(Unit(kind, own, others, reads=reads, products=products, **options))
+        self.units.append(Unit(kind, own, others, writes, reads=reads, products=products, **options))
 
     def layers(self, parts: Iterable[Slice]) -> None:
         """A unit for each part that nobody has computed yet, or brought in from memory."""
@@ -163,9 +173,10 @@ class Forward:
         if resumes:
             reads = () if eps is None else (eps,)
             resumed = Unit("divergence", prior, others, reads=reads, holds=(*holds, *prior), resumes=True)
-            self.units.append(replace(resumed, transform=stage.transform, total=total))
+            self.units.append(replace(resumed, transform=stage.transform, total=total, writes=(shares(total),)))
         else:
-            self.unit("divergence", prior, others, holds=holds, transform=stage.transform, total=total)
+            writes = (shares(total),)
+            self.unit("divergence", prior, others, writes, holds=holds, transform=stage.transform, total=total)
         self.units.append(Unit("total", prior[:1], total=total))
 
     def likelihood(self, stage: Likelihood) -> None:
@@ -175,7 +186,8 @@ class Forward:
             self.layers(self.parts_of(stage.source))
             return
         total = TOTALS.index("nll")
-        self.unit("likelihood", sums, (observed(stage),), transform=stage.transform, total=total)
+        others, writes = (observed(stage),), (shares(total),)
+        self.unit("likelihood", sums, others, writes, transform=stage.transform, total=total)
         self.units.append(Unit("total", sums[:1], total=total))
 
     def gates(self, stage: Recur) -> tuple[Slice, ...]:
@@ -185,9 +197,30 @@ class Forward:
 
     def recur(self, stage: Recur) -> None:
         gates, sums = gates_of(stage), self.gates(stage)
-        writes = tuple(part for part in (*gates, stage.h, stage.output) if part is not None)
+        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c
+        if self.cut.resamples:
+            others = None, stage.output, None, *reached(stage)
+        writes = tuple(part for part in (*gates, *others) if part is not None and part != stage.c)
         kind = self.activation.get(gates[0], "identity")
-        self.unit(stage.cell, sums, (stage.h, stage.output, stage.c), writes=writes, activation=kind)
+        self.unit(stage.cell, sums, others, writes=writes, activation=kind)
+
+    def resample(self) -> None:
+        """Let each row take the states over that another one, or it itself, has reached."""
+        weights = tuple(shares(unit.total) for unit in self.units if unit.kind == "total" and unit.total is not None)
+        self.units.append(Unit("resample", (CHOSEN,), writes=(CHOSEN,), waits=weights))
+        for stage in self.cut.program.scan:
+            if isinstance(stage, Recur):
+                h, c = reached(stage)
+                others, holds = (stage.h, None, stage.c, h, c), (h,) if c is None else (h, c)
+                waits = gates_of(stage)[0], CHOSEN
+                self.units.append(Unit("take", (h,), others, writes=(stage.h,), holds=holds, waits=waits))
+
+
+def reached(stage: Recur) -> tuple[Slice, Slice | None]:
+    """Name h and c of a particle filter as a step has left them, before its rows exchange them."""
+    return Slice(f"reached {stage.h.buffer}", 0, stage.h.width), (
+        None if stage.c is None else Slice(f"reached {stage.c.buffer}", 0, stage.c.width)
+    )
 
 
 def gates_of(stage: Recur) -> tuple[Slice, ...]:

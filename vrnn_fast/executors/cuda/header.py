@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ...cell.spec import Std
 from ...cell.stages import Slice
 from .memory import Memory, in_pairs, operand_bytes
-from .plan import STATEFUL, TILE, WARPS, Kind, Unit
+from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit
 
 VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
 FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back")
@@ -55,6 +55,7 @@ def header(
         "biases": memory.biases,
         "shared_weights": memory.shared_weights,
         "shared_biases": memory.shared_biases,
+        "filter": memory.filter,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),
@@ -123,12 +124,13 @@ class _Writer:
         return f"/* {len(self.parts)}: {name}, {part.start} to {part.start + part.width - 1} */ {_braced(fields)}"
 
     def state(self, unit: Unit, rounds: int) -> int:
-        """The first tile of a unit's state: h of a GRU, c of an LSTM, or their gradients. In a reverse scan two units
-        share one."""
-        shared = unit.waits[0] if unit.kind == "state_back" else unit.writes[0]
+        """The first tile of a unit's state: h of a GRU, c of an LSTM, or their gradients; -1 where an update needs
+        none. In a reverse scan, and in a particle filter, units share one."""
+        shared = unit.waits[0] if unit.kind in ("state_back", *EXCHANGES) else unit.writes[0]
         if shared not in self.states:
-            self.states[shared] = self.state_tiles
-            self.state_tiles += rounds * {"rnn": 0, "lstm_back": 2}.get(unit.kind, 1)
+            count = {"rnn": 0, "lstm_back": 2}.get(unit.kind, 1)
+            self.states[shared] = self.state_tiles if count else -1
+            self.state_tiles += rounds * count
         return self.states[shared]
 
     def unit(self, number: int) -> str:

@@ -21,10 +21,10 @@ from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
 from ..base import Batch, Want
-from ..call import Gradients, Outputs, Remembered, kept, on
+from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import driver, emulator, pack, plan, weights
+from . import driver, emulator, pack, weights
 from .driver import Kernel
 from .forward import alone, forward
 from .header import VALUES, header
@@ -93,6 +93,11 @@ def too_old(device: torch.device) -> str | None:
     return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
 
 
+def too_many(particles: int) -> str:
+    """Say that no tile has so many particles."""
+    return f"a tile holds all particles of a sequence, at most {ROWS}, and there are {particles}"
+
+
 class Program(NamedTuple):
     """The kernel of a step, where it keeps everything, and the buffers that it reads and writes, in the order of its
     arguments."""
@@ -142,11 +147,16 @@ class Launch:
         self.spec, self.given, self.mean = spec, given, mean
         x = given.x
         self.device, self.dtype = x.device, x.dtype
+        self.particles = particles(given, self.cut)
+        if self.particles > ROWS:
+            raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
+        self.uniforms = None if given.uniforms is None else aligned(given.uniforms.float())
+        self.ancestors = x.new_empty((0, 0, 0), dtype=torch.int64)
         self.value: dict[str, Tensor] = {}
         for name, tensor in (("x" if mean is None else "noise", x), ("eps", given.eps), ("cond", given.cond)):
             if tensor is not None:
@@ -195,7 +205,7 @@ class Launch:
         tensors = [*self.parameters, operands, biases, to, biases_to, self.lengths, self.order]
         work = max(found.operands.size, found.biases.shape[1], self.batch)
         blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
-        sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, 1)
+        sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, self.particles)
         self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
         return [Packed(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
 
@@ -213,18 +223,18 @@ class Launch:
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
-        tiles = -(-(self.steps * self.batch if of.is_pass else self.batch) // ROWS)
-        blocks = tiles
+        blocks = -(-self.batch // (ROWS // self.particles * self.particles))
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
-            blocks = min(tiles, side_by_side * multiprocessors(self.device))
+            blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
         ends = [self.lengths, self.order, self.flags(self.given.resets), self.flags(self.given.mask)]
         tensors = [
             *(self.buffer(name) for name in own.buffers),
             *(*none, *states[0], *none, *states[1], *none),
-            *(*packed, *per_row, *gradients, *ends),
+            *(*packed, *per_row, *gradients, *ends, self.uniforms, self.ancestors),
         ]
-        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides))
+        enough = struct.unpack("i", struct.pack("f", self.given.threshold * self.particles))
+        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides, self.particles, *enough))
 
     def launch(self, kernel: Kernel, blocks: int, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         """Launch a kernel: the pointers of its argument, the number of blocks, other numbers."""
@@ -257,6 +267,10 @@ class Launch:
             "nll": self.per_row(own.likelihood.kind != "external"),
         }
         final = [allocate(like, tuple(s.shape)) for s in self.given.state]
+        if own.resamples:
+            self.ancestors = allocate(
+                like, (self.steps, self.batch // self.particles, self.particles), None, torch.int64
+            )
         programs = self.programs(forward_steps(spec, keep, want))
         with on(self.device):
             for each, packed in zip(programs, self.pack(programs), strict=True):
@@ -270,8 +284,7 @@ class Launch:
             shown += [self.result(name, latent, want.prior) for name in prior]
         shown.append(self.result(raw.buffer, raw.width, want.raw))
         saved = [self.buffer(name) for name in kept(partition(spec), keep)]
-        nobody = like.new_empty((0, 0, 0), dtype=torch.int64)
-        return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, nobody))
+        return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, self.ancestors))
 
     def per_row(self, computed: bool) -> Tensor:
         """(T, B), of zeros where no kernel writes it."""
@@ -281,7 +294,7 @@ class Launch:
 
     def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
         """Compute the gradients of the batch; see :func:`vrnn_fast.executors.call.backward`."""
-        z, std, _, saved, keep = remembered
+        z, std, self.ancestors, saved, keep = remembered
         spec, sample = self.spec, self.cut.sample
         self.value.update(zip(kept(partition(spec), keep), saved, strict=True))
         if sample is not None:
@@ -380,9 +393,6 @@ def generate(
 
 def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
     """None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
-    reason = plan.misfit(spec)
-    if reason is not None:
-        return reason
     if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"

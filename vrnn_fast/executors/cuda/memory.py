@@ -27,6 +27,7 @@ ROWS = 16  # of the batch in a block
 STEP = 32  # bytes of a row that one mma takes
 CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
+FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
 CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
@@ -54,6 +55,7 @@ class Memory:
         held: and of each part that is handed on in float32.
         ahead: and of what the next step reads of a part in memory, where there is room.
         totals: of the shares of each number in TOTALS.
+        filter: of what a particle filter keeps of each row; -1 of none.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
@@ -73,6 +75,7 @@ class Memory:
     shared_biases: int
     biases: int
     totals: dict[int, int]
+    filter: int
     shared: int
     streamed: int
 
@@ -182,6 +185,9 @@ def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) ->
     for unit in plan.units:
         if unit.kind == "total" and unit.total is not None:
             totals[unit.total], shared = shared, shared + 4 * ROWS * columns(unit.sums[0], kind) // TILE
+    filter_ = -1
+    if plan.filters:
+        filter_, shared = shared, shared + FILTER
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
         more = ROWS * columns(part, kind) * size
@@ -193,6 +199,7 @@ def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) ->
         shared_biases=shared_biases,
         biases=floats,
         totals=totals,
+        filter=filter_,
         shared=shared,
         streamed=streamed,
     )

@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
-from .plan import SHARING, STATEFUL, TILE, UPDATES, WARPS, Plan, Product, Unit, Visit
+from .plan import EXCHANGES, SHARING, STATEFUL, TILE, UPDATES, WARPS, Kind, Plan, Product, Unit, Visit
+
+FIRST: tuple[Kind, ...] = ("give_back",)  # of a step, in this order, and last
+LAST: tuple[Kind, ...] = ("total", "resample", "take")
 
 
 def planned(
@@ -27,16 +30,20 @@ def planned(
 ) -> Plan:
     """Order the units of a scan or of a pass."""
     every = tuple(units)
-    computed = tuple(u for u in every if u.kind != "total")  # a total needs nothing but a barrier
+    computed = tuple(u for u in every if u.kind not in (*FIRST, *LAST))
     phases = _Phases(computed)
     phases.arrange()
-    visits, first_warp = list(phases.visits()), phases.first_warp
-    totals = tuple(u for u in every if u.kind == "total")
-    for number, total in enumerate(totals, len(computed)):
-        visits.append(Visit(number, (), True, True))
-        sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
-        first_warp.append(first_warp[next(sharing)])
-    ordered = (*computed, *totals)
+    around = [tuple(u for kind in kinds for u in every if u.kind == kind) for kinds in (FIRST, LAST)]
+    ordered = (*computed, *around[0], *around[1])  # of those around, none needs more than a barrier
+    numbers = {id(unit): number for number, unit in enumerate(ordered)}
+    first, last = ([Visit(numbers[id(unit)], (), True, True) for unit in own] for own in around)
+    visits = [*first, *phases.visits(), *last]
+    filters = any(unit.kind in EXCHANGES for unit in every)
+    first_warp = [*phases.first_warp, *(0 for own in around for _ in own)]
+    for total in around[1]:
+        if total.kind == "total" and not filters:  # of a filter, the warp that weighs its rows
+            sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
+            first_warp[numbers[id(total)]] = first_warp[next(sharing)]
     barriers = _with_barriers(visits, ordered, first_warp)
     return Plan(cut, reverse, is_pass, ordered, tuple(first_warp), barriers, frozenset(given), biases)
 
@@ -195,7 +202,10 @@ def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
         yield from (_Access(("held", part), False, first_warp) for part in unit.sums)
     if not visit.finishes:
         return
-    yield from (_Access(("held", part), False, first_warp) for part in unit.holds)
+    by_lanes = None if unit.kind in EXCHANGES else first_warp
+    yield from (_Access(("held", part), False, by_lanes) for part in unit.holds)
+    if unit.kind in ("resample", "take"):
+        yield _Access(("chosen", None), unit.kind == "resample")
     yield from (_Access(("memory", part), False, first_warp) for part in unit.rereads)
     for part in unit.writes:
         yield from (_Access((where, part), True, first_warp) for where in ("operand", "held", "memory"))

@@ -25,11 +25,12 @@ from ...cell.stages import (
     Likelihood,
     Partition,
     Recur,
+    Resample,
     Sample,
     Slice,
     Stage,
 )
-from ..cut import Cut, cut, halves, observed
+from ..cut import Cut, cut, halves, learned, observed
 from .forward import Forward, forward, inside
 from .order import planned
 from .plan import TOTALS, Kind, Plan, Unit, gradient
@@ -109,8 +110,8 @@ def after(spec: CellSpec) -> Pass:
 @lru_cache(maxsize=256)
 def again(spec: CellSpec) -> Pass:
     """What forward's scan would have kept, had it not been told to keep the states alone. Pure."""
-    program = partition(spec)
-    stages = tuple(stage for stage in program.scan if not isinstance(stage, Sample))
+    program = learned(spec)
+    stages = tuple(stage for stage in program.scan if not isinstance(stage, Sample | Resample))
     begun = forward(spec).cut.given
     whole = _whole(program, stages, begun)
     found = _Again(whole)
@@ -142,7 +143,7 @@ def after_back(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str])
         upstream: the names of results with a gradient, OF_STATES for any final state.
         wanted: those of x, eps and cond whose gradients somebody wants.
     """
-    program = partition(spec)
+    program = learned(spec)
     reach = reached(program, set(upstream))
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     there |= {part.buffer for s in program.scan if isinstance(s, Sample) for part in (s.std, s.z)}
@@ -223,11 +224,11 @@ class _AfterBack(_Back):
         super().__init__(whole, ())
         self.spec, self.reach, self.upstream, self.wanted = spec, reach, upstream, wanted
         self.moved: Slice | None = None  # what the divergence adds to the gradient of z
-        after = {s.target for s in partition(spec).after if isinstance(s, Activate)}
+        after = {s.target for s in learned(spec).after if isinstance(s, Activate)}
         own = {part for target in after for part in whole.parts_of(target)}
         self.activation = {part: kind for part, kind in self.activation.items() if part in own}
-        self.sums = {s.source for s in partition(spec).after if isinstance(s, Likelihood)}
-        self.sums |= {s.prior for s in partition(spec).after if isinstance(s, Divergence)}
+        self.sums = {s.source for s in learned(spec).after if isinstance(s, Likelihood)}
+        self.sums |= {s.prior for s in learned(spec).after if isinstance(s, Divergence)}
 
     def add(self, stage: object) -> None:
         self.but_sums()
@@ -312,7 +313,7 @@ class _AfterBack(_Back):
     def finish(self) -> None:
         """The gradients of what the scan has made, and of cond: behind the products that read them."""
         self.but_sums()
-        sample = next((s for s in partition(self.spec).scan if isinstance(s, Sample)), None)
+        sample = next((s for s in learned(self.spec).scan if isinstance(s, Sample)), None)
         if sample is not None:
             z, outside = gradient(sample.z), self.outside_of("z", sample.z.width)
             if outside is not None:
@@ -335,7 +336,7 @@ def before_back(spec: CellSpec, wanted: frozenset[str], begun: frozenset[str]) -
     Args:
         begun: those of x and cond whose gradients the pass before the reverse scan has left.
     """
-    program = partition(spec)
+    program = learned(spec)
     sums = {name for name in cut(program).given if name in map(_target, program.before)}
     values = tuple(s for s in program.before if _target(s) not in sums)
     whole = _whole(program, program.before)

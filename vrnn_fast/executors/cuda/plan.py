@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ...cell.spec import Activation, CellSpec, Std
+from ...cell.spec import Activation, Std
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
 
@@ -27,6 +27,8 @@ Kind = Literal[
     "gru",
     "lstm",
     "rnn",
+    "resample",
+    "take",
     "gru_again",
     "lstm_again",
     "rnn_again",
@@ -38,12 +40,22 @@ Kind = Literal[
     "lstm_back",
     "rnn_back",
     "state_back",
+    "give_back",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step
-STATEFUL: tuple[Kind, ...] = (*UPDATES, "gru_back", "lstm_back", "rnn_back", "state_back")  # from step to step
+UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step, but in a particle filter
+EXCHANGES: tuple[Kind, ...] = ("take", "give_back")  # in which its rows read those of other lanes
+STATEFUL: tuple[Kind, ...] = (*UPDATES, *EXCHANGES, "gru_back", "lstm_back", "rnn_back", "state_back")
 TOTALS = ("kl", "nll")  # numbers of each row, in the order of Call::totals of csrc/cuda/scan/access.h
 SHARING: tuple[Kind, ...] = ("divergence", "likelihood")  # each tile gives a share of a number of each row
+
+
+CHOSEN = Slice("chosen", 0, 1)  # whom the rows of a particle filter go on from
+
+
+def shares(total: int) -> Slice:
+    """Name what the tiles of a unit give of a number of each row."""
+    return Slice(f"shares of {TOTALS[total]}", 0, 1)
 
 
 def gradient(part: Slice) -> Slice:
@@ -165,6 +177,11 @@ class Plan:
 
         return not next((v.barrier for v in self.visits if v.barrier or reads(v)), True)
 
+    @property
+    def filters(self) -> bool:
+        """Whether rows exchange their states, or the gradients of these."""
+        return any(unit.kind in EXCHANGES for unit in self.units)
+
     def width(self, buffer: str) -> int:
         """Of a buffer, or of that of a gradient."""
         return self.cut.width(buffer.removeprefix("d "))
@@ -177,10 +194,3 @@ class Plan:
     def kept(self, unit: int) -> bool:
         """Whether a unit's sums live from one visit to the next."""
         return sum(visit.unit == unit for visit in self.visits) > 1
-
-
-def misfit(spec: CellSpec) -> str | None:
-    """None, or why no kernel runs the cell, whatever the chip has."""
-    if spec.objective == "particle_filter":
-        return "rows of a particle filter exchange their states, which its kernels do not know yet"
-    return None

@@ -13,10 +13,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from ...cell.partition import partition
 from ...cell.spec import Activation, CellSpec
-from ...cell.stages import Activate, Add, Dense, Recur, Sample, Slice
-from ..cut import Cut, cut, halves
+from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
+from ..cut import Cut, cut, halves, learned
 from .forward import gates_of
 from .order import planned
 from .plan import Kind, Plan, Product, Unit, gradient
@@ -34,7 +33,7 @@ def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice]
     Raises:
         TypeError: a stage of the scan has no gradient here.
     """
-    whole = cut(partition(spec))
+    whole = cut(learned(spec))
     read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
     found = Reverse(
         whole,
@@ -76,6 +75,8 @@ class Reverse:
                 self.dense(stage)
             case Activate():
                 pass  # part of its layer, or of the cell update
+            case Resample():
+                pass  # whose gradients of states are in registers: see states
             case Add():
                 self.added |= dict(zip(self.cut.parts_of(stage.source), self.cut.parts_of(stage.target), strict=True))
             case Sample():
@@ -142,7 +143,12 @@ class Reverse:
         self.layers.append(stage)
 
     def states(self) -> None:
-        """The units that end a step."""
+        """The units that end a step and, of a particle filter, those that begin one."""
         for stage in self.layers:
             h, c = gradient(stage.h), None if stage.c is None else gradient(stage.c)
-            self.unit("state_back", h, (c,), (), waits=(gradient(gates_of(stage)[0]),))
+            made = () if not self.cut.resamples else (h,) if c is None else (h, c)
+            waits = (gradient(gates_of(stage)[0]),)
+            self.unit("state_back", h, (c,), made, waits=waits)
+            if made:
+                given = Slice(f"d reached {stage.h.buffer}", 0, stage.h.width)
+                self.units.append(Unit("give_back", (given,), (h, c), holds=made, waits=waits))

@@ -11,7 +11,7 @@ from ...cell.spec import CellSpec
 from ...cell.stages import Keep, Slice
 from ..base import Want
 from ..call import kept
-from ..cut import cut
+from ..cut import cut, learned
 from . import passes
 from .forward import alone, forward
 from .passes import OF_STATES, Pass
@@ -51,19 +51,22 @@ def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> Step:
 @lru_cache(maxsize=256)
 def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[Step, ...]:
     """Of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None without one."""
-    plan, after = forward(spec), passes.after(spec)
+    plan = forward(spec)
     own = plan.cut
     results: tuple[str, ...] = ()
     if own.sample is not None:
         results = own.sample.z.buffer, own.sample.std.buffer, "mean"
     if want.prior and own.divergence is not None:
         results = (*results, "prior_mean", own.divergence.prior_std.buffer)
+    if want.raw and own.resamples:  # by whose scan it is weighed
+        results = (*results, own.likelihood.source.buffer)
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
     found = _step("before", passes.before(spec)), Step(FORWARD, plan, stored, results)
-    if own.likelihood.kind == "external" and not want.raw:
+    if own.resamples or (own.likelihood.kind == "external" and not want.raw):
         return found
+    after = passes.after(spec)
     raw = after.stored if want.raw else ()
     return (*found, Step("after", after.plan, raw, raw))
 
@@ -71,7 +74,7 @@ def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[Step, 
 @lru_cache(maxsize=256)
 def backward_steps(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep) -> tuple[Step, ...]:
     """Of results of these names (OF_STATES for any final state) to the INPUTS that are ``wanted``."""
-    whole, results = cut(partition(spec)), tuple(f"d {name}" for name in INPUTS)
+    whole, results = cut(learned(spec)), tuple(f"d {name}" for name in INPUTS)
     after = passes.after_back(spec, upstream, wanted)
     left = () if after is None else after.gradients
     begun = frozenset(part.buffer for part in left) & set(INPUTS)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cell.partition import partition
 from ...cell.reach import reached
 from ...cell.spec import CellSpec
 from ...cell.stages import Bias, Dense
+from ..cut import learned
 from .memory import Operand, operand_bytes
 
 SIDE = 64  # of a block's share of a product
@@ -57,7 +57,7 @@ def shares(rows: int) -> int:
 @lru_cache(maxsize=256)
 def jobs(spec: CellSpec, upstream: frozenset[str]) -> Jobs:
     """What gives the gradients of a cell's parameters, where results of these names have one."""
-    program = partition(spec)
+    program = learned(spec)
     reach, widths = reached(program, set(upstream)), {b.name: b.width for b in program.buffers}
     names = {p.name: (i, p.shape) for i, p in enumerate(spec.parameters())}
     buffers: dict[str, int] = {}

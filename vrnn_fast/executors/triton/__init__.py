@@ -64,13 +64,14 @@ def _version() -> str:
     return str(import_module("triton").__version__)
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
     """None, or why a call with this x cannot run here."""
     if x.device.type != "cuda" and not _INTERPRETED:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
+    given = x.dtype.itemsize, x.device, _precision(), None, particles
+    return operators.refuses() or spec.constant(spec.key, _misfit, *given)
 
 
 def launches(spec: CellSpec) -> str:
@@ -173,9 +174,14 @@ def _text(spec: CellSpec) -> str:
 
 
 def _misfit(
-    spec: CellSpec, itemsize: int, device: torch.device, precision: str, mean: bool | None = None
+    spec: CellSpec,
+    itemsize: int,
+    device: torch.device,
+    precision: str,
+    mean: bool | None = None,
+    particles: int = 1,
 ) -> str | None:
-    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean)
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean, particles)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
