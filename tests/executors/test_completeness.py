@@ -159,7 +159,7 @@ def on_cuda(example: Example, direction: str) -> str | None:
     except AssertionError:
         return "written of executors/cut.py"
     back = direction == "backward"
-    units = cuda_reverse.Reverse(whole, ()) if back else cuda_forward.Forward(whole)
+    units = cuda_reverse.ReverseUnits(whole, ()) if back else cuda_forward.ForwardUnits(whole)
     try:
         units.add(example.stage)
     except TypeError as error:

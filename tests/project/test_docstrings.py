@@ -88,7 +88,6 @@ Yield
 """
 # where functions are not looked at yet
 ELSEWHERE = (
-    "vrnn_fast/executors/cuda/",
     "vrnn_fast/executors/triton/",
     "vrnn_fast/executors/rows.py",
 )

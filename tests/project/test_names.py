@@ -11,18 +11,10 @@ ROOT = Path(__file__).parents[2]
 SAID_TWICE = {
     "Backend": "what cli.py takes for an argument, and what executors know of one",
     "Call": "of the executors whose kernels run the scan, and in bench/gpu a function that is timed",
-    "Chip": "each GPU executor's own",
-    "Forward": "each GPU executor's own",
-    "Kernel": "of CUDA on a device, and in the table of what its compiler makes",
-    "Launch": "each GPU executor's own",
-    "Packed": "weights as the CPU's kernels read them, and as CUDA's do",
     "Pass": "over all rows, and of a benchmark",
-    "Program": "of the CPU's kernels, and of CUDA's",
-    "Step": "of a training step on a GPU, and of the optimiser",
     "Likelihood": "the stage stands for the object, by whose name everybody knows both",
     "Outcome": "of a trial on a device, and of a foreign model",
     "Part": "of a data set, and of the first minutes on a GPU",
-    "Plan": "each GPU executor's own",
     "Record": "of the benchmarks, and of the first minutes on a GPU",
     "Schedule": "of the emulator's threads, and of a weight in training",
 }

@@ -31,7 +31,7 @@ from vrnn_fast.executors.cuda.memory import (
     row_bytes,
     shared_weight_bytes,
 )
-from vrnn_fast.executors.cuda.plan import EXCHANGES, UPDATES, WARPS, Plan
+from vrnn_fast.executors.cuda.plan import EXCHANGES, UPDATES, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
 
 KINDS: tuple[Operand, ...] = ("f32", "tf32", "bf16", "f16")
@@ -54,7 +54,7 @@ def family() -> Iterator[CellSpec]:
         yield CellSpec(5, 19, 3, kind, num_layers=2, objective="particle_filter", **DEEP)
 
 
-def plans(spec: CellSpec) -> Iterator[Plan]:
+def plans(spec: CellSpec) -> Iterator[KernelPlan]:
     yield forward(spec)
     yield from (reverse(spec, on_z=on, on_eps=on) for on in (False, True))
     yield from (alone(spec, mean=mean) for mean in (False, True) if spec.likelihood != "external")

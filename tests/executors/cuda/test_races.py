@@ -29,7 +29,7 @@ from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch
 from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
 from vrnn_fast.executors.cuda.passes import OF_STATES
-from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, Plan
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.sources import SOURCE
 from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, generation_steps, training
 
@@ -52,7 +52,7 @@ PLANS = {
 WEIGHTS = "weight gradients"
 
 
-def numbers(plan: Plan) -> Iterator[int]:
+def numbers(plan: KernelPlan) -> Iterator[int]:
     """Of a kernel's waits and barriers."""
     yield from range(FIRST_VISIT) if plan.barrier_first else (FIRST_VISIT - 1,)
     yield from (FIRST_VISIT + i for i, visit in enumerate(plan.visits) if visit.barrier)

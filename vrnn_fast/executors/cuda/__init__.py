@@ -33,8 +33,8 @@ trusted = emulated
 
 
 def unavailable() -> str | None:
-    """None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be built; else
-    the reason why not."""
+    """Return None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be
+    built; else the reason why not."""
     if emulated:
         return build.unavailable()
     if torch.version.hip:
@@ -45,7 +45,7 @@ def unavailable() -> str | None:
 
 
 def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
-    """None, or why a call with this x cannot run here."""
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != device:
         runs = "its emulator runs on CPU" if emulated else "it runs on GPU"
         return f"{runs} tensors, and x is on {x.device}"
@@ -57,7 +57,7 @@ def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
 
 
 def launches(spec: CellSpec) -> str:
-    """The launches of a training step, and where its weights are, in words."""
+    """List the launches of a training step, and say where its weights are."""
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
@@ -76,7 +76,7 @@ def launches(spec: CellSpec) -> str:
 
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
-    """Where the weights of a forward scan are while it runs, in words."""
+    """Say where the weights of a forward scan are while it runs."""
     most = launch.limit(torch.device(device))
     if launch.misfit(spec, kind, most) is not None:
         return "no kernel"
@@ -89,7 +89,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
-    """The programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
+    """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
     kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
     return "\n".join(launch.sources(spec, kind, most, x.dtype))
 

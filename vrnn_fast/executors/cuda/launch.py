@@ -36,7 +36,7 @@ from .steps import (
     FORWARD,
     GENERATE,
     RESULTS,
-    Step,
+    PlannedLaunch,
     backward_steps,
     forward_steps,
     generation_steps,
@@ -59,33 +59,33 @@ _OPERANDS: dict[Operand, torch.dtype] = {
 
 
 def operand(dtype: torch.dtype, precision: str) -> Operand:
-    """What products read of tensors of a dtype; ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``."""
+    """Tell what products read of tensors of a dtype; ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``."""
     if dtype == torch.float32:
         return "tf32" if precision == "tf32" else "f32"
     return "bf16" if dtype == torch.bfloat16 else "f16"
 
 
 def gpu(device: torch.device) -> int | None:
-    """The number of a GPU; None for a CPU, where the emulator is."""
+    """Return the number of a GPU; None for a CPU, where the emulator is."""
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
 
 
 def limit(device: torch.device) -> int:
-    """Bytes of shared memory of a block; in the emulator, those of an H100."""
+    """Return the bytes of shared memory of a block; in the emulator, those of an H100."""
     index = gpu(device)
     return CHIPS["sm_90"] if index is None else driver.chip(index).shared
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of the chip."""
+    """Count those of the chip."""
     index = gpu(device)
     return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
 
 
 def too_old(device: torch.device) -> str | None:
-    """None, or why kernels do not run on this device whatever the cell is."""
+    """Return None, or why kernels do not run on this device whatever the cell is."""
     index = gpu(device)
     found = OLDEST if index is None else driver.chip(index).capability
     if found >= OLDEST:
@@ -98,19 +98,19 @@ def too_many(particles: int) -> str:
     return f"a tile holds all particles of a sequence, at most {ROWS}, and there are {particles}"
 
 
-class Program(NamedTuple):
+class PlannedKernel(NamedTuple):
     """The kernel of a step, where it keeps everything, and the buffers that it reads and writes, in the order of its
     arguments."""
 
-    step: Step
+    step: PlannedLaunch
     memory: Memory
     buffers: tuple[str, ...]
     kernel: Kernel
 
 
 @lru_cache(maxsize=1024)
-def program(step: Step, kind: Operand, most: int, dtype: torch.dtype) -> Program:
-    """The kernel of a step.
+def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -> PlannedKernel:
+    """Write the kernel of a step.
 
     Raises:
         ValueError: it does not fit into ``most`` bytes of shared memory.
@@ -121,10 +121,10 @@ def program(step: Step, kind: Operand, most: int, dtype: torch.dtype) -> Program
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
     text = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    return Program(step, found, buffers, Kernel(step.name, text, found.shared))
+    return PlannedKernel(step, found, buffers, Kernel(step.name, text, found.shared))
 
 
-class Packed(NamedTuple):
+class KernelWeights(NamedTuple):
     """A kernel's weights as it reads them: those for shared memory, those in the order of lanes, the biases."""
 
     shared: Tensor
@@ -132,7 +132,7 @@ class Packed(NamedTuple):
     biases: Tensor
 
 
-class Launch:
+class KernelCall:
     """One call: its sizes, its buffers, its precision. Where the cell runs on its own, the noise of its outputs is in
     the place of x, and ``mean`` says whether it feeds back their means or samples."""
 
@@ -165,11 +165,11 @@ class Launch:
     # ---- memory
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """(T, B, ...) as (rows, ...)."""
+        """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.detach().reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
-        """Of bool, as kernels read it."""
+        """Turn bool into what kernels read."""
         return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     @cached_property
@@ -182,22 +182,22 @@ class Launch:
         return (forward(self.spec) if self.mean is None else alone(self.spec, mean=self.mean)).cut
 
     def buffer(self, name: str) -> Tensor:
-        """(rows, width) of a value or, with ``d``, of a gradient."""
+        """Return the (rows, width) of a value or, with ``d``, of a gradient."""
         if name not in self.value:
             width = self.widths[name.removeprefix("d ")]
             self.value[name] = allocate(self.given.x, (self.steps * self.batch, width))
         return self.value[name]
 
     def result(self, name: str, width: int, wanted: bool = True) -> Tensor:
-        """(T, B, width), or without elements."""
+        """Return (T, B, width), or nothing of it."""
         if not wanted:
             return self.given.x.new_empty((0, 0, width))
         return self.buffer(name).view(self.steps, self.batch, width)
 
     # ---- launches
 
-    def pack(self, programs: Sequence[Program]) -> list[Packed]:
-        """One launch: every program's weights as its kernel reads them, and the order of a ragged batch."""
+    def pack(self, programs: Sequence[PlannedKernel]) -> list[KernelWeights]:
+        """Launch what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
         found = pack.packing(self.spec, tuple(p.memory for p in programs))
         operands, biases = _tables(found, self.device)
         to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
@@ -207,17 +207,17 @@ class Launch:
         blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
         sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, self.particles)
         self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
-        return [Packed(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
+        return [KernelWeights(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
 
     def run(
         self,
-        own: Program,
-        packed: Packed,
+        own: PlannedKernel,
+        packed: KernelWeights,
         states: States = NO_STATES,
         totals: Mapping[str, Tensor] | None = None,
         upstream: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One launch of a scan over all tiles of the batch, or of a pass over those of all rows, by struct Call of
+        """Launch a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
         of, none = own.step.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
@@ -252,7 +252,7 @@ class Launch:
 
     # ---- forward
 
-    def programs(self, steps: Sequence[Step]) -> list[Program]:
+    def programs(self, steps: Sequence[PlannedLaunch]) -> list[PlannedKernel]:
         found = [program(step, self.kind, self.most, self.dtype) for step in steps]
         index = gpu(self.device)
         if index is not None:
@@ -287,7 +287,7 @@ class Launch:
         return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, self.ancestors))
 
     def per_row(self, computed: bool) -> Tensor:
-        """(T, B), of zeros where no kernel writes it."""
+        """Return (T, B), zeros where no kernel writes it."""
         return allocate(self.given.x, (self.steps, self.batch), None if computed else 0.0)
 
     # ---- backward
@@ -320,7 +320,7 @@ class Launch:
         return Gradients(*sequences, d_state, d_parameters)
 
     def weight_gradients(self, upstream: frozenset[str]) -> list[Tensor]:
-        """Two launches: shares of products over all rows, and their sums."""
+        """Compute shares of products over all rows, and their sums: two launches."""
         found = weights.jobs(self.spec, upstream)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
@@ -340,7 +340,7 @@ class Launch:
     # ---- a cell that runs on its own
 
     def generate(self) -> tuple[Tensor, list[Tensor]]:
-        """x (T, B, X) and the state after it."""
+        """Return x (T, B, X) and the state after it."""
         assert self.mean is not None
         state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
         programs = self.programs(generation_steps(self.spec, mean=self.mean))
@@ -352,7 +352,7 @@ class Launch:
 
 @lru_cache(maxsize=64)
 def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
-    """A kernel of csrc/cuda/rows, which every cell has."""
+    """Return a kernel of csrc/cuda/rows, which every cell has."""
     value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
     constants = (
         f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
@@ -379,27 +379,27 @@ def _on(table: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(table).view(np.int32)).to(device)
 
 
-def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
-    """A call; see :class:`Launch`."""
-    return Launch(spec, batch, parameters, precision)
+def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> KernelCall:
+    """Make a call; see :class:`KernelCall`."""
+    return KernelCall(spec, batch, parameters, precision)
 
 
 def generate(
     spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, mean: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Let a cell run on its own, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
-    return Launch(spec, batch, parameters, precision, mean).generate()
+    return KernelCall(spec, batch, parameters, precision, mean).generate()
 
 
 def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
-    """None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
+    """Return None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
     if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
 def sources(spec: CellSpec, kind: Operand, most: int, dtype: torch.dtype) -> list[str]:
-    """The programs of a training step on the loss alone."""
+    """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
     steps = forward_steps(spec, Keep.STORED, Want(raw=external))

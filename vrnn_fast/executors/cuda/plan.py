@@ -59,7 +59,7 @@ def shares(total: int) -> Slice:
 
 
 def gradient(part: Slice) -> Slice:
-    """The same columns of the gradient's buffer."""
+    """Name the same columns of the gradient's buffer."""
     return Slice(f"d {part.buffer}", part.start, part.width)
 
 
@@ -125,7 +125,7 @@ class Visit:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class KernelPlan:
     """What one kernel does.
 
     Attributes:
@@ -183,14 +183,14 @@ class Plan:
         return any(unit.kind in EXCHANGES for unit in self.units)
 
     def width(self, buffer: str) -> int:
-        """Of a buffer, or of that of a gradient."""
+        """Return the width of a buffer, or of that of a gradient."""
         return self.cut.width(buffer.removeprefix("d "))
 
     def state(self, part: Slice) -> int | None:
-        """The number of the state that a part, or a gradient, is."""
+        """Return the number of the state that a part, or a gradient, is."""
         name = part.buffer.removeprefix("d ")
         return self.cut.states.index(name) if name in self.cut.states else None
 
     def kept(self, unit: int) -> bool:
-        """Whether a unit's sums live from one visit to the next."""
+        """Tell whether a unit's sums live from one visit to the next."""
         return sum(visit.unit == unit for visit in self.visits) > 1
