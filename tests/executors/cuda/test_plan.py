@@ -26,6 +26,7 @@ from vrnn_fast.executors.cuda.memory import (
     by_lanes,
     columns,
     image,
+    in_pairs,
     memory,
     operand_bytes,
     row_bytes,
@@ -215,6 +216,21 @@ def test_nothing_overlaps_and_all_is_aligned(kind: Operand) -> None:
         assert all(start % 16 == 0 for start, _ in own)
         assert all(end <= start for (_, end), (start, _) in pairwise(own))
         assert own[-1][1] <= found.shared <= H100
+
+
+def test_no_pair_reaches_into_what_the_same_kernel_writes() -> None:
+    """A copy of the last column of an odd part would read the next one while its warp writes it."""
+    odd = 0
+    for spec in family():
+        for plan in plans(spec):
+            found = memory(plan, "f32", H100)
+            assert found is not None
+            written = {(p.buffer, p.start + i) for unit in plan.units for p in unit.writes for i in range(p.width)}
+            for part in found.ahead:
+                if part.width % 2 and in_pairs(plan, part):
+                    assert (part.buffer, part.start + part.width) not in written
+                odd += part.width % 2
+    assert odd > 100
 
 
 def lanes_of_ldmatrix(rows: Any, size: int) -> Any:

@@ -246,6 +246,15 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
+def test_address_sanitizer_sees_nothing_on_the_way_back_and_in_generation(tmp_path: Path) -> None:
+    """Of another structure; ``make sanitize`` looks at more."""
+    play, names = plays(LSTM, torch.bfloat16)
+    launches = {"backward": recorded("lstm")["backward"], **dict(recording(play, names))}
+    for way, text, data in written(tmp_path, ((way, launches[way]) for way in ("backward", "generate"))):
+        done = replayed(compiled(text, data, "address"), data, Schedule("behind", 7))
+        assert done.returncode == 0, way + done.stdout + done.stderr
+
+
 # ---- more cells, each launch of them, under both sanitizers
 
 

@@ -104,9 +104,15 @@ def row_bytes(part: Slice, kind: Operand) -> int:
 
 
 def in_pairs(plan: KernelPlan, part: Slice) -> bool:
-    """Tell whether two neighbours lie on a multiple of their size, from a part's first column on; cp.async needs that,
-    and copies no less than four bytes."""
-    return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0
+    """Tell whether two neighbours may be copied as one, from a part's first column on.
+
+    They must lie on a multiple of their size; cp.async needs that, and copies no less than four bytes. Of an odd width,
+    the last one's neighbour must be nothing that another warp writes meanwhile.
+    """
+    beside = part.start + part.width
+    writes = (made for unit in plan.units for made in unit.writes if made.buffer == part.buffer)
+    met = part.width % 2 == 1 and any(made.start <= beside < made.start + made.width for made in writes)
+    return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0 and not met
 
 
 def shared_weight_bytes(product: Product, kind: Operand) -> int:
