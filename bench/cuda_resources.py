@@ -23,7 +23,7 @@ from vrnn_fast.executors.cuda import sources
 from vrnn_fast.executors.cuda.launch import fixed, program
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import Step, backward_steps, forward_steps
+from vrnn_fast.executors.cuda.steps import PlannedLaunch, backward_steps, forward_steps
 
 from .record import RESULTS
 
@@ -43,7 +43,7 @@ class Registers:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelSource:
     """A kernel's source, and where it keeps everything."""
 
     text: str
@@ -56,20 +56,20 @@ def spec_of(size: int) -> CellSpec:
     return CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
 
 
-def steps(spec: CellSpec) -> dict[str, Step]:
+def steps(spec: CellSpec) -> dict[str, PlannedLaunch]:
     """List the launches of a training step on the loss alone."""
     there = forward_steps(spec, Keep.STORED, Want())
     back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
     return {step.name: step for step in (*there, *back)}
 
 
-def kernel(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
+def kernel(size: int, kind: Operand, target: str, way: str) -> KernelSource | None:
     """Write the kernel of a GRU cell in training; None where none fits."""
     step, limit = steps(spec_of(size))[way], CHIPS[target.removesuffix("a")]
     if memory(step.plan, kind, limit) is None:
         return None
     found = program(step, kind, limit, DTYPES[kind])
-    return Kernel(found.kernel.text, found.memory)
+    return KernelSource(found.kernel.text, found.memory)
 
 
 def compiled(text: str, target: str) -> Registers:
@@ -110,7 +110,7 @@ def rows() -> Iterator[str]:
             yield f"| any | {kind} | {target} | {own.name} | {' | '.join(map(str, numbers))} | | | | | |"
 
 
-def _cells(made: Kernel | None, target: str) -> str:
+def _cells(made: KernelSource | None, target: str) -> str:
     if made is None:
         return "does not fit | | | | | | |"
     found, of = made.memory, compiled(made.text, target)

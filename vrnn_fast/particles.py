@@ -91,7 +91,7 @@ def run(
     sequences, particles = batch.eps.shape[1:3]
     fused = uniforms is not None and not call.external
     spec = specs["particle_filter" if fused else "log_weight"]
-    executor = executors.choose(call.backend, spec, batch.x)
+    executor = executors.choose(call.backend, spec, batch.x, particles if fused else 1)
     outputs = ("prediction",) if raw else ()
 
     def launch(rows: Batch) -> tuple[SequenceResult, Tensor]:

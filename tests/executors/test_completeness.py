@@ -21,12 +21,11 @@ from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Resample, Slice, Stage
+from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
-from vrnn_fast.executors.cuda import plan as cuda_plan
 from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
 from vrnn_fast.executors.rows import Rows
@@ -160,20 +159,16 @@ def on_cuda(example: Example, direction: str) -> str | None:
     except AssertionError:
         return "written of executors/cut.py"
     back = direction == "backward"
-    units = cuda_reverse.Reverse(whole, ()) if back else cuda_forward.Forward(whole)
+    units = cuda_reverse.ReverseUnits(whole, ()) if back else cuda_forward.ForwardUnits(whole)
     try:
         units.add(example.stage)
     except TypeError as error:
-        return f"refused: {cuda_plan.misfit(example.spec) or error}"
+        return f"refused: {error}"
     return None
 
 
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
-
-NOT_RESAMPLED = "refused: rows of a particle filter exchange their states, which its kernels do not know yet"
-REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"} | {
-    (Resample, direction): NOT_RESAMPLED for direction in DIRECTIONS
-}
+REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -108,10 +108,10 @@ def test_processes_that_start_together_try_once(folder: Path) -> None:
 def test_auto_takes_what_has_proven_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons: dict[str, str | None] = {"triton": None}
     monkeypatch.setattr(executors, "_UNAVAILABLE", {e.name: None for e in executors.executors})
-    monkeypatch.setattr(triton, "refuses", lambda spec, x: None)
-    monkeypatch.setattr(reference, "refuses", lambda spec, x: None)
+    monkeypatch.setattr(triton, "refuses", lambda *given: None)
+    monkeypatch.setattr(reference, "refuses", lambda *given: None)
     for other in (cpu, cuda):
-        monkeypatch.setattr(other, "refuses", lambda spec, x: "it runs on CPU tensors")
+        monkeypatch.setattr(other, "refuses", lambda *given: "it runs on CPU tensors")
     monkeypatch.setattr(verification, "verified", lambda name, device: Verdict(name, {}, reasons[name]))
     assert select("auto", SPEC, ON_A_GPU)[0] is triton
     verification._distrusted.cache_clear()
@@ -125,7 +125,7 @@ def test_auto_takes_what_has_proven_itself(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_a_trial_auto_stays_with_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(verification.VARIABLE, "0")
     monkeypatch.setattr(executors, "_UNAVAILABLE", {e.name: None for e in executors.executors})
-    monkeypatch.setattr(triton, "refuses", lambda spec, x: None)
+    monkeypatch.setattr(triton, "refuses", lambda *given: None)
     monkeypatch.setattr(verification, "verified", lambda *_: pytest.fail("it was tried"))
     executor, why = select("auto", SPEC, ON_A_GPU)
     assert executor is reference

@@ -9,16 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SAID_TWICE = {
-    "Chip": "each GPU executor's own",
-    "Forward": "each GPU executor's own",
-    "Kernel": "of CUDA on a device, and in the table of what its compiler makes",
-    "Launch": "each GPU executor's own",
-    "Packed": "weights as the CPU's kernels read them, and as CUDA's do",
-    "Pass": "each GPU executor's own",
-    "Program": "of the CPU's kernels, and of CUDA's",
-    "Step": "of a training step on a GPU, and of the optimiser",
     "Likelihood": "the stage stands for the object, by whose name everybody knows both",
-    "Plan": "each GPU executor's own",
 }
 """Names that two places have, and why."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem, assert_obeys_the_law
 from tests.support.ptx import nvrtc
@@ -43,6 +43,7 @@ CASES = [
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
     Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
     Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
+    Case("particles", FILTER, torch.float32, batch=20, options={"particles": 4}),
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
     Case("lstm of 100 in float16", cell(cell="lstm", hidden_size=100), torch.float16),
 ]

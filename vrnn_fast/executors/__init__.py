@@ -62,7 +62,7 @@ def backends() -> dict[str, Backend]:
     return {e.name: Backend(_UNAVAILABLE[e.name] is None, _UNAVAILABLE[e.name], e.verified) for e in executors}
 
 
-def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str, str]]:
+def select(backend: str, spec: CellSpec, x: Tensor, particles: int = 1) -> tuple[Executor, dict[str, str]]:
     """Choose the executor for this call, and for each one preferred to it the reason why it is not that one.
 
     ``"auto"`` takes the first that can run, and on a GPU has proven itself there (:mod:`.verification`).
@@ -75,7 +75,7 @@ def select(backend: str, spec: CellSpec, x: Tensor) -> tuple[Executor, dict[str,
     for executor in executors:
         if backend not in ("auto", executor.name):
             continue
-        reason = _UNAVAILABLE[executor.name] or executor.refuses(spec, x)
+        reason = _UNAVAILABLE[executor.name] or executor.refuses(spec, x, particles)
         if reason is None and backend == "auto" and not executor.trusted:
             reason = _distrusted(executor, x)
         if reason is None:
@@ -114,13 +114,13 @@ def in_float64(backend: str, spec: CellSpec, like: Tensor) -> str:
     return backend
 
 
-def choose(backend: str, spec: CellSpec, x: Tensor) -> Executor:
+def choose(backend: str, spec: CellSpec, x: Tensor, particles: int = 1) -> Executor:
     """Choose as :func:`select` does, warning once per reason that a preferred executor for the device of x was passed
     over, at the user's own line.
 
     Silent while torch.compile traces.
     """
-    executor, reasons = select(backend, spec, x)
+    executor, reasons = select(backend, spec, x, particles)
     if reasons and not torch.compiler.is_compiling():
         made_for = {e.name: e.device for e in executors}
         for name, reason in reasons.items():

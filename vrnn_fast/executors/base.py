@@ -231,8 +231,9 @@ class Executor(Protocol):
     def unavailable(self) -> str | None:
         """Return None if this machine can run it, else the reason why not. Asked once, at import."""
 
-    def refuses(self, spec: CellSpec, x: Tensor) -> str | None:
-        """Return None, or the reason why this call cannot run here. Traced: plain comparisons only."""
+    def refuses(self, spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
+        """Return None, or the reason why this call cannot run here, with so many particles of each sequence where the
+        cell is a filter. Traced: plain comparisons only."""
 
     def launches(self, spec: CellSpec) -> str:
         """Tell how many launches a forward and a backward take, in words."""

@@ -67,6 +67,26 @@ def by_length(lengths: Tensor, particles: int) -> Tensor:
     return (groups.unsqueeze(1) * particles + torch.arange(particles, device=lengths.device)).flatten()
 
 
+def particles(given: Batch, cut: Cut) -> int:
+    """Return how many particles each sequence of a batch has: rows side by side, as long as each other.
+
+    Raises:
+        ValueError: uniforms that do not belong to this cell or batch.
+        RuntimeError: of particles of several lengths, at the latest when the device is waited for.
+    """
+    drawn, (steps, batch) = given.uniforms, given.x.shape[:2]
+    if cut.resamples != (drawn is not None):
+        raise ValueError("uniforms belong to a cell that resamples, and to no other")
+    count = 1 if drawn is None else drawn.shape[2]
+    if drawn is not None and (drawn.shape[:2] != (steps, batch // count) or batch % count):
+        raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
+    if given.lengths is not None and count > 1:
+        lengths = given.lengths.to(given.x.device)
+        alike = lengths.view(-1, count) == lengths[::count, None]
+        torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
+    return count
+
+
 def kept(program: Partition, keep: Keep | None) -> tuple[str, ...]:
     """Return the buffers that forward hands to backward, besides its results."""
     return () if keep is None else tuple(b.name for b in program.buffers if b.keep >= keep)
@@ -89,21 +109,13 @@ class Call(ABC):
         self, spec: CellSpec, given: Batch, parameters: Sequence[Tensor], cut: Cut, *, noise: bool = False
     ) -> None:
         self.spec, self.given, self.cut = spec, given, cut
-        x, drawn = given.x, given.uniforms
+        x = given.x
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.particles = 1 if drawn is None else drawn.shape[2]
-        if cut.resamples != (drawn is not None):
-            raise ValueError("uniforms belong to a cell that resamples, and to no other")
-        groups = self.batch // self.particles
-        if drawn is not None and (drawn.shape[:2] != (self.steps, groups) or groups * self.particles != self.batch):
-            raise ValueError(f"uniforms must be (T, B / particles, particles), got {tuple(drawn.shape)}")
+        self.particles = particles(given, cut)
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order: Tensor | None = None
         self.real: Tensor | None = None
         if self.lengths is not None:
-            if self.particles > 1:
-                alike = self.lengths.view(-1, self.particles) == self.lengths[:: self.particles, None]
-                torch._assert_async(alike.all(), "particles of a sequence must be as long as each other")
             self.order = by_length(self.lengths, self.particles)
             self.real = (torch.arange(self.steps, device=x.device)[:, None] < self.lengths).reshape(-1, 1)
         named = dict(zip((p.name for p in spec.parameters()), parameters, strict=True))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import assert_never
 
+from ..cell.partition import partition
+from ..cell.spec import CellSpec
 from ..cell.stages import (
     Activate,
     Add,
@@ -107,6 +109,18 @@ class Cut:
         """Return the parts that make up a slice."""
         end = part.start + part.width
         return tuple(p for p in self.parts.get(part.buffer, ()) if part.start <= p.start < end)
+
+
+def learned(spec: CellSpec) -> Partition:
+    """Write the program that gradients go back through. Pure.
+
+    That of the cell; but of a particle filter what weighs a particle stands behind the scan, since no gradient passes
+    from a weight to a state.
+    """
+    if spec.measure != "particle_filter":
+        return partition(spec)
+    weighed = partition(replace(spec, measure="log_weight"))
+    return replace(weighed, scan=(*weighed.scan, Resample()))
 
 
 def cut(program: Partition) -> Cut:

@@ -39,7 +39,7 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
     """Return None: it runs every spec, device and floating dtype."""
     return None
 

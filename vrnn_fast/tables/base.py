@@ -15,7 +15,7 @@ from .. import checks
 from ..likelihoods import Likelihood, StudentT
 from ..model import VRNN
 from .fitting import Fitting, Windows, fit, stacked
-from .reader import Columns, Series, TableReader
+from .reader import Columns, TableReader, TimeSeries
 
 Tails = Literal["gaussian", "student"]
 MOST_ROWS = 1 << 20  # of T * B * particles in one launch, unless a single series has more
@@ -148,12 +148,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 backend=self.backend,
             ).to(self.device)
 
-    def _series(self, table: pd.DataFrame) -> list[Series]:
+    def _series(self, table: pd.DataFrame) -> list[TimeSeries]:
         if not hasattr(self, "model_"):
             raise NotFittedError(f"call fit before: this {type(self).__name__} has learnt from no table yet")
         return self.reader_.read(table)
 
-    def _batches(self, series: Sequence[Series], particles: int) -> Iterator[tuple[list[Series], Windows, Any]]:
+    def _batches(self, series: Sequence[TimeSeries], particles: int) -> Iterator[tuple[list[TimeSeries], Windows, Any]]:
         """Yield series of like lengths together with their windows and the generator of their noise."""
         device = next(self.model_.parameters()).device
         generator = torch.Generator(device).manual_seed(self.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import VRNN
 from ..outputs import VRNNOutput
-from .reader import Series
+from .reader import TimeSeries
 
 CLIP = 1.0  # of the gradient's norm
 WARMUP = 0.2  # of the updates, over which the weight of the KL rises from 0 to 1
@@ -43,7 +43,7 @@ class Fitting:
     seed: int
 
 
-def stacked(series: Sequence[Series], device: torch.device) -> Windows:
+def stacked(series: Sequence[TimeSeries], device: torch.device) -> Windows:
     """Pad series to the longest."""
     steps, batch = max(len(s.values) for s in series), len(series)
     x = np.full((steps, batch, series[0].values.shape[1]), np.nan, dtype=np.float32)
@@ -56,7 +56,7 @@ def stacked(series: Sequence[Series], device: torch.device) -> Windows:
     return Windows(values, ~values.isnan(), lengths, told)
 
 
-def fit(model: VRNN, series: Sequence[Series], fitting: Fitting) -> list[float]:
+def fit(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting) -> list[float]:
     """Train on the beginning of each series, and keep the parameters by which its end is most likely.
 
     Without a share for validation, the last parameters stay.
@@ -98,7 +98,7 @@ def fit(model: VRNN, series: Sequence[Series], fitting: Fitting) -> list[float]:
     return history
 
 
-def _drawn(series: Sequence[Series], fitting: Fitting, chance: np.random.Generator) -> list[Series]:
+def _drawn(series: Sequence[TimeSeries], fitting: Fitting, chance: np.random.Generator) -> list[TimeSeries]:
     """Draw windows from anywhere, each step as likely to be in one as any other."""
     starts = np.array([max(1, len(s.values) - fitting.window + 1) for s in series])
     found = []
@@ -116,7 +116,7 @@ def _loss(model: VRNN, batch: Windows, generator: torch.Generator, beta: float) 
 
 
 @torch.no_grad()
-def _validated(model: VRNN, series: Sequence[Series], fitting: Fitting, device: torch.device) -> float:
+def _validated(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting, device: torch.device) -> float:
     """Average nats per step, by the same noise every time."""
     generator, total, steps = torch.Generator(device).manual_seed(fitting.seed), 0.0, 0
     for i in range(0, len(series), fitting.batch_size):

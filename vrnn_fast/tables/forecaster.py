@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .. import checks
 from .base import Estimator
-from .reader import Series, TableError
+from .reader import TableError, TimeSeries
 
 
 class Forecaster(Estimator):
@@ -132,7 +132,7 @@ class Forecaster(Estimator):
     @torch.no_grad()
     def _drawn(
         self, table: pd.DataFrame, future: pd.DataFrame | None
-    ) -> list[tuple[Series, NDArray[Any], NDArray[np.float64]]]:
+    ) -> list[tuple[TimeSeries, NDArray[Any], NDArray[np.float64]]]:
         checks.integer("horizon", self.horizon)
         checks.integer("num_samples", self.num_samples)
         series = self._series(table)

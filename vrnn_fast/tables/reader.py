@@ -28,7 +28,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Series:
+class TimeSeries:
     """The rows of one id, in the order of time.
 
     Attributes:
@@ -45,9 +45,9 @@ class Series:
     values: Numbers
     covariates: Numbers
 
-    def part(self, at: slice) -> Series:
+    def part(self, at: slice) -> TimeSeries:
         """Return some steps of it."""
-        return Series(self.key, self.rows[at], self.times[at], self.values[at], self.covariates[at])
+        return TimeSeries(self.key, self.rows[at], self.times[at], self.values[at], self.covariates[at])
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class TableReader:
         told = [len(known) - 1 if known[0] == _WORDS else 1 for known in self.levels.values()]
         return sum(told) + int(self.irregular)
 
-    def read(self, table: pd.DataFrame) -> list[Series]:
+    def read(self, table: pd.DataFrame) -> list[TimeSeries]:
         """Return the series of a table with the same columns, in the order of their ids.
 
         Raises:
@@ -125,10 +125,10 @@ class TableReader:
                     f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
                     f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
                 )
-            found.append(Series(key, rows, times, values[rows], told))
+            found.append(TimeSeries(key, rows, times, values[rows], told))
         return found
 
-    def future(self, series: Series, horizon: int, table: pd.DataFrame | None) -> tuple[NDArray[Any], Numbers]:
+    def future(self, series: TimeSeries, horizon: int, table: pd.DataFrame | None) -> tuple[NDArray[Any], Numbers]:
         """Return times (horizon,) and covariates (horizon, C) of what comes after a series.
 
         Raises:

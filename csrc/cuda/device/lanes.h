@@ -15,6 +15,14 @@ VRNN_BOTH constexpr Place sums(int lane, int i) {
     return {lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2};
 }
 
+// ... and where a place of the sums is: which lane has it, as which of its elements.
+VRNN_BOTH constexpr int sums_lane(Place at) {
+    return at.row % 8 * 4 + at.column / 2;
+}
+VRNN_BOTH constexpr int sums_element(Place at) {
+    return at.row / 8 * 2 + at.column % 2;
+}
+
 // A of m16n8k16, 16 bits, 16 x 16: element i of 8, two in a register.
 VRNN_BOTH constexpr Place left_16(int lane, int i) {
     return {lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i % 2 + i / 4 * 8};

@@ -28,7 +28,11 @@ struct Call {
     const i64* order;                                  // (batch) rows, the longest first, or null: as they lie
     const signed char* resets;                         // (steps, batch), or null
     const signed char* mask;                           // (steps, batch, columns of x), or null: all was observed
+    const float* uniforms;                             // (steps, batch) of a particle filter, what it draws with,
+    i64* ancestors;                                    // and whom it drew
     int blocks, steps, batch, strides[2][2];
+    int particles;  // of a sequence: rows side by side, which one tile has
+    float enough;   // of them, that a filter lets be
 };
 
 // The two rows of a lane's elements: 0 and 1 of a tile are in the first, 2 and 3 in the second.
@@ -222,6 +226,14 @@ VRNN_DEVICE void put(const Context& c, int tile, const Tile& value) {
 template <int part>
 VRNN_DEVICE Tile held(const Context& c, int tile) {
     return reinterpret_cast<const Tile*>(c.shared + program::parts[part].held)[tile * 32 + device::lane()];
+}
+
+// An element of it that another lane has put there: of this row of the tile, in the column of a lane's element i.
+template <int part>
+VRNN_DEVICE float held_of(const Context& c, int tile, int row, int i) {
+    const lanes::Place at{row, lanes::sums(device::lane(), i).column};
+    const Tile* const from = reinterpret_cast<const Tile*>(c.shared + program::parts[part].held) + tile * 32;
+    return from[lanes::sums_lane(at)][lanes::sums_element(at)];
 }
 
 template <int part>

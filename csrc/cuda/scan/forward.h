@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementwise.h"
+#include "particles.h"
 #include "products.h"
 
 namespace vrnn::forward {
@@ -19,6 +20,15 @@ VRNN_DEVICE void advance(const Context& c, int tile, Tile& value) {
         if constexpr (program::parts[part].stored) device::write(in_memory<part>(c, c.next_row(i), column), value[i]);
     }
     put_in_shared<part>(c, tile, value);
+}
+
+// A state where a step has led; of a particle filter, for the rows that take it over. Others of a cell update: h, what
+// the layer above reads, c, and for these rows h and c.
+template <int unit, int state>
+VRNN_DEVICE void reach(const Context& c, int tile, Tile& value) {
+    constexpr Unit u = program::units[unit];
+    if constexpr (u.others[state] != none) advance<u.others[state]>(c, tile, value);
+    if constexpr (u.others[3 + state / 2] != none) put_in_shared<u.others[3 + state / 2]>(c, tile, value);
 }
 
 // Others: what is added to the sum, if anything.
@@ -127,6 +137,8 @@ VRNN_DEVICE void total(const Context& c) {
         if (own.column != 0 || c.rows.length[half] < 0) continue;
         float sum = 0;
         for (int tile = 0; tile < u.tiles; ++tile) sum += shares[tile * rows + own.row];
+        if constexpr (program::filter != none)
+            if (c.runs(2 * half)) particles(c).since[own.row] -= sum;
         device::write(c.call.totals[u.total] + c.row(2 * half), c.runs(2 * half) ? sum : 0);
     }
 }
@@ -153,7 +165,7 @@ VRNN_DEVICE void draw(const Context& c, Tile* sums, int tile) {
     put<u.others[1]>(c, tile, x);
 }
 
-// Sums r, u, n_x, n_h; others: h, what the layer above reads.
+// Sums r, u, n_x, n_h; others: see reach.
 template <int unit>
 VRNN_DEVICE void gru(const Context& c, Tile* sums, int tile, Tile& h) {
     constexpr Unit u = program::units[unit];
@@ -166,10 +178,10 @@ VRNN_DEVICE void gru(const Context& c, Tile* sums, int tile, Tile& h) {
     }
     unroll<0, 4>([&](auto k) { put<program::units[unit].sums[k]>(c, tile, sums[k]); });
     put<u.others[1]>(c, tile, h);
-    advance<u.others[0]>(c, tile, h);
+    reach<unit, 0>(c, tile, h);
 }
 
-// Sums i, f, g, o; others: h, what the layer above reads, c.
+// Sums i, f, g, o; others: see reach.
 template <int unit>
 VRNN_DEVICE void lstm(const Context& c, Tile* sums, int tile, Tile& cell) {
     constexpr Unit u = program::units[unit];
@@ -182,18 +194,41 @@ VRNN_DEVICE void lstm(const Context& c, Tile* sums, int tile, Tile& cell) {
     }
     unroll<0, 4>([&](auto k) { put<program::units[unit].sums[k]>(c, tile, sums[k]); });
     put<u.others[1]>(c, tile, h);
-    advance<u.others[0]>(c, tile, h);
-    advance<u.others[2]>(c, tile, cell);
+    reach<unit, 0>(c, tile, h);
+    reach<unit, 2>(c, tile, cell);
 }
 
-// Sum a; others: h, what the layer above reads.
+// Sum a; others: see reach.
 template <int unit>
 VRNN_DEVICE void rnn(const Context& c, Tile* sums, int tile) {
     constexpr Unit u = program::units[unit];
     for (int i = 0; i < 4; ++i) sums[0][i] = activate<u.activation>(sums[0][i]);
     put<u.sums[0]>(c, tile, sums[0]);
     put<u.others[1]>(c, tile, sums[0]);
-    advance<u.others[0]>(c, tile, sums[0]);
+    reach<unit, 0>(c, tile, sums[0]);
+}
+
+// The states that the rows of a particle filter go on from; what is the cell's in registers. Others: h, none, c, and h
+// and c where rows have come to.
+template <int part>
+VRNN_DEVICE Tile taken(const Context& c, int tile) {
+    Tile found;
+    for (int i = 0; i < 4; ++i)
+        found[i] = held_of<part>(c, tile, particles(c).chosen[lanes::sums(device::lane(), i).row], i);
+    return found;
+}
+template <int unit>
+VRNN_DEVICE Tile take(const Context& c, int tile) {
+    constexpr Unit u = program::units[unit];
+    Tile h = taken<u.others[3]>(c, tile);
+    advance<u.others[0]>(c, tile, h);
+    if constexpr (u.others[2] == none) {
+        return h;
+    } else {
+        Tile cell = taken<u.others[4]>(c, tile);
+        advance<u.others[2]>(c, tile, cell);
+        return cell;
+    }
 }
 
 }  // namespace vrnn::forward

@@ -16,7 +16,7 @@ namespace vrnn {
 
 static_assert(program::shared_bytes <= program::shared_limit, "a block asks for more shared memory than the chip has");
 
-// The numbers of waits and barriers, for device::present; those before visits come last.
+// The numbers of waits and barriers, for device::present; those before visits come last, but for those of particles.h.
 constexpr int weights_wait = 0, first_barrier = 1, step_wait = 2, first_visit = 3;
 
 // A unit's tiles that one warp has, at most.
@@ -69,6 +69,10 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
     if constexpr (u.kind == Kind::gru) forward::gru<unit>(c, sums, tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::lstm) forward::lstm<unit>(c, sums, tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::rnn) forward::rnn<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::take) {
+        const Tile state = forward::take<unit>(c, tile);
+        if constexpr (u.state != none) r.state[u.state + round] = state;
+    }
     if constexpr (u.kind == Kind::gru_again) again::gru<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::lstm_again) again::lstm<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::rnn_again) again::rnn<unit>(c, sums, tile);
@@ -82,7 +86,16 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
     if constexpr (u.kind == Kind::rnn_back) reverse::rnn<unit>(c, sums[0], tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::state_back) {
         reverse::state(c, sums[0], r.state[u.state + round]);
-        if constexpr (u.others[0] != none) reverse::reset(c, r.state[u.state + rounds(u) + round]);
+        put_in_shared<u.sums[0]>(c, tile, r.state[u.state + round]);
+        if constexpr (u.others[0] != none) {
+            reverse::reset(c, r.state[u.state + rounds(u) + round]);
+            put_in_shared<u.others[0]>(c, tile, r.state[u.state + rounds(u) + round]);
+        }
+    }
+    if constexpr (u.kind == Kind::give_back) {
+        reverse::give_back<u.others[0]>(c, tile, r.state[u.state + round]);
+        if constexpr (u.others[1] != none)
+            reverse::give_back<u.others[1]>(c, tile, r.state[u.state + rounds(u) + round]);
     }
 }
 
@@ -112,10 +125,14 @@ VRNN_DEVICE void visit(const Context& c, Registers& r) {
     constexpr Visit v = program::visits[index];
     if constexpr (v.barrier)
         if (device::present(first_visit + index)) device::barrier();
-    if constexpr (program::units[v.unit].kind == Kind::total)
+    constexpr Kind kind = program::units[v.unit].kind;
+    if constexpr (kind == Kind::total)
         forward::total<v.unit>(c);
+    else if constexpr (kind == Kind::resample)
+        resample<v.unit>(c);
     else
         own_tiles<v.unit>([&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
+    if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(c);
 }
 
 // The states before the first step, as if the step before it had made them; of a reverse scan, their gradients.
@@ -124,23 +141,31 @@ VRNN_DEVICE void start_tile(const Context& c, Registers& r, int tile, int round)
     constexpr Unit u = program::units[unit];
     if constexpr (u.kind == Kind::state_back) {
         r.state[u.state + round] = read_state<u.sums[0]>(c, tile);
-        if constexpr (u.others[0] != none) r.state[u.state + rounds(u) + round] = read_state<u.others[0]>(c, tile);
+        put_in_shared<u.sums[0]>(c, tile, r.state[u.state + round]);
+        if constexpr (u.others[0] != none) {
+            r.state[u.state + rounds(u) + round] = read_state<u.others[0]>(c, tile);
+            put_in_shared<u.others[0]>(c, tile, r.state[u.state + rounds(u) + round]);
+        }
     } else {
         Tile h = read_state<u.others[0]>(c, tile);
         forward::advance<u.others[0]>(c, tile, h);
-        if constexpr (u.kind == Kind::gru) r.state[u.state + round] = h;
-        if constexpr (u.kind == Kind::lstm) {
+        if constexpr (u.others[2] != none) {
             Tile cell = read_state<u.others[2]>(c, tile);
             forward::advance<u.others[2]>(c, tile, cell);
             r.state[u.state + round] = cell;
+        } else if constexpr (u.state != none) {
+            r.state[u.state + round] = h;
         }
     }
 }
 template <int unit>
 VRNN_DEVICE void start(const Context& c, Registers& r) {
-    constexpr Kind kind = program::units[unit].kind;
-    if constexpr (kind == Kind::gru || kind == Kind::lstm || kind == Kind::rnn || kind == Kind::state_back)
+    constexpr Unit u = program::units[unit];
+    constexpr bool updates = u.kind == Kind::gru || u.kind == Kind::lstm || u.kind == Kind::rnn || u.kind == Kind::take;
+    if constexpr ((updates && u.others[0] != none) || u.kind == Kind::state_back)
         own_tiles<unit>([&](int tile, int round) { start_tile<unit>(c, r, tile, round); });
+    if constexpr (u.kind == Kind::resample) start_particles<unit>(c);
+    if constexpr (u.kind == Kind::give_back) reverse::fetch_heirs<unit>(c);
 }
 
 // Behind the last step of a reverse scan. Forward, each row leaves its state where it ends.
@@ -165,7 +190,8 @@ VRNN_DEVICE void fetch_tile(const Context& c, int tile) {
 }
 template <int unit>
 VRNN_DEVICE void fetch_first(const Context& c) {
-    if constexpr (program::units[unit].kind != Kind::total)
+    constexpr Kind kind = program::units[unit].kind;
+    if constexpr (kind != Kind::total && kind != Kind::resample && kind != Kind::give_back)
         own_tiles<unit>([&](int tile, int) { fetch_tile<unit>(c, tile); });
 }
 
@@ -198,8 +224,8 @@ VRNN_DEVICE void copy_weights(const Context& c) {
 VRNN_DEVICE Rows own_rows(const Call& call) {
     Rows found;
     for (int half = 0; half < 2; ++half) {
-        const int place = device::block() * rows + lanes::sums(device::lane(), 2 * half).row;
-        const bool there = place < call.batch;
+        const int row = lanes::sums(device::lane(), 2 * half).row, place = device::block() * rows_in_use(call) + row;
+        const bool there = row < rows_in_use(call) && place < call.batch;
         found.index[half] = there ? (call.order ? static_cast<int>(call.order[place]) : place) : 0;
         found.length[half] = !there         ? -1
                              : call.lengths ? static_cast<int>(call.lengths[found.index[half]])
@@ -210,7 +236,7 @@ VRNN_DEVICE Rows own_rows(const Call& call) {
 
 // Steps of this block's longest row, which is its first one.
 VRNN_DEVICE int longest(const Call& call) {
-    const int first = device::block() * rows;
+    const int first = device::block() * rows_in_use(call);
     return call.lengths ? static_cast<int>(call.lengths[call.order[first]]) : call.steps;
 }
 
@@ -225,6 +251,7 @@ VRNN_DEVICE void pad(const Context& c) {
     unroll<0, program::parts_in_all>([&](auto part) { pad_part<part>(c); });
     unroll<0, program::units_in_all>([&](auto unit) {
         if constexpr (program::units[unit].kind == Kind::total) forward::total<unit>(c);
+        if constexpr (program::units[unit].kind == Kind::resample) pad_ancestors<unit>(c);
     });
 }
 

@@ -15,8 +15,8 @@ constexpr int others = 16;  // most parts that a unit names besides its sums
 
 enum class Activation { identity, relu, leaky_relu, tanh, elu };
 
-// What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h, again.h and
-// reverse.h have a function for each.
+// What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h, particles.h,
+// again.h and reverse.h have a function for each.
 enum class Kind {
     layer,
     sample,
@@ -27,6 +27,8 @@ enum class Kind {
     gru,
     lstm,
     rnn,
+    resample,
+    take,
     gru_again,
     lstm_again,
     rnn_again,
@@ -38,6 +40,7 @@ enum class Kind {
     lstm_back,
     rnn_back,
     state_back,
+    give_back,
 };
 
 // Where the weights of a product lie while the scan runs.

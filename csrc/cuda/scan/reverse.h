@@ -3,6 +3,7 @@
 #pragma once
 
 #include "elementwise.h"
+#include "particles.h"
 #include "products.h"
 
 namespace vrnn::reverse {
@@ -219,6 +220,31 @@ VRNN_DEVICE void state(const Context& c, const Tile& d, Tile& past) {
 VRNN_DEVICE void reset(const Context& c, Tile& past) {
     for (int i = 0; i < 4; ++i)
         if (c.runs(i) && c.call.resets && c.call.resets[c.row(i)]) past[i] = 0;
+}
+
+// The gradients of a tile's rows from those of the rows that took them over, which are added up in their order. Part is
+// that of a state.
+template <int part>
+VRNN_DEVICE void give_back(const Context& c, int tile, Tile& past) {
+    for (int half = 0; half < 2; ++half) {
+        const int row = lanes::sums(device::lane(), 2 * half).row, first = first_particle(c, row);
+        if (!c.runs(2 * half)) continue;
+        float low = 0, high = 0;
+        for (int n = 0; n < c.call.particles; ++n) {
+            const i64 ancestor = heirs(c).ancestors[c.t & 1][first + n];
+            if ((ancestor < 0 ? n : ancestor) != row - first) continue;
+            low += held_of<part>(c, tile, first + n, 2 * half);
+            high += held_of<part>(c, tile, first + n, 2 * half + 1);
+        }
+        past[2 * half] = low, past[2 * half + 1] = high;
+    }
+}
+
+// What it reads of the next step.
+template <int unit>
+VRNN_DEVICE void fetch_heirs(const Context& c) {
+    if (device::warp() == program::units[unit].first_warp)
+        own_particles(c, [&](int half, int row) { fetch_ancestor(c, half, row); });
 }
 
 // The gradient of the states that the first step started from.

@@ -19,4 +19,5 @@ def cell(**options: Any) -> CellSpec:
 
 
 GRU = cell()
+FILTER = cell(measure="particle_filter")
 LSTM = cell(cell="lstm", num_layers=2, phi_z=(), std=Std("log_std", clamp=(-2.0, 2.0), min_std=0.1), **GAUSSIAN)

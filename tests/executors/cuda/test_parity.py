@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.cells import FILTER, GAUSSIAN, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import (
     Errors,
@@ -27,7 +27,7 @@ from tests.support.oracle import (
     assert_nobody_gets_a_gradient_unasked,
     assert_obeys_the_law,
 )
-from vrnn_fast import VRNN
+from vrnn_fast import VRNN, executors
 from vrnn_fast.agreement import allowed
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
@@ -209,6 +209,118 @@ def test_weights_in_registers_and_from_the_cache(dtype: torch.dtype, kilobytes: 
         assert_obeys_the_law(GRU, 3, 5, executor=cuda, dtype=dtype, draws=3)
 
 
+# ---- a particle filter
+
+
+def grouped(lengths: list[int], particles: int) -> list[int]:
+    return [n for n in lengths for _ in range(particles)]
+
+
+PARTICLES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
+    "one particle": (FILTER, torch.float32, 1, {"lengths": grouped([4, 0, 2], 1)}),
+    "groups that fill no tile": (FILTER, torch.float32, 3, {"lengths": grouped([4, 0, 2, 4, 3, 4, 1], 3)}),
+    "a tile for each sequence": (FILTER, torch.float32, 16, {"lengths": grouped([2, 4], 16), "mask": True}),
+    "gru in bfloat16": (FILTER, torch.bfloat16, 3, {"lengths": grouped([3, 2], 3)}),
+    "lstm of two layers in float16": (
+        cell(measure="particle_filter", cell="lstm", num_layers=2, phi_z=(), **GAUSSIAN),
+        torch.float16,
+        5,
+        {"resets": True, "recompute": True, "lengths": grouped([3, 3], 5)},
+    ),
+    "rnn": (cell(measure="particle_filter", cell="rnn", prior=None), torch.float32, 4, {"resets": True}),
+    "all at once": (
+        cell(measure="particle_filter", **FAMILY["all at once"]),
+        torch.float32,
+        4,
+        {"resets": True, "mask": True},
+    ),
+    "without a latent variable": (cell(measure="particle_filter", **FAMILY["no z, the rest"]), torch.float32, 1, {}),
+}
+
+
+@pytest.mark.parametrize("case", PARTICLES)
+def test_particles_obey_the_law(case: str) -> None:
+    spec, dtype, particles, options = PARTICLES[case]
+    options = {"lengths": grouped([4, 4, 4], particles), "particles": particles, **options}
+    assert_obeys_the_law(spec, 4, len(options["lengths"]), executor=cuda, dtype=dtype, draws=4, **options)
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_particles_of_one_sequence(steps: int) -> None:
+    problem = Problem.draw(FILTER, steps, 7, particles=7)
+    found, right = (problem.run(e, torch.float32) for e in (cuda, reference))
+    assert torch.equal(found["ancestors"], right["ancestors"])
+    assert (found["ancestors"] >= 0).any() == (steps > 1)
+    torch.testing.assert_close(found["final0"], right["final0"])
+
+
+def test_particles_move_alike_under_every_schedule() -> None:
+    problem = Problem.draw(FILTER, 4, 20, grouped([4, 0, 2, 4, 3], 4), resets=True, particles=4)
+    first = problem.run(cuda, torch.float32)
+    for schedule in SCHEDULES:
+        with scheduled(schedule), poisoned_memory():
+            again = problem.run(cuda, torch.float32)
+        for name, t in first.items():
+            assert torch.equal(again[name], t), f"{name} under {schedule}"
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24, 1.0])
+def test_uniforms_at_their_ends_draw_particles_with_weight(uniform: float) -> None:
+    """The first and the last particle are impossible: nobody may go on from them."""
+    problem = Problem.draw(cell(measure="particle_filter", **GAUSSIAN), 2, 4, particles=4)
+    problem.inputs["x"][:, (0, 3)] = 1e4
+    problem.flags["uniforms"] = torch.full((2, 1, 4), uniform)
+    ancestors = problem.run(cuda, torch.float32)["ancestors"]
+    assert (ancestors[0] == (1 if uniform == 0.0 else 2)).all()
+    assert (ancestors[1] == -1).all()
+
+
+def test_nan_in_a_sequence_of_particles_reaches_no_other() -> None:
+    problem = Problem.draw(FILTER, 4, 12, particles=3)
+    clean = problem.run(cuda, torch.float32)
+    problem.inputs["x"][1, 4, 3] = float("nan")
+    dirty = problem.run(cuda, torch.float32)
+    others = [0, 1, 2, *range(6, 12)]
+    assert dirty["nll"][1:, 4].isnan().all()
+    assert (dirty["ancestors"][1:, 1] == -1).all()
+    for name in ("nll", "z", "d x", "d eps"):
+        assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
+
+
+def test_uniforms_that_do_not_fit_are_refused() -> None:
+    problem, plain = Problem.draw(FILTER, 2, 4, particles=2), Problem.draw(GRU, 2, 4)
+    plain.flags["uniforms"] = own = problem.flags["uniforms"]
+    with pytest.raises(ValueError, match="uniforms belong to a cell that resamples, and to no other"):
+        plain.run(cuda, torch.float32)
+    for wrong in (own[:1], own[:, :1], torch.rand(2, 1, 3)):
+        problem.flags["uniforms"] = wrong
+        with pytest.raises(ValueError, match=r"uniforms must be \(T, B / particles, particles\)"):
+            problem.run(cuda, torch.float32)
+    with pytest.raises(RuntimeError, match="particles of a sequence must be as long as each other"):
+        Problem.draw(FILTER, 2, 4, [2, 2, 2, 1], particles=2).run(cuda, torch.float32)
+    with pytest.raises(ValueError, match="a tile holds all particles of a sequence, at most 16, and there are 17"):
+        Problem.draw(FILTER, 1, 17, particles=17).run(cuda, torch.float32)
+
+
+def test_what_no_tile_holds_is_run_by_another_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever asks for this one by name hears why not."""
+    for name, value in {"emulated": True, "device": "cpu", "trusted": True}.items():
+        monkeypatch.setattr(cuda, name, value)
+    monkeypatch.setitem(executors._UNAVAILABLE, "cuda", None)
+    monkeypatch.setattr(executors, "executors", (cuda, reference))
+    x = torch.rand(3, 2, 5)
+    assert select("auto", FILTER, x, 16)[0] is cuda
+    executor, why = select("auto", FILTER, x, 17)
+    assert executor is reference
+    assert why["cuda"].startswith("a tile holds all particles of a sequence, at most 16")
+    model, options = VRNN(5, 4, 2), {"objective": "fivo", "num_particles": 17}
+    with pytest.warns(UserWarning, match="running on 'reference', not on 'cuda': a tile holds all particles"):
+        assert model.bound(x, **options).shape == (2,)
+    model.backend = "cuda"
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: a tile holds all particles"):
+        model.bound(x, **options)
+
+
 # ---- a cell that runs on its own
 
 
@@ -249,9 +361,9 @@ def test_it_tells_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.startswith(f"a training step is {len(training(GRU))} launches, whatever T is: 1. pack: the weights")
     for i, name in enumerate(training(GRU), 1):
         assert f"{i}. {name}: " in told
-    assert "generate 3," in told
+    assert "generate 3; every bound as forward, fivo of up to 16 particles, the likelihood then" in told
     external = cuda.launches(cell(likelihood="external"))
-    assert "computes nothing; the likelihood is torch's; generate step by step" in external
+    assert "computes nothing; the likelihood is torch's; generate and fivo step by step" in external
 
 
 class Seen(TorchDispatchMode):
@@ -345,11 +457,8 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuda.refuses(GRU, x) is None
     assert cuda.refuses(GRU, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
     assert cuda.refuses(GRU, x.to("meta")) == "its emulator runs on CPU tensors, and x is on meta"
-    filtered = cell(measure="particle_filter")
-    assert (
-        cuda.refuses(filtered, x)
-        == "rows of a particle filter exchange their states, which its kernels do not know yet"
-    )
+    assert cuda.refuses(FILTER, x, 16) is None
+    assert cuda.refuses(FILTER, x, 17) == "a tile holds all particles of a sequence, at most 16, and there are 17"
     wide = cell(hidden_size=4000)
     assert cuda.refuses(wide, x) == (
         "what a block keeps of 16 rows of this cell in f32 does not fit into 227 KB of shared memory"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem
 from vrnn_fast.cell.spec import CellSpec
@@ -29,7 +29,7 @@ from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch
 from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
 from vrnn_fast.executors.cuda.passes import OF_STATES
-from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, Plan
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.sources import SOURCE
 from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, generation_steps, training
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulat
 FIRST_VISIT = (
     3  # of csrc/cuda/scan/kernel.h, behind the waits for weights and for a step's inputs and the first barrier
 )
-CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16)}
+CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16), "particles": (FILTER, torch.float32)}
 INPUTS = frozenset(("x", "eps", "cond"))
 EVERYTHING = frozenset((*TOTALS, *RESULTS, OF_STATES))
 PLANS = {
@@ -52,10 +52,12 @@ PLANS = {
 WEIGHTS = "weight gradients"
 
 
-def numbers(plan: Plan) -> Iterator[int]:
+def numbers(plan: KernelPlan) -> Iterator[int]:
     """Of a kernel's waits and barriers."""
     yield from range(FIRST_VISIT) if plan.barrier_first else (FIRST_VISIT - 1,)
     yield from (FIRST_VISIT + i for i, visit in enumerate(plan.visits) if visit.barrier)
+    if any(unit.kind == "resample" for unit in plan.units):
+        yield from (FIRST_VISIT + len(plan.visits) + i for i in range(2))  # of csrc/cuda/scan/particles.h
 
 
 ALL = [(*key, n) for key, plan in PLANS.items() for n in numbers(plan)]
@@ -79,7 +81,7 @@ def schedules(without: int) -> Iterator[Schedule]:
 @cache
 def problem(name: str) -> Problem:
     """A few steps, so that what a step leaves behind is met by the next."""
-    return Problem.draw(CELLS[name][0], 3, 16)
+    return Problem.draw(CELLS[name][0], 3, 16, particles=4 if name == "particles" else 0)
 
 
 def run(name: str) -> dict[str, Tensor]:
@@ -244,13 +246,22 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
+def test_address_sanitizer_sees_nothing_on_the_way_back_and_in_generation(tmp_path: Path) -> None:
+    """Of another structure; ``make sanitize`` looks at more."""
+    play, names = plays(LSTM, torch.bfloat16)
+    launches = {"backward": recorded("lstm")["backward"], **dict(recording(play, names))}
+    for way, text, data in written(tmp_path, ((way, launches[way]) for way in ("backward", "generate"))):
+        done = replayed(compiled(text, data, "address"), data, Schedule("behind", 7))
+        assert done.returncode == 0, way + done.stdout + done.stderr
+
+
 # ---- more cells, each launch of them, under both sanitizers
 
 
 def trains(spec: CellSpec, dtype: torch.dtype, **options: Any) -> tuple[Callable[[], object], Sequence[str]]:
     """A training step, and the names of its launches."""
-    lengths = [i % 4 for i in range(19)] if options.pop("ragged", False) else None
-    return lambda: Problem.draw(spec, 3, 19, lengths, **options).run(cuda, dtype), training(spec)
+    lengths, batch = [i % 4 for i in range(19)] if options.pop("ragged", False) else None, options.pop("batch", 19)
+    return lambda: Problem.draw(spec, 3, batch, lengths, **options).run(cuda, dtype), training(spec)
 
 
 def plays(spec: CellSpec, dtype: torch.dtype) -> tuple[Callable[[], object], Sequence[str]]:
@@ -270,6 +281,7 @@ def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
         "lstm of two layers in float16": trains(LSTM, torch.float16),
         "all at once, with resets": trains(all_at_once, torch.float32, ragged=True, resets=True, mask=True),
         "weights of the sample": trains(cell(measure="log_weight", prior=None, cell="rnn"), torch.float32),
+        "particles": trains(FILTER, torch.float32, particles=3, resets=True, mask=True, batch=21),
         "generation": plays(GRU, torch.float32),
         "generation of an lstm in bfloat16": plays(LSTM, torch.bfloat16),
     }

@@ -30,7 +30,7 @@ def unavailable() -> str | None:
     return operators.load()
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
     """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cpu":
         return f"it runs on CPU tensors, and x is on {x.device}"

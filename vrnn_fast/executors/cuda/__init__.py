@@ -21,7 +21,7 @@ from ..reference import step_of_run
 from . import build, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
-from .memory import Operand, memory
+from .memory import ROWS, Operand, memory
 from .steps import WORDS, generation_steps, training
 
 name = "cuda"
@@ -33,8 +33,8 @@ trusted = emulated
 
 
 def unavailable() -> str | None:
-    """None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be built; else
-    the reason why not."""
+    """Return None if there is one of NVIDIA's GPUs and a compiler for it, or the emulator was asked for and can be
+    built; else the reason why not."""
     if emulated:
         return build.unavailable()
     if torch.version.hip:
@@ -44,31 +44,39 @@ def unavailable() -> str | None:
     return nvrtc.unavailable()
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
-    """None, or why a call with this x cannot run here."""
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
+    """Return None, or why a call with this x cannot run here."""
     if x.device.type != device:
         runs = "its emulator runs on CPU" if emulated else "it runs on GPU"
         return f"{runs} tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
+    if particles > ROWS:
+        return launch.too_many(particles)
     return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, x.device, _precision())
 
 
 def launches(spec: CellSpec) -> str:
-    """The launches of a training step, and where its weights are, in words."""
+    """List the launches of a training step, and say where its weights are."""
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
-    outside = "; the likelihood is torch's" if spec.likelihood == "external" else ""
-    generation = "step by step" if spec.likelihood == "external" else f"{1 + len(generation_steps(spec, mean=False))}"
+    if spec.likelihood == "external":
+        outside, alone = "; the likelihood is torch's", "generate and fivo step by step"
+    else:
+        filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
+        outside, alone = (
+            "",
+            f"generate {1 + len(generation_steps(spec, mean=False))}; every bound as forward, {filtered}",
+        )
     return (
         f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; generate {generation}, no particle filter; weights of the forward scan: {places}"
+        f"computes nothing{outside}; {alone}; weights of the forward scan: {places}"
     )
 
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
-    """Where the weights of a forward scan are while it runs, in words."""
+    """Say where the weights of a forward scan are while it runs."""
     most = launch.limit(torch.device(device))
     if launch.misfit(spec, kind, most) is not None:
         return "no kernel"
@@ -81,7 +89,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
-    """The programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
+    """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
     kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
     return "\n".join(launch.sources(spec, kind, most, x.dtype))
 

@@ -22,7 +22,7 @@ FLAGS = ("-std=c++17", "-O0", "-fPIC", "-fno-strict-aliasing", f"-I{SOURCE}")
 
 
 def unavailable() -> str | None:
-    """None if kernels can be compiled for the emulator and run in it, else the reason why not."""
+    """Return None if kernels can be compiled for the emulator and run in it, else the reason why not."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"the emulator switches stacks in x86-64 assembly, and this is {platform.machine()}"
     if not SOURCE.is_dir():
@@ -33,7 +33,7 @@ def unavailable() -> str | None:
 
 
 def library(text: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """A shared library of this C++ and the emulator, compiled if the cache does not have it.
+    """Build a shared library of this C++ and the emulator, if the cache does not have it.
 
     Raises:
         CompileError: the compiler refuses it.
@@ -48,7 +48,7 @@ def _compiler() -> list[str]:
 
 @cache
 def _everything() -> bytes:
-    """All of the sources that a kernel may include, and who compiles them."""
+    """Digest all of the sources that a kernel may include, and who compiles them."""
     version = subprocess.run([*_compiler(), "--version"], capture_output=True, check=True).stdout
     return version + sources.digest().encode()
 
@@ -71,5 +71,5 @@ def _compiled(kind: str, text: str, suffix: str, flags: Sequence[str]) -> Path:
 
 
 def _emulator(flags: tuple[str, ...]) -> Path:
-    """The emulator itself, compiled once."""
+    """Compile the emulator itself, once."""
     return _compiled("-c", '#include "device/emulator.cpp"\n', ".o", ("-O2", *flags))

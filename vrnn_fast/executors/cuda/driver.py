@@ -46,7 +46,7 @@ class Kernel(NamedTuple):
     shared: int
 
 
-class Chip(NamedTuple):
+class NvidiaChip(NamedTuple):
     """What a device has.
 
     Attributes:
@@ -68,7 +68,7 @@ class Chip(NamedTuple):
 
 @cache
 def library() -> ctypes.CDLL:
-    """The driver, begun.
+    """Load the driver and begin it.
 
     Raises:
         DriverError: it is not there, or does not begin.
@@ -102,8 +102,8 @@ def _check(driver: ctypes.CDLL, code: int, what: str) -> None:
 
 
 @cache
-def chip(index: int) -> Chip:
-    """What a device has, by its number.
+def chip(index: int) -> NvidiaChip:
+    """Tell what a device has, by its number.
 
     Raises:
         DriverError: there is none.
@@ -116,11 +116,11 @@ def chip(index: int) -> Chip:
         _check(driver, code, f"GPU {index} does not tell its attribute {number}")
         return value.value
 
-    return Chip((attribute(_MAJOR), attribute(_MINOR)), attribute(_SHARED), attribute(_MULTIPROCESSORS))
+    return NvidiaChip((attribute(_MAJOR), attribute(_MINOR)), attribute(_SHARED), attribute(_MULTIPROCESSORS))
 
 
 def stream(index: int) -> int:
-    """torch's current stream on a device."""
+    """Return torch's current stream on a device."""
     return int(torch.cuda.current_stream(index).cuda_stream)
 
 
@@ -151,7 +151,7 @@ def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes) -> None:
 
 @contextmanager
 def _current(index: int) -> Iterator[None]:
-    """With the context that torch has on the device."""
+    """Take the context that torch has on the device."""
     driver = library()
     _check(driver, driver.cuCtxPushCurrent_v2(_context(index)), f"the context of GPU {index} was not taken")
     try:
@@ -187,7 +187,7 @@ _loaded: dict[tuple[int, Kernel], ctypes.c_void_p] = {}
 
 
 def _prepared(index: int, kernel: Kernel, on: int) -> ctypes.c_void_p:
-    """The kernel as the driver knows it. The first time it is compiled and loaded."""
+    """Return the kernel as the driver knows it; the first time, compile and load it."""
     if (index, kernel) not in _loaded:
         refuse_capture(on, f"kernel {kernel.name!r} is")
         _loaded[index, kernel] = _load(index, kernel)

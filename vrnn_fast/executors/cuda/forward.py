@@ -22,18 +22,19 @@ from ...cell.stages import (
     Likelihood,
     Partition,
     Recur,
+    Resample,
     Sample,
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
 from .order import planned
-from .plan import TOTALS, Kind, Plan, Product, Unit
+from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
 
 def inside(program: Partition) -> Partition:
-    """The same program with the prior and the divergence inside the scan, where no weight waits for them."""
+    """Put the prior and the divergence inside the scan of a program, where no weight waits for them."""
     at = next((i for i, s in enumerate(program.after) if isinstance(s, Divergence)), None)
     if at is None:
         return program
@@ -44,15 +45,15 @@ def inside(program: Partition) -> Partition:
 
 
 def results(program: Partition) -> Partition:
-    """The same program with room for results that are a part of a buffer: the means of [mean | raw]."""
+    """Give a program room for results that are a part of a buffer: the means of [mean | raw]."""
     sample = next((s for s in program.scan if isinstance(s, Sample)), None)
     latent = () if sample is None else (Buffer(name, sample.z.width, Keep.NEVER) for name in MEANS)
     return replace(program, buffers=(*program.buffers, *latent))
 
 
 @lru_cache(maxsize=256)
-def forward(spec: CellSpec) -> Plan:
-    """The forward scan of a cell that is given x. Pure.
+def forward(spec: CellSpec) -> KernelPlan:
+    """Lay out the forward scan of a cell that is given x. Pure.
 
     Raises:
         TypeError: a stage of the scan has no unit here.
@@ -61,19 +62,19 @@ def forward(spec: CellSpec) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def alone(spec: CellSpec, *, mean: bool) -> Plan:
-    """The scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
+def alone(spec: CellSpec, *, mean: bool) -> KernelPlan:
+    """Lay out the scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
     return _planned(cut(generation(spec, mean=mean)))
 
 
-def _planned(whole: Cut) -> Plan:
-    found = Forward(whole)
+def _planned(whole: Cut) -> KernelPlan:
+    found = ForwardUnits(whole)
     for stage in whole.program.scan:
         found.add(stage)
     return planned(whole, found.units, found.given, found.biases)
 
 
-class Forward:
+class ForwardUnits:
     """Collects units, stage by stage."""
 
     def __init__(self, whole: Cut) -> None:
@@ -109,19 +110,28 @@ class Forward:
                 self.unit("draw", sums, others, writes=(stage.x,), transform=stage.transform, means=stage.mean)
             case Recur():
                 self.recur(stage)
+            case Resample():
+                self.resample()
             case _:
                 raise TypeError(f"{type(stage).__name__} has no unit in a CUDA scan")
 
-    def unit(self, kind: Kind, sums: Iterable[Slice], others: tuple[Slice | None, ...], **options: Any) -> None:
+    def unit(
+        self,
+        kind: Kind,
+        sums: Iterable[Slice],
+        others: tuple[Slice | None, ...],
+        writes: tuple[Slice, ...] = (),
+        **options: Any,
+    ) -> None:
         own = tuple(sums)
         self.taken.update(own)
         begun = tuple(part for part in own if part in self.given)
         reads = (*begun, *(part for part in others if part is not None and part in self.given))
         products = tuple(p for part in own for p in self.products[part])
-        self.units.append(Unit(kind, own, others, reads=reads, products=products, **options))
+        self.units.append(Unit(kind, own, others, writes, reads=reads, products=products, **options))
 
     def layers(self, parts: Iterable[Slice]) -> None:
-        """A unit for each part that nobody has computed yet, or brought in from memory."""
+        """Add a unit for each part that nobody has computed yet, or brought in from memory."""
         for part in parts:
             if (part in self.products or part in self.given) and part not in self.taken:
                 more = self.added.get(part)
@@ -130,7 +140,7 @@ class Forward:
                 self.unit("layer", (part,), (more,), writes=(part,), holds=holds, activation=kind)
 
     def bias(self, stage: Bias) -> None:
-        """Sums that begin with biases, or with zero, and to which products may add."""
+        """Begin sums with biases, or with zero, to which products may add."""
         for target in self.parts_of(stage.target):
             self.products.setdefault(target, [])
             if stage.terms:
@@ -152,7 +162,7 @@ class Forward:
         self.unit("sample", (mean, raw), others, writes=writes, holds=holds, transform=stage.transform)
 
     def divergence(self, stage: Divergence) -> None:
-        """Of a prior that the posterior's mean starts from, the sums are there already."""
+        """Add the units of a divergence; of a prior that the posterior starts from, the sums are there."""
         prior, (mean, _), total = halves(stage.prior), halves(stage.posterior), TOTALS.index("kl")
         resumes = prior[0] in self.taken
         self.layers(prior[1:] if resumes else ())
@@ -163,35 +173,58 @@ class Forward:
         if resumes:
             reads = () if eps is None else (eps,)
             resumed = Unit("divergence", prior, others, reads=reads, holds=(*holds, *prior), resumes=True)
-            self.units.append(replace(resumed, transform=stage.transform, total=total))
+            self.units.append(replace(resumed, transform=stage.transform, total=total, writes=(shares(total),)))
         else:
-            self.unit("divergence", prior, others, holds=holds, transform=stage.transform, total=total)
+            writes = (shares(total),)
+            self.unit("divergence", prior, others, writes, holds=holds, transform=stage.transform, total=total)
         self.units.append(Unit("total", prior[:1], total=total))
 
     def likelihood(self, stage: Likelihood) -> None:
-        """Of one that is outside of the launch, what it looks at."""
+        """Add the units of a likelihood; of one that is outside of the launch, those of what it looks at."""
         sums = halves(stage.source) if stage.kind == "gaussian" else (stage.source,)
         if stage.kind == "external":
             self.layers(self.parts_of(stage.source))
             return
         total = TOTALS.index("nll")
-        self.unit("likelihood", sums, (observed(stage),), transform=stage.transform, total=total)
+        others, writes = (observed(stage),), (shares(total),)
+        self.unit("likelihood", sums, others, writes, transform=stage.transform, total=total)
         self.units.append(Unit("total", sums[:1], total=total))
 
     def gates(self, stage: Recur) -> tuple[Slice, ...]:
-        """The sums of a recurrent layer."""
+        """Return the sums of a recurrent layer."""
         gates = gates_of(stage)
         return gates if stage.candidate is None else (*gates, stage.candidate)
 
     def recur(self, stage: Recur) -> None:
         gates, sums = gates_of(stage), self.gates(stage)
-        writes = tuple(part for part in (*gates, stage.h, stage.output) if part is not None)
+        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c
+        if self.cut.resamples:
+            others = None, stage.output, None, *reached(stage)
+        writes = tuple(part for part in (*gates, *others) if part is not None and part != stage.c)
         kind = self.activation.get(gates[0], "identity")
-        self.unit(stage.cell, sums, (stage.h, stage.output, stage.c), writes=writes, activation=kind)
+        self.unit(stage.cell, sums, others, writes=writes, activation=kind)
+
+    def resample(self) -> None:
+        """Let each row take the states over that another one, or it itself, has reached."""
+        weights = tuple(shares(unit.total) for unit in self.units if unit.kind == "total" and unit.total is not None)
+        self.units.append(Unit("resample", (CHOSEN,), writes=(CHOSEN,), waits=weights))
+        for stage in self.cut.program.scan:
+            if isinstance(stage, Recur):
+                h, c = reached(stage)
+                others, holds = (stage.h, None, stage.c, h, c), (h,) if c is None else (h, c)
+                waits = gates_of(stage)[0], CHOSEN
+                self.units.append(Unit("take", (h,), others, writes=(stage.h,), holds=holds, waits=waits))
+
+
+def reached(stage: Recur) -> tuple[Slice, Slice | None]:
+    """Name h and c of a particle filter as a step has left them, before its rows exchange them."""
+    return Slice(f"reached {stage.h.buffer}", 0, stage.h.width), (
+        None if stage.c is None else Slice(f"reached {stage.c.buffer}", 0, stage.c.width)
+    )
 
 
 def gates_of(stage: Recur) -> tuple[Slice, ...]:
-    """The gates of a cell update, each as wide as the state."""
+    """Return the gates of a cell update, each as wide as the state."""
     width = stage.h.width
     starts = range(stage.gates.start, stage.gates.start + stage.gates.width, width)
     return tuple(Slice(stage.gates.buffer, start, width) for start in starts)

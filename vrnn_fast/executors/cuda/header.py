@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ...cell.spec import Std
 from ...cell.stages import Slice
 from .memory import Memory, in_pairs, operand_bytes
-from .plan import STATEFUL, TILE, WARPS, Kind, Unit
+from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit
 
 VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
 FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back")
@@ -18,7 +18,7 @@ SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 def header(
     memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str, results: tuple[str, ...] = ()
 ) -> str:
-    """The program of a scan or of a pass as C++.
+    """Write the program of a scan or of a pass as C++.
 
     Args:
         buffers: all that it reads and writes in memory, in the order of its arguments.
@@ -55,6 +55,7 @@ def header(
         "biases": memory.biases,
         "shared_weights": memory.shared_weights,
         "shared_biases": memory.shared_biases,
+        "filter": memory.filter,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),
@@ -100,7 +101,7 @@ class _Writer:
         self.state_tiles = self.kept_tiles = 0
 
     def part(self, part: Slice | None) -> int:
-        """The number of a part; -1 of none."""
+        """Return the number of a part; -1 of none."""
         if part is None:
             return -1
         if part not in self.numbers:
@@ -123,12 +124,13 @@ class _Writer:
         return f"/* {len(self.parts)}: {name}, {part.start} to {part.start + part.width - 1} */ {_braced(fields)}"
 
     def state(self, unit: Unit, rounds: int) -> int:
-        """The first tile of a unit's state: h of a GRU, c of an LSTM, or their gradients. In a reverse scan two units
-        share one."""
-        shared = unit.waits[0] if unit.kind == "state_back" else unit.writes[0]
+        """Return the first tile of a unit's state: h of a GRU, c of an LSTM, or their gradients; -1 where an update
+        needs none. In a reverse scan, and in a particle filter, units share one."""
+        shared = unit.waits[0] if unit.kind in ("state_back", *EXCHANGES) else unit.writes[0]
         if shared not in self.states:
-            self.states[shared] = self.state_tiles
-            self.state_tiles += rounds * {"rnn": 0, "lstm_back": 2}.get(unit.kind, 1)
+            count = {"rnn": 0, "lstm_back": 2}.get(unit.kind, 1)
+            self.states[shared] = self.state_tiles if count else -1
+            self.state_tiles += rounds * count
         return self.states[shared]
 
     def unit(self, number: int) -> str:
@@ -159,7 +161,7 @@ def _padded(numbers: Iterable[int], count: int) -> str:
 
 
 def _deviation(std: Std) -> str:
-    """The constants of a standard deviation, those that are not infinite as floats."""
+    """Write the constants of a standard deviation, those that are not infinite as floats."""
     scale = 0.5 if std.kind == "log_variance" else std.sharpness
     least = std.min_std if not std.plain and std.min_std > 0 else math.inf
     bounds = ((math.isfinite(b), b if math.isfinite(b) else 0.0) for b in (least, *std.clamp))
@@ -168,7 +170,7 @@ def _deviation(std: Std) -> str:
 
 
 def _braced(fields: Iterable[object]) -> str:
-    """An initialiser of C++."""
+    """Write an initialiser of C++."""
     return "{" + ", ".join(map(_constant, fields)) + "}"
 
 

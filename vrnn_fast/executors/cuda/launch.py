@@ -21,10 +21,10 @@ from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Keep
 from ..base import Batch, Want
-from ..call import Gradients, Outputs, Remembered, kept, on
+from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import driver, emulator, pack, plan, weights
+from . import driver, emulator, pack, weights
 from .driver import Kernel
 from .forward import alone, forward
 from .header import VALUES, header
@@ -36,7 +36,7 @@ from .steps import (
     FORWARD,
     GENERATE,
     RESULTS,
-    Step,
+    PlannedLaunch,
     backward_steps,
     forward_steps,
     generation_steps,
@@ -59,33 +59,33 @@ _OPERANDS: dict[Operand, torch.dtype] = {
 
 
 def operand(dtype: torch.dtype, precision: str) -> Operand:
-    """What products read of tensors of a dtype; ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``."""
+    """Tell what products read of tensors of a dtype; ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``."""
     if dtype == torch.float32:
         return "tf32" if precision == "tf32" else "f32"
     return "bf16" if dtype == torch.bfloat16 else "f16"
 
 
 def gpu(device: torch.device) -> int | None:
-    """The number of a GPU; None for a CPU, where the emulator is."""
+    """Return the number of a GPU; None for a CPU, where the emulator is."""
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
 
 
 def limit(device: torch.device) -> int:
-    """Bytes of shared memory of a block; in the emulator, those of an H100."""
+    """Return the bytes of shared memory of a block; in the emulator, those of an H100."""
     index = gpu(device)
     return CHIPS["sm_90"] if index is None else driver.chip(index).shared
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of the chip."""
+    """Count those of the chip."""
     index = gpu(device)
     return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
 
 
 def too_old(device: torch.device) -> str | None:
-    """None, or why kernels do not run on this device whatever the cell is."""
+    """Return None, or why kernels do not run on this device whatever the cell is."""
     index = gpu(device)
     found = OLDEST if index is None else driver.chip(index).capability
     if found >= OLDEST:
@@ -93,19 +93,24 @@ def too_old(device: torch.device) -> str | None:
     return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
 
 
-class Program(NamedTuple):
+def too_many(particles: int) -> str:
+    """Say that no tile has so many particles."""
+    return f"a tile holds all particles of a sequence, at most {ROWS}, and there are {particles}"
+
+
+class PlannedKernel(NamedTuple):
     """The kernel of a step, where it keeps everything, and the buffers that it reads and writes, in the order of its
     arguments."""
 
-    step: Step
+    step: PlannedLaunch
     memory: Memory
     buffers: tuple[str, ...]
     kernel: Kernel
 
 
 @lru_cache(maxsize=1024)
-def program(step: Step, kind: Operand, most: int, dtype: torch.dtype) -> Program:
-    """The kernel of a step.
+def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -> PlannedKernel:
+    """Write the kernel of a step.
 
     Raises:
         ValueError: it does not fit into ``most`` bytes of shared memory.
@@ -116,10 +121,10 @@ def program(step: Step, kind: Operand, most: int, dtype: torch.dtype) -> Program
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
     text = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    return Program(step, found, buffers, Kernel(step.name, text, found.shared))
+    return PlannedKernel(step, found, buffers, Kernel(step.name, text, found.shared))
 
 
-class Packed(NamedTuple):
+class KernelWeights(NamedTuple):
     """A kernel's weights as it reads them: those for shared memory, those in the order of lanes, the biases."""
 
     shared: Tensor
@@ -127,7 +132,7 @@ class Packed(NamedTuple):
     biases: Tensor
 
 
-class Launch:
+class KernelCall:
     """One call: its sizes, its buffers, its precision. Where the cell runs on its own, the noise of its outputs is in
     the place of x, and ``mean`` says whether it feeds back their means or samples."""
 
@@ -142,11 +147,16 @@ class Launch:
         self.spec, self.given, self.mean = spec, given, mean
         x = given.x
         self.device, self.dtype = x.device, x.dtype
+        self.particles = particles(given, self.cut)
+        if self.particles > ROWS:
+            raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
+        self.uniforms = None if given.uniforms is None else aligned(given.uniforms.float())
+        self.ancestors = x.new_empty((0, 0, 0), dtype=torch.int64)
         self.value: dict[str, Tensor] = {}
         for name, tensor in (("x" if mean is None else "noise", x), ("eps", given.eps), ("cond", given.cond)):
             if tensor is not None:
@@ -155,11 +165,11 @@ class Launch:
     # ---- memory
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """(T, B, ...) as (rows, ...)."""
+        """Return (T, B, ...) as (rows, ...)."""
         return aligned(tensor.detach().reshape(self.steps * self.batch, *tensor.shape[2:]))
 
     def flags(self, tensor: Tensor | None) -> Tensor | None:
-        """Of bool, as kernels read it."""
+        """Turn bool into what kernels read."""
         return None if tensor is None else self.flat(tensor).view(torch.int8)
 
     @cached_property
@@ -172,22 +182,22 @@ class Launch:
         return (forward(self.spec) if self.mean is None else alone(self.spec, mean=self.mean)).cut
 
     def buffer(self, name: str) -> Tensor:
-        """(rows, width) of a value or, with ``d``, of a gradient."""
+        """Return the (rows, width) of a value or, with ``d``, of a gradient."""
         if name not in self.value:
             width = self.widths[name.removeprefix("d ")]
             self.value[name] = allocate(self.given.x, (self.steps * self.batch, width))
         return self.value[name]
 
     def result(self, name: str, width: int, wanted: bool = True) -> Tensor:
-        """(T, B, width), or without elements."""
+        """Return (T, B, width), or nothing of it."""
         if not wanted:
             return self.given.x.new_empty((0, 0, width))
         return self.buffer(name).view(self.steps, self.batch, width)
 
     # ---- launches
 
-    def pack(self, programs: Sequence[Program]) -> list[Packed]:
-        """One launch: every program's weights as its kernel reads them, and the order of a ragged batch."""
+    def pack(self, programs: Sequence[PlannedKernel]) -> list[KernelWeights]:
+        """Launch what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
         found = pack.packing(self.spec, tuple(p.memory for p in programs))
         operands, biases = _tables(found, self.device)
         to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
@@ -195,36 +205,36 @@ class Launch:
         tensors = [*self.parameters, operands, biases, to, biases_to, self.lengths, self.order]
         work = max(found.operands.size, found.biases.shape[1], self.batch)
         blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
-        sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, 1)
+        sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, self.particles)
         self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
-        return [Packed(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
+        return [KernelWeights(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
 
     def run(
         self,
-        own: Program,
-        packed: Packed,
+        own: PlannedKernel,
+        packed: KernelWeights,
         states: States = NO_STATES,
         totals: Mapping[str, Tensor] | None = None,
         upstream: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """One launch of a scan over all tiles of the batch, or of a pass over those of all rows, by struct Call of
+        """Launch a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
         of, none = own.step.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
-        tiles = -(-(self.steps * self.batch if of.is_pass else self.batch) // ROWS)
-        blocks = tiles
+        blocks = -(-self.batch // (ROWS // self.particles * self.particles))
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
-            blocks = min(tiles, side_by_side * multiprocessors(self.device))
+            blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
         ends = [self.lengths, self.order, self.flags(self.given.resets), self.flags(self.given.mask)]
         tensors = [
             *(self.buffer(name) for name in own.buffers),
             *(*none, *states[0], *none, *states[1], *none),
-            *(*packed, *per_row, *gradients, *ends),
+            *(*packed, *per_row, *gradients, *ends, self.uniforms, self.ancestors),
         ]
-        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides))
+        enough = struct.unpack("i", struct.pack("f", self.given.threshold * self.particles))
+        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides, self.particles, *enough))
 
     def launch(self, kernel: Kernel, blocks: int, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         """Launch a kernel: the pointers of its argument, the number of blocks, other numbers."""
@@ -242,7 +252,7 @@ class Launch:
 
     # ---- forward
 
-    def programs(self, steps: Sequence[Step]) -> list[Program]:
+    def programs(self, steps: Sequence[PlannedLaunch]) -> list[PlannedKernel]:
         found = [program(step, self.kind, self.most, self.dtype) for step in steps]
         index = gpu(self.device)
         if index is not None:
@@ -257,6 +267,10 @@ class Launch:
             "nll": self.per_row(own.likelihood.kind != "external"),
         }
         final = [allocate(like, tuple(s.shape)) for s in self.given.state]
+        if own.resamples:
+            self.ancestors = allocate(
+                like, (self.steps, self.batch // self.particles, self.particles), None, torch.int64
+            )
         programs = self.programs(forward_steps(spec, keep, want))
         with on(self.device):
             for each, packed in zip(programs, self.pack(programs), strict=True):
@@ -270,18 +284,17 @@ class Launch:
             shown += [self.result(name, latent, want.prior) for name in prior]
         shown.append(self.result(raw.buffer, raw.width, want.raw))
         saved = [self.buffer(name) for name in kept(partition(spec), keep)]
-        nobody = like.new_empty((0, 0, 0), dtype=torch.int64)
-        return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, nobody))
+        return Outputs._make((totals["nll"], totals["kl"], *shown, final, saved, self.ancestors))
 
     def per_row(self, computed: bool) -> Tensor:
-        """(T, B), of zeros where no kernel writes it."""
+        """Return (T, B), zeros where no kernel writes it."""
         return allocate(self.given.x, (self.steps, self.batch), None if computed else 0.0)
 
     # ---- backward
 
     def backward(self, upstream: Mapping[str, Tensor], remembered: Remembered, wanted: set[str]) -> Gradients:
         """Compute the gradients of the batch; see :func:`vrnn_fast.executors.call.backward`."""
-        z, std, _, saved, keep = remembered
+        z, std, self.ancestors, saved, keep = remembered
         spec, sample = self.spec, self.cut.sample
         self.value.update(zip(kept(partition(spec), keep), saved, strict=True))
         if sample is not None:
@@ -307,7 +320,7 @@ class Launch:
         return Gradients(*sequences, d_state, d_parameters)
 
     def weight_gradients(self, upstream: frozenset[str]) -> list[Tensor]:
-        """Two launches: shares of products over all rows, and their sums."""
+        """Compute shares of products over all rows, and their sums: two launches."""
         found = weights.jobs(self.spec, upstream)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
@@ -327,7 +340,7 @@ class Launch:
     # ---- a cell that runs on its own
 
     def generate(self) -> tuple[Tensor, list[Tensor]]:
-        """x (T, B, X) and the state after it."""
+        """Return x (T, B, X) and the state after it."""
         assert self.mean is not None
         state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
         programs = self.programs(generation_steps(self.spec, mean=self.mean))
@@ -339,7 +352,7 @@ class Launch:
 
 @lru_cache(maxsize=64)
 def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
-    """A kernel of csrc/cuda/rows, which every cell has."""
+    """Return a kernel of csrc/cuda/rows, which every cell has."""
     value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
     constants = (
         f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
@@ -366,30 +379,27 @@ def _on(table: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(table).view(np.int32)).to(device)
 
 
-def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> Launch:
-    """A call; see :class:`Launch`."""
-    return Launch(spec, batch, parameters, precision)
+def make(spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, reverse: bool) -> KernelCall:
+    """Make a call; see :class:`KernelCall`."""
+    return KernelCall(spec, batch, parameters, precision)
 
 
 def generate(
     spec: CellSpec, batch: Batch, parameters: Sequence[Tensor], precision: str, *, mean: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Let a cell run on its own, with noise (T, B, X) in the place of x: x (T, B, X) and the state."""
-    return Launch(spec, batch, parameters, precision, mean).generate()
+    return KernelCall(spec, batch, parameters, precision, mean).generate()
 
 
 def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
-    """None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
-    reason = plan.misfit(spec)
-    if reason is not None:
-        return reason
+    """Return None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
     if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
 def sources(spec: CellSpec, kind: Operand, most: int, dtype: torch.dtype) -> list[str]:
-    """The programs of a training step on the loss alone."""
+    """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
     steps = forward_steps(spec, Keep.STORED, Want(raw=external))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Slice, Term
 from .order import on_chain
-from .plan import TILE, UPDATES, WARPS, Plan, Product
+from .plan import TILE, UPDATES, WARPS, KernelPlan, Product
 
 Operand = Literal["f32", "tf32", "bf16", "f16"]
 Place = Literal["shared", "registers", "memory"]
@@ -27,6 +27,7 @@ ROWS = 16  # of the batch in a block
 STEP = 32  # bytes of a row that one mma takes
 CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
+FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
 CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
@@ -54,12 +55,13 @@ class Memory:
         held: and of each part that is handed on in float32.
         ahead: and of what the next step reads of a part in memory, where there is room.
         totals: of the shares of each number in TOTALS.
+        filter: of what a particle filter keeps of each row; -1 of none.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
     """
 
-    plan: Plan
+    plan: KernelPlan
     kind: Operand
     limit: int
     place: dict[Product, Place]
@@ -73,6 +75,7 @@ class Memory:
     shared_biases: int
     biases: int
     totals: dict[int, int]
+    filter: int
     shared: int
     streamed: int
 
@@ -91,40 +94,46 @@ class Memory:
 
 
 def columns(part: Slice, kind: Operand) -> int:
-    """Of a part with its padding: whole steps of an mma."""
+    """Count the columns of a part with its padding: whole steps of an mma."""
     return _up(part.width, STEP // operand_bytes(kind))
 
 
 def row_bytes(part: Slice, kind: Operand) -> int:
-    """Of a row of a part's operands."""
+    """Count the bytes of a row of a part's operands."""
     return columns(part, kind) * operand_bytes(kind)
 
 
-def in_pairs(plan: Plan, part: Slice) -> bool:
-    """Whether two neighbours lie on a multiple of their size, from a part's first column on; cp.async needs that, and
-    copies no less than four bytes."""
-    return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0
+def in_pairs(plan: KernelPlan, part: Slice) -> bool:
+    """Tell whether two neighbours may be copied as one, from a part's first column on.
+
+    They must lie on a multiple of their size; cp.async needs that, and copies no less than four bytes. Of an odd width,
+    the last one's neighbour must be nothing that another warp writes meanwhile.
+    """
+    beside = part.start + part.width
+    writes = (made for unit in plan.units for made in unit.writes if made.buffer == part.buffer)
+    met = part.width % 2 == 1 and any(made.start <= beside < made.start + made.width for made in writes)
+    return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0 and not met
 
 
 def shared_weight_bytes(product: Product, kind: Operand) -> int:
-    """Of a product's weights as rows in shared memory."""
+    """Count the bytes of a product's weights as rows in shared memory."""
     return columns(product.target, kind) * (row_bytes(product.source, kind) + ROW_PADDING)
 
 
 def streamed_weight_bytes(product: Product, kind: Operand) -> int:
-    """Of a product's weights in the order of lanes."""
+    """Count the bytes of a product's weights in the order of lanes."""
     return columns(product.target, kind) * _up(row_bytes(product.source, kind), STEP if kind == "f32" else CHUNK)
 
 
-def _words(plan: Plan, product: Product, kind: Operand) -> int:
-    """Words of 16 bytes that a thread holds of a product."""
+def _words(plan: KernelPlan, product: Product, kind: Operand) -> int:
+    """Count the words of 16 bytes that a thread holds of a product."""
     rounds = -(-columns(product.target, kind) // TILE // WARPS)
     return rounds * (-(-row_bytes(product.source, kind) // CHUNK))
 
 
 @lru_cache(maxsize=256)
-def memory(plan: Plan, kind: Operand, limit: int) -> Memory | None:
-    """The first tier that fits into a block's ``limit`` of shared memory; None if none does."""
+def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
+    """Choose the first tier that fits into a block's ``limit`` of shared memory; None if none does."""
     chain = {p for u in on_chain(plan.units) for p in plan.units[u].products}
     state = _recurrent(plan)
     tiers: list[dict[Product, Place]] = [{}]
@@ -140,8 +149,8 @@ def memory(plan: Plan, kind: Operand, limit: int) -> Memory | None:
     return next((m for m in found if m.shared <= limit), None)
 
 
-def _recurrent(plan: Plan) -> tuple[Product, ...]:
-    """The products of the state with the recurrent weights, or of the gates' gradients with their transpose."""
+def _recurrent(plan: KernelPlan) -> tuple[Product, ...]:
+    """Find the products of the state with the recurrent weights, or of the gates' gradients with their transpose."""
     gates = {p.target for u in plan.units if u.kind in UPDATES for p in u.products}
     gates |= {part for u in plan.units if u.kind in ("gru_back", "lstm_back", "rnn_back") for part in u.writes}
     products = (p for unit in plan.units for p in unit.products)
@@ -150,7 +159,7 @@ def _recurrent(plan: Plan) -> tuple[Product, ...]:
     return tuple(p for p in products if p.target in gates and plan.state(p.source) is not None)
 
 
-def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) -> Memory:
+def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: int) -> Memory:
     """Lay everything out, with some weights elsewhere than in shared memory."""
     place: dict[Product, Place] = {p: moved.get(p, "shared") for p in plan.products}
     weights, resident = {}, {}
@@ -182,6 +191,9 @@ def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) ->
     for unit in plan.units:
         if unit.kind == "total" and unit.total is not None:
             totals[unit.total], shared = shared, shared + 4 * ROWS * columns(unit.sums[0], kind) // TILE
+    filter_ = -1
+    if plan.filters:
+        filter_, shared = shared, shared + FILTER
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
         more = ROWS * columns(part, kind) * size
@@ -193,6 +205,7 @@ def _laid(plan: Plan, kind: Operand, moved: dict[Product, Place], limit: int) ->
         shared_biases=shared_biases,
         biases=floats,
         totals=totals,
+        filter=filter_,
         shared=shared,
         streamed=streamed,
     )
@@ -217,7 +230,7 @@ class Image:
 
 @lru_cache(maxsize=64)
 def image(spec: CellSpec, found: Memory) -> Image:
-    """What each place of a kernel's weights is filled with."""
+    """Tell what each place of a kernel's weights is filled with."""
     shapes = {p.name: p.shape for p in spec.parameters()}
     starts, zero = {}, 0
     for name, shape in shapes.items():
@@ -248,7 +261,7 @@ def image(spec: CellSpec, found: Memory) -> Image:
 def _weights(
     product: Product, shapes: dict[str, tuple[int, ...]], starts: dict[str, int], zero: int
 ) -> NDArray[np.int64]:
-    """(target width, source width) of a product."""
+    """Return the places of a product's weights, (target width, source width)."""
     stage, ends = product.stage, (product.target, product.source)
     target, source = reversed(ends) if product.transposed else ends
     found = np.full((target.width, source.width), zero, np.int64)
@@ -263,14 +276,14 @@ def _weights(
 
 
 def _bias(term: Term, stage: Dense, part: Slice, starts: dict[str, int], zero: int) -> NDArray[np.int64]:
-    """(part width)"""
+    """Return the places of a bias, (part width)."""
     row = part.start - stage.target.start + np.arange(part.width) - term.at
     inside = (row >= 0) & (row < term.rows)
     return np.where(inside, starts[term.parameter] + term.row + row, zero)
 
 
 def by_lanes(full: NDArray[np.int64], kind: Operand, zero: int) -> NDArray[np.int64]:
-    """(rows, columns) of weights in the order in which lanes read them: csrc/cuda/scan/products.h.
+    """Put (rows, columns) of weights in the order in which lanes read them: csrc/cuda/scan/products.h.
 
     For tensor cores (tiles, chunks, 32 lanes, 16 bytes): register i of a lane is what ldmatrix would give it of the
     i-th 16 bytes of a chunk. For float32 (tiles, columns / 4, 8 rows, 4).

@@ -26,7 +26,7 @@ OPTIONS = ("-std=c++17", f"-I{sources.SOURCE}")
 
 
 def unavailable() -> str | None:
-    """None if NVRTC and the kernels' sources are there, else the reason why not. Loads nothing."""
+    """Return None if NVRTC and the kernels' sources are there, else the reason why not. Loads nothing."""
     if not sources.SOURCE.is_dir():
         return f"the sources of its kernels are not in {sources.SOURCE}: install vrnn-fast again"
     if library() is None:
@@ -36,7 +36,7 @@ def unavailable() -> str | None:
 
 @cache
 def library() -> Path | None:
-    """NVRTC's shared library: of torch's own CUDA version if there are several, else the newest."""
+    """Find NVRTC's shared library: of torch's own CUDA version if there are several, else the newest."""
     found = list(
         dict.fromkeys(path for folder in _folders() for path in sorted(folder.glob("libnvrtc*.so*"), key=_major))
     )
@@ -55,7 +55,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _major(path: Path) -> int:
-    """Of the version in a library's name; 0 if that has none."""
+    """Read the major number in a library's name; 0 if that has none."""
     number = path.name.partition(".so.")[2].partition(".")[0]
     return int(number) if number.isdigit() else 0
 
@@ -72,14 +72,14 @@ def _nvrtc() -> ctypes.CDLL:
 
 @cache
 def version() -> tuple[int, int]:
-    """Of NVRTC: major and minor."""
+    """Read the version of NVRTC: major and minor."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
 
 
 def compiled(text: str, architecture: str, what: Literal["PTX", "CUBIN"] = "CUBIN") -> bytes:
-    """What NVRTC makes of a kernel's source for an architecture: ``sm_90a``, of PTX ``compute_90``.
+    """Compile a kernel's source for an architecture: ``sm_90a``, of PTX ``compute_90``.
 
     Raises:
         CompileError: in the compiler's words.
@@ -110,7 +110,7 @@ def _read(program: ctypes.c_void_p, result: str) -> bytes:
 
 
 def cubin(text: str, architecture: str) -> bytes:
-    """The machine code of a kernel, compiled unless it is on disk; what is damaged there is compiled anew.
+    """Return the machine code of a kernel, compiled unless it is on disk; what is damaged there is compiled anew.
 
     Raises:
         CompileError: in the compiler's words.
@@ -126,7 +126,7 @@ def cubin(text: str, architecture: str) -> bytes:
 
 
 def _checked(path: Path) -> bytes | None:
-    """The machine code in a file; None if there is none, or not all of it."""
+    """Read the machine code in a file; None if there is none, or not all of it."""
     try:
         whole = path.read_bytes()
     except OSError:

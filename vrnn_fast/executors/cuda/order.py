@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
-from .plan import SHARING, STATEFUL, TILE, UPDATES, WARPS, Plan, Product, Unit, Visit
+from .plan import EXCHANGES, SHARING, STATEFUL, TILE, UPDATES, WARPS, KernelPlan, Kind, Product, Unit, Visit
+
+FIRST: tuple[Kind, ...] = ("give_back",)  # of a step, in this order, and last
+LAST: tuple[Kind, ...] = ("total", "resample", "take")
 
 
 def planned(
@@ -24,25 +27,29 @@ def planned(
     *,
     reverse: bool = False,
     is_pass: bool = False,
-) -> Plan:
-    """Order the units of a scan or of a pass."""
+) -> KernelPlan:
+    """Put the units of a scan or of a pass in order."""
     every = tuple(units)
-    computed = tuple(u for u in every if u.kind != "total")  # a total needs nothing but a barrier
+    computed = tuple(u for u in every if u.kind not in (*FIRST, *LAST))
     phases = _Phases(computed)
     phases.arrange()
-    visits, first_warp = list(phases.visits()), phases.first_warp
-    totals = tuple(u for u in every if u.kind == "total")
-    for number, total in enumerate(totals, len(computed)):
-        visits.append(Visit(number, (), True, True))
-        sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
-        first_warp.append(first_warp[next(sharing)])
-    ordered = (*computed, *totals)
+    around = [tuple(u for kind in kinds for u in every if u.kind == kind) for kinds in (FIRST, LAST)]
+    ordered = (*computed, *around[0], *around[1])  # of those around, none needs more than a barrier
+    numbers = {id(unit): number for number, unit in enumerate(ordered)}
+    first, last = ([Visit(numbers[id(unit)], (), True, True) for unit in own] for own in around)
+    visits = [*first, *phases.visits(), *last]
+    filters = any(unit.kind in EXCHANGES for unit in every)
+    first_warp = [*phases.first_warp, *(0 for own in around for _ in own)]
+    for total in around[1]:
+        if total.kind == "total" and not filters:  # of a filter, the warp that weighs its rows
+            sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
+            first_warp[numbers[id(total)]] = first_warp[next(sharing)]
     barriers = _with_barriers(visits, ordered, first_warp)
-    return Plan(cut, reverse, is_pass, ordered, tuple(first_warp), barriers, frozenset(given), biases)
+    return KernelPlan(cut, reverse, is_pass, ordered, tuple(first_warp), barriers, frozenset(given), biases)
 
 
 def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
-    """The units that the next step waits for."""
+    """Find the units that the next step waits for."""
     wanted = {u for u, unit in enumerate(units) if unit.kind in STATEFUL}
     makers = _makers(units)
     for _ in units:
@@ -51,7 +58,7 @@ def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
 
 
 def _makers(units: tuple[Unit, ...]) -> dict[Slice, int]:
-    """Which unit computes a part in the same step; a state that forward reads belongs to the step before."""
+    """Find which unit computes a part in the same step; a state that forward reads belongs to the step before."""
     made = {part: u for u, unit in enumerate(units) for part in unit.writes}
     return {part: u for part, u in made.items() if units[u].kind not in UPDATES or part != units[u].others[0]}
 
@@ -74,11 +81,11 @@ class _Phases:
         self.loads = [[0] * WARPS for _ in range(self.count + 1)]
 
     def ready(self, sources: Iterable[Slice]) -> int:
-        """The phase behind which all of these are there."""
+        """Return the phase behind which all of these are there."""
         return max((self.finish[self.makers[s]] for s in sources if s in self.makers), default=0)
 
     def of_warps(self, unit: int, products: Iterable[Product], first_warp: int) -> list[int]:
-        """Multiply-adds of each warp."""
+        """Count the multiply-adds of each warp."""
         depth, loads = sum(p.source.width for p in products), [0] * WARPS
         for tile in range(-(-self.units[unit].sums[0].width // TILE)):
             loads[(first_warp + tile) % WARPS] += depth
@@ -91,12 +98,12 @@ class _Phases:
         self.loads[phase] = [a + b for a, b in zip(self.loads[phase], more, strict=True)]
 
     def longer(self, phase: int, loads: list[int]) -> tuple[int, int]:
-        """By how much a phase becomes longer with more work, then how busy all of its warps are."""
+        """Tell by how much a phase becomes longer with more work, then how busy all of its warps are."""
         now = self.loads[phase]
         return max(a + b for a, b in zip(now, loads, strict=True)) - max(now), sum(now) - WARPS * max(now)
 
     def arrange(self) -> None:
-        """Place all work: the chain, then products that the chain does not wait for, then the units beside it."""
+        """Put all work in its phase: the chain, then products that it does not wait for, then the units beside it."""
         chain = [u for u in range(len(self.units)) if self.finish[u] == self.latest[u]]
         early: list[tuple[int, list[Product]]] = []
         for u in chain:
@@ -114,19 +121,19 @@ class _Phases:
             self.put(self.finish[u], u, self.units[u].products)
 
     def meets_update(self, u: int, products: Iterable[Product], phase: int) -> bool:
-        """Whether these read a state in the phase in which another unit overwrites it, which costs a barrier."""
+        """Tell whether these read a state in the phase in which another unit overwrites it, which costs a barrier."""
         updates = (self.update.get(p.source, u) for p in products)
         return any(other != u and self.finish[other] == phase for other in updates)
 
     def _is_read(self, phase: int, u: int) -> bool:
-        """Whether a unit overwrites a state in a phase in which others read it: then these come first."""
+        """Tell whether a unit overwrites a state in a phase in which others read it: then these come first."""
         if self.units[u].kind not in UPDATES or phase != self.finish[u]:
             return False
         others = (p for at, products in self.work.items() if at[0] == phase and at[1] != u for p in products)
         return any(p.source == self.units[u].others[0] for p in others)
 
     def _early_phase(self, u: int, products: list[Product]) -> int:
-        """The phase that some products of a unit make longer by the least."""
+        """Find the phase that some products of a unit make longer by the least."""
         loads = self.of_warps(u, products, 0)
         least = 1 + self.ready((products[0].source, *self.units[u].waits))
 
@@ -143,7 +150,7 @@ class _Phases:
                 self._need(self.units[maker].sources, phase - 1)
 
     def _free_phase(self, u: int) -> tuple[int, int]:
-        """The phase, and the first warp, of a unit that is not on the chain."""
+        """Find the phase, and the first warp, of a unit that is not on the chain."""
         unit = self.units[u]
         phases = range(1 + self.ready(unit.sources), self.latest[u] + 1)
         warps = range(1 if unit.kind in STATEFUL else WARPS)
@@ -156,7 +163,7 @@ class _Phases:
         return min(((phase, first) for phase in phases for first in warps), key=price)
 
     def visits(self) -> Iterator[Visit]:
-        """In order: of a phase, what others wait for comes first."""
+        """Yield them in order: of a phase, what others wait for comes first."""
 
         def place(at: tuple[int, int]) -> tuple[int, bool, bool, int, int]:
             phase, u = at
@@ -195,7 +202,10 @@ def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
         yield from (_Access(("held", part), False, first_warp) for part in unit.sums)
     if not visit.finishes:
         return
-    yield from (_Access(("held", part), False, first_warp) for part in unit.holds)
+    by_lanes = None if unit.kind in EXCHANGES else first_warp
+    yield from (_Access(("held", part), False, by_lanes) for part in unit.holds)
+    if unit.kind in ("resample", "take"):
+        yield _Access(("chosen", None), unit.kind == "resample")
     yield from (_Access(("memory", part), False, first_warp) for part in unit.rereads)
     for part in unit.writes:
         yield from (_Access((where, part), True, first_warp) for where in ("operand", "held", "memory"))
@@ -205,7 +215,7 @@ def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
 
 
 def _with_barriers(visits: list[Visit], units: tuple[Unit, ...], first_warp: list[int]) -> tuple[Visit, ...]:
-    """A barrier before each visit that would meet others in memory; steps follow each other."""
+    """Put a barrier before each visit that would meet others in memory; steps follow each other."""
     accesses = [list(_accesses(units[v.unit], v, first_warp[v.unit])) for v in visits]
     barriers = [False] * len(visits)
     since: list[_Access] = []

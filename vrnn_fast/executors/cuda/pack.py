@@ -37,7 +37,7 @@ class Packing:
 
 
 def misfit(spec: CellSpec) -> str | None:
-    """None, or why the parameters cannot be numbered."""
+    """Return None, or why the parameters cannot be numbered."""
     shapes = [int(np.prod(p.shape)) for p in spec.parameters()]
     if len(shapes) > MOST_PARAMETERS or max(shapes) > MOST_ELEMENTS:
         return (
@@ -49,7 +49,7 @@ def misfit(spec: CellSpec) -> str | None:
 
 @lru_cache(maxsize=256)
 def packing(spec: CellSpec, memories: tuple[Memory, ...]) -> Packing:
-    """The images of the kernels that lie in memory like this."""
+    """Lay out the images of the kernels that lie in memory like this."""
     sizes = [int(np.prod(p.shape)) for p in spec.parameters()]
     ends = np.cumsum(sizes)
     size = operand_bytes(memories[0].kind)
@@ -76,7 +76,7 @@ def _padded(places: NDArray[np.uint32], size: int) -> NDArray[np.uint32]:
 
 
 def _placed(places: NDArray[np.int64], sizes: Iterable[int], ends: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Places among all parameters side by side, by parameter and element."""
+    """Turn places among all parameters side by side into parameter and element."""
     own = np.searchsorted(ends, places, side="right")
     first = np.concatenate([[0], ends])[own]
     return np.where(places >= ends[-1], _ZERO, (own << 24 | places - first).astype(np.uint32)).astype(np.uint32)

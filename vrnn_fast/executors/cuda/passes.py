@@ -25,15 +25,16 @@ from ...cell.stages import (
     Likelihood,
     Partition,
     Recur,
+    Resample,
     Sample,
     Slice,
     Stage,
 )
-from ..cut import Cut, cut, halves, observed
-from .forward import Forward, forward, inside
+from ..cut import Cut, cut, halves, learned, observed
+from .forward import ForwardUnits, forward, inside
 from .order import planned
-from .plan import TOTALS, Kind, Plan, Unit, gradient
-from .reverse import Reverse
+from .plan import TOTALS, KernelPlan, Kind, Unit, gradient
+from .reverse import ReverseUnits
 
 OF_STATES = "state"  # among the names of results that have a gradient: any final state
 
@@ -47,18 +48,18 @@ class Pass:
         gradients: the slices whose gradients these are.
     """
 
-    plan: Plan
+    plan: KernelPlan
     stored: tuple[str, ...]
     gradients: tuple[Slice, ...] = ()
 
 
 def _target(stage: Stage) -> str | None:
-    """The buffer that a stage adds to or works on."""
+    """Return the buffer that a stage adds to or works on."""
     return stage.target.buffer if isinstance(stage, Bias | Dense | Activate | Add) else None
 
 
 def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (), more: Iterable[Buffer] = ()) -> Cut:
-    """What a pass over these stages holds: what none of them makes is in memory, and so is what is ``begun``."""
+    """Cut what a pass over these stages holds: what none of them makes is in memory, and so is what is ``begun``."""
     own = tuple(stages)
     found = cut(replace(program, buffers=(*program.buffers, *more), before=(), scan=own, after=()))
     made = {_target(stage) for stage in own} - set(begun)
@@ -67,10 +68,10 @@ def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (
 
 @lru_cache(maxsize=256)
 def before(spec: CellSpec) -> Pass:
-    """All that depends on x and cond alone. Pure."""
+    """Compute all that depends on x and cond alone. Pure."""
     program = inside(partition(spec))
     whole = _whole(program, program.before)
-    found = Forward(whole)
+    found = ForwardUnits(whole)
     for stage in program.before:
         found.add(stage)
     found.layers(part for name in whole.parts for part in whole.parts[name] if part.buffer not in ("x", "cond"))
@@ -81,12 +82,12 @@ def before(spec: CellSpec) -> Pass:
 
 @lru_cache(maxsize=256)
 def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
-    """What depends on cond alone, where a cell runs on its own; None if nothing does. Pure."""
+    """Compute what depends on cond alone, where a cell runs on its own; None if nothing does. Pure."""
     program = generation(spec, mean=mean)
     if not program.before:
         return None
     whole = _whole(program, program.before)
-    found = Forward(whole)
+    found = ForwardUnits(whole)
     for stage in program.before:
         found.add(stage)
     found.layers(part for name in whole.parts for part in whole.parts[name] if part.buffer not in ("x", "cond"))
@@ -96,10 +97,10 @@ def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
 
 @lru_cache(maxsize=256)
 def after(spec: CellSpec) -> Pass:
-    """The decoder and the likelihood, whose raw output it stores. Pure."""
+    """Compute the decoder and the likelihood, whose raw output it stores. Pure."""
     program = inside(partition(spec))
     whole = _whole(program, program.after)
-    found = Forward(whole)
+    found = ForwardUnits(whole)
     for stage in program.after:
         found.add(stage)
     stored = (whole.likelihood.source.buffer,)
@@ -108,9 +109,9 @@ def after(spec: CellSpec) -> Pass:
 
 @lru_cache(maxsize=256)
 def again(spec: CellSpec) -> Pass:
-    """What forward's scan would have kept, had it not been told to keep the states alone. Pure."""
-    program = partition(spec)
-    stages = tuple(stage for stage in program.scan if not isinstance(stage, Sample))
+    """Compute what forward's scan would have kept, had it not been told to keep the states alone. Pure."""
+    program = learned(spec)
+    stages = tuple(stage for stage in program.scan if not isinstance(stage, Sample | Resample))
     begun = forward(spec).cut.given
     whole = _whole(program, stages, begun)
     found = _Again(whole)
@@ -122,7 +123,7 @@ def again(spec: CellSpec) -> Pass:
     return Pass(planned(whole, found.units, found.given, found.biases, is_pass=True), stored)
 
 
-class _Again(Forward):
+class _Again(ForwardUnits):
     """Every state is in memory."""
 
     def recur(self, stage: Recur) -> None:
@@ -136,13 +137,13 @@ class _Again(Forward):
 
 @lru_cache(maxsize=256)
 def after_back(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str]) -> Pass | None:
-    """What was not kept, and the gradients of what follows the scan; None if there is nothing. Pure.
+    """Compute what was not kept, and the gradients of what follows the scan; None if there is nothing. Pure.
 
     Args:
         upstream: the names of results with a gradient, OF_STATES for any final state.
         wanted: those of x, eps and cond whose gradients somebody wants.
     """
-    program = partition(spec)
+    program = learned(spec)
     reach = reached(program, set(upstream))
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     there |= {part.buffer for s in program.scan if isinstance(s, Sample) for part in (s.std, s.z)}
@@ -173,12 +174,12 @@ def _has_gradient(stage: Stage, reach: frozenset[str], upstream: frozenset[str])
 
 
 def _widths(spec: CellSpec) -> dict[str, int]:
-    """Of results whose gradients come from outside, by name."""
+    """Return the widths of results whose gradients come from outside, by name."""
     latent = dict.fromkeys(("z", "mean", "std", "prior_mean", "prior_std"), spec.latent_size)
     return latent | {"raw": spec.output_size}
 
 
-class _Back(Reverse):
+class _Back(ReverseUnits):
     """Collects the units of a pass: values by ``forward``, then gradients.
 
     Attributes:
@@ -187,23 +188,23 @@ class _Back(Reverse):
 
     def __init__(self, whole: Cut, given: Iterable[Slice]) -> None:
         super().__init__(whole, given)
-        self.forward = Forward(whole)
+        self.forward = ForwardUnits(whole)
         self.left: list[Slice] = []
 
     def values(self, parts: Iterable[Slice]) -> None:
-        """A unit for each of these values, if it is not in memory."""
+        """Add a unit for each of these values, if it is not in memory."""
         self.forward.layers(parts)
         self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
 
     def made_here(self) -> tuple[Slice, ...]:
-        """The parts that stages of this pass make."""
+        """List the parts that stages of this pass make."""
         return tuple(p for name in self.cut.parts for p in self.cut.parts[name] if name not in self.cut.given)
 
     def leave(self, *parts: Slice | None) -> None:
         self.left += [part for part in parts if part is not None]
 
     def collected(self) -> Pass | None:
-        """The pass; None if there is nothing to do."""
+        """Return the pass; None if there is nothing to do."""
         units = (*self.forward.units, *self.units)
         if not units:
             return None
@@ -223,11 +224,11 @@ class _AfterBack(_Back):
         super().__init__(whole, ())
         self.spec, self.reach, self.upstream, self.wanted = spec, reach, upstream, wanted
         self.moved: Slice | None = None  # what the divergence adds to the gradient of z
-        after = {s.target for s in partition(spec).after if isinstance(s, Activate)}
+        after = {s.target for s in learned(spec).after if isinstance(s, Activate)}
         own = {part for target in after for part in whole.parts_of(target)}
         self.activation = {part: kind for part, kind in self.activation.items() if part in own}
-        self.sums = {s.source for s in partition(spec).after if isinstance(s, Likelihood)}
-        self.sums |= {s.prior for s in partition(spec).after if isinstance(s, Divergence)}
+        self.sums = {s.source for s in learned(spec).after if isinstance(s, Likelihood)}
+        self.sums |= {s.prior for s in learned(spec).after if isinstance(s, Divergence)}
 
     def add(self, stage: object) -> None:
         self.but_sums()
@@ -242,16 +243,16 @@ class _AfterBack(_Back):
                 super().add(stage)
 
     def but_sums(self) -> None:
-        """A unit for every value but those sums that a gradient is computed from."""
+        """Add a unit for every value but those sums that a gradient is computed from."""
         ends = {part for own in self.sums for part in self.cut.parts_of(own)}
         self.values(part for part in self.made_here() if part not in ends)
 
     def outside_of(self, name: str, width: int, start: int = 0) -> Slice | None:
-        """A gradient that comes from outside, if it does."""
+        """Name a gradient that comes from outside, if it does."""
         return Slice(f"u {name}", start, width) if name in self.upstream else None
 
     def _unit(self, kind: Kind, sums: tuple[Slice, ...], others: tuple[Slice | None, ...], **options: object) -> None:
-        """A gradient that is computed from sums of values."""
+        """Add the unit of a gradient that is computed from sums of values."""
         made = tuple(p for p in others if p is not None and p.buffer.startswith("d "))
         self.made.update(made)
         held = options.get("holds", ())
@@ -261,7 +262,7 @@ class _AfterBack(_Back):
         self.units.append(replace(unit, **options))  # type: ignore[arg-type]
 
     def likelihood(self, stage: Likelihood) -> None:
-        """The decoder's output is not kept: its gradient begins with its sums."""
+        """Begin the gradient of the decoder's output with its sums, for it is not kept."""
         groups: tuple[tuple[Slice, ...], ...] = tuple((part,) for part in self.cut.parts_of(stage.source))
         if stage.kind == "gaussian":
             groups = (halves(stage.source),)
@@ -277,7 +278,7 @@ class _AfterBack(_Back):
         self.leave(None if d_x is None else x)
 
     def divergence(self, stage: Divergence) -> None:
-        """Nor is the prior's, nor the posterior's, which is there in float32."""
+        """Begin that of the prior's likewise, and of the posterior's, which is there in float32."""
         prior, posterior, latent = halves(stage.prior), halves(stage.posterior), self.spec.latent_size
         total = TOTALS.index("kl") if "kl" in self.upstream else None
         self.values(posterior)
@@ -310,9 +311,9 @@ class _AfterBack(_Back):
             self.pass_on(stage, target)
 
     def finish(self) -> None:
-        """The gradients of what the scan has made, and of cond: behind the products that read them."""
+        """Add the gradients of what the scan has made, and of cond: behind the products that read them."""
         self.but_sums()
-        sample = next((s for s in partition(self.spec).scan if isinstance(s, Sample)), None)
+        sample = next((s for s in learned(self.spec).scan if isinstance(s, Sample)), None)
         if sample is not None:
             z, outside = gradient(sample.z), self.outside_of("z", sample.z.width)
             if outside is not None:
@@ -329,13 +330,13 @@ class _AfterBack(_Back):
 
 @lru_cache(maxsize=256)
 def before_back(spec: CellSpec, wanted: frozenset[str], begun: frozenset[str]) -> Pass | None:
-    """The gradients of what comes before the scan, and of x and cond where they are ``wanted``; None if there are none.
-    Pure.
+    """Compute the gradients of what comes before the scan, and of x and cond where they are ``wanted``; None if there
+    are none. Pure.
 
     Args:
         begun: those of x and cond whose gradients the pass before the reverse scan has left.
     """
-    program = partition(spec)
+    program = learned(spec)
     sums = {name for name in cut(program).given if name in map(_target, program.before)}
     values = tuple(s for s in program.before if _target(s) not in sums)
     whole = _whole(program, program.before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ...cell.spec import Activation, CellSpec, Std
+from ...cell.spec import Activation, Std
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
 
@@ -27,6 +27,8 @@ Kind = Literal[
     "gru",
     "lstm",
     "rnn",
+    "resample",
+    "take",
     "gru_again",
     "lstm_again",
     "rnn_again",
@@ -38,16 +40,26 @@ Kind = Literal[
     "lstm_back",
     "rnn_back",
     "state_back",
+    "give_back",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step
-STATEFUL: tuple[Kind, ...] = (*UPDATES, "gru_back", "lstm_back", "rnn_back", "state_back")  # from step to step
+UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step, but in a particle filter
+EXCHANGES: tuple[Kind, ...] = ("take", "give_back")  # in which its rows read those of other lanes
+STATEFUL: tuple[Kind, ...] = (*UPDATES, *EXCHANGES, "gru_back", "lstm_back", "rnn_back", "state_back")
 TOTALS = ("kl", "nll")  # numbers of each row, in the order of Call::totals of csrc/cuda/scan/access.h
 SHARING: tuple[Kind, ...] = ("divergence", "likelihood")  # each tile gives a share of a number of each row
 
 
+CHOSEN = Slice("chosen", 0, 1)  # whom the rows of a particle filter go on from
+
+
+def shares(total: int) -> Slice:
+    """Name what the tiles of a unit give of a number of each row."""
+    return Slice(f"shares of {TOTALS[total]}", 0, 1)
+
+
 def gradient(part: Slice) -> Slice:
-    """The same columns of the gradient's buffer."""
+    """Name the same columns of the gradient's buffer."""
     return Slice(f"d {part.buffer}", part.start, part.width)
 
 
@@ -113,7 +125,7 @@ class Visit:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class KernelPlan:
     """What one kernel does.
 
     Attributes:
@@ -165,22 +177,20 @@ class Plan:
 
         return not next((v.barrier for v in self.visits if v.barrier or reads(v)), True)
 
+    @property
+    def filters(self) -> bool:
+        """Whether rows exchange their states, or the gradients of these."""
+        return any(unit.kind in EXCHANGES for unit in self.units)
+
     def width(self, buffer: str) -> int:
-        """Of a buffer, or of that of a gradient."""
+        """Return the width of a buffer, or of that of a gradient."""
         return self.cut.width(buffer.removeprefix("d "))
 
     def state(self, part: Slice) -> int | None:
-        """The number of the state that a part, or a gradient, is."""
+        """Return the number of the state that a part, or a gradient, is."""
         name = part.buffer.removeprefix("d ")
         return self.cut.states.index(name) if name in self.cut.states else None
 
     def kept(self, unit: int) -> bool:
-        """Whether a unit's sums live from one visit to the next."""
+        """Tell whether a unit's sums live from one visit to the next."""
         return sum(visit.unit == unit for visit in self.visits) > 1
-
-
-def misfit(spec: CellSpec) -> str | None:
-    """None, or why no kernel runs the cell, whatever the chip has."""
-    if spec.measure == "particle_filter":
-        return "rows of a particle filter exchange their states, which its kernels do not know yet"
-    return None

@@ -13,18 +13,17 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from ...cell.partition import partition
 from ...cell.spec import Activation, CellSpec
-from ...cell.stages import Activate, Add, Dense, Recur, Sample, Slice
-from ..cut import Cut, cut, halves
+from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
+from ..cut import Cut, cut, halves, learned
 from .forward import gates_of
 from .order import planned
-from .plan import Kind, Plan, Product, Unit, gradient
+from .plan import KernelPlan, Kind, Product, Unit, gradient
 
 
 @lru_cache(maxsize=256)
-def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice] | None = None) -> Plan:
-    """The reverse scan of a cell. Pure.
+def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice] | None = None) -> KernelPlan:
+    """Lay out the reverse scan of a cell. Pure.
 
     Args:
         on_z: whether a gradient reaches z from outside.
@@ -34,9 +33,9 @@ def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice]
     Raises:
         TypeError: a stage of the scan has no gradient here.
     """
-    whole = cut(partition(spec))
+    whole = cut(learned(spec))
     read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
-    found = Reverse(
+    found = ReverseUnits(
         whole,
         given if given is not None else {gradient(part) for own in read for part in whole.parts_of(own)},
         on_eps=on_eps,
@@ -47,7 +46,7 @@ def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice]
     return planned(whole, found.units, found.given, {}, reverse=True)
 
 
-class Reverse:
+class ReverseUnits:
     """Collects units, stage by stage, from the last one on.
 
     Args:
@@ -76,6 +75,8 @@ class Reverse:
                 self.dense(stage)
             case Activate():
                 pass  # part of its layer, or of the cell update
+            case Resample():
+                pass  # whose gradients of states are in registers: see states
             case Add():
                 self.added |= dict(zip(self.cut.parts_of(stage.source), self.cut.parts_of(stage.target), strict=True))
             case Sample():
@@ -95,7 +96,7 @@ class Reverse:
         self.units.append(Unit(kind, (sums,), others, made, reads, products=products, rereads=rereads, **options))
 
     def in_memory(self, parts: Iterable[Slice | None]) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
-        """Those that were there before the step, and those that another unit writes there in it."""
+        """Divide what is in memory: what was there before the step, and what another unit writes there in it."""
         own = tuple(dict.fromkeys(part for part in parts if part is not None))
         found = tuple(part for part in own if part in self.given or not part.buffer.startswith("d "))
         return tuple(p for p in found if p not in self.fresh), tuple(p for p in found if p in self.fresh)
@@ -106,13 +107,13 @@ class Reverse:
             self.pass_on(stage, target)
 
     def pass_on(self, stage: Dense, target: Slice) -> None:
-        """The gradient of a part goes to all that it was computed from."""
+        """Let the gradient of a part go to all that it was computed from."""
         for source in self.cut.parts_of(stage.source):
             product = Product(gradient(target), gradient(source), stage, transposed=True)
             self.products[gradient(source)].append(product)
 
     def layer(self, part: Slice) -> None:
-        """A unit for a part that no other unit has made."""
+        """Add a unit for a part that no other unit has made."""
         own, kind = gradient(part), self.activation.get(part, "identity")
         if own in self.made:
             return
@@ -142,7 +143,12 @@ class Reverse:
         self.layers.append(stage)
 
     def states(self) -> None:
-        """The units that end a step."""
+        """Add the units that end a step and, of a particle filter, those that begin one."""
         for stage in self.layers:
             h, c = gradient(stage.h), None if stage.c is None else gradient(stage.c)
-            self.unit("state_back", h, (c,), (), waits=(gradient(gates_of(stage)[0]),))
+            made = () if not self.cut.resamples else (h,) if c is None else (h, c)
+            waits = (gradient(gates_of(stage)[0]),)
+            self.unit("state_back", h, (c,), made, waits=waits)
+            if made:
+                given = Slice(f"d reached {stage.h.buffer}", 0, stage.h.width)
+                self.units.append(Unit("give_back", (given,), (h, c), holds=made, waits=waits))

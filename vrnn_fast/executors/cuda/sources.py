@@ -17,7 +17,7 @@ class CompileError(RuntimeError):
 
 @cache
 def digest() -> str:
-    """Of all that a kernel may include."""
+    """Digest all that a kernel may include."""
     whole = hashlib.sha256()
     for path in sorted(p for p in SOURCE.rglob("*") if p.suffix in (".h", ".cpp")):
         whole.update(str(path.relative_to(SOURCE)).encode() + b"\0" + path.read_bytes())

@@ -11,11 +11,11 @@ from ...cell.spec import CellSpec
 from ...cell.stages import Keep, Slice
 from ..base import Want
 from ..call import kept
-from ..cut import cut
+from ..cut import cut, learned
 from . import passes
 from .forward import alone, forward
 from .passes import OF_STATES, Pass
-from .plan import TOTALS, Plan, gradient
+from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
 
 INPUTS = ("x", "eps", "cond")
@@ -35,43 +35,50 @@ WORDS = {
 }
 
 
-class Step(NamedTuple):
+class PlannedLaunch(NamedTuple):
     """One launch: of which name, what it does, which buffers it writes, and which of these have zeros at padding."""
 
     name: str
-    plan: Plan
+    plan: KernelPlan
     stored: tuple[str, ...]
     results: tuple[str, ...] = ()
 
 
-def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> Step:
-    return Step(name, found.plan, found.stored, results)
+def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> PlannedLaunch:
+    return PlannedLaunch(name, found.plan, found.stored, results)
 
 
 @lru_cache(maxsize=256)
-def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[Step, ...]:
-    """Of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None without one."""
-    plan, after = forward(spec), passes.after(spec)
+def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[PlannedLaunch, ...]:
+    """List the launches of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None
+    without one."""
+    plan = forward(spec)
     own = plan.cut
     results: tuple[str, ...] = ()
     if own.sample is not None:
         results = own.sample.z.buffer, own.sample.std.buffer, "mean"
     if want.prior and own.divergence is not None:
         results = (*results, "prior_mean", own.divergence.prior_std.buffer)
+    if want.raw and own.resamples:  # by whose scan it is weighed
+        results = (*results, own.likelihood.source.buffer)
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
-    found = _step("before", passes.before(spec)), Step(FORWARD, plan, stored, results)
-    if own.likelihood.kind == "external" and not want.raw:
+    found = _step("before", passes.before(spec)), PlannedLaunch(FORWARD, plan, stored, results)
+    if own.resamples or (own.likelihood.kind == "external" and not want.raw):
         return found
+    after = passes.after(spec)
     raw = after.stored if want.raw else ()
-    return (*found, Step("after", after.plan, raw, raw))
+    return (*found, PlannedLaunch("after", after.plan, raw, raw))
 
 
 @lru_cache(maxsize=256)
-def backward_steps(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep) -> tuple[Step, ...]:
-    """Of results of these names (OF_STATES for any final state) to the INPUTS that are ``wanted``."""
-    whole, results = cut(partition(spec)), tuple(f"d {name}" for name in INPUTS)
+def backward_steps(
+    spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep
+) -> tuple[PlannedLaunch, ...]:
+    """List the launches from results of these names (OF_STATES for any final state) to the INPUTS that are
+    ``wanted``."""
+    whole, results = cut(learned(spec)), tuple(f"d {name}" for name in INPUTS)
     after = passes.after_back(spec, upstream, wanted)
     left = () if after is None else after.gradients
     begun = frozenset(part.buffer for part in left) & set(INPUTS)
@@ -83,7 +90,7 @@ def backward_steps(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[s
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
     stored = tuple(f"d {name}" for name in (*whole.summed, *(["eps"] if on_eps else [])))
     found = [] if after is None else [_step("after, backward", after, results)]
-    found.append(Step(BACKWARD, back, stored, results))
+    found.append(PlannedLaunch(BACKWARD, back, stored, results))
     found += [] if before is None else [_step("before, backward", before, results)]
     if keep == Keep.ALWAYS:
         found = [_step("before", passes.before(spec)), _step("again", passes.again(spec)), *found]
@@ -91,15 +98,15 @@ def backward_steps(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[s
 
 
 @lru_cache(maxsize=256)
-def generation_steps(spec: CellSpec, *, mean: bool) -> tuple[Step, ...]:
-    """Of a cell that runs on its own."""
+def generation_steps(spec: CellSpec, *, mean: bool) -> tuple[PlannedLaunch, ...]:
+    """List the launches of a cell that runs on its own."""
     before = passes.alone_before(spec, mean=mean)
     found = () if before is None else (_step("before", before),)
-    return (*found, Step(GENERATE, alone(spec, mean=mean), ("x",), ("x",)))
+    return (*found, PlannedLaunch(GENERATE, alone(spec, mean=mean), ("x",), ("x",)))
 
 
 def training(spec: CellSpec) -> tuple[str, ...]:
-    """The launches of a training step, in their order, by name."""
+    """Name the launches of a training step, in their order."""
     losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
     there = forward_steps(spec, Keep.STORED, Want(raw=spec.likelihood == "external"))
     back = backward_steps(spec, losses, frozenset(), Keep.STORED)
@@ -107,8 +114,8 @@ def training(spec: CellSpec) -> tuple[str, ...]:
     return (*names[0], *names[1], "weight gradients", "their sums")
 
 
-def plans(spec: CellSpec, mean: bool | None = None) -> Iterator[Plan]:
-    """All that calls may launch."""
+def plans(spec: CellSpec, mean: bool | None = None) -> Iterator[KernelPlan]:
+    """Yield all that calls may launch."""
     if mean is not None:
         yield from (step.plan for step in generation_steps(spec, mean=mean))
         return

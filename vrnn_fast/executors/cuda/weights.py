@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cell.partition import partition
 from ...cell.reach import reached
 from ...cell.spec import CellSpec
 from ...cell.stages import Bias, Dense
+from ..cut import learned
 from .memory import Operand, operand_bytes
 
 SIDE = 64  # of a block's share of a product
@@ -45,19 +45,19 @@ class Jobs:
 
 
 def shared_bytes(kind: Operand) -> int:
-    """Of struct Shared of weights.h: 32 rows of two operands, 64 columns and their padding."""
+    """Count the bytes of struct Shared of weights.h: 32 rows of two operands, 64 columns and their padding."""
     return 2 * 32 * (SIDE + 8) * operand_bytes(kind)
 
 
 def shares(rows: int) -> int:
-    """In how many shares the rows are added up: of their number alone, so that repeats are equal everywhere."""
+    """Tell in how many shares the rows are added up: of their number alone, so that repeats are equal everywhere."""
     return max(1, min(MOST_SHARES, -(-rows // ROWS_OF_A_SHARE)))
 
 
 @lru_cache(maxsize=256)
 def jobs(spec: CellSpec, upstream: frozenset[str]) -> Jobs:
-    """What gives the gradients of a cell's parameters, where results of these names have one."""
-    program = partition(spec)
+    """Find what gives the gradients of a cell's parameters, where results of these names have one."""
+    program = learned(spec)
     reach, widths = reached(program, set(upstream)), {b.name: b.width for b in program.buffers}
     names = {p.name: (i, p.shape) for i, p in enumerate(spec.parameters())}
     buffers: dict[str, int] = {}

@@ -65,13 +65,14 @@ def _version() -> str:
     return str(import_module("triton").__version__)
 
 
-def refuses(spec: CellSpec, x: Tensor) -> str | None:
+def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
     """Return None, or why a call with this x cannot run here."""
     if x.device.type != "cuda" and not _INTERPRETED:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype.itemsize, x.device, _precision())
+    given = x.dtype.itemsize, x.device, _precision(), None, particles
+    return operators.refuses() or spec.constant(spec.key, _misfit, *given)
 
 
 def launches(spec: CellSpec) -> str:
@@ -92,7 +93,7 @@ def launches(spec: CellSpec) -> str:
         played, filtered = wide(spec, True), wide(replace(spec, measure="particle_filter"))
         alone = f"generate 1, in {played} step by step" if played else "generate 1"
         alone += f"; every bound as forward, but no fivo in {filtered}" if filtered else "; every bound as forward"
-    steps: dict[launch.Step, list[str]] = {}
+    steps: dict[launch.StepLaunches, list[str]] = {}
     for kind, (size, precision) in kinds.items():
         steps.setdefault(_step(spec, size, chip, precision), []).append(kind)
     told = [step for step in steps if step]
@@ -107,7 +108,7 @@ def launches(spec: CellSpec) -> str:
     return f"{calls}; {alone}; {places}"
 
 
-def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> launch.Step:
+def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> launch.StepLaunches:
     """Return the launches of a training step, none where torch does what is around the scan."""
     for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
         around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
@@ -116,7 +117,7 @@ def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> l
     return ()
 
 
-def _named(step: launch.Step) -> str:
+def _named(step: launch.StepLaunches) -> str:
     """Name launches, with their phases."""
     named = (f"{way} ({', '.join(phases)})" if phases else way for way, phases in step)
     return f"{len(step)} launches: {', '.join(named)}"
@@ -183,9 +184,14 @@ def _text(spec: CellSpec) -> str:
 
 
 def _misfit(
-    spec: CellSpec, itemsize: int, device: torch.device, precision: str, mean: bool | None = None
+    spec: CellSpec,
+    itemsize: int,
+    device: torch.device,
+    precision: str,
+    mean: bool | None = None,
+    particles: int = 1,
 ) -> str | None:
-    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean)
+    return tuning.misfit(spec, itemsize, tuning.chip_of(device), precision, mean, particles)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

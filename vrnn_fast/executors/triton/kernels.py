@@ -42,7 +42,7 @@ def packing(spec: CellSpec, plans: tuple[Plan, ...]) -> tuple[Phase, int, tuple[
 
 
 @lru_cache(maxsize=512)
-def rows(name: str, of: passes.Pass, options: passes.RowOptions) -> Phase:
+def rows(name: str, of: passes.RowPass, options: passes.RowOptions) -> Phase:
     """Return the phase of :func:`.passes.phase`."""
     return passes.phase(name, of, options)
 

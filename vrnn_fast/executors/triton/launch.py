@@ -17,7 +17,7 @@ from ..base import Batch, Want
 from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
 from . import emit, pack, passes, tuning
-from .passes import Pass, RowOptions
+from .passes import RowOptions, RowPass
 from .phases import TURNS, Phase
 from .plan import identifier, plan
 from .tuning import Config
@@ -35,10 +35,10 @@ WAYS = {  # what launches are, by the last of their phases or by the scan among 
 }
 
 
-Step: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]  # launches, each with its phases if it has several
+StepLaunches: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]  # launches, each with its phases if it has several
 
 
-def of_a_step(spec: CellSpec, config: Config, *, joined: bool) -> Step:
+def of_a_step(spec: CellSpec, config: Config, *, joined: bool) -> StepLaunches:
     """Return the launches of a training step on the loss alone whose work over rows is in kernels of ours, in their
     order; ``joined`` as in :func:`tuning.joined`."""
     there, back = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
@@ -181,7 +181,9 @@ class Launch(Call):
         self._next.append(_Turn(phase, programs, arguments))
         self.go("weight gradients")
 
-    def take_rows(self, name: str, of: Pass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None) -> None:
+    def take_rows(
+        self, name: str, of: RowPass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Put a phase over all rows next; ``upstream`` are the gradients of results that it reads, by name."""
         from . import kernels
 

@@ -26,7 +26,7 @@ BEGIN = ["row, active = on.row_tile(program, count, ROWS)"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class RowPass:
     """The stages of one kernel over rows.
 
     Attributes:
@@ -52,8 +52,8 @@ class Passes:
     """
 
     scan: Plan
-    first: Pass
-    last: Pass
+    first: RowPass
+    last: RowPass
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -74,12 +74,14 @@ def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
         return found
 
     if not reverse:
-        return Passes(scan, Pass(cut(program.before, back=False), None), Pass(cut(program.after, back=False), None))
+        return Passes(
+            scan, RowPass(cut(program.before, back=False), None), RowPass(cut(program.after, back=False), None)
+        )
     after = cut(program.after, back=True)
     z = () if scan.sample is None else after.tiles_of(scan.sample.z) or scan.tiles_of(scan.sample.z)
-    again = Pass(cut(_lost(scan), back=False), after, z)
+    again = RowPass(cut(_lost(scan), back=False), after, z)
     inputs = tuple(s for s in program.before if _touched(s).buffer not in scan.parts)
-    return Passes(scan, again, Pass(cut(inputs, back=False), cut(program.before, back=True)))
+    return Passes(scan, again, RowPass(cut(inputs, back=False), cut(program.before, back=True)))
 
 
 def _lost(scan: Plan) -> tuple[Stage, ...]:
@@ -108,7 +110,7 @@ def needed(scan: Plan) -> frozenset[str]:
     return frozenset(sources | set(scan.values))
 
 
-def phase(name: str, of: Pass, options: RowOptions) -> Phase:
+def phase(name: str, of: RowPass, options: RowOptions) -> Phase:
     """Write what is done to a tile of rows."""
     values = _Values(of.values, options)
     for values.number, stage in enumerate(of.values.program.scan):

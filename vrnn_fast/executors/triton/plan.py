@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from ...cell.partition import generation, partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Bias, Dense, Partition, Resample, Slice, Stage
-from ..cut import Cut, cut
+from ...cell.stages import Bias, Dense, Partition, Slice, Stage
+from ..cut import Cut, cut, learned
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 
@@ -136,10 +136,7 @@ def _within(tiles: dict[str, tuple[Tile, ...]], part: Slice) -> tuple[Tile, ...]
 def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
     if mean is not None:
         return generation(spec, mean=mean)
-    if not reverse or spec.measure != "particle_filter":
-        return partition(spec)
-    weighed = partition(replace(spec, measure="log_weight"))
-    return replace(weighed, scan=(*weighed.scan, Resample()))
+    return learned(spec) if reverse else partition(spec)
 
 
 @lru_cache(maxsize=256)

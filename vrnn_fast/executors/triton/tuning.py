@@ -23,7 +23,7 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
-from .passes import Pass, Passes, passes
+from .passes import Passes, RowPass, passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -129,7 +129,7 @@ def around_config(config: Config, itemsize: int, precision: str) -> Config:
     return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
 
 
-def _wanted(each: Pass, config: Config, chip: Chip) -> int:
+def _wanted(each: RowPass, config: Config, chip: Chip) -> int:
     """Estimate the registers of a thread in a kernel over rows."""
     columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
     return 80 + columns * config.rows // (chip.lanes * config.warps)
