@@ -281,11 +281,42 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """A stage that doubles what it finds, in the files of the recipe: what stands there, and what comes in its place."""
 
+SOFTSIGN: dict[str, tuple[tuple[str, str], ...]] = {
+    "vrnn_fast/cell/spec.py": (('"elu", "identity"]', '"elu", "identity", "softsign"]'),),
+    "vrnn_fast/executors/reference.py": (('    "identity": lambda', '    "softsign": F.softsign,\n{}'),),
+    "vrnn_fast/parameters.py": (('    "identity": nn.Identity', '    "softsign": nn.Softsign,\n{}'),),
+    "csrc/core/program.h": (("tanh, elu, identity);", "tanh, elu, identity, softsign);"),),
+    "csrc/cpu/stages/activate.h": (
+        (
+            "        case Activation::elu: return x",
+            "        case Activation::softsign: return x / (T(1) + (x < 0 ? -x : x));\n{}",
+        ),
+        (
+            "        case Activation::elu: return y > 0",
+            "        case Activation::softsign: return d * (one - (y < 0 ? -y : y)) * (one - (y < 0 ? -y : y));\n{}",
+        ),
+        (
+            "        case Activation::elu: return activate_rows<",
+            "        case Activation::softsign: return activate_rows<T, Activation::softsign>(rows, width, y);\n{}",
+        ),
+        (
+            "        case Activation::elu: return activate_rows_backward<",
+            (
+                "        case Activation::softsign:\n"
+                "            return activate_rows_backward<T, Activation::softsign>(rows, width, y, dy);\n{}"
+            ),
+        ),
+    ),
+}
+"""An activation, likewise."""
+
 AGREE = """
 import torch
 from vrnn_fast import VRNN
 for likelihood in ("bernoulli", "gaussian"):
-    ours, right = (VRNN(5, 9, 3, likelihood=likelihood, backend=b, dtype=torch.float64) for b in ("cpu", "reference"))
+    networks = {"encoder": "softsign", "decoder": "softsign"}
+    options = {"likelihood": likelihood, "dtype": torch.float64, "activation": networks}
+    ours, right = (VRNN(5, 9, 3, backend=b, **options) for b in ("cpu", "reference"))
     right.load_state_dict(ours.state_dict())
     x, eps = torch.rand(6, 4, 5, dtype=torch.float64).round(), torch.randn(6, 4, 3, dtype=torch.float64)
     found = [m(x, torch.tensor([6, 0, 3, 1]), eps=eps, outputs=("prediction",)) for m in (ours, right)]
@@ -299,8 +330,8 @@ print(found[0].nll.sum().item())
 """
 
 
-def test_a_stage_is_added_as_far_as_the_cpu_runs_it(tmp_path: Path) -> None:
-    """In a copy, compiled for the baseline alone: results and gradients are those of equations that have it as well."""
+def test_a_stage_and_an_activation_are_added_as_far_as_the_cpu_runs_them(tmp_path: Path) -> None:
+    """In a copy, compiled for the baseline alone: results and gradients are those of equations that have them as well."""
     pytest.importorskip("ninja", reason="nothing can be built here without ninja")
     if shutil.which("g++") is None:
         pytest.skip("nothing can be built here without g++")
@@ -310,7 +341,8 @@ def test_a_stage_is_added_as_far_as_the_cpu_runs_it(tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     assert TWICE.keys() <= relative(recipe("A stage"))
-    for name, edits in TWICE.items():
+    assert SOFTSIGN.keys() <= relative(recipe("An activation"))
+    for name, edits in (*TWICE.items(), *SOFTSIGN.items()):
         text = (tmp_path / name).read_text()
         for old, new in edits:
             assert text.count(old) == 1, f"{name} has {old!r} {text.count(old)} times"
