@@ -331,7 +331,7 @@ print(found[0].nll.sum().item())
 
 
 def test_a_stage_and_an_activation_are_added_as_far_as_the_cpu_runs_them(tmp_path: Path) -> None:
-    """In a copy, compiled for the baseline alone: results and gradients are those of equations that have them as well."""
+    """In a copy, compiled for the baseline alone: results and gradients are those of equations that have them, too."""
     pytest.importorskip("ninja", reason="nothing can be built here without ninja")
     if shutil.which("g++") is None:
         pytest.skip("nothing can be built here without g++")
