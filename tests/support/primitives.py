@@ -51,6 +51,10 @@ def entry(name: str, arguments: Sequence[Any]) -> tuple[Entry, list[Argument]]:
             return Entry(f"copy_async_{first}", 1, 64, 2048), rest
         case "publish":
             return Entry(name, 3, 32, 0), [first, *rest]
+        case "exchange":
+            return Entry(f"exchange_{first}", 8, 64, 1024), rest
+        case "read_peer":
+            return Entry(name, 8, 64, 1024), [first, *rest]
         case "convert":
             return Entry(name, 1, first, 0), rest
     raise LookupError(f"primitives.cu has no {name}")

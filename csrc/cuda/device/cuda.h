@@ -117,6 +117,75 @@ VRNN_DEVICE void wait_for(const int* counter, int at_least) {
     }
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+VRNN_DEVICE int rank() {
+    int found;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(found));
+    return found;
+}
+VRNN_DEVICE int ranks() {
+    int found;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(found));
+    return found;
+}
+VRNN_DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+template <class T>
+VRNN_DEVICE T* peer(T* own, int rank) {
+    T* found;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(found) : "l"(own), "r"(rank));
+    return found;
+}
+VRNN_DEVICE u32 peer_address(const void* own, int rank) {
+    u32 found;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(found) : "r"(shared_address(own)), "r"(rank));
+    return found;
+}
+
+VRNN_DEVICE void make_gate(Gate* gate, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(gate)), "r"(arrivals) : "memory");
+}
+VRNN_DEVICE void show_gates() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+VRNN_DEVICE void arrive(Gate* gate) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(gate)) : "memory");
+}
+VRNN_DEVICE void arrive_and_expect(Gate* gate, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(gate)), "r"(bytes)
+                 : "memory");
+}
+VRNN_DEVICE void wait_at(Gate* gate, int parity) {
+    asm volatile(
+        "{\n\t.reg .pred over;\n\t"
+        "again_%=:\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%0], %1;\n\t"
+        "@!over bra again_%=;\n\t}" ::"r"(shared_address(gate)),
+        "r"(parity)
+        : "memory");
+}
+
+template <int words>
+VRNN_DEVICE void store_async(void* to, int rank, const u32 (&from)[words], Gate* gate) {
+    static_assert(words == 1 || words == 2 || words == 4, "what st.async stores");
+    const u32 there = peer_address(to, rank), counts = peer_address(gate, rank);
+    if constexpr (words == 1)
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(there),
+                     "r"(from[0]), "r"(counts)
+                     : "memory");
+    if constexpr (words == 2)
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];" ::"r"(there),
+                     "r"(from[0]), "r"(from[1]), "r"(counts)
+                     : "memory");
+    if constexpr (words == 4)
+        asm volatile(
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there),
+            "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]), "r"(counts)
+            : "memory");
+}
+#endif
+
 template <Operand kind>
 VRNN_DEVICE u32 pack(float low, float high) {
     static_assert(kind == Operand::bf16 || kind == Operand::f16, "of 16 bits");

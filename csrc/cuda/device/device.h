@@ -12,6 +12,17 @@
 //   pack, round_tf32                             two floats in 16 bits each; a float with 10 bits of fraction
 //   read, write                                  numbers in memory as float
 //   exp, expm1, log, log1p, tanh                 of float
+//
+// and from sm_90 on, of a cluster of blocks, which reach each other's shared memory:
+//
+//   rank, ranks                                  which of its cluster's blocks this one is, and of how many
+//   cluster_barrier                              a meeting of all threads of a cluster
+//   peer                                         where another block of the cluster has what this one has here
+//   Gate                                         an mbarrier in shared memory, which counts arrivals, and bytes
+//   make_gate, show_gates                        for so many arrivals a phase; to the cluster, before its barrier
+//   arrive, arrive_and_expect                    one arrival; and so many bytes to come in this phase
+//   wait_at                                      until the phase of a parity, 0 at first, is over
+//   store_async                                  4, 8 or 16 bytes to a peer; there once its gate's phase is over
 #pragma once
 
 #include "lanes.h"

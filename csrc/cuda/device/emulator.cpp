@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -74,6 +75,9 @@ constexpr size_t guard_bytes = 256;  // beside shared memory: what is written th
 constexpr unsigned char guard = 0xa5;
 constexpr int lanes_of_warp = 32;
 constexpr int named_barriers = 16;
+constexpr int most_in_a_cluster = 16;
+constexpr int most_bytes = (1 << 20) - 1;  // that a gate can count
+constexpr size_t most_stores = 1 << 14;    // on their way to one gate
 
 struct Fiber;
 
@@ -90,8 +94,26 @@ struct Warp {
     Meeting sync;
 };
 
+struct Store {  // on its way to a block
+    void* to;
+    u32 words[4];
+    Land land;
+    int bytes;
+};
+
+struct Counts {  // of a gate
+    int arrivals = 0, missing = 0;
+    int bytes = 0;  // still to come in this phase; less than none where they came before they were expected
+    unsigned phase = 0;
+    char order[2];  // addresses for ThreadSanitizer: of this phase and the next
+    std::vector<Store> stores;
+    std::vector<Fiber*> waiting;
+};
+
 struct Block {
     int index;
+    int live = 0;                       // threads that have not ended
+    std::map<size_t, Counts> gates;     // by their bytes into shared memory
     std::vector<unsigned char> memory;  // guard, shared, guard
     unsigned char* shared = nullptr;
     std::vector<Warp> warps;
@@ -149,6 +171,7 @@ struct Machine {
     void (*body)(const void*);
     const void* context;
     std::deque<Block> blocks;
+    std::deque<Meeting> clusters;
     std::vector<std::unique_ptr<Fiber>> fibers;
     Queue ready, favoured;  // of the warp that the schedule names, apart
     std::vector<std::pair<Fiber*, const int*>> polling;
@@ -267,6 +290,7 @@ void enter() {
     machine->body(machine->context);
     __tsan_release(machine);
     self->done = true;
+    --self->block->live;
     self->at = "the end";
     --machine->live;
     if (self->warp->arrived) fail(where(*self) + " ends while lanes of its warp wait in a collective");
@@ -287,6 +311,7 @@ void add_block(int index, char* stacks) {
     machine->blocks.emplace_back();
     Block& block = machine->blocks.back();
     block.index = index;
+    block.live = shape.threads;
     block.memory.assign(shape.shared + 2 * guard_bytes, guard);
     const auto begin = reinterpret_cast<uintptr_t>(block.memory.data());
     block.shared = block.memory.data() + ((begin + 255) / 128 * 128 - begin);
@@ -345,7 +370,10 @@ std::string run(const Shape& shape, const Schedule& schedule, void (*body)(const
                " bytes of shared memory, and the chip has " + number(static_cast<long long>(shape.shared_limit));
     if (shape.threads < lanes_of_warp || shape.threads > 1024 || shape.threads % lanes_of_warp)
         return "a block is 1 to 32 whole warps, not " + number(shape.threads) + " threads";
-    Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
+    if (shape.cluster < 1 || shape.cluster > most_in_a_cluster || shape.blocks % shape.cluster)
+        return "a grid is whole clusters of 1 to 16 blocks, not " + number(shape.blocks) + " in clusters of " +
+               number(shape.cluster);
+    Machine now{shape,   schedule, body, context, {}, {}, {}, {}, {}, {}, 0, schedule.seed * 0x9e3779b97f4a7c15ull + 1,
                 nullptr, nullptr,  ""};
     machine = &now;
     now.live = static_cast<size_t>(shape.blocks) * shape.threads;
@@ -357,6 +385,8 @@ std::string run(const Shape& shape, const Schedule& schedule, void (*body)(const
         mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) return "no memory for the stacks of " + number(static_cast<long long>(now.live));
     for (int b = 0; b < shape.blocks; ++b) add_block(b, static_cast<char*>(stacks));
+    now.clusters.resize(shape.blocks / shape.cluster);
+    for (Meeting& meeting : now.clusters) meeting.waiting.reserve(shape.cluster * shape.threads);
     now.sanitized = __tsan_get_current_fiber();
     for (auto& f : now.fibers) f->sanitized = __tsan_create_fiber(0);
     __tsan_release(machine);
@@ -366,6 +396,10 @@ std::string run(const Shape& shape, const Schedule& schedule, void (*body)(const
     std::string fault = now.fault;
     const std::string harm = damage();
     if (fault.empty()) fault = now.live ? deadlock() : harm;
+    for (const Block& block : now.blocks)
+        for (const auto& gate : block.gates)
+            if (fault.empty() && !gate.second.stores.empty())
+                fault = "block " + number(block.index) + " has ended while a store to it was on its way";
     munmap(stacks, bytes);
     machine = nullptr;
     return fault;
@@ -554,6 +588,111 @@ void wait_for(const int* counter, int at_least) {
         park("wait_for");
     }
     __tsan_acquire(const_cast<int*>(counter));
+}
+
+// ---- clusters
+
+int rank() {
+    return self->block->index % machine->shape.cluster;
+}
+int ranks() {
+    return machine->shape.cluster;
+}
+void cluster_barrier() {
+    const int cluster = machine->shape.cluster;
+    meet(machine->clusters[self->block->index / cluster], cluster * machine->shape.threads, "cluster_barrier");
+}
+
+namespace {
+
+Block& block_of(int rank) {
+    const int cluster = machine->shape.cluster;
+    if (rank < 0 || rank >= cluster)
+        fail(where(*self) + " names peer " + number(rank) + " in a cluster of " + number(cluster));
+    return machine->blocks[self->block->index - device::rank() + rank];
+}
+
+Counts& counts_of(Block& block, const Gate* gate, const char* name) {
+    check_shared(name, gate, sizeof(Gate), alignof(Gate));
+    const auto found = block.gates.find(reinterpret_cast<const unsigned char*>(gate) - self->block->shared);
+    if (found == block.gates.end())
+        fail(where(*self) + ": " + name + " at a gate that block " + number(block.index) + " has not made");
+    return found->second;
+}
+
+void count(Counts& counts, int arrivals, int bytes) {
+    __tsan_release(&counts.order[counts.phase & 1]);
+    counts.missing -= arrivals;
+    counts.bytes += bytes;
+    if (counts.missing < 0)
+        return fail(where(*self) + ": more than the " + number(counts.arrivals) + " of a phase arrive at a gate");
+    if (std::abs(counts.bytes) > most_bytes)
+        return fail(where(*self) + ": a gate counts no more than " + number(most_bytes) + " bytes");
+    if (counts.missing || counts.bytes) return;
+    ++counts.phase;
+    counts.missing = counts.arrivals;
+    for (Fiber* f : counts.waiting) wake(f);
+    counts.waiting.clear();
+}
+
+bool is_over(const Counts& counts, int parity) {
+    return static_cast<int>(counts.phase & 1) != parity;
+}
+
+}  // namespace
+
+void* peer_of(const void* own, int rank) {
+    check_shared("peer", own, 1, 1);
+    return block_of(rank).shared + (static_cast<const unsigned char*>(own) - self->block->shared);
+}
+
+void make_gate(Gate* gate, int arrivals) {
+    check_shared("make_gate", gate, sizeof(Gate), alignof(Gate));
+    if (arrivals < 1) return fail(where(*self) + ": a gate for " + number(arrivals) + " arrivals");
+    Counts& counts = self->block->gates[reinterpret_cast<unsigned char*>(gate) - self->block->shared];
+    if (counts.arrivals) return fail(where(*self) + ": a gate is made once");
+    counts.stores.reserve(most_stores);
+    counts.waiting.reserve(machine->shape.threads);
+    counts.arrivals = counts.missing = arrivals;
+}
+void arrive(Gate* gate) {
+    count(counts_of(*self->block, gate, "arrive"), 1, 0);
+}
+void arrive_and_expect(Gate* gate, int bytes) {
+    count(counts_of(*self->block, gate, "arrive_and_expect"), 1, bytes);
+}
+
+void wait_at(Gate* gate, int parity) {
+    Counts& counts = counts_of(*self->block, gate, "wait_at");
+    while (!is_over(counts, parity)) {
+        for (const Store& store : counts.stores) {
+            store.land(store.to, store.words);
+            count(counts, 0, -store.bytes);
+        }
+        counts.stores.clear();
+        if (is_over(counts, parity)) break;
+        counts.waiting.push_back(self);
+        park("wait_at");
+    }
+    __tsan_acquire(&counts.order[parity & 1]);
+}
+
+void store_async_of(void* to, int rank, const u32* from, int words, Gate* gate, Land land) {
+    Block& block = block_of(rank);
+    check_shared("store_async", to, 4 * words, 4 * words);
+    Counts& counts = counts_of(block, gate, "store_async");
+    if (!block.live) return fail(where(*self) + ": store_async to block " + number(block.index) + ", which has ended");
+    if (counts.stores.size() == most_stores) return fail(where(*self) + ": nobody waits for the stores to a gate");
+    Store store{peer_of(to, rank), {}, land, 4 * words};
+    for (int i = 0; i < words; ++i) store.words[i] = from[i];
+    if (!machine->schedule.late) {
+        land(store.to, store.words);
+        return count(counts, 0, -store.bytes);
+    }
+    __tsan_release(&counts.order[counts.phase & 1]);
+    counts.stores.push_back(store);
+    for (Fiber* f : counts.waiting) wake(f);  // who waits lets it land
+    counts.waiting.clear();
 }
 
 u16 f16_bits(float x) {

@@ -1,9 +1,10 @@
 // The device layer on a CPU: a fiber for every thread, one of them at a time, in an order that can be chosen.
 //
-// What it is stricter in than a GPU: shared memory starts as NaN; an asynchronous copy lands as late as allowed, or as
-// early; a lane outside of its warp's collective, a barrier that nobody completes, an address off its alignment or
-// outside of shared memory, and more shared memory than the chip has are faults with a message. What it does not model:
-// how tensor cores round their sums, bank conflicts, weak ordering between threads (ThreadSanitizer's part).
+// What it is stricter in than a GPU: shared memory starts as NaN; an asynchronous copy or store lands as late as
+// allowed, or as early; a gate that nobody has made, a store to a block that has ended, a lane outside of its warp's
+// collective, a barrier that nobody completes, an address off its alignment or outside of shared memory, and more
+// shared memory than the chip has are faults with a message. What it does not model: how tensor cores round their sums,
+// bank conflicts, weak ordering between threads (ThreadSanitizer's part).
 #pragma once
 
 #include <cstddef>
@@ -29,6 +30,7 @@ struct Shape {
     int blocks, threads;
     size_t shared;        // bytes of a block
     size_t shared_limit;  // and of the chip, for a block
+    int cluster = 1;      // blocks of a cluster
 };
 
 // Run body as every thread of a grid, all blocks side by side: nothing, or what went wrong, until the next launch.
@@ -110,6 +112,28 @@ void copy_wait() {
 
 void publish(int* counter, int value);
 void wait_for(const int* counter, int at_least);
+
+int rank();
+int ranks();
+void cluster_barrier();
+void* peer_of(const void* own, int rank);
+template <class T>
+T* peer(T* own, int rank) {
+    return static_cast<T*>(peer_of(own, rank));
+}
+
+void make_gate(Gate* gate, int arrivals);
+inline void show_gates() {}  // all see one memory here
+void arrive(Gate* gate);
+void arrive_and_expect(Gate* gate, int bytes);
+void wait_at(Gate* gate, int parity);
+
+void store_async_of(void* to, int rank, const u32* from, int words, Gate* gate, Land land);
+template <int words>
+void store_async(void* to, int rank, const u32 (&from)[words], Gate* gate) {
+    static_assert(words == 1 || words == 2 || words == 4, "what st.async stores");
+    store_async_of(to, rank, from, words, gate, land<4 * words>);
+}
 
 // ---- numbers, as the hardware rounds them: to nearest, ties to even, but TF32's ties away from zero
 

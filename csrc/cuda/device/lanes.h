@@ -23,6 +23,14 @@ VRNN_BOTH constexpr int sums_element(Place at) {
     return at.row / 8 * 2 + at.column % 2;
 }
 
+VRNN_BOTH constexpr bool sums_are_found() {
+    for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < 4; ++i)
+            if (sums_lane(sums(lane, i)) != lane || sums_element(sums(lane, i)) != i) return false;
+    return true;
+}
+static_assert(sums_are_found(), "a map and its inverse");
+
 // A of m16n8k16, 16 bits, 16 x 16: element i of 8, two in a register.
 VRNN_BOTH constexpr Place left_16(int lane, int i) {
     return {lane / 4 + i / 2 % 2 * 8, lane % 4 * 2 + i % 2 + i / 4 * 8};

@@ -22,6 +22,11 @@ using i64 = long long;
 // What a product reads: its operands are rounded to this, its sums are float32.
 enum class Operand { f32, tf32, bf16, f16 };
 
+// An mbarrier: opaque, in shared memory.
+struct alignas(8) Gate {
+    u32 opaque[2];
+};
+
 // A number of 16 bits in memory; arithmetic is float32.
 struct Bf16 {
     u16 bits;

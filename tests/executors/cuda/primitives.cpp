@@ -62,6 +62,18 @@ const char* convert(SCHEDULE, int threads, const float* in, u32* packed, float* 
     return device::launch({1, threads, 0, all}, CHOSEN, [&] { primitives::convert(in, packed, back); });
 }
 
+const char* exchange(SCHEDULE, int words, int turns, u32* out) {
+    return device::launch({8, 64, 1024, all, 4}, CHOSEN, [&] {
+        if (words == 1) primitives::exchange<1>(turns, out);
+        if (words == 2) primitives::exchange<2>(turns, out);
+        if (words == 4) primitives::exchange<4>(turns, out);
+    });
+}
+
+const char* read_peer(SCHEDULE, int* out, int* arrived) {
+    return device::launch({8, 64, 1024, all, 4}, CHOSEN, [&] { primitives::read_peer(out, arrived); });
+}
+
 // What a lane map says: row and column.
 void place(int map, int lane, int i, int* at) {
     lanes::Place (*const maps[])(int, int) = {lanes::sums,     lanes::left_16, lanes::right_16,         lanes::left_32,
@@ -129,6 +141,38 @@ const char* nobody_publishes(SCHEDULE) {
     static int counter = 0;
     return device::launch({2, 32, 0, all}, CHOSEN, [] { device::wait_for(&counter, 1); });
 }
+const char* half_a_cluster(SCHEDULE) {
+    return device::launch({6, 32, 0, all, 4}, CHOSEN, [] {});
+}
+const char* block_missing_in_a_cluster(SCHEDULE) {
+    return device::launch({2, 32, 0, all, 2}, CHOSEN, [] {
+        if (device::block() == 0) device::cluster_barrier();
+    });
+}
+const char* peer_outside(SCHEDULE) {
+    return device::launch({2, 32, 8, all, 2}, CHOSEN, [] { device::peer(device::shared(), 2); });
+}
+// What goes wrong at the gate of a block: by the number of the fault.
+const char* at_a_gate(SCHEDULE, int fault) {
+    return device::launch({2, 32, 64, all, 2}, CHOSEN, [=] {
+        Gate* const gate = static_cast<Gate*>(device::shared());
+        u32* const inbox = static_cast<u32*>(device::shared()) + 4;
+        const u32 word[1] = {42};
+        const bool first = device::block() == 0 && device::thread() == 0;
+        if (device::thread() == 0 && fault != 0) device::make_gate(gate, 1);
+        device::cluster_barrier();
+        if (fault == 0 && first) device::wait_at(gate, 0);  // nobody has made it
+        if (fault == 1 && first) device::wait_at(gate, 0);  // nobody arrives
+        if (fault == 2 && first) device::arrive_and_expect(gate, 4), device::arrive(gate);
+        if (fault == 3 && first) device::store_async(inbox, 1, word, gate);  // nobody waits for it
+        if (fault == 4 && device::block() == 1) return;
+        if (fault == 4) device::sync_warp();  // in the meantime that block ends
+        if (fault == 4 && first) device::store_async(inbox, 1, word, gate);
+        if (fault == 5 && first) device::store_async(inbox + 15, 1, word, gate);
+        if (fault == 6 && first) device::make_gate(gate, 1);
+    });
+}
+
 // The barrier between a warp's write and another's read is left out; out (32) is what that one found.
 const char* missing_barrier(SCHEDULE, float* out) {
     return device::launch({1, 64, 128, all}, CHOSEN, [&] {

@@ -47,6 +47,22 @@ KERNEL copy_async_16(const u32* in, u32* out) {
 KERNEL publish(int* counter, int* message, int* out) {
     primitives::publish(counter, message, out);
 }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#    define CLUSTER extern "C" __global__ void __cluster_dims__(4)
+
+CLUSTER exchange_1(int turns, u32* out) {
+    primitives::exchange<1>(turns, out);
+}
+CLUSTER exchange_2(int turns, u32* out) {
+    primitives::exchange<2>(turns, out);
+}
+CLUSTER exchange_4(int turns, u32* out) {
+    primitives::exchange<4>(turns, out);
+}
+CLUSTER read_peer(int* out, int* arrived) {
+    primitives::read_peer(out, arrived);
+}
+#endif
 KERNEL convert(const float* in, u32* packed, float* back) {
     primitives::convert(in, packed, back);
 }

@@ -102,4 +102,65 @@ VRNN_DEVICE void convert(const float* in, u32* packed, float* back) {
     back[i * 3 + 2] = device::round_tf32(in[i]);
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+// Every block of a cluster pushes words to all of them, turn by turn into one of two buffers: out (turns, blocks,
+// ranks) is the sum of what each of the ranks sent.
+template <int words>
+VRNN_DEVICE void exchange(int turns, u32* out) {
+    struct Shared {
+        u32 inbox[2][16][words];
+        Gate gates[2];
+    };
+    Shared& own = *static_cast<Shared*>(device::shared());
+    if (device::thread() == 0) {
+        for (int i = 0; i < 2; ++i) device::make_gate(&own.gates[i], 1);
+        device::show_gates();
+    }
+    device::cluster_barrier();
+    const int ranks = device::ranks(), peer = device::thread();
+    for (int turn = 0; turn < turns; ++turn) {
+        const int buffer = turn % 2;
+        Gate* const gate = &own.gates[buffer];
+        if (device::thread() == 0) device::arrive_and_expect(gate, ranks * words * 4);
+        if (peer < ranks) {
+            u32 sent[words];
+            for (int i = 0; i < words; ++i) sent[i] = 100 * turn + 10 * device::rank() + i;
+            device::store_async(own.inbox[buffer][device::rank()], peer, sent, gate);
+        }
+        device::wait_at(gate, turn / 2 % 2);
+        if (peer < ranks) {
+            u32 sum = 0;
+            for (int i = 0; i < words; ++i) sum += own.inbox[buffer][peer][i];
+            out[(turn * device::blocks() + device::block()) * ranks + peer] = sum;
+        }
+        device::barrier();  // all have read before this block pushes again, and so lets a peer go on to this buffer
+    }
+    device::cluster_barrier();
+}
+
+// out (blocks) is what the next block of the cluster has written; and how many warps have arrived at a gate.
+VRNN_DEVICE void read_peer(int* out, int* arrived) {
+    struct Shared {
+        int number, count;
+        Gate gate;
+    };
+    Shared& own = *static_cast<Shared*>(device::shared());
+    if (device::thread() == 0) {
+        own.number = 7 + device::block();
+        device::make_gate(&own.gate, device::threads() / 32);
+        device::show_gates();
+    }
+    device::cluster_barrier();
+    if (device::lane() == 0) device::arrive(&own.gate);
+    device::wait_at(&own.gate, 0);
+    if (device::thread() == 0) {
+        out[device::block()] = *device::peer(&own.number, (device::rank() + 1) % device::ranks());
+        arrived[device::block()] = device::threads() / 32;
+    }
+    device::cluster_barrier();
+}
+
+#endif
+
 }  // namespace vrnn::primitives

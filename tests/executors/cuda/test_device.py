@@ -264,6 +264,40 @@ def test_counters_between_blocks(everywhere: Callable[..., str], schedule: Sched
     assert out.tolist() == [0, 42, 42]
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(place, marks=pytest.mark.skipif(reason is not None, reason=f"{place}: {reason}"))
+        for place, reason in (PLACES | {"interpreted": "the interpreter of PTX knows no clusters"}).items()
+    ]
+)
+def in_clusters(request: pytest.FixtureRequest, launch: Callable[..., str]) -> Callable[..., str]:
+    """``everywhere`` that blocks run as a cluster."""
+    if request.param == "emulated":
+        return launch
+    return lambda name, schedule, *arguments: primitives.on_gpu(name, *arguments)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("words", [1, 2, 4])
+def test_blocks_of_a_cluster_push_to_each_other(
+    in_clusters: Callable[..., str], schedule: Schedule, words: int
+) -> None:
+    """Two clusters of four, and more turns than a gate has phases before its parity comes again."""
+    turns = 9
+    out = np.zeros((turns, 8, 4), np.uint32)
+    assert in_clusters("exchange", schedule, words, turns, out) == ""
+    sent = sum(100 * np.arange(turns)[:, None, None] + 10 * np.arange(4) + i for i in range(words))
+    np.testing.assert_array_equal(out, np.broadcast_to(sent, out.shape))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_blocks_of_a_cluster_read_each_other(in_clusters: Callable[..., str], schedule: Schedule) -> None:
+    out, arrived = np.zeros(8, np.int32), np.zeros(8, np.int32)
+    assert in_clusters("read_peer", schedule, out, arrived) == ""
+    np.testing.assert_array_equal(out, 7 + np.array([1, 2, 3, 0, 5, 6, 7, 4]))
+    assert (arrived == 2).all()
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
 def test_all_of_it_compiles_for_a_gpu(chip: str, tmp_path: Path) -> None:
@@ -322,6 +356,24 @@ FAULTS: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "copy askew": ("copy_outside", (4,), "block 0, thread 0: copy_async at byte 4, which is no multiple of 16"),
     "write behind": ("write_outside", (512,), "block 0 wrote outside of its shared memory"),
     "write before": ("write_outside", (-1,), "block 0 wrote outside of its shared memory"),
+    "half a cluster": ("half_a_cluster", (), "a grid is whole clusters of 1 to 16 blocks, not 6 in clusters of 4"),
+    "a block missing in a cluster": (
+        "block_missing_in_a_cluster",
+        (),
+        "deadlock: 32 threads wait: block 0, thread 0 at cluster_barrier",
+    ),
+    "peer outside": ("peer_outside", (), "block 0, thread 0 names peer 2 in a cluster of 2"),
+    "no gate": ("at_a_gate", (0,), "block 0, thread 0: wait_at at a gate that block 0 has not made"),
+    "gate never over": ("at_a_gate", (1,), "deadlock: 1 threads wait: block 0, thread 0 at wait_at"),
+    "too many arrive": ("at_a_gate", (2,), "block 0, thread 0: more than the 1 of a phase arrive at a gate"),
+    "store nobody waits for": ("at_a_gate", (3,), "block 1 has ended while a store to it was on its way"),
+    "store to nobody": ("at_a_gate", (4,), "block 0, thread 0: store_async to block 1, which has ended"),
+    "store outside": (
+        "at_a_gate",
+        (5,),
+        "block 0, thread 0: store_async at byte 76, outside of the 64 bytes of shared memory",
+    ),
+    "gate made twice": ("at_a_gate", (6,), "block 0, thread 0: a gate is made once"),
     "nobody publishes": (
         "nobody_publishes",
         (),
