@@ -305,7 +305,9 @@ class Trainer:
                     free_nats=self.config.free_nats,
                     normalizer=normalizer,
                 )
-                out.loss.backward()
+                # At T = 1 the loss reads nothing of the cell; through the state every parameter has a gradient, whoever
+                # computes it: ranks wait for each, and an optimiser moves what has a zero, not what has none.
+                (out.loss + 0 * _stacked(out.state).sum()).backward()
             self._carried[number] = None if update.last else _detached(out.state)
             loss += out.loss.item()
             nll, kl = nll + out.nll.sum(dtype=torch.float64).item(), kl + out.kl.sum(dtype=torch.float64).item()
