@@ -93,7 +93,8 @@ def main() -> None:
         record = Record.load(path)
         pictures = figures.draw(record, path.with_suffix(""))
         path.with_suffix(".md").write_text(page(record, pictures))
-        sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
+        if places(record.rows):
+            sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
     put(ROOT / "README.md", sections)
     for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "index.md"):
         put(path, [support()], *SUPPORT)

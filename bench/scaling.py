@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .record import Measurement
+from vrnn_fast import VRNN
+
+from .record import RESULTS, Measurement, Record
+from .shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, forward_flops
 
 EXPERIMENT = "scaling"
 VARIED: dict[str, Callable[[Measurement], int]] = {
@@ -98,3 +101,64 @@ def efficiency(step: float, size: int, gpus: int) -> float:
     Nothing overlaps: the backward pass is one operator, which gives all gradients at its end.
     """
     return step / (step + all_reduce_seconds(size, gpus))
+
+
+FEW, MANY = NODE, 64 * NODE  # GPUs
+GPU_FLOPS = 0.5 * 67e12  # half of what the maker of the H100 says of float32, which nobody has measured here
+
+
+def at_scale() -> Iterator[tuple[str, ...]]:
+    """Yield what :func:`efficiency` says of models, by arithmetic alone, the head first: of a step that a GPU would
+    take for the products of its batch, and the shortest step of which nine tenths remain."""
+    few, many = f"{FEW} GPUs", f"{MANY // NODE} nodes"
+    yield (
+        "model",
+        "gradients",
+        *(f"sum, {n}" for n in (few, many)),
+        *(f"step for 90 %, {n}" for n in (few, many)),
+        ("step by arithmetic"),
+        few,
+        many,
+    )
+    for shape in (REFERENCE, SIX_SHAPES[3], REAL_SHAPES[-1]):
+        model = VRNN(**shape.model, device="meta")
+        size = 4 * sum(p.numel() for p in model.parameters())
+        sums = [all_reduce_seconds(size, n) for n in (FEW, MANY)]
+        step = 3 * forward_flops(model, shape) / GPU_FLOPS
+        times = (*sums, *(9 * s for s in sums), step)
+        shares = (efficiency(step, size, n) for n in (FEW, MANY))
+        yield (
+            f"{shape.name}, {shape.steps} x {shape.batch}",
+            f"{size / 1e6:.2f} MB",
+            *map(_of_time, times),
+            *(f"{share:.0%}" for share in shares),
+        )
+
+
+def _of_time(seconds: float) -> str:
+    return f"{1e6 * seconds:.0f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.1f} ms"
+
+
+def processes(rows: Sequence[Measurement]) -> Iterator[tuple[str, ...]]:
+    """Yield how two processes did against one, of a record's rows, the head first: what the same batch gains, and what
+    is left where each process has its own."""
+    yield "model", "batch", "1 process", "2 processes", "the same batch", "a batch each"
+    times = {(r.shape, r.steps, r.batch, r.contender): r.milliseconds for r in rows if r.experiment == "scale"}
+    for shape, steps, batch in dict.fromkeys(key[:3] for key in times):
+        one, two = (times.get((shape, steps, batch, f"{n}")) for n in ("1 process", "2 processes"))
+        half = times.get((shape, steps, batch // 2, "1 process"))
+        if one and two:
+            weak = f"{half / two:.0%}" if half else ""
+            yield shape, f"{steps} x {batch}", f"{one:.1f} ms", f"{two:.1f} ms", f"{one / two:.2f} times", weak
+
+
+def main() -> None:
+    """Print both tables, of this kind of machine's record and of no machine, as docs/pages/scale.md has them."""
+    record = Record.resume(RESULTS)
+    for lines in (processes(record.rows), at_scale()):
+        head, *body = lines
+        print(*(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *body)), sep="\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

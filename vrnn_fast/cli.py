@@ -35,7 +35,8 @@ from .training.config import MAX_SEED, RunError
 from .training.evaluation import evaluate
 from .training.options import Options
 from .training.ranks import Ranks
-from .training.trainer import Trainer, load_model, read_configs, run_data
+from .training.runs import load_model, read_configs, run_data
+from .training.trainer import Trainer
 
 app = typer.Typer(
     help="Variational recurrent networks (Chung et al. 2015): train, evaluate, sample.",

@@ -57,7 +57,7 @@ class SpeechSetting:
     width: int = 96
     latent: int = 32
     components: int = 5
-    epochs: int = 10
+    epochs: int = 12
     batch_size: int = 16
     segment: int = 40
     learning_rate: float = 2e-3

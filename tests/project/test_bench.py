@@ -475,6 +475,24 @@ def test_curves_say_which_number_of_threads_won() -> None:
     assert curve.exponent(2) == pytest.approx(2)
 
 
+def test_sums_over_gpus_by_hand() -> None:
+    """Seven eighths of the bytes go round twice; 63 of 64 parts of an eighth then along a tree of six floors."""
+    assert scaling.all_reduce_seconds(450_000_000, 8) == pytest.approx(2 * 7 / 8 * 1e-3 + 14 * 2e-6)
+    inside, between = scaling.all_reduce_seconds(400_000_000, 8), 2 * 63 / 64 * 1e-3 + 12 * 5e-6
+    assert scaling.all_reduce_seconds(400_000_000, 512) == pytest.approx(inside + between)
+    for gpus in (8, 512):
+        assert scaling.efficiency(9 * scaling.all_reduce_seconds(10**6, gpus), 10**6, gpus) == pytest.approx(0.9)
+
+
+def test_the_page_of_scale_has_what_was_computed_and_measured() -> None:
+    page = (record.ROOT / "docs" / "pages" / "scale.md").read_text()
+    held = Record.load(record.RESULTS / "amd-epyc-avx512-2-threads.json")
+    measured = list(scaling.processes(held.rows))
+    assert len(measured) > 1
+    for cells in (*measured, *scaling.at_scale()):
+        assert f"| {' | '.join(cells)} |" in page
+
+
 STACKED = replace(MOTION, name="stacked", model=MOTION.model | {"num_layers": 2, "cond_size": 3})
 PEERS: list[tuple[Contender, Shape, Contender]] = [
     *((c, SMALL, EAGER) for c in experiments.EVERYBODY if c.remark is None),

@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "in parts": {"accumulate": 3, "segment": 2, "save_every": 3},
     "sharded": {"shard": True, "accumulate": 2, "segment": 3},
     "bfloat16": {"precision": "bfloat16", "epochs": 1},
+    "by the reference": {"backend": "reference", "segment": 2, "epochs": 1},
 }
 RESUMED = ("in parts", "sharded")
 MIXTURE = {"class_path": "vrnn_fast.likelihoods.GaussianMixture", "init_args": {"components": 2}}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -32,19 +30,18 @@ from ..checkpoints.files import CheckpointError
 from ..data import Dataset, Source
 from ..data.dataset import lengths_of
 from ..data.loader import Loaded, Pieces, loaded
-from ..data.order import EpochOrder, Update, share
+from ..data.order import EpochOrder, Update
 from ..model import VRNN
 from ..state import State
-from . import checkpoint
+from . import checkpoint, segments
 from .checkpoint import Checkpoints
 from .config import RunError, TrainConfig, one_line
 from .evaluation import Sums, evaluate
 from .module import Trained, products_in
 from .options import build
 from .ranks import Ranks, seen_by_all
+from .runs import BEST, load_model, read_configs, run_data, unwritable
 from .threads import using
-
-BEST = "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ class Trainer:
     ) -> None:
         self.ranks = ranks = ranks or Ranks(0, 1, torch.device("cpu"))
         self.source, self.arguments, self.config, self.data, self.folder = source, dict(model), train, data, folder
-        ranks.together(_unwritable(folder) if ranks.first else None)
+        ranks.together(unwritable(folder) if ranks.first else None)
         seen_by_all(ranks, "the data", fingerprint := data.fingerprint())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(train.seed)
@@ -248,7 +245,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """Return all tensors of the run, as torch.distributed.checkpoint takes them."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        carried = self._carried_by_all()
+        carried = segments.gathered(self._carried, self.ranks, self._rows_of_batch)
         return {"model": model, "optimizer": optimizer["state"]} | ({} if carried is None else {"carried": carried})
 
     def _step(self, update: Update, parts: Sequence[Loaded], waited: float) -> Step:
@@ -305,8 +302,10 @@ class Trainer:
                     free_nats=self.config.free_nats,
                     normalizer=normalizer,
                 )
-                out.loss.backward()
-            self._carried[number] = None if update.last else _detached(out.state)
+                # At T = 1 the loss reads nothing of the cell; through the state every parameter has a gradient, whoever
+                # computes it: ranks wait for each, and an optimiser moves what has a zero, not what has none.
+                (out.loss + 0 * segments.stacked(out.state).sum()).backward()
+            self._carried[number] = None if update.last else segments.detached(out.state)
             loss += out.loss.item()
             nll, kl = nll + out.nll.sum(dtype=torch.float64).item(), kl + out.kl.sum(dtype=torch.float64).item()
             if not math.isfinite(loss):
@@ -370,22 +369,6 @@ class Trainer:
         kept = f"the best model, of epoch {at.best_epoch + 1}, stays" if at.best_epoch >= 0 else "no model is kept yet"
         raise RunError(f"the {name} is {value} {where}: {advice}; {kept} in {self.folder}", everywhere=True)
 
-    def _carried_by_all(self) -> Tensor | None:
-        """Return the states that segments left, (1 or 2, num_layers, B, H) in the order of the batch; None where one
-        begins."""
-        own = [None if state is None else _stacked(state).cpu() for state in self._carried]
-        if own[0] is None:
-            return None
-        found = self.ranks.gather(own)
-        like, rows = own[0], self._rows_of_batch()
-        whole = like.new_zeros((*like.shape[:2], rows, like.shape[3]))
-        for rank, states in enumerate(found):
-            for part, state in enumerate(states):
-                places = share(range(rows), rank, self.ranks.size, part, self.config.accumulate)
-                assert state is not None
-                whole[:, :, list(places)] = state[:, :, : len(places)]
-        return whole
-
     def _rows_of_batch(self) -> int:
         at = self._progress
         return len(self._order(at.epoch).batches[at.batch])
@@ -411,14 +394,7 @@ class Trainer:
         optimizer["state"] = state["optimizer"]
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=optimizer)
         if at.segment:
-            self._carried = [self._own_part(state["carried"], part) for part in range(self.config.accumulate)]
-
-    def _own_part(self, carried: Tensor, part: int) -> State:
-        """Return what this rank carries on in one of its parts."""
-        places = list(self.ranks.share(range(carried.shape[2]), part, self.config.accumulate))
-        own = carried[:, :, places] if places else carried.new_zeros((*carried.shape[:2], 1, carried.shape[3]))
-        own = own.to(self.ranks.device)
-        return own[0] if len(own) == 1 else (own[0], own[1])
+            self._carried = segments.shared(state["carried"], self.ranks, self.config.accumulate)
 
 
 def _first_unsound(found: Sequence[tuple[int, Tensor]]) -> float | None:
@@ -429,80 +405,9 @@ def _first_unsound(found: Sequence[tuple[int, Tensor]]) -> float | None:
     return None
 
 
-def _stacked(state: State) -> Tensor:
-    return torch.stack(state) if isinstance(state, tuple) else state.unsqueeze(0)
-
-
-def _detached(state: State) -> State:
-    return (state[0].detach(), state[1].detach()) if isinstance(state, tuple) else state.detach()
-
-
 def _norm(found: Tensor) -> float:
     whole: Tensor = found.full_tensor() if hasattr(found, "full_tensor") else found
     return whole.item()
-
-
-def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
-    """Return the model of a run's best epoch and the header of its file; ``path`` is the run's folder or that file.
-
-    Raises:
-        CheckpointError: it holds no such model.
-    """
-    path = path / BEST if os.path.isdir(path) else path
-    tensors, header = files.load(path)
-    try:
-        _, arguments, _ = read_configs(path, header)
-        about = header["data"]
-        model = build(arguments, about["features"], about["likelihood"], backend)
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not describe a run: {error}") from error
-    except RuntimeError as error:
-        if isinstance(error, RunError):
-            raise
-        raise CheckpointError(f"{path} does not hold the parameters it describes: {one_line(error)}") from error
-    return model, header
-
-
-def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[str, Any], TrainConfig]:
-    """Return the configuration in the header of the checkpoint ``path``.
-
-    Raises:
-        CheckpointError: it is not one that this version knows.
-    """
-    try:
-        return Source(**header["source"]), dict(header["model"]), TrainConfig(**header["train"])
-    except (KeyError, TypeError, ValueError, RunError) as error:
-        raise CheckpointError(f"{path} does not describe a run: {error}") from error
-
-
-def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None) -> Dataset:
-    """Return what the run with the checkpoint ``path`` was trained on, read again unless given.
-
-    Raises:
-        RunError: it has changed since.
-        DataError: it is no longer there.
-    """
-    source = read_configs(path, header)[0]
-    if data is None:
-        from ..data import load
-
-        data = load(source)
-    if data.fingerprint() != header["data"]["fingerprint"]:
-        raise RunError(
-            f"the data {source.path!r} is not what the run of {path} was trained on (eval --data takes any)",
-            everywhere=True,
-        )
-    return data
-
-
-def _unwritable(folder: Path) -> RunError | None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        return RunError(f"the run folder {folder} cannot be written: {error.strerror}")
-    return None
 
 
 def _start_at_baseline(model: VRNN, data: Dataset) -> None:
