@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from .page import machines, table
-
-if TYPE_CHECKING:
-    from .speech import SpeechResult
-
+from .speech_result import SpeechResult
 
 _SUMMARY = ("model", "width", "multiplications a frame", "a recording", "≈", "a second", "seeds")
 _RUNS = ("model", "seed", "a recording", "a second", "validation, nats a frame", "processor time")

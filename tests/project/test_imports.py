@@ -33,15 +33,15 @@ FLOORS = (
 other: one that needs another is above it."""
 
 
-def modules() -> dict[str, Path]:
+def modules(root: Path = ROOT) -> dict[str, Path]:
     found = {}
-    for path in ROOT.rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+def imported(name: str, path: Path, known: dict[str, Path], package: str = ROOT.name) -> Iterator[str]:
     """The modules of the package that a module imports, wherever in it, by a relative path or a whole one."""
     here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -49,7 +49,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
             way = node.module.split(".") if node.module else []
             if node.level:
                 base = here[: len(here) - node.level + 1] + way
-            elif way[0] == ROOT.name:
+            elif way[0] == package:
                 base = way[1:]
             else:
                 continue
@@ -58,12 +58,12 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
                 yield module if module in known else ".".join(base)
         elif isinstance(node, ast.Import):
             ways = (alias.name.split(".") for alias in node.names)
-            yield from (".".join(way[1:]) for way in ways if way[0] == ROOT.name)
+            yield from (".".join(way[1:]) for way in ways if way[0] == package)
 
 
-def graph() -> dict[str, set[str]]:
-    known = modules()
-    return {name: set(imported(name, path, known)) - {name} for name, path in known.items() if name}
+def graph(root: Path = ROOT) -> dict[str, set[str]]:
+    known = modules(root)
+    return {name: set(imported(name, path, known, root.name)) - {name} for name, path in known.items() if name}
 
 
 def floor(name: str) -> int:
@@ -85,9 +85,10 @@ def test_every_import_runs_downward() -> None:
     assert not [f"{a} imports {b}" for a, b in between if floor(b) >= floor(a)]
 
 
-def test_no_two_modules_import_each_other() -> None:
+@pytest.mark.parametrize("root", [ROOT, ROOT.parent / "bench"], ids=["package", "benchmarks"])
+def test_no_two_modules_import_each_other(root: Path) -> None:
     """Nor along a longer way. A package stands for its ``__init__``."""
-    edges, done = graph(), set[str]()
+    edges, done = graph(root), set[str]()
 
     def visit(name: str, way: tuple[str, ...]) -> None:
         if name in way:

@@ -14,9 +14,10 @@ import soundfile
 import torch
 
 from bench.papers import __main__ as papers
-from bench.papers import recordings, spectra, speech
-from bench.papers.speech import FRAME, KINDS, SpeechResult, SpeechSetting, arguments, cost, width_of_equal_cost
+from bench.papers import recordings, spectra, speech, speech_result
+from bench.papers.speech import FRAME, arguments, cost, width_of_equal_cost
 from bench.papers.speech_page import page
+from bench.papers.speech_result import KINDS, SpeechResult, SpeechSetting
 from vrnn_fast.training.options import build
 
 SMALL = SpeechSetting("VRNN-Gauss", 0, width=24, latent=8, components=2)
@@ -43,7 +44,7 @@ def test_runs_on_speech_are_recorded_and_shown(tmp_path: Path, monkeypatch: pyte
     kinds = [word for kind in ("RNN-GMM", "VRNN-Gauss") for word in ("--kind", kind)]
     where = ("--data", str(voices), "--results", str(tmp_path), "--out", str(tmp_path / "out"))
     papers.main(["speech", *where, *options, *kinds])
-    found = speech.results_in(tmp_path / "speech")
+    found = speech_result.results_in(tmp_path / "speech")
     assert [(r.setting.kind, r.setting.seed) for r in found] == [("RNN-GMM", 3), ("VRNN-Gauss", 3)]
     for r in found:
         assert math.isfinite(r.bound)
