@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from bench.cuda_resources import DTYPES, PASSES, Kernel, compiled, kernel
+from bench.cuda_resources import DTYPES, PASSES, KernelSource, compiled, kernel
 from vrnn_fast.executors.cuda import nvrtc
 from vrnn_fast.executors.cuda.launch import fixed
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand
@@ -14,7 +14,7 @@ from vrnn_fast.executors.cuda.memory import CHIPS, Operand
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 
 
-def made(size: int, kind: Operand, chip: str, way: str) -> Kernel:
+def made(size: int, kind: Operand, chip: str, way: str) -> KernelSource:
     found = kernel(size, kind, chip, way)
     assert found is not None
     return found
