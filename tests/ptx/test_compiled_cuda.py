@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from bench.cuda_resources import spec_of
 from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem, assert_obeys_the_law
 from tests.support.ptx import nvrtc
 from tests.support.ptx.report import Report
 from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import nvrtc as compiler
-from vrnn_fast.executors.cuda.steps import training
+from vrnn_fast.executors.cuda.cycles import paper_step
+from vrnn_fast.executors.cuda.memory import CHIPS, memory
+from vrnn_fast.executors.cuda.plan import TOTALS
+from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -108,6 +113,25 @@ def test_each_barrier_that_is_taken_out_is_a_race() -> None:
         if not report.races and torch.equal(found, right):
             unnoticed.append(barrier[0])
     assert not unnoticed
+
+
+def test_the_clock_on_paper_counts_what_is_executed() -> None:
+    """Products and barriers to the last one, wavefronts of shared memory within a fifth."""
+    spec, found = spec_of(32), []
+    for count in (1, 2):
+        with nvrtc.executed() as reports:
+            Problem.draw(spec, count, 16).run(cuda, torch.bfloat16)
+        found.append(dict(zip(training(spec), reports, strict=True)))
+    there = forward_steps(spec, Keep.STORED, Want())
+    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
+    for step in (s for s in (*there, *back) if s.name in (FORWARD, BACKWARD)):
+        laid = memory(step.plan, "bf16", CHIPS["sm_90"])
+        assert laid is not None
+        paper, (one, two) = paper_step(laid), (reports[step.name] for reports in found)
+        assert paper.mma == two.issued["mma"] - one.issued["mma"]
+        assert paper.barriers == two.barriers - one.barriers
+        seen = two.wavefronts.total() - one.wavefronts.total()
+        assert seen / 1.2 < paper.wavefronts < 1.2 * seen
 
 
 def test_a_wrong_lane_map_is_a_wrong_number() -> None:

@@ -61,14 +61,15 @@ def entry(name: str, arguments: Sequence[Any]) -> tuple[Entry, list[Argument]]:
 
 
 @cache
-def _source() -> str:
+def source(name: str) -> str:
+    """Return primitives.cu or primitives.cpp with the header in it: what is compiled is kept by its text."""
     header = (FOLDER / "primitives.h").read_text().replace("#pragma once\n", "")
-    return (FOLDER / "primitives.cu").read_text().replace('#include "primitives.h"\n', header)
+    return (FOLDER / name).read_text().replace('#include "primitives.h"\n', header)
 
 
 @cache
 def _ptx() -> str:
-    return nvrtc.compiled(_source(), "compute_90", "PTX").decode().rstrip("\0")
+    return nvrtc.compiled(source("primitives.cu"), "compute_90", "PTX").decode().rstrip("\0")
 
 
 def interpreted(name: str, *arguments: Any) -> str:
@@ -91,7 +92,7 @@ def on_gpu(name: str, *arguments: Any) -> str:
     slots = [ctypes.c_int(v) if isinstance(v, int) else ctypes.c_void_p(v.data_ptr()) for v in there]
     pointers = (ctypes.c_void_p * len(slots))(*(ctypes.addressof(slot) for slot in slots))
     with driver._current(0):
-        image = nvrtc.compiled(_source(), driver.chip(0).architecture)
+        image = nvrtc.compiled(source("primitives.cu"), driver.chip(0).architecture)
         _right(library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         _right(library.cuModuleGetFunction(ctypes.byref(function), module, chosen.function.encode()), chosen.function)
         sizes = (chosen.blocks, 1, 1, chosen.threads, 1, 1, chosen.shared)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -85,12 +86,18 @@ STRUCTURES = (
 )
 
 
-def findings(executor: Runs, device: torch.device) -> Iterator[Finding]:
-    """Try every structure, forward and backward, against the reference on the CPU."""
-    return (finding(executor, device, structure) for structure in STRUCTURES)
+def _say_nothing(at: str) -> None: ...
 
 
-def finding(executor: Runs, device: torch.device, structure: TrialStructure) -> Finding:
+def findings(executor: Runs, device: torch.device, tell: Callable[[str], object] = _say_nothing) -> Iterator[Finding]:
+    """Try every structure, forward and backward, against the reference on the CPU; ``tell`` hears what is begun, for
+    kernels that are compiled there take their time."""
+    return (finding(executor, device, structure, tell) for structure in STRUCTURES)
+
+
+def finding(
+    executor: Runs, device: torch.device, structure: TrialStructure, tell: Callable[[str], object] = _say_nothing
+) -> Finding:
     """Try one structure."""
     like = torch.empty((1, 1, 1), dtype=structure.dtype, device=device)
     refuses = getattr(executor, "refuses", None)
@@ -100,7 +107,9 @@ def finding(executor: Runs, device: torch.device, structure: TrialStructure) -> 
     lengths = None if structure.lengths is None else list(structure.lengths)
     for seed in range(DRAWS):
         problem = Problem.draw(structure.spec, structure.steps, structure.batch, lengths, seed, **structure.options)
-        ours = problem.run(executor, structure.dtype, device=device)
+        tell(f"{structure.name!r}, forward")
+        back = partial(tell, f"{structure.name!r}, backward")
+        ours = problem.run(executor, structure.dtype, device=device, between=back)
         torchs, right = (problem.run(reference, dtype) for dtype in (structure.dtype, torch.float64))
         drawn = [found.pop("ancestors") for found in (ours, torchs, right) if "ancestors" in found]
         if any(not torch.equal(a, b) for a, b in pairwise(drawn)):
@@ -121,12 +130,15 @@ def _differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) 
 
 
 def main(module: str, device: str) -> None:
-    """Print that it has begun, each finding as it comes, and at last that there are no more."""
+    """Print what is begun, each finding as it comes, and at last that there are no more."""
     executor: Any = importlib.import_module(module)
-    print(json.dumps({"begun": True}), flush=True)
-    for finding in findings(executor, torch.device(device)):
-        print(json.dumps(asdict(finding)), flush=True)
-    print(json.dumps({"done": True}), flush=True)
+
+    def say(**said: Any) -> None:
+        print(json.dumps(said), flush=True)
+
+    for finding in findings(executor, torch.device(device), lambda at: say(at=at)):
+        say(**asdict(finding))
+    say(done=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 
 from ..replacing import replacing
 from .cache import cache_directory
+from .cuda import nvrtc
 from .trial import Finding
 
 VARIABLE = "VRNN_FAST_VERIFY"
@@ -113,6 +114,7 @@ def surroundings(device: torch.device) -> dict[str, str]:
         found["device"] = f"{properties.name} (sm_{properties.major}{properties.minor})"
         found["driver"] = str(getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")())
     packages = {"vrnn_fast": _version("vrnn-fast"), "torch": torch.__version__, "triton": _version("triton")}
+    packages["nvrtc"] = ".".join(map(str, nvrtc.version())) if nvrtc.library() else "not installed"
     return found | packages | {"python": platform.python_version(), "sources": _digest()}
 
 
@@ -179,13 +181,13 @@ def _listen(child: subprocess.Popen[str], found: list[Finding], silence: float) 
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    patience = START
+    patience, at = START, ""
     while True:
         try:
             line = lines.get(timeout=patience)
         except queue.Empty:
-            after = f"after {found[-1].name!r}" if found else "before its first result"
-            return f"it said nothing for {patience:.0f} s {after}, and was ended"
+            where = f"in {at}" if at else "before it began"
+            return f"it said nothing for {patience:.0f} s {where}, and was ended"
         if line is None:
             child.wait()
             return ""
@@ -194,7 +196,9 @@ def _listen(child: subprocess.Popen[str], found: list[Finding], silence: float) 
         said, patience = json.loads(line), silence
         if said == {"done": True}:
             return None
-        if said != {"begun": True}:
+        if "at" in said:
+            at = said["at"]
+        else:
             found.append(Finding(**said))
             if found[-1].wrong:
                 return f"{found[-1].name}: {found[-1].wrong[0]}"

@@ -62,12 +62,18 @@ const char* convert(SCHEDULE, int threads, const float* in, u32* packed, float* 
     return device::launch({1, threads, 0, all}, CHOSEN, [&] { primitives::convert(in, packed, back); });
 }
 
-const char* exchange(SCHEDULE, int words, int turns, u32* out) {
-    return device::launch({8, 64, 1024, all, 4}, CHOSEN, [&] {
+const char* exchange_without(SCHEDULE, int without, int words, int turns, u32* out) {
+    device::Schedule chosen = CHOSEN;
+    chosen.without = without;
+    return device::launch({8, 64, 1024, all, 4}, chosen, [&] {
         if (words == 1) primitives::exchange<1>(turns, out);
         if (words == 2) primitives::exchange<2>(turns, out);
         if (words == 4) primitives::exchange<4>(turns, out);
     });
+}
+
+const char* exchange(SCHEDULE, int words, int turns, u32* out) {
+    return exchange_without(order, warp, seed, late, -1, words, turns, out);
 }
 
 const char* read_peer(SCHEDULE, int* out, int* arrived) {

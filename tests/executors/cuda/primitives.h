@@ -104,8 +104,8 @@ VRNN_DEVICE void convert(const float* in, u32* packed, float* back) {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Every block of a cluster pushes words to all of them, turn by turn into one of two buffers: out (turns, blocks,
-// ranks) is the sum of what each of the ranks sent.
+// The first warp of every block of a cluster pushes words to all of them, turn by turn into one of two buffers; the
+// second one reads: out (turns, blocks, ranks) is the sum of what each of the ranks sent. Each wait has a number.
 template <int words>
 VRNN_DEVICE void exchange(int turns, u32* out) {
     struct Shared {
@@ -117,26 +117,26 @@ VRNN_DEVICE void exchange(int turns, u32* out) {
         for (int i = 0; i < 2; ++i) device::make_gate(&own.gates[i], 1);
         device::show_gates();
     }
-    device::cluster_barrier();
-    const int ranks = device::ranks(), peer = device::thread();
+    if (device::present(0)) device::cluster_barrier();
+    const int ranks = device::ranks(), peer = device::lane();
     for (int turn = 0; turn < turns; ++turn) {
         const int buffer = turn % 2;
         Gate* const gate = &own.gates[buffer];
         if (device::thread() == 0) device::arrive_and_expect(gate, ranks * words * 4);
-        if (peer < ranks) {
+        if (device::warp() == 0 && peer < ranks) {
             u32 sent[words];
             for (int i = 0; i < words; ++i) sent[i] = 100 * turn + 10 * device::rank() + i;
             device::store_async(own.inbox[buffer][device::rank()], peer, sent, gate);
         }
-        device::wait_at(gate, turn / 2 % 2);
-        if (peer < ranks) {
+        if (device::present(1)) device::wait_at(gate, turn / 2 % 2);
+        if (device::warp() == 1 && peer < ranks) {
             u32 sum = 0;
             for (int i = 0; i < words; ++i) sum += own.inbox[buffer][peer][i];
             out[(turn * device::blocks() + device::block()) * ranks + peer] = sum;
         }
-        device::barrier();  // all have read before this block pushes again, and so lets a peer go on to this buffer
+        if (device::present(2))
+            device::barrier();  // all is read before a peer, let on by this block, writes there again
     }
-    device::cluster_barrier();
 }
 
 // out (blocks) is what the next block of the cluster has written; and how many warps have arrived at a gate.

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench import cycles as clock
 from tests.support.family import DEEP, FAMILY
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors.cuda import steps, weights
+from vrnn_fast.executors.cuda.cycles import paper_step
 from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import (
     CHIPS,
@@ -231,6 +233,17 @@ def test_no_pair_reaches_into_what_the_same_kernel_writes() -> None:
                     assert (part.buffer, part.start + part.width) not in written
                 odd += part.width % 2
     assert odd > 100
+
+
+def test_the_clock_on_paper_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    clock.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| H | operands | chip | kernel |")
+    assert "| 64 | bf16 | sm_90 | forward | 296 |" in "\n".join(lines)
+    full = memory(forward(square(8)), "f32", H100)
+    assert full is not None
+    with pytest.raises(ValueError, match="products of full float32 are not those of tensor cores"):
+        paper_step(full)
 
 
 def lanes_of_ldmatrix(rows: Any, size: int) -> Any:
