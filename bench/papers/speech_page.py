@@ -26,7 +26,7 @@ def page(results: Sequence[SpeechResult]) -> str:
             f"lowest to the highest; '≈' is the importance-weighted bound of {first.setting.particles} samples."
         ),
         (
-            f"Recordings that were fetched have noise of {DITHER:.0%} of their deviation added, for one frame in ten is "
+            f"Recordings that were fetched have noise of {DITHER:.0%} of their deviation added: one frame in ten is "
             "all but digital silence, whose density has no bound: all nats depend on it. One learning rate for all "
             "models, nothing tuned, and nobody says that they have converged."
         ),
