@@ -368,7 +368,7 @@ def test_particles_are_resampled(kind: str, particles: int) -> None:
 @pytest.mark.parametrize("member", [m for m in FAMILY if "weights" not in m])
 def test_particles_of_the_whole_family(member: str) -> None:
     spec = filtered(**(FAMILY[member] | GAUSSIAN))
-    check(spec, 3, 8, grouped([3, 2], 4), particles=4, recompute=len(member) % 2 == 1)
+    check(spec, 4, 8, grouped([4, 2], 4), particles=4, recompute=len(member) % 2 == 1)
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
