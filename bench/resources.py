@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"triton {triton.__version__}, cross-compiled, not run. The configuration is the one that runs untuned.",
         "Registers are those of a thread, spilled are bytes of its stack (sm) or registers (gfx). Shared memory is in",
         "bytes, of a program. Weights beyond those on the chip are read from the second-level cache in every step.",
+        "Where a scan and what is around it are one launch, they are one kernel here.",
         "`python -m bench.resources` writes this.",
         "",
     ]

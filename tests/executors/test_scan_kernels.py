@@ -146,10 +146,13 @@ def test_without_a_divergence_in_the_loss_there_is_no_gradient_of_it(measure: An
     assert_no_divergence_no_gradient_of_it(spec, here, torch.float32)
 
 
-@pytest.mark.parametrize("options", [{}, {"std": Std("log_variance", floor=0.0)}], ids=["softplus", "log variance"])
-@pytest.mark.parametrize("measure", ["kl", "log_weight", "particle_filter"])
-def test_where_terms_vanish(measure: Any, options: dict[str, Any]) -> None:
-    assert_lawful_where_terms_vanish(cell(measure=measure, **options), here, torch.float32)
+@pytest.mark.parametrize(
+    ("measure", "std"),
+    [("kl", Std()), ("kl", Std("log_variance", floor=0.0)), ("log_weight", Std()), ("particle_filter", Std())],
+    ids=lambda value: value if isinstance(value, str) else value.kind,
+)
+def test_where_terms_vanish(measure: Any, std: Std) -> None:
+    assert_lawful_where_terms_vanish(cell(measure=measure, std=std), here, torch.float32)
 
 
 def test_masks_stop_infinity() -> None:
@@ -243,8 +246,8 @@ def configured(config: Config) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_every_way_to_write_a_kernel(name: str, kind: str) -> None:
+def test_every_way_to_write_a_kernel(name: str) -> None:
+    kind = "gru" if name == "streamed weights" else "lstm"
     with configured(CONFIGS[name]):
         check(cell(cell=kind, hidden_size=37, encoder=(35,), residual=kind == "lstm"), 2, draws=1)
 
@@ -323,8 +326,8 @@ def test_tiles_take_rows_by_their_length() -> None:
 @pytest.mark.parametrize("particles", [0, 3])
 def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
     """Rows know nothing of each other, whichever tile holds them."""
-    spec = replace(cell(cell="lstm", **DEEP), measure="particle_filter" if particles else "kl")
-    lengths = grouped([3, 0, 1, 3, 2, 0, 1, 1, 3, 2, 0, 1] * (1 if particles else 3), max(1, particles))
+    spec = replace(cell(cell="lstm", encoder=(8,)), measure="particle_filter" if particles else "kl")
+    lengths = grouped([3, 0, 1, 3, 2, 0, 1] * (1 if particles else 3), max(1, particles))
     options = {"resets": True, "mask": True, "particles": particles}
     problem = Problem.draw(spec, 3, len(lengths), lengths, **options)
     with rows_apart():
@@ -339,9 +342,8 @@ def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
         assert torch.equal(t, unsorted[name]), name
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_ragged_batches_of_many_tiles(kind: str) -> None:
-    check(cell(cell=kind, encoder=(8,)), 3, 37, [3, 0, 1, 2, 3, 1] * 6 + [2])
+def test_ragged_batches_of_many_tiles() -> None:
+    check(cell(cell="lstm", encoder=(8,)), 3, 37, [3, 0, 1, 2, 3, 1] * 6 + [2], draws=1)
 
 
 # ---- particles
@@ -355,19 +357,18 @@ def grouped(lengths: list[int], particles: int) -> list[int]:
     return [n for n in lengths for _ in range(particles)]
 
 
-@pytest.mark.parametrize("particles", [1, 3, 4, 5])
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
+@pytest.mark.parametrize(("kind", "particles"), [("gru", 3), ("lstm", 4), ("lstm", 5), ("rnn", 1)])
 def test_particles_are_resampled(kind: str, particles: int) -> None:
-    """Seven sequences are more than a tile holds, and 3 and 5 particles fill no tile."""
-    lengths, gaussian = grouped([4, 0, 2, 4, 3, 4, 1], particles), GAUSSIAN if particles % 2 else {}
+    """Six sequences are more than a tile holds, and 3 and 5 particles fill no tile."""
+    lengths, gaussian = grouped([3, 0, 2, 3, 3, 1], particles), GAUSSIAN if particles % 2 else {}
     spec = filtered(cell=kind, **DEEP, **gaussian)
-    check(spec, 4, 7 * particles, lengths, particles=particles, recompute=kind == "lstm")
+    check(spec, 3, 6 * particles, lengths, particles=particles, recompute=kind == "lstm")
 
 
 @pytest.mark.parametrize("member", [m for m in FAMILY if "weights" not in m])
 def test_particles_of_the_whole_family(member: str) -> None:
     spec = filtered(**(FAMILY[member] | GAUSSIAN))
-    check(spec, 4, 12, grouped([4, 0, 2], 4), particles=4, recompute=len(member) % 2 == 1)
+    check(spec, 4, 8, grouped([4, 2], 4), particles=4, recompute=len(member) % 2 == 1)
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
@@ -479,10 +480,15 @@ def poisoned(bands: list[Tensor]) -> Callable[..., Tensor]:
     return allocate
 
 
-@pytest.mark.parametrize("particles", [0, 3])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("kind", "lengths", "recompute", "particles"),
+    [
+        *(("gru", lengths, recompute, 0) for lengths in (None, RAGGED) for recompute in (False, True)),
+        *(("gru", lengths, False, 3) for lengths in (None, RAGGED)),
+        *(("lstm", RAGGED, recompute, 0) for recompute in (False, True)),
+        ("lstm", None, True, 3),
+    ],
+)
 def test_nothing_is_read_unwritten_nor_written_outside(
     kind: str, lengths: list[int] | None, recompute: bool, particles: int
 ) -> None:
@@ -581,7 +587,7 @@ def test_slices_of_other_tensors() -> None:
 
 @pytest.mark.parametrize("particles", [0, 3])
 def test_repeats_are_equal_to_the_last_bit(particles: int) -> None:
-    spec, lengths = cell(**DEEP), [2, 1, 2] * 5 + [0, 1]
+    spec, lengths = cell(encoder=(8,)), [2, 1, 2] * 5 + [0, 1]
     if particles:
         spec, lengths = replace(spec, measure="particle_filter"), grouped([3, 2, 3, 0, 1, 3], particles)
     problem = Problem.draw(spec, max(lengths), len(lengths), lengths, particles=particles)

@@ -152,7 +152,7 @@ def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precisio
     most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
     config = around_config(config, itemsize, precision)
     for each in (around.first, around.last):
-        wanted = _wanted(each, config, chip) + (operand_registers(config) if by_threads else 0)
+        wanted = _wanted(each, config, chip) + (operand_registers(config, chip) if by_threads else 0)
         if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
             return False
     return True
@@ -174,10 +174,11 @@ def most_estimated(itemsize: int, chip: Chip) -> int:
     return MOST_REGISTERS if chip.amd else MOST_ESTIMATED[itemsize]
 
 
-def operand_registers(config: Config) -> int:
+def operand_registers(config: Config, chip: Chip) -> int:
     """Count the registers for the operands of one product of a thread that multiplies: some rows of one, and a column
-    of the other."""
-    return config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
+    of the other. AMD's threads have twice as many as the estimates are of."""
+    count = config.widest * (min(4, max(1, config.rows // config.warps)) + 1)
+    return count // 2 if chip.amd else count
 
 
 def candidates(
@@ -208,7 +209,7 @@ def candidates(
             continue
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
-        wanted = registers(cut, config, chip) + (operand_registers(config) if by_threads else 0)
+        wanted = registers(cut, config, chip) + (operand_registers(config, chip) if by_threads else 0)
         if wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
             spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
