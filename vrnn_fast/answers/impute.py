@@ -87,7 +87,8 @@ def _particles(
         if real is not None:
             weights = torch.where(real[t], weights, torch.zeros_like(weights))
             after = tuple(torch.where(real[t].unsqueeze(-1), a, s) for a, s in zip(after, state, strict=True))
-        found.append((drawn, deal.log_weights + weights.reshape(deal.log_weights.shape)))
+        weights = particles.relative(weights.reshape(deal.log_weights.shape))
+        found.append((drawn, deal.log_weights + weights))
         state = deal.step(weights, after)
     complete, log_weights = (torch.stack(tensors) for tensors in zip(*found, strict=True))
     return complete.unflatten(1, (sequences, count)), log_weights, torch.stack(deal.ancestors)
