@@ -68,13 +68,29 @@ def test_the_order_of_rows_changes_nothing(detector: Detector) -> None:
     np.testing.assert_array_equal(found.sort_index().to_numpy(), detector.decision_function(given))
 
 
-def test_rows_without_an_observation_score_nothing(detector: Detector) -> None:
+def test_what_was_not_observed_counts_as_typical(detector: Detector) -> None:
     given = waves(96)
     given.loc[40, ["wave", "echo"]] = np.nan
     given.loc[41, "wave"] = np.nan
-    assert detector.decision_function(given)[40] == pytest.approx(0, abs=1e-5)
-    assert np.isfinite(detector.decision_function(given)).all()
-    assert detector.explain(given).loc[41, "wave"] == 0
+    scores, each = detector.decision_function(given), detector.explain(given)
+    assert scores[40] == pytest.approx(detector.typical_.sum(), abs=1e-5)
+    assert scores[41] == pytest.approx(each.loc[41, "echo"] + detector.typical_[0], abs=1e-4)
+    assert np.isfinite(scores).all()
+    pd.testing.assert_frame_equal(each.isna(), given[["wave", "echo"]].isna())
+
+
+def test_gaps_are_no_anomalies() -> None:
+    """Of data so regular that its density is far above 1: a score of 0 would be among the highest."""
+    given, wrong = waves(seed=1), [62, 222, 702]
+    gaps = np.arange(10, 960, 40)
+    given.loc[gaps, ["wave", "echo"]] = np.nan
+    given.loc[gaps + 5, "wave"] = np.nan
+    given.loc[wrong, "echo"] += 2.0
+    detector = Detector(contamination=0.01, **SMALL).fit(given)
+    assert np.median(detector.decision_scores_) < -1
+    assert (detector.labels_[wrong] == 1).all()
+    assert (detector.labels_[gaps] == 0).all()
+    assert detector.labels_[gaps + 5].mean() < 0.1
 
 
 def test_peaks_over_the_threshold(detector: Detector) -> None:
@@ -184,5 +200,10 @@ def test_arguments() -> None:
             Forecaster(**SMALL | wrong).fit(waves(48))
     with pytest.raises(ValueError, match="contamination must be a number from 0 to 1"):
         Detector(contamination=3.0, **SMALL).fit(waves(48))
+    with pytest.raises(ValueError, match=r"contamination must be at most 0\.02 with threshold='peaks'"):
+        Detector(contamination=0.05, threshold="peaks", **SMALL | {"updates": 1}).fit(waves(48))
+    for ask in (Detector().explain, Detector().decision_function, Imputer().transform):
+        with pytest.raises(NotFittedError, match="call fit before"):
+            ask(waves(48))
     with pytest.raises(TableError, match="future holds covariates, and this model was fitted without any"):
         Forecaster(**SMALL | {"updates": 1}).fit(waves(48)).predict(waves(48), waves(48))
