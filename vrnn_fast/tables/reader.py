@@ -81,6 +81,9 @@ class TableReader:
         own = [c for c in (columns.id, columns.time, *columns.covariates) if c is not None]
         features = columns.features if columns.features is not None else tuple(c for c in table.columns if c not in own)
         _require_columns(table, (*own, *features))
+        twice = [name for i, name in enumerate((*own, *features)) if name in (*own, *features)[:i]]
+        if twice:
+            raise TableError(f"column {twice[0]!r} is named twice among id, time, covariates and features")
         if not features:
             raise TableError("a table needs a column that is neither id, time nor covariate")
         values = _numbers(table, features)
@@ -95,7 +98,8 @@ class TableReader:
             raise TableError(f"column {columns.time!r} has one row of each id: no step can be learnt from it")
         step = np.sort(every)[len(every) // 2] if len(every) else None
         irregular = bool(len(every)) and not _even(every, step).all()
-        return cls(columns, features, mean, np.where(std > 0, std, 1.0), levels, step, irregular)
+        scale = np.array([_scale(*pair) for pair in zip(mean, std, strict=True)])
+        return cls(columns, features, mean, scale, levels, step, irregular)
 
     @property
     def cond_size(self) -> int:
@@ -182,9 +186,16 @@ _WORDS = "one of"
 def _levels(column: pd.Series) -> tuple[Any, ...]:
     """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        std = float(column.std(ddof=0))
-        return float(column.mean()), std if std > 0 else 1.0
-    return _WORDS, *sorted(column.dropna().unique())
+        mean = float(column.mean())
+        return mean, _scale(mean, float(column.std(ddof=0)))
+    if pd.api.types.is_datetime64_any_dtype(column):
+        raise TableError(f"column {column.name!r} holds times, and a covariate must be numbers or words: the hour, say")
+    return _WORDS, *pd.factorize(column.dropna(), sort=True)[1]
+
+
+def _scale(mean: float, std: float) -> float:
+    """Return the standard deviation of a column, and 1 for a constant, whose own is nothing but rounding."""
+    return std if std > 1e-12 * abs(mean) else 1.0
 
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
@@ -208,7 +219,9 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
     if columns.id is not None:
         if table[columns.id].isna().any():
             raise TableError(f"column {columns.id!r} is missing in row {_first(table[columns.id].isna())}")
-        groups = [(key, numbers[(table[columns.id] == key).to_numpy()]) for key in sorted(table[columns.id].unique())]
+        codes, keys = pd.factorize(table[columns.id], sort=True)
+        order = np.argsort(codes, kind="stable")
+        groups = list(zip(keys, np.split(order, np.flatnonzero(np.diff(codes[order])) + 1), strict=True))
     if columns.time is None:
         return [(key, rows, np.arange(len(rows))) for key, rows in groups]
     stamps = table[columns.time]
@@ -218,10 +231,12 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
         raise TableError(
             f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: pandas.to_datetime"
         )
+    if pd.api.types.is_integer_dtype(stamps):
+        stamps = stamps.astype("int64")  # differences of narrow ones overflow
     times, found = stamps.to_numpy(), []
     for key, rows in groups:
         rows = rows[np.argsort(times[rows], kind="stable")]
-        same = np.diff(times[rows]) == np.zeros(1, dtype=np.diff(times[:2]).dtype)
+        same = times[rows][1:] == times[rows][:-1]
         if same.any():
             at = rows[int(np.argmax(same)) + 1]
             raise TableError(f"column {columns.time!r} is {times[at]} a second time in row {at}")
@@ -250,3 +265,5 @@ def _require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.columns:
             raise TableError(f"the table has no column {name!r}, only {', '.join(map(repr, table.columns))}")
+        if isinstance(table[name], pd.DataFrame):
+            raise TableError(f"the table has several columns {name!r}: rename all but one")
