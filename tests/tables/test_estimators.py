@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
 pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
@@ -14,7 +15,7 @@ pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 from sklearn.base import clone  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
 
-from vrnn_fast import Poisson  # noqa: E402
+from vrnn_fast import Likelihood, Poisson  # noqa: E402
 from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError  # noqa: E402
 
 SMALL: dict[str, Any] = {
@@ -154,6 +155,61 @@ def test_gaps_are_filled_better_than_by_the_average() -> None:
     assert np.square(error).mean() < 0.25 * np.square(average).mean()
 
 
+def test_what_is_filled_keeps_its_dtype_if_that_has_fractions() -> None:
+    given = waves(96).drop(columns="echo")
+    given["load"], given["count"] = given["wave"].astype("Float64"), np.arange(192)
+    given["wave"], given["few"] = given["wave"].astype("float32"), given["count"].astype("Int64")
+    given["on"] = (given["count"] % 2 == 0).astype("boolean")
+    given.loc[7, ["wave", "load", "few", "on"]] = None
+    given.index = [0] * 192
+    filled = Imputer(**SMALL | {"updates": 1}).fit_transform(given)
+    kept = ["unit", "hour", "wave", "load", "count"]
+    pd.testing.assert_series_equal(filled[kept].dtypes, given[kept].dtypes)
+    assert [filled[name].dtype.name for name in ("few", "on")] == ["float64"] * 2
+    assert filled.notna().all().all()
+    seen = np.arange(192) != 7
+    for name in given.columns:
+        assert (filled[name].to_numpy()[seen] == given[name].to_numpy()[seen]).all()
+
+
+class Learnt(Likelihood, torch.nn.Module):
+    """Laplace's, of a scale that is a parameter."""
+
+    independent = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def log_prob(self, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return -((x - raw).abs() / self.log_scale.exp() + self.log_scale + np.log(2)).sum(-1)
+
+
+def test_fitting_leaves_the_arguments_alone_and_may_be_repeated() -> None:
+    likelihood = Learnt()
+    detector = Detector(likelihood=likelihood, **SMALL | {"updates": 20})
+    scores = detector.fit(waves(96)).decision_scores_
+    assert likelihood.log_scale.item() == 0
+    assert detector.model_.likelihood.log_scale.item() != 0
+    np.testing.assert_array_equal(detector.fit(waves(96)).decision_scores_, scores)
+
+
+def test_torchs_default_dtype_is_no_affair_of_a_table() -> None:
+    given, small = waves(48), SMALL | {"updates": 1}
+    right = Detector(**small).fit(given).decision_scores_
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Detector(**small).fit(given).decision_scores_
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, right)
+
+
+def test_a_series_of_one_row_is_trained_on() -> None:
+    given = pd.DataFrame({"unit": range(8), "a": np.arange(8.0)})
+    assert len(Detector(id="unit", updates=1, window=4, validation=0.6).fit(given).history_) == 1
+
+
 def test_habits() -> None:
     made = Detector(contamination=0.05, hidden_size=12, covariates=["day"])
     assert made.get_params()["hidden_size"] == 12
@@ -202,6 +258,8 @@ def test_arguments() -> None:
         Detector(contamination=3.0, **SMALL).fit(waves(48))
     with pytest.raises(ValueError, match=r"contamination must be at most 0\.02 with threshold='peaks'"):
         Detector(contamination=0.05, threshold="peaks", **SMALL | {"updates": 1}).fit(waves(48))
+    with pytest.raises(TypeError, match=r"table must be a pandas\.DataFrame, got int"):
+        Detector(**SMALL | {"updates": 1}).fit(waves(48)).predict(5)  # type: ignore[arg-type]
     for ask in (Detector().explain, Detector().decision_function, Imputer().transform):
         with pytest.raises(NotFittedError, match="call fit before"):
             ask(waves(48))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -135,6 +136,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             likelihood = StudentT() if likelihood == "student" else likelihood
         elif likelihood.support is not constraints.real:
             raise ValueError(f"likelihood must take any number, for columns are scaled, and {likelihood} does not")
+        else:
+            likelihood = copy.deepcopy(likelihood)  # one with parameters is trained with the model
         told = self.reader_.cond_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -146,6 +149,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 cond_size=told,
                 cond_networks=("encoder", "prior", "decoder", "cell"),
                 backend=self.backend,
+                dtype=torch.float32,
             ).to(self.device)
 
     def _series(self, table: pd.DataFrame) -> list[TimeSeries]:
