@@ -121,6 +121,8 @@ def test_a_forecast_is_better_than_the_past_average() -> None:
     assert found["coverage"].mean() == pytest.approx(inside)
     with pytest.raises(TableError, match="truth must have the 24 rows of unit 'a'"):
         forecaster.evaluate(past, later.query("hour < 500"))
+    with pytest.raises(TableError, match="rows of unit 'a' that come after the table, from 480 to 503"):
+        forecaster.evaluate(past, later.assign(hour=later["hour"] + 1))
 
 
 def test_scores_are_those_written_out() -> None:
@@ -260,6 +262,10 @@ def test_arguments() -> None:
         Detector(contamination=0.05, threshold="peaks", **SMALL | {"updates": 1}).fit(waves(48))
     with pytest.raises(TypeError, match=r"table must be a pandas\.DataFrame, got int"):
         Detector(**SMALL | {"updates": 1}).fit(waves(48)).predict(5)  # type: ignore[arg-type]
+    for name in ("time", "feature", "mean"):
+        named = waves(48).rename(columns={"unit": name}).drop(columns="hour")
+        with pytest.raises(TableError, match=f"a forecast has another column '{name}': rename the one of the table"):
+            Forecaster(id=name, updates=1, window=16).fit(named).predict(named)
     for ask in (Detector().explain, Detector().decision_function, Imputer().transform):
         with pytest.raises(NotFittedError, match="call fit before"):
             ask(waves(48))

@@ -129,13 +129,40 @@ def test_the_future_goes_on_by_the_median_step() -> None:
     ahead = pd.DataFrame({"unit": ["south"] * 2, "stamp": pd.to_datetime(["2026-01-01 06:00", "2026-01-01 07:00"])})
     ahead["day"] = ["sun", "mon"]
     series = reader.read(given)[1]
-    times, told = reader.future(series, 2, ahead)
+    times, told = reader.future(series, 2, reader.read_future(ahead))
     assert pd.to_datetime(times).tolist() == ahead["stamp"].tolist()
     np.testing.assert_array_equal(told, [[0, 1, 0], [1, 0, 0]])
     with pytest.raises(TableError, match=r"future must have 2 rows of unit 'north'"):
-        reader.future(reader.read(given)[0], 2, ahead)
+        reader.future(reader.read(given)[0], 2, reader.read_future(ahead))
     with pytest.raises(TableError, match="future must be given: a table with 'day' of the 2 steps to come"):
         reader.future(series, 2, None)
+
+
+def test_the_future_begins_after_the_past() -> None:
+    """Of a calendar that tells of the past as well."""
+    given = pd.DataFrame({"at": [0, 1, 2, 3], "a": np.arange(4.0), "load": np.arange(4.0)})
+    reader = TableReader.learn(given, Columns(time="at", covariates=("load",)))
+    calendar = pd.DataFrame({"at": np.arange(9), "load": np.arange(9.0)}).sample(frac=1, random_state=2)
+    (series,) = reader.read(given)
+    times, told = reader.future(series, 3, reader.read_future(calendar))
+    assert times.tolist() == [4, 5, 6]
+    np.testing.assert_allclose(told[:, 0] * given["load"].std(ddof=0) + 1.5, [4, 5, 6])
+    with pytest.raises(TableError, match="future must have 6 rows, one for each step to come"):
+        reader.future(series, 6, reader.read_future(calendar))
+    with pytest.raises(TableError, match="column 'at' goes from 3 to 5"):
+        reader.future(series, 3, reader.read_future(calendar.query("at != 4")))
+
+
+def test_a_future_of_uneven_steps_is_told_them() -> None:
+    given = pd.DataFrame({"at": [0.0, 1.0, 3.0, 4.0, 5.0], "a": np.arange(5.0)})
+    reader = TableReader.learn(given, Columns(time="at"))
+    (series,) = reader.read(given)
+    times, told = reader.future(series, 2, reader.read_future(pd.DataFrame({"at": [9.0, 7.0, 10.0]})))
+    np.testing.assert_array_equal(times, [7, 9])
+    np.testing.assert_allclose(told[:, 0], np.log([2, 2]))
+    times, told = reader.future(series, 2, None)
+    np.testing.assert_array_equal(times, [6, 7])
+    np.testing.assert_array_equal(told, [[0], [0]])
 
 
 def test_what_is_wrong_is_named() -> None:

@@ -120,38 +120,57 @@ class TableReader:
         covariates = self._covariates(table)
         found = []
         for key, rows, times in _rows_of(table, self.columns):
-            told = covariates[rows]
-            if self.irregular:
-                told = np.concatenate([told, self._elapsed(times)], 1)
-            elif self.step is not None and not (even := _even(np.diff(times), self.step)).all():
-                at = int(np.argmin(even))
-                raise TableError(
-                    f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
-                    f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
-                )
+            told = np.concatenate([covariates[rows], self._elapsed(times)], 1)
             found.append(TimeSeries(key, rows, times, values[rows], told))
         return found
 
-    def future(self, series: TimeSeries, horizon: int, table: pd.DataFrame | None) -> tuple[NDArray[Any], Numbers]:
-        """Return times (horizon,) and covariates (horizon, C) of what comes after a series.
+    def read_future(self, table: pd.DataFrame) -> dict[Any, TimeSeries]:
+        """Return what a table says of the rows to come, by id: times and covariates, no values.
 
         Raises:
-            TableError: covariates are known to the model, and ``table`` has no row of them for each step.
+            TableError: as :meth:`read`.
+        """
+        _require_table(table)
+        covariates, nothing = self._covariates(table), np.empty((len(table), 0))
+        return {
+            key: TimeSeries(key, rows, times, nothing[rows], covariates[rows])
+            for key, rows, times in _rows_of(table, self.columns)
+        }
+
+    def future(
+        self, series: TimeSeries, horizon: int, known: Mapping[Any, TimeSeries] | None
+    ) -> tuple[NDArray[Any], Numbers]:
+        """Return times (horizon,) and covariates (horizon, C) of what comes after a series: of what is ``known``, as
+        :meth:`read_future` gives it, the first rows that are later; otherwise of steps as long as the median one.
+
+        Raises:
+            TableError: covariates are known to the model, and no row of them for each step; or steps differ where they
+                never did.
         """
         step = 1 if self.step is None else self.step
-        times = series.times[-1] + step * np.arange(1, horizon + 1)
-        even = np.zeros((horizon, int(self.irregular)))
-        if not self.columns.covariates:
-            return times, even
-        if table is None:
-            names = ", ".join(map(repr, self.columns.covariates))
-            raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
-        _require_table(table)
-        for key, rows, _ in _rows_of(table, self.columns):
-            if key == series.key and len(rows) >= horizon:
-                return times, np.concatenate([self._covariates(table)[rows[:horizon]], even], 1)
-        whose = "" if series.key is None else f" of {self.columns.id} {series.key!r}"
-        raise TableError(f"future must have {horizon} rows{whose}, one for each step to come")
+        if known is None:
+            if self.columns.covariates:
+                names = ", ".join(map(repr, self.columns.covariates))
+                raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
+            times = series.times[-1] + step * np.arange(1, horizon + 1)
+            return times, np.zeros((horizon, int(self.irregular)))
+        later = known.get(series.key)
+        if later is not None and self.columns.time is not None:
+            later = later.part(slice(int(np.sum(later.times <= series.times[-1])), None))
+        if later is None or len(later.rows) < horizon:
+            whose = "" if series.key is None else f" of {self.columns.id} {series.key!r}"
+            raise TableError(f"future must have {horizon} rows{whose}, one for each step to come")
+        later = later.part(slice(horizon))
+        if self.columns.time is None:
+            return len(series.rows) + later.times, later.covariates
+        elapsed = self._elapsed(np.concatenate([series.times[-1:], later.times]))[1:]
+        return later.times, np.concatenate([later.covariates, elapsed], 1)
+
+    def has_times(self, series: TimeSeries, times: NDArray[Any]) -> bool:
+        """Tell whether the rows of a series are those at these times, to a thousandth of a step."""
+        if len(series.rows) != len(times):
+            return False
+        return self.step is None or bool(_even(series.times - times + self.step, self.step).all())
 
     def unscaled(self, x: Numbers) -> Numbers:
         """Return (..., X) in the units of the table."""
@@ -175,9 +194,22 @@ class TableReader:
         return np.concatenate(told, 1)
 
     def _elapsed(self, times: NDArray[Any]) -> Numbers:
-        """Return (T, 1) log of the time since the last row, in median steps; 0 for the first row."""
-        ratio = np.diff(times) / self.step
-        return np.concatenate([np.zeros(1), np.log(np.asarray(ratio, dtype=float))])[:, None]
+        """Return (T, 1) log of the time since the last row, in median steps, 0 for the first row; (T, 0) where steps
+        never differed.
+
+        Raises:
+            TableError: they do now.
+        """
+        steps = np.diff(times)
+        if self.irregular:
+            return np.concatenate([np.zeros(1), np.log(np.asarray(steps / self.step, dtype=float))])[:, None]
+        if self.step is not None and not (even := _even(steps, self.step)).all():
+            at = int(np.argmin(even))
+            raise TableError(
+                f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
+                f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
+            )
+        return np.empty((len(times), 0))
 
 
 _WORDS = "one of"
