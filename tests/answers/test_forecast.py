@@ -124,3 +124,10 @@ def test_arguments() -> None:
         model.forecast(x, 3, cond=cond)
     with pytest.raises(ValueError, match="future_cond must have shape"):
         model.forecast(x, 3, cond=cond, future_cond=cond)
+    model.check_values = True
+    future = torch.randn(3, 4, 2)
+    future[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"future_cond\[1, 2, 0\] is nan: expected finite values"):
+        model.forecast(x, 3, cond=cond, future_cond=future)
+    with pytest.raises(ValueError, match=r"cond\[1, 2, 0\] is nan: expected finite values"):
+        model.generate(3, 4, cond=future)

@@ -147,6 +147,9 @@ def test_arguments() -> None:
     mask = torch.rand(6, 4, 3) < 0.5
     with pytest.raises(ValueError, match="mask must mark all features of a step or none"):
         model.impute(x, mask)
+    whole = mask[..., :1].expand_as(mask).clone()
+    whole[4:] = mask[4:]  # padding may hold anything
+    assert model.impute(x, whole, lengths=torch.full((4,), 4)).isfinite().all()
     with pytest.raises(TypeError, match="mask must be a tensor, got NoneType"):
         model.impute(x, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_particles must be a positive int, got 0"):

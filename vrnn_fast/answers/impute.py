@@ -37,15 +37,16 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
     features = "input_size", call.spec.input_size
     x = inputs.sequence(call, "x", given.x, None, None, features)
     mask = inputs.sequence(call, "mask", cast(Tensor, given.mask), *x.shape[:2], features, dtype=torch.bool)
+    x = torch.where(mask, x, torch.zeros_like(x))
+    seen = given._replace(x=call.turned(x), mask=given.mask if call.likelihood.takes_mask else None, mask_inputs=False)
+    batch = inputs.batch_of(call, seen, (("num_particles", count),))
     if not call.likelihood.takes_mask:
-        if bool((mask.any(-1) != mask.all(-1)).any()):
+        partly = at_real(batch.real(), (mask.any(-1) != mask.all(-1)).unsqueeze(-1))
+        if bool(partly.any()):
             raise ValueError(
                 f"mask must mark all features of a step or none: {call.likelihood} has no marginal_log_prob, by which "
                 "some are drawn given others"
             )
-        given = given._replace(mask=None)
-    x = torch.where(mask, x, torch.zeros_like(x))
-    batch = inputs.batch_of(call, given._replace(x=call.turned(x), mask_inputs=False), (("num_particles", count),))
     with full_precision(batch.x.device):
         drawn, log_weights, ancestors = _particles(call, batch, mask, given.mask_inputs, given.generator)
     if smoothed:

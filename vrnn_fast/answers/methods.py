@@ -58,7 +58,8 @@ class Answers:
             proposal: whose samples of z: ``"prior"``, or ``"posterior"``, weighed by p(z) / q(z) (less noise where the
                 posterior was well trained, more where x_t is unlike all that it was trained on).
             state: the state to start from, one for all particles of a sequence.
-            cond, mask, mask_inputs: as in :meth:`VRNN.forward`. What a mask hides has a score of 0.
+            cond, mask, mask_inputs: as in :meth:`VRNN.forward`. What a mask hides has a score of 0, up to rounding;
+                with the posterior's samples a step that is hidden whole has that of their weights.
             generator: the source of all draws.
 
         Returns:
