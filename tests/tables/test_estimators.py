@@ -14,9 +14,10 @@ pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 
 from sklearn.base import clone  # noqa: E402
 from sklearn.exceptions import NotFittedError  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
 
 from vrnn_fast import Likelihood, Poisson  # noqa: E402
-from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError  # noqa: E402
+from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError, base  # noqa: E402
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24, "latent_size": 2, "updates": 300, "batch_size": 16, "window": 48, "id": "unit", "time": "hour"
@@ -223,6 +224,36 @@ def test_habits() -> None:
         Forecaster().predict(waves())
     for kind in (Detector, Forecaster, Imputer):
         assert clone(kind(updates=2)).updates == 2
+
+
+def test_it_stands_in_a_pipeline() -> None:
+    given, small = waves(48), SMALL | {"updates": 1}
+    given.loc[7, "wave"] = np.nan
+    pipeline = make_pipeline(Imputer(**small), Detector(**small)).set_output(transform="pandas")
+    again = clone(pipeline).fit(given)
+    np.testing.assert_array_equal(again.decision_function(given), pipeline.fit(given).decision_function(given))
+    assert again[0].get_feature_names_out().tolist() == list(given.columns)
+    assert again.n_features_in_ == 4
+    assert "Imputer" in again._repr_html_()
+
+
+def test_a_fit_that_fails_leaves_the_last_one() -> None:
+    detector = Detector(**SMALL | {"updates": 20}).fit(waves(48))
+    before = detector.decision_function(waves(48))
+    with pytest.raises(RuntimeError, match="training diverged"):
+        detector.set_params(learning_rate=1e30).fit(waves(96).drop(columns="echo"))
+    np.testing.assert_array_equal(detector.decision_function(waves(48)), before)
+
+
+def test_a_launch_has_a_limit_whatever_the_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
+    forecaster = Forecaster(horizon=100, num_samples=5, **SMALL | {"updates": 1}).fit(waves(10))
+    launches, forecast = [], forecaster.model_.forecast
+    monkeypatch.setattr(base, "MOST", 100 * 5 * 2)
+    monkeypatch.setattr(
+        forecaster.model_, "forecast", lambda x, *rest, **k: launches.append(x) or forecast(x, *rest, **k)
+    )
+    assert len(forecaster.predict(waves(10))) == 2 * 100 * 2
+    assert [x.shape[1] for x in launches] == [1, 1]
 
 
 def test_a_seed_repeats_it_and_pickles_answer_the_same(detector: Detector) -> None:

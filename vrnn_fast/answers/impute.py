@@ -51,7 +51,8 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
         drawn, log_weights, ancestors = _particles(call, batch, mask, given.mask_inputs, given.generator)
     if smoothed:
         return _turned(call, _histories(drawn, log_weights, ancestors, num_samples, given), batch, mask)
-    chosen = torch.stack([particles.draw(w, num_samples, batch.x, given.generator) for w in log_weights])
+    chosen = particles.draw(log_weights.flatten(0, 1), num_samples, batch.x, given.generator)
+    chosen = chosen.unflatten(0, log_weights.shape[:2])
     return _turned(call, _taken(drawn, chosen), batch, mask)
 
 

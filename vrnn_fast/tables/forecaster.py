@@ -147,7 +147,7 @@ class Forecaster(Estimator):
             raise TableError("future holds covariates, and this model was fitted without any")
         known = None if future is None else self.reader_.read_future(future)
         found = {}
-        for part, batch, generator in self._batches(series, self.num_samples):
+        for part, batch, generator in self._batches(series, self.num_samples, self.horizon):
             ahead = [self.reader_.future(s, self.horizon, known) for s in part]
             told = np.stack([covariates for _, covariates in ahead], 1).astype(np.float32)
             samples = self.model_.forecast(

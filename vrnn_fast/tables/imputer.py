@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
 from .. import checks
@@ -38,6 +39,18 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
     def _get_param_names(cls) -> list[str]:
         return sorted([*Estimator._get_param_names(), "num_samples", "smoothed"])
 
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
+        """Return the columns of what :meth:`transform` returns: those of the table.
+
+        Examples:
+            >>> from vrnn_fast.tables import Imputer
+            >>> Imputer(updates=1, window=16).fit(table).get_feature_names_out().tolist()
+            ['a', 'b']
+        """
+        self._require_fitted()
+        names: NDArray[np.object_] = self.feature_names_in_
+        return names
+
     @torch.no_grad()
     def transform(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the table with its gaps filled, and all else as it was; a column with gaps whose dtype knows no
@@ -51,7 +64,7 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
         checks.integer("num_samples", self.num_samples)
         every = self._series(table)
         filled = np.full((len(table), len(self.reader_.features)), np.nan)
-        for part, batch, generator in self._batches(every, self.num_particles):
+        for part, batch, generator in self._batches(every, max(self.num_particles, self.num_samples)):
             drawn = self.model_.impute(
                 batch.x,
                 batch.mask,
