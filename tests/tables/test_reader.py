@@ -186,6 +186,12 @@ def test_what_is_wrong_is_named() -> None:
     for own in (Columns(features=("heat",), covariates=("heat",)), Columns(features=("heat", "heat"))):
         with pytest.raises(TableError, match="column 'heat' is named twice among id, time, covariates and features"):
             TableReader.learn(table(), own)
+    with pytest.raises(TableError, match="column 'turn' holds complex128, and x must be numbers"):
+        TableReader.learn(table(turn=np.arange(12) * 1j), OWN)
+    with pytest.raises(TableError, match="column 'at' is infinite in row 2"):
+        TableReader.learn(pd.DataFrame({"at": [0.0, 1.0, np.inf], "a": np.arange(3.0)}), Columns(time="at"))
+    with pytest.raises(TableError, match="column 'at' must hold times or numbers, and holds bool"):
+        TableReader.learn(pd.DataFrame({"at": [False, True], "a": np.arange(2.0)}), Columns(time="at"))
     with pytest.raises(TableError, match="the table has several columns 'heat': rename all but one"):
         TableReader.learn(pd.concat([table(), table()[["heat"]]], axis=1), OWN)
     with pytest.raises(TableError, match="column 'stamp' holds times, and a covariate must be numbers or words"):

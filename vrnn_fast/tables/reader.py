@@ -232,7 +232,7 @@ def _scale(mean: float, std: float) -> float:
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
     for name in names:
-        if not pd.api.types.is_numeric_dtype(table[name]):
+        if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_complex_dtype(table[name]):
             raise TableError(
                 f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as a covariate, or drop it"
             )
@@ -259,10 +259,13 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
     stamps = table[columns.time]
     if stamps.isna().any():
         raise TableError(f"column {columns.time!r} is missing in row {_first(stamps.isna())}")
-    if not (pd.api.types.is_datetime64_any_dtype(stamps) or pd.api.types.is_numeric_dtype(stamps)):
+    numeric = pd.api.types.is_numeric_dtype(stamps) and not pd.api.types.is_bool_dtype(stamps)
+    if not (pd.api.types.is_datetime64_any_dtype(stamps) or numeric):
         raise TableError(
             f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: pandas.to_datetime"
         )
+    if numeric and np.isinf(stamps.to_numpy(dtype=float)).any():
+        raise TableError(f"column {columns.time!r} is infinite in row {_first(np.isinf(stamps.astype(float)))}")
     if pd.api.types.is_integer_dtype(stamps):
         stamps = stamps.astype("int64")  # differences of narrow ones overflow
     times, found = stamps.to_numpy(), []
