@@ -26,6 +26,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "standard normal, packed": NETS | {"prior": None, "packed_heads": True, "head_layers": (4,)},
     "conditioned": NETS | {"cond_size": 2, "cond_networks": ("encoder", "prior", "cell")},
     "conditioned elsewhere": NETS | {"cond_size": 2, "cond_networks": ("encoder", "decoder")},
+    "conditioned by name alone": NETS | {"prior": None, "cond_size": 2, "cond_networks": ("encoder", "prior")},
     "other columns": NETS
     | {"cond_size": 2, "input_order": (("prior", ("h", "cond")), ("encoder", ("h", "cond", "phi_x")))},
     "heads of their own": NETS
