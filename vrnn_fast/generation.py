@@ -73,6 +73,8 @@ def generate(call: ModelCall, beginning: Beginning, draws: Draws, cond: Tensor |
     if state is not None and batch_size not in (1, batch):
         raise ValueError(f"batch_size must be the state's, {batch}, or left out, got {batch_size}")
     cond = inputs.condition(call, cond, num_steps, batch)
+    if cond is not None and call.check_values:
+        checks.finite("cond", cond, swap=call.batch_first)
     if num_samples is not None:
         begin = tuple(layer.repeat(num_samples, 1) for layer in begin)
         cond = None if cond is None else cond.repeat(1, num_samples, 1)

@@ -48,17 +48,22 @@ class Particles(NamedTuple):
             (T + 1, B, N) float64: before each step, and after the last one. Where no particle has a weight above 0, all
             have the same.
         """
-        wide = self.log_weights.double()
-        best = wide.detach().amax(-1, keepdim=True)
-        relative = torch.where(best.isfinite(), wide - best, 0.0).clamp(min=_LEAST)
-        upto: Tensor = torch.cat([torch.zeros_like(relative[:1]), relative.cumsum(0)])
+        each = relative(self.log_weights.double())
+        upto: Tensor = torch.cat([torch.zeros_like(each[:1]), each.cumsum(0)])
         if self.resampled is None:
             return upto
-        steps = torch.arange(1, wide.shape[0] + 1, device=wide.device).unsqueeze(1)
+        steps = torch.arange(1, each.shape[0] + 1, device=each.device).unsqueeze(1)
         begun = torch.where(self.resampled, steps, 0).cummax(0).values
         begun = torch.cat([torch.zeros_like(begun[:1]), begun]).unsqueeze(-1).expand_as(upto)
         since: Tensor = upto - upto.gather(0, begun)
         return since
+
+
+def relative(log_weights: Tensor) -> Tensor:
+    """Return log-weights (..., N) up to a constant, all of them finite: 0 for the best one of a step, and for all where
+    none has a weight above 0."""
+    best = log_weights.detach().amax(-1, keepdim=True)
+    return torch.where(best.isfinite(), log_weights - best, 0.0).clamp(min=_LEAST)
 
 
 def measured(spec: CellSpec) -> Mapping[str, CellSpec]:

@@ -104,6 +104,15 @@ def test_quantiles_are_torchs() -> None:
         found.interval("wide")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quantiles_of_16_bits_lie_where_they_belong(dtype: torch.dtype) -> None:
+    """Among 1000 samples, more than bfloat16 counts."""
+    found, shares = Forecast(torch.randn(1000, 1, 1, 3).to(dtype)), [0.05, 0.93, 0.999, 1.0]
+    right = torch.quantile(found.samples.double(), torch.tensor(shares, dtype=torch.float64), dim=0)
+    torch.testing.assert_close(found.quantile(shares), right.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+    assert found.quantile([]).shape == (0, 1, 1, 3)
+
+
 def test_arguments() -> None:
     model, x = VRNN(5, 7, 3, cond_size=2), torch.rand(6, 4, 5)
     cond = torch.randn(6, 4, 2)
@@ -115,3 +124,10 @@ def test_arguments() -> None:
         model.forecast(x, 3, cond=cond)
     with pytest.raises(ValueError, match="future_cond must have shape"):
         model.forecast(x, 3, cond=cond, future_cond=cond)
+    model.check_values = True
+    future = torch.randn(3, 4, 2)
+    future[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"future_cond\[1, 2, 0\] is nan: expected finite values"):
+        model.forecast(x, 3, cond=cond, future_cond=future)
+    with pytest.raises(ValueError, match=r"cond\[1, 2, 0\] is nan: expected finite values"):
+        model.generate(3, 4, cond=future)

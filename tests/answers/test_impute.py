@@ -115,11 +115,41 @@ def test_a_mixture_draws_some_features_given_the_others() -> None:
     assert (found[..., 1] > 0).all()
 
 
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("wrong", [torch.nan, 1e30])
+def test_an_observation_that_cannot_be_stays_in_its_row(wrong: float, smoothed: bool) -> None:
+    """No particle has a weight above 0: each is as good as any other."""
+    model, x = VRNN(1, 7, 2, likelihood="gaussian"), torch.randn(4, 2, 1)
+    x[1, 0] = wrong
+    mask = torch.ones_like(x, dtype=torch.bool)
+    mask[2] = False
+    found = model.impute(x, mask, 5, smoothed=smoothed)
+    assert torch.equal(found[:, 1, 1], x[1, 1].expand(5, 1))
+    assert found[:, :, 1].isfinite().all()
+    assert found[:, 2, 0].isfinite().all() == (wrong == wrong)
+
+
+def test_what_cannot_be_says_nothing_about_the_next_gap() -> None:
+    """The filter goes on: two far components after it are told apart as before."""
+    model = VRNN(2, 3, 1, likelihood=GaussianMixture(2), dtype=torch.float64)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.get_parameter("dec_mean.bias").copy_(torch.tensor([-5.0, -5.0, 5.0, 5.0]))
+    x = torch.tensor([[1e200, 0.0], [5.0, 0.0]], dtype=torch.float64).view(2, 1, 2)
+    mask = torch.tensor([[True, True], [True, False]]).view(2, 1, 2)
+    found = model.impute(x, mask, 200, num_particles=500)
+    assert (found[:, 1, 0, 1] > 0).all()
+
+
 def test_arguments() -> None:
     model, x = VRNN(3, 7, 2, likelihood=Whole()), torch.rand(6, 4, 3).round()
     mask = torch.rand(6, 4, 3) < 0.5
     with pytest.raises(ValueError, match="mask must mark all features of a step or none"):
         model.impute(x, mask)
+    whole = mask[..., :1].expand_as(mask).clone()
+    whole[4:] = mask[4:]  # padding may hold anything
+    assert model.impute(x, whole, lengths=torch.full((4,), 4)).isfinite().all()
     with pytest.raises(TypeError, match="mask must be a tensor, got NoneType"):
         model.impute(x, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_particles must be a positive int, got 0"):

@@ -372,6 +372,15 @@ def sigmoid(value: Decimal) -> Decimal:
     return 1 / (1 + (-value).exp())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_students_tails_reach_to_the_last_number(dtype: torch.dtype) -> None:
+    """An outlier of 65504, at the least scale: its square is beyond float16; of 1e30 it is beyond float32."""
+    raw = torch.tensor([0.5, -20.0, 1.0], dtype=dtype)
+    x = torch.tensor([min(1e30, torch.finfo(dtype).max)], dtype=dtype)
+    right = StudentT().log_prob(raw.double(), x.double())
+    torch.testing.assert_close(StudentT().log_prob(raw, x).double(), right, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 def test_outside_of_the_support_there_is_nothing() -> None:
     nan = float("nan")
     for likelihood, bad in (

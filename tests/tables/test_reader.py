@@ -60,8 +60,11 @@ def test_what_a_later_table_is_scaled_by_is_what_was_learnt() -> None:
 
 
 def test_a_constant_column_stays_finite() -> None:
-    given = table(still=7.0)
-    assert np.isfinite(TableReader.learn(given, OWN).read(given)[0].values).all()
+    given = table(rows=480, still=0.1)  # whose standard deviation is rounding, and no zero
+    reader = TableReader.learn(given, OWN)
+    np.testing.assert_allclose(reader.read(given.assign(still=2.1))[0].values[:, 2], 2.0)
+    reader = TableReader.learn(given, Columns(id="unit", time="stamp", covariates=("still",)))
+    np.testing.assert_allclose(reader.read(given.assign(still=2.1))[0].covariates[:, 0], 2.0)
 
 
 def test_covariates_of_numbers_and_words() -> None:
@@ -74,6 +77,41 @@ def test_covariates_of_numbers_and_words() -> None:
     np.testing.assert_array_equal(north.covariates[:, :3].argmax(1), own["day"].map({"mon": 0, "sun": 1, "tue": 2}))
     np.testing.assert_allclose(north.covariates[:, 3], (own["load"] - 5.5) / np.arange(12).std())
     np.testing.assert_array_equal(north.covariates[:, 5], own["on"])
+
+
+def test_ids_and_words_of_any_kind() -> None:
+    given = table()
+    for ids in (
+        given["unit"].map({"north": 3, "south": "x"}),
+        given["unit"].astype(pd.CategoricalDtype(["none", "north", "south"])),
+        given["unit"].astype("string"),
+        given["unit"].map({"north": 1, "south": 2}).astype("Int64"),
+        given["unit"].map({"north": pd.Timestamp(2026, 1, 1, tz="UTC"), "south": pd.Timestamp(2027, 1, 1, tz="UTC")}),
+    ):
+        both = given.assign(unit=ids, word=ids.astype(object))
+        series = TableReader.learn(both, Columns(id="unit", time="stamp", covariates=("word",))).read(both)
+        assert [s.key for s in series] == [ids[given["unit"] == unit].iloc[0] for unit in ("north", "south")]
+        for one, unit in zip(series, ("north", "south"), strict=True):
+            assert (given["unit"].iloc[one.rows] == unit).all()
+            np.testing.assert_array_equal(one.covariates[:, 0], float(unit == "north"))
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_times_with_and_without_a_zone(zone: str | None) -> None:
+    given = table()
+    given["stamp"] = given["stamp"].dt.tz_localize(zone)
+    series = TableReader.learn(given, OWN).read(given)[0]
+    assert pd.Series(series.times).dt.tz is given["stamp"].dt.tz
+    with pytest.raises(TableError, match=r"'stamp' is .* a second time in row"):
+        TableReader.learn(pd.concat([given, given.iloc[:1]], ignore_index=True), OWN)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint64", "Int16"])
+def test_times_of_integers_do_not_overflow(dtype: str) -> None:
+    begin = 0 if dtype == "uint64" else -100
+    given = pd.DataFrame({"at": pd.Series([0, 1, 2, 200, 201]) + begin, "a": np.arange(5.0)}).astype({"at": dtype})
+    (series,) = TableReader.learn(given, Columns(time="at")).read(given)
+    np.testing.assert_allclose(series.covariates[:, 0], [0, 0, 0, np.log(198), 0])
 
 
 def test_uneven_steps_are_told() -> None:
@@ -91,13 +129,40 @@ def test_the_future_goes_on_by_the_median_step() -> None:
     ahead = pd.DataFrame({"unit": ["south"] * 2, "stamp": pd.to_datetime(["2026-01-01 06:00", "2026-01-01 07:00"])})
     ahead["day"] = ["sun", "mon"]
     series = reader.read(given)[1]
-    times, told = reader.future(series, 2, ahead)
+    times, told = reader.future(series, 2, reader.read_future(ahead))
     assert pd.to_datetime(times).tolist() == ahead["stamp"].tolist()
     np.testing.assert_array_equal(told, [[0, 1, 0], [1, 0, 0]])
     with pytest.raises(TableError, match=r"future must have 2 rows of unit 'north'"):
-        reader.future(reader.read(given)[0], 2, ahead)
+        reader.future(reader.read(given)[0], 2, reader.read_future(ahead))
     with pytest.raises(TableError, match="future must be given: a table with 'day' of the 2 steps to come"):
         reader.future(series, 2, None)
+
+
+def test_the_future_begins_after_the_past() -> None:
+    """Of a calendar that tells of the past as well."""
+    given = pd.DataFrame({"at": [0, 1, 2, 3], "a": np.arange(4.0), "load": np.arange(4.0)})
+    reader = TableReader.learn(given, Columns(time="at", covariates=("load",)))
+    calendar = pd.DataFrame({"at": np.arange(9), "load": np.arange(9.0)}).sample(frac=1, random_state=2)
+    (series,) = reader.read(given)
+    times, told = reader.future(series, 3, reader.read_future(calendar))
+    assert times.tolist() == [4, 5, 6]
+    np.testing.assert_allclose(told[:, 0] * given["load"].std(ddof=0) + 1.5, [4, 5, 6])
+    with pytest.raises(TableError, match="future must have 6 rows, one for each step to come"):
+        reader.future(series, 6, reader.read_future(calendar))
+    with pytest.raises(TableError, match="column 'at' goes from 3 to 5"):
+        reader.future(series, 3, reader.read_future(calendar.query("at != 4")))
+
+
+def test_a_future_of_uneven_steps_is_told_them() -> None:
+    given = pd.DataFrame({"at": [0.0, 1.0, 3.0, 4.0, 5.0], "a": np.arange(5.0)})
+    reader = TableReader.learn(given, Columns(time="at"))
+    (series,) = reader.read(given)
+    times, told = reader.future(series, 2, reader.read_future(pd.DataFrame({"at": [9.0, 7.0, 10.0]})))
+    np.testing.assert_array_equal(times, [7, 9])
+    np.testing.assert_allclose(told[:, 0], np.log([2, 2]))
+    times, told = reader.future(series, 2, None)
+    np.testing.assert_array_equal(times, [6, 7])
+    np.testing.assert_array_equal(told, [[0], [0]])
 
 
 def test_what_is_wrong_is_named() -> None:
@@ -118,6 +183,19 @@ def test_what_is_wrong_is_named() -> None:
         TableReader.learn(given.astype({"stamp": str})[["unit", "stamp", "heat"]], OWN)
     with pytest.raises(TableError, match=r"'stamp' is .* a second time in row"):
         TableReader.learn(pd.concat([table(), table().iloc[:1]], ignore_index=True), OWN)
+    for own in (Columns(features=("heat",), covariates=("heat",)), Columns(features=("heat", "heat"))):
+        with pytest.raises(TableError, match="column 'heat' is named twice among id, time, covariates and features"):
+            TableReader.learn(table(), own)
+    with pytest.raises(TableError, match="column 'turn' holds complex128, and x must be numbers"):
+        TableReader.learn(table(turn=np.arange(12) * 1j), OWN)
+    with pytest.raises(TableError, match="column 'at' is infinite in row 2"):
+        TableReader.learn(pd.DataFrame({"at": [0.0, 1.0, np.inf], "a": np.arange(3.0)}), Columns(time="at"))
+    with pytest.raises(TableError, match="column 'at' must hold times or numbers, and holds bool"):
+        TableReader.learn(pd.DataFrame({"at": [False, True], "a": np.arange(2.0)}), Columns(time="at"))
+    with pytest.raises(TableError, match="the table has several columns 'heat': rename all but one"):
+        TableReader.learn(pd.concat([table(), table()[["heat"]]], axis=1), OWN)
+    with pytest.raises(TableError, match="column 'stamp' holds times, and a covariate must be numbers or words"):
+        TableReader.learn(table(), Columns(features=("heat",), covariates=("stamp",)))
     with pytest.raises(TableError, match="column 'heat' is infinite in row 2: NaN says that nothing was observed"):
         TableReader.learn(table().assign(heat=lambda t: t["heat"].mask(t.index == 2, np.inf)), OWN)
     for column in ("unit", "stamp"):

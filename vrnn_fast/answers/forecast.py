@@ -25,6 +25,8 @@ def forecast(
     if future_cond is not None:
         size = "cond_size", call.spec.cond_size
         future_cond = inputs.sequence(call, "future_cond", future_cond, horizon, sequences, size)
+        if call.check_values:
+            checks.finite("future_cond", future_cond, swap=call.batch_first)
         future_cond = future_cond.repeat_interleave(num_samples, 1)
     uniforms = resampling.uniforms("systematic", steps, sequences, count, batch.x, given.generator)
     found = particles.run(call, particles.measured(call.spec), batch, uniforms)

@@ -37,20 +37,22 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
     features = "input_size", call.spec.input_size
     x = inputs.sequence(call, "x", given.x, None, None, features)
     mask = inputs.sequence(call, "mask", cast(Tensor, given.mask), *x.shape[:2], features, dtype=torch.bool)
+    x = torch.where(mask, x, torch.zeros_like(x))
+    seen = given._replace(x=call.turned(x), mask=given.mask if call.likelihood.takes_mask else None, mask_inputs=False)
+    batch = inputs.batch_of(call, seen, (("num_particles", count),))
     if not call.likelihood.takes_mask:
-        if bool((mask.any(-1) != mask.all(-1)).any()):
+        partly = at_real(batch.real(), (mask.any(-1) != mask.all(-1)).unsqueeze(-1))
+        if bool(partly.any()):
             raise ValueError(
                 f"mask must mark all features of a step or none: {call.likelihood} has no marginal_log_prob, by which "
                 "some are drawn given others"
             )
-        given = given._replace(mask=None)
-    x = torch.where(mask, x, torch.zeros_like(x))
-    batch = inputs.batch_of(call, given._replace(x=call.turned(x), mask_inputs=False), (("num_particles", count),))
     with full_precision(batch.x.device):
         drawn, log_weights, ancestors = _particles(call, batch, mask, given.mask_inputs, given.generator)
     if smoothed:
         return _turned(call, _histories(drawn, log_weights, ancestors, num_samples, given), batch, mask)
-    chosen = torch.stack([particles.draw(w, num_samples, batch.x, given.generator) for w in log_weights])
+    chosen = particles.draw(log_weights.flatten(0, 1), num_samples, batch.x, given.generator)
+    chosen = chosen.unflatten(0, log_weights.shape[:2])
     return _turned(call, _taken(drawn, chosen), batch, mask)
 
 
@@ -87,7 +89,8 @@ def _particles(
         if real is not None:
             weights = torch.where(real[t], weights, torch.zeros_like(weights))
             after = tuple(torch.where(real[t].unsqueeze(-1), a, s) for a, s in zip(after, state, strict=True))
-        found.append((drawn, deal.log_weights + weights.reshape(deal.log_weights.shape)))
+        weights = particles.relative(weights.reshape(deal.log_weights.shape))
+        found.append((drawn, deal.log_weights + weights))
         state = deal.step(weights, after)
     complete, log_weights = (torch.stack(tensors) for tensors in zip(*found, strict=True))
     return complete.unflatten(1, (sequences, count)), log_weights, torch.stack(deal.ancestors)

@@ -45,7 +45,8 @@ class Answers:
 
         Predictive, unlike nll and kl of :meth:`VRNN.forward`: with the prior's samples, x_t has no part in what it is
         held against. The average over particles of p(x_t | z_t, h_{t-1}), weighed by what came before, estimates
-        p(x_t | x_<t) without bias as far as the particles stand for their distribution. One launch; with a likelihood
+        p(x_t | x_<t) without bias as far as the particles stand for their distribution; its negative logarithm is too
+        high on average, the less the more there are, and most where x_t is unlikely. One launch; with a likelihood
         of your own one for each time step. Gradients flow as those of the FIVO bound, see :mod:`vrnn_fast.bounds`: the
         sum over steps is minus that bound.
 
@@ -53,12 +54,13 @@ class Answers:
             x: (T, B, X), as in :meth:`VRNN.forward`.
             lengths: (B,) int64, real steps of each row, as there.
             num_particles: N for each sequence.
-            per_feature: whether to score every feature on its own, -log p(x_ti | x_<t). Not with a likelihood of your
-                own without ``marginal_log_prob``.
+            per_feature: whether to score every feature on its own, -log p(x_ti | x_<t), by the prior's samples. Not
+                with a likelihood of your own without ``marginal_log_prob``.
             proposal: whose samples of z: ``"prior"``, or ``"posterior"``, weighed by p(z) / q(z) (less noise where the
                 posterior was well trained, more where x_t is unlike all that it was trained on).
             state: the state to start from, one for all particles of a sequence.
-            cond, mask, mask_inputs: as in :meth:`VRNN.forward`. What a mask hides has a score of 0.
+            cond, mask, mask_inputs: as in :meth:`VRNN.forward`. What a mask hides has a score of 0, up to rounding;
+                with the posterior's samples a step that is hidden whole has that of their weights.
             generator: the source of all draws.
 
         Returns:

@@ -36,7 +36,8 @@ def blind_spec(spec: CellSpec) -> CellSpec:
         own[ours] = () if theirs is None else spec.layers_of(theirs)
         kinds[ours] = () if theirs is None else spec.activations_of("prior", theirs)
     reads = () if spec.prior is None else tuple(spec.inputs("prior"))
-    conditioned: tuple[Conditioned, ...] = tuple(name for name in spec.cond_networks if name != "encoder")
+    blinded = ("encoder",) if reads else ("encoder", "prior")  # a standard normal prior reads nothing
+    conditioned: tuple[Conditioned, ...] = tuple(name for name in spec.cond_networks if name not in blinded)
     if "cond" in reads:
         conditioned = ("encoder", *conditioned)
     sources = ("phi_x", *(reads or ("h",)))

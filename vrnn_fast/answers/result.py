@@ -57,11 +57,12 @@ class Forecast(NamedTuple):
         """
         if checks.is_number(q):
             return self.quantile([checks.share("q", q)])[0]
-        shares = self.samples.new_tensor([checks.share("q", share) for share in q])  # type: ignore[union-attr]
         ordered, last = self.samples.sort(0).values, self.samples.shape[0] - 1
-        below = (shares * last).floor().long().clamp(max=max(last - 1, 0))
-        part = (shares * last - below).view(-1, *[1] * (ordered.dim() - 1))
-        return torch.lerp(ordered[below], ordered[(below + 1).clamp(max=last)], part)
+        places = [last * checks.share("q", share) for share in q]  # type: ignore[union-attr]
+        below = [min(int(place), max(last - 1, 0)) for place in places]
+        part = ordered.new_tensor([place - b for place, b in zip(places, below, strict=True)])
+        part = part.view(-1, *[1] * (ordered.dim() - 1))
+        return torch.lerp(ordered[below], ordered[[min(b + 1, last) for b in below]], part)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Compute the central interval that holds this share of the samples: its ends, (horizon, B, X) each.

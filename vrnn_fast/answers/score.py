@@ -30,6 +30,11 @@ class Scoring(NamedTuple):
         checks.one_of("proposal", self.proposal, get_args(Proposal))
         if self.per_feature and not call.likelihood.takes_mask:
             raise ValueError(f"per_feature needs a likelihood with marginal_log_prob, and {call.likelihood} has none")
+        if self.per_feature and self.proposal == "posterior" and call.spec.latent_size:
+            raise ValueError(
+                "per_feature needs proposal='prior': the posterior's samples explain x_t whole, and hardly any lies "
+                "where a feature alone would have it"
+            )
         return self if call.spec.latent_size else self._replace(num_particles=1, proposal="posterior")
 
 

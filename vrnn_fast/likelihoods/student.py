@@ -26,8 +26,7 @@ class StudentT(Likelihood):
     """Independent features of Student's t distribution: a Gaussian that outliers do not pull away.
 
     degrees = 2 + softplus(raw degrees), so that mean and variance exist, and scale = softplus(raw scale) + ``floor`` in
-    the units of x. The variance is scale² degrees / (degrees - 2). Differences of logarithms of gamma functions are
-    computed in float64.
+    the units of x. The variance is scale² degrees / (degrees - 2). Densities are computed in float64, however far x is.
 
     Raises:
         ValueError: floor is not a positive number.
@@ -47,11 +46,10 @@ class StudentT(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         feature_count(raw, x, each=3)
-        degrees, mean, scale = self.prediction(raw)
-        wide = degrees.double()
-        constant = torch.lgamma((wide + 1) / 2) - torch.lgamma(wide / 2) - 0.5 * (wide * math.pi).log()
+        degrees, mean, scale = (parameter.double() for parameter in self.prediction(raw))
+        constant = torch.lgamma((degrees + 1) / 2) - torch.lgamma(degrees / 2) - 0.5 * (degrees * math.pi).log()
         tails = (degrees + 1) / 2 * (((x - mean) / scale).square() / degrees).log1p()
-        return (constant.to(raw.dtype) - scale.log() - tails).sum(-1)
+        return (constant - scale.log() - tails).sum(-1).to(raw.dtype)
 
     def prediction(self, raw: Tensor) -> StudentParameters:
         mean, scale, degrees = raw.chunk(3, -1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 from torch.distributions import constraints
 
 from .. import checks
@@ -18,7 +20,7 @@ from .fitting import Fitting, Windows, fit, stacked
 from .reader import Columns, TableReader, TimeSeries
 
 Tails = Literal["gaussian", "student"]
-MOST_ROWS = 1 << 20  # of T * B * particles in one launch, unless a single series has more
+MOST = 1 << 23  # of T * B * particles * X in one launch, unless a single series has more
 
 
 class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -113,7 +115,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         for name in ("patience", "seed"):
             checks.integer(name, getattr(self, name), least=0)
         features = None if self.features is None else tuple(self.features)
-        self.reader_ = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
+        reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
         fitting = Fitting(
             self.updates,
             self.batch_size,
@@ -123,42 +125,51 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self.patience,
             self.seed,
         )
-        self.model_ = self._built()
-        self.history_ = fit(self.model_, self.reader_.read(table), fitting)
-        self.n_features_in_ = len(self.reader_.features)
+        model = self._built(reader)
+        self.history_ = fit(model, reader.read(table), fitting)
+        self.model_, self.reader_ = model, reader
+        self.feature_names_in_ = np.asarray(table.columns, dtype=object)
+        self.n_features_in_ = len(table.columns)
         return self
 
-    def _built(self) -> VRNN:
+    def _built(self, reader: TableReader) -> VRNN:
         likelihood: str | Likelihood = self.likelihood
         if isinstance(likelihood, str):
             checks.one_of("likelihood", likelihood, get_args(Tails))
             likelihood = StudentT() if likelihood == "student" else likelihood
-        elif likelihood.support is not constraints.real:
+        elif isinstance(likelihood, Likelihood) and likelihood.support is not constraints.real:
             raise ValueError(f"likelihood must take any number, for columns are scaled, and {likelihood} does not")
-        told = self.reader_.cond_size
+        else:
+            likelihood = copy.deepcopy(likelihood)  # one with parameters is trained with the model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return VRNN(
-                len(self.reader_.features),
+                len(reader.features),
                 self.hidden_size,
                 self.latent_size,
                 likelihood=likelihood,
-                cond_size=told,
+                cond_size=reader.cond_size,
                 cond_networks=("encoder", "prior", "decoder", "cell"),
                 backend=self.backend,
+                dtype=torch.float32,
             ).to(self.device)
 
+    def _require_fitted(self) -> None:
+        check_is_fitted(self, "model_", msg="call fit before: this %(name)s has learnt from no table yet")
+
     def _series(self, table: pd.DataFrame) -> list[TimeSeries]:
-        if not hasattr(self, "model_"):
-            raise NotFittedError(f"call fit before: this {type(self).__name__} has learnt from no table yet")
+        self._require_fitted()
         return self.reader_.read(table)
 
-    def _batches(self, series: Sequence[TimeSeries], particles: int) -> Iterator[tuple[list[TimeSeries], Windows, Any]]:
+    def _batches(
+        self, series: Sequence[TimeSeries], particles: int, horizon: int = 0
+    ) -> Iterator[tuple[list[TimeSeries], Windows, Any]]:
         """Yield series of like lengths together with their windows and the generator of their noise."""
         device = next(self.model_.parameters()).device
         generator = torch.Generator(device).manual_seed(self.seed)
         waiting = sorted(series, key=lambda s: -len(s.values))
         while waiting:
-            count = max(1, MOST_ROWS // (len(waiting[0].values) * particles))
+            steps = max(len(waiting[0].values), horizon)
+            count = max(1, MOST // (steps * particles * len(self.reader_.features)))
             part, waiting = waiting[:count], waiting[count:]
             yield part, stacked(part, device), generator

@@ -19,18 +19,20 @@ TAIL = 0.98  # beyond this quantile of the scores lie the peaks
 class Detector(Estimator):
     """Find anomalies in tables: the habits of scikit-learn and pyod, 1 being an anomaly.
 
-    A row's score is -log p(x_t | x_<t) in nats, by :meth:`vrnn_fast.VRNN.score`: 0 for rows without an observation.
+    A row's score is -log p(x_t | x_<t) in nats, of the scaled columns, by :meth:`vrnn_fast.VRNN.score`. What was not
+    observed counts as what is typical of its feature, so that a gap is no anomaly and hides none.
 
     Args:
         contamination: share of the rows of the table that it is fitted on which shall be called anomalies.
         threshold: ``"quantile"``, that of the scores; or ``"peaks"``, which fits a generalised Pareto distribution to
             the scores above their 98th percentile and takes its quantile (Siffer et al. 2017, "Anomaly Detection in
-            Streams with Extreme Value Theory"), better where ``contamination`` is less than a few rows.
+            Streams with Extreme Value Theory"), better where ``contamination``, at most 0.02, is less than a few rows.
         arguments: of :class:`Estimator`.
 
     Attributes:
         decision_scores_, labels_: (rows,) scores, and 0 or 1, of the table that it was fitted on.
         threshold_: the score above which a row is an anomaly.
+        typical_: (features,) median score of each on its own, in that table.
 
     Examples:
         >>> import pandas
@@ -59,6 +61,7 @@ class Detector(Estimator):
         share = checks.share("contamination", self.contamination)
         checks.one_of("threshold", self.threshold, get_args(Threshold))
         super().fit(table)
+        self.typical_ = self.explain(table).median().to_numpy()
         self.decision_scores_ = self.decision_function(table)
         self.threshold_ = (_quantile if self.threshold == "quantile" else _peaks)(self.decision_scores_, share)
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
@@ -72,10 +75,14 @@ class Detector(Estimator):
             >>> Detector(updates=1, window=16).fit(table).decision_function(table[:9]).shape
             (9,)
         """
-        return self._scores(table, per_feature=False)[:, 0]
+        scores = self._scores(table, per_feature=False)[:, 0]
+        missing = table[list(self.reader_.features)].isna().to_numpy()
+        found: NDArray[np.float64] = scores + np.where(missing, self.typical_, 0.0).sum(1)
+        return found
 
     def explain(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Score each feature of each row on its own: a table of nats, its rows and features those of the given one.
+        """Score each feature of each row on its own: a table of nats, its rows and features those of the given one; NaN
+        where nothing was observed.
 
         Examples:
             >>> from vrnn_fast.tables import Detector
@@ -83,7 +90,8 @@ class Detector(Estimator):
             ['a', 'b']
         """
         scores = self._scores(table, per_feature=True)
-        return pd.DataFrame(scores, index=table.index, columns=list(self.reader_.features))
+        features = list(self.reader_.features)
+        return pd.DataFrame(scores, index=table.index, columns=features).where(table[features].notna())
 
     def predict(self, table: pd.DataFrame) -> NDArray[np.int64]:
         """Tell which rows are anomalies: (rows,) 0 or 1.
@@ -107,8 +115,9 @@ class Detector(Estimator):
 
     @torch.no_grad()
     def _scores(self, table: pd.DataFrame, *, per_feature: bool) -> NDArray[np.float64]:
+        every = self._series(table)
         found = np.zeros((len(table), len(self.reader_.features) if per_feature else 1))
-        for part, batch, generator in self._batches(self._series(table), self.num_particles):
+        for part, batch, generator in self._batches(every, self.num_particles):
             scores = self.model_.score(
                 batch.x,
                 batch.lengths,
@@ -133,6 +142,11 @@ def _peaks(scores: NDArray[np.float64], share: float) -> float:
     """Return the score that a share of rows exceeds, by the tail's distribution."""
     from scipy.stats import genpareto
 
+    if share > 1 - TAIL:
+        raise ValueError(
+            f"contamination must be at most {1 - TAIL:g} with threshold='peaks', which knows no scores below the 98th "
+            f"percentile, got {share}: take threshold='quantile'"
+        )
     start = float(np.quantile(scores, TAIL))
     above = scores[scores > start] - start
     if len(above) < 10:

@@ -68,7 +68,7 @@ def fit(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting) -> list[flo
     chance, generator = np.random.default_rng(fitting.seed), torch.Generator(device).manual_seed(fitting.seed)
     train, valid = [], []
     for one in series:
-        steps = len(one.values) - round(fitting.validation * len(one.values))
+        steps = max(1, len(one.values) - round(fitting.validation * len(one.values)))
         train.append(one.part(slice(steps)))
         valid += [one.part(slice(i, i + fitting.window)) for i in range(steps, len(one.values), fitting.window)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=fitting.learning_rate)
@@ -99,7 +99,7 @@ def fit(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting) -> list[flo
 
 
 def _drawn(series: Sequence[TimeSeries], fitting: Fitting, chance: np.random.Generator) -> list[TimeSeries]:
-    """Draw windows from anywhere, each step as likely to be in one as any other."""
+    """Draw windows from anywhere, each place where one may begin as likely as any other."""
     starts = np.array([max(1, len(s.values) - fitting.window + 1) for s in series])
     found = []
     for place in chance.integers(starts.sum(), size=fitting.batch_size):

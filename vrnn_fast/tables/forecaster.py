@@ -55,7 +55,8 @@ class Forecaster(Estimator):
 
         Args:
             table: what was seen.
-            future: the covariates of what comes, with the ids; where the model knows covariates.
+            future: what is known of the rows to come, where the model knows covariates or steps differ: ids, times
+                and covariates. Its first rows after each series are taken.
 
         Returns:
             a row for each id, time and feature: mean and quantiles.
@@ -66,13 +67,17 @@ class Forecaster(Estimator):
             6
         """
         shares = [checks.share("quantiles", q) for q in self.quantiles]
+        time = self.time or "time"
+        for name in (self.id, self.time):
+            if name in ({"feature", "mean"} if self.time else {"time", "feature", "mean"}):
+                raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
         rows = []
         for series, times, samples in self._drawn(table, future):
             found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
                 values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
-                rows.append(pd.DataFrame({**named, self.time or "time": times, "feature": feature, **values}))
+                rows.append(pd.DataFrame({**named, time: times, "feature": feature, **values}))
         return pd.concat(rows, ignore_index=True)
 
     def sample(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> dict[Any, NDArray[np.float64]]:
@@ -90,7 +95,8 @@ class Forecaster(Estimator):
 
         Args:
             table: what was seen.
-            truth: the ``horizon`` rows that came after it, of each id; NaN where nothing was observed.
+            truth: the ``horizon`` rows that came after it, of each id, at the times of the forecast; NaN where nothing
+                was observed.
             future: as for :meth:`predict`.
 
         Returns:
@@ -111,10 +117,11 @@ class Forecaster(Estimator):
         shares = [checks.share("quantiles", q) for q in self.quantiles]
         came = {series.key: series for series in self._series(truth)}
         rows = []
-        for series, _, samples in self._drawn(table, future):
-            if series.key not in came or len(came[series.key].rows) != self.horizon:
+        for series, times, samples in self._drawn(table, future):
+            if series.key not in came or not self.reader_.has_times(came[series.key], times):
                 whose = "" if series.key is None else f" of {self.id} {series.key!r}"
-                raise TableError(f"truth must have the {self.horizon} rows{whose} that come after the table")
+                when = "" if self.reader_.step is None else f", from {times[0]} to {times[-1]}"
+                raise TableError(f"truth must have the {self.horizon} rows{whose} that come after the table{when}")
             right = self.reader_.unscaled(came[series.key].values)
             whole = ~np.isnan(right).any(1)
             crps = scoringrules.crps_ensemble(right, samples, m_axis=0)
@@ -136,11 +143,12 @@ class Forecaster(Estimator):
         checks.integer("horizon", self.horizon)
         checks.integer("num_samples", self.num_samples)
         series = self._series(table)
-        if future is not None and not self.reader_.columns.covariates:
+        if future is not None and not self.reader_.cond_size:
             raise TableError("future holds covariates, and this model was fitted without any")
+        known = None if future is None else self.reader_.read_future(future)
         found = {}
-        for part, batch, generator in self._batches(series, self.num_samples):
-            ahead = [self.reader_.future(s, self.horizon, future) for s in part]
+        for part, batch, generator in self._batches(series, self.num_samples, self.horizon):
+            ahead = [self.reader_.future(s, self.horizon, known) for s in part]
             told = np.stack([covariates for _, covariates in ahead], 1).astype(np.float32)
             samples = self.model_.forecast(
                 batch.x,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
 from .. import checks
@@ -38,9 +39,22 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
     def _get_param_names(cls) -> list[str]:
         return sorted([*Estimator._get_param_names(), "num_samples", "smoothed"])
 
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
+        """Return the columns of what :meth:`transform` returns: those of the table.
+
+        Examples:
+            >>> from vrnn_fast.tables import Imputer
+            >>> Imputer(updates=1, window=16).fit(table).get_feature_names_out().tolist()
+            ['a', 'b']
+        """
+        self._require_fitted()
+        names: NDArray[np.object_] = self.feature_names_in_
+        return names
+
     @torch.no_grad()
     def transform(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the table with its gaps filled, and all else as it was.
+        """Return the table with its gaps filled, and all else as it was; a column with gaps whose dtype knows no
+        fractions becomes float64.
 
         Examples:
             >>> from vrnn_fast.tables import Imputer
@@ -48,9 +62,9 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
             True
         """
         checks.integer("num_samples", self.num_samples)
-        features = list(self.reader_.features) if hasattr(self, "reader_") else []
-        filled = np.full((len(table), len(features)), np.nan)
-        for part, batch, generator in self._batches(self._series(table), self.num_particles):
+        every = self._series(table)
+        filled = np.full((len(table), len(self.reader_.features)), np.nan)
+        for part, batch, generator in self._batches(every, max(self.num_particles, self.num_samples)):
             drawn = self.model_.impute(
                 batch.x,
                 batch.mask,
@@ -66,6 +80,10 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
                 values = drawn[: len(series.rows), b].double().cpu().numpy()
                 filled[series.rows] = self.reader_.unscaled(values)
         result = table.copy()
-        for i, name in enumerate(features):
-            result[name] = table[name].where(table[name].notna(), pd.Series(filled[:, i], index=table.index))
+        for name, fill in zip(self.reader_.features, filled.T, strict=True):
+            column, seen = table[name], table[name].notna().to_numpy()
+            if not seen.all():
+                values = np.where(seen, column.to_numpy(dtype=float, na_value=np.nan), fill)
+                kept = column.dtype if pd.api.types.is_float_dtype(column) else float
+                result[name] = pd.Series(values, index=table.index).astype(kept)
         return result

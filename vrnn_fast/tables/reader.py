@@ -81,6 +81,9 @@ class TableReader:
         own = [c for c in (columns.id, columns.time, *columns.covariates) if c is not None]
         features = columns.features if columns.features is not None else tuple(c for c in table.columns if c not in own)
         _require_columns(table, (*own, *features))
+        twice = [name for i, name in enumerate((*own, *features)) if name in (*own, *features)[:i]]
+        if twice:
+            raise TableError(f"column {twice[0]!r} is named twice among id, time, covariates and features")
         if not features:
             raise TableError("a table needs a column that is neither id, time nor covariate")
         values = _numbers(table, features)
@@ -95,7 +98,8 @@ class TableReader:
             raise TableError(f"column {columns.time!r} has one row of each id: no step can be learnt from it")
         step = np.sort(every)[len(every) // 2] if len(every) else None
         irregular = bool(len(every)) and not _even(every, step).all()
-        return cls(columns, features, mean, np.where(std > 0, std, 1.0), levels, step, irregular)
+        scale = np.array([_scale(*pair) for pair in zip(mean, std, strict=True)])
+        return cls(columns, features, mean, scale, levels, step, irregular)
 
     @property
     def cond_size(self) -> int:
@@ -116,38 +120,57 @@ class TableReader:
         covariates = self._covariates(table)
         found = []
         for key, rows, times in _rows_of(table, self.columns):
-            told = covariates[rows]
-            if self.irregular:
-                told = np.concatenate([told, self._elapsed(times)], 1)
-            elif self.step is not None and not (even := _even(np.diff(times), self.step)).all():
-                at = int(np.argmin(even))
-                raise TableError(
-                    f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
-                    f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
-                )
+            told = np.concatenate([covariates[rows], self._elapsed(times)], 1)
             found.append(TimeSeries(key, rows, times, values[rows], told))
         return found
 
-    def future(self, series: TimeSeries, horizon: int, table: pd.DataFrame | None) -> tuple[NDArray[Any], Numbers]:
-        """Return times (horizon,) and covariates (horizon, C) of what comes after a series.
+    def read_future(self, table: pd.DataFrame) -> dict[Any, TimeSeries]:
+        """Return what a table says of the rows to come, by id: times and covariates, no values.
 
         Raises:
-            TableError: covariates are known to the model, and ``table`` has no row of them for each step.
+            TableError: as :meth:`read`.
+        """
+        _require_table(table)
+        covariates, nothing = self._covariates(table), np.empty((len(table), 0))
+        return {
+            key: TimeSeries(key, rows, times, nothing[rows], covariates[rows])
+            for key, rows, times in _rows_of(table, self.columns)
+        }
+
+    def future(
+        self, series: TimeSeries, horizon: int, known: Mapping[Any, TimeSeries] | None
+    ) -> tuple[NDArray[Any], Numbers]:
+        """Return times (horizon,) and covariates (horizon, C) of what comes after a series: of what is ``known``, as
+        :meth:`read_future` gives it, the first rows that are later; otherwise of steps as long as the median one.
+
+        Raises:
+            TableError: covariates are known to the model, and no row of them for each step; or steps differ where they
+                never did.
         """
         step = 1 if self.step is None else self.step
-        times = series.times[-1] + step * np.arange(1, horizon + 1)
-        even = np.zeros((horizon, int(self.irregular)))
-        if not self.columns.covariates:
-            return times, even
-        if table is None:
-            names = ", ".join(map(repr, self.columns.covariates))
-            raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
-        _require_table(table)
-        for key, rows, _ in _rows_of(table, self.columns):
-            if key == series.key and len(rows) >= horizon:
-                return times, np.concatenate([self._covariates(table)[rows[:horizon]], even], 1)
-        whose = "" if series.key is None else f" of {self.columns.id} {series.key!r}"
-        raise TableError(f"future must have {horizon} rows{whose}, one for each step to come")
+        if known is None:
+            if self.columns.covariates:
+                names = ", ".join(map(repr, self.columns.covariates))
+                raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
+            times = series.times[-1] + step * np.arange(1, horizon + 1)
+            return times, np.zeros((horizon, int(self.irregular)))
+        later = known.get(series.key)
+        if later is not None and self.columns.time is not None:
+            later = later.part(slice(int(np.sum(later.times <= series.times[-1])), None))
+        if later is None or len(later.rows) < horizon:
+            whose = "" if series.key is None else f" of {self.columns.id} {series.key!r}"
+            raise TableError(f"future must have {horizon} rows{whose}, one for each step to come")
+        later = later.part(slice(horizon))
+        if self.columns.time is None:
+            return len(series.rows) + later.times, later.covariates
+        elapsed = self._elapsed(np.concatenate([series.times[-1:], later.times]))[1:]
+        return later.times, np.concatenate([later.covariates, elapsed], 1)
+
+    def has_times(self, series: TimeSeries, times: NDArray[Any]) -> bool:
+        """Tell whether the rows of a series are those at these times, to a thousandth of a step."""
+        if len(series.rows) != len(times):
+            return False
+        return self.step is None or bool(_even(series.times - times + self.step, self.step).all())
 
     def unscaled(self, x: Numbers) -> Numbers:
         """Return (..., X) in the units of the table."""
@@ -171,9 +194,22 @@ class TableReader:
         return np.concatenate(told, 1)
 
     def _elapsed(self, times: NDArray[Any]) -> Numbers:
-        """Return (T, 1) log of the time since the last row, in median steps; 0 for the first row."""
-        ratio = np.diff(times) / self.step
-        return np.concatenate([np.zeros(1), np.log(np.asarray(ratio, dtype=float))])[:, None]
+        """Return (T, 1) log of the time since the last row, in median steps, 0 for the first row; (T, 0) where steps
+        never differed.
+
+        Raises:
+            TableError: they do now.
+        """
+        steps = np.diff(times)
+        if self.irregular:
+            return np.concatenate([np.zeros(1), np.log(np.asarray(steps / self.step, dtype=float))])[:, None]
+        if self.step is not None and not (even := _even(steps, self.step)).all():
+            at = int(np.argmin(even))
+            raise TableError(
+                f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
+                f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
+            )
+        return np.empty((len(times), 0))
 
 
 _WORDS = "one of"
@@ -182,14 +218,21 @@ _WORDS = "one of"
 def _levels(column: pd.Series) -> tuple[Any, ...]:
     """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        std = float(column.std(ddof=0))
-        return float(column.mean()), std if std > 0 else 1.0
-    return _WORDS, *sorted(column.dropna().unique())
+        mean = float(column.mean())
+        return mean, _scale(mean, float(column.std(ddof=0)))
+    if pd.api.types.is_datetime64_any_dtype(column):
+        raise TableError(f"column {column.name!r} holds times, and a covariate must be numbers or words: the hour, say")
+    return _WORDS, *pd.factorize(column.dropna(), sort=True)[1]
+
+
+def _scale(mean: float, std: float) -> float:
+    """Return the standard deviation of a column, and 1 for a constant, whose own is nothing but rounding."""
+    return std if std > 1e-12 * abs(mean) else 1.0
 
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
     for name in names:
-        if not pd.api.types.is_numeric_dtype(table[name]):
+        if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_complex_dtype(table[name]):
             raise TableError(
                 f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as a covariate, or drop it"
             )
@@ -208,20 +251,27 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
     if columns.id is not None:
         if table[columns.id].isna().any():
             raise TableError(f"column {columns.id!r} is missing in row {_first(table[columns.id].isna())}")
-        groups = [(key, numbers[(table[columns.id] == key).to_numpy()]) for key in sorted(table[columns.id].unique())]
+        codes, keys = pd.factorize(table[columns.id], sort=True)
+        order = np.argsort(codes, kind="stable")
+        groups = list(zip(keys, np.split(order, np.flatnonzero(np.diff(codes[order])) + 1), strict=True))
     if columns.time is None:
         return [(key, rows, np.arange(len(rows))) for key, rows in groups]
     stamps = table[columns.time]
     if stamps.isna().any():
         raise TableError(f"column {columns.time!r} is missing in row {_first(stamps.isna())}")
-    if not (pd.api.types.is_datetime64_any_dtype(stamps) or pd.api.types.is_numeric_dtype(stamps)):
+    numeric = pd.api.types.is_numeric_dtype(stamps) and not pd.api.types.is_bool_dtype(stamps)
+    if not (pd.api.types.is_datetime64_any_dtype(stamps) or numeric):
         raise TableError(
             f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: pandas.to_datetime"
         )
+    if numeric and np.isinf(stamps.to_numpy(dtype=float)).any():
+        raise TableError(f"column {columns.time!r} is infinite in row {_first(np.isinf(stamps.astype(float)))}")
+    if pd.api.types.is_integer_dtype(stamps):
+        stamps = stamps.astype("int64")  # differences of narrow ones overflow
     times, found = stamps.to_numpy(), []
     for key, rows in groups:
         rows = rows[np.argsort(times[rows], kind="stable")]
-        same = np.diff(times[rows]) == np.zeros(1, dtype=np.diff(times[:2]).dtype)
+        same = times[rows][1:] == times[rows][:-1]
         if same.any():
             at = rows[int(np.argmax(same)) + 1]
             raise TableError(f"column {columns.time!r} is {times[at]} a second time in row {at}")
@@ -250,3 +300,5 @@ def _require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         if name not in table.columns:
             raise TableError(f"the table has no column {name!r}, only {', '.join(map(repr, table.columns))}")
+        if isinstance(table[name], pd.DataFrame):
+            raise TableError(f"the table has several columns {name!r}: rename all but one")
