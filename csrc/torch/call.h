@@ -274,7 +274,7 @@ inline void check_count(const std::vector<Tensor>& parameters, const Known& know
                     " parameters, got ", parameters.size());
 }
 
-inline void check_states(const std::vector<Tensor>& state, const Known& known, ScalarType dtype, const Sizes& sizes) {
+inline void check_states(const std::vector<Tensor>& state, const Known& known, ScalarType dtype, const Shape& sizes) {
     const int64_t states = known.decoded.program.states;
     STD_TORCH_CHECK(static_cast<int64_t>(state.size()) == states, "state must be ", states, " tensors, got ",
                     state.size());

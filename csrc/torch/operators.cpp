@@ -164,7 +164,7 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
         STD_TORCH_CHECK(std::find(slots.begin(), slots.begin() + i, slot) == slots.begin() + i,
                         "slots must number each ", "output once, got ", slot, " twice");
         STD_TORCH_CHECK(slot >= 0 && slot < outputs + static_cast<int64_t>(state.size()), "no output ", slot);
-        const auto check_shape = [&](const Sizes& sizes) {
+        const auto check_shape = [&](const Shape& sizes) {
             check(upstream[i], "an upstream gradient", x.scalar_type(), sizes);
         };
         if (slot >= outputs) {

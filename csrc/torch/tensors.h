@@ -52,7 +52,7 @@ inline Tensor per_step(const Tensor& like, int64_t width, bool wanted) {
     return torch::stable::new_empty(like, {wanted ? like.size(0) : 0, wanted ? like.size(1) : 0, width});
 }
 
-using Sizes = std::initializer_list<int64_t>;
+using Shape = std::initializer_list<int64_t>;
 
 inline std::string in_words(std::vector<int64_t> sizes) {
     std::string words;
@@ -88,7 +88,7 @@ inline void check(const Tensor& t, const char* name, ScalarType dtype) {
     STD_TORCH_CHECK(t.numel() == 0 || t.data_ptr(), name, " must have memory: its storage was freed");
 }
 
-inline void check(const Tensor& t, const char* name, ScalarType dtype, const Sizes& sizes) {
+inline void check(const Tensor& t, const char* name, ScalarType dtype, const Shape& sizes) {
     check(t, name, dtype);
     bool good = t.dim() == static_cast<int64_t>(sizes.size());
     for (int64_t d = 0; good && d < t.dim(); ++d) good = t.size(d) == sizes.begin()[d];
