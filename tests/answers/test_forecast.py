@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.support.kalman import LinearGaussian, build
-from vrnn_fast import VRNN, Bernoulli, Forecast, GaussianMixture
+from tests.support.likelihoods import Outside
+from vrnn_fast import VRNN, Forecast, GaussianMixture
 
 
 def exact_forecast(exact: LinearGaussian, x: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
@@ -47,11 +48,6 @@ def test_one_sample_of_the_past_is_not_enough() -> None:
     _, covariance = exact_forecast(LinearGaussian.of(model), x[:, 0], 1)
     narrow, _ = model.generate(1, prefix=x, num_samples=20_000)
     assert (narrow[:, 0, 0].var(0) < 0.97 * covariance.diag()).any()
-
-
-class Outside(Bernoulli):
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return super().log_prob(raw, x)
 
 
 @pytest.mark.parametrize(

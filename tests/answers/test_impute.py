@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.support.kalman import LinearGaussian, build
-from vrnn_fast import VRNN, Bernoulli, Categorical, Gaussian, GaussianMixture, Handwriting
+from tests.support.likelihoods import Whole
+from vrnn_fast import VRNN, Categorical, Gaussian, GaussianMixture, Handwriting
 
 STEPS, COUNT = 4, 20_000
 MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False], [True, True, False]])
@@ -56,15 +57,6 @@ def test_what_comes_later_matters_to_the_smoothed_alone() -> None:
     late, spread = exact.given(x, MASK)
     early, _ = exact.given(x[:2], MASK[:2])
     assert (late[0] - early[0]).abs() > 16 * spread[0, 0].sqrt() / COUNT**0.5
-
-
-class Whole(Bernoulli):
-    """One that knows no feature alone."""
-
-    independent = 0
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return super().log_prob(raw, x)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from tests.support.kalman import LinearGaussian, build
-from vrnn_fast import VRNN, Bernoulli, Categorical, GaussianMixture, Handwriting, Std, particles
+from tests.support.likelihoods import Outside, Whole
+from vrnn_fast import VRNN, Categorical, GaussianMixture, Handwriting, Std, particles
 from vrnn_fast.answers.proposal import blind, blind_spec, raw_of_one
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.likelihoods import standard_deviation
@@ -37,13 +38,6 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "packed heads": NETS | {"packed_heads": True, "num_layers": 2},
 }
 LENGTHS = torch.tensor([6, 0, 3, 1])
-
-
-class Outside(Bernoulli):
-    """Bernoulli features whose density the launch does not compute."""
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return super().log_prob(raw, x)
 
 
 def model_and_data(executor: str, **options: Any) -> tuple[VRNN, Tensor]:
@@ -220,12 +214,6 @@ def test_an_observation_that_cannot_be_leaves_the_next_ones_their_scores() -> No
 
 
 def test_arguments() -> None:
-    class Whole(Bernoulli):
-        independent = 0
-
-        def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-            return super().log_prob(raw, x)
-
     model, x = VRNN(5, 7, 3, likelihood=Whole()), torch.rand(6, 4, 5).round()
     with pytest.raises(ValueError, match="per_feature needs a likelihood with marginal_log_prob"):
         model.score(x, per_feature=True)

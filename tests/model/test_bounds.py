@@ -13,20 +13,14 @@ from torch.distributions import Normal
 
 from bench.peers.eager import EagerVRNN
 from tests.support.kalman import LinearGaussian, build
-from vrnn_fast import VRNN, Bernoulli, bounds
+from tests.support.likelihoods import Outside
+from vrnn_fast import VRNN, bounds
 from vrnn_fast.resampling import Filter, ancestors, effective_sample_size, uniforms
 
 X, H, Z, T, B, N = 5, 7, 3, 6, 4, 3
 LENGTHS = torch.tensor([6, 0, 3, 1])
 KINDS = ("elbo", "iwae", "fivo")
 RESAMPLINGS = ("systematic", "stratified", "multinomial")
-
-
-class Outside(Bernoulli):
-    """Bernoulli features whose density the launch does not compute."""
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return super().log_prob(raw, x)
 
 
 def model_and_data(executor: str, **options: Any) -> tuple[VRNN, Tensor]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vrnn_fast import Likelihood
+from vrnn_fast import Bernoulli, Likelihood
 
 
 class Laplace(Likelihood):
@@ -42,3 +42,16 @@ class ScaledLaplace(Likelihood):
         mean, log_scale = raw.chunk(2, -1)
         u = torch.rand(mean.shape, generator=generator, dtype=raw.dtype) - 0.5
         return mean - temperature * log_scale.exp() * u.sign() * torch.log1p(-2 * u.abs())
+
+
+class Outside(Bernoulli):
+    """Bernoulli features whose density the launch does not compute."""
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return super().log_prob(raw, x)
+
+
+class Whole(Outside):
+    """One that knows no feature alone."""
+
+    independent = 0
