@@ -123,7 +123,7 @@ def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
     from .training.options import LOGGERS
 
     if options.resume is None:
-        return options.run, options.run if ranks.restarts and checkpoint.exists(options.run) else None
+        return options.run, options.run if ranks.start > 1 and checkpoint.exists(options.run) else None
     others = [name for name in options.given if name not in ("resume", "threads", *LOGGERS)]
     if others:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")

@@ -39,7 +39,7 @@ from .config import RunError, TrainConfig, one_line
 from .evaluation import Sums, evaluate
 from .module import Trained, products_in
 from .options import build
-from .ranks import Ranks, seen_by_all
+from .ranks import Ranks, missing, seen_by_all
 from .runs import BEST, load_model, read_configs, run_data, unwritable
 from .threads import using
 
@@ -292,7 +292,7 @@ class Trainer:
         self._unsound: list[tuple[int, Tensor]] = []
         for number, part in enumerate(parts):
             x, lengths, eps, _ = part.to(self.ranks.device)
-            with self._trained.accumulating(number + 1 < len(parts)):
+            with self._trained.accumulating(number + 1 < len(parts)), missing():
                 out = self._trained(
                     x.to(self._trained.dtype),
                     lengths,
