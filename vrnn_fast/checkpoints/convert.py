@@ -80,7 +80,7 @@ def load_checkpoint(
         ours = _own(stored)
     if ours is not None:
         _alone(agent)
-        return _made(*ours, arguments)
+        return made(*ours, arguments)
     model, tensors = _translate(_tensors(stored, layout), layout, arguments, agent)
     model.load_state_dict(tensors)
     return model
@@ -102,7 +102,7 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
     return model
 
 
-def _made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
+def made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
     """Make the module that was :func:`described`, with these tensors.
 
     Raises:

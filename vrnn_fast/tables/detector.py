@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import checks
+from ..checkpoints.files import CheckpointError
 from .base import Estimator
 
 Threshold = Literal["quantile", "peaks"]
@@ -47,10 +50,6 @@ class Detector(Estimator):
         self.contamination = contamination
         self.threshold = threshold
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "contamination", "threshold"])
-
     def fit(self, table: pd.DataFrame, y: object = None) -> Self:
         """Learn from a table, and find its own anomalies; see :meth:`Estimator.fit`.
 
@@ -58,14 +57,31 @@ class Detector(Estimator):
             >>> from vrnn_fast.tables import Detector
             >>> detector = Detector(updates=1, window=16).fit(table)
         """
-        share = checks.share("contamination", self.contamination)
-        checks.one_of("threshold", self.threshold, get_args(Threshold))
+        self._require_threshold()
         super().fit(table)
         self.typical_ = self.explain(table).median().to_numpy()
         self.decision_scores_ = self.decision_function(table)
-        self.threshold_ = (_quantile if self.threshold == "quantile" else _peaks)(self.decision_scores_, share)
-        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        self._decide()
         return self
+
+    def _require_threshold(self) -> None:
+        checks.share("contamination", self.contamination)
+        checks.one_of("threshold", self.threshold, get_args(Threshold))
+
+    def _decide(self) -> None:
+        of_scores = _quantile if self.threshold == "quantile" else _peaks
+        self.threshold_ = of_scores(self.decision_scores_, float(self.contamination))
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {"typical": torch.tensor(self.typical_), "scores": torch.tensor(self.decision_scores_)}
+
+    def _take(self, kept: Mapping[str, Tensor], place: str) -> None:
+        if "scores" not in kept:
+            raise CheckpointError(f"{place} was saved by an estimator that keeps no scores: fit and save a Detector")
+        self._require_threshold()
+        self.typical_, self.decision_scores_ = kept["typical"].numpy(), kept["scores"].numpy()
+        self._decide()
 
     def decision_function(self, table: pd.DataFrame) -> NDArray[np.float64]:
         """Score each row of a table, in its order: (rows,) nats.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .. import checks
 from .base import Estimator
-from .reader import TableError, TimeSeries
+from .reader import TableError, TimeSeries, in_zone_of, said
 
 
 class Forecaster(Estimator):
@@ -46,10 +46,6 @@ class Forecaster(Estimator):
         self.quantiles = quantiles
         self.num_samples = num_samples
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "horizon", "quantiles", "num_samples"])
-
     def predict(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> pd.DataFrame:
         """Forecast what comes after each series of a table.
 
@@ -73,11 +69,12 @@ class Forecaster(Estimator):
                 raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
         rows = []
         for series, times, samples in self._drawn(table, future):
+            said = times if self.time is None else in_zone_of(table[self.time], times)
             found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
                 values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
-                rows.append(pd.DataFrame({**named, time: times, "feature": feature, **values}))
+                rows.append(pd.DataFrame({**named, time: said, "feature": feature, **values}))
         return pd.concat(rows, ignore_index=True)
 
     def sample(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> dict[Any, NDArray[np.float64]]:
@@ -120,7 +117,7 @@ class Forecaster(Estimator):
         for series, times, samples in self._drawn(table, future):
             if series.key not in came or not self.reader_.has_times(came[series.key], times):
                 whose = "" if series.key is None else f" of {self.id} {series.key!r}"
-                when = "" if self.reader_.step is None else f", from {times[0]} to {times[-1]}"
+                when = "" if self.reader_.step is None else f", from {said(times[0])} to {said(times[-1])}"
                 raise TableError(f"truth must have the {self.horizon} rows{whose} that come after the table{when}")
             right = self.reader_.unscaled(came[series.key].values)
             whole = ~np.isnan(right).any(1)

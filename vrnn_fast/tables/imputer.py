@@ -35,10 +35,6 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
         self.num_samples = num_samples
         self.smoothed = smoothed
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "num_samples", "smoothed"])
-
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the columns of what :meth:`transform` returns: those of the table.
 
