@@ -291,7 +291,7 @@ def test_arguments() -> None:
         Detector(contamination=3.0, **SMALL).fit(waves(48))
     with pytest.raises(ValueError, match=r"contamination must be at most 0\.02 with threshold='peaks'"):
         Detector(contamination=0.05, threshold="peaks", **SMALL | {"updates": 1}).fit(waves(48))
-    with pytest.raises(TypeError, match=r"table must be a pandas\.DataFrame, got int"):
+    with pytest.raises(TypeError, match="table must be a DataFrame of pandas or polars, got int"):
         Detector(**SMALL | {"updates": 1}).fit(waves(48)).predict(5)  # type: ignore[arg-type]
     for name in ("time", "feature", "mean"):
         named = waves(48).rename(columns={"unit": name}).drop(columns="hour")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -22,6 +21,7 @@ from ..likelihoods import Likelihood, StudentT
 from ..model import VRNN
 from . import saved
 from .fitting import Fitting, Windows, fit, stacked
+from .frames import Table, as_pandas
 from .reader import Columns, TableReader, TimeSeries
 
 Tails = Literal["gaussian", "student"]
@@ -31,9 +31,9 @@ MOST = 1 << 23  # of T * B * particles * X in one launch, unless a single series
 class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A VRNN for tables, with the habits of scikit-learn: ``get_params``, ``clone``, pickled.
 
-    A table is a ``pandas.DataFrame`` with a row for each time, in any order. NaN says that nothing was observed. Every
-    column is scaled to mean 0 and standard deviation 1 of the table that the model is fitted on; answers are in the
-    units of the table.
+    A table is a ``DataFrame`` of pandas or polars with a row for each time, in any order. NaN, or null, says that
+    nothing was observed. Every column is scaled to mean 0 and standard deviation 1 of the table that the model is
+    fitted on; answers are in the units of the table.
 
     Args:
         features: columns of x; None are all that are not named otherwise.
@@ -115,7 +115,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.device = device
         self.backend = backend
 
-    def fit(self, table: pd.DataFrame, y: object = None) -> Self:
+    def fit(self, table: Table, y: object = None) -> Self:
         """Learn from a table; ``y`` is there for pipelines alone.
 
         Raises:
@@ -127,6 +127,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             >>> len(Imputer(updates=1, window=16).fit(table).history_)
             1
         """
+        table = as_pandas(table)
         for name in ("updates", "batch_size", "window", "num_particles"):
             checks.integer(name, getattr(self, name))
         for name in ("patience", "seed"):
@@ -227,9 +228,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     def _require_fitted(self) -> None:
         check_is_fitted(self, "model_", msg="call fit before: this %(name)s has learnt from no table yet")
 
-    def _series(self, table: pd.DataFrame) -> list[TimeSeries]:
+    def _series(self, table: Table) -> list[TimeSeries]:
         self._require_fitted()
-        return self.reader_.read(table)
+        return self.reader_.read(as_pandas(table))
 
     def _batches(
         self, series: Sequence[TimeSeries], particles: int, horizon: int = 0

@@ -315,9 +315,7 @@ def _first(wrong: pd.Series) -> int:
     return int(np.argmax(wrong.to_numpy()))
 
 
-def _require_table(table: object) -> None:
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"table must be a pandas.DataFrame, got {type(table).__name__}")
+def _require_table(table: pd.DataFrame) -> None:
     if not len(table):
         raise TableError("the table has no rows")
 
