@@ -40,8 +40,8 @@ def with_columns(table: Table, columns: Mapping[str, NDArray[Any]]) -> Table:
     if _is_polars(table):
         import polars
 
-        kept = {n: table.schema[n] if table.schema[n].is_float() else polars.Float64 for n in columns}
-        return table.with_columns(polars.Series(n, values, kept[n]) for n, values in columns.items())
+        dtypes = {n: table.schema[n] if table.schema[n].is_float() else polars.Float64 for n in columns}
+        return table.with_columns(polars.Series(n, values, dtypes[n]) for n, values in columns.items())
     result = table.copy()
     for name, values in columns.items():
         kept = table[name].dtype if pd.api.types.is_float_dtype(table[name]) else float
