@@ -1,4 +1,5 @@
-"""``python -m bench.papers``: train, measure, record. ``python -m bench.papers speech`` does so on raw audio."""
+"""``python -m bench.papers``: train, measure, record. A name asks for another study: ``speech``, on raw audio, or one
+of :data:`STUDIES`."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ from rich.console import Console
 from vrnn_fast.data import DataError
 
 from ..record import RESULTS
-from . import speech
+from . import evidence, linear_gaussian, narendra_li, speech
 from .chorales import KINDS, Hyperparameters, Result, read, run
 from .page import page
 
 DATA = "VRNN_FAST_JSB"
 SEEDS = (0, 1, 2)
+STUDIES = (linear_gaussian.STUDY, narendra_li.STUDY)
 
 
 def results_in(folder: Path) -> list[Result]:
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["speech"]:
         return speech.main(arguments[1:])
+    for study in STUDIES:
+        if arguments[:1] == [study.name]:
+            return evidence.main(study, arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m bench.papers", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA), help=f"JSB_Chorales.mat (default: ${DATA})")
     parser.add_argument("--bound", choices=KINDS, action="append", help="train with it (may be repeated; default: all)")
