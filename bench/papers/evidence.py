@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Finding:
+class StudyResult:
     """What one model came to, from one seed.
 
     Attributes:
@@ -62,12 +62,12 @@ class Study:
     title: str
     words: str
     columns: Mapping[str, str]
-    run: Callable[[int], Iterator[Finding]]
+    run: Callable[[int], Iterator[StudyResult]]
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 
 
-class Clock:
+class Elapsed:
     """Seconds since it was made."""
 
     def __init__(self) -> None:
@@ -79,15 +79,15 @@ class Clock:
         return round(perf_counter() - self._begun, 1)
 
 
-def findings_in(folder: Path) -> list[Finding]:
+def findings_in(folder: Path) -> list[StudyResult]:
     """Read what runs left there, in the order in which models were recorded, and of seeds."""
-    found = [Finding(**json.loads(path.read_text())) for path in folder.glob("*.json")]
+    found = [StudyResult(**json.loads(path.read_text())) for path in folder.glob("*.json")]
     found.sort(key=lambda f: str(f.machine.get("date")))
     models = list(dict.fromkeys(f.model for f in sorted(found, key=lambda f: f.setting.get("order", 0))))
     return sorted(found, key=lambda f: (models.index(f.model), f.seed))
 
 
-def page(study: Study, findings: Sequence[Finding]) -> str:
+def page(study: Study, findings: Sequence[StudyResult]) -> str:
     """Write what all runs came to."""
     columns = list(study.columns)
     head = ("model", *(f"{name} ({better})" for name, better in study.columns.items()), "seeds")
@@ -106,7 +106,7 @@ def page(study: Study, findings: Sequence[Finding]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(study: Study, findings: Sequence[Finding]) -> Iterator[Sequence[str]]:
+def _summary(study: Study, findings: Sequence[StudyResult]) -> Iterator[Sequence[str]]:
     for model, numbers in study.published.items():
         yield model, *(_number(numbers[name]) if name in numbers else "" for name in study.columns), "published"
     for model in dict.fromkeys(f.model for f in findings):
@@ -123,13 +123,13 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _runs(columns: Sequence[str], findings: Sequence[Finding]) -> Iterator[Sequence[str]]:
+def _runs(columns: Sequence[str], findings: Sequence[StudyResult]) -> Iterator[Sequence[str]]:
     for f in findings:
         cells = (_number(f.numbers[name]) if name in f.numbers else "" for name in columns)
         yield f.model, str(f.seed), *cells, f"{f.seconds:.0f}"
 
 
-def _settings(findings: Sequence[Finding]) -> Iterator[Sequence[str]]:
+def _settings(findings: Sequence[StudyResult]) -> Iterator[Sequence[str]]:
     for model in dict.fromkeys(f.model for f in findings):
         setting = next(f.setting for f in findings if f.model == model)
         yield model, ", ".join(f"{name} {value}" for name, value in setting.items() if name != "order")
@@ -148,7 +148,7 @@ def main(study: Study, given: Sequence[str]) -> None:
         described = machine()
         for seed in options.seed or SEEDS:
             for found in study.run(seed):
-                kept = Finding(**{**asdict(found), "machine": described})
+                kept = StudyResult(**{**asdict(found), "machine": described})
                 (folder / f"{kept.name}.json").write_text(json.dumps(asdict(kept), indent=1) + "\n")
                 words = ", ".join(f"{name} {_number(value)}" for name, value in kept.numbers.items())
                 console.print(f"{kept.model}, seed {seed}: {words} ({kept.seconds:.0f} s)", highlight=False)

@@ -22,7 +22,7 @@ class Signals(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingCourse:
     """AdamW with a cosine schedule; the weight of the KL rises over a fifth of the updates. The parameters that
     validate best, every so many updates, stay."""
 
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def learn(
-    model: VRNN, drawn: Callable[[torch.Generator], Signals], valid: Signals, schedule: Schedule, seed: int
+    model: VRNN, drawn: Callable[[torch.Generator], Signals], valid: Signals, schedule: TrainingCourse, seed: int
 ) -> float:
     """Train a model on batches as they are drawn; returns the best validation bound in nats per step, higher is
     better."""

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vrnn_fast import VRNN
 
-from .evidence import Clock, Finding, Study
-from .learning import Schedule, Signals, learn
+from .evidence import Elapsed, Study, StudyResult
+from .learning import Signals, TrainingCourse, learn
 
 STEPS = 128
 A = torch.tensor([[0.7, 0.8], [0.0, 0.1]], dtype=torch.float64)
@@ -66,12 +67,12 @@ def sines(batch: int) -> Tensor:
     return (torch.sin(2 * torch.pi * k / 10) + torch.sin(2 * torch.pi * k / 25)).unsqueeze(-1)
 
 
-def run(seed: int) -> Iterator[Finding]:
+def run(seed: int) -> Iterator[StudyResult]:
     """Learn from 16 and from 160 sequences."""
     test = simulate(sines(40), torch.Generator().manual_seed(100))
     exact = float(kalman(test).mean())
     for order, (sequences, updates) in enumerate(((16, 600), (160, 2000))):
-        clock, source = Clock(), torch.Generator().manual_seed(seed)
+        clock, source = Elapsed(), torch.Generator().manual_seed(seed)
         train, valid = (simulate(inputs(count, source), source) for count in (sequences, 16))
 
         def drawn(generator: torch.Generator, train: Signals = train) -> Signals:
@@ -83,7 +84,7 @@ def run(seed: int) -> Iterator[Finding]:
             1, HIDDEN, LATENT, cond_size=1, cond_networks=("cell",), likelihood="gaussian",
             phi_x=(HIDDEN,), phi_z=(HIDDEN,), encoder=(HIDDEN,), prior=(HIDDEN,), decoder=(HIDDEN,),
         )  # fmt: skip
-        schedule = Schedule(updates)
+        schedule = TrainingCourse(updates)
         learn(model, drawn, valid, schedule, seed)
         numbers = {"exact": exact}
         with torch.no_grad():
@@ -92,9 +93,9 @@ def run(seed: int) -> Iterator[Finding]:
                 found = model.bound(test.y, objective=objective, num_particles=PARTICLES, cond=test.u, generator=noise)
                 numbers[objective.upper()] = float(found.double().mean()) / STEPS
         numbers["gap"] = exact - numbers["FIVO"]
-        setting = {"order": order, "sequences": sequences, "h": HIDDEN, "z": LATENT, "updates": updates, "batch": 16}
-        setting |= {"learning rate": schedule.learning_rate}
-        yield Finding(f"VRNN, {sequences * STEPS:,} steps", seed, numbers, setting, clock.seconds)
+        setting: dict[str, Any] = {"order": order, "sequences": sequences, "h": HIDDEN, "z": LATENT}
+        setting |= {"updates": updates, "batch": 16, "learning rate": schedule.learning_rate}
+        yield StudyResult(f"VRNN, {sequences * STEPS:,} steps", seed, numbers, setting, clock.seconds)
 
 
 STUDY = Study(

@@ -23,8 +23,8 @@ from vrnn_fast.executors.reference import Equations
 from vrnn_fast.likelihoods import MeanStd
 from vrnn_fast.likelihoods.gaussian import gaussian_parameters
 
-from .evidence import Clock, Finding, Study
-from .learning import Schedule, Signals, learn
+from .evidence import Elapsed, Study, StudyResult
+from .learning import Signals, TrainingCourse, learn
 
 OUTPUT_VARIANCE = 0.1
 TRAIN, HELD, WINDOW, BATCH = 50_000, 5_000, 512, 16
@@ -110,7 +110,7 @@ def _models() -> dict[str, tuple[bool, dict[str, Any]]]:
     }
 
 
-def run(seed: int) -> Iterator[Finding]:
+def run(seed: int) -> Iterator[StudyResult]:
     """Learn with each model."""
     source = torch.Generator().manual_seed(seed)
     uniform = (5 * (torch.rand(n, dtype=torch.float64, generator=source) - 0.5) for n in (TRAIN, HELD))
@@ -124,16 +124,17 @@ def run(seed: int) -> Iterator[Finding]:
         return Signals(train.y[places, 0], train.u[places, 0])
 
     for order, (name, (kept_out, arguments)) in enumerate(_models().items()):
-        clock = Clock()
+        clock = Elapsed()
         torch.manual_seed(seed)
         model = VRNN(1, HIDDEN, LATENT, cond_size=1, cond_networks=("cell",), **arguments)
         if kept_out:
             model = without_output_in_the_cell(model)
-        schedule = Schedule(1500, 2e-3)
+        schedule = TrainingCourse(1500, 2e-3)
         learn(model, drawn, valid, schedule, seed)
-        setting = {"order": order, "steps": TRAIN, "h": HIDDEN, "z": LATENT, "updates": schedule.updates}
-        setting |= {"batch": BATCH, "window": WINDOW, "learning rate": schedule.learning_rate}
-        yield Finding(name, seed, measured(model, test, seed), setting, clock.seconds)
+        setting: dict[str, Any] = {"order": order, "steps": TRAIN, "h": HIDDEN, "z": LATENT}
+        setting |= {"updates": schedule.updates, "batch": BATCH, "window": WINDOW}
+        setting |= {"learning rate": schedule.learning_rate}
+        yield StudyResult(name, seed, measured(model, test, seed), setting, clock.seconds)
 
 
 STUDY = Study(

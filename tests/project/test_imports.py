@@ -26,7 +26,7 @@ FLOORS = (
     ("stream", "layouts", "data"),
     ("acceleration", "checkpoints"),
     ("tables",),
-    ("training",),
+    ("training", "adapters"),
     ("cli",),
     ("__main__",),
 )

@@ -64,7 +64,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Learnt]:
     try:
         about = header[KEY_OF_TABLES]
         kept = {name.removeprefix(_KEPT): tensors.pop(name) for name in list(tensors) if name.startswith(_KEPT)}
-        model = made(about["model"], tensors, {})
+        model = made(about["model"], tensors, {}, VRNN)
         reader = _reader_of(about["reader"])
         given = {**about["given"], "likelihood": about["given"]["likelihood"] or model.likelihood}
         return given, Learnt(model, reader, about["history"], about["columns"], kept)
