@@ -17,13 +17,13 @@ from rich.console import Console
 from vrnn_fast.data import DataError
 
 from ..record import RESULTS
-from . import evidence, linear_gaussian, narendra_li, speech
+from . import anomalies, evidence, exchange, linear_gaussian, narendra_li, speech
 from .chorales import KINDS, Hyperparameters, Result, read, run
 from .page import page
 
 DATA = "VRNN_FAST_JSB"
 SEEDS = (0, 1, 2)
-STUDIES = (linear_gaussian.STUDY, narendra_li.STUDY)
+STUDIES = (linear_gaussian.STUDY, narendra_li.STUDY, anomalies.STUDY, exchange.STUDY)
 
 
 def results_in(folder: Path) -> list[Result]:
