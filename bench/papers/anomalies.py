@@ -21,16 +21,17 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor, nn
 
 from vrnn_fast.tables import Detector
+from vrnn_fast.tables.reader import Numbers
 
 from .evidence import Elapsed, Study, StudyResult
 
 ROWS, SENSORS, FAULTS, LASTS, WINDOW = 4000, 5, 40, 20, 32
-Values = NDArray[np.float64]
-VRNN_SETTING: dict[str, Any] = {"hidden_size": 32, "latent_size": 4, "updates": 1500, "window": 96, "batch_size": 32}
-EPOCHS = 40  # of the auto-encoder
+
+VRNN_SETTING: dict[str, Any] = {"hidden_size": 32, "latent_size": 4, "updates": 600, "window": 96, "batch_size": 32}
+EPOCHS = 25  # of the auto-encoder
 
 
-def sensors(chance: np.random.Generator, mixing: Values, speed: Values) -> Values:
+def sensors(chance: np.random.Generator, mixing: Numbers, speed: Numbers) -> Numbers:
     """Draw rows (T, 5) whose oscillators turn with a speed (T,)."""
     wander = np.cumsum(chance.normal(0, 0.004, len(speed)))
     angle = np.cumsum(speed * (1 + 0.1 * np.sin(wander)))
@@ -38,7 +39,7 @@ def sensors(chance: np.random.Generator, mixing: Values, speed: Values) -> Value
     return np.tanh(hidden @ mixing) + 0.05 * chance.normal(size=(len(speed), SENSORS))
 
 
-def tables(seed: int) -> tuple[Values, Values, NDArray[np.int64]]:
+def tables(seed: int) -> tuple[Numbers, Numbers, NDArray[np.int64]]:
     """Draw what is learnt from, what is measured on, and where its faults are."""
     chance = np.random.default_rng(seed)
     mixing = chance.normal(0, 0.8, (4, SENSORS))
@@ -63,13 +64,13 @@ def tables(seed: int) -> tuple[Values, Values, NDArray[np.int64]]:
     return train, test, labels
 
 
-def by_vrnn(train: Values, test: Values, seed: int) -> Values:
+def by_vrnn(train: Numbers, test: Numbers, seed: int) -> Numbers:
     """Score rows by -log p(x_t | x_<t)."""
-    found: Values = Detector(seed=seed, **VRNN_SETTING).fit(pd.DataFrame(train)).decision_function(pd.DataFrame(test))
+    found: Numbers = Detector(seed=seed, **VRNN_SETTING).fit(pd.DataFrame(train)).decision_function(pd.DataFrame(test))
     return found
 
 
-def by_pca(train: Values, test: Values, seed: int, window: int = 1) -> Values:
+def by_pca(train: Numbers, test: Numbers, seed: int, window: int = 1) -> Numbers:
     """Score rows by pyod's PCA, of rows or of windows that end with them."""
     from pyod.models.pca import PCA
 
@@ -93,7 +94,7 @@ class AutoEncoder(nn.Module):
         return written
 
 
-def by_auto_encoder(train: Values, test: Values, seed: int) -> Values:
+def by_auto_encoder(train: Numbers, test: Numbers, seed: int) -> Numbers:
     """Score rows by the squared error of their reconstruction, averaged over the windows that hold them."""
     torch.manual_seed(seed)
     mean, std = train.mean(0), train.std(0)
@@ -116,7 +117,7 @@ def by_auto_encoder(train: Values, test: Values, seed: int) -> Values:
     return total / count
 
 
-def measured(scores: Values, labels: NDArray[np.int64]) -> dict[str, float]:
+def measured(scores: Numbers, labels: NDArray[np.int64]) -> dict[str, float]:
     """Compute what scores are worth."""
     precision, recall, _ = precision_recall_curve(labels, scores)
     alarm = scores > np.quantile(scores[labels == 0], 0.99)
@@ -129,7 +130,7 @@ def measured(scores: Values, labels: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-Scorer = Callable[[Values, Values, int], Values]
+Scorer = Callable[[Numbers, Numbers, int], Numbers]
 SCORERS: dict[str, tuple[Scorer, dict[str, Any]]] = {
     "VRNN, Detector": (by_vrnn, VRNN_SETTING),
     "PCA of rows (pyod)": (by_pca, {}),
@@ -148,7 +149,7 @@ def run(seed: int) -> Iterator[StudyResult]:
         yield StudyResult(name, seed, measured(scores, labels), {"order": order, **setting}, seconds)
 
 
-def _windows(x: Values, window: int) -> Values:
+def _windows(x: Numbers, window: int) -> Numbers:
     """Return (T - window + 1, window, X)."""
     return np.lib.stride_tricks.sliding_window_view(x, window, 0).swapaxes(1, 2).copy()
 

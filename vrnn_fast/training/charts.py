@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tables.reader import Numbers
 from .report import BLUE, GREEN, GREY, INK, ORANGE, new_figure, plain_axes
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 MOST = 6  # series, or features of series, in one picture
 _LEGEND = 8  # features that a legend names
 _COLORS = (BLUE, GREEN, "#8a5fb0", "#b05f6d", "#5f9bb0", "#7a7a35", GREY, INK)
-Values = NDArray[np.float64]
 
 
 class Surprise(NamedTuple):
@@ -25,9 +25,9 @@ class Surprise(NamedTuple):
 
     title: str
     times: NDArray[np.generic]
-    values: Values
+    values: Numbers
     features: Sequence[str]
-    scores: Values
+    scores: Numbers
 
 
 class Fan(NamedTuple):
@@ -36,10 +36,10 @@ class Fan(NamedTuple):
 
     title: str
     times: NDArray[np.generic]
-    values: Values
+    values: Numbers
     later: NDArray[np.generic]
-    quantiles: Values
-    mean: Values
+    quantiles: Numbers
+    mean: Numbers
 
 
 class Gaps(NamedTuple):
@@ -47,8 +47,8 @@ class Gaps(NamedTuple):
 
     title: str
     times: NDArray[np.generic]
-    values: Values
-    filled: Values
+    values: Numbers
+    filled: Numbers
 
 
 def surprises(panels: Sequence[Surprise], threshold: float, path: Path) -> None:
