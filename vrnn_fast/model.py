@@ -12,6 +12,7 @@ from . import bounds, checks, executors, generation, inference, inputs, paramete
 from . import objective as objectives
 from . import resampling as filtering
 from .answers import Answers
+from .answers.proposal import Blinded
 from .call import ModelCall
 from .cell import arguments
 from .cell.arguments import Widths
@@ -174,7 +175,7 @@ class VRNN(Answers, nn.Module):
         self.num_layers = num_layers
         self.batch_first, self.backend = batch_first, backend
         self.recompute, self.check_values = recompute, check_values
-        self._measured = particles.measured(self.spec)
+        self._measured, self._blinded = particles.measured(self.spec), Blinded.of(self.spec)
         if isinstance(self.likelihood, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.initial_state: Tensor | None

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..checkpoints import files
-from ..checkpoints.files import CheckpointError
+from ..checkpoints.files import BEST, CheckpointError
 from ..data import Dataset, Source
 from ..data.dataset import lengths_of
 from ..data.loader import Loaded, Pieces, loaded
@@ -40,7 +40,7 @@ from .evaluation import Sums, evaluate
 from .module import Trained, products_in
 from .options import build
 from .ranks import Ranks, missing, seen_by_all
-from .runs import BEST, load_model, read_configs, run_data, unwritable
+from .runs import load_model, read_configs, run_data, unwritable
 from .threads import using
 
 

@@ -14,7 +14,7 @@ from vrnn_fast.data import Dataset, Source
 
 from . import strokes
 from .models import PaperTask
-from .run import Options, Study, command, reconstructed
+from .run import Options, PaperStudy, command, reconstructed
 
 _SHOWN = 12
 DATA, RECONSTRUCTION, SAMPLE = "data", "reconstruction", "sample"
@@ -69,13 +69,13 @@ def main(given: Sequence[str]) -> None:
     )
 
 
-def _study(options: Options, _: Path) -> Study:
+def _study(options: Options, _: Path) -> PaperStudy:
     if options.generated:
         name, drawn = "scribbles", strokes.generated()
     else:
         name, drawn = strokes.PACKAGE, strokes.characters(options.data or strokes.fetched())
     data = strokes.dataset(name, drawn)
-    return Study(HANDWRITING, Source(name), data, data.steps("test"), partial(_show, data))
+    return PaperStudy(HANDWRITING, Source(name), data, data.steps("test"), partial(_show, data))
 
 
 def _show(data: Dataset, name: str, model: VRNN, seed: int, out: Path) -> dict[str, float]:

@@ -35,7 +35,7 @@ _TOLD = ("width", "latent", "components", "epochs", "segment", "particles")
 
 
 @dataclass(frozen=True)
-class Study:
+class PaperStudy:
     """A task and its data.
 
     Attributes:
@@ -103,7 +103,7 @@ Options = argparse.Namespace
 def command(
     task: PaperTask,
     given: Sequence[str],
-    study: Callable[[Options, Path], Study],
+    study: Callable[[Options, Path], PaperStudy],
     picture: Callable[[Path], None],
     sources: tuple[str, str],
     **defaults: int,

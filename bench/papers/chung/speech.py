@@ -14,7 +14,7 @@ from vrnn_fast.data import Dataset, Source, load
 
 from . import recordings, spectra
 from .models import PaperTask
-from .run import Options, Study, command, reconstructed
+from .run import Options, PaperStudy, command, reconstructed
 
 FRAME = 200
 
@@ -71,14 +71,14 @@ def main(given: Sequence[str]) -> None:
     )
 
 
-def _study(options: Options, place: Path) -> Study:
+def _study(options: Options, place: Path) -> PaperStudy:
     folder = options.data
     if folder is None:
         folder = recordings.generated(place / "voices") if options.generated else recordings.fetched()
     source = Source(str(folder), frame=FRAME, max_steps=1 << 30)
     data = load(source)
     seconds = data.steps("test") * FRAME / (data.rate or 1)
-    return Study(SPEECH, source, data, seconds, partial(_show, data))
+    return PaperStudy(SPEECH, source, data, seconds, partial(_show, data))
 
 
 def _show(data: Dataset, name: str, model: VRNN, seed: int, out: Path) -> dict[str, float]:
