@@ -72,7 +72,8 @@ class VRNN(Answers, nn.Module):
             in prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
         input_order: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
             where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
-        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"``, ``"identity"``, ``"silu"`` or
+            ``"gelu"`` (x times the normal distribution function, not torch's ``approximate="tanh"``); or a mapping of
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
             hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
             its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).

@@ -59,6 +59,8 @@ def drawn(seed: int) -> CellSpec:
         options["cond_networks"] += ("cell",) * ("cell" not in options["cond_networks"])
     if chance.random() < 0.5:
         options |= {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 6), ("dec_std.0", 6))}
+    if cell == "rnn":
+        options["nonlinearity"] = chance.choice(ACTIVATIONS)
     spec = CellSpec(6, chance.choice((3, 8)), latent, **options)
     orders = []
     for name in SOURCES:
@@ -88,8 +90,8 @@ def flow(stage: Stage) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
             return set(), columns(target)
         case Dense(source, target):
             return columns(source) | (columns(target) if stage.bias is None else set()), columns(target)
-        case Activate(target):
-            return columns(target), columns(target)
+        case Activate(source, target):
+            return columns(source), columns(target)
         case Add(source, target):
             return columns(source, target), columns(target)
         case Sample():

@@ -382,7 +382,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an activation of several that is none": (
         lambda: VRNN(X, H, Z, activation={"decoder": ("relu", None)}),  # type: ignore[dict-item]
-        "activation may name one of relu, leaky_relu, tanh, elu, identity, or one for each hidden layer, for each of ",
+        "activation may name one of relu, leaky_relu, tanh, elu, identity, silu, gelu, or one for each hidden layer, ",
     ),
     "head_layers of no head": (
         lambda: VRNN(X, H, Z, head_layers={"dec_std": (4,)}),
@@ -399,8 +399,8 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         "nonlinearity is for cell='rnn', got 'relu' with cell='gru'",
     ),
     "activation": (
-        lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
-        "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",
+        lambda: VRNN(X, H, Z, activation="gelu_tanh"),  # type: ignore[arg-type]
+        "activation must be one of relu, leaky_relu, tanh, elu, identity, silu, gelu, got 'gelu_tanh'",
     ),
     "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, log_std, log_variance, got 'exp'"),  # type: ignore[arg-type]
     "std floor": (lambda: Std(floor=-1), "std's floor must be a number >= 0, got -1"),

@@ -19,6 +19,14 @@ AFFINE = (
     ("encoder", ("tanh", "identity")),
     ("decoder", ("identity", "relu")),
 )
+SMOOTH = (
+    ("phi_x", ("silu", "gelu")),
+    ("phi_z", "gelu"),
+    ("encoder", ("gelu", "silu")),
+    ("decoder", ("silu", "tanh")),
+    ("enc_std", ("gelu", "elu")),
+    ("prior_std", "gelu"),
+)
 TANH = (("prior_mean", ("tanh", "identity")),)
 APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
@@ -36,6 +44,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "other columns": {"cond_size": 2, "cond_networks": EVERYWHERE, "input_order": ORDERS, "residual": True},
     "activations of their own": {"activations": OWN, "head_layers": (4,)},
     "affine ends": {"activations": AFFINE, **DEEP},
+    "smooth activations": {"activations": SMOOTH, "activation": "silu", **DEEP, "head_layers": (4, 9)},
     "heads of their own": {"own_layers": APART, "activations": TANH, "cond_size": 2, "residual": True},
     "packed heads of their own": {"packed_heads": True, "own_layers": (("enc_params", (4,)), ("dec_params", (9, 17)))},
     "all at once": {

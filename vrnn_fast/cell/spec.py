@@ -17,7 +17,7 @@ from .. import checks
 
 Value = TypeVar("Value")
 
-Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
+Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity", "silu", "gelu"]
 Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
@@ -25,6 +25,7 @@ Conditioned = Literal["encoder", "prior", "decoder", "cell"]
 Measure = Literal["kl", "log_weight", "particle_filter"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+FROM_INPUT: tuple[Activation, ...] = ("silu", "gelu")  # whose gradient needs what they were computed from
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
 STD_FLOOR = 1e-6
 SOURCES: dict[str, tuple[str, ...]] = {  # what each network, and the first recurrent layer, reads side by side

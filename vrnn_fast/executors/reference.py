@@ -31,6 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "elu": F.elu,
     "identity": lambda x: x,
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
 
 
