@@ -350,7 +350,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "cond_size": (lambda: VRNN(X, H, Z, cond_size=-1), "cond_size must be an int >= 0, got -1"),
     "cond_networks": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("encoder", "phi_x")),  # type: ignore[arg-type]
-        "cond_networks may hold encoder, prior, decoder, cell, got 'phi_x'",
+        "cond_networks may hold encoder, prior, decoder, phi_z, cell, got 'phi_x'",
     ),
     "cond_networks twice": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("prior", "prior")),
@@ -368,9 +368,21 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, input_order={"encoder": ("h", "x")}),
         "input_order of encoder must be h, phi_x in some order, got ('h', 'x')",
     ),
+    "columns of the decoder": (
+        lambda: VRNN(X, H, Z, input_order={"decoder": ("z", "phi_z", "h")}),
+        "decoder must be h, phi_z in some order, z in the place of phi_z or not, got ('z', 'phi_z', 'h')",
+    ),
+    "columns of the cell": (
+        lambda: VRNN(X, H, Z, input_order={"cell": ("phi_x",)}),
+        "input_order of cell must be phi_x, phi_z in some order, with or without phi_x, got ('phi_x',)",
+    ),
+    "columns of a cell that would see nothing": (
+        lambda: VRNN(X, H, 0, input_order={"cell": ()}),
+        "input_order of cell must be phi_x in some order, got ()",
+    ),
     "columns of a net of one": (
         lambda: VRNN(X, H, Z, input_order={"phi_x": ("x",)}),
-        "input_order may name those of encoder, prior, decoder and cell, got 'phi_x'",
+        "input_order may name those of phi_z, encoder, prior, decoder and cell, got 'phi_x'",
     ),
     "activations": (
         lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),

@@ -298,11 +298,19 @@ def partition(spec: CellSpec) -> Partition:
         return parts
 
     before: list[Stage] = []
+
+    def without_known(stages: list[Stage]) -> list[Stage]:
+        """Let what cond gives to a network of the scan, which begins with it, stand before the scan."""
+        known = [s for s in stages if isinstance(s, Dense) and s.source == sources.get("cond")]
+        before.extend(known)
+        return stages[len(known) :]
+
     sources["phi_x"] = sources["x"]
     if spec.phi_x:
         stages, sources["phi_x"] = draft.network("phi_x", sources)
         before.extend(stages)
-    biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in rnn[1:])]
+    biased = rnn[1:] if "phi_x" in spec.inputs("cell") else rnn  # by no product before the scan
+    biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in biased)]
     before.extend(Bias(part.target, part.terms) for part in biases if part)
     before.extend(_products(sources["phi_x"], first_parts("phi_x"), bias=True))
     if spec.cond_size:
@@ -323,9 +331,10 @@ def partition(spec: CellSpec) -> Partition:
         else:
             transform = spec.std
             stages, prior = draft.network("prior", {n: sources[n] for n in ("cond", "h") if n in sources})
-            known = [s for s in stages if spec.residual and isinstance(s, Dense) and s.source == sources.get("cond")]
-            before.extend(known)  # as h is not
-            (scan if spec.residual else weigh).extend(stages[len(known) :])
+            if spec.residual:
+                scan.extend(without_known(stages))
+            else:
+                weigh.extend(stages)
         scan.extend(encoder.finish())
         posterior = encoder.results
         if spec.residual:
@@ -334,13 +343,13 @@ def partition(spec: CellSpec) -> Partition:
         sources["z"] = sources["phi_z"] = draft.buffer("z", latent)
         scan.append(Sample(posterior, posterior_std, sources["z"], spec.std))
         if spec.phi_z:
-            stages, sources["phi_z"] = draft.network("phi_z", sources)
-            scan.extend(stages)
+            stages, sources["phi_z"] = draft.network("phi_z", {n: sources[n] for n in ("cond", "z") if n in sources})
+            scan.extend(without_known(stages))
         scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
         z = None if spec.measure == "kl" else sources["z"]
         weigh.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform, z))
     scan.extend(draft.advance(rnn, h, c))
-    stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources})
+    stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "z", "h", "cond") if n in sources})
     weigh.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
     if filtered:
         scan.append(Resample())
@@ -383,7 +392,7 @@ def generation(spec: CellSpec, *, mean: bool) -> Partition:
     stages, raw = network("decoder")
     scan.extend([*stages, Draw(raw, noise, sources["x"], spec.likelihood, spec.output_std, mean)])
     sources["phi_x"] = sources["x"]
-    if spec.phi_x:
+    if spec.phi_x and "phi_x" in spec.inputs("cell"):
         stages, sources["phi_x"] = network("phi_x")
         scan.extend(stages)
     for source in spec.inputs("cell"):

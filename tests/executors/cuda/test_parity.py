@@ -59,6 +59,7 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
         torch.float32,
         {"lengths": RAGGED, "recompute": True},
     ),
+    "state-space": (cell(**FAMILY["state-space"], measure="log_weight"), torch.float32, {"lengths": RAGGED}),
     "a likelihood outside of the launch": (
         cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),
         torch.float32,
