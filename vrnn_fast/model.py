@@ -69,11 +69,15 @@ class VRNN(Answers, nn.Module):
         packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
             (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
-        cond_networks: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first
-            in prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
+        cond_networks: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"``, ``"phi_z"`` and ``"cell"``. Its
+            columns come first in prior and decoder, between those of phi_x and h in the encoder, last in phi_z and
+            cell.
         input_order: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
-            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
-        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
+            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond, h and, of
+            phi_z, z. The decoder may read z in the place of phi_z, ``("z", "h")``, and the cell may leave phi_x out,
+            ``("phi_z",)``: a recurrent state-space model is such a cell (examples/rssm.py).
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"``, ``"identity"``, ``"silu"`` or
+            ``"gelu"`` (x times the normal distribution function, not torch's ``approximate="tanh"``); or a mapping of
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
             hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
             its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).

@@ -226,6 +226,9 @@ VRNN_DEVICE void write(F16* to, float value) {
 VRNN_DEVICE float exp(float x) {
     return expf(x);
 }
+VRNN_DEVICE float erfc(float x) {
+    return erfcf(x);
+}
 VRNN_DEVICE float expm1(float x) {
     return expm1f(x);
 }

@@ -190,6 +190,9 @@ inline void write(F16* to, float value) {
 inline float exp(float x) {
     return __builtin_expf(x);
 }
+inline float erfc(float x) {
+    return __builtin_erfcf(x);
+}
 inline float expm1(float x) {
     return __builtin_expm1f(x);
 }

@@ -13,7 +13,7 @@ constexpr int row_padding = 16;  // bytes behind each row of operands: eight row
 constexpr int none = -1;
 constexpr int others = 16;  // most parts that a unit names besides its sums
 
-enum class Activation { identity, relu, leaky_relu, tanh, elu };
+enum class Activation { identity, relu, leaky_relu, tanh, elu, silu, gelu };
 
 // What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h, particles.h,
 // again.h and reverse.h have a function for each.

@@ -54,6 +54,12 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
     "lstm of two layers in float16": (LSTM, torch.float16, {"resets": True}),
     "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, {"lengths": RAGGED}),
     "all at once": (cell(**FAMILY["all at once"]), torch.float32, {"resets": True, "recompute": True}),
+    "smooth activations": (
+        cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="silu", num_layers=2),
+        torch.float32,
+        {"lengths": RAGGED, "recompute": True},
+    ),
+    "state-space": (cell(**FAMILY["state-space"], measure="log_weight"), torch.float32, {"lengths": RAGGED}),
     "a likelihood outside of the launch": (
         cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),
         torch.float32,

@@ -83,7 +83,8 @@ class ForwardUnits:
         self.biases: dict[Slice, Dense] = {}
         self.given = {part for name in whole.given for part in whole.parts.get(name, ())}
         self.products: dict[Slice, list[Product]] = defaultdict(list)
-        self.activation: dict[Slice, Activation] = {}
+        self.activation: dict[Slice, Activation] = {}  # of sums
+        self.active: dict[Slice, Slice] = {}  # their results, where these are apart
         self.added: dict[Slice, Slice] = {}
         self.taken: set[Slice] = set()
 
@@ -94,7 +95,7 @@ class ForwardUnits:
             case Bias():
                 self.bias(stage)
             case Activate():
-                self.activation |= dict.fromkeys(self.parts_of(stage.target), stage.activation)
+                self.activate(stage)
             case Add():
                 self.layers(self.parts_of(stage.source))
                 self.added |= dict(zip(self.parts_of(stage.target), self.parts_of(stage.source), strict=True))
@@ -132,12 +133,23 @@ class ForwardUnits:
 
     def layers(self, parts: Iterable[Slice]) -> None:
         """Add a unit for each part that nobody has computed yet, or brought in from memory."""
-        for part in parts:
+        for part in map(self.sums_of, parts):
             if (part in self.products or part in self.given) and part not in self.taken:
-                more = self.added.get(part)
-                holds = () if more is None else (more,)
+                more, result = self.added.get(part), self.active.get(part)
+                holds, writes = () if more is None else (more,), (part,) if result is None else (part, result)
                 kind = self.activation.get(part, "identity")
-                self.unit("layer", (part,), (more,), writes=(part,), holds=holds, activation=kind)
+                self.unit("layer", (part,), (more, result), writes=writes, holds=holds, activation=kind)
+
+    def activate(self, stage: Activate) -> None:
+        """Keep what is done to sums once they are complete."""
+        for sums, result in zip(self.parts_of(stage.source), self.parts_of(stage.target), strict=True):
+            self.activation[sums] = stage.activation
+            if result != sums:
+                self.active[sums] = result
+
+    def sums_of(self, part: Slice) -> Slice:
+        """Return what a result is computed from, where that is apart."""
+        return next((sums for sums, result in self.active.items() if result == part), part)
 
     def bias(self, stage: Bias) -> None:
         """Begin sums with biases, or with zero, to which products may add."""
@@ -192,16 +204,18 @@ class ForwardUnits:
 
     def gates(self, stage: Recur) -> tuple[Slice, ...]:
         """Return the sums of a recurrent layer."""
-        gates = gates_of(stage)
+        gates = tuple(map(self.sums_of, gates_of(stage)))
         return gates if stage.candidate is None else (*gates, stage.candidate)
 
     def recur(self, stage: Recur) -> None:
         gates, sums = gates_of(stage), self.gates(stage)
-        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c
+        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c, None, None
         if self.cut.resamples:
             others = None, stage.output, None, *reached(stage)
-        writes = tuple(part for part in (*gates, *others) if part is not None and part != stage.c)
-        kind = self.activation.get(gates[0], "identity")
+        others = *others, self.active.get(sums[0])
+        own = dict.fromkeys((*gates, *sums[: len(gates)], *others))
+        writes = tuple(part for part in own if part is not None and part != stage.c)
+        kind = self.activation.get(sums[0], "identity")
         self.unit(stage.cell, sums, others, writes=writes, activation=kind)
 
     def resample(self) -> None:

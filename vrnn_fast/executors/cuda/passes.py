@@ -130,9 +130,10 @@ class _Again(ForwardUnits):
         gates = self.gates(stage)
         old = {"gru": stage.h, "lstm": stage.c, "rnn": None}[stage.cell]
         kinds: dict[str, Kind] = {"gru": "gru_again", "lstm": "lstm_again", "rnn": "rnn_again"}
-        writes = tuple(part for part in (*gates, stage.output) if part is not None)
+        result = self.active.get(gates[0])
+        writes = tuple(part for part in (*gates, stage.output, result) if part is not None)
         kind = self.activation.get(gates[0], "identity")
-        self.unit(kinds[stage.cell], gates, (old, stage.output), writes=writes, activation=kind)
+        self.unit(kinds[stage.cell], gates, (old, stage.output, result), writes=writes, activation=kind)
 
 
 @lru_cache(maxsize=256)
@@ -224,7 +225,7 @@ class _AfterBack(_Back):
         super().__init__(whole, ())
         self.spec, self.reach, self.upstream, self.wanted = spec, reach, upstream, wanted
         self.moved: Slice | None = None  # what the divergence adds to the gradient of z
-        after = {s.target for s in learned(spec).after if isinstance(s, Activate)}
+        after = {s.source for s in learned(spec).after if isinstance(s, Activate)}
         own = {part for target in after for part in whole.parts_of(target)}
         self.activation = {part: kind for part, kind in self.activation.items() if part in own}
         self.sums = {s.source for s in learned(spec).after if isinstance(s, Likelihood)}
