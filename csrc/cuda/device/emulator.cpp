@@ -195,7 +195,8 @@ std::string where(const Fiber& f) {
 
 bool is_favoured(const Fiber& f) {
     const Schedule& s = machine->schedule;
-    return (s.order == Order::ahead || s.order == Order::behind) && f.index / lanes_of_warp == s.warp;
+    if (s.order != Order::ahead && s.order != Order::behind) return false;
+    return s.warp < 0 ? f.block->index == -1 - s.warp : f.index / lanes_of_warp == s.warp;
 }
 
 void wake(Fiber* f) {

@@ -1,10 +1,4 @@
 // How a lane reaches its own elements of parts: in memory, and in shared memory.
-#pragma once
-
-#include "device/device.h"
-#include "fold.h"
-#include "program.h"
-
 namespace vrnn {
 
 // What a lane holds of a tile of 16 rows x 8 columns: lanes::sums.

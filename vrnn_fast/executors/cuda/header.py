@@ -15,10 +15,15 @@ FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back
 SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 
+def source(body: str) -> str:
+    """Write a kernel of one program."""
+    return f'#include "scan/base.h"\n{body}VRNN_ENTRY\n'
+
+
 def header(
     memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str, results: tuple[str, ...] = ()
 ) -> str:
-    """Write the program of a scan or of a pass as C++.
+    """Write the program of a scan or of a pass as C++, which a kernel includes.
 
     Args:
         buffers: all that it reads and writes in memory, in the order of its arguments.
@@ -66,7 +71,6 @@ def header(
     flags = {"reverse": plan.reverse, "pass": plan.is_pass, "barrier_first": plan.barrier_first}
     lines = [
         "// Written by vrnn_fast/executors/cuda/header.py.",
-        '#include "scan/program.h"',
         "namespace vrnn::program {",
         f"using Value = {VALUES[value]};",
         f"constexpr Operand operand = Operand::{memory.kind};",
