@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,16 +16,18 @@ from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem, assert_obeys_the_law
 from tests.support.ptx import nvrtc
+from tests.support.ptx.cycles import between
 from tests.support.ptx.report import Report
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import launch
 from vrnn_fast.executors.cuda import nvrtc as compiler
-from vrnn_fast.executors.cuda.cycles import paper_step
+from vrnn_fast.executors.cuda.cycles import FACTOR, paper_step
 from vrnn_fast.executors.cuda.memory import CHIPS, memory
-from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, backward_steps, forward_steps, training
+from vrnn_fast.executors.cuda.passes import OF_STATES
+from vrnn_fast.executors.cuda.steps import backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -116,22 +119,25 @@ def test_each_barrier_that_is_taken_out_is_a_race() -> None:
 
 
 def test_the_clock_on_paper_counts_what_is_executed() -> None:
-    """Products and barriers to the last one, wavefronts of shared memory within a fifth."""
-    spec, found = spec_of(32), []
-    for count in (1, 2):
-        with nvrtc.executed() as reports:
-            Problem.draw(spec, count, 16).run(cuda, torch.bfloat16)
-        found.append(dict(zip(training(spec), reports, strict=True)))
-    there = forward_steps(spec, Keep.STORED, Want())
-    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
-    for step in (s for s in (*there, *back) if s.name in (FORWARD, BACKWARD)):
+    """Of scans and passes: products and barriers to the last one, wavefronts of shared memory and instructions by what
+    the clock says of itself."""
+    spec, problem, found = spec_of(32), [Problem.draw(spec_of(32), count, 16) for count in (1, 2)], []
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1, MOST_BLOCKS=1):
+        for own in problem:
+            with nvrtc.executed() as reports:
+                own.run(cuda, torch.bfloat16)
+            found.append(dict(zip(training(spec), reports, strict=True)))
+    upstream = frozenset(OF_STATES if name.startswith("final") else name for name in problem[0].upstream)
+    there = forward_steps(spec, Keep.STORED, Want(prior=True, raw=True))
+    back = backward_steps(spec, upstream, frozenset(("x", "eps")), Keep.STORED)
+    for step in (*there, *back):
         laid = memory(step.plan, "bf16", CHIPS["sm_90"])
         assert laid is not None
-        paper, (one, two) = paper_step(laid), (reports[step.name] for reports in found)
-        assert paper.mma == two.issued["mma"] - one.issued["mma"]
-        assert paper.barriers == two.barriers - one.barriers
-        seen = two.wavefronts.total() - one.wavefronts.total()
-        assert seen / 1.2 < paper.wavefronts < 1.2 * seen
+        paper, seen = paper_step(laid, step.stored).total, between(*(reports[step.name] for reports in found)).work
+        assert (paper.mma, paper.barriers) == (seen.mma, seen.barriers)
+        for name in ("wavefronts", "instructions"):
+            ratio = getattr(paper, name) / getattr(seen, name)
+            assert 1 / FACTOR < ratio < FACTOR, f"{name} of {step.name}: {ratio}"
 
 
 def test_a_wrong_lane_map_is_a_wrong_number() -> None:
