@@ -195,6 +195,7 @@ std::string where(const Fiber& f) {
 
 bool is_favoured(const Fiber& f) {
     const Schedule& s = machine->schedule;
+    if (s.order == Order::block_ahead || s.order == Order::block_behind) return f.block->index == s.warp;
     return (s.order == Order::ahead || s.order == Order::behind) && f.index / lanes_of_warp == s.warp;
 }
 
@@ -210,7 +211,8 @@ uint64_t draw() {  // xorshift
 }
 
 Fiber* next() {
-    const bool first = machine->schedule.order == Order::ahead;
+    const Order order = machine->schedule.order;
+    const bool first = order == Order::ahead || order == Order::block_ahead;
     Queue& preferred = first ? machine->favoured : machine->ready;
     Queue& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
     if (queue.empty()) return nullptr;

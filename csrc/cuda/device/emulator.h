@@ -15,12 +15,12 @@
 namespace vrnn::device {
 
 // Whose turn it is. A warp that runs ahead of all others, or behind them, shows a missing barrier; chance alone keeps
-// warps in near lockstep.
-enum class Order { round_robin, ahead, behind, random };
+// warps in near lockstep; and a block of a cluster, that runs ahead of its peers or behind them.
+enum class Order { round_robin, ahead, behind, random, block_ahead, block_behind };
 
 struct Schedule {
     Order order = Order::round_robin;
-    int warp = 0;       // of each block, that is ahead or behind
+    int warp = 0;       // of each block, that is ahead or behind; or the number of the block
     uint64_t seed = 1;  // of chance
     bool late = true;   // copies land when they are waited for; else at once
     int without = -1;   // the number of a barrier or a wait that is left out; see present

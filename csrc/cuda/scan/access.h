@@ -224,7 +224,7 @@ template <int part>
 VRNN_DEVICE char* operands(const Context& c, int turn) {
     constexpr Part p = program::parts[part];
     if constexpr (p.exchange == none) return c.shared + p.operand;
-    return c.shared + p.operand + turn % buffers_of_an_exchange * rows * row_stride<part>();
+    return c.shared + p.operand + turn % program::exchange_buffers * rows * row_stride<part>();
 }
 
 template <int part>
@@ -238,8 +238,8 @@ VRNN_DEVICE Tile* held_tile(const Context& c, int tile) {
 // The gate of the turns of one parity, whose phases are over one after the other.
 template <int part>
 VRNN_DEVICE Gate* gate_of(const Context& c, int turn) {
-    return reinterpret_cast<Gate*>(c.shared + program::gates) + program::parts[part].exchange * buffers_of_an_exchange +
-           turn % buffers_of_an_exchange;
+    return reinterpret_cast<Gate*>(c.shared + program::gates) +
+           program::parts[part].exchange * program::exchange_buffers + turn % program::exchange_buffers;
 }
 
 // Push a tile that this warp has put into its own shared memory to all peers, 16 bytes of a row at a time.

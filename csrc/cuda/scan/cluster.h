@@ -26,7 +26,7 @@ VRNN_DEVICE int bytes_to_come(const Context& c) {
 
 // The phase of a gate that is over with a turn of this number.
 VRNN_DEVICE int parity_of(int turn) {
-    return turn / buffers_of_an_exchange % 2;
+    return turn / program::exchange_buffers % 2;
 }
 
 template <int part>
@@ -38,8 +38,9 @@ VRNN_DEVICE void expect(const Context& c, int turn) {
 template <int wait>
 VRNN_DEVICE void wait_for_peers(const Context& c) {
     constexpr int part = program::waits[wait];
+    if (bytes_to_come<part>(c) == 0) return;  // a phase that expects nothing is over before anybody waits for it
     if (device::present(first_exchange + wait)) device::wait_at(gate_of<part>(c, c.turn), parity_of(c.turn));
-    if (device::thread() == 0) expect<part>(c, c.turn + buffers_of_an_exchange);
+    if (device::thread() == 0) expect<part>(c, c.turn + program::exchange_buffers);
 }
 
 // Make all gates, before the first push of any block reaches them.
@@ -48,9 +49,9 @@ VRNN_DEVICE void open_gates(const Context& c) {
         if (device::thread() == 0) {
             unroll<0, program::waits_in_all>([&](auto n) {
                 constexpr int part = program::waits[n];
-                for (int turn = 0; turn < buffers_of_an_exchange; ++turn) {
+                for (int turn = 0; turn < program::exchange_buffers; ++turn) {
                     device::make_gate(gate_of<part>(c, turn), 1);
-                    expect<part>(c, turn);
+                    if (bytes_to_come<part>(c) > 0) expect<part>(c, turn);
                 }
             });
             device::show_gates();
@@ -64,7 +65,8 @@ VRNN_DEVICE void close_gates(const Context& c) {
     if constexpr (program::ranks > 1) {
         unroll<0, program::waits_in_all>([&](auto n) {
             constexpr int part = program::waits[n];
-            if constexpr (program::parts[part].for_next) device::wait_at(gate_of<part>(c, c.turn), parity_of(c.turn));
+            if constexpr (program::parts[part].for_next)
+                if (bytes_to_come<part>(c) > 0) device::wait_at(gate_of<part>(c, c.turn), parity_of(c.turn));
         });
         device::cluster_barrier();
     }

@@ -53,9 +53,11 @@ def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ..
 
 
 def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
-    """Tell whether each rank computes all of a unit."""
+    """Tell whether each rank computes all of a unit. None may leave its result where others have yet to read what it
+    begins with."""
     pushed = sum(part.width for part in unit.writes if part in read)
-    if unit.kind not in _EITHER or not cluster.alike or not pushed:
+    in_place = set(unit.reads) & {*unit.sums, *unit.writes}
+    if unit.kind not in _EITHER or not cluster.alike or not pushed or in_place:
         return False
     saved = _OPERAND * sum(p.source.width * p.target.width for p in unit.products) / WAVEFRONT
     peers = 1 - 1 / cluster.ranks

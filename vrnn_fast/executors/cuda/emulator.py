@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import build
 
-Order = Literal["round robin", "ahead", "behind", "random"]
+Order = Literal["round robin", "ahead", "behind", "random", "block ahead", "block behind"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Schedule:
     """Whose turn it is: csrc/cuda/device/emulator.h.
 
     Attributes:
-        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance.
-        warp: which one.
+        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance; one block ahead of
+            all others, or behind them.
+        warp: which one; or which block.
         seed: of chance.
         late: whether a copy lands when it is waited for, else at once.
         without: the number of a barrier or a wait that is left out, to see that somebody notices; -1 for none.

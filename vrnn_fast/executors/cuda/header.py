@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ...cell.spec import Std
 from ...cell.stages import Slice
+from .exchange import BUFFERS
 from .memory import Memory, in_pairs, operand_bytes
 from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit
 
@@ -61,6 +62,7 @@ def header(
         "filter": memory.filter,
         "ranks": plan.ranks,
         "gates": memory.gates,
+        "exchange_buffers": BUFFERS,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),

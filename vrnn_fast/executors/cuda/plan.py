@@ -181,10 +181,11 @@ class KernelPlan:
 
     @cached_property
     def split(self) -> frozenset[Slice]:
-        """The parts whose tiles the ranks share: by who computes them or, of those in memory, by who reads them."""
+        """The parts whose tiles the ranks share: by who computes them, else by who reads them or leaves them in
+        memory."""
         made = {part: unit.split for unit in self.units for part in (*unit.sums, *unit.writes)}
-        read = {part: unit.split for unit in self.units for part in (*unit.reads, *unit.rereads)}
-        return frozenset(part for part, split in (read | made).items() if split)
+        met = {part: unit.split for unit in self.units for part in unit.others if part is not None}
+        return frozenset(part for part, split in (met | made).items() if split)
 
     @cached_property
     def exchanged(self) -> tuple[Slice, ...]:
