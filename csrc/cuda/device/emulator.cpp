@@ -195,8 +195,9 @@ std::string where(const Fiber& f) {
 
 bool is_favoured(const Fiber& f) {
     const Schedule& s = machine->schedule;
-    if (s.order == Order::block_ahead || s.order == Order::block_behind) return f.block->index == s.warp;
-    return (s.order == Order::ahead || s.order == Order::behind) && f.index / lanes_of_warp == s.warp;
+    const int warp = f.index / lanes_of_warp, before = f.block->index * (machine->shape.threads / lanes_of_warp);
+    if (s.order == Order::one_ahead || s.order == Order::one_behind) return before + warp == s.warp;
+    return (s.order == Order::ahead || s.order == Order::behind) && warp == s.warp;
 }
 
 void wake(Fiber* f) {
@@ -212,7 +213,7 @@ uint64_t draw() {  // xorshift
 
 Fiber* next() {
     const Order order = machine->schedule.order;
-    const bool first = order == Order::ahead || order == Order::block_ahead;
+    const bool first = order == Order::ahead || order == Order::one_ahead;
     Queue& preferred = first ? machine->favoured : machine->ready;
     Queue& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
     if (queue.empty()) return nullptr;

@@ -3,13 +3,13 @@ where one of them does not wait."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.test_parity import poisoned_memory
+from tests.executors.cuda.test_races import Recorded, compiled, differs, needs_setarch, races, recording, written
 from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem
 from vrnn_fast.cell.spec import CellSpec
@@ -32,11 +34,12 @@ from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import CHIPS, memory
 from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
-from vrnn_fast.executors.cuda.steps import BLOCKS, ScanClusters, chosen
+from vrnn_fast.executors.cuda.steps import BACKWARD, BLOCKS, FORWARD, ScanClusters, chosen, training
 
 needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 H100 = CHIPS["sm_90"]
 RAGGED = [3, 1, 0, 2, 3]
+BARE: dict[str, Any] = {"phi_x": (9,), "prior": (), "decoder": ()}
 
 
 def square(width: int, **options: Any) -> CellSpec:
@@ -168,7 +171,7 @@ def test_no_rank_pushes_over_what_a_peer_may_still_read(case: int) -> None:
 
 def test_the_rule_finds_a_push_that_comes_too_early() -> None:
     """Without barriers, a peer is kept back by nothing but its waits."""
-    plan = forward(GRU, Cluster(2))
+    plan = forward(replace(square(256), latent_size=40), Cluster(8))  # which a warp reads that pushes nothing
     assert not list(early(plan))
     bare = replace(plan, visits=tuple(replace(v, barrier=False) for v in plan.visits))
     assert list(early(bare))
@@ -200,7 +203,10 @@ def test_a_cluster_is_chosen_where_a_block_would_read_weights_in_every_step(size
     assert tuple(own and own.ranks for own in found[:2]) == CHOSEN[size]
     assert chosen(square(size), "bf16", H100, 1) == BLOCKS
     if found.forward is not None and size < 384:
-        for plan in (forward(square(size), found.forward), reverse(square(size), found.backward, on_z=True, on_eps=False)):
+        for plan in (
+            forward(square(size), found.forward),
+            reverse(square(size), found.backward, on_z=True, on_eps=False),
+        ):
             laid = memory(plan, "bf16", H100)
             assert laid is not None
             assert "memory" not in laid.place.values()
@@ -219,7 +225,7 @@ def by(cluster: Cluster | None) -> Iterator[None]:
     if cluster is None:
         yield
         return
-    with mock.patch.object(launch, "chosen", lambda *_: ScanClusters(cluster, cluster, cluster)):
+    with mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster)):
         yield
 
 
@@ -281,9 +287,134 @@ LARGE: dict[str, tuple[int, torch.dtype, Cluster | None, int, int]] = {
 @pytest.mark.parametrize("case", LARGE)
 def test_the_law_of_errors_of_large_states(case: str) -> None:
     size, dtype, cluster, steps, batch = LARGE[case]
-    spec, errors = square(size), Errors(dtype)
+    spec, errors = square(size, **BARE), Errors(dtype)
+    before = launch.launches.copy()
     with by(cluster), scans_alone():
         problem = Problem.draw(spec, steps, batch)
         runs = [problem.run(*of) for of in ((cuda, dtype), (reference, dtype), (reference, torch.float64))]
+    assert launch.launches[FORWARD] == before[FORWARD] + 1
     errors.add(*(without_weights(run, spec) for run in runs))
     errors.assert_at_most_twice_torchs()
+
+
+@needs_emulator
+def test_generation_by_a_cluster() -> None:
+    problem = Problem.draw(GRU, 3, 5)
+    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
+    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
+    noise = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).logit()
+    right, after = reference.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+    for cluster in (Cluster(2), Cluster(4, alike=False)):
+        with by(cluster):
+            x, state_after = cuda.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+        assert torch.equal(x, right)
+        torch.testing.assert_close(state_after[0], after[0])
+
+
+@needs_emulator
+def test_every_element_is_written_whatever_the_schedule() -> None:
+    """Results begin as NaN; no block, and no warp, that runs ahead of its peers or behind them changes a bit."""
+    problem = Problem.draw(GRU, 3, 20, [3, 1, 0, 2] * 5)
+    with by(Cluster(2, alike=False)), poisoned_memory():
+        expected = problem.run(cuda, torch.float32)
+        for schedule in (Schedule(late=False), Schedule("one behind", WARPS), Schedule("ahead", 7), Schedule("random")):
+            with mock.patch.object(emulator, "schedule", schedule):
+                found = problem.run(cuda, torch.float32)
+            for name, t in expected.items():
+                assert t.isfinite().all(), name
+                assert torch.equal(found[name], t), f"{name} under {schedule}"
+
+
+# ---- races
+
+
+RANKS = 2
+RACING = {  # with work for several warps of each rank in every visit, lest one warp hands on to itself alone
+    "gru": (CellSpec(5, 40, 24, encoder=(40,), phi_z=(40,), **BARE), torch.float32, Cluster(RANKS, alike=False)),
+    "lstm": (
+        CellSpec(5, 64, 64, "lstm", encoder=(64,), phi_z=(), num_layers=2, **BARE),
+        torch.float16,
+        Cluster(RANKS, alike=False),
+    ),
+}
+SCANS = (FORWARD, BACKWARD)
+
+
+@cache
+def recorded(name: str) -> dict[str, Recorded]:
+    """The launches of a training step by clusters."""
+    spec, dtype, cluster = RACING[name]
+    with by(cluster):
+        play = lambda: Problem.draw(spec, 4, 16).run(cuda, dtype)  # noqa: E731
+        return dict(recording(play, training(spec)))
+
+
+def plan_of(name: str, way: str) -> KernelPlan:
+    spec, _, cluster = RACING[name]
+    return forward(spec, cluster) if way == FORWARD else reverse(spec, cluster, on_z=False, on_eps=True)
+
+
+def numbers(plan: KernelPlan) -> Iterator[int]:
+    """Of barriers, of waits for peers, and of the barrier before the first push."""
+    yield from (3 + i for i, visit in enumerate(plan.visits) if visit.barrier)
+    yield from range(3 + len(plan.visits), 4 + len(plan.visits) + len(plan.exchanged))
+
+
+def schedules(without: int) -> Iterator[Schedule]:
+    for warp in range(RANKS * WARPS):
+        yield Schedule("one behind", warp, late=False, without=without)
+        yield Schedule("one ahead", warp, without=without)
+    yield Schedule(late=False, without=without)
+
+
+ALL = [(name, way, n) for name in RACING for way in SCANS for n in numbers(plan_of(name, way))]
+
+
+@needs_emulator
+@pytest.mark.parametrize(("name", "way", "number"), ALL)
+def test_no_wait_and_no_barrier_of_a_cluster_can_be_left_out(name: str, way: str, number: int) -> None:
+    assert any(differs(recorded(name)[way], schedule) for schedule in schedules(number))
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", RACING)
+@pytest.mark.parametrize("way", SCANS)
+def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
+    assert not any(differs(recorded(name)[way], schedule) for schedule in schedules(-1))
+
+
+def one_buffer(text: str) -> str:
+    """Plant a fault: what is exchanged has one buffer, and one gate."""
+    found = text.replace(f"exchange_buffers = {BUFFERS};", "exchange_buffers = 1;")
+    assert found != text
+    return found
+
+
+@needs_emulator
+def test_one_buffer_is_not_enough() -> None:
+    one = recorded("gru")[FORWARD]
+    planted = one._replace(text=one_buffer(one.text))
+    assert any(differs(planted, schedule) for schedule in schedules(-1))
+
+
+@needs_emulator
+def test_a_push_before_its_peer_is_ready_is_a_fault() -> None:
+    one, plan = recorded("gru")[FORWARD], plan_of("gru", FORWARD)
+    without = 3 + len(plan.visits) + len(plan.exchanged)
+    schedule = Schedule("one behind", WARPS, without=without)
+    with mock.patch.object(emulator, "schedule", schedule), pytest.raises(Fault, match="block 1 has not made"):
+        emulator.launch(one.text, one.given, one.numbers)
+
+
+@needs_emulator
+@needs_setarch
+@pytest.mark.parametrize("way", SCANS)
+def test_thread_sanitizer_sees_no_race_between_ranks_and_one_that_is_planted(way: str, tmp_path: Path) -> None:
+    one = recorded("gru")[way]
+    ((_, text, data),) = written(tmp_path, [(way, one)])
+    program = compiled(text, data, "thread")
+    assert races(program, data, Schedule()) == 0
+    assert races(program, data, Schedule(late=False)) == 0
+    plan = plan_of("gru", way)
+    wait = 3 + len(plan.visits)
+    assert races(program, data, Schedule(late=False, without=wait)) > 0

@@ -128,7 +128,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 def notices(name: str, way: str, schedule: Schedule) -> bool:
     """Whether a launch of this schedule is refused, or leaves other bits behind."""
-    one = recorded(name)[way]
+    return differs(recorded(name)[way], schedule)
+
+
+def differs(one: Recorded, schedule: Schedule) -> bool:
     given = copies(one.given)
     with mock.patch.object(emulator, "schedule", schedule):
         try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import build
 
-Order = Literal["round robin", "ahead", "behind", "random", "block ahead", "block behind"]
+Order = Literal["round robin", "ahead", "behind", "random", "one ahead", "one behind"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Schedule:
     """Whose turn it is: csrc/cuda/device/emulator.h.
 
     Attributes:
-        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance; one block ahead of
-            all others, or behind them.
-        warp: which one; or which block.
+        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance; one of the whole grid
+            ahead, or behind.
+        warp: which one.
         seed: of chance.
         late: whether a copy lands when it is waited for, else at once.
         without: the number of a barrier or a wait that is left out, to see that somebody notices; -1 for none.
