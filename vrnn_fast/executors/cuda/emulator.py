@@ -21,8 +21,8 @@ class Schedule:
     """Whose turn it is: csrc/cuda/device/emulator.h.
 
     Attributes:
-        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance; one of the whole grid
-            ahead, or behind.
+        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance; one of the whole
+            grid ahead, or behind.
         warp: which one.
         seed: of chance.
         late: whether a copy lands when it is waited for, else at once.
