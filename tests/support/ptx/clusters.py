@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Bytes, Ints
+from .memory import Bytes, Ints, Region
 from .report import Fault
 
 if TYPE_CHECKING:
@@ -59,6 +59,16 @@ class Cluster:
 def peer(at: Ints, rank: Ints) -> Ints:
     """``mapa.shared::cluster``: where a peer has what this block has here."""
     return (rank + 1) * _RANK + at
+
+
+def reached(block: Block, at: Ints) -> tuple[Region, Ints]:
+    """The shared memory that generic addresses of peers are in, and where."""
+    (rank,) = np.unique(at // _RANK) - 1
+    return block.cluster.blocks[int(rank)].shared, at % _RANK
+
+
+def is_peers(at: Ints) -> bool:
+    return bool((at >= _RANK).all())
 
 
 def make(block: Block, lanes: Lanes, at: Ints, arrivals: int) -> None:

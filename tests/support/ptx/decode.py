@@ -409,13 +409,14 @@ def _asynchronous(d: Decoder) -> Step:
 
 
 def _peer(d: Decoder) -> Step:
-    if d.modifiers != ("shared::cluster", "u32"):
+    kind = d.kind
+    if d.modifiers not in (("shared::cluster", "u32"), ("u64",)):
         raise Unknown(d.name)
-    write, at, rank = d.write(d.operands[0], "u32"), d.read(d.operands[1], "u32"), d.read(d.operands[2], "u32")
+    write, at, rank = d.write(d.operands[0], kind), d.read(d.operands[1], kind), d.read(d.operands[2], "u32")
 
     def step(block: Block, lanes: Lanes) -> None:
         found = clusters.peer(at(block).astype(np.int64), rank(block).astype(np.int64))
-        write(block, lanes, found.astype(np.uint32))
+        write(block, lanes, found.astype(UNSIGNED[SIZES[kind]]))
 
     return step
 
