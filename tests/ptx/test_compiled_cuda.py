@@ -23,12 +23,13 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import launch
+from vrnn_fast.executors.cuda import emulator, launch
 from vrnn_fast.executors.cuda import nvrtc as compiler
+from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.cycles import FACTOR, paper_step
 from vrnn_fast.executors.cuda.memory import CHIPS, memory
 from vrnn_fast.executors.cuda.passes import OF_STATES
-from vrnn_fast.executors.cuda.steps import backward_steps, forward_steps, training
+from vrnn_fast.executors.cuda.steps import ScanClusters, backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -84,6 +85,35 @@ def test_compiled_kernels_obey_the_law(case: Case) -> None:
     for report in reports:
         assert_clean(report)
         assert report.conflicts <= 1.3, report.worst_lines()
+
+
+def by(cluster: Cluster) -> Any:
+    """All scans by this cluster."""
+    return mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster))
+
+
+def test_compiled_clusters_obey_the_law() -> None:
+    """Blocks that store into each other's shared memory."""
+    with by(Cluster(2)), nvrtc.executed() as reports:
+        assert_obeys_the_law(GRU, 3, 5, [3, 1, 0, 2, 3], executor=cuda, dtype=torch.bfloat16, draws=1)
+    assert sum(report.issued["mapa"] > 0 for report in reports) == 2
+    for report in reports:
+        assert_clean(report)
+
+
+def test_one_buffer_of_an_exchange_is_a_race() -> None:
+    """A peer stores h where this block may still multiply by it."""
+
+    def planted(text: str, *rest: Any) -> None:
+        execute(text.replace("exchange_buffers = 2;", "exchange_buffers = 1;"), *rest)
+
+    inputs = {name: t.bfloat16() for name, t in Problem.draw(GRU, 3, 5).inputs.items()}
+    batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
+    with by(Cluster(2)), torch.no_grad(), nvrtc.executed() as reports:
+        execute = emulator.launch
+        with mock.patch.object(emulator, "launch", planted):
+            cuda.run(GRU, [inputs[p.name] for p in GRU.parameters()], batch, Want())
+    assert next(report for report in reports if report.issued["mapa"]).races
 
 
 def test_generation_as_compiled() -> None:

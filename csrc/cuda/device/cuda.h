@@ -123,7 +123,7 @@ VRNN_DEVICE void wait_for(const int* counter, int at_least) {
     __trap();
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// Of a cluster: a kernel for an older chip names none of these, or its assembler says so.
 VRNN_DEVICE int rank() {
     int found;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(found));
@@ -190,7 +190,6 @@ VRNN_DEVICE void store_async(void* to, int rank, const u32 (&from)[words], Gate*
             "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3]), "r"(counts)
             : "memory");
 }
-#endif
 
 template <Operand kind>
 VRNN_DEVICE u32 pack(float low, float high) {

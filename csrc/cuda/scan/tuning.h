@@ -11,6 +11,6 @@ constexpr bool few_live =
 constexpr bool of_16_bits = program::operand == Operand::bf16 || program::operand == Operand::f16;
 
 // Blocks of one multiprocessor that registers leave room for; program::blocks that shared memory does.
-constexpr int blocks = !program::reverse && of_16_bits && few_live ? 3 : program::blocks;
+constexpr int blocks = program::ranks > 1 ? 1 : !program::reverse && of_16_bits && few_live ? 3 : program::blocks;
 
 }  // namespace vrnn::tuning

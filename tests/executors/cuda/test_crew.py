@@ -16,9 +16,9 @@ from torch import Tensor
 from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.executors.cuda.test_races import (
     Recorded,
-    changes,
     compiled,
     copies,
+    differs,
     needs_setarch,
     races,
     recording,
@@ -82,12 +82,12 @@ def recorded() -> dict[str, Recorded]:
     ("way", "number"), [(way, number) for way, own in NUMBERS.items() for number in (*own, *PUBLISHED)]
 )
 def test_no_wait_and_no_number_published_can_be_left_out(way: str, number: int) -> None:
-    assert any(changes(recorded()[way], schedule) for schedule in schedules(number))
+    assert any(differs(recorded()[way], schedule) for schedule in schedules(number))
 
 
 @pytest.mark.parametrize("way", WHOLE)
 def test_no_schedule_changes_a_bit(way: str) -> None:
-    assert not any(changes(recorded()[way], schedule) for schedule in schedules())
+    assert not any(differs(recorded()[way], schedule) for schedule in schedules())
 
 
 def test_a_number_that_nobody_publishes_is_said_to_be_missing() -> None:

@@ -193,7 +193,7 @@ def regions(found: Memory) -> Iterator[tuple[int, int]]:
     kind = found.kind
     for p, at in found.weights.items():
         if found.place[p] == "shared":
-            yield at, at + shared_weight_bytes(p, kind)
+            yield at, at + shared_weight_bytes(found.plan, p, kind)
     yield from (
         (found.shared_biases + 4 * at, found.shared_biases + 4 * (at + columns(part, kind)))
         for part, at in found.bias.items()

@@ -22,7 +22,7 @@ from . import build, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
-from .steps import WORDS, generation_steps, training
+from .steps import WORDS, chosen, generation_steps, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
@@ -82,21 +82,23 @@ def launches(spec: CellSpec) -> str:
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Say where the weights of a forward scan are while it runs."""
-    most = launch.limit(torch.device(device))
-    if launch.misfit(spec, kind, most) is not None:
+    most, ranks = launch.limit(torch.device(device)), launch.most_ranks(torch.device(device))
+    if launch.misfit(spec, kind, most, ranks) is not None:
         return "no kernel"
-    found = memory(forward(spec), kind, most)
+    own = chosen(spec, kind, most, ranks).forward
+    found = memory(forward(spec, own), kind, most)
     assert found is not None
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
     counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
-    return " and ".join(text for text in counted if not text.startswith("0 "))
+    by = "" if own is None else f", shared out to a cluster of {own.ranks} blocks,"
+    return " and ".join(text for text in counted if not text.startswith("0 ")) + by
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
     """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
-    kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
-    return "\n".join(launch.sources(spec, kind, most, x.dtype))
+    kind = launch.operand(x.dtype, _precision())
+    return "\n".join(launch.sources(spec, kind, launch.limit(x.device), launch.most_ranks(x.device), x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -134,7 +136,8 @@ def _misfit(
 ) -> str | None:
     try:
         old = launch.too_old(where)
-        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.limit(where), mean)
+        on = launch.limit(where), launch.most_ranks(where)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), *on, mean)
     except DriverError as error:
         return str(error)
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
-from .memory import STEP, Memory, operand_bytes, row_bytes
-from .plan import WARPS, Kind, Unit, Visit
+from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
+from .plan import TILE, WARPS, Kind, Unit, Visit
 
 FACTOR = 1.2  # that counts on paper may be off those of the executed code
 
@@ -27,7 +27,8 @@ STREAMED = 64  # bytes in a cycle from the second-level cache, of one multiproce
 BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
 LOADED = 33  # cycles that ldmatrix takes, and that an mma takes before another may add to its sums
 ADDED = 33
-PEER = 250  # from a store into another block's shared memory, through its gate, to what a load brings there
+EXCHANGE = 250  # from a store into another block's shared memory, through its gate, to what a load brings there
+PEER = 16  # bytes in a cycle from other blocks of a cluster, of one multiprocessor
 FLAG = 0.8  # microseconds from a number published in memory to whoever waits for it
 GRID = 1.2  # microseconds of a barrier of all blocks, through memory
 BOUNDARY = 1.0  # microseconds from one launch to the next, in a CUDA graph
@@ -57,9 +58,10 @@ ENDS: dict[Kind, tuple[int, int]] = {
 }
 """What makes a result of a tile's sums: instructions of a warp, and the cycles of those that follow each other.
 Instructions are fitted to the executed PTX of a GRU cell, of other kinds by likeness; cycles follow the functions."""
-VISIT, READ, OPERAND, HELD, STORED, BIAS = 11, 20, 8, 6, 9, 11
+VISIT, READ, OPERAND, HELD, STORED, BIAS, PUSH = 11, 20, 8, 6, 9, 11, 14
 """Instructions of a warp for a visit, and for a tile that is read, written as an operand, held, stored, begun with a
-bias."""
+bias; and for 16 bytes that each lane pushes to a peer."""
+LANES = 32  # of a warp
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Work:
         instructions: of warps.
         streamed: bytes of weights from the second-level cache.
         barriers: of the block.
-        exchanges: with peers of its cluster.
+        exchanges: with peers of its cluster; those that a visit waits for at once are one.
+        pushed: bytes that these bring.
         chain: cycles of what follows each other.
     """
 
@@ -93,6 +96,7 @@ class Work:
     streamed: int = 0
     barriers: int = 0
     exchanges: int = 0
+    pushed: int = 0
     chain: int = 0
 
     def __add__(self, other: Work) -> Work:
@@ -110,7 +114,8 @@ class Work:
 
     @property
     def cycles(self) -> int:
-        return max(self.busy, self.chain) + BARRIER * self.barriers + PEER * self.exchanges
+        exchanged = EXCHANGE * self.exchanges + self.pushed // PEER
+        return max(self.busy, self.chain) + BARRIER * self.barriers + exchanged
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,11 @@ class PaperStep:
         return self.cycles / PAPER_CHIPS[chip].clock / 1e3
 
 
-def paper_step(found: Memory, stored: Sequence[str] = (), ranks: int = 1) -> PaperStep:
-    """Count what a step of a kernel does, whose products are those of tensor cores.
+def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
+    """Count what a step of a kernel does, of a cluster one of its blocks, whose products are those of tensor cores.
 
     Args:
         stored: the buffers that it writes.
-        ranks: blocks of a cluster that share the tiles of every unit; the count is that of one of them, and each
-            barrier is an exchange besides.
 
     Raises:
         ValueError: products are of full float32.
@@ -147,16 +150,16 @@ def paper_step(found: Memory, stored: Sequence[str] = (), ranks: int = 1) -> Pap
         raise ValueError("products of full float32 are not those of tensor cores, which this counts")
     phases: list[Work] = []
     for visit in found.plan.visits:
-        own = _visit(found, visit, frozenset(stored), ranks)
+        own = _visit(found, visit, frozenset(stored))
         if phases and not visit.barrier:
             own = phases.pop().beside(own)
         phases.append(own)
     return PaperStep(tuple(phases))
 
 
-def _visit(found: Memory, visit: Visit, stored: frozenset[str], ranks: int) -> Work:
-    unit = found.plan.units[visit.unit]
-    tiles = -(-found.tiles(unit.sums[0]) // ranks)
+def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
+    plan, unit = found.plan, found.plan.units[visit.unit]
+    tiles = plan.share(found.tiles(unit.sums[0]), unit.split)
     mma = loads = streamed = moved = 0
     depth: dict[object, int] = {}  # of the products of each sum
     for product in visit.products:
@@ -180,8 +183,11 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str], ranks: int) -> W
         instructions, follow = ENDS[unit.kind]
         issued, chain = issued + tiles * instructions, chain + follow
     wavefronts = -(-moved // WAVEFRONT) + tiles * touched.wavefronts
-    met = int(visit.barrier)
-    return Work(mma, wavefronts, issued, streamed, met, met if ranks > 1 else 0, chain)
+    peers, size = plan.ranks - 1, operand_bytes(found.kind)
+    exchanged = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
+    issued += tiles * len(exchanged) * PUSH * -(-ROWS * TILE * size * peers // (16 * LANES))
+    pushed = sum(ROWS * TILE * size * (found.tiles(p) - found.share(p)) for p in visit.waits)
+    return Work(mma, wavefronts, issued, streamed, visit.barrier, bool(visit.waits), pushed, chain)
 
 
 def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:

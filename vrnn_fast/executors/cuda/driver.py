@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from . import nvrtc
+from .cluster import PORTABLE
 
 THREADS = 256  # of a block: the warps of plan.py
 FUNCTION = b"vrnn_scan"
 MOST_COMPILERS = 8  # at a time
 _MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS, _COOPERATIVE = 75, 76, 97, 16, 95  # of CUdevice_attribute
-_DYNAMIC_SHARED = 8  # of CUfunction_attribute
+_DYNAMIC_SHARED, _LARGE_CLUSTERS = 8, 14  # of CUfunction_attribute
 _ADVICE = {
     2: "the GPU has no memory left: a smaller batch, or recompute=True",
     100: "no GPU is visible (CUDA_VISIBLE_DEVICES)",
@@ -43,12 +44,13 @@ class DriverError(RuntimeError):
 
 
 class Kernel(NamedTuple):
-    """A kernel: what it is in words, its source, bytes of shared memory of a block, whether its blocks wait for each
-    other."""
+    """A kernel: what it is in words, its source, bytes of shared memory of a block, blocks of a cluster, whether blocks
+    wait for each other."""
 
     name: str
     text: str
     shared: int
+    ranks: int = 1
     cooperative: bool = False
 
 
@@ -269,6 +271,9 @@ def _load(index: int, kernel: Kernel) -> ctypes.c_void_p:
     _check(driver, code, f"kernel {kernel.name!r} is not in what was {by}")
     code = driver.cuFuncSetAttribute(function, _DYNAMIC_SHARED, kernel.shared)
     _check(driver, code, f"kernel {kernel.name!r} does not get its {kernel.shared} bytes of shared memory")
+    if kernel.ranks > PORTABLE:
+        code = driver.cuFuncSetAttribute(function, _LARGE_CLUSTERS, 1)
+        _check(driver, code, f"kernel {kernel.name!r} does not get clusters of {kernel.ranks} blocks")
     return function
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import build
 from .driver import Part, structs
 
-Order = Literal["round robin", "ahead", "behind", "random"]
+Order = Literal["round robin", "ahead", "behind", "random", "one ahead", "one behind"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Schedule:
     """Whose turn it is: csrc/cuda/device/emulator.h.
 
     Attributes:
-        order: turn by turn; one warp of each block, or one block, ahead of all others, or behind them; by chance.
+        order: turn by turn; one warp of each block, or one block, ahead of all others, or behind them; by chance; one
+            warp of the whole grid ahead, or behind.
         warp: which one; -1 - b for block b.
         seed: of chance.
         late: whether a copy lands when it is waited for, else at once.

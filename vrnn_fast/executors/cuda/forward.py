@@ -27,6 +27,7 @@ from ...cell.stages import (
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
+from .cluster import Cluster, shared_out
 from .order import planned
 from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 
@@ -52,26 +53,29 @@ def results(program: Partition) -> Partition:
 
 
 @lru_cache(maxsize=256)
-def forward(spec: CellSpec) -> KernelPlan:
-    """Lay out the forward scan of a cell that is given x. Pure.
+def forward(spec: CellSpec, cluster: Cluster | None = None) -> KernelPlan:
+    """Lay out the forward scan of a cell that is given x; by a cluster, of the chain alone. Pure.
 
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    return _planned(cut(results(inside(partition(spec)))))
+    program = partition(spec)
+    return _planned(cut(results(program if cluster else inside(program))), cluster)
 
 
 @lru_cache(maxsize=256)
-def alone(spec: CellSpec, *, mean: bool) -> KernelPlan:
+def alone(spec: CellSpec, cluster: Cluster | None = None, *, mean: bool) -> KernelPlan:
     """Lay out the scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
-    return _planned(cut(generation(spec, mean=mean)))
+    return _planned(cut(generation(spec, mean=mean)), cluster)
 
 
-def _planned(whole: Cut) -> KernelPlan:
+def _planned(whole: Cut, cluster: Cluster | None) -> KernelPlan:
     found = ForwardUnits(whole)
     for stage in whole.program.scan:
         found.add(stage)
-    return planned(whole, found.units, found.given, found.biases)
+    found.layers(part for own in whole.read_after for part in whole.parts_of(own))
+    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
+    return planned(whole, units, found.given, found.biases, ranks=ranks)
 
 
 class ForwardUnits:

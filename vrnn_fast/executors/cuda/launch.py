@@ -27,6 +27,7 @@ from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
 from . import crew, driver, emulator, pack, weights
+from .cluster import RANKS
 from .driver import Kernel
 from .forward import alone, forward
 from .header import VALUES, header, source
@@ -40,6 +41,7 @@ from .steps import (
     RESULTS,
     PlannedLaunch,
     backward_steps,
+    chosen,
     forward_steps,
     generation_steps,
     plans,
@@ -78,6 +80,14 @@ def limit(device: torch.device) -> int:
     """Return the bytes of shared memory of a block; in the emulator, those of an H100."""
     index = gpu(device)
     return CHIPS["sm_90"] if index is None else driver.chip(index).shared
+
+
+def most_ranks(device: torch.device) -> int:
+    """Return the blocks that a cluster may have: of Hopper's chips and of Blackwell's large ones; 1 of others. The
+    emulator has those of an H100."""
+    index = gpu(device)
+    with_clusters = index is None or driver.chip(index).capability[0] in (9, 10)
+    return max(RANKS) if with_clusters else 1
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -130,7 +140,8 @@ def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
     body = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    return PlannedKernel(step, found, buffers, body, Kernel(step.name, source(body), found.shared))
+    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, step.plan.ranks)
+    return PlannedKernel(step, found, buffers, body, kernel)
 
 
 class KernelWeights(NamedTuple):
@@ -181,6 +192,7 @@ class KernelCall:
         if self.particles > ROWS:
             raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
+        self.clusters = chosen(spec, self.kind, self.most, most_ranks(x.device))
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
@@ -262,7 +274,7 @@ class KernelCall:
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
-        blocks = self.tiles
+        blocks = of.ranks * self.tiles
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
             blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
@@ -286,7 +298,8 @@ class KernelCall:
         processors, index = multiprocessors(self.device), gpu(self.device)
         arguments = [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
-        if not crew.apart(self.tiles, processors, cooperates(self.device), size):
+        ranks = max(each.kernel.ranks for each in prepared)
+        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks):
             programs = tuple(crew.Program(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
             kernel = together(programs, self.most)
             if index is None or driver.resident(index, kernel) >= processors:
@@ -334,7 +347,7 @@ class KernelCall:
             self.ancestors = allocate(
                 like, (self.steps, self.batch // self.particles, self.particles), None, torch.int64
             )
-        programs = self.programs(forward_steps(spec, keep, want))
+        programs = self.programs(forward_steps(spec, keep, want, self.clusters))
         with on(self.device):
             first, weights = self.pack(programs)
             found = [first]
@@ -369,7 +382,7 @@ class KernelCall:
         names = frozenset(OF_STATES if name.startswith("state") else name for name in upstream)
         d_state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
         d_final = [None if d is None else aligned(d) for d in (upstream.get(f"state{i}") for i in range(len(d_state)))]
-        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep))
+        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep, self.clusters))
         with on(self.device):
             first, packed = self.pack(programs)
             found = [first]
@@ -411,7 +424,7 @@ class KernelCall:
         """Return x (T, B, X) and the state after it."""
         assert self.mean is not None
         state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
-        programs = self.programs(generation_steps(self.spec, mean=self.mean))
+        programs = self.programs(generation_steps(self.spec, self.clusters, mean=self.mean))
         with on(self.device):
             first, weights = self.pack(programs)
             found = [first]
@@ -480,17 +493,20 @@ def generate(
     return KernelCall(spec, batch, parameters, precision, mean).generate()
 
 
-def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
-    """Return None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
-    if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
+def misfit(spec: CellSpec, kind: Operand, most: int, ranks: int, mean: bool | None = None) -> str | None:
+    """Return None, or why there is no kernel of this cell for these operands, so many bytes of shared memory and so
+    many ranks of a cluster."""
+    clusters = chosen(spec, kind, most, ranks)
+    if all(memory(p, kind, most) is not None for p in plans(spec, clusters, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
-def sources(spec: CellSpec, kind: Operand, most: int, dtype: torch.dtype) -> list[str]:
+def sources(spec: CellSpec, kind: Operand, most: int, ranks: int, dtype: torch.dtype) -> list[str]:
     """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
-    steps = forward_steps(spec, Keep.STORED, Want(raw=external))
-    steps += backward_steps(spec, losses, frozenset(), Keep.STORED)
+    clusters = chosen(spec, kind, most, ranks)
+    steps = forward_steps(spec, Keep.STORED, Want(raw=external), clusters)
+    steps += backward_steps(spec, losses, frozenset(), Keep.STORED, clusters)
     return [program(step, kind, most, dtype).kernel.text for step in steps]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,8 +12,10 @@ from ...cell.stages import Keep, Slice
 from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
-from . import passes
+from . import cluster, passes
+from .cluster import Cluster, fastest
 from .forward import alone, forward
+from .memory import Operand
 from .passes import OF_STATES, Pass
 from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
@@ -48,33 +50,71 @@ def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> PlannedLaunc
     return PlannedLaunch(name, found.plan, found.stored, results)
 
 
+class ScanClusters(NamedTuple):
+    """The clusters that run the scans of a cell, if any do."""
+
+    forward: Cluster | None = None
+    backward: Cluster | None = None
+    generate: Cluster | None = None
+
+
+BLOCKS = ScanClusters()
+
+
 @lru_cache(maxsize=256)
-def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[PlannedLaunch, ...]:
+def chosen(spec: CellSpec, kind: Operand, limit: int, ranks: int) -> ScanClusters:
+    """Choose the clusters of a cell's scans for these operands, so many bytes of shared memory of a block, and so many
+    ranks of a cluster."""
+    if ranks == 1 or cluster.refuses(spec) is not None:
+        return BLOCKS
+    scans: tuple[Callable[[Cluster | None], KernelPlan], ...] = (
+        lambda own: forward(spec, own),
+        lambda own: reverse(spec, own, on_z=True, on_eps=False),
+        lambda own: alone(spec, own, mean=False),
+    )
+    return ScanClusters(
+        *(None if s is scans[2] and spec.likelihood == "external" else fastest(s, kind, limit, ranks) for s in scans)
+    )
+
+
+@lru_cache(maxsize=256)
+def forward_steps(
+    spec: CellSpec, keep: Keep | None, want: Want, clusters: ScanClusters = BLOCKS
+) -> tuple[PlannedLaunch, ...]:
     """List the launches of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None
     without one."""
-    plan = forward(spec)
+    plan = forward(spec, clusters.forward)
     own = plan.cut
     results: tuple[str, ...] = ()
     if own.sample is not None:
         results = own.sample.z.buffer, own.sample.std.buffer, "mean"
+    of_prior: tuple[str, ...] = ()
     if want.prior and own.divergence is not None:
-        results = (*results, "prior_mean", own.divergence.prior_std.buffer)
+        of_prior = "prior_mean", own.divergence.prior_std.buffer
+    if clusters.forward is None:
+        results = (*results, *of_prior)
     if want.raw and own.resamples:  # by whose scan it is weighed
         results = (*results, own.likelihood.source.buffer)
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
     found = _step("before", passes.before(spec)), PlannedLaunch(FORWARD, plan, stored, results)
-    if own.resamples or (own.likelihood.kind == "external" and not want.raw):
+    left = clusters.forward is not None and own.divergence is not None
+    if own.resamples or (own.likelihood.kind == "external" and not want.raw and not left):
         return found
-    after = passes.after(spec)
+    after = passes.after(spec, divergence=left)
     raw = after.stored if want.raw else ()
-    return (*found, PlannedLaunch("after", after.plan, raw, raw))
+    shown = (*raw, *of_prior) if left else raw
+    return (*found, PlannedLaunch("after", after.plan, shown, shown))
 
 
 @lru_cache(maxsize=256)
 def backward_steps(
-    spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep
+    spec: CellSpec,
+    upstream: frozenset[str],
+    wanted: frozenset[str],
+    keep: Keep,
+    clusters: ScanClusters = BLOCKS,
 ) -> tuple[PlannedLaunch, ...]:
     """List the launches from results of these names (OF_STATES for any final state) to the INPUTS that are
     ``wanted``."""
@@ -86,7 +126,7 @@ def backward_steps(
     on_eps = "eps" in wanted and whole.sample is not None
     if "eps" in begun and whole.sample is not None:
         given.add(Slice("d eps", 0, whole.sample.z.width))
-    back = reverse(spec, on_z=False, on_eps=on_eps, given=frozenset(given))
+    back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
     stored = tuple(f"d {name}" for name in (*whole.summed, *(["eps"] if on_eps else [])))
     found = [] if after is None else [_step("after, backward", after, results)]
@@ -98,11 +138,11 @@ def backward_steps(
 
 
 @lru_cache(maxsize=256)
-def generation_steps(spec: CellSpec, *, mean: bool) -> tuple[PlannedLaunch, ...]:
+def generation_steps(spec: CellSpec, clusters: ScanClusters = BLOCKS, *, mean: bool) -> tuple[PlannedLaunch, ...]:
     """List the launches of a cell that runs on its own."""
     before = passes.alone_before(spec, mean=mean)
     found = () if before is None else (_step("before", before),)
-    return (*found, PlannedLaunch(GENERATE, alone(spec, mean=mean), ("x",), ("x",)))
+    return (*found, PlannedLaunch(GENERATE, alone(spec, clusters.generate, mean=mean), ("x",), ("x",)))
 
 
 def training(spec: CellSpec) -> tuple[str, ...]:
@@ -114,11 +154,11 @@ def training(spec: CellSpec) -> tuple[str, ...]:
     return (*names[0], *names[1], "weight gradients", "their sums")
 
 
-def plans(spec: CellSpec, mean: bool | None = None) -> Iterator[KernelPlan]:
+def plans(spec: CellSpec, clusters: ScanClusters = BLOCKS, mean: bool | None = None) -> Iterator[KernelPlan]:
     """Yield all that calls may launch."""
     if mean is not None:
-        yield from (step.plan for step in generation_steps(spec, mean=mean))
+        yield from (step.plan for step in generation_steps(spec, clusters, mean=mean))
         return
     everything = frozenset((*TOTALS, *RESULTS, OF_STATES))
-    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True)))
-    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS))
+    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True), clusters))
+    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS, clusters))
