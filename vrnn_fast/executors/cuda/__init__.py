@@ -77,11 +77,11 @@ def launches(spec: CellSpec) -> str:
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Say where the weights of a forward scan are while it runs."""
-    most, ranks = launch.limit(torch.device(device)), launch.most_ranks(torch.device(device))
-    if launch.misfit(spec, kind, most, ranks) is not None:
+    room = launch.room(torch.device(device))
+    if launch.misfit(spec, kind, room) is not None:
         return "no kernel"
-    own = chosen(spec, kind, most, ranks).forward
-    found = memory(forward(spec, own), kind, most)
+    own = chosen(spec, kind, room).forward
+    found = memory(forward(spec, own), kind, room.shared)
     assert found is not None
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
@@ -93,7 +93,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 def source(spec: CellSpec, x: Tensor) -> str:
     """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
     kind = launch.operand(x.dtype, _precision())
-    return "\n".join(launch.sources(spec, kind, launch.limit(x.device), launch.most_ranks(x.device), x.dtype))
+    return "\n".join(launch.sources(spec, kind, launch.room(x.device), x.shape[1], x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -131,8 +131,7 @@ def _misfit(
 ) -> str | None:
     try:
         old = launch.too_old(where)
-        on = launch.limit(where), launch.most_ranks(where)
-        return old or launch.misfit(spec, launch.operand(dtype, precision), *on, mean)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.room(where), mean)
     except DriverError as error:
         return str(error)
 
