@@ -105,9 +105,9 @@ def rows() -> Iterator[str]:
     for kind, target in product(SIZES, TARGETS):
         for name in ("pack", "weights", "sums"):
             own = fixed(name, kind, DTYPES[kind], 20)
-            of = compiled(own.text, target)
-            numbers = (of.registers, of.spilled, round(own.shared / 1024))
-            yield f"| any | {kind} | {target} | {own.name} | {' | '.join(map(str, numbers))} | | | | | |"
+            of = compiled(own.kernel.text, target)
+            numbers = (of.registers, of.spilled, round(own.kernel.shared / 1024))
+            yield f"| any | {kind} | {target} | {own.kernel.name} | {' | '.join(map(str, numbers))} | | | | | |"
 
 
 def _cells(made: KernelSource | None, target: str) -> str:

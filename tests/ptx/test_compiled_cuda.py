@@ -4,6 +4,7 @@ nobody's of this package."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -56,6 +57,13 @@ CASES = [
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
     Case("lstm of 100 in float16", cell(cell="lstm", hidden_size=100), torch.float16),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def launches_apart() -> Iterator[None]:
+    """One block alone has no workers beside it; so each launch has a report."""
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1):
+        yield
 
 
 def assert_clean(report: Report) -> None:

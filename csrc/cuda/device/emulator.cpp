@@ -197,7 +197,8 @@ bool is_favoured(const Fiber& f) {
     const Schedule& s = machine->schedule;
     const int warp = f.index / lanes_of_warp, before = f.block->index * (machine->shape.threads / lanes_of_warp);
     if (s.order == Order::one_ahead || s.order == Order::one_behind) return before + warp == s.warp;
-    return (s.order == Order::ahead || s.order == Order::behind) && warp == s.warp;
+    if (s.order != Order::ahead && s.order != Order::behind) return false;
+    return s.warp < 0 ? f.block->index == -1 - s.warp : warp == s.warp;
 }
 
 void wake(Fiber* f) {

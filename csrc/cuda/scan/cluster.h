@@ -1,10 +1,6 @@
 // A cluster of blocks that share a tile of rows, each with some columns of what its units compute. What a product reads
 // is whole in every block: each pushes its own columns to all others, turn by turn into one of two buffers, and waits
 // at a gate of its own for theirs. vrnn_fast/executors/cuda/exchange.py says where, and why nobody comes too early.
-#pragma once
-
-#include "products.h"
-
 namespace vrnn {
 
 // The numbers of waits, for device::present: for the exchanges in the order of program::waits, for all peers at first.

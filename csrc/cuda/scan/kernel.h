@@ -1,14 +1,19 @@
 // The scan of one tile of 16 rows over all time steps, in one block; or a pass, one step of which is another tile of 16
-// rows, without a state between them. The header that defines vrnn::program comes first.
+// rows, without a state between them. base.h and what defines vrnn::program come first.
+//
+// A launch may have several programs: this header is included once for each, inside of a namespace of its own, as are
+// those below, by this one alone.
 //
 // A step is a list of visits. In a visit the warps share the tiles of a unit: they begin its sums, add products to
 // them, and finish them, or leave them in registers for a later visit. A barrier stands before a visit that reads what
 // others have written since the last one, or writes what others may still read.
-#pragma once
-
+#include "access.h"
+// then
+#include "particles.h"
+#include "products.h"
+// then
 #include "again.h"
 #include "cluster.h"
-#include "device/entry.h"
 #include "forward.h"
 #include "reverse.h"
 #include "tuning.h"
@@ -283,16 +288,27 @@ VRNN_DEVICE void step(const Context& c, Registers& r) {
     device::copy_commit();
 }
 
-VRNN_DEVICE void scan(const Call& call) {
+// A scan all by itself: what its steps read is there, and nobody waits for what they make.
+struct Alone {
+    VRNN_DEVICE void await(int) const {}
+    VRNN_DEVICE void publish(int) const {}
+};
+
+// Pace: of how many of the block's steps, in its order, all that they read must be there, and how many are done.
+template <class Pace>
+VRNN_DEVICE void scan(const Call& call, Pace pace) {
     const int steps = longest(call);
     const int before = program::reverse ? steps : -1;
+    if (steps > 0) pace.await(1);
     Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, own_rank(), -1};
     Registers r;
     prepare(c, r);
     for (int i = 0; i < steps; ++i) {
         c.t = program::reverse ? steps - 1 - i : i;
         c.turn = i;
+        if (i + 1 < steps) pace.await(i + 2);  // a step fetches what the next one reads
         step(c, r);
+        pace.publish(i + 1);
     }
     c.turn = steps;
     close_gates(c);
@@ -331,12 +347,12 @@ VRNN_DEVICE bool any_real(const Call& call, int tile) {
 // The next of this block's tiles, from this one on, with a real row; those before it are padding.
 VRNN_DEVICE int real_tile(const Context& c, int tile) {
     for (; tile < tiles_in_all(c.call) && !any_real(c.call, tile); tile += device::blocks())
-        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}, 0, 0});
+        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}});
     return tile;
 }
 
 VRNN_DEVICE void pass(const Call& call) {
-    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}, 0, 0};
+    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}};
     int tile = real_tile(c, device::block());
     if (tile >= tiles_in_all(call)) return;
     c.next = rows_of(call, tile);
@@ -350,17 +366,47 @@ VRNN_DEVICE void pass(const Call& call) {
     }
 }
 
+// A pass whose tiles come one at a time, each when what it reads is there: ahead of a scan, or behind it.
+struct Tiles {
+    const Call& call;
+    Registers r;
+    bool prepared = false;
+
+    VRNN_DEVICE void run(int tile) {
+        Context c{call, static_cast<char*>(device::shared()), {}, 0, rows_of(call, tile)};
+        if (!any_real(call, tile)) return pad({call, c.shared, c.next, 0, {}});
+        if (prepared) {
+            unroll<0, program::units_in_all>([&](auto unit) { fetch_first<unit>(c); });
+            device::copy_commit();
+        } else {
+            prepare(c, r);
+        }
+        prepared = true;
+        c.rows = c.next;
+        c.next.length[0] = c.next.length[1] = -1;  // nobody knows yet whether another one is there
+        step(c, r);
+    }
+};
+
 struct Kernel {
     static constexpr int threads = program::warps * 32, blocks = tuning::blocks;
     static constexpr int shared = program::shared_bytes, limit = program::shared_limit;
     static VRNN_DEVICE void run(const Call& call) {
         if constexpr (program::pass)
-            pass(call);
+            vrnn::pass(call);
         else
-            scan(call);
+            vrnn::scan(call, Alone());
+    }
+
+    // The same as parts of a larger launch: rows/crew.h.
+    using ByTurns = Tiles;
+    static VRNN_DEVICE int tiles(const Call& call) { return tiles_in_all(call); }
+    static VRNN_DEVICE int rows_of_a_tile(const Call& call) { return rows_in_use(call); }
+    static VRNN_DEVICE int steps_of_block(const Call& call) { return longest(call); }
+    template <class Pace>
+    static VRNN_DEVICE void scan(const Call& call, Pace pace) {
+        vrnn::scan(call, pace);
     }
 };
 
 }  // namespace vrnn
-
-VRNN_ENTRY

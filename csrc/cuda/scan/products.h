@@ -1,8 +1,4 @@
 // sums += source times weights, for a tile of each of some sums: the source's operands are loaded once for all of them.
-#pragma once
-
-#include "access.h"
-
 namespace vrnn {
 
 struct alignas(16) Words {  // of the weights for 64 bytes of a source's rows: two mma, or one and a half of nothing

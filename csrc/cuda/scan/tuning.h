@@ -1,9 +1,5 @@
 // Every tuning decision that a kernel is compiled with; where weights lie, vrnn_fast/executors/cuda/memory.py decides.
 // None has been measured on a GPU: they follow what the assembler makes of them, bench/results/cuda-resources.md.
-#pragma once
-
-#include "program.h"
-
 namespace vrnn::tuning {
 
 // Tiles of sums and states that a thread of a forward kernel holds from visit to visit, at most, for a third block on

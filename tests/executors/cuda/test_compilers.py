@@ -53,7 +53,7 @@ def test_nothing_spills(size: int, kind: Operand, chip: str, way: str) -> None:
 @pytest.mark.parametrize("name", ["pack", "weights", "sums"])
 def test_nothing_spills_of_what_every_cell_has(name: str, kind: Operand) -> None:
     found = fixed(name, kind, DTYPES[kind], 20)
-    assert compiled(found.text, "sm_80").spilled == 0
+    assert compiled(found.kernel.text, "sm_80").spilled == 0
 
 
 @needs_nvcc

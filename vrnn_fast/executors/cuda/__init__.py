@@ -18,7 +18,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, launch, nvrtc
+from . import build, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
@@ -26,6 +26,8 @@ from .steps import WORDS, chosen, generation_steps, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
+
+KINDS: tuple[Operand, ...] = ("bf16", "f16", "tf32", "f32")
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -60,18 +62,25 @@ def launches(spec: CellSpec) -> str:
     """List the launches of a training step, and say where its weights are."""
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
-    places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
+    where = torch.device(device)
+    rows = launch.multiprocessors(where) // 2 * ROWS
+    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0, 1)
+    how = f"a training step is {len(steps)} launches, whatever T is, for {apart}"
+    alone = 1 + len(generation_steps(spec, mean=False))
+    if apart is None:
+        how, alone = "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers", 1
+        how = f"{how}; of more than {rows} rows it is {len(steps)}"
+        together = [kind for kind in KINDS if any(chosen(spec, kind, launch.room(where)))]
+        how += f", and in {', '.join(together)}, by clusters of blocks," if together else ""
+    places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in KINDS)
     if spec.likelihood == "external":
-        outside, alone = "; the likelihood is torch's", "generate and fivo step by step"
+        outside, others = "; the likelihood is torch's", "generate and fivo step by step"
     else:
         filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
-        outside, alone = (
-            "",
-            f"generate {1 + len(generation_steps(spec, mean=False))}; every bound as forward, {filtered}",
-        )
+        outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
     return (
-        f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {alone}; weights of the forward scan: {places}"
+        f"{how}: {counted}. torch copies what is not contiguous, and "
+        f"computes nothing{outside}; {others}; weights of the forward scan: {places}"
     )
 
 
@@ -86,7 +95,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
     counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
-    by = "" if own is None else f", shared out to a cluster of {own.ranks} blocks,"
+    by = "" if own is None else f" of each of {own.ranks} blocks of a cluster"
     return " and ".join(text for text in counted if not text.startswith("0 ")) + by
 
 

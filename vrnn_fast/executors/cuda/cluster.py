@@ -21,8 +21,7 @@ from .plan import KernelPlan, Kind, Unit
 RANKS = 2, 4, 8, 16  # of a cluster
 GROUP = 16  # multiprocessors, at least, of a chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
-ALONE: tuple[Kind, ...] = ("divergence", "likelihood", "total", "resample", "take", "give_back")
-"""Whose rows are added up, or move, within one block."""
+ALONE = 1.5  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
@@ -95,8 +94,9 @@ def fastest(prices: Prices, tiles: int, multiprocessors: int) -> Cluster | None:
             side_by_side = multiprocessors // GROUP * (GROUP // cluster.ranks)
         return cycles * -(-tiles // max(1, side_by_side))
 
-    least = FACTOR * min(map(time, prices), default=0)
-    return next((choice[0] for choice in prices if time(choice) <= least), None)
+    least = min(map(time, prices), default=0)
+    good = (cluster for cluster, cycles in prices if time((cluster, cycles)) <= (FACTOR if cluster else ALONE) * least)
+    return next(good, None)
 
 
 def _step(found: Memory) -> PaperStep:

@@ -16,10 +16,16 @@ FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back
 SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 
+def source(body: str, ranks: int = 1) -> str:
+    """Write a kernel of one program, of clusters of so many blocks."""
+    clusters = f"#define VRNN_RANKS {ranks}\n" if ranks > 1 else ""
+    return f'{clusters}#include "scan/base.h"\n{body}VRNN_ENTRY\n'
+
+
 def header(
     memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str, results: tuple[str, ...] = ()
 ) -> str:
-    """Write the program of a scan or of a pass as C++.
+    """Write the program of a scan or of a pass as C++, which a kernel includes.
 
     Args:
         buffers: all that it reads and writes in memory, in the order of its arguments.
@@ -74,8 +80,6 @@ def header(
     flags = {"reverse": plan.reverse, "pass": plan.is_pass, "barrier_first": plan.barrier_first}
     lines = [
         "// Written by vrnn_fast/executors/cuda/header.py.",
-        *([f"#define VRNN_RANKS {plan.ranks}"] if plan.ranks > 1 else []),
-        '#include "scan/program.h"',
         "namespace vrnn::program {",
         f"using Value = {VALUES[value]};",
         f"constexpr Operand operand = Operand::{memory.kind};",
