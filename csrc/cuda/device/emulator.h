@@ -15,8 +15,8 @@
 namespace vrnn::device {
 
 // Whose turn it is. A warp that runs ahead of all others, or behind them, shows a missing barrier, and a block a
-// missing wait; chance alone keeps warps in near lockstep. One warp of each block is in lockstep with those of a
-// cluster, which one warp of the grid is not.
+// missing wait; chance alone keeps warps in near lockstep; so does one warp of each block for those of a cluster, which
+// one warp of the grid does not.
 enum class Order { round_robin, ahead, behind, random, one_ahead, one_behind };
 
 struct Schedule {

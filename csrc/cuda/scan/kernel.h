@@ -298,8 +298,8 @@ struct Alone {
 template <class Pace>
 VRNN_DEVICE void scan(const Call& call, Pace pace) {
     const int steps = longest(call);
-    const int before = program::reverse ? steps : -1;
     if (steps > 0) pace.await(1);
+    const int before = program::reverse ? steps : -1;
     Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, own_rank(), -1};
     Registers r;
     prepare(c, r);
@@ -373,8 +373,8 @@ struct Tiles {
     bool prepared = false;
 
     VRNN_DEVICE void run(int tile) {
-        Context c{call, static_cast<char*>(device::shared()), {}, 0, rows_of(call, tile)};
-        if (!any_real(call, tile)) return pad({call, c.shared, c.next, 0, {}});
+        Context c{call, static_cast<char*>(device::shared()), {}, 0, rows_of(call, tile), 0, 0};
+        if (!any_real(call, tile)) return pad({call, c.shared, c.next, 0, {}, 0, 0});
         if (prepared) {
             unroll<0, program::units_in_all>([&](auto unit) { fetch_first<unit>(c); });
             device::copy_commit();

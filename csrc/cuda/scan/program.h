@@ -11,7 +11,7 @@ constexpr int rows = 16;         // of the batch in a block: one mma's
 constexpr int tile_width = 8;    // columns of a tile of sums: one mma's
 constexpr int row_padding = 16;  // bytes behind each row of operands: eight rows then meet all banks
 constexpr int none = -1;
-constexpr int others = 16;                 // most parts that a unit names besides its sums
+constexpr int others = 16;  // most parts that a unit names besides its sums
 
 // The numbers of waits and barriers, for device::present; behind those before visits come those of particles.h or
 // cluster.h.

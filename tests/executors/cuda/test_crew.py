@@ -16,9 +16,9 @@ from torch import Tensor
 from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.executors.cuda.test_races import (
     Recorded,
-    changes,
     compiled,
     copies,
+    differs,
     needs_setarch,
     races,
     recording,
@@ -82,12 +82,12 @@ def recorded() -> dict[str, Recorded]:
     ("way", "number"), [(way, number) for way, own in NUMBERS.items() for number in (*own, *PUBLISHED)]
 )
 def test_no_wait_and_no_number_published_can_be_left_out(way: str, number: int) -> None:
-    assert any(changes(recorded()[way], schedule) for schedule in schedules(number))
+    assert any(differs(recorded()[way], schedule) for schedule in schedules(number))
 
 
 @pytest.mark.parametrize("way", WHOLE)
 def test_no_schedule_changes_a_bit(way: str) -> None:
-    assert not any(changes(recorded()[way], schedule) for schedule in schedules())
+    assert not any(differs(recorded()[way], schedule) for schedule in schedules())
 
 
 def test_a_number_that_nobody_publishes_is_said_to_be_missing() -> None:
@@ -137,5 +137,5 @@ def test_what_is_several_launches_says_why() -> None:
     assert crew.apart(66, 132, True, 100, 1) is None
     assert str(crew.apart(67, 132, True, 100, 1)).startswith("the batch is 67 tiles of rows, and of 132")
     assert crew.apart(1, 132, False, 100, 1) == "this GPU does not run all blocks of a launch at once"
-    assert crew.apart(1, 132, True, 100, 8) == "clusters of 8 blocks scan it"
+    assert crew.apart(1, 132, True, 100, 8) == "clusters scan it, beside which there are no workers yet"
     assert crew.apart(1, 132, True, 5000, 1) == "its kernel would be given 5000 bytes, and takes 4096"

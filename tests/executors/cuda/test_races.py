@@ -141,10 +141,10 @@ def bits(tensor: Tensor) -> Tensor:
 
 def notices(name: str, way: str, schedule: Schedule) -> bool:
     """Whether a launch of this schedule is refused, or leaves other bits behind."""
-    return changes(recorded(name)[way], schedule)
+    return differs(recorded(name)[way], schedule)
 
 
-def changes(one: Recorded, schedule: Schedule) -> bool:
+def differs(one: Recorded, schedule: Schedule) -> bool:
     """Whether a launch of this schedule is refused, or leaves other bits behind."""
     given = copies(one.given)
     with mock.patch.object(emulator, "schedule", schedule):

@@ -92,8 +92,10 @@ def fastest(prices: Prices, tiles: int, multiprocessors: int) -> Cluster | None:
         side_by_side = multiprocessors
         if cluster is not None:  # lies within one of the groups that a chip's processors come in
             side_by_side = multiprocessors // GROUP * (GROUP // cluster.ranks)
-        return cycles * -(-tiles // max(1, side_by_side))
+        return cycles * -(-tiles // side_by_side)
 
+    if multiprocessors < GROUP:  # a part of a chip
+        prices = tuple(choice for choice in prices if choice[0] is None)
     least = min(map(time, prices), default=0)
     good = (cluster for cluster, cycles in prices if time((cluster, cycles)) <= (FACTOR if cluster else ALONE) * least)
     return next(good, None)

@@ -28,7 +28,7 @@ class Program(NamedTuple):
     shared: int
 
 
-def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, ranks: int) -> str | None:
+def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, ranks: int = 1) -> str | None:
     """Return None, or why a batch whose rows are so many tiles is several launches.
 
     A block of the joined kernel has a multiprocessor to itself, so that all of them run at once; and workers, of which
@@ -37,12 +37,12 @@ def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, r
     Args:
         cooperative: whether the driver promises that all blocks of a launch run at once.
         arguments: bytes that the joined kernel is given.
-        ranks: blocks that scan a tile.
+        ranks: blocks of a cluster that scan a tile.
     """
-    if ranks > 1:
-        return f"clusters of {ranks} blocks scan it"
     if not scans:
         return "there is nothing to scan"
+    if ranks > 1:
+        return "clusters scan it, beside which there are no workers yet"
     if not cooperative:
         return "this GPU does not run all blocks of a launch at once"
     if 2 * scans > multiprocessors:

@@ -44,14 +44,14 @@ class DriverError(RuntimeError):
 
 
 class Kernel(NamedTuple):
-    """A kernel: what it is in words, its source, bytes of shared memory of a block, whether its blocks wait for each
-    other, blocks of a cluster."""
+    """A kernel: what it is in words, its source, bytes of shared memory of a block, blocks of a cluster, whether blocks
+    wait for each other."""
 
     name: str
     text: str
     shared: int
-    cooperative: bool = False
     ranks: int = 1
+    cooperative: bool = False
 
 
 class NvidiaChip(NamedTuple):

@@ -17,7 +17,7 @@ SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 
 def source(body: str, ranks: int = 1) -> str:
-    """Write a kernel of one program, of clusters of so many blocks."""
+    """Write a kernel of one program, whose blocks are clusters of so many."""
     clusters = f"#define VRNN_RANKS {ranks}\n" if ranks > 1 else ""
     return f'{clusters}#include "scan/base.h"\n{body}VRNN_ENTRY\n'
 

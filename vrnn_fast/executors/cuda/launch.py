@@ -144,7 +144,7 @@ def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
     body = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, ranks=step.plan.ranks)
+    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, step.plan.ranks)
     return PlannedKernel(step, found, buffers, body, kernel)
 
 
@@ -278,7 +278,7 @@ class KernelCall:
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
-        blocks = self.tiles * of.ranks
+        blocks = of.ranks * self.tiles
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
             blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
