@@ -29,13 +29,14 @@ from tests.executors.cuda.test_races import (
     recording,
     written,
 )
+from tests.support import standin_driver
 from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, emulator, launch
+from vrnn_fast.executors.cuda import build, emulator, launch, nvrtc
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
@@ -345,6 +346,23 @@ def test_every_element_is_written_whatever_the_schedule() -> None:
             for name, t in expected.items():
                 assert t.isfinite().all(), name
                 assert torch.equal(found[name], t), f"{name} under {schedule}"
+
+
+@needs_emulator
+@pytest.mark.skipif(nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
+@pytest.mark.parametrize("ranks", [2, 16])
+def test_a_launch_of_clusters(ranks: int) -> None:
+    """By the driver: whole clusters, and more than 8 blocks of one where that is allowed first."""
+    problem = Problem.draw(GRU, 2, 18)
+    with by(Cluster(ranks)):
+        expected = forward_alone(problem, cuda, torch.float32)
+        with standin_driver.installed() as gpu:
+            found = forward_alone(problem, cuda, torch.float32)
+    assert not gpu.faults
+    assert [one.grid[0] for one in gpu.launches][2] == 2 * ranks
+    assert gpu.launches[2].architecture == "sm_90a"
+    for name, t in expected.items():
+        assert torch.equal(found[name], t), name
 
 
 # ---- races
