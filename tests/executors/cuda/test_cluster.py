@@ -231,6 +231,14 @@ def test_a_particle_filter_stays_in_one_block() -> None:
     assert chosen(square(256, measure="particle_filter"), "bf16", H100) == BLOCKS
 
 
+def test_explain_tells_who_has_the_weights() -> None:
+    with mock.patch.object(cuda, "device", "cpu"):
+        small, large = cuda.launches(GRU), cuda.launches(square(256))
+    assert "cluster" not in small
+    assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
+    assert "as in bf16, f16, tf32, f32, where clusters of blocks scan and the prior is behind them" in large
+
+
 # ---- the law of errors
 
 

@@ -2,8 +2,8 @@
 
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
 program); then plan.py (units), forward.py, reverse.py and passes.py (those of a cell), order.py (a step), memory.py
-(tiers), header.py (all of it as C++), weights.py and pack.py (tables) and launch.py; nvrtc.py and driver.py for a GPU,
-build.py and emulator.py for a CPU.
+(tiers), cluster.py and exchange.py (several blocks to a tile), header.py (all of it as C++), weights.py and pack.py
+(tables), crew.py (one launch) and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for a CPU.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def launches(spec: CellSpec) -> str:
         how, alone = "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers", 1
         how = f"{how}; of more than {rows} rows it is {len(steps)}"
         together = [kind for kind in KINDS if any(chosen(spec, kind, launch.room(where)))]
-        how += f", and in {', '.join(together)}, by clusters of blocks," if together else ""
+        if together:
+            how += f", as in {', '.join(together)}, where clusters of blocks scan and the prior is behind them"
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in KINDS)
     if spec.likelihood == "external":
         outside, others = "; the likelihood is torch's", "generate and fivo step by step"
