@@ -14,6 +14,7 @@ from itertools import product
 
 from vrnn_fast.executors.cuda.cycles import FACTOR, PAPER_CHIPS, gru_alone, paper_step
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand, memory
+from vrnn_fast.executors.cuda.steps import H100, chosen
 
 from .cuda_resources import SCANS, spec_of, steps
 from .record import RESULTS
@@ -52,18 +53,20 @@ def rows() -> Iterator[str]:
 
 
 def aims() -> Iterator[str]:
-    """Yield a line for each width with an aim: microseconds of a step of the scans, what they should be, and those of
-    nn.GRU alone."""
-    yield "| H | forward | aim | forward and backward | aim | nn.GRU alone, as cuDNN's | in one block, at best |"
-    yield f"|{' --: |' * 7}"
+    """Yield a line for each width with an aim: blocks that share a tile of rows, microseconds of a step of the scans,
+    what they should be, and those of nn.GRU alone."""
+    yield "| H | blocks | forward | aim | and backward | aim | nn.GRU alone, as cuDNN's | in one block, at best |"
+    yield f"|{' --: |' * 8}"
     kind, chip = AIMED
     for size, (there, both) in AIMS.items():
-        us = [0.0]
-        for step in (steps(spec_of(size))[way] for way in SCANS):
+        us, ranks, spec = [0.0], [], spec_of(size)
+        for step in (steps(spec, chosen(spec, kind, H100))[way] for way in SCANS):
+            ranks.append(str(step.plan.ranks))
             found = memory(step.plan, kind, CHIPS[chip])
             us.append(math.inf if found is None else us[-1] + paper_step(found, step.stored).microseconds(chip))
         alone = [sum(gru_alone(size, chip, reverse=r, apart=apart) for r in (False, True)) for apart in (True, False)]
-        yield f"| {size} | {us[1]:.2f} | {there} | {us[2]:.2f} | {both} | {alone[0]:.2f} | {alone[1]:.2f} |"
+        ours = f"{', '.join(ranks)} | {us[1]:.2f} | {there} | {us[2]:.2f} | {both}"
+        yield f"| {size} | {ours} | {alone[0]:.2f} | {alone[1]:.2f} |"
 
 
 def lines() -> Iterator[str]:

@@ -40,10 +40,10 @@ struct Context {
     const Call& call;
     char* shared;
     Rows rows;
-    int t;      // of a pass, 0
-    Rows next;  // of a pass: of the tile after this one
-    int rank;   // of the cluster's blocks, which one this is
-    int turn;   // of a cluster: how many steps there have been, -1 before the first one
+    int t;         // of a pass, 0
+    Rows next;     // of a pass: of the tile after this one
+    int rank = 0;  // of the cluster's blocks, which one this is
+    int turn = 0;  // of a cluster: how many steps there have been, -1 before the first one
 
     // Whether a row has this step, and the one that comes after it in the order of the scan.
     VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }

@@ -347,12 +347,12 @@ VRNN_DEVICE bool any_real(const Call& call, int tile) {
 // The next of this block's tiles, from this one on, with a real row; those before it are padding.
 VRNN_DEVICE int real_tile(const Context& c, int tile) {
     for (; tile < tiles_in_all(c.call) && !any_real(c.call, tile); tile += device::blocks())
-        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}, 0, 0});
+        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}});
     return tile;
 }
 
 VRNN_DEVICE void pass(const Call& call) {
-    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}, 0, 0};
+    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}};
     int tile = real_tile(c, device::block());
     if (tile >= tiles_in_all(call)) return;
     c.next = rows_of(call, tile);

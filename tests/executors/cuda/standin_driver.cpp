@@ -20,7 +20,7 @@ Launched on_launch = nullptr;
 Loaded on_load = nullptr;
 std::map<std::string, int> failures;  // by function: the code that it returns
 std::map<int, int> attributes{{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
-int contexts = 0, capturing = 0, cleared = 0;
+int contexts = 0, capturing = 0, cleared = 0, large_clusters = 0;
 bool begun = false;
 Function functions[4096];
 int functions_in_all = 0;
@@ -40,7 +40,7 @@ void standin_begin(Launched launched, Loaded loaded) {
     on_launch = launched, on_load = loaded;
     failures.clear();
     attributes = {{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
-    contexts = capturing = cleared = 0;
+    contexts = capturing = cleared = large_clusters = 0;
 }
 void standin_fail(const char* function, int with) {
     failures[function] = with;
@@ -53,6 +53,9 @@ void standin_capture(int whether) {
 }
 int standin_cleared() {
     return cleared;
+}
+int standin_large_clusters() {
+    return large_clusters;
 }
 int standin_contexts() {
     return contexts;
@@ -134,6 +137,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     return code("cuModuleGetFunction");
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute == 14) return large_clusters = value, 0;
     if (attribute != 8 || value > attributes[97]) return 1;
     static_cast<Function*>(function)->shared = value;
     return code("cuFuncSetAttribute");

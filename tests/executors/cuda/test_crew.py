@@ -133,8 +133,9 @@ def test_one_launch_leaves_what_many_do(case: str) -> None:
 
 
 def test_what_is_several_launches_says_why() -> None:
-    assert crew.apart(1, 132, True, 100) is None
-    assert crew.apart(66, 132, True, 100) is None
-    assert str(crew.apart(67, 132, True, 100)).startswith("the batch is 67 tiles of rows, and of 132")
-    assert crew.apart(1, 132, False, 100) == "this GPU does not run all blocks of a launch at once"
-    assert crew.apart(1, 132, True, 5000) == "its kernel would be given 5000 bytes, and takes 4096"
+    assert crew.apart(1, 132, True, 100, 1) is None
+    assert crew.apart(66, 132, True, 100, 1) is None
+    assert str(crew.apart(67, 132, True, 100, 1)).startswith("the batch is 67 tiles of rows, and of 132")
+    assert crew.apart(1, 132, False, 100, 1) == "this GPU does not run all blocks of a launch at once"
+    assert crew.apart(1, 132, True, 100, 8) == "clusters scan it, beside which there are no workers yet"
+    assert crew.apart(1, 132, True, 5000, 1) == "its kernel would be given 5000 bytes, and takes 4096"

@@ -1,28 +1,27 @@
-"""Which scans run by a cluster of blocks, and what each of its ranks computes: one rule. Pure.
+"""Which scans run by a cluster of blocks, and what each of its ranks computes: one rule, by the clock on paper. Pure.
 
-A block that holds all weights of a scan on its chip has no need of others. Where some would be read from the
-second-level cache in every step, the ranks of a cluster share the columns of all products, each with its weights
-resident; how many ranks, the clock on paper says. Of what they share, products need all columns, which costs an
-exchange. Where that costs more than what it saves, each rank computes all of a unit: of a small latent variable, and
-of what is made of it alone.
+The ranks of a cluster share the columns of all products, each with its weights resident. Of what they share, products
+need all columns, which costs an exchange. Where that costs more than what it saves, each rank computes all of a unit:
+of a small latent variable, and of what is made of it alone. A cluster wins where one block reads its weights from the
+second-level cache in every step, or where a batch is so small that most of a chip would have nothing to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Slice
-from .cycles import EXCHANGE, PEER, WAVEFRONT, paper_step
+from .cycles import BARRIER, EXCHANGE, FACTOR, PEER, WAVEFRONT, PaperStep, paper_step
 from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Unit
 
 RANKS = 2, 4, 8, 16  # of a cluster
+GROUP = 16  # multiprocessors, at least, of a chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
-ALONE: tuple[Kind, ...] = ("divergence", "likelihood", "total", "resample", "take", "give_back")
-"""Whose rows are added up, or move, within one block."""
+ALONE = 1.5  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
@@ -37,6 +36,9 @@ class Cluster(NamedTuple):
 
     ranks: int
     alike: bool = True
+
+
+Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
 
 
 def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
@@ -64,8 +66,8 @@ def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
     return saved * peers <= EXCHANGE + ROWS * pushed * _OPERAND * peers / PEER
 
 
-def fastest(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: int) -> Cluster | None:
-    """Choose how a scan runs: None for one block to a tile.
+def priced(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: int) -> Prices:
+    """Find the ways in which a scan can run, and the cycles of a step in each.
 
     Args:
         plans: its plan by a cluster, or by a block.
@@ -73,24 +75,40 @@ def fastest(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit:
         ranks: that a cluster may have.
     """
     own = memory(plans(None), kind, limit)
-    if own is not None and not _streams(own):
-        return None
+    found = [] if own is None else [(None, _step(own).cycles)]
+    if own is not None and _step(own).cycles <= _least(_step(own)):
+        return tuple(found)
     clusters = (Cluster(n, alike) for n in RANKS if n <= ranks for alike in (True, False))
-    found = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
-    prices = {cluster: _price(m) for cluster, m in found if m is not None}
-    best = min(prices, key=prices.__getitem__, default=None)
-    return None if best is None or (own is not None and _price(own) <= prices[best]) else best
+    laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
+    return (*found, *((cluster, _step(m).cycles) for cluster, m in laid if m is not None))
 
 
-def _streams(found: Memory) -> bool:
-    return "memory" in found.place.values()
+def fastest(prices: Prices, tiles: int, multiprocessors: int) -> Cluster | None:
+    """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
+    apart, the fewest ranks."""
+
+    def time(choice: tuple[Cluster | None, int]) -> int:
+        cluster, cycles = choice
+        side_by_side = multiprocessors
+        if cluster is not None:  # lies within one of the groups that a chip's processors come in
+            side_by_side = multiprocessors // GROUP * (GROUP // cluster.ranks)
+        return cycles * -(-tiles // side_by_side)
+
+    if multiprocessors < GROUP:  # a part of a chip
+        prices = tuple(choice for choice in prices if choice[0] is None)
+    least = min(map(time, prices), default=0)
+    good = (cluster for cluster, cycles in prices if time((cluster, cycles)) <= (FACTOR if cluster else ALONE) * least)
+    return next(good, None)
 
 
-def _price(found: Memory) -> tuple[bool, bool, int]:
-    """Price a step: weights on the chip, then a cluster that every chip has, then cycles. A step of full float32, whose
-    products the clock does not count, costs what one of TF32 does, which has as many bytes."""
-    cycles = paper_step(replace(found, kind="tf32") if found.kind == "f32" else found).cycles
-    return _streams(found), not _streams(found) and found.plan.ranks > PORTABLE, cycles
+def _step(found: Memory) -> PaperStep:
+    """Count a step; of full float32, whose products the clock does not count, as of TF32, which has as many bytes."""
+    return paper_step(replace(found, kind="tf32") if found.kind == "f32" else found)
+
+
+def _least(own: PaperStep) -> int:
+    """Bound the cycles of a step by a cluster from below: what follows each other in a block, and two exchanges."""
+    return sum(phase.chain + BARRIER * phase.barriers for phase in own.phases) + 2 * EXCHANGE
 
 
 def refuses(spec: CellSpec) -> str | None:

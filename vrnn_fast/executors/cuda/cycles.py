@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
 from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
-from .plan import TILE, WARPS, Kind, Unit, Visit
+from .plan import TILE, WARPS, KernelPlan, Kind, Unit, Visit
 
 FACTOR = 1.2  # that counts on paper may be off those of the executed code
 
@@ -87,6 +87,7 @@ class Work:
         barriers: of the block.
         exchanges: with peers of its cluster; those that a visit waits for at once are one.
         pushed: bytes that these bring.
+        hidden: cycles of other work meanwhile.
         chain: cycles of what follows each other.
     """
 
@@ -97,6 +98,7 @@ class Work:
     barriers: int = 0
     exchanges: int = 0
     pushed: int = 0
+    hidden: int = 0
     chain: int = 0
 
     def __add__(self, other: Work) -> Work:
@@ -115,7 +117,7 @@ class Work:
     @property
     def cycles(self) -> int:
         exchanged = EXCHANGE * self.exchanges + self.pushed // PEER
-        return max(self.busy, self.chain) + BARRIER * self.barriers + exchanged
+        return max(self.busy, self.chain) + BARRIER * self.barriers + max(0, exchanged - self.hidden)
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,22 @@ def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
     if found.kind == "f32":
         raise ValueError("products of full float32 are not those of tensor cores, which this counts")
     phases: list[Work] = []
-    for visit in found.plan.visits:
-        own = _visit(found, visit, frozenset(stored))
+    works = [_visit(found, visit, frozenset(stored)) for visit in found.plan.visits]
+    for i, visit in enumerate(found.plan.visits):
+        own = replace(works[i], hidden=sum(works[n].busy for n in _meanwhile(found.plan, i)))
         if phases and not visit.barrier:
             own = phases.pop().beside(own)
         phases.append(own)
     return PaperStep(tuple(phases))
+
+
+def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
+    """Yield the visits between the last push of what a visit waits for, and that visit."""
+    awaited, count = set(plan.visits[at].waits), len(plan.visits)
+    for n in (back % count for back in range(at - 1, at - count, -1)):
+        if not awaited or (plan.visits[n].finishes and awaited & set(plan.units[plan.visits[n].unit].writes)):
+            return
+        yield n
 
 
 def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
@@ -187,7 +199,8 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
     exchanged = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
     issued += tiles * len(exchanged) * PUSH * -(-ROWS * TILE * size * peers // (16 * LANES))
     pushed = sum(ROWS * TILE * size * (found.tiles(p) - found.share(p)) for p in visit.waits)
-    return Work(mma, wavefronts, issued, streamed, visit.barrier, bool(visit.waits), pushed, chain)
+    exchanges = bool(visit.waits)
+    return Work(mma, wavefronts, issued, streamed, visit.barrier, exchanges, pushed, chain=chain)
 
 
 def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:

@@ -38,8 +38,10 @@ from .steps import (
     BACKWARD,
     FORWARD,
     GENERATE,
+    H100,
     RESULTS,
     PlannedLaunch,
+    ScanRoom,
     backward_steps,
     chosen,
     forward_steps,
@@ -82,12 +84,14 @@ def limit(device: torch.device) -> int:
     return CHIPS["sm_90"] if index is None else driver.chip(index).shared
 
 
-def most_ranks(device: torch.device) -> int:
-    """Return the blocks that a cluster may have: of Hopper's chips and of Blackwell's large ones; 1 of others. The
-    emulator has those of an H100."""
+def room(device: torch.device) -> ScanRoom:
+    """Return what a chip has for scans: clusters of Hopper's chips and of Blackwell's large ones. The emulator has
+    those of an H100."""
     index = gpu(device)
-    with_clusters = index is None or driver.chip(index).capability[0] in (9, 10)
-    return max(RANKS) if with_clusters else 1
+    if index is None:
+        return H100._replace(shared=limit(device))
+    found = driver.chip(index)
+    return ScanRoom(found.shared, max(RANKS) if found.capability[0] in (9, 10) else 1, found.multiprocessors)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -192,8 +196,8 @@ class KernelCall:
         if self.particles > ROWS:
             raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
-        self.clusters = chosen(spec, self.kind, self.most, most_ranks(x.device))
         self.steps, self.batch = x.shape[0], x.shape[1]
+        self.clusters = chosen(spec, self.kind, room(x.device), self.batch)
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
@@ -493,20 +497,19 @@ def generate(
     return KernelCall(spec, batch, parameters, precision, mean).generate()
 
 
-def misfit(spec: CellSpec, kind: Operand, most: int, ranks: int, mean: bool | None = None) -> str | None:
-    """Return None, or why there is no kernel of this cell for these operands, so many bytes of shared memory and so
-    many ranks of a cluster."""
-    clusters = chosen(spec, kind, most, ranks)
+def misfit(spec: CellSpec, kind: Operand, room: ScanRoom, mean: bool | None = None) -> str | None:
+    """Return None, or why there is no kernel of this cell for these operands on such a chip."""
+    clusters, most = chosen(spec, kind, room), room.shared
     if all(memory(p, kind, most) is not None for p in plans(spec, clusters, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
-def sources(spec: CellSpec, kind: Operand, most: int, ranks: int, dtype: torch.dtype) -> list[str]:
+def sources(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int, dtype: torch.dtype) -> list[str]:
     """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
-    clusters = chosen(spec, kind, most, ranks)
+    clusters = chosen(spec, kind, room, batch)
     steps = forward_steps(spec, Keep.STORED, Want(raw=external), clusters)
     steps += backward_steps(spec, losses, frozenset(), Keep.STORED, clusters)
-    return [program(step, kind, most, dtype).kernel.text for step in steps]
+    return [program(step, kind, room.shared, dtype).kernel.text for step in steps]

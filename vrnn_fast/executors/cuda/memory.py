@@ -2,7 +2,7 @@
 
 Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
 the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
-the second-level cache in every step.
+the second-level cache in every step. A block of a cluster has but some columns of each product: cluster.py.
 """
 
 from __future__ import annotations

@@ -137,13 +137,22 @@ class _Phases:
         others = (p for at, products in self.work.items() if at[0] == phase and at[1] != u for p in products)
         return any(p.source == self.units[u].others[0] for p in others)
 
+    def _travels(self, phase: int) -> bool:
+        """Tell whether what a phase of a cluster ends with is on its way to peers, which leaves time for other work."""
+        ends = {
+            part for u, unit in enumerate(self.units) if unit.split and self.finish[u] == phase for part in unit.writes
+        }
+        return self.ranks > 1 and any(p.source in ends for unit in self.units for p in unit.products)
+
     def _early_phase(self, u: int, products: list[Product]) -> int:
-        """Find the phase that some products of a unit make longer by the least."""
+        """Find the phase that some products of a unit make longer by the least; of a cluster, one that ends with an
+        exchange."""
         loads = self.of_warps(u, products, 0)
         least = 1 + self.ready((products[0].source, *self.units[u].waits))
 
-        def price(phase: int) -> tuple[bool, tuple[int, int]]:
-            return self.meets_update(u, products, phase), self.longer(phase, loads)
+        def price(phase: int) -> tuple[bool, bool, tuple[int, int]]:
+            at_the_end = phase == self.finish[u] or not self._travels(phase)
+            return self.meets_update(u, products, phase), self.ranks > 1 and at_the_end, self.longer(phase, loads)
 
         return min(range(least, self.finish[u] + 1), key=price)
 

@@ -12,10 +12,10 @@ from ...cell.stages import Keep, Slice
 from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
-from . import cluster, passes
-from .cluster import Cluster, fastest
+from . import passes
+from .cluster import Cluster, Prices, fastest, priced, refuses
 from .forward import alone, forward
-from .memory import Operand
+from .memory import CHIPS, ROWS, Operand
 from .passes import OF_STATES, Pass
 from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
@@ -61,20 +61,37 @@ class ScanClusters(NamedTuple):
 BLOCKS = ScanClusters()
 
 
+class ScanRoom(NamedTuple):
+    """What a chip has for scans: bytes of shared memory of a block, blocks that a cluster may have, multiprocessors."""
+
+    shared: int
+    ranks: int
+    multiprocessors: int
+
+
+H100 = ScanRoom(CHIPS["sm_90"], 16, 132)
+
+
 @lru_cache(maxsize=256)
-def chosen(spec: CellSpec, kind: Operand, limit: int, ranks: int) -> ScanClusters:
-    """Choose the clusters of a cell's scans for these operands, so many bytes of shared memory of a block, and so many
-    ranks of a cluster."""
-    if ranks == 1 or cluster.refuses(spec) is not None:
-        return BLOCKS
+def _prices(spec: CellSpec, kind: Operand, shared: int, ranks: int) -> tuple[Prices, Prices, Prices]:
     scans: tuple[Callable[[Cluster | None], KernelPlan], ...] = (
         lambda own: forward(spec, own),
         lambda own: reverse(spec, own, on_z=True, on_eps=False),
         lambda own: alone(spec, own, mean=False),
     )
-    return ScanClusters(
-        *(None if s is scans[2] and spec.likelihood == "external" else fastest(s, kind, limit, ranks) for s in scans)
+    there, back, generated = (
+        () if scan is scans[2] and spec.likelihood == "external" else priced(scan, kind, shared, ranks)
+        for scan in scans
     )
+    return there, back, generated
+
+
+def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
+    """Choose the clusters of a cell's scans for these operands, and so many rows."""
+    if room.ranks == 1 or refuses(spec) is not None:
+        return BLOCKS
+    prices, tiles = _prices(spec, kind, room.shared, room.ranks), -(-batch // ROWS)
+    return ScanClusters(*(fastest(each, tiles, room.multiprocessors) for each in prices))
 
 
 @lru_cache(maxsize=256)
