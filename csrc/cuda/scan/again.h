@@ -1,10 +1,5 @@
 // What a recurrent layer's sums become where all states are in memory: its gates, which a backward pass did not keep,
 // and what the layer above has read. No step waits for another.
-#pragma once
-
-#include "forward.h"
-#include "products.h"
-
 namespace vrnn::again {
 
 // Sums r, u, n_x, n_h; others: h_{t-1}, what the layer above reads.

@@ -1,11 +1,5 @@
 // What becomes of a unit's sums on the way forward. Each function below is called once a unit's sums are complete, for
 // one of its tiles.
-#pragma once
-
-#include "elementwise.h"
-#include "particles.h"
-#include "products.h"
-
 namespace vrnn::forward {
 
 // The state that the next step starts from, and that a row ends in: zero where the next step begins a sequence anew.
@@ -111,7 +105,7 @@ VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
     float total[2] = {};
     for (int i = 0; i < 4; ++i) {
         if (!real<u.sums[0]>(column_of(tile, i))) continue;
-        total[i >> 1] += u.others[2] == none ? vrnn::divergence(at[i], own_std[i], mean[i], std[i])
+        total[i >> 1] += u.others[2] == none ? ::vrnn::divergence(at[i], own_std[i], mean[i], std[i])
                                              : log_ratio(at[i], eps[i], own_std[i], mean[i], std[i]);
     }
     share<unit>(c, total, tile);

@@ -1,11 +1,5 @@
 // What becomes of a unit's sums on the way back: gradients of results to gradients of what products made. Rows that do
 // not run have zeros there, and keep the gradient of their state.
-#pragma once
-
-#include "elementwise.h"
-#include "particles.h"
-#include "products.h"
-
 namespace vrnn::reverse {
 
 // d times the derivative, from the result; of silu and gelu from what it was computed from.

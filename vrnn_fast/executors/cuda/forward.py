@@ -1,4 +1,4 @@
-"""The units of a forward scan: h_{t-1} to h_t, with the prior and the divergence beside the chain. Pure."""
+"""The units of a forward scan: h_{t-1} to h_t. What does not hang on the chain, passes compute over all rows. Pure."""
 
 from __future__ import annotations
 
@@ -27,21 +27,11 @@ from ...cell.stages import (
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
+from .cluster import Cluster, shared_out
 from .order import planned
 from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
-
-
-def inside(program: Partition) -> Partition:
-    """Put the prior and the divergence inside the scan of a program, where no weight waits for them."""
-    at = next((i for i, s in enumerate(program.after) if isinstance(s, Divergence)), None)
-    if at is None:
-        return program
-    moved, after = program.after[: at + 1], program.after[at + 1 :]
-    known = tuple(s for s in moved if isinstance(s, Dense) and s.source.buffer == "cond")
-    rest = tuple(s for s in moved if s not in known)
-    return replace(program, before=(*program.before, *known), scan=(*program.scan, *rest), after=after)
 
 
 def results(program: Partition) -> Partition:
@@ -52,26 +42,28 @@ def results(program: Partition) -> Partition:
 
 
 @lru_cache(maxsize=256)
-def forward(spec: CellSpec) -> KernelPlan:
+def forward(spec: CellSpec, cluster: Cluster | None = None) -> KernelPlan:
     """Lay out the forward scan of a cell that is given x. Pure.
 
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    return _planned(cut(results(inside(partition(spec)))))
+    return _planned(cut(results(partition(spec))), cluster)
 
 
 @lru_cache(maxsize=256)
-def alone(spec: CellSpec, *, mean: bool) -> KernelPlan:
+def alone(spec: CellSpec, cluster: Cluster | None = None, *, mean: bool) -> KernelPlan:
     """Lay out the scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
-    return _planned(cut(generation(spec, mean=mean)))
+    return _planned(cut(generation(spec, mean=mean)), cluster)
 
 
-def _planned(whole: Cut) -> KernelPlan:
+def _planned(whole: Cut, cluster: Cluster | None) -> KernelPlan:
     found = ForwardUnits(whole)
     for stage in whole.program.scan:
         found.add(stage)
-    return planned(whole, found.units, found.given, found.biases)
+    found.layers(part for own in whole.read_after for part in whole.parts_of(own))
+    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
+    return planned(whole, units, found.given, found.biases, ranks=ranks)
 
 
 class ForwardUnits:

@@ -31,7 +31,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import Cut, cut, halves, learned, observed
-from .forward import ForwardUnits, forward, inside
+from .forward import ForwardUnits, forward, results
 from .order import planned
 from .plan import TOTALS, KernelPlan, Kind, Unit, gradient
 from .reverse import ReverseUnits
@@ -69,7 +69,7 @@ def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (
 @lru_cache(maxsize=256)
 def before(spec: CellSpec) -> Pass:
     """Compute all that depends on x and cond alone. Pure."""
-    program = inside(partition(spec))
+    program = partition(spec)
     whole = _whole(program, program.before)
     found = ForwardUnits(whole)
     for stage in program.before:
@@ -97,11 +97,13 @@ def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
 
 @lru_cache(maxsize=256)
 def after(spec: CellSpec) -> Pass:
-    """Compute the decoder and the likelihood, whose raw output it stores. Pure."""
-    program = inside(partition(spec))
+    """Compute prior, divergence, decoder and likelihood, whose raw output it stores. Pure."""
+    program = results(partition(spec))
     whole = _whole(program, program.after)
     found = ForwardUnits(whole)
     for stage in program.after:
+        if isinstance(stage, Divergence):  # reads what the scan has left in memory as if a unit had just made it
+            found.layers(part for part in (halves(stage.posterior)[0], stage.posterior_std, stage.z) if part)
         found.add(stage)
     stored = (whole.likelihood.source.buffer,)
     return Pass(planned(whole, found.units, found.given, found.biases, is_pass=True), stored)

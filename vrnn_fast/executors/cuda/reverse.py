@@ -16,16 +16,25 @@ from typing import Any
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
+from .cluster import Cluster, shared_out
 from .forward import gates_of
 from .order import planned
 from .plan import KernelPlan, Kind, Product, Unit, gradient
 
 
 @lru_cache(maxsize=256)
-def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice] | None = None) -> KernelPlan:
+def reverse(
+    spec: CellSpec,
+    cluster: Cluster | None = None,
+    *,
+    on_z: bool,
+    on_eps: bool,
+    given: frozenset[Slice] | None = None,
+) -> KernelPlan:
     """Lay out the reverse scan of a cell. Pure.
 
     Args:
+        cluster: whose ranks share it, if any.
         on_z: whether a gradient reaches z from outside.
         on_eps: whether one is wanted of eps.
         given: the gradients that it finds in memory; by default of all that is read after the scan.
@@ -43,7 +52,8 @@ def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice]
     for stage in reversed(whole.program.scan):
         found.add(stage)
     found.states()
-    return planned(whole, found.units, found.given, {}, reverse=True)
+    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
+    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks)
 
 
 class ReverseUnits:
