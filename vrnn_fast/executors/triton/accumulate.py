@@ -29,7 +29,7 @@ def phase(program: Partition, strides: Mapping[str, int], reached: Collection[st
     targets = (*(s.target for s in _products(program)), *(target for target, _ in _biases(program)))
     named = sorted({f"b_{identifier(s.source.buffer)}" for s in _products(program)})
     named += sorted({_gradient(target) for target in targets if target.buffer in reached})
-    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count")
+    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count", "batch", "lengths")
     chosen = tuple(choose(0, [[line] for line in lines]))
     return Phase(NAME, arguments, chosen, str(len(lines)), {"PRECISION": "PRECISION"})
 
@@ -71,12 +71,12 @@ def _programs(
             stride = 0 if strides is None else strides[block.parameter]
             value = f"b_{identifier(source.buffer)}, {source.start + column}, {widths[source.buffer]}"
             given = f"p_{identifier(block.parameter)}, {place}, {stride}, {gradient(stage.target, block.at + row)}"
-            yield f"on.weight_gradient({given}, {value}, count, {STEP}, PRECISION)"
+            yield f"on.weight_gradient({given}, {value}, count, batch, lengths, {STEP}, PRECISION)"
     for target, terms in _biases(program):
         for t in terms:
             for row, rows in _pieces(t.rows, widest):
                 place = f"p_{identifier(t.parameter)}, {t.row + row}, {rows}, {padded(rows)}"
-                yield f"on.bias_gradient({place}, {gradient(target, t.at + row)}, count, {STEP})"
+                yield f"on.bias_gradient({place}, {gradient(target, t.at + row)}, count, batch, lengths, {STEP})"
 
 
 def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int], tuple[int, int]]]:
