@@ -348,59 +348,59 @@ def pack_bias(into, total, PADDED: tl.constexpr):
 @triton.jit
 def weight_gradient(
     into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    STRIDE: tl.constexpr,
+    stride,
+    rows,
+    columns,
     d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
+    d_stride,
     value,
-    START: tl.constexpr,
-    VALUE_STRIDE: tl.constexpr,
+    value_stride,
     count,
     batch,
     lengths,
+    PADDED_ROWS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
-    zeros."""
+    """Add up d.T @ value over all rows, and write it to (rows, columns) of a parameter's gradient. None for ``d`` is
+    zeros. So many rows and columns lie together as are EVEN."""
+    row = tl.arange(0, PADDED_ROWS)
+    column = tl.arange(0, PADDED_COLUMNS)
+    there = row < rows
+    across = column < columns
     total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
     if d is not None:
         for turn in range(tl.cdiv(count, STEP)):
-            row, _, active = row_tile(turn, count, batch, lengths, STEP)
-            left = load(d, row, active, D_START, ROWS, PADDED_ROWS, D_STRIDE, False)
-            right = load(value, row, active, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE, False)
+            of, _, active = row_tile(turn, count, batch, lengths, STEP)
+            left = tl.load(d + of[:, None] * d_stride + row, mask=active[:, None] & there, other=0.0)
+            right = tl.load(value + of[:, None] * value_stride + column, mask=active[:, None] & across, other=0.0)
             total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
-    row = tl.arange(0, PADDED_ROWS)[:, None]
-    column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = into + (ROW + row) * STRIDE + COLUMN + column
-    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
+    at = into + row[:, None] * stride + column
+    tl.store(at, total.to(into.dtype.element_ty), mask=there[:, None] & across)
 
 
 @triton.jit
 def bias_gradient(
     into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED: tl.constexpr,
+    rows,
     d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
+    d_stride,
     count,
     batch,
     lengths,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
+    """Add up d over all rows, and write it to so many rows of a parameter's gradient. See :func:`weight_gradient`."""
+    row = tl.arange(0, PADDED)
     total = tl.zeros((PADDED,), tl.float32)
     if d is not None:
         for turn in range(tl.cdiv(count, STEP)):
-            row, _, active = row_tile(turn, count, batch, lengths, STEP)
-            total += tl.sum(load(d, row, active, D_START, ROWS, PADDED, D_STRIDE, False).to(tl.float32), 0)
-    column = tl.arange(0, PADDED)
-    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
+            of, _, active = row_tile(turn, count, batch, lengths, STEP)
+            part = tl.load(d + of[:, None] * d_stride + row, mask=active[:, None] & (row < rows), other=0.0)
+            total += tl.sum(part.to(tl.float32), 0)
+    tl.store(into + row, total.to(into.dtype.element_ty), mask=row < rows)
