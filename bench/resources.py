@@ -74,7 +74,7 @@ def compiled(
 
     from vrnn_fast.executors.triton.versions import options
 
-    height = tuning.around_config(config, dtype.itemsize, precision).rows
+    height = tuning.height(config, dtype.itemsize, precision)
     constants: dict[str, Any] = {"ROWS": config.rows, "PARTICLES": particles, "PRECISION": precision, HEIGHT: height}
     constants["PTX"] = not chip.startswith("gfx")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}

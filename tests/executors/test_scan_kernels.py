@@ -41,6 +41,7 @@ from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
 from vrnn_fast.executors import SequenceResult, call, reference, rows, select, triton
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.triton import kernels, launch, tuning
+from vrnn_fast.executors.triton.passes import Room, passes
 from vrnn_fast.executors.triton.tuning import Config
 
 pytestmark = pytest.mark.skipif(triton.unavailable() is not None, reason=f"triton: {triton.unavailable()}")
@@ -319,13 +320,38 @@ def test_a_cell_runs_on_its_own(member: str) -> None:
 # ---- ragged batches
 
 
-def test_tiles_take_rows_by_their_length() -> None:
-    lengths = torch.randint(0, 9, (37,), generator=torch.Generator().manual_seed(0))
-    order = call.by_length(lengths, 1)
-    assert sorted(order.tolist()) == list(range(37))
-    assert (lengths[order].diff() <= 0).all()
-    particles = call.by_length(lengths.repeat_interleave(3), 3).view(37, 3)
-    assert torch.equal(particles, 3 * order.unsqueeze(1) + torch.arange(3))
+@pytest.mark.parametrize("particles", [1, 3])
+def test_tiles_take_rows_by_their_length(particles: int) -> None:
+    lengths = torch.randint(0, 9, (137,), generator=torch.Generator().manual_seed(0))
+    spec = cell(measure="kl" if particles == 1 else "particle_filter")
+    problem = Problem.draw(spec, 9, 137 * particles, particles=0 if particles == 1 else particles)
+    inputs = {name: t.float() for name, t in (problem.inputs | problem.flags).items()}
+    given = Batch(
+        *(inputs["x"], inputs["eps"], (inputs["state0"],)),
+        lengths=lengths.repeat_interleave(particles),
+        uniforms=inputs.get("uniforms"),
+    )
+    given = Batch(*on_device(*given._replace(state=())))._replace(state=tuple(on_device(*given.state)))
+    own = launch.Launch(spec, given, list(on_device(*(inputs[p.name] for p in spec.parameters()))), "ieee")
+    own.workspace()
+    right = torch.argsort(lengths, descending=True, stable=True)
+    assert own.order is not None
+    assert torch.equal(own.order.cpu().view(-1, particles), particles * right.unsqueeze(1) + torch.arange(particles))
+
+
+@contextmanager
+def in_the_order(order: Callable[[int], Tensor]) -> Iterator[None]:
+    """Let tiles take rows in another order than that of their lengths."""
+    original = launch.Launch.workspace
+
+    def workspace(own: launch.Launch) -> Tensor:
+        space = original(own)
+        if own.order is not None:
+            own.order.copy_(order(own.batch))
+        return space
+
+    with mock.patch.object(launch.Launch, "workspace", workspace):
+        yield
 
 
 @pytest.mark.parametrize("particles", [0, 3])
@@ -337,10 +363,10 @@ def test_the_order_of_rows_changes_no_bit(particles: int) -> None:
     problem = Problem.draw(spec, 3, len(lengths), lengths, **options)
     with rows_apart():
         found = problem.run(here, torch.float32)
-        with mock.patch.object(call, "by_length", lambda lengths, _: torch.arange(len(lengths), device=DEVICE)):
+        with in_the_order(torch.arange):
             unsorted = problem.run(here, torch.float32)
         if DEVICE.type == "cpu":  # a race on a GPU: all rows write to one
-            with mock.patch.object(call, "by_length", lambda lengths, _: torch.zeros_like(lengths)):
+            with in_the_order(lambda size: torch.zeros(size, dtype=torch.int64)):
                 of_the_first = problem.run(here, torch.float32)
             assert not torch.equal(found["final0"], of_the_first["final0"])
     for name, t in found.items():
@@ -620,35 +646,46 @@ def launched(profile: torch.profiler.profile) -> Counter[str]:
     return Counter(name for event, name in names if name not in quiet and counts(event))
 
 
-def test_a_training_step_is_a_few_launches() -> None:
-    """Ours, and of torch's the posterior's means, gradients of a row's numbers, which it expands, and zeros for those
-    of a state that nobody asks for: nothing elementwise."""
-    own, x = VRNN(5, 8, 3, backend="triton").to(DEVICE), torch.rand(3, 4, 5, device=DEVICE)
-    own(x).loss.backward()
+@pytest.mark.parametrize("options", [{}, {"cell": "lstm"}], ids=str)
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
+def test_a_training_step_is_a_few_launches(options: dict[str, Any], ragged: bool) -> None:
+    """Ours; torch only spreads the gradients of a row's numbers, of which it has one each, over the rows."""
+    own, x = VRNN(5, 8, 3, backend="triton", **options).to(DEVICE), torch.rand(3, 4, 5, device=DEVICE)
+    lengths = torch.tensor([3, 1, 0, 2], device=DEVICE) if ragged else None
+    own(x, lengths).loss.backward()
     ours: Counter[str] = Counter()
     with (
         mock.patch.object(launch.Launch, "launch", lambda _, way, *__: ours.update([way])),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile,
     ):
-        own(x).loss.backward()
+        own(x, lengths).loss.backward()
     torchs = launched(profile)
-    config = tuning.choose(own.spec, torch.float32, DEVICE)
-    assert ours == TRAINING == Counter(way for way, _ in launch.of_a_step(own.spec, config, joined=True))
-    assert torchs.keys() <= {"copy_", "zero_", "fill_"}, torchs
-    assert 0 < torchs.total() < 6, torchs
-    assert ours.total() <= 6
+    assert ours == TRAINING
+    assert torchs.keys() <= {"copy_"}, torchs
+    assert torchs.total() <= 2, torchs
 
 
-def test_where_all_in_one_would_spill_a_step_is_more_launches() -> None:
-    spec, config = cell(**DEEP), tuning.choose(cell(**DEEP), torch.float32, DEVICE)
-    whole = Problem.draw(spec, 2, 3).run(here, torch.float32)
+@pytest.mark.parametrize(
+    "options",
+    [{"cond_size": 2, "cond_networks": EVERYWHERE, **DEEP, **GAUSSIAN}, {"measure": "log_weight", **DEEP}],
+    ids=["cond", "log weight"],
+)
+def test_where_a_program_has_no_room_its_work_is_several_passes(options: dict[str, Any]) -> None:
+    spec = cell(**options)
+    problem = Problem.draw(spec, 2, 3, RAGGED)
+    whole = problem.run(here, torch.float32)
+    config = tuning.choose(spec, torch.float32, DEVICE)
+    found = (Room(1 << 20, 1 << 20, most) for most in range(100))
+    room = next(r for r in found if all(passes(spec, config.widest, r, reverse=reverse) for reverse in (False, True)))
+    there, back = (passes(spec, config.widest, room, reverse=reverse) for reverse in (False, True))
+    assert there is not None
+    assert back is not None
+    assert min(len(there.last), len(back.first)) > 1
     before = launch.launches.copy()
-    with mock.patch.object(tuning, "joined", return_value=False):
-        found = Problem.draw(spec, 2, 3).run(here, torch.float32)
-    apart = launch.of_a_step(spec, config, joined=False)
-    assert launch.launches - before == Counter(way for way, _ in apart)
-    assert len(apart) == 9
-    for name, t in found.items():
+    with mock.patch.object(tuning, "room", return_value=room):
+        parts = problem.run(here, torch.float32)
+    assert launch.launches - before == TRAINING
+    for name, t in parts.items():
         assert torch.equal(t, whole[name]), name
 
 

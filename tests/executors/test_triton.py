@@ -26,7 +26,7 @@ from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.triton import emit, operators, passes, phases, tuning
+from vrnn_fast.executors.triton import emit, operators, phases, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
@@ -240,30 +240,32 @@ def test_a_spec_survives_as_text() -> None:
         assert operators.decode(operators.encode(spec)) == spec
 
 
-def test_only_a_wide_cell_leaves_to_torch_what_is_around_its_scan() -> None:
-    chip = CHIPS["sm_90"]
-    for hidden, fitting in ((64, {"bf16", "tf32", "float32"}), (100, {"bf16", "tf32"}), (256, set[str]())):
-        spec, found = VRNN(28, hidden, 16, device="meta", backend="reference").spec, set[str]()
-        for name, itemsize, precision in (("bf16", 2, "ieee"), ("tf32", 4, "tf32"), ("float32", 4, "ieee")):
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_only_thousands_of_features_leave_to_torch_what_is_around_the_scan(chip: tuning.Chip) -> None:
+    for features, hidden, deep in ((28, 64, 0), (28, 100, 0), (28, 100, 4), (513, 128, 0), (88, 256, 0), (9000, 64, 0)):
+        layers = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (hidden,) * deep) if deep else {}
+        spec = VRNN(features, hidden, 16, device="meta", backend="reference", **layers).spec
+        for itemsize, precision in ((2, "ieee"), (4, "tf32"), (4, "ieee")):
             for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
-                around = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
-                if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
-                    found.add(name)
-        assert found == fitting, hidden
+                ways = (False, True)
+                both = [tuning.around(spec, config, itemsize, precision, chip, reverse=reverse) for reverse in ways]
+                wide = features > (150 if (itemsize, precision) == (4, "ieee") else 1000)
+                assert (None in both) == wide, (features, hidden, deep, itemsize, precision)
 
 
-def test_in_tf32_a_wide_cell_is_more_launches_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the compiler would spill of the scan and all around it together, and does not of the scan alone."""
+def test_what_has_no_room_in_one_pass_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_INTERPRETED", True)
-    specs = [VRNN(28, hidden, 16, device="meta", backend="reference").spec for hidden in (64, 100, 300)]
-    narrow, wide, widest = map(triton.launches, specs)
+    specs = [VRNN(28, hidden, 16, device="meta", backend="reference").spec for hidden in (64, 100)]
+    narrow, wide = map(triton.launches, specs)
     parts = "forward (before, scan, after), weights, backward (after backward, scan, before backward), weight gradients"
     five = f"a training step is, whatever T is, 5 launches: weights, {parts}"
     assert narrow.startswith(f"{five};")
-    nine = "weights, before, forward, after, weights, after backward, backward, before backward, weight gradients"
-    rest = "(in float32: forward, backward, and dense torch operations)"
-    assert wide.startswith(f"{five} (in TF32 9 launches: {nine}) {rest};")
-    assert widest.startswith("the scan is 1 launch forward and 1 backward, all else dense torch operations")
+    more = parts.replace("after backward", "after backward in 2 parts")
+    most = more.replace("before, scan, after)", "before in 2 parts, scan, after in 2 parts)")
+    rest = f"(in TF32 5 launches: weights, {most}) (in float32 5 launches: weights, {more})"
+    assert wide.startswith(f"{five} {rest};")
+    features = triton.launches(VRNN(9000, 64, 16, device="meta", backend="reference").spec)
+    assert features.startswith("the scan is 1 launch forward and 1 backward, all else dense torch operations")
 
 
 # ---- tuning
@@ -279,7 +281,7 @@ def test_candidates_fit_the_chip(chip: tuning.Chip) -> None:
             loaded = tuning.resident(cut, config, 2)
             assert tuning.shared_bytes(cut, config.rows, 2, loaded) <= chip.shared
             assert tuning.registers(cut, config, chip) <= tuning.MOST_ESTIMATED[2]
-            assert tuning.products(cut) <= tuning.MOST_PRODUCTS
+            assert cut.products <= tuning.MOST_PRODUCTS
             assert tuning.registers(cut, config, chip) <= tuning.most_estimated(2, chip)
         assert bool(found) == (hidden < (256 if chip.amd else 512))
         assert (tuning.misfit(spec, 2, chip) is None) == bool(found)
@@ -410,8 +412,7 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
         found.append(json.loads(done.stdout))
     cold, warm = found
     bound = ["weights", "forward", "weights", "backward", "weight_gradients"]
-    filtered = [*bound[:4], "before_backward", bound[4]]  # torch adds to the gradient of eps between the last
-    names = [*bound, *filtered, "weights", "generate"]
+    names = [*bound, *bound, "weights", "generate"]
     assert cold["wanted"] == [[name, False] for name in names]
     assert warm["wanted"] == [[name, True] for name in names]
     untuned = tuning.candidates(absent_gpu.SPEC, 4, CHIPS["sm_90"])[0]

@@ -57,16 +57,6 @@ class Remembered(NamedTuple):
     keep: Keep
 
 
-def by_length(lengths: Tensor, particles: int) -> Tensor:
-    """Return (B,) the rows in the order in which tiles take them: the longest first, so that a tile's rows end
-    together.
-
-    The ``particles`` of a sequence stay side by side.
-    """
-    groups = torch.argsort(lengths[::particles], descending=True, stable=True)
-    return (groups.unsqueeze(1) * particles + torch.arange(particles, device=lengths.device)).flatten()
-
-
 def particles(given: Batch, cut: Cut) -> int:
     """Return how many particles each sequence of a batch has: rows side by side, as long as each other.
 
@@ -104,6 +94,7 @@ class Call(ABC):
     """
 
     adds_z = False  # whether after_backward adds the gradient that reaches z from outside
+    masks = False  # whether the kernels read nothing of padding, and write zeros there where it is a result
 
     def __init__(
         self, spec: CellSpec, given: Batch, parameters: Sequence[Tensor], cut: Cut, *, noise: bool = False
@@ -113,10 +104,9 @@ class Call(ABC):
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.particles = particles(given, cut)
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
-        self.order: Tensor | None = None
+        self.order: Tensor | None = None  # of the batch, in which tiles take the rows
         self.real: Tensor | None = None
-        if self.lengths is not None:
-            self.order = by_length(self.lengths, self.particles)
+        if self.lengths is not None and not self.masks:
             self.real = (torch.arange(self.steps, device=x.device)[:, None] < self.lengths).reshape(-1, 1)
         named = dict(zip((p.name for p in spec.parameters()), parameters, strict=True))
         mask = None if given.mask is None else self.flat(given.mask)
@@ -149,7 +139,7 @@ class Call(ABC):
     def backward_scan(
         self,
         given: tuple[str, ...],
-        d_final: Sequence[Tensor],
+        d_final: Sequence[Tensor | None],
         d_start: Sequence[Tensor],
         ancestors: Tensor,
         *,
@@ -160,7 +150,7 @@ class Call(ABC):
 
         Args:
             given: the buffers whose gradients it reads or writes.
-            d_final: gradients of the states that forward ended in.
+            d_final: gradients of the states that forward ended in; None for zeros.
             d_start: where those of the states go that it began with.
             on_z: whether a gradient reaches z from outside.
             on_eps: whether one is wanted of eps.
@@ -257,7 +247,8 @@ def forward(call: Call, keep: Keep | None, want: Want) -> Outputs:
     names = "z", "mean", "std", "prior_mean", "prior_std"
     latent = {name: like.new_zeros((call.steps, call.batch, 0)) for name in names}
     if sample is not None and divergence is not None:
-        latent = {"z": result(sample.z), "mean": result(half(sample.source)), "std": result(sample.std)}
+        mean = result(half(sample.source)) if rows.mean is None else call.result(rows.mean)
+        latent = {"z": result(sample.z), "mean": mean, "std": result(sample.std)}
         latent["prior_mean"] = result(half(divergence.prior), want.prior)
         latent["prior_std"] = result(divergence.prior_std, want.prior)
     return Outputs(
@@ -295,15 +286,13 @@ def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered,
         d_z.add_(per_row["z"]) if cut.sample.z in cut.read_after else d_z.copy_(per_row["z"])
     given = {part.buffer for part in cut.read_after} | ({cut.sample.z.buffer} if on_z and cut.sample else set())
     given |= {"eps"} if "eps" in wanted and cut.sample else set()
-    d_final = []
-    for i, start in enumerate(batch.state):
+    d_final: list[Tensor | None] = []
+    for i in range(len(batch.state)):
         of_last = upstream.get(f"state{i}")
-        d_final.append(torch.zeros_like(start) if of_last is None else aligned(of_last))
+        d_final.append(None if of_last is None else aligned(of_last))
     d_state = [allocate(like, tuple(start.shape)) for start in batch.state]
     names = tuple(dict.fromkeys((*cut.summed, *sorted(given))))
     call.backward_scan(names, d_final, d_state, ancestors, on_z=on_z, on_eps="eps" in wanted)
-    if rows.d_eps is not None and "eps" in wanted:
-        rows.gradient["eps"].add_(rows.d_eps)
 
     call.before_backward(per_row, wanted)
 

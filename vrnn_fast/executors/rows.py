@@ -66,7 +66,7 @@ class Rows:
         self.gradient: dict[str, Tensor] = {}
         self.d_parameters: dict[str, Tensor] = {}
         self.reached: Collection[str] = ()
-        self.d_eps: Tensor | None = None  # what reaches the noise past z
+        self.mean: Tensor | None = None  # the posterior's, where a kernel writes it for itself
         self.nll: Tensor | None = None
         self.kl: Tensor | None = None
         self._begun: set[Slice] = set()
@@ -291,7 +291,8 @@ class Rows:
             d_p_mean, d_p_std = -d_q_mean, g / p_std * (1 - ratio.square() - distance.square())
         if stage.z is not None:  # which moves the sample instead, and its noise
             self._add(stage.z, d_q_mean)
-            self.d_eps = None if g is None else -g * self.value["eps"].float()
+            past = self.buffer(self.gradient, "eps")
+            past.zero_() if g is None else past.copy_(-g * self.value["eps"].float())
             d_q_mean = torch.zeros_like(d_q_mean)
         d_q_mean, d_q_std, d_p_mean, d_p_std = (
             d + upstream[name].float() if name in upstream else d

@@ -23,7 +23,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import launch, passes, phases, tuning
+from . import launch, phases, tuning
 from .plan import plan
 
 name = "triton"
@@ -111,9 +111,10 @@ def launches(spec: CellSpec) -> str:
 def _step(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -> launch.StepLaunches:
     """Return the launches of a training step, none where torch does what is around the scan."""
     for config in tuning.candidates(spec, itemsize, chip, precision)[:1]:
-        around = [passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True)]
-        if all(tuning.rows_fit(each, config, itemsize, chip, precision) for each in around):
-            return launch.of_a_step(spec, config, joined=tuning.joined(spec, config, itemsize, precision, chip))
+        both = (tuning.around(spec, config, itemsize, precision, chip, reverse=reverse) for reverse in (False, True))
+        there, back = both
+        if there is not None and back is not None:
+            return launch.of_a_step(there, back)
     return ()
 
 

@@ -1,20 +1,34 @@
 """The kernel of all weight gradients, as source: each is one sum over all rows, added up in one order. Pure.
 
-A program has a tile of one parameter, and walks over the rows; no two write to the same place.
+A program has a tile of one parameter, and walks over the rows; no two write to the same place. All tiles of a shape
+are the same lines, for which each program finds its own pointers and numbers: a loop for every program would take
+minutes to compile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from math import gcd
+from typing import NamedTuple
 
 from ...cell.stages import Bias, Block, Dense, Partition, Slice, Term
 from .pack import choose
 from .phases import Phase
 from .plan import identifier, padded, pieces
+from .writer import indent
 
 NAME = "add_up_gradients"
 STEP = 32  # rows at a time
 HIGHEST = 32  # rows of a tile: from 64 on it would be products of warp groups, which no interpreter here knows
+EVEN = 8  # elements that one instruction reads, where all places are multiples of it
+
+
+class _Sum(NamedTuple):
+    """What one program adds up: the lines in which it finds its pointers and numbers, and the call that is the same for
+    all of a shape."""
+
+    call: str
+    own: tuple[str, ...]
 
 
 def phase(program: Partition, strides: Mapping[str, int], reached: Collection[str], widest: int) -> Phase:
@@ -25,18 +39,25 @@ def phase(program: Partition, strides: Mapping[str, int], reached: Collection[st
         reached: the buffers that a gradient reaches; behind others it is zero.
         widest: columns of the widest tile.
     """
-    lines = list(_programs(program, strides, reached, widest))
+    sums = list(_sums(program, strides, reached, widest))
+    shapes = {each.call: [other.own for other in sums if other.call == each.call] for each in sums}
+    lines: list[str] = []
+    end = 0
+    for number, (call, owners) in enumerate(shapes.items()):
+        first, end = end, end + len(owners)
+        last = number == len(shapes) - 1
+        lines.append("else:" if last and number else f"{'elif' if number else 'if'} program < {end}:")
+        lines += indent(1, choose(first, owners), [call])
     targets = (*(s.target for s in _products(program)), *(target for target, _ in _biases(program)))
     named = sorted({f"b_{identifier(s.source.buffer)}" for s in _products(program)})
     named += sorted({_gradient(target) for target in targets if target.buffer in reached})
-    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count")
-    chosen = tuple(choose(0, [[line] for line in lines]))
-    return Phase(NAME, arguments, chosen, str(len(lines)), {"PRECISION": "PRECISION"})
+    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count", "batch", "lengths")
+    return Phase(NAME, arguments, tuple(lines), str(end), {"PRECISION": "PRECISION"})
 
 
 def programs(program: Partition, widest: int) -> int:
     """Count how many programs the kernel has."""
-    return sum(1 for _ in _programs(program, None, (), widest))
+    return sum(1 for _ in _sums(program, None, (), widest))
 
 
 def _products(program: Partition) -> Iterator[Dense]:
@@ -54,29 +75,45 @@ def _gradient(part: Slice) -> str:
     return f"g_{identifier(part.buffer)}"
 
 
-def _programs(
+def _sums(
     program: Partition, strides: Mapping[str, int] | None, reached: Collection[str], widest: int
-) -> Iterator[str]:
-    """Write the line of every program."""
+) -> Iterator[_Sum]:
+    """Write what every program adds up."""
     widths = {b.name: b.width for b in program.buffers}
 
-    def gradient(part: Slice, at: int) -> str:
-        there = _gradient(part) if part.buffer in reached else None
-        return f"{there}, {part.start + at}, {widths[part.buffer]}"
+    def gradient(part: Slice, at: int) -> tuple[list[str], str, list[int]]:
+        """Return lines, the argument, and the numbers that say how much an instruction may read at a time."""
+        if part.buffer not in reached:
+            return [], "None", []
+        start, stride = part.start + at, widths[part.buffer]
+        return [f"d = {_gradient(part)} + {start}", f"d_stride = {stride}"], "d", [start, stride]
 
     for stage in _products(program):
         source = stage.source
         for block, (row, rows), (column, columns) in _blocks(stage, widest):
-            place = f"{block.row + row}, {rows}, {padded(rows)}, {block.column + column}, {columns}, {padded(columns)}"
             stride = 0 if strides is None else strides[block.parameter]
-            value = f"b_{identifier(source.buffer)}, {source.start + column}, {widths[source.buffer]}"
-            given = f"p_{identifier(block.parameter)}, {place}, {stride}, {gradient(stage.target, block.at + row)}"
-            yield f"on.weight_gradient({given}, {value}, count, {STEP}, PRECISION)"
+            place = (block.row + row) * stride + block.column + column
+            start, value_stride = source.start + column, widths[source.buffer]
+            found, d, numbers = gradient(stage.target, block.at + row)
+            own = [f"into = p_{identifier(block.parameter)} + {place}", f"stride = {stride}", *found]
+            own += [f"rows = {rows}", f"columns = {columns}", f"value = b_{identifier(source.buffer)} + {start}"]
+            own += [f"value_stride = {value_stride}"]
+            given = f"into, stride, rows, columns, {d}, {'d_stride' if found else 0}, value, value_stride"
+            shape = f"{padded(rows)}, {padded(columns)}, {_even(rows, *numbers)}, {_even(columns, start, value_stride)}"
+            yield _Sum(f"on.weight_gradient({given}, count, batch, lengths, {shape}, {STEP}, PRECISION)", tuple(own))
     for target, terms in _biases(program):
         for t in terms:
             for row, rows in _pieces(t.rows, widest):
-                place = f"p_{identifier(t.parameter)}, {t.row + row}, {rows}, {padded(rows)}"
-                yield f"on.bias_gradient({place}, {gradient(target, t.at + row)}, count, {STEP})"
+                found, d, numbers = gradient(target, t.at + row)
+                own = [f"into = p_{identifier(t.parameter)} + {t.row + row}", f"rows = {rows}", *found]
+                given = f"into, rows, {d}, {'d_stride' if found else 0}, count, batch, lengths"
+                shape = f"{padded(rows)}, {_even(rows, *numbers)}"
+                yield _Sum(f"on.bias_gradient({given}, {shape}, {STEP})", tuple(own))
+
+
+def _even(*numbers: int) -> int:
+    """Return how many elements lie together in all places that are these numbers of elements apart."""
+    return gcd(EVEN, *numbers)
 
 
 def _blocks(stage: Dense, widest: int) -> Iterator[tuple[Block, tuple[int, int], tuple[int, int]]]:

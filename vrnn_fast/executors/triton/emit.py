@@ -146,7 +146,7 @@ def _sample_backward(scan: Backward, stage: Sample) -> None:
     for mean, raw, eps, _, z in _sampled(scan.plan, stage):
         d = scan.gradient(z)
         if scan.on_eps:
-            scan.put(eps, f"{d} * {deviation_of(scan.value(raw), stage.transform)}")
+            scan.add(eps, f"{d} * {deviation_of(scan.value(raw), stage.transform)}")
             scan.keep(eps)
         scan.add(mean, d)
         total = f"{scan.gradient(raw)} + {d} * {scan.value(eps)}"

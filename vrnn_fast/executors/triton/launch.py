@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
@@ -16,8 +17,8 @@ from ...cell.stages import Keep
 from ..base import Batch, Want
 from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
-from . import emit, pack, passes, tuning
-from .passes import RowOptions, RowPass
+from . import pack, passes, tuning
+from .passes import Passes, RowOptions, RowPass
 from .phases import TURNS, Phase
 from .plan import identifier, plan
 from .tuning import Config
@@ -25,30 +26,20 @@ from .tuning import Config
 launches: Counter[str] = Counter()  # of kernels of ours in this process: those of a step, and "generate"
 
 
-WAYS = {  # what launches are, by the last of their phases or by the scan among them
-    passes.BEFORE: "before",
-    emit.FORWARD: "forward",
-    passes.AFTER: "after",
-    passes.AFTER_BACKWARD: "after backward",
-    emit.BACKWARD: "backward",
-    passes.BEFORE_BACKWARD: "before backward",
-}
-
-
 StepLaunches: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]  # launches, each with its phases if it has several
 
 
-def of_a_step(spec: CellSpec, config: Config, *, joined: bool) -> StepLaunches:
-    """Return the launches of a training step on the loss alone whose work over rows is in kernels of ours, in their
-    order; ``joined`` as in :func:`tuning.joined`."""
-    there, back = (passes.passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
-    forward = ("before", "scan", *(("after",) if there.scan.program.after else ()))
-    backward = ("after backward", "scan", *(("before backward",) if back.last.values.program.scan else ()))
-    found: list[tuple[str, tuple[str, ...]]] = []
-    for way, phases in (("forward", forward), ("backward", backward)):
-        found.append(("weights", ()))
-        found += [(way, phases)] if joined else [(way if phase == "scan" else phase, ()) for phase in phases]
-    return (*found, ("weight gradients", ()))
+def of_a_step(there: Passes, back: Passes) -> StepLaunches:
+    """Return the launches of a training step on the loss alone, from the passes around both scans, in their order."""
+    before = back.last if any(each.values.program.scan for each in back.last) else ()
+    forward = *_named("before", there.first), "scan", *_named("after", there.last)
+    backward = *_named("after backward", back.first), "scan", *_named("before backward", before)
+    weights = "weights", ()
+    return weights, ("forward", forward), weights, ("backward", backward), ("weight gradients", ())
+
+
+def _named(name: str, of: tuple[RowPass, ...]) -> tuple[str, ...]:
+    return (name if len(of) == 1 else f"{name} in {len(of)} parts",) if of else ()
 
 
 class _Turn(NamedTuple):
@@ -73,24 +64,25 @@ class Launch(Call):
         reverse: bool = False,
         config: Config | None = None,
     ) -> None:
-        self.precision, self.mean = precision, mean
+        self.precision = precision
         particles = 1 if given.uniforms is None else given.uniforms.shape[2]
         self.config = config or tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
         self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
+        self.chip, size = tuning.chip_of(given.x.device), given.x.dtype.itemsize
+        self.around: Passes | None = None  # what the kernels do over rows; None where torch does their work
+        if mean is None:
+            self.around = tuning.around(spec, self.config, size, precision, self.chip, reverse=reverse)
+        self.adds_z = self.around is not None
+        self.masks = self.around is not None and (reverse or bool(self.around.last))
         super().__init__(spec, given, parameters, self.plan, noise=mean is not None)
+        if self.lengths is not None:
+            self.order = allocate(given.x, (self.batch,), dtype=torch.int64)
         self._workspace: Tensor | None = None
         self._turns: Tensor | None = None
         self._next: list[_Turn] = []
-        around = None if mean is not None else passes.passes(spec, self.config.widest, reverse=reverse)
-        self.chip = tuning.chip_of(given.x.device)
-        size = given.x.dtype.itemsize
-        fits = around is not None and tuning.rows_fit(around, self.config, size, self.chip, precision)
-        self.around = around if fits else None  # the kernels over rows; None where torch does their work
-        self.adds_z = fits
-        self.joined = not fits or tuning.joined(spec, self.config, size, precision, self.chip)
 
     def workspace(self) -> Tensor:
-        """Return the weights as all kernels of this call read them."""
+        """Return the weights as all kernels of this call read them; the order of rows is found on the way."""
         from . import kernels
 
         if self._workspace is None:
@@ -100,14 +92,16 @@ class Launch(Call):
             phase, programs, names = kernels.packing(self.spec, plans)
             named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in names}
             arguments = {"workspace": space, TURNS: self._turns, **named, "PRECISION": self.precision}
+            arguments |= {"PARTICLES": self.particles, "batch": self.batch}
+            arguments |= {"lengths": self.lengths, "order": self.order}
+            if self.lengths is not None:
+                programs += -(-self.batch // (self.particles * pack.SEQUENCES))
             self.launch("weights", kernels.kernel("weights", (phase,)), programs, arguments)
         return self._workspace
 
     def take(self, phase: Phase, programs: int, arguments: Mapping[str, Any]) -> None:
-        """Put a phase behind those of the launch that comes next; where they are not joined, launch it."""
+        """Put a phase behind those of the launch that comes next."""
         self._next.append(_Turn(phase, programs, arguments))
-        if not self.joined:
-            self.go(WAYS[phase.name])
 
     def go(self, way: str) -> None:
         """Launch what has been put together."""
@@ -128,12 +122,20 @@ class Launch(Call):
         """See :class:`Call`."""
         if self.around is None:
             return super().before()
-        given = frozenset(self.plan.parts)
-        self.take_rows(passes.BEFORE, self.around.first, RowOptions(self.spec.std, stored=given))
+        options = RowOptions(self.spec.std, stored=frozenset(self.plan.parts), cleared=self.cleared())
+        self.take_rows(passes.BEFORE, self.around.first, options)
+
+    def cleared(self) -> tuple[tuple[str, int], ...]:
+        """Name the results that only the scan writes, which knows of no padding."""
+        if not self.masks or self.cut.sample is None or self.cut.divergence is None:
+            return ()
+        parts = self.cut.sample.z, self.cut.sample.std, self.cut.divergence.prior
+        made = (part.buffer for part in parts if part.buffer in self.plan.made)
+        return tuple((f"b_{identifier(name)}", self.plan.width(name)) for name in made)
 
     def after(self, want: Want) -> None:
         """See :class:`Call`."""
-        if self.around is None or not self.cut.program.after:
+        if self.around is None or not self.around.last:
             self.go("forward")
             return super().after(want)
         stored = {self.cut.likelihood.source.buffer} if want.raw else set()
@@ -154,6 +156,7 @@ class Launch(Call):
             stored=passes.needed(self.plan).difference(self.rows.value),
             given=frozenset(upstream),
             wanted=frozenset(wanted),
+            cleared=(("g_eps", self.plan.width("eps")),) if "eps" in wanted else (),
         )
         self.take_rows(passes.AFTER_BACKWARD, self.around.first, options, upstream)
 
@@ -164,7 +167,7 @@ class Launch(Call):
         from . import kernels
 
         inputs, of = wanted & {"x", "cond"}, self.around.last
-        if inputs or of.values.program.scan:
+        if inputs or any(each.values.program.scan for each in of):
             options = RowOptions(
                 self.spec.std,
                 stored=passes.needed(self.plan).difference(self.rows.value),
@@ -172,25 +175,36 @@ class Launch(Call):
                 begun=frozenset({t.buffer for t in self.plan.begun} | (inputs & self.rows.gradient.keys())),
             )
             self.take_rows(passes.BEFORE_BACKWARD, of, options)
-        self.go("backward" if self.rows.d_eps is None else "before backward")
+        self.go("backward")
         rows, widest = self.rows, min(self.config.widest, 64)
         phase, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
         rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
         tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
-        arguments = self.tensors(phase, {}) | tensors | {"count": rows.count, "PRECISION": self.precision}
+        arguments = self.tensors(phase, {}) | tensors | self.of_rows()
         self._next.append(_Turn(phase, programs, arguments))
         self.go("weight gradients")
 
     def take_rows(
-        self, name: str, of: RowPass, options: RowOptions, upstream: Mapping[str, Tensor] | None = None
+        self,
+        name: str,
+        of: tuple[RowPass, ...],
+        options: RowOptions,
+        upstream: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Put a phase over all rows next; ``upstream`` are the gradients of results that it reads, by name."""
+        """Put phases over all rows next; ``upstream`` are the gradients of results that they read, by name."""
         from . import kernels
 
-        phase, count = kernels.rows(name, of, options), self.rows.count
-        height = tuning.around_config(self.config, self.given.x.dtype.itemsize, self.precision).rows
-        given = {"weights": self.workspace(), "count": count, passes.HEIGHT: height, "PRECISION": self.precision}
-        self.take(phase, -(-count // height), self.tensors(phase, upstream or {}) | given)
+        height = tuning.height(self.config, self.given.x.dtype.itemsize, self.precision)
+        for number, each in enumerate(of):
+            own = replace(options, stored=options.stored | each.leaves, cleared=() if number else options.cleared)
+            phase = kernels.rows(name if len(of) == 1 else f"{name}_{number + 1}", each, own)
+            given = {"weights": self.workspace(), passes.HEIGHT: height, **self.of_rows()}
+            self.take(phase, -(-self.rows.count // height), self.tensors(phase, upstream or {}) | given)
+
+    def of_rows(self) -> dict[str, Any]:
+        """Name what all kernels over rows are told."""
+        told = {"count": self.rows.count, "batch": self.batch, "lengths": self.lengths}
+        return {**told, "PRECISION": self.precision}
 
     def tensors(self, phase: Phase, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Find the tensors that a phase names: values (b) and gradients (g) of buffers, gradients of results (u)."""
@@ -205,15 +219,17 @@ class Launch(Call):
             elif argument in ("b_kl", "b_nll"):
                 found[argument] = allocate(rows.like, (rows.count,))
                 setattr(rows, name, found[argument])
-            elif argument == "g_past_eps":
-                found[argument] = rows.d_eps = allocate(rows.like, tuple(rows.value["eps"].shape))
+            elif argument == "b_mean":
+                found[argument] = rows.mean = allocate(rows.like, (rows.count, self.spec.latent_size))
             elif kind in "bg" and name in buffers:
                 found[argument] = rows.buffer(rows.value if kind == "b" else rows.gradient, buffers[name])
         return found
 
-    def states(self, start: str, starts: Sequence[Tensor], end: str, ends: Sequence[Tensor]) -> dict[str, Tensor]:
+    def states(
+        self, start: str, starts: Sequence[Tensor | None], end: str, ends: Sequence[Tensor]
+    ) -> dict[str, Tensor | None]:
         """Name the states that a scan begins with and ends in as its arguments."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor | None] = {}
         for name, first, last in zip(self.plan.states, starts, ends, strict=True):
             found |= {f"{start}_{identifier(name)}": first, f"{end}_{identifier(name)}": last}
         return found
@@ -241,7 +257,7 @@ class Launch(Call):
     def backward_scan(
         self,
         given: tuple[str, ...],
-        d_final: Sequence[Tensor],
+        d_final: Sequence[Tensor | None],
         d_start: Sequence[Tensor],
         ancestors: Tensor,
         *,
@@ -253,13 +269,13 @@ class Launch(Call):
 
         cut, rows = self.plan, self.rows
         values = (*cut.values, *(["eps"] if cut.sample else []))
-        tensors = {f"b_{identifier(name)}": rows.value[name] for name in values}
+        tensors: dict[str, Any] = {f"b_{identifier(name)}": rows.value[name] for name in values}
         tensors |= {f"g_{identifier(name)}": rows.buffer(rows.gradient, name) for name in given}
         tensors |= self.states("d_final", d_final, "d_start", d_start)
         if cut.resamples:
             tensors["b_ancestors"] = ancestors
         self.take_scan(kernels.backward(self.spec, self.config, self.given.x.element_size(), on_z, on_eps), tensors)
-        if self.around is None or rows.d_eps is not None:  # torch goes on, or adds what reaches the noise past z
+        if self.around is None:  # torch goes on
             self.go("backward")
 
     def take_scan(self, phase: Phase, arguments: Mapping[str, Tensor | float | None]) -> None:

@@ -14,14 +14,18 @@ __all__ = [  # kernels know them by functions.py
     "begin_turns",
     "bias",
     "bias_gradient",
+    "by_length",
+    "clear",
     "leave",
     "load",
     "number",
+    "only",
     "operand",
     "pack",
     "pack_bias",
     "place",
     "product",
+    "real",
     "rounded",
     "row_tile",
     "rows",
@@ -94,10 +98,56 @@ def rows(program, batch, order, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
 
 
 @triton.jit
-def row_tile(program, count, ROWS: tl.constexpr):
-    """Find the rows in this program, and which of them there are."""
-    row = tl.cast(program, tl.int64) * ROWS + tl.arange(0, ROWS)
-    return row, row < count
+def row_tile(program, count, batch, lengths, ROWS: tl.constexpr):
+    """Find the rows t * batch + b in this program, which of them there are, and which are no padding."""
+    row = program * ROWS + tl.arange(0, ROWS)
+    inside = row < count
+    return row.to(tl.int64), inside, inside & real(row, inside, batch, lengths)
+
+
+@triton.jit
+def real(row, inside, batch, lengths):
+    """Tell which rows are no padding."""
+    if lengths is None:
+        return inside
+    else:
+        t = row // batch
+        return t < tl.load(lengths + (row - t * batch), mask=inside, other=0)
+
+
+@triton.jit
+def only(tile, active, lengths):
+    """Return a tile with zeros at padding."""
+    if lengths is None:
+        return tile
+    else:
+        return tl.where(active[:, None], tile, 0.0)
+
+
+@triton.jit
+def clear(base, row, inside, active, WIDTH: tl.constexpr):
+    """Write zeros at padding."""
+    for column in range(WIDTH):
+        tl.store(base + row * WIDTH + column, 0.0, mask=inside & (active == 0))
+
+
+@triton.jit
+def by_length(program, lengths, order, batch, ROWS: tl.constexpr, PARTICLES: tl.constexpr):
+    """Find the places of ROWS sequences among all, the longest first, so that a tile's rows end together. Those of the
+    same length stay as they are, and the particles of a sequence side by side."""
+    groups = batch // PARTICLES
+    mine = program * ROWS + tl.arange(0, ROWS)
+    inside = mine < groups
+    length = tl.load(lengths + mine * PARTICLES, mask=inside, other=0)
+    place = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, groups, ROWS):
+        other = first + tl.arange(0, ROWS)
+        others = tl.load(lengths + other * PARTICLES, mask=other < groups, other=-1)
+        before = (others[None, :] == length[:, None]) & (other[None, :] < mine[:, None])
+        place += tl.sum((before | (others[None, :] > length[:, None])).to(tl.int32), 1)
+    for particle in range(PARTICLES):
+        at = order + place * PARTICLES + particle
+        tl.store(at, (mine * PARTICLES + particle).to(tl.int64), mask=inside)
 
 
 @triton.jit
@@ -107,8 +157,9 @@ def number(base, row, active):
 
 
 @triton.jit
-def store_number(base, row, active, number):
-    tl.store(base + row, number.to(base.dtype.element_ty), mask=active)
+def store_number(base, row, inside, active, number):
+    """Write a number of each row; zero where it is not active."""
+    tl.store(base + row, tl.where(active, number, 0.0).to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -297,55 +348,59 @@ def pack_bias(into, total, PADDED: tl.constexpr):
 @triton.jit
 def weight_gradient(
     into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED_ROWS: tl.constexpr,
-    COLUMN: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PADDED_COLUMNS: tl.constexpr,
-    STRIDE: tl.constexpr,
+    stride,
+    rows,
+    columns,
     d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
+    d_stride,
     value,
-    START: tl.constexpr,
-    VALUE_STRIDE: tl.constexpr,
+    value_stride,
     count,
+    batch,
+    lengths,
+    PADDED_ROWS: tl.constexpr,
+    PADDED_COLUMNS: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
+    EVEN_COLUMNS: tl.constexpr,
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add up d.T @ value over all rows, and write it to (ROWS, COLUMNS) of a parameter's gradient. None for ``d`` is
-    zeros."""
+    """Add up d.T @ value over all rows, and write it to (rows, columns) of a parameter's gradient. None for ``d`` is
+    zeros. So many rows and columns lie together as are EVEN."""
+    row = tl.arange(0, PADDED_ROWS)
+    column = tl.arange(0, PADDED_COLUMNS)
+    there = row < rows
+    across = column < columns
     total = tl.zeros((PADDED_ROWS, PADDED_COLUMNS), tl.float32)
     if d is not None:
-        for first in range(0, count, STEP):
-            row = first + tl.arange(0, STEP).to(tl.int64)
-            left = load(d, row, row < count, D_START, ROWS, PADDED_ROWS, D_STRIDE, False)
-            right = load(value, row, row < count, START, COLUMNS, PADDED_COLUMNS, VALUE_STRIDE, False)
+        for turn in range(tl.cdiv(count, STEP)):
+            of, _, active = row_tile(turn, count, batch, lengths, STEP)
+            left = tl.load(d + of[:, None] * d_stride + row, mask=active[:, None] & there, other=0.0)
+            right = tl.load(value + of[:, None] * value_stride + column, mask=active[:, None] & across, other=0.0)
             total = product(tl.trans(left), operand(right, PRECISION), total, PRECISION)
-    row = tl.arange(0, PADDED_ROWS)[:, None]
-    column = tl.arange(0, PADDED_COLUMNS)[None, :]
-    at = into + (ROW + row) * STRIDE + COLUMN + column
-    tl.store(at, total.to(into.dtype.element_ty), mask=(row < ROWS) & (column < COLUMNS))
+    at = into + row[:, None] * stride + column
+    tl.store(at, total.to(into.dtype.element_ty), mask=there[:, None] & across)
 
 
 @triton.jit
 def bias_gradient(
     into,
-    ROW: tl.constexpr,
-    ROWS: tl.constexpr,
-    PADDED: tl.constexpr,
+    rows,
     d,
-    D_START: tl.constexpr,
-    D_STRIDE: tl.constexpr,
+    d_stride,
     count,
+    batch,
+    lengths,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Add up d over all rows, and write it to ROWS of a parameter's gradient."""
+    """Add up d over all rows, and write it to so many rows of a parameter's gradient. See :func:`weight_gradient`."""
+    row = tl.arange(0, PADDED)
     total = tl.zeros((PADDED,), tl.float32)
     if d is not None:
-        for first in range(0, count, STEP):
-            row = first + tl.arange(0, STEP).to(tl.int64)
-            total += tl.sum(load(d, row, row < count, D_START, ROWS, PADDED, D_STRIDE, False).to(tl.float32), 0)
-    column = tl.arange(0, PADDED)
-    tl.store(into + ROW + column, total.to(into.dtype.element_ty), mask=column < ROWS)
+        for turn in range(tl.cdiv(count, STEP)):
+            of, _, active = row_tile(turn, count, batch, lengths, STEP)
+            part = tl.load(d + of[:, None] * d_stride + row, mask=active[:, None] & (row < rows), other=0.0)
+            total += tl.sum(part.to(tl.float32), 0)
+    tl.store(into + row, total.to(into.dtype.element_ty), mask=row < rows)

@@ -1,4 +1,4 @@
-"""The kernel that lays out the weights of others, as source. Pure.
+"""The kernel that lays out the weights of others, and the batch in the order of its lengths, as source. Pure.
 
 Each program writes the weights of one tile's columns and their bias, as plan.py says where: without gaps in the order
 in which they are read, rounded once.
@@ -14,17 +14,22 @@ from .plan import Matrix, Plan, Tile, identifier
 from .writer import indent
 
 NAME = "pack_weights"
+SEQUENCES = 64  # that a program finds the places of
 
 
 def phase(plans: Sequence[Plan], strides: Mapping[str, int]) -> Phase:
-    """Write the weights of all ``plans``, and begin the numbers that the programs of the next launch draw.
+    """Write the weights of all ``plans``, begin the numbers that the programs of the next launch draw, and let further
+    programs order the batch by its ``lengths``.
 
     ``strides`` are the elements from row to row of each parameter.
     """
-    arguments = ("workspace", TURNS, *map(argument, parameters(plans)))
-    begin = ["if program == 0:", f"    on.begin_turns({TURNS})"]
-    lines = (*begin, *choose(0, list(_programs(plans, strides))))
-    return Phase(NAME, arguments, lines, str(programs(plans)), {"PRECISION": "PRECISION"})
+    arguments = ("workspace", TURNS, *map(argument, parameters(plans)), "lengths", "order", "batch")
+    of_weights = list(_programs(plans, strides))
+    ordered = f"on.by_length(program - {len(of_weights)}, lengths, order, batch, {SEQUENCES}, PARTICLES)"
+    lines = ["if program == 0:", f"    on.begin_turns({TURNS})", f"if program < {len(of_weights)}:"]
+    lines += [*indent(1, choose(0, of_weights)), "elif lengths is not None:", f"    {ordered}"]
+    constants = {"PRECISION": "PRECISION", "PARTICLES": "PARTICLES"}
+    return Phase(NAME, arguments, tuple(lines), str(len(of_weights)), constants)
 
 
 def parameters(plans: Sequence[Plan]) -> list[str]:

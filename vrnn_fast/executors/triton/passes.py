@@ -1,87 +1,189 @@
 """What is not sequential, as kernels over tiles of rows: before and after the scan, and their gradients. Pure.
 
-The stages are written as those of a scan are (emit.py), without a recurrence. A row is t * B + b, padding included: its
-values are finite and its gradients zero. Where a gradient is taken, values that were not kept are computed again in
-the same kernel; what weight gradients are made of, it leaves in memory.
+The stages are written as those of a scan are (emit.py), without a recurrence. A row is t * B + b. Nothing is read of
+padding, and results and gradients are zero there. Where a gradient is taken, values that were not kept are computed
+again in the same pass; what weight gradients are made of, it leaves in memory. Where a program has no room for all
+that, it is several passes, which find in memory what those before have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from ...cell.spec import CellSpec, Std
 from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Slice, Stage
-from ..cut import halves, observed, written
+from ..cut import halves, observed, slices, written
 from .emit import STAGES, Emitter, constants_of, deviation_of, pairs
 from .phases import Phase
 from .plan import Plan, Tile, plan, rows_plan
-from .scan import Backward, Forward
+from .scan import Backward, Forward, Scan
+from .writer import indent
 
 BEFORE, AFTER = "before_rows", "after_rows"
 AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
 HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
-BEGIN = ["row, active = on.row_tile(program, count, ROWS)"]
+BEGIN = ["row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)"]
 
 
 @dataclass(frozen=True, eq=False)
 class RowPass:
-    """The stages of one kernel over rows.
+    """The stages of one pass over rows.
 
     Attributes:
         values: what it computes, on the way forward.
         gradients: whose gradients it computes, on the way back; None where it does not.
+        leaves: buffers whose values it writes for later passes.
+        finds: slices whose gradients it finds in memory, from passes before.
         z: the tiles whose gradient from outside it adds to its own.
     """
 
     values: Plan
-    gradients: Plan | None
+    gradients: Plan | None = None
+    leaves: frozenset[str] = frozenset()
+    finds: frozenset[Slice] = frozenset()
     z: tuple[Tile, ...] = ()
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         return (self.values,) if self.gradients is None else (self.values, self.gradients)
 
+    @property
+    def columns(self) -> int:
+        """Count the columns of all tiles together; of none where no product holds tiles until all of it is added up."""
+        tiles = (tile.padded for cut in self.plans if cut.matrices for of in cut.tiles.values() for tile in of)
+        return sum(tiles)
+
+    @property
+    def products(self) -> int:
+        return sum(cut.products for cut in self.plans)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a program over rows can hold.
+
+    Attributes:
+        columns: of all its tiles together, in registers, where stages are put together.
+        most: columns of what cannot be taken apart.
+        products: of tiles, which take long to compile.
+    """
+
+    columns: int
+    most: int
+    products: int
+
+    def holds(self, each: RowPass) -> bool:
+        """Tell whether stages are one pass."""
+        return each.columns <= self.columns and each.products <= self.products
+
+    def bears(self, each: RowPass) -> bool:
+        """Tell whether a pass can be run at all."""
+        return each.columns <= self.most and each.products <= self.products
+
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """The kernels over rows around one scan, and the scan's own plan.
+    """The passes over rows around one scan, and the scan's own plan.
 
     The workspace of a direction holds the weights of ``plans``, one after the other.
     """
 
     scan: Plan
-    first: RowPass
-    last: RowPass
+    first: tuple[RowPass, ...]
+    last: tuple[RowPass, ...]
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        return (self.scan, *self.first.plans, *self.last.plans)
+        return (self.scan, *(plan for each in (*self.first, *self.last) for plan in each.plans))
 
 
 @lru_cache(maxsize=256)
-def passes(spec: CellSpec, widest: int, *, reverse: bool) -> Passes:
-    """Return the kernels around a scan that goes forward, the one before and the one after it; or those around its
-    reverse, the one after it, which comes first, and the one before."""
+def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes | None:
+    """Return the passes around a scan that goes forward, those before and those after it; or those around its reverse,
+    the ones after it, which come first, and the ones before. None where there is no room for some stage."""
     scan = plan(spec, widest, reverse=reverse)
     program, offset = scan.program, scan.workspace
 
-    def cut(stages: tuple[Stage, ...], *, back: bool) -> Plan:
+    def cut(stages: Iterable[Stage], *, back: bool = False) -> Plan:
         nonlocal offset
         found = rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back)
         offset = max(offset, found.workspace)
         return found
 
+    def of_values(stages: tuple[Stage, ...], leaves: Iterable[str] = ()) -> Iterator[RowPass]:
+        runs = _runs(stages, lambda run: room.holds(RowPass(cut(run))))
+        for number, run in enumerate(runs):
+            read = {part.buffer for later in runs[number + 1 :] for stage in later for part in slices(stage)}
+            made = frozenset(part.buffer for stage in run for part in written(stage))
+            yield RowPass(cut(run), leaves=made & read.union(leaves))
+
+    def of_gradients(again: tuple[Stage, ...], stages: tuple[Stage, ...]) -> Iterator[RowPass]:
+        whole = RowPass(cut(again), cut(stages, back=True))
+        if room.holds(whole):
+            yield whole
+            return
+        products = tuple(stage for stage in again if isinstance(stage, _WITH_TARGET))
+        yield from of_values(products, {stage.target.buffer for stage in products})
+        finds: frozenset[Slice] = frozenset()
+        for run in _runs(stages, lambda run: room.holds(_back(run)), last_first=True):
+            yield replace(_back(run), finds=finds)
+            finds |= {part for stage in run for part in _reached_by(stage)}
+
+    def _back(run: tuple[Stage, ...]) -> RowPass:
+        return RowPass(cut(s for s in run if not isinstance(s, _WITH_TARGET)), cut(run, back=True))
+
     if not reverse:
-        return Passes(
-            scan, RowPass(cut(program.before, back=False), None), RowPass(cut(program.after, back=False), None)
-        )
-    after = cut(program.after, back=True)
-    z = () if scan.sample is None else after.tiles_of(scan.sample.z) or scan.tiles_of(scan.sample.z)
-    again = RowPass(cut(_lost(scan), back=False), after, z)
-    inputs = tuple(s for s in program.before if _touched(s).buffer not in scan.parts)
-    return Passes(scan, again, RowPass(cut(inputs, back=False), cut(program.before, back=True)))
+        found = Passes(scan, tuple(of_values(program.before)), tuple(of_values(program.after)))
+    else:
+        inputs = tuple(s for s in program.before if _touched(s).buffer not in scan.parts)
+        first = list(of_gradients(_lost(scan), program.after))
+        if scan.sample is not None:
+            tiles = [() if each.gradients is None else each.gradients.tiles_of(scan.sample.z) for each in first]
+            at = next((number for number, of_z in enumerate(tiles) if of_z), len(first) - 1)
+            first[at] = replace(first[at], z=tiles[at] or scan.tiles_of(scan.sample.z))
+        found = Passes(scan, tuple(first), tuple(of_gradients(inputs, program.before)))
+    return found if all(map(room.bears, (*found.first, *found.last))) else None
+
+
+def _runs(
+    stages: tuple[Stage, ...], fit: Callable[[tuple[Stage, ...]], bool], *, last_first: bool = False
+) -> list[tuple[Stage, ...]]:
+    """Cut stages into few runs that fit, in the order in which they are run. No run writes what another has written."""
+    ends = [
+        number for number in range(1, len(stages)) if not {*_written(stages[:number])} & {*_written(stages[number:])}
+    ]
+    least = [stages[begin:end] for begin, end in pairwise((0, *ends, len(stages)))] if stages else []
+    runs: list[tuple[Stage, ...]] = []
+    for run in reversed(least) if last_first else least:
+        longer = (run + runs[-1] if last_first else runs[-1] + run) if runs else ()
+        if runs and fit(longer):
+            runs[-1] = longer
+        else:
+            runs.append(run)
+    return runs
+
+
+def _written(stages: Iterable[Stage]) -> Iterator[tuple[str, int]]:
+    """Name every column that stages write."""
+    for stage in stages:
+        for part in written(stage):
+            yield from ((part.buffer, column) for column in range(part.start, part.start + part.width))
+
+
+def _reached_by(stage: Stage) -> Iterator[Slice]:
+    """Yield what a gradient reaches past a stage."""
+    match stage:
+        case Dense() | Add():
+            yield stage.source
+        case Likelihood():
+            yield from (stage.source, observed(stage))
+        case Divergence():
+            yield from (*halves(stage.posterior), *halves(stage.prior))
+            if stage.z is not None:
+                yield stage.z
 
 
 def _lost(scan: Plan) -> tuple[Stage, ...]:
@@ -89,8 +191,11 @@ def _lost(scan: Plan) -> tuple[Stage, ...]:
     program = scan.program
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     of_scan = [s for s in program.before if _touched(s).buffer in scan.parts]
-    stages = (s for s in (*of_scan, *program.scan) if isinstance(s, Bias | Dense | Activate | Add))
+    stages = (s for s in (*of_scan, *program.scan) if isinstance(s, _WITH_TARGET))
     return (*(s for s in stages if _touched(s).buffer not in there), *program.after)
+
+
+_WITH_TARGET = Bias, Dense, Activate, Add
 
 
 def _touched(stage: Stage) -> Slice:
@@ -117,17 +222,19 @@ def phase(name: str, of: RowPass, options: RowOptions) -> Phase:
         _emitter(stage).forward(values, stage)
         values.save(*values.last_writer)
     if of.gradients is not None:
-        back = _GradientPass(of.gradients, values, options)
+        back = _GradientPass(of.gradients, values, options, of.finds)
         for back.number, stage in reversed(tuple(enumerate(of.gradients.program.scan))):
             emit = _emitter(stage).backward
             if not isinstance(emit, str):
                 emit(back, stage)
         back.add_given("z", of.z)
         back.keep_given(of.z)
+    cleared = [f"on.clear({values.argument(name)}, row, inside, active, {width})" for name, width in options.cleared]
     of_scans = {"weights", "steps", "batch", "lengths", "order", "resets"}
-    arguments = ("weights", "count", *(a for a in values.arguments if a not in of_scans))
+    arguments = ("weights", "count", "batch", "lengths", *(a for a in values.arguments if a not in of_scans))
     constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION", "PTX": "PTX"}
-    return Phase(name, arguments, values.settle(BEGIN + values.step), f"tl.cdiv(count, {HEIGHT})", constants)
+    lines = [*BEGIN, *(["if lengths is not None:", *indent(1, cleared)] if cleared else []), *values.step]
+    return Phase(name, arguments, values.settle(lines), f"tl.cdiv(count, {HEIGHT})", constants)
 
 
 @dataclass(frozen=True)
@@ -139,7 +246,8 @@ class RowOptions:
         given: the results whose gradients reach it from outside.
         wanted: the inputs whose gradients somebody wants.
         begun: buffers whose gradients it finds in memory.
-        results: whether it writes the numbers of each row, nll and kl.
+        results: whether it writes the numbers of each row, nll and kl, and the posterior's means.
+        cleared: arguments that point to results of the scan, which writes none at padding, and their widths.
     """
 
     std: Std
@@ -148,9 +256,18 @@ class RowOptions:
     given: frozenset[str] = frozenset()
     wanted: frozenset[str] = frozenset()
     begun: frozenset[str] = frozenset()
+    cleared: tuple[tuple[str, int], ...] = ()
 
 
-class _Values(Forward):
+class _OfRows(Scan):
+    """Results and gradients are zero at padding, where nothing is read."""
+
+    def store_at(self, pointer: str, tile: Tile, variable: str) -> None:
+        columns = self.columns(tile, pointer, write=True)
+        self.step.append(f"on.store({pointer}, row, inside, on.only({variable}, active, lengths), {columns})")
+
+
+class _Values(_OfRows, Forward):
     """Values of a tile of rows."""
 
     def __init__(self, plan: Plan, options: RowOptions) -> None:
@@ -158,18 +275,18 @@ class _Values(Forward):
         self.reads, self.options = "where needed", options
 
 
-class _GradientPass(Backward):
+class _GradientPass(_OfRows, Backward):
     """Gradients of a tile of rows, behind the lines of their values."""
 
-    def __init__(self, plan: Plan, values: _Values, options: RowOptions) -> None:
+    def __init__(self, plan: Plan, values: _Values, options: RowOptions, finds: frozenset[Slice]) -> None:
         super().__init__(plan, frozenset(), ahead=False, late=False, on_z=False, on_eps=False)
         self.options = options
         self.arguments, self.step, self.known = values.arguments, values.step, values.known
         self.reads_from, self.writes_to = values.reads_from, values.writes_to
-        for buffer in options.begun:
-            self.begun.update(plan.tiles.get(buffer, ()))
-            if buffer not in options.wanted:
-                self.stored.update(plan.tiles.get(buffer, ()))
+        parts = (*(part for name in options.begun for part in plan.parts.get(name, ())), *finds)
+        for tile in filter(self.passes, (tile for part in parts for tile in plan.tiles_of(part))):
+            self.begun.add(tile)
+            self.stored.add(tile)
 
     def passes(self, tile: Tile) -> bool:
         return tile.buffer not in ("x", "cond") or tile.buffer in self.options.wanted
@@ -232,6 +349,7 @@ def _divergence_forward(scan: _Values, stage: Divergence) -> None:
         scan.step.append(f"{q_std} = {deviation_of(q_raw.name, scan.options.std)}")
         if not scan.options.results:
             continue
+        scan.store_at(scan.argument("b_mean"), replace(p_std, buffer="z"), q_mean.name)
         if sampled:
             z, eps = map(scan.value, sampled)
             terms = f"on.log_ratio({z}, {eps}, {q_std}, {p_mean.name}, {p_std.name})"
@@ -242,7 +360,7 @@ def _divergence_forward(scan: _Values, stage: Divergence) -> None:
         for tile in scan.plan.tiles[p_std.buffer]:
             scan.store("b", tile, tile.name)
     if scan.options.results:
-        scan.step.append(f"on.store_number({scan.argument('b_kl')}, row, active, kl)")
+        scan.step.append(f"on.store_number({scan.argument('b_kl')}, row, inside, active, kl)")
 
 
 def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
@@ -256,10 +374,9 @@ def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
             scan.step.append(f"{', '.join(shares.values())} = on.divergence_backward({given})")
         if sampled:
             scan.add(at, shares.get("at") or zeros(at))
-            if g is not None and "eps" in scan.options.wanted:
+            if "eps" in scan.options.wanted:
                 eps = sampled[1]
-                given = f"-{g}[:, None] * {scan.value(eps)}, {scan.columns(eps, 'g_past_eps', write=True)}"
-                scan.step.append(f"on.store({scan.argument('g_past_eps')}, row, active, {given})")
+                scan.put(eps, zeros(eps) if g is None else f"-{g}[:, None] * {scan.value(eps)}")
         means = None if sampled else shares.get("at")
         posterior, prior = halves(stage.posterior), halves(stage.prior)
         scan.put(q_mean, scan.total_of(q_mean, posterior[0], means, "mean"))
@@ -281,7 +398,7 @@ def _likelihood_forward(scan: _Values, stage: Likelihood) -> None:
     if stage.kind != "external" and scan.options.results:
         forward = STAGES[Likelihood].forward
         forward(scan, stage)
-        scan.step.append(f"on.store_number({scan.argument('b_nll')}, row, active, nll)")
+        scan.step.append(f"on.store_number({scan.argument('b_nll')}, row, inside, active, nll)")
 
 
 def _likelihood_backward(scan: _GradientPass, stage: Likelihood) -> None:

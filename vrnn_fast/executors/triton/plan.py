@@ -119,6 +119,11 @@ class Plan(Cut):
         """Where its weights and biases end in the workspace."""
         return self.matrices[-1].end if self.matrices else 0
 
+    @property
+    def products(self) -> int:
+        """How many products of tiles it has."""
+        return sum(len(m.targets) * len(m.sources) for m in self.matrices)
+
     def matrix(self, stage: Dense) -> Matrix:
         """Find the weights of a dense stage of the scan."""
         return next(m for m in self.matrices if m.stage == stage)

@@ -59,14 +59,21 @@ class Scan(Writer):
         self.read(variable, f"tl.load({pointer} + {{row}}, mask={{active}}, other=0)", dtype)
 
     def store(self, prefix: str, tile: Tile, variable: str) -> None:
-        pointer = self.pointer(prefix, tile.buffer)
+        self.store_at(self.pointer(prefix, tile.buffer), tile, variable)
+
+    def store_at(self, pointer: str, tile: Tile, variable: str) -> None:
+        """Write a tile to where an argument points, in rows that there are."""
         self.step.append(f"on.store({pointer}, row, active, {variable}, {self.columns(tile, pointer, write=True)})")
 
-    def load_state(self, prefix: str, tile: Tile, variable: str) -> None:
-        """Read a tile of a state before the loop."""
+    def load_state(self, prefix: str, tile: Tile, variable: str, *, given: bool = True) -> None:
+        """Read a tile of a state before the loop; zeros where it is not ``given``, but may be."""
         pointer = self.pointer(prefix, tile.buffer)
-        loaded = f"on.load({pointer}, b.to(tl.int64), inside, {self.columns(tile, pointer)})"
-        self.once.append(f"{variable} = {loaded}.to(tl.float32)")
+        loaded = f"on.load({pointer}, b.to(tl.int64), inside, {self.columns(tile, pointer)}).to(tl.float32)"
+        if given:
+            self.once.append(f"{variable} = {loaded}")
+        else:
+            self.once += [f"{variable} = tl.zeros((ROWS, {tile.padded}), tl.float32)", f"if {pointer} is not None:"]
+            self.once += [f"    {variable} = {loaded}"]
 
     def store_state(self, prefix: str, tile: Tile, variable: str) -> None:
         """Write a tile of a state behind the loop."""
@@ -214,9 +221,11 @@ class Backward(Scan):
         self.products: dict[Tile, list[tuple[int, Matrix]]] = defaultdict(list)  # that make a tile
         self.touched: dict[Tile, list[int]] = defaultdict(list)  # stages, without products
         for tile in self.states:
-            self.load_state("d_final", tile, f"later_{tile.name}")
+            self.load_state("d_final", tile, f"later_{tile.name}", given=False)
         for part in (*plan.read_after, *((plan.sample.z,) if on_z and plan.sample is not None else ())):
             self.begun.update(plan.tiles_of(part))
+        if on_eps and plan.divergence is not None and plan.divergence.z is not None:  # it meets the noise past z too
+            self.begun.update(plan.tiles["eps"])
         for number, stage in enumerate(plan.program.scan):
             if isinstance(stage, Dense):
                 for tile in plan.tiles_of(stage.target):
@@ -250,6 +259,7 @@ class Backward(Scan):
         return self.gradient(tile) if tile in self.begun or f"d_{tile.name}" in self.known else None
 
     def put(self, tile: Tile, expression: str) -> None:
+        self.stored.discard(tile)
         self.known.add(f"d_{tile.name}")
         self.step.append(f"d_{tile.name} = {expression}")
 
@@ -259,7 +269,7 @@ class Backward(Scan):
         self.put(tile, expression if total is None else f"{total} + {expression}")
 
     def keep(self, tile: Tile) -> None:
-        """Write a gradient to memory, once."""
+        """Write a gradient to memory, where it is not as it is."""
         if tile not in self.stored:
             self.stored.add(tile)
             self.store("g", tile, self.gradient(tile))

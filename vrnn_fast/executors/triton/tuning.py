@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
-from .passes import Passes, RowPass, passes
+from .passes import Passes, Room, passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
@@ -31,7 +31,7 @@ MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one
 # less, for nothing should spill for that
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
-MOST_JOINED = 180  # registers of a thread over rows, by an estimate, in TF32: beyond, they are launches of their own
+MOST_IN_TF32 = {False: 125, True: 180}  # registers of a thread over rows, by an estimate, forward and in reverse
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
 MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
@@ -113,49 +113,34 @@ def shared_bytes(cut: Plan, rows: int, itemsize: int, loaded: frozenset[int]) ->
     return weights + staging_bytes(cut, streamed, rows, itemsize)
 
 
-def products(cut: Plan) -> int:
-    """Count the small products in a kernel's step."""
-    return sum(len(cut.tiles_of(m.stage.target)) * len(cut.tiles_of(m.stage.source)) for m in cut.matrices)
-
-
 def multiply_adds(cut: Plan, config: Config, chip: Chip) -> int:
     """Count the multiply-adds of one thread in a step, where it is threads that multiply."""
     return sum(weight_bytes(cut, m, 1) for m in cut.matrices) * config.rows // (chip.lanes * config.warps)
 
 
-def around_config(config: Config, itemsize: int, precision: str) -> Config:
-    """Tell how the kernels over rows are written around a scan: they hold more tiles, so that threads multiply few
-    rows."""
-    return replace(config, rows=FEWEST_ROWS) if itemsize == 4 and precision == "ieee" else config
+def height(config: Config, itemsize: int, precision: str) -> int:
+    """Tell how many rows a program over rows has: it holds more tiles than a scan, so that threads multiply few."""
+    return FEWEST_ROWS if itemsize == 4 and precision == "ieee" else config.rows
 
 
-def _wanted(each: RowPass, config: Config, chip: Chip) -> int:
-    """Estimate the registers of a thread in a kernel over rows."""
-    columns = sum(tile.padded for cut in each.plans for tiles in cut.tiles.values() for tile in tiles)
-    return 80 + columns * config.rows // (chip.lanes * config.warps)
-
-
-@lru_cache(maxsize=256)
-def joined(spec: CellSpec, config: Config, itemsize: int, precision: str, chip: Chip) -> bool:
-    """Tell whether a scan and the kernels over rows around it are one launch. Where operands are large and tiles many,
-    the compiler spills of all what it would of none alone."""
-    if itemsize < 4 or precision == "ieee":
-        return True
-    ways = (passes(spec, config.widest, reverse=reverse) for reverse in (False, True))
-    return max(_wanted(each, config, chip) for way in ways for each in (way.first, way.last)) <= MOST_JOINED
-
-
-@lru_cache(maxsize=256)
-def rows_fit(around: Passes, config: Config, itemsize: int, chip: Chip, precision: str) -> bool:
-    """Tell whether the kernels over rows hold what they need in registers, and compile in reasonable time."""
+def room(config: Config, itemsize: int, precision: str, chip: Chip, *, reverse: bool) -> Room:
+    """Estimate what a program over rows can hold: a register of each thread for each of its elements. Where operands
+    are large, the compiler spills of less, and with a scan in the same launch of all."""
     by_threads = itemsize == 4 and precision == "ieee"
-    most = MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS
-    config = around_config(config, itemsize, precision)
-    for each in (around.first, around.last):
-        wanted = _wanted(each, config, chip) + (operand_registers(config, chip) if by_threads else 0)
-        if wanted > MOST_REGISTERS or sum(map(products, each.plans)) > most:
-            return False
-    return True
+    most = MOST_REGISTERS - (operand_registers(config, chip) if by_threads else 0)
+    wanted = MOST_IN_TF32[reverse] if precision == "tf32" and itemsize == 4 else most
+
+    def columns(registers: int) -> int:
+        return (registers - 80) * chip.lanes * config.warps // height(config, itemsize, precision)
+
+    return Room(columns(wanted), columns(most), MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS)
+
+
+def around(
+    spec: CellSpec, config: Config, itemsize: int, precision: str, chip: Chip, *, reverse: bool
+) -> Passes | None:
+    """Return the passes over rows around a scan; None where torch must do their work, for they do not fit."""
+    return passes(spec, config.widest, room(config, itemsize, precision, chip, reverse=reverse), reverse=reverse)
 
 
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
@@ -205,7 +190,7 @@ def candidates(
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
         late = itemsize < 4 and widest <= 64 and not chip.amd  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
-        if products(cut) > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
+        if cut.products > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
@@ -240,7 +225,7 @@ def misfit(
     cut = plan(spec, 128, mean)
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
-        f"the scan of this cell has {products(cut)} products of tiles in a step and would want about {least} registers "
+        f"the scan of this cell has {cut.products} products of tiles in a step and would want about {least} registers "
         f"a thread; at most {MOST_PRODUCTS} and {most_estimated(itemsize, chip)} are compiled"
     )
 
