@@ -78,8 +78,9 @@ def simulated(model: VRNN, u: Tensor, runs: int, generator: torch.Generator) -> 
     for u_t in u.expand(-1, runs, 1):
         h = cell.top(state)
         prior = cell.prior(h)
-        phi_z = cell.phi_z(prior.mean + prior.std * torch.randn(prior.mean.shape, generator=generator))
-        output = gaussian_parameters(cell.decoder(phi_z, h), model.spec.output_std)
+        z = prior.mean + prior.std * torch.randn(prior.mean.shape, generator=generator)
+        phi_z = cell.phi_z(z)
+        output = gaussian_parameters(cell.decoder(z, phi_z, h), model.spec.output_std)
         y = output.mean + output.std * torch.randn(output.mean.shape, generator=generator)
         found.append(torch.stack(list(output))[..., 0])
         state = cell.recur(cell.phi_x(y), phi_z, state, u_t)

@@ -12,9 +12,10 @@
 #include "particles.h"
 #include "products.h"
 // then
+#include "forward.h"
+// then
 #include "again.h"
 #include "cluster.h"
-#include "forward.h"
 #include "reverse.h"
 #include "tuning.h"
 
