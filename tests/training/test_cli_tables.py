@@ -152,6 +152,9 @@ def test_what_is_wrong_is_said_in_one_line(
         change(sensors(48)).to_csv(tmp_path / name, index=False)
         return tmp_path / name
 
+    sensors(48).rename(columns={"unit": "score"}).to_csv(place / "named.csv", index=False)
+    named = ("--id", "score", *OWN[2:], "--updates", 1, "--window", 16)
+    run("train", place / "named.csv", "--run", place / "named", *named)
     learnt, table, new = place / "run", place / "sensors.csv", ("--run", tmp_path / "new")
     (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "file").write_text("")
@@ -180,6 +183,7 @@ def test_what_is_wrong_is_said_in_one_line(
         "the table has no column 'nope'": ("train", table, "--id", "nope", *new),
         "column 'unit' holds str, and x must be numbers: name it as id": ("train", table, *new),
         "unrecognized arguments: --epochs": ("train", table, "--epochs", 3, *new),
+        "a table of scores has another column 'score'": ("score", place / "named", place / "named.csv"),
         "name the table to learn from": ("train", "--id", "unit", *new),
         "or .parquet, got chorales": ("train", "chorales", "--id", "unit", *new),
         "learning_rate must be a number > 0": ("train", table, *OWN, "--learning_rate", 0, *new),
@@ -207,3 +211,13 @@ def test_times_of_other_zones_are_those_of_utc(tmp_path: Path) -> None:
     pd.DataFrame({"stamp": stamps, "a": range(4)}).to_csv(tmp_path / "t.csv", index=False)
     read = table_files.read(tmp_path / "t.csv", "stamp")
     assert (read["stamp"].diff().dropna() == pd.Timedelta(hours=1)).all()
+
+
+def test_a_table_without_ids_and_times_will_do(tmp_path: Path) -> None:
+    sensors(48)[["heat", "flow"]].to_csv(tmp_path / "t.csv", index=False)
+    run("train", tmp_path / "t.csv", "--run", tmp_path / "run", *SMALL, "--threads", 1)
+    for command in ("score", "forecast", "impute"):
+        run(command, tmp_path / "run", tmp_path / "t.csv", "--threads", 1)
+    assert list(pd.read_csv(tmp_path / "run" / "scores.csv").columns[:2]) == ["score", "anomaly"]
+    assert pd.read_csv(tmp_path / "run" / "forecast.csv")["time"].min() == 96
+    assert pd.read_csv(tmp_path / "run" / "imputed.csv").notna().all().all()
