@@ -157,6 +157,12 @@ STUDY = Study(
             "reads the output as well and so is fed its own samples. Widths are those of the code (60, z of 10, a GRU "
             "of one layer); its extra layers for the input and the mean are not there, it trains for up to 500 epochs, "
             "and its test noise is another draw."
-        )
+        ),
+        (
+            "The NLL of one run holds the output against a decoder that was given one course of z. Where z carries "
+            "what is not known of the state, and the noise, that decoder is far too sure of it, unless it is kept from "
+            "being so, as in the first row. What a model says of the output is the mixture over its runs, and what it "
+            "predicts their average: the columns of 100 runs."
+        ),
     ],
 )
