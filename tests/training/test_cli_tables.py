@@ -125,7 +125,10 @@ def test_any_estimator_is_saved_and_asked_again(tmp_path: Path, fitted: dict[str
     again = Imputer.load(tmp_path / "run")
     assert again.likelihood == "student"
     assert again.get_params()["updates"] == 2
-    assert Forecaster.load(tmp_path / "run", horizon=3).horizon == 3
+    other = Forecaster.load(tmp_path / "run", horizon=3)
+    assert (other.horizon, other.num_samples, other.updates) == (3, 200, 2)
+    with pytest.raises(ValueError, match=r"id must be that of the model in .*run, which has learnt: leave it out"):
+        Forecaster.load(tmp_path / "run", id="unit")
     with pytest.raises(ValueError, match="keeps no scores: fit and save a Detector"):
         Detector.load(tmp_path / "run")
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):

@@ -45,7 +45,7 @@ def train(options: TableOptions, console: Console) -> None:
         table = files.read(options.table, options.arguments["time"])
         with _told():
             detector = Detector(**options.arguments, verbose=True).fit(table)
-            detector.save(run)
+            detector.set_params(verbose=False).save(run)
         (run / CONFIG).write_text(options.text)
         validations(detector.history_, run / "curves.png", title=options.table.name)
     features = len(detector.reader_.features)
