@@ -149,8 +149,8 @@ STUDY = Study(
     {"VRNN-Gauss of Gedon et al. 2021": {"RMSE": 0.870, "NLL": 1.300}},
     [
         (
-            "The published row is the one that the issue of this work names; the paper itself could not be looked up "
-            "here. What could be is the authors' code: its decoder ends in a rectifier for the logarithm of the "
+            "The published row is as recalled: the paper itself could not be looked up here. What could be is the "
+            "authors' code: its decoder ends in a rectifier for the logarithm of the "
             "variance, so that no deviation is below 1, and an RMSE of 0.870 then is an NLL of 1.297 at least. The "
             "first row here has that bound, in prior, posterior and decoder; the second is the same without it. In "
             "both, as in that code, h reads the input and z alone; the third is the cell of Chung et al., whose h "
