@@ -59,8 +59,8 @@ def surprises(panels: Sequence[Surprise], threshold: float, path: Path) -> None:
         wrong = panel.scores > threshold
         for name, values, color in zip(panel.features, panel.values.T, _cycled(panel.values.shape[1]), strict=True):
             above.plot(panel.times, values, color=color, linewidth=1, label=name)
-        for time in panel.times[wrong]:
-            above.axvline(time, color=ORANGE, linewidth=3, alpha=0.25, zorder=0)
+        marks = {"color": ORANGE, "linewidth": 3, "alpha": 0.25, "zorder": 0}
+        above.vlines(panel.times[wrong], 0, 1, transform=above.get_xaxis_transform(), **marks)
         if len(panel.features) <= _LEGEND:
             above.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
         above.set_ylabel("deviations")
