@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said_in_one_line(
         "a second time in row 48": ("score", learnt, wrong(lambda t: t.assign(unit="p 1"), "c.csv")),
         "from 2026-01-01 00:00:00 to 2026-01-01 03:00:00, where the table that the model was fitted on has steps of "
         "0 days 01:00:00": ("score", learnt, wrong(lambda t: t[::3], "d.csv")),
-        "column 'flow' holds str": ("score", learnt, wrong(lambda t: t.assign(flow="much"), "e.csv")),
+        "column 'flow' holds ": ("score", learnt, wrong(lambda t: t.assign(flow="much"), "e.csv")),
         "column 'day' is 'feast' in row 0": ("score", learnt, wrong(lambda t: t.assign(day="feast"), "f.csv")),
         "column 'stamp' is 'noon' in row": ("score", learnt, wrong(lambda t: t.assign(stamp="noon"), "g.csv")),
         "future must be given": ("forecast", learnt, table),
@@ -184,7 +184,7 @@ def test_what_is_wrong_is_said_in_one_line(
         "holds a run already": ("train", table, "--run", learnt),
         "run holds a run already: go on": ("train", "chorales", "--run", learnt),
         "the table has no column 'nope'": ("train", table, "--id", "nope", *new),
-        "column 'unit' holds str, and x must be numbers: name it as id": ("train", table, *new),
+        "and x must be numbers: name it as id, time or covariate, or leave it out": ("train", table, *new),
         "unrecognized arguments: --epochs": ("train", table, "--epochs", 3, *new),
         "a table of scores has another column 'score'": ("score", place / "named", place / "named.csv"),
         "name the table to learn from": ("train", "--id", "unit", *new),
