@@ -171,4 +171,5 @@ STUDY = Study(
             "tuned for any of them."
         )
     ],
+    packages=("pyod", "scikit-learn"),
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -56,6 +58,7 @@ class Study:
         run: yields what each model came to from a seed.
         published: models of others with their numbers, as they stand in print.
         remarks: what a reader must know to compare them.
+        packages: of others, whose versions matter.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Study:
     run: Callable[[int], Iterator[StudyResult]]
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    packages: Sequence[str] = ()
 
 
 class Elapsed:
@@ -101,9 +105,15 @@ def page(study: Study, findings: Sequence[StudyResult]) -> str:
         "## How they were trained",
         table(("model", "setting"), _settings(findings)),
         *machines([f.machine for f in findings]),
-        "Measured on " + ", ".join(dict.fromkeys(str(f.machine["date"])[:10] for f in findings)) + ".",
+        *dict.fromkeys(_measured(study, f) for f in findings),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _measured(study: Study, found: StudyResult) -> str:
+    versions = cast(dict[str, str], found.machine["versions"])
+    others = [f"{name} {versions[name]}" for name in study.packages]
+    return f"Measured on {str(found.machine['date'])[:10]}{', with ' if others else ''}{', '.join(others)}."
 
 
 def _summary(study: Study, findings: Sequence[StudyResult]) -> Iterator[Sequence[str]]:
@@ -135,6 +145,18 @@ def _settings(findings: Sequence[StudyResult]) -> Iterator[Sequence[str]]:
         yield model, ", ".join(f"{name} {value}" for name, value in setting.items() if name != "order")
 
 
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return their versions.
+
+    Raises:
+        SystemExit: one is not installed.
+    """
+    try:
+        return {name: version(name) for name in packages}
+    except PackageNotFoundError as error:
+        sys.exit(f"this study needs {error.name}: pip install {error.name}")
+
+
 def main(study: Study, given: Sequence[str]) -> None:
     """Run what was asked for, and write the page of all that there is."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.papers {study.name}", description=study.title)
@@ -146,6 +168,7 @@ def main(study: Study, given: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with using(options.threads):
         described = machine()
+        described["versions"] = {**cast(dict[str, str], described["versions"]), **_versions(study.packages)}
         for seed in options.seed or SEEDS:
             for found in study.run(seed):
                 kept = StudyResult(**{**asdict(found), "machine": described})

@@ -150,14 +150,20 @@ STUDY = Study(
     {"VRNN-Gauss of Gedon et al. 2021": {"RMSE": 0.870, "NLL": 1.300}},
     [
         (
-            "The published row is the one that the issue of this work names; the paper itself could not be looked up "
-            "here. What could be is the authors' code: its decoder ends in a rectifier for the logarithm of the "
+            "The published row is as recalled: the paper itself could not be looked up here. What could be is the "
+            "authors' code: its decoder ends in a rectifier for the logarithm of the "
             "variance, so that no deviation is below 1, and an RMSE of 0.870 then is an NLL of 1.297 at least. The "
             "first row here has that bound, in prior, posterior and decoder; the second is the same without it. In "
             "both, as in that code, h reads the input and z alone; the third is the cell of Chung et al., whose h "
             "reads the output as well and so is fed its own samples. Widths are those of the code (60, z of 10, a GRU "
             "of one layer); its extra layers for the input and the mean are not there, it trains for up to 500 epochs, "
             "and its test noise is another draw."
-        )
+        ),
+        (
+            "The NLL of one run holds the output against a decoder that was given one course of z. Where z carries "
+            "what is not known of the state, and the noise, that decoder is far too sure of it, unless it is kept from "
+            "being so, as in the first row. What a model says of the output is the mixture over its runs, and what it "
+            "predicts their average: the columns of 100 runs."
+        ),
     ],
 )

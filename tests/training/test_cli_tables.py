@@ -125,7 +125,10 @@ def test_any_estimator_is_saved_and_asked_again(tmp_path: Path, fitted: dict[str
     again = Imputer.load(tmp_path / "run")
     assert again.likelihood == "student"
     assert again.get_params()["updates"] == 2
-    assert Forecaster.load(tmp_path / "run", horizon=3).horizon == 3
+    other = Forecaster.load(tmp_path / "run", horizon=3)
+    assert (other.horizon, other.num_samples, other.updates) == (3, 200, 2)
+    with pytest.raises(ValueError, match=r"id must be that of the model in .*run, which has learnt: leave it out"):
+        Forecaster.load(tmp_path / "run", id="unit")
     with pytest.raises(ValueError, match="keeps no scores: fit and save a Detector"):
         Detector.load(tmp_path / "run")
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
@@ -152,6 +155,9 @@ def test_what_is_wrong_is_said_in_one_line(
         change(sensors(48)).to_csv(tmp_path / name, index=False)
         return tmp_path / name
 
+    sensors(48).rename(columns={"unit": "score"}).to_csv(place / "named.csv", index=False)
+    named = ("--id", "score", *OWN[2:], "--updates", 1, "--window", 16)
+    run("train", place / "named.csv", "--run", place / "named", *named)
     learnt, table, new = place / "run", place / "sensors.csv", ("--run", tmp_path / "new")
     (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "file").write_text("")
@@ -161,7 +167,7 @@ def test_what_is_wrong_is_said_in_one_line(
         "a second time in row 48": ("score", learnt, wrong(lambda t: t.assign(unit="p 1"), "c.csv")),
         "from 2026-01-01 00:00:00 to 2026-01-01 03:00:00, where the table that the model was fitted on has steps of "
         "0 days 01:00:00": ("score", learnt, wrong(lambda t: t[::3], "d.csv")),
-        "column 'flow' holds str": ("score", learnt, wrong(lambda t: t.assign(flow="much"), "e.csv")),
+        "column 'flow' holds ": ("score", learnt, wrong(lambda t: t.assign(flow="much"), "e.csv")),
         "column 'day' is 'feast' in row 0": ("score", learnt, wrong(lambda t: t.assign(day="feast"), "f.csv")),
         "column 'stamp' is 'noon' in row": ("score", learnt, wrong(lambda t: t.assign(stamp="noon"), "g.csv")),
         "future must be given": ("forecast", learnt, table),
@@ -178,8 +184,9 @@ def test_what_is_wrong_is_said_in_one_line(
         "holds a run already": ("train", table, "--run", learnt),
         "run holds a run already: go on": ("train", "chorales", "--run", learnt),
         "the table has no column 'nope'": ("train", table, "--id", "nope", *new),
-        "column 'unit' holds str, and x must be numbers: name it as id": ("train", table, *new),
+        "and x must be numbers: name it as id, time or covariate, or leave it out": ("train", table, *new),
         "unrecognized arguments: --epochs": ("train", table, "--epochs", 3, *new),
+        "a table of scores has another column 'score'": ("score", place / "named", place / "named.csv"),
         "name the table to learn from": ("train", "--id", "unit", *new),
         "or .parquet, got chorales": ("train", "chorales", "--id", "unit", *new),
         "learning_rate must be a number > 0": ("train", table, *OWN, "--learning_rate", 0, *new),
@@ -207,3 +214,13 @@ def test_times_of_other_zones_are_those_of_utc(tmp_path: Path) -> None:
     pd.DataFrame({"stamp": stamps, "a": range(4)}).to_csv(tmp_path / "t.csv", index=False)
     read = table_files.read(tmp_path / "t.csv", "stamp")
     assert (read["stamp"].diff().dropna() == pd.Timedelta(hours=1)).all()
+
+
+def test_a_table_without_ids_and_times_will_do(tmp_path: Path) -> None:
+    sensors(48)[["heat", "flow"]].to_csv(tmp_path / "t.csv", index=False)
+    run("train", tmp_path / "t.csv", "--run", tmp_path / "run", *SMALL, "--threads", 1)
+    for command in ("score", "forecast", "impute"):
+        run(command, tmp_path / "run", tmp_path / "t.csv", "--threads", 1)
+    assert list(pd.read_csv(tmp_path / "run" / "scores.csv").columns[:2]) == ["score", "anomaly"]
+    assert pd.read_csv(tmp_path / "run" / "forecast.csv")["time"].min() == 96
+    assert pd.read_csv(tmp_path / "run" / "imputed.csv").notna().all().all()

@@ -25,6 +25,7 @@ from .frames import Table, as_pandas
 from .reader import Columns, TableReader, TimeSeries
 
 Tails = Literal["gaussian", "student"]
+_OF_THE_MODEL = ("features", "id", "time", "covariates", "likelihood", "hidden_size", "latent_size")
 MOST = 1 << 23  # of T * B * particles * X in one launch, unless a single series has more
 
 
@@ -161,7 +162,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             >>> Forecaster(updates=1, window=16).fit(table).save(folder)
         """
         self._require_fitted()
-        learnt = saved.Learnt(self.model_, self.reader_, self.history_, list(self.feature_names_in_), self._kept())
+        kind, columns = type(self).__name__, list(self.feature_names_in_)
+        learnt = saved.Learnt(kind, self.model_, self.reader_, self.history_, columns, self._kept())
         saved.save(Path(folder), self.get_params(deep=False), learnt)
 
     @classmethod
@@ -170,7 +172,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         ``vrnn-fast train``.
 
         Args:
-            arguments: instead of those of the one that was saved.
+            arguments: instead of those of the one that was saved, which one of another kind has in common with it; none
+                of what the model was built by.
 
         Raises:
             CheckpointError: the folder holds no such file, or it is damaged. ValueError, TypeError: of an argument.
@@ -181,9 +184,13 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             >>> Imputer.load(folder, smoothed=True).transform(table).equals(table)
             True
         """
+        for name in _OF_THE_MODEL:
+            if name in arguments:
+                raise ValueError(f"{name} must be that of the model in {folder}, which has learnt: leave it out")
         given, learnt = saved.load(Path(folder))
-        names = cls._get_param_names()
-        made = cls(**{**{name: value for name, value in given.items() if name in names}, **arguments})
+        kind = cls if learnt.kind == cls.__name__ else Estimator
+        shared = {name: given[name] for name in kind._get_param_names()}
+        made = cls(**{**shared, **arguments})
         checks.one_of("backend", made.backend, executors.names())
         learnt.model.backend = made.backend
         made._learnt(learnt.model.to(_device(made.device)), learnt.reader, learnt.history, learnt.columns)

@@ -70,12 +70,12 @@ class Forecaster(Estimator):
                 raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
         rows = []
         for series, times, samples in self._drawn(table, future):
-            said = times if self.time is None else in_zone_of(as_pandas(table)[self.time], times)
+            stamps = times if self.time is None else in_zone_of(as_pandas(table)[self.time], times)
             found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
                 values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
-                rows.append(pd.DataFrame({**named, time: said, "feature": feature, **values}))
+                rows.append(pd.DataFrame({**named, time: stamps, "feature": feature, **values}))
         return like(table, pd.concat(rows, ignore_index=True))
 
     def sample(self, table: Table, future: Table | None = None) -> dict[Any, NDArray[np.float64]]:

@@ -22,9 +22,10 @@ _KEPT = "kept."  # begins the names of what a kind of estimator keeps, beside th
 
 
 class Learnt(NamedTuple):
-    """What a file holds: the model, how tables are read, nats of each validation, the columns of the table, and what
-    a kind of estimator keeps beside them."""
+    """What a file holds: the kind of estimator, the model, how tables are read, nats of each validation, the columns of
+    the table, and what such a kind keeps beside them."""
 
+    kind: str
     model: VRNN
     reader: TableReader
     history: Sequence[float]
@@ -40,6 +41,7 @@ def save(folder: Path, given: Mapping[str, Any], learnt: Learnt) -> None:
         raise TableError(f"the likelihood {about['likelihood'][0]} is a class of your own: pickle the estimator")
     likelihood = given["likelihood"] if isinstance(given["likelihood"], str) else None  # else the model has it
     words = {
+        "kind": learnt.kind,
         "given": {**given, "likelihood": likelihood},
         "model": about,
         "reader": _reader_in_words(reader),
@@ -67,7 +69,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Learnt]:
         model = made(about["model"], tensors, {}, VRNN)
         reader = _reader_of(about["reader"])
         given = {**about["given"], "likelihood": about["given"]["likelihood"] or model.likelihood}
-        return given, Learnt(model, reader, about["history"], about["columns"], kept)
+        return given, Learnt(about["kind"], model, reader, about["history"], about["columns"], kept)
     except (KeyError, TypeError, ValueError, LayoutError) as error:
         raise CheckpointError(f"{path} does not hold what was learnt from a table: {error}") from error
 

@@ -59,17 +59,22 @@ def surprises(panels: Sequence[Surprise], threshold: float, path: Path) -> None:
         wrong = panel.scores > threshold
         for name, values, color in zip(panel.features, panel.values.T, _cycled(panel.values.shape[1]), strict=True):
             above.plot(panel.times, values, color=color, linewidth=1, label=name)
-        for time in panel.times[wrong]:
-            above.axvline(time, color=ORANGE, linewidth=3, alpha=0.25, zorder=0)
+        marks = {"color": ORANGE, "linewidth": 3, "alpha": 0.25, "zorder": 0}
+        above.vlines(panel.times[wrong], 0, 1, transform=above.get_xaxis_transform(), **marks)
         if len(panel.features) <= _LEGEND:
             above.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
         above.set_ylabel("deviations")
         above.tick_params(labelbottom=False)
         below.sharex(above)
+        if panel.scores.max() > 10 * (width := max(1.0, abs(threshold))):  # one row may be hundreds above all others
+            tens = [0.0, *(10.0**power for power in range(1, 9) if 10**power < 2 * panel.scores.max())]
+            below.set_yscale("asinh", linear_width=width)
+            below.set_yticks(tens, [f"{tick:,.0f}" for tick in tens])
+            below.minorticks_off()
         below.plot(panel.times, panel.scores, color=INK, linewidth=1)
         below.plot(panel.times[wrong], panel.scores[wrong], "o", color=ORANGE, markersize=4)
         below.axhline(threshold, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)))
-        below.set_yscale("asinh", linear_width=max(1.0, abs(threshold)))  # one row may be hundreds above all others
+        below.margins(y=0.15)
         below.set_ylabel("score, nats")
         _finish(above, panel.title)
         _finish(below, "")

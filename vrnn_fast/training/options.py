@@ -141,7 +141,8 @@ def _add_model(parser: ArgumentParser) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="vrnn-fast train",
-        description="Learn from sequences: the chorales, arrays (T, X) or (N, T, X), sound cut into frames, or a pack.",
+        description="Learn from sequences: the chorales, arrays (T, X) or (N, T, X), sound cut into frames, or a pack. "
+        "One table, .csv or .parquet, has other options: train TABLE.csv --help.",
         parser_mode="toml",
         exit_on_error=False,
         default_env=False,

@@ -26,6 +26,7 @@ from .report import validations
 from .runs import of_table
 from .table_options import TableOptions
 
+_SCORES, _OF = ("score", "anomaly"), "score of "
 _PAST = 4  # horizons of the past in a picture of a forecast
 
 
@@ -44,7 +45,7 @@ def train(options: TableOptions, console: Console) -> None:
         table = files.read(options.table, options.arguments["time"])
         with _told():
             detector = Detector(**options.arguments, verbose=True).fit(table)
-            detector.save(run)
+            detector.set_params(verbose=False).save(run)
         (run / CONFIG).write_text(options.text)
         validations(detector.history_, run / "curves.png", title=options.table.name)
     features = len(detector.reader_.features)
@@ -56,11 +57,14 @@ def score(run: Path, given: Path, out: Path, console: Console, **arguments: Any)
     """Write a row for each one of a table: its id and time, score, 0 or 1, and the score of each feature; and a
     picture."""
     detector, table = _asked(Detector, run, given, out, arguments)
+    for name in _named(detector):
+        if name in (*_SCORES, *(_OF + feature for feature in detector.reader_.features)):
+            raise RunError(f"a table of scores has another column {name!r}: rename the one of the table")
     with _told():
         scores, each = detector.decision_function(table), detector.explain(table)
         series = detector.reader_.read(table)
     found = table[_named(detector)].assign(score=scores, anomaly=(scores > detector.threshold_).astype(int))
-    _write(found.join(each.add_prefix("score of ")), out)
+    _write(found.join(each.add_prefix(_OF)), out)
     worst = sorted(series, key=lambda s: -scores[s.rows].max())[: charts.MOST // 2]
     features = detector.reader_.features
     panels = [charts.Surprise(_title(s), s.times, s.values, features, scores[s.rows]) for s in worst]
