@@ -23,7 +23,7 @@ from vrnn_fast.executors.cuda import sources
 from vrnn_fast.executors.cuda.launch import fixed, program
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import PlannedLaunch, backward_steps, forward_steps
+from vrnn_fast.executors.cuda.steps import BLOCKS, PlannedLaunch, ScanClusters, backward_steps, forward_steps
 
 from .record import RESULTS
 
@@ -56,10 +56,10 @@ def spec_of(size: int) -> CellSpec:
     return CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
 
 
-def steps(spec: CellSpec) -> dict[str, PlannedLaunch]:
+def steps(spec: CellSpec, clusters: ScanClusters = BLOCKS) -> dict[str, PlannedLaunch]:
     """List the launches of a training step on the loss alone."""
-    there = forward_steps(spec, Keep.STORED, Want())
-    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
+    there = forward_steps(spec, Keep.STORED, Want(), clusters)
+    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, clusters)
     return {step.name: step for step in (*there, *back)}
 
 
@@ -105,9 +105,9 @@ def rows() -> Iterator[str]:
     for kind, target in product(SIZES, TARGETS):
         for name in ("pack", "weights", "sums"):
             own = fixed(name, kind, DTYPES[kind], 20)
-            of = compiled(own.text, target)
-            numbers = (of.registers, of.spilled, round(own.shared / 1024))
-            yield f"| any | {kind} | {target} | {own.name} | {' | '.join(map(str, numbers))} | | | | | |"
+            of = compiled(own.kernel.text, target)
+            numbers = (of.registers, of.spilled, round(own.kernel.shared / 1024))
+            yield f"| any | {kind} | {target} | {own.kernel.name} | {' | '.join(map(str, numbers))} | | | | | |"
 
 
 def _cells(made: KernelSource | None, target: str) -> str:

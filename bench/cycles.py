@@ -1,50 +1,92 @@
-"""A clock on paper: cycles a step of the CUDA scans, by arithmetic.
+"""A clock on paper: cycles a step of the CUDA kernels, and microseconds a training step, by arithmetic.
 
-``python -m bench.cycles`` prints them. **Nothing of it was measured on a GPU**; a test holds what is counted to what
-the compiled code is seen to do.
+``python -m bench.cycles`` prints them beside what is aimed at, and with ``--record`` keeps them in
+bench/results/cuda-cycles.md. **Nothing of it was measured on a GPU**; a test holds what is counted to what the compiled
+code is seen to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import math
+from collections.abc import Iterator, Sequence
 from itertools import product
 
-from vrnn_fast.cell.stages import Keep
-from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.cuda.cycles import CLOCKS, paper_step
+from vrnn_fast.executors.cuda.cycles import FACTOR, PAPER_CHIPS, gru_alone, paper_step
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand, memory
-from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, backward_steps, forward_steps
+from vrnn_fast.executors.cuda.steps import H100, chosen
 
-from .cuda_resources import spec_of
+from .cuda_resources import SCANS, spec_of, steps
+from .record import RESULTS
 
 SIZES = 32, 64, 96, 128, 256
 KINDS: tuple[Operand, ...] = ("bf16", "tf32")
-HEAD = (
-    "| H | operands | chip | kernel | mma | wavefronts | KB streamed | barriers | cycles | microseconds |",
-    "| --: | --- | --- | --- | --: | --: | --: | --: | --: | --: |",
-)
+AIMS = {64: (1.0, 3.0), 128: (1.6, 5.0), 256: (2.0, 6.0), 384: (3.0, 9.0)}  # forward, and with backward
+AIMED: tuple[Operand, str] = "bf16", "sm_90"
+HEAD = f"""\
+# Cycles a step of the CUDA kernels, by arithmetic
+
+`python -m bench.cycles --record`: a GRU cell with Z = 16 and one hidden layer as wide as the state in each network, in
+training; of one block, a step of a scan, or a tile of 16 rows of a pass. Products, wavefronts of shared memory,
+instructions of warps and barriers are within {FACTOR} of those of the executed PTX, which a test sees to at H = 32;
+bytes are those of weights from the second-level cache; the chain is what follows each other however little there is to
+do. `vrnn_fast/executors/cuda/cycles.py` says how cycles follow from them.
+**Nothing here has run on a GPU.**
+"""
+COLUMNS = "H", "operands", "chip", "kernel", "mma", "wavefronts", "instructions", "KB streamed", "barriers", "chain"
 
 
 def rows() -> Iterator[str]:
     """Yield a line for each kernel that fits."""
-    for size, kind, chip in product(SIZES, KINDS, CLOCKS):
-        spec = spec_of(size)
-        there = forward_steps(spec, Keep.STORED, Want())
-        back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
-        for step in (*there, *back):
-            found = memory(step.plan, kind, CHIPS[chip]) if step.name in (FORWARD, BACKWARD) else None
+    yield f"| {' | '.join(COLUMNS)} | cycles | microseconds |"
+    yield f"| --: | --- | --- | --- |{' --: |' * 8}"
+    for size, kind, chip in product(SIZES, KINDS, PAPER_CHIPS):
+        for step in steps(spec_of(size)).values():
+            found = memory(step.plan, kind, CHIPS[chip])
             if found is None:
                 continue
-            own = paper_step(found)
-            counted = (own.mma, own.wavefronts, own.streamed >> 10, own.barriers, own.cycles)
+            own = paper_step(found, step.stored)
+            of = own.total
+            counted = of.mma, of.wavefronts, of.instructions, of.streamed >> 10, of.barriers, of.chain, own.cycles
             numbers = " | ".join(map(str, counted))
             yield f"| {size} | {kind} | {chip} | {step.name} | {numbers} | {own.microseconds(chip):.2f} |"
 
 
-def main() -> None:
-    """Print the table."""
-    print("\n".join((*HEAD, *rows())))
+def aims() -> Iterator[str]:
+    """Yield a line for each width with an aim: blocks that share a tile of rows, microseconds of a step of the scans,
+    what they should be, and those of nn.GRU alone."""
+    yield "| H | blocks | forward | aim | and backward | aim | nn.GRU alone, as cuDNN's | in one block, at best |"
+    yield f"|{' --: |' * 8}"
+    kind, chip = AIMED
+    for size, (there, both) in AIMS.items():
+        us, ranks, spec = [0.0], [], spec_of(size)
+        for step in (steps(spec, chosen(spec, kind, H100))[way] for way in SCANS):
+            ranks.append(str(step.plan.ranks))
+            found = memory(step.plan, kind, CHIPS[chip])
+            us.append(math.inf if found is None else us[-1] + paper_step(found, step.stored).microseconds(chip))
+        alone = [sum(gru_alone(size, chip, reverse=r, apart=apart) for r in (False, True)) for apart in (True, False)]
+        ours = f"{', '.join(ranks)} | {us[1]:.2f} | {there} | {us[2]:.2f} | {both}"
+        yield f"| {size} | {ours} | {alone[0]:.2f} | {alone[1]:.2f} |"
+
+
+def lines() -> Iterator[str]:
+    yield HEAD
+    yield f"Microseconds a step on an H100, in {AIMED[0]}:"
+    yield ""
+    yield from aims()
+    yield ""
+    yield from rows()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, and keep them if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cycles", description=__doc__)
+    parser.add_argument("--record", action="store_true", help="keep them in bench/results/cuda-cycles.md")
+    options = parser.parse_args(arguments)
+    text = "\n".join(lines())
+    print(text)
+    if options.record:
+        (RESULTS / "cuda-cycles.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.special import erfc
 
 from .record import ROOT, Record
 from .table import markdown, put
@@ -43,6 +45,7 @@ FUNCTIONS: dict[str, Function] = {
     "tanh": Function(np.tanh, -3.4e38, 3.4e38, 3),
     "softplus": Function(lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), -87.3, 3.4e38, 3),
     "expm1": Function(np.expm1, -3.4e38, 88.7, 3),
+    "normal_cdf": Function(lambda x: erfc(torch.from_numpy(x) * -(0.5**0.5)).numpy() / 2, -1.25, 3.4e38, 6),
 }
 
 

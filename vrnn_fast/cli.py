@@ -1,4 +1,4 @@
-"""The command ``vrnn-fast``: train, pack, eval, sample, convert, info, verify, demo."""
+"""The command ``vrnn-fast``: train, pack, eval, sample, score, forecast, impute, convert, info, verify, demo."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 if find_spec("typer") is None or find_spec("rich") is None or find_spec("safetensors") is None:
@@ -35,7 +36,7 @@ from .training.config import MAX_SEED, RunError
 from .training.evaluation import evaluate
 from .training.options import Options
 from .training.ranks import Ranks
-from .training.runs import load_model, read_configs, run_data
+from .training.runs import load_model, of_table, read_configs, run_data
 from .training.trainer import Trainer
 
 app = typer.Typer(
@@ -51,6 +52,12 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, or one of 
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
 BackendName = Annotated[str, typer.Option(help="Auto, or a name that `vrnn-fast info` lists.")]
 MaxGigabytes = Annotated[float, typer.Option(help="What a file of data may expand to in memory.", min=0)]
+TableRun = Annotated[Path, typer.Argument(help="The folder of a run that train made of a table.", metavar="RUN")]
+TableFile = Annotated[Path, typer.Argument(help="A table, .csv or .parquet, of the same columns.", metavar="TABLE")]
+Out = Annotated[Path | None, typer.Option(help="File to write, .csv or .parquet; the picture lies beside it.")]
+ParticleCount = Annotated[int | None, typer.Option(help="Samples of the latent variables; by default train's.", min=1)]
+DeviceName = Annotated[str, typer.Option(help="Cpu, or cuda and its number.")]
+QUANTILES = 0.05, 0.25, 0.5, 0.75, 0.95
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
 
 
@@ -81,14 +88,25 @@ def train(context: typer.Context) -> None:
     Ctrl-C, SIGTERM and SIGHUP save, and --resume goes on as if the run had never stopped. So does torchrun, without a
     word, where a rank died.
     """
-    from .training.options import parse
+    from .training.options import on_table, parse
     from .training.ranks import joined
 
+    if on_table(context.args):
+        return _train_on_table(context.args)
     options = parse(context.args)
     _set_threads(options.threads)
     with joined(options.train.device) as ranks:
         if not _train(options, ranks):
             raise typer.Exit(INTERRUPTED)
+
+
+def _train_on_table(arguments: list[str]) -> None:
+    tables = _tables()
+    from .training.table_options import parse
+
+    options = parse(arguments)
+    _set_threads(options.threads)
+    tables.train(options, console)
 
 
 def _train(options: Options, ranks: Ranks) -> bool:
@@ -123,7 +141,7 @@ def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
     from .training.options import LOGGERS
 
     if options.resume is None:
-        return options.run, options.run if ranks.restarts and checkpoint.exists(options.run) else None
+        return options.run, options.run if ranks.start > 1 and checkpoint.exists(options.run) else None
     others = [name for name in options.given if name not in ("resume", "threads", *LOGGERS)]
     if others:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")
@@ -136,7 +154,7 @@ def _trainer(options: Options, run: Path, resume: Path | None, ranks: Ranks, sho
 
     if resume is not None:
         return Trainer.resume(resume, ranks=ranks)
-    if checkpoint.exists(run):
+    if checkpoint.exists(run) or of_table(run):
         words = f"{run} holds a run already: go on with --resume {run}, or name another --run"
         raise RunError(words, everywhere=True)
     failure: Exception | None = None
@@ -255,6 +273,93 @@ def sample(
             written.append(f"sample_{i + 1}.wav")
             sound.write(out / written[-1], samples[:, i], about["rate"])
     console.print(f"{', '.join(written)} written to {out}")
+
+
+@app.command()
+def score(
+    run: TableRun,
+    table: TableFile,
+    out: Out = None,
+    contamination: Annotated[
+        float | None, typer.Option(help="Share of the table it was trained on that is anomalous; by default train's.")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Quantile, or peaks: those over a threshold; by default train's.")
+    ] = None,
+    particles: ParticleCount = None,
+    device: DeviceName = "cpu",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+) -> None:
+    """Score the rows of a table, find anomalies, and draw both: scores.csv and scores.png."""
+    _set_threads(threads)
+    tables = _tables()
+    tables.score(
+        run, table, tables.out_of(run, "scores", out), console, contamination=contamination, threshold=threshold,
+        num_particles=particles, device=device, backend=backend,
+    )  # fmt: skip
+
+
+@app.command()
+def forecast(
+    run: TableRun,
+    table: TableFile,
+    out: Out = None,
+    horizon: Annotated[int, typer.Option(help="How many rows to forecast.", min=1)] = 24,
+    quantile: Annotated[
+        list[float] | None, typer.Option(help="Which, beside the mean; may be repeated. By default 0.05 to 0.95.")
+    ] = None,
+    future: Annotated[
+        Path | None, typer.Option(help="A table of what is known of the rows to come: covariates, uneven times.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Drawn for each series.", min=1)] = 200,
+    seed: Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=MAX_SEED)] = None,
+    device: DeviceName = "cpu",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+) -> None:
+    """Forecast what comes after a table, and draw a fan chart: forecast.csv and forecast.png."""
+    _set_threads(threads)
+    tables = _tables()
+    tables.forecast(
+        run, table, tables.out_of(run, "forecast", out), future, console, horizon=horizon,
+        quantiles=tuple(sorted(quantile or QUANTILES)), num_samples=samples, seed=seed, device=device, backend=backend,
+    )  # fmt: skip
+
+
+@app.command()
+def impute(
+    run: TableRun,
+    table: TableFile,
+    out: Out = None,
+    smoothed: Annotated[bool, typer.Option(help="By all that was observed, not only by what came before.")] = False,
+    samples: Annotated[int, typer.Option(help="Whose average fills a gap; 1 is as noisy as the data.", min=1)] = 32,
+    particles: ParticleCount = None,
+    seed: Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=MAX_SEED)] = None,
+    device: DeviceName = "cpu",
+    backend: BackendName = "auto",
+    threads: Threads = None,
+) -> None:
+    """Fill the gaps of a table, and draw those of some series: imputed.csv and imputed.png."""
+    _set_threads(threads)
+    tables = _tables()
+    tables.impute(
+        run, table, tables.out_of(run, "imputed", out), console, smoothed=smoothed, num_samples=samples,
+        num_particles=particles, seed=seed, device=device, backend=backend,
+    )  # fmt: skip
+
+
+def _tables() -> ModuleType:
+    """Return the commands of tables.
+
+    Raises:
+        RunError: the extra is not installed.
+    """
+    try:
+        from .training import tables
+    except ImportError as error:
+        raise RunError(str(error)) from error
+    return tables
 
 
 @app.command()

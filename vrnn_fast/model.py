@@ -12,6 +12,7 @@ from . import bounds, checks, executors, generation, inference, inputs, paramete
 from . import objective as objectives
 from . import resampling as filtering
 from .answers import Answers
+from .answers.proposal import Blinded
 from .call import ModelCall
 from .cell import arguments
 from .cell.arguments import Widths
@@ -68,11 +69,15 @@ class VRNN(Answers, nn.Module):
         packed_heads: whether encoder, prior and decoder give all their parameters, mean first, from one linear layer
             (``enc_params``, ``prior_params``, ``dec_params``) instead of one layer each.
         cond_size: C, features of a conditioning input that every call takes as ``cond``; 0 for none.
-        cond_networks: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"`` and ``"cell"``. Its columns come first
-            in prior and decoder, between those of phi_x and h in the encoder, and last in the cell.
+        cond_networks: who reads it, of ``"encoder"``, ``"prior"``, ``"decoder"``, ``"phi_z"`` and ``"cell"``. Its
+            columns come first in prior and decoder, between those of phi_x and h in the encoder, last in phi_z and
+            cell.
         input_order: the order in which the first layer of a network, or the ``"cell"``, reads its sources side by side,
-            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond and h.
-        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"`` or ``"identity"``; or a mapping of
+            where it is another one: ``{"encoder": ("h", "phi_x")}``. The sources are phi_x, phi_z, cond, h and, of
+            phi_z, z. The decoder may read z in the place of phi_z, ``("z", "h")``, and the cell may leave phi_x out,
+            ``("phi_z",)``: a recurrent state-space model is such a cell (examples/rssm.py).
+        activation: ``"relu"``, ``"leaky_relu"`` (slope 0.01), ``"tanh"``, ``"elu"``, ``"identity"``, ``"silu"`` or
+            ``"gelu"`` (x times the normal distribution function, not torch's ``approximate="tanh"``); or a mapping of
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
             hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
             its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).
@@ -174,7 +179,7 @@ class VRNN(Answers, nn.Module):
         self.num_layers = num_layers
         self.batch_first, self.backend = batch_first, backend
         self.recompute, self.check_values = recompute, check_values
-        self._measured = particles.measured(self.spec)
+        self._measured, self._blinded = particles.measured(self.spec), Blinded.of(self.spec)
         if isinstance(self.likelihood, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.initial_state: Tensor | None

@@ -39,6 +39,8 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "identity": nn.Identity,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,7 +66,10 @@ def relative(log_weights: Tensor) -> Tensor:
     return torch.where(best.isfinite(), log_weights - best, 0.0).clamp(min=_LEAST)
 
 
-def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
+Measured: TypeAlias = Mapping[str, CellSpec]
+
+
+def measured(spec: CellSpec) -> Measured:
     """Return a cell as it measures the log-weights of samples, by measure."""
     measures: tuple[Measure, ...] = ("log_weight", "particle_filter")
     return {m: replace(spec, measure=m) for m in measures if m == "log_weight" or spec.likelihood != "external"}
@@ -74,7 +77,7 @@ def measured(spec: CellSpec) -> Mapping[str, CellSpec]:
 
 def run(
     call: ModelCall,
-    specs: Mapping[str, CellSpec],
+    specs: Measured,
     batch: Batch,
     uniforms: Tensor | None,
     threshold: float = THRESHOLD,

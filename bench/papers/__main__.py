@@ -1,4 +1,5 @@
-"""``python -m bench.papers``: train, measure, record. ``python -m bench.papers speech`` does so on raw audio."""
+"""``python -m bench.papers``: train, measure, record. A name asks for another study: one of :data:`TASKS` and
+:data:`STUDIES`."""
 
 from __future__ import annotations
 
@@ -16,12 +17,15 @@ from rich.console import Console
 from vrnn_fast.data import DataError
 
 from ..record import RESULTS
-from . import speech
+from . import anomalies, evidence, exchange, linear_gaussian, narendra_li
 from .chorales import KINDS, Hyperparameters, Result, read, run
+from .chung import handwriting, speech
 from .page import page
 
+TASKS = {"speech": speech.main, "handwriting": handwriting.main}
 DATA = "VRNN_FAST_JSB"
 SEEDS = (0, 1, 2)
+STUDIES = (linear_gaussian.STUDY, narendra_li.STUDY, anomalies.STUDY, exchange.STUDY)
 
 
 def results_in(folder: Path) -> list[Result]:
@@ -33,8 +37,11 @@ def results_in(folder: Path) -> list[Result]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for, and write the page of all that there is."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["speech"]:
-        return speech.main(arguments[1:])
+    if arguments and arguments[0] in TASKS:
+        return TASKS[arguments[0]](arguments[1:])
+    for study in STUDIES:
+        if arguments[:1] == [study.name]:
+            return evidence.main(study, arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m bench.papers", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA), help=f"JSB_Chorales.mat (default: ${DATA})")
     parser.add_argument("--bound", choices=KINDS, action="append", help="train with it (may be repeated; default: all)")

@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "identity": nn.Identity,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
 }
 _NETWORKS = {"enc": "encoder", "prior": "prior", "dec": "decoder"}
 

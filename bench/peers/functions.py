@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "tanh": torch.tanh,
     "softplus": F.softplus,
     "expm1": torch.expm1,
+    "normal_cdf": torch.special.ndtr,
 }
 
 

@@ -89,6 +89,7 @@ Stage read_elementwise(Reader& in, Op op, const std::vector<Buffer>& buffers) {
         case Op::dense:
         case Op::resample: break;
         case Op::activate:
+            s.source = slice();
             s.target = slice();
             s.kind = in.next_below(members(Activation_names), "an activation");
             break;
@@ -174,7 +175,10 @@ void find_stages(Program& program) {
         if (s.op == Op::likelihood || s.op == Op::draw) program.output = &s;
         if (s.op == Op::sample) program.sample = &s;
         if (s.op == Op::divergence) program.divergence = &s;
-        if (s.op == Op::recur && program.gates < 0) program.gates = s.target.buffer;
+        if (s.op == Op::recur && program.gates < 0) {
+            const bool activated = &s != program.stages.begin() && (&s)[-1].op == Op::activate;
+            program.gates = activated ? (&s)[-1].source.buffer : s.target.buffer;
+        }
     }
     const auto of = [&](Op op) { return count[static_cast<int64_t>(op)]; };
     const int64_t drawn = of(Op::draw);

@@ -16,7 +16,7 @@ struct Span {
     const T& operator[](int64_t i) const { return data[i]; }
 };
 
-inline constexpr int64_t program_format = 7;  // of the code: that of vrnn_fast/cell/encode.py
+inline constexpr int64_t program_format = 8;  // of the code: that of vrnn_fast/cell/encode.py
 
 // An enum whose numbers are the encoding, and the names of its members, "a, b, c", which a test compares with Python's.
 #define VRNN_ENCODED(Enum, ...)                \
@@ -24,7 +24,7 @@ inline constexpr int64_t program_format = 7;  // of the code: that of vrnn_fast/
     inline constexpr char Enum##_names[] = #__VA_ARGS__
 
 VRNN_ENCODED(Op, bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw);
-VRNN_ENCODED(Activation, relu, leaky_relu, tanh, elu, identity);
+VRNN_ENCODED(Activation, relu, leaky_relu, tanh, elu, identity, silu, gelu);
 VRNN_ENCODED(Cell, gru, lstm, rnn);
 VRNN_ENCODED(Loss, bernoulli, gaussian, external);
 VRNN_ENCODED(StdKind, plain, softplus, exponential);
@@ -61,7 +61,7 @@ constexpr bool is_scalar(Output o) {
 // Buffers that every program has, at fixed places: the states are h of every layer, then for an LSTM c of every layer.
 enum : int64_t { buffer_x = 0, buffer_eps = 1, buffer_state = 2 };
 inline constexpr int64_t most_states = 16;
-inline constexpr int64_t most_buffers = 320;             // what the limits of vrnn_fast/cell/spec.py can come to
+inline constexpr int64_t most_buffers = 640;             // what the limits of vrnn_fast/cell/spec.py can come to
 inline constexpr int64_t most_width = int64_t{1} << 24;  // of a buffer: no product of two of them, over all, overflows
 
 struct Slice {
@@ -87,7 +87,7 @@ struct Std {
 
 struct Stage {
     Op op;
-    Slice source;         // what is read: dense, add, likelihood, draw; [mean | raw] of sample and divergence's prior
+    Slice source;         // what is read; [mean | raw] of sample and divergence's prior
     Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur; x of draw
     Slice std;            // of sample, and of divergence's prior
     Slice posterior;      // [mean | raw], divergence only

@@ -9,6 +9,7 @@ namespace {
 void spread(const Stage& s, bool* reached) {
     switch (s.op) {
         case Op::dense:
+        case Op::activate:
         case Op::add:
         case Op::sample:
             if (reached[s.target.buffer]) reached[s.source.buffer] = true;
@@ -21,7 +22,6 @@ void spread(const Stage& s, bool* reached) {
             }
             break;
         case Op::bias:
-        case Op::activate:
         case Op::divergence:
         case Op::likelihood:
         case Op::resample:

@@ -36,7 +36,7 @@ class Widths {
             case Op::dense:
                 require(!s.accumulate || s.terms.size == 0, "a product that is added to others brings no bias");
                 break;
-            case Op::activate: break;
+            case Op::activate: require(s.source.width == s.target.width, "an activation changes no width"); break;
             case Op::add: require(s.source.width == s.target.width, "two widths that are added differ"); break;
             case Op::sample: heads(s.source, s.std, s.target); break;
             case Op::recur: {

@@ -31,6 +31,7 @@ static void apply(Function function, int64_t n, const T* x, T* y) {
         case Function::tanh: return map([](Vec<T> v) { return tanh(v); });
         case Function::softplus: return map([](Vec<T> v) { return softplus(v); });
         case Function::expm1: return map([](Vec<T> v) { return expm1(v); });
+        case Function::normal_cdf: return map([](Vec<T> v) { return normal_cdf(v); });
     }
 }
 

@@ -83,7 +83,7 @@ struct Launch {
 };
 
 // The elementary functions of math.h, for their own tests.
-enum class Function : int { exp, log, sigmoid, tanh, softplus, expm1 };
+enum class Function : int { exp, log, sigmoid, tanh, softplus, expm1, normal_cdf };
 
 template <class T>
 struct Kernels {

@@ -193,6 +193,31 @@ VRNN_INLINE F32 expm1(F32 x) {
     return absolute<float>(x) < 0.5f ? p * x * x + x : exp(x) - 1.0f;
 }
 
+// The normal distribution function: near 0 an odd polynomial, farther out exp(-x^2 / 2) times one in 1 / (|x| + 2), the
+// relative error of which grows with x^2 (by Lawson's algorithm)
+VRNN_INLINE F32 normal_cdf(F32 x) {
+    const F32 a = absolute<float>(x), z = x * x, t = 1.0f / (a + 2.0f);
+    F32 p = z * -6.644860605e-6f + 1.103274626e-4f;
+    p = p * z - 1.1827095877e-3f;
+    p = p * z + 9.9715003744e-3f;
+    p = p * z - 6.6489987075e-2f;
+    p = p * z + 3.9894226193e-1f;
+    F32 q = t * -3.5796813965e1f + 5.1824279785e1f;
+    q = q * t - 2.3901477814e1f;
+    q = q * t + 7.622390985e-1f;
+    q = q * t + 5.257686377e-1f;
+    q = q * t + 1.2127138376f;
+    q = q * t + 7.973827124e-1f;
+    q = q * t + 3.989488184e-1f;
+    const F32 tail = exp(z * -0.5f) * (q * t);
+    return a < 1.25f ? p * x + 0.5f : x < 0.0f ? tail : 1.0f - tail;
+}
+
+// its derivative
+VRNN_INLINE F32 normal_density(F32 x) {
+    return exp(x * x * -0.5f) * 0.398942280f;
+}
+
 VRNN_INLINE F64 exp(F64 x) {
     return lane_by_lane<double>(x, [](double v) { return __builtin_exp(v); });
 }
@@ -213,6 +238,12 @@ VRNN_INLINE F64 softplus(F64 x) {
 }
 VRNN_INLINE F64 expm1(F64 x) {
     return lane_by_lane<double>(x, [](double v) { return __builtin_expm1(v); });
+}
+VRNN_INLINE F64 normal_cdf(F64 x) {
+    return lane_by_lane<double>(x, [](double v) { return 0.5 * __builtin_erfc(v * -0.70710678118654752440); });
+}
+VRNN_INLINE F64 normal_density(F64 x) {
+    return exp(x * x * -0.5) * 0.39894228040143267794;
 }
 
 // d times a slope; zero of zero, whatever the slope: where nothing comes from above, torch does not go on, and a state

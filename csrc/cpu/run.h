@@ -27,7 +27,8 @@ static void run(const Position<T>& p, const Stage& s) {
                                      s.accumulate ? Start::keep : Start::bias, bias, p.padded(s.target));
         }
         case Op::activate:
-            return activate_forward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.target));
+            return activate_forward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
+                                       p.value(s.target));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.value(s.source), p.value(s.target));
         case Op::sample:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
@@ -86,8 +87,8 @@ static void run_backward(const Position<T>& p, const Stage& s) {
                                      p.padded(s.source));
         }
         case Op::activate:
-            return activate_backward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.target),
-                                        p.gradient(s.target));
+            return activate_backward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
+                                        p.gradient(s.target), p.gradient(s.source));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(s.target), p.gradient(s.source));
         case Op::sample: {
             const Matrix<T> dz = p.gradient(s.target);

@@ -127,7 +127,7 @@ class Walker {
         if (sample && divergence) {
             const Matrix<T> prior_mean = at.value(divergence->source), z = at.value(sample->target);
             for (int64_t i = 0; i < at.rows; ++i) copy(z[i], prior_mean[i], sample->target.width);
-            for (const Stage* s = sample + 1; s->target.buffer != program.gates; ++s) run(at, *s);
+            for (const Stage* s = sample + 1; s->target.buffer != program.gates && s->op != Op::recur; ++s) run(at, *s);
             for (const Stage* s = divergence + 1; s != program.output; ++s) run(at, *s);
         }
         const Slice& raw = program.output->source;

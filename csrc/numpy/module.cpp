@@ -83,8 +83,8 @@ void define_engine(py::module_& m, const char* name) {
 }
 
 py::array apply(const std::string& function, const Array<float>& x, std::optional<py::array> out) {
-    const char* const names[] = {"exp", "log", "sigmoid", "tanh", "softplus", "expm1"};
-    for (int i = 0; i < 6; ++i) {
+    const char* const names[] = {"exp", "log", "sigmoid", "tanh", "softplus", "expm1", "normal_cdf"};
+    for (int i = 0; i < 7; ++i) {
         if (function != names[i]) continue;
         if (!out) out = Array<float>(x.size());
         rows<float>(*out, "out", 1, x.size());
@@ -93,7 +93,8 @@ py::array apply(const std::string& function, const Array<float>& x, std::optiona
                                              static_cast<float*>(out->mutable_data()));
         return *std::move(out);
     }
-    throw py::value_error("function must be one of exp, log, sigmoid, tanh, softplus, expm1, got '" + function + "'");
+    throw py::value_error("function must be one of exp, log, sigmoid, tanh, softplus, expm1, normal_cdf, got '" +
+                          function + "'");
 }
 
 }  // namespace
@@ -114,8 +115,8 @@ PYBIND11_MODULE(_native, m) {
           "GFLOP/s of float32 multiply-adds on one thread with the vectors of `isa`.\n\n"
           "Raises ValueError if this machine cannot run it.");
     m.def("apply", &apply, py::arg("function"), py::arg("x"), py::arg("out") = py::none(),
-          "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1; "
-          "into out, a float32 array of as many values, or a new one.");
+          "An elementary function of the kernels, elementwise on float32 x: exp, log, sigmoid, tanh, softplus, expm1, "
+          "normal_cdf; into out, a float32 array of as many values, or a new one.");
     m.def(
         "encoding",
         [] {

@@ -26,6 +26,7 @@ class Swish(nn.Module):
     ("change", "words"),
     [
         (put("enc.1", nn.LeakyReLU(0.2)), r"enc\.1 is LeakyReLU\(negative_slope=0\.2\): only negative_slope=0\.01"),
+        (put("enc.1", nn.GELU("tanh")), r"enc\.1 is GELU\(approximate=tanh\): only approximate=none is run here"),
         (put("enc.1", nn.Dropout(0.1)), r"enc\.1 is Dropout\(p=0\.1\): dropout"),
         (put("enc.1", nn.BatchNorm1d(9)), r"enc\.1 is BatchNorm1d, which ties the sequences of a batch together"),
         (put("enc.1", nn.LayerNorm(9)), r"enc\.1 is LayerNorm, a sub-module that layout eager-vrnn .* does not know"),

@@ -132,7 +132,7 @@ def test_what_is_blind_draws_from_the_prior(executor: str, name: str) -> None:
     spec = CellSpec(5, 7, 3, **MEMBERS[name])
     model = VRNN(5, 7, 3, backend=executor, dtype=torch.float64)
     parameters = [0.5 * torch.randn(p.shape, dtype=torch.float64) for p in spec.parameters()]
-    call = blind(model._call()._replace(spec=spec, parameters=parameters))
+    call = blind(model._call()._replace(spec=spec, parameters=parameters), blind_spec(spec))
     assert [p.shape for p in call.parameters] == [torch.Size(p.shape) for p in call.spec.parameters()]
     x = torch.rand(6, 4, 5, dtype=torch.float64)
     cond = torch.randn(6, 4, 2, dtype=torch.float64) if call.spec.cond_size else None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vrnn_fast.cell.partition import generation, partition
-from vrnn_fast.cell.spec import ACTIVATIONS, SOURCES, CellSpec
+from vrnn_fast.cell.spec import ACTIVATIONS, INSTEAD, SOURCES, CellSpec
 from vrnn_fast.cell.stages import (
     Activate,
     Add,
@@ -28,7 +28,7 @@ from vrnn_fast.cell.stages import (
     Stage,
 )
 
-READERS = ("encoder", "prior", "decoder", "cell")
+READERS = ("encoder", "prior", "decoder", "phi_z", "cell")
 
 
 def drawn(seed: int) -> CellSpec:
@@ -59,11 +59,16 @@ def drawn(seed: int) -> CellSpec:
         options["cond_networks"] += ("cell",) * ("cell" not in options["cond_networks"])
     if chance.random() < 0.5:
         options |= {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 6), ("dec_std.0", 6))}
+    if cell == "rnn":
+        options["nonlinearity"] = chance.choice(ACTIVATIONS)
     spec = CellSpec(6, chance.choice((3, 8)), latent, **options)
     orders = []
     for name in SOURCES:
         sources = list(spec.inputs(name))
-        if len(sources) > 1 and len(SOURCES[name]) > 1 and chance.random() < 0.3:
+        if name in INSTEAD and latent and chance.random() < 0.3:
+            left_out, instead = INSTEAD[name]
+            sources = [source for source in (instead if s == left_out else s for s in sources) if source]
+        if sources and len(SOURCES[name]) > 1 and chance.random() < 0.3:
             orders.append((name, tuple(chance.sample(sources, len(sources)))))
     return CellSpec(6, spec.hidden_size, latent, **options, input_order=tuple(orders))
 
@@ -88,8 +93,8 @@ def flow(stage: Stage) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
             return set(), columns(target)
         case Dense(source, target):
             return columns(source) | (columns(target) if stage.bias is None else set()), columns(target)
-        case Activate(target):
-            return columns(target), columns(target)
+        case Activate(source, target):
+            return columns(source), columns(target)
         case Add(source, target):
             return columns(source, target), columns(target)
         case Sample():
@@ -138,7 +143,9 @@ def test_every_element_of_a_parameter_is_used_once(spec: CellSpec) -> None:
             if isinstance(stage, (Bias, Dense)):
                 for term in (stage.terms if isinstance(stage, Bias) else stage.bias) or ():
                     uses[term.parameter][term.row : term.row + term.rows] += 1
-        unused = ("enc",) if any(isinstance(stage, Draw) for stage in program.stages) else ()
+        unused: tuple[str, ...] = ()
+        if any(isinstance(stage, Draw) for stage in program.stages):
+            unused = ("enc",) if "phi_x" in spec.inputs("cell") else ("enc", "phi_x")
         for name, count in uses.items():
             assert (count == (0 if name.startswith(unused or "-") else 1)).all(), name
 

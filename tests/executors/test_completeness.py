@@ -267,7 +267,7 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
         "format": encode.FORMAT,
         "line": encode.LINE,
         "most_states": 2 * MOST_LAYERS,
-        "most_buffers": 320,
+        "most_buffers": 640,
         "Op": tuple(kind.__name__.lower() for kind in encode.OPS),
         "Activation": ACTIVATIONS,
         "Cell": encode.CELLS,

@@ -158,6 +158,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "head_layers": (4,),
     },
     "activations of their own": {"activation": {"phi_x": "leaky_relu", "phi_z": "elu", "prior": "tanh"}},
+    "smooth activations": {"activation": {"phi_x": "silu", "phi_z": "gelu", "encoder": "gelu", "decoder": "silu"}},
     "heads of their own": {
         "head_layers": {"enc_std": (4,), "prior_mean": (5, 2), "prior_std": (3,), "dec_mean": (6, 4)},
         "activation": {"encoder": "elu", "prior_mean": ("tanh", "identity"), "decoder": "tanh"},

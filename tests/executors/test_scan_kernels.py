@@ -59,6 +59,8 @@ GAUSSIAN: dict[str, Any] = {
 }
 RAGGED = [1, 2, 0]
 AFFINE = (("phi_x", ("identity",)), ("phi_z", ("identity",)), ("encoder", ("tanh", "identity")))
+STATE_SPACE = (("decoder", ("z", "h")), ("cell", ("phi_z",)))
+SMOOTH = (("phi_z", "gelu"), ("encoder", ("gelu", "tanh")), ("enc_std", "elu"))
 RESIDUAL = {"residual": True, "cond_size": 2}
 APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
@@ -186,6 +188,9 @@ FAMILY: dict[str, dict[str, Any]] = {
     "weights, residual, no network of z": {"measure": "log_weight", "residual": True, "encoder": (8,)},
     "activations of their own": {"activations": (("phi_z", "elu"), ("encoder", "tanh")), **DEEP},
     "affine ends": {"activations": AFFINE, **DEEP},
+    "state-space": {"cond_size": 2, "cond_networks": ("phi_z", "encoder"), "input_order": STATE_SPACE, **DEEP},
+    "smooth activations": {"activation": "silu", "activations": SMOOTH, **DEEP, "head_layers": (4,)},
+    "smooth simple layers": {"activation": "gelu", "cell": "rnn", "nonlinearity": "silu", "num_layers": 2},
     "heads of their own": {"own_layers": APART, "activations": (("prior_mean", "elu"),), **RESIDUAL},
 }
 

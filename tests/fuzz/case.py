@@ -25,7 +25,7 @@ from vrnn_fast import (
     Std,
     StudentT,
 )
-from vrnn_fast.cell.spec import ACTIVATIONS, SOURCES, Cell, CellSpec, Conditioned, StdKind
+from vrnn_fast.cell.spec import ACTIVATIONS, INSTEAD, SOURCES, Cell, CellSpec, Conditioned, StdKind
 from vrnn_fast.likelihoods import as_likelihood
 
 Item = TypeVar("Item")
@@ -287,8 +287,11 @@ def _orders(random: Random, structure: Mapping[str, Any]) -> dict[str, tuple[str
     orders = {}
     for name in SOURCES:
         sources = list(spec.inputs(name))
+        if name in INSTEAD and structure["latent_size"] and random.random() < 0.5:
+            left_out, instead = INSTEAD[name]
+            sources = [source for source in (instead if s == left_out else s for s in sources) if source]
         random.shuffle(sources)
-        if len(SOURCES[name]) > 1 and len(sources) > 1 and random.random() < 0.5:
+        if len(SOURCES[name]) > 1 and sources and random.random() < 0.5:
             orders[name] = tuple(sources)
     return orders
 

@@ -55,6 +55,7 @@ def _spec(chance: Random) -> CellSpec:
         likelihood=likelihood,
         decoder_heads=heads,
         measure=measure,
+        activation=chance.choice(("relu", "silu")),
     )
 
 

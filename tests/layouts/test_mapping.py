@@ -334,7 +334,7 @@ def test_who_reads_the_conditioning_input() -> None:
         ({"skip": -1}, r"layout\['skip'\] must be an int >= 0, got -1"),
         (
             {"cond_networks": ("phi_x",)},
-            r"layout\['cond_networks'\] may hold encoder, prior, decoder, cell, got 'phi_x'",
+            r"layout\['cond_networks'\] may hold encoder, prior, decoder, phi_z, cell, got 'phi_x'",
         ),
         ({"cond_networks": "cell"}, r"layout\['cond_networks'\] must be a tuple of names out of .*, got 'cell'"),
         ({"std": "softplus"}, r"layout\['std'\] must be a vrnn_fast\.Std, got 'softplus'"),

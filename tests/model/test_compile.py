@@ -76,6 +76,28 @@ def test_the_family_compiles(executor: str, options: dict[str, Any]) -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize("prior", [None, "standard_normal"])
+def test_answers_compile(prior: Any) -> None:
+    """The same noise: this compiler draws it as eager code does."""
+    model = VRNN(X, H, Z, likelihood="gaussian", prior=prior, backend="cpu")
+    x, lengths, asked = torch.randn(6, 4, X), torch.tensor([6, 3, 2, 1]), (model.score, model.forecast)
+
+    def answers(x: Tensor) -> tuple[Tensor, ...]:
+        score, forecast = asked
+        own, each = score(x, lengths, num_particles=4), score(x, num_particles=4, per_feature=True)
+        return own, each, score(x, num_particles=4, proposal="posterior"), forecast(x, 3, 5).samples
+
+    def seeded(run: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return run(x)
+
+    compiled = torch.compile(answers, fullgraph=True, backend="aot_eager")
+    for a, b in zip(seeded(compiled), seeded(answers), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@needs_cpu
 def test_one_graph_serves_every_length_and_batch() -> None:
     graphs = []
 

@@ -350,7 +350,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     "cond_size": (lambda: VRNN(X, H, Z, cond_size=-1), "cond_size must be an int >= 0, got -1"),
     "cond_networks": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("encoder", "phi_x")),  # type: ignore[arg-type]
-        "cond_networks may hold encoder, prior, decoder, cell, got 'phi_x'",
+        "cond_networks may hold encoder, prior, decoder, phi_z, cell, got 'phi_x'",
     ),
     "cond_networks twice": (
         lambda: VRNN(X, H, Z, cond_size=2, cond_networks=("prior", "prior")),
@@ -368,9 +368,21 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, Z, input_order={"encoder": ("h", "x")}),
         "input_order of encoder must be h, phi_x in some order, got ('h', 'x')",
     ),
+    "columns of the decoder": (
+        lambda: VRNN(X, H, Z, input_order={"decoder": ("z", "phi_z", "h")}),
+        "decoder must be h, phi_z in some order, z in the place of phi_z or not, got ('z', 'phi_z', 'h')",
+    ),
+    "columns of the cell": (
+        lambda: VRNN(X, H, Z, input_order={"cell": ("phi_x",)}),
+        "input_order of cell must be phi_x, phi_z in some order, with or without phi_x, got ('phi_x',)",
+    ),
+    "columns of a cell that would see nothing": (
+        lambda: VRNN(X, H, 0, input_order={"cell": ()}),
+        "input_order of cell must be phi_x in some order, got ()",
+    ),
     "columns of a net of one": (
         lambda: VRNN(X, H, Z, input_order={"phi_x": ("x",)}),
-        "input_order may name those of encoder, prior, decoder and cell, got 'phi_x'",
+        "input_order may name those of phi_z, encoder, prior, decoder and cell, got 'phi_x'",
     ),
     "activations": (
         lambda: VRNN(X, H, Z, activation={"cell": "tanh"}),
@@ -382,7 +394,7 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an activation of several that is none": (
         lambda: VRNN(X, H, Z, activation={"decoder": ("relu", None)}),  # type: ignore[dict-item]
-        "activation may name one of relu, leaky_relu, tanh, elu, identity, or one for each hidden layer, for each of ",
+        "activation may name one of relu, leaky_relu, tanh, elu, identity, silu, gelu, or one for each hidden layer, ",
     ),
     "head_layers of no head": (
         lambda: VRNN(X, H, Z, head_layers={"dec_std": (4,)}),
@@ -399,8 +411,8 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         "nonlinearity is for cell='rnn', got 'relu' with cell='gru'",
     ),
     "activation": (
-        lambda: VRNN(X, H, Z, activation="gelu"),  # type: ignore[arg-type]
-        "activation must be one of relu, leaky_relu, tanh, elu, identity, got 'gelu'",
+        lambda: VRNN(X, H, Z, activation="gelu_tanh"),  # type: ignore[arg-type]
+        "activation must be one of relu, leaky_relu, tanh, elu, identity, silu, gelu, got 'gelu_tanh'",
     ),
     "std": (lambda: VRNN(X, H, Z, std="exp"), "std must be one of softplus, log_std, log_variance, got 'exp'"),  # type: ignore[arg-type]
     "std floor": (lambda: Std(floor=-1), "std's floor must be a number >= 0, got -1"),

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pages" / "reference.md").read_text()
 BEGIN = "from vrnn_fast import *\n\nmodel, x = VRNN(3, 16, 2), torch.rand(5, 4, 3).round()"
 NEEDS_NATIVE = ("Stream", "StreamStep")
-OF_TABLES = ("Estimator", "Detector", "Forecaster", "Imputer")  # a table of 64 rows and columns a and b is there
+OF_TABLES = ("Estimator", "Detector", "Forecaster", "Imputer")  # a table of 64 rows, columns a and b, and a folder
 
 
 def documented(kind: type) -> Iterator[tuple[str, Any]]:
@@ -57,12 +57,13 @@ def examples(name: str) -> list[doctest.Example]:
 
 @pytest.mark.filterwarnings("ignore:accelerated as layout")
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_public_docstring_shows_a_line_that_runs(name: str) -> None:
+def test_a_public_docstring_shows_a_line_that_runs(name: str, tmp_path: Path) -> None:
     if name.partition(".")[0] in NEEDS_NATIVE:
         pytest.importorskip("vrnn_fast._native", reason="the native module is optional and not built here")
     scope: dict[str, Any] = {"torch": torch, "theirs": copied.VRNN(3, 16, 2)}
     if name.partition(".")[0] in OF_TABLES:
         pandas = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
+        scope["folder"] = tmp_path
         scope["table"] = pandas.DataFrame({"a": torch.randn(64).numpy(), "b": torch.randn(64).numpy()})
     exec(BEGIN, scope)
     found = examples(name)

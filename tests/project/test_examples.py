@@ -20,6 +20,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], bool]] = {  # what must be true of t
     "own_loop": lambda names: names["elbo"] < names["iwae"] < 0,
     "own_tensor": lambda names: names["losses"][-1] < names["losses"][0] and names["error"] < 0.5,
     "ragged_and_missing": lambda names: names["filled"] < names["guessed"] / 2,
+    "rssm": lambda names: names["error"] < 1e-5,
     "streaming": lambda names: names["surprise"][20:].argmax() == 130 and names["error"] < 0.2,
     "with_lightning": lambda names: names["after"] < names["before"],
 }

@@ -24,8 +24,9 @@ FLOORS = (
     ("answers",),
     ("model",),
     ("stream", "layouts", "data"),
-    ("acceleration", "checkpoints", "tables"),
-    ("training",),
+    ("acceleration", "checkpoints"),
+    ("tables",),
+    ("training", "adapters"),
     ("cli",),
     ("__main__",),
 )

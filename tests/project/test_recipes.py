@@ -258,15 +258,15 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
             "            case Resample():\n",
             "            case Twice():\n                yield from self._slices(stage.target)\n{}",
         ),
-        ("FORMAT = 7", "FORMAT = 8"),
+        ("FORMAT = 8", "FORMAT = 9"),
     ),
     "csrc/core/program.h": (
         ("resample, draw);", "resample, draw, twice);"),
-        ("program_format = 7", "program_format = 8"),
+        ("program_format = 8", "program_format = 9"),
     ),
     "csrc/core/decode.cpp": (("        case Op::add:\n", "        case Op::twice: s.target = slice(); break;\n{}"),),
-    "csrc/core/validate.cpp": (("            case Op::activate: break;\n", "{}            case Op::twice: break;\n"),),
-    "csrc/core/reach.cpp": (("        case Op::activate:\n", "{}        case Op::twice:\n"),),
+    "csrc/core/validate.cpp": (("            case Op::resample: break;\n", "{}            case Op::twice: break;\n"),),
+    "csrc/core/reach.cpp": (("        case Op::bias:\n", "{}        case Op::twice:\n"),),
     "csrc/cpu/run.h": (
         (
             "        case Op::add: return add_rows<T>(p.rows, s.target.width, p.value(",
@@ -282,10 +282,10 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
 """A stage that doubles what it finds, in the files of the recipe: what stands there, and what comes in its place."""
 
 SOFTSIGN: dict[str, tuple[tuple[str, str], ...]] = {
-    "vrnn_fast/cell/spec.py": (('"elu", "identity"]', '"elu", "identity", "softsign"]'),),
+    "vrnn_fast/cell/spec.py": (('"silu", "gelu"]', '"silu", "gelu", "softsign"]'),),
     "vrnn_fast/executors/reference.py": (('    "identity": lambda', '    "softsign": F.softsign,\n{}'),),
     "vrnn_fast/parameters.py": (('    "identity": nn.Identity', '    "softsign": nn.Softsign,\n{}'),),
-    "csrc/core/program.h": (("tanh, elu, identity);", "tanh, elu, identity, softsign);"),),
+    "csrc/core/program.h": (("silu, gelu);", "silu, gelu, softsign);"),),
     "csrc/cpu/stages/activate.h": (
         (
             "        case Activation::elu: return x",
@@ -297,13 +297,13 @@ SOFTSIGN: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "        case Activation::elu: return activate_rows<",
-            "        case Activation::softsign: return activate_rows<T, Activation::softsign>(rows, width, y);\n{}",
+            "        case Activation::softsign: return activate_rows<T, Activation::softsign>(rows, width, x, y);\n{}",
         ),
         (
             "        case Activation::elu: return activate_rows_backward<",
             (
                 "        case Activation::softsign:\n"
-                "            return activate_rows_backward<T, Activation::softsign>(rows, width, y, dy);\n{}"
+                "            return activate_rows_backward<T, Activation::softsign>(rows, width, at, dy, dx);\n{}"
             ),
         ),
     ),

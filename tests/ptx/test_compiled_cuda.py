@@ -4,8 +4,10 @@ nobody's of this package."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,16 +17,19 @@ from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem, assert_obeys_the_law
 from tests.support.ptx import nvrtc
+from tests.support.ptx.cycles import between
 from tests.support.ptx.report import Report
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import emulator, launch
 from vrnn_fast.executors.cuda import nvrtc as compiler
-from vrnn_fast.executors.cuda.cycles import paper_step
+from vrnn_fast.executors.cuda.cluster import Cluster
+from vrnn_fast.executors.cuda.cycles import FACTOR, paper_step
 from vrnn_fast.executors.cuda.memory import CHIPS, memory
-from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, backward_steps, forward_steps, training
+from vrnn_fast.executors.cuda.passes import OF_STATES
+from vrnn_fast.executors.cuda.steps import ScanClusters, backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -47,11 +52,19 @@ CASES = [
     Case("lstm of two layers in float16", LSTM, torch.float16, chip="sm_80"),
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
     Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
+    Case("smooth activations", cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="gelu"), torch.float32),
     Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
     Case("particles", FILTER, torch.float32, batch=20, options={"particles": 4}),
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
     Case("lstm of 100 in float16", cell(cell="lstm", hidden_size=100), torch.float16),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def launches_apart() -> Iterator[None]:
+    """One block alone has no workers beside it; so each launch has a report."""
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1):
+        yield
 
 
 def assert_clean(report: Report) -> None:
@@ -73,6 +86,35 @@ def test_compiled_kernels_obey_the_law(case: Case) -> None:
     for report in reports:
         assert_clean(report)
         assert report.conflicts <= 1.3, report.worst_lines()
+
+
+def by(cluster: Cluster) -> Any:
+    """All scans by this cluster."""
+    return mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster))
+
+
+def test_compiled_clusters_obey_the_law() -> None:
+    """Blocks that store into each other's shared memory."""
+    with by(Cluster(2)), nvrtc.executed() as reports:
+        assert_obeys_the_law(GRU, 3, 5, [3, 1, 0, 2, 3], executor=cuda, dtype=torch.bfloat16, draws=1)
+    assert sum(report.issued["mapa"] > 0 for report in reports) == 2
+    for report in reports:
+        assert_clean(report)
+
+
+def test_one_buffer_of_an_exchange_is_a_race() -> None:
+    """A peer stores h where this block may still multiply by it."""
+
+    def planted(text: str, *rest: Any) -> None:
+        execute(text.replace("exchange_buffers = 2;", "exchange_buffers = 1;"), *rest)
+
+    inputs = {name: t.bfloat16() for name, t in Problem.draw(GRU, 3, 5).inputs.items()}
+    batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
+    with by(Cluster(2)), torch.no_grad(), nvrtc.executed() as reports:
+        execute = emulator.launch
+        with mock.patch.object(emulator, "launch", planted):
+            cuda.run(GRU, [inputs[p.name] for p in GRU.parameters()], batch, Want())
+    assert next(report for report in reports if report.issued["mapa"]).races
 
 
 def test_generation_as_compiled() -> None:
@@ -116,22 +158,25 @@ def test_each_barrier_that_is_taken_out_is_a_race() -> None:
 
 
 def test_the_clock_on_paper_counts_what_is_executed() -> None:
-    """Products and barriers to the last one, wavefronts of shared memory within a fifth."""
-    spec, found = spec_of(32), []
-    for count in (1, 2):
-        with nvrtc.executed() as reports:
-            Problem.draw(spec, count, 16).run(cuda, torch.bfloat16)
-        found.append(dict(zip(training(spec), reports, strict=True)))
-    there = forward_steps(spec, Keep.STORED, Want())
-    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
-    for step in (s for s in (*there, *back) if s.name in (FORWARD, BACKWARD)):
+    """Of scans and passes: products and barriers to the last one, wavefronts of shared memory and instructions by what
+    the clock says of itself."""
+    spec, problem, found = spec_of(32), [Problem.draw(spec_of(32), count, 16) for count in (1, 2)], []
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1, MOST_BLOCKS=1):
+        for own in problem:
+            with nvrtc.executed() as reports:
+                own.run(cuda, torch.bfloat16)
+            found.append(dict(zip(training(spec), reports, strict=True)))
+    upstream = frozenset(OF_STATES if name.startswith("final") else name for name in problem[0].upstream)
+    there = forward_steps(spec, Keep.STORED, Want(prior=True, raw=True))
+    back = backward_steps(spec, upstream, frozenset(("x", "eps")), Keep.STORED)
+    for step in (*there, *back):
         laid = memory(step.plan, "bf16", CHIPS["sm_90"])
         assert laid is not None
-        paper, (one, two) = paper_step(laid), (reports[step.name] for reports in found)
-        assert paper.mma == two.issued["mma"] - one.issued["mma"]
-        assert paper.barriers == two.barriers - one.barriers
-        seen = two.wavefronts.total() - one.wavefronts.total()
-        assert seen / 1.2 < paper.wavefronts < 1.2 * seen
+        paper, seen = paper_step(laid, step.stored).total, between(*(reports[step.name] for reports in found)).work
+        assert (paper.mma, paper.barriers) == (seen.mma, seen.barriers)
+        for name in ("wavefronts", "instructions"):
+            ratio = getattr(paper, name) / getattr(seen, name)
+            assert 1 / FACTOR < ratio < FACTOR, f"{name} of {step.name}: {ratio}"
 
 
 def test_a_wrong_lane_map_is_a_wrong_number() -> None:

@@ -58,6 +58,7 @@ CASES = [
     Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
          torch.float16, chip="sm_80"),
     Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),
+    Case("rnn, smooth", cell(cell="rnn", nonlinearity="gelu", activation="silu", **DEEP), torch.float32),
     Case("particle filter", cell(measure="particle_filter"), steps=4, batch=8, options={"particles": 4}),
     Case("gru of 64", cell(64), steps=1),
     Case("gru of 100", cell(100), steps=1),

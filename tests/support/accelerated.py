@@ -123,6 +123,8 @@ CASES = {
     "eager, Gaussian": Case(lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), real, both),
     "eager with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
     "eager with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
+    "eager with SiLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.SiLU), binary, both),
+    "eager with one GELU": Case(lambda: changed(put("prior.1", nn.GELU())), binary, both),
     "eager with one LeakyReLU": Case(lambda: changed(put("prior.1", nn.LeakyReLU())), binary, both),
     "eager with other depths": Case(one_layer_nets, binary, both),
     "eager with uniform noise": Case(lambda: variants.DrawsUniform(6, 9, 4), binary, both),

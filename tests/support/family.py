@@ -19,6 +19,15 @@ AFFINE = (
     ("encoder", ("tanh", "identity")),
     ("decoder", ("identity", "relu")),
 )
+SMOOTH = (
+    ("phi_x", ("silu", "gelu")),
+    ("phi_z", "gelu"),
+    ("encoder", ("gelu", "silu")),
+    ("decoder", ("silu", "tanh")),
+    ("enc_std", ("gelu", "elu")),
+    ("prior_std", "gelu"),
+)
+STATE_SPACE = (("encoder", ("h", "phi_x")), ("decoder", ("z", "h")), ("cell", ("phi_z",)))
 TANH = (("prior_mean", ("tanh", "identity")),)
 APART = (("enc_std", (4,)), ("prior_mean", (9, 17)), ("prior_std", (3,)), ("dec_mean", (18, 4)))
 NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None}
@@ -34,8 +43,10 @@ FAMILY: dict[str, dict[str, Any]] = {
     "conditioned cell": {"cond_size": 2, "cond_networks": ("cell",)},
     "conditioned residual": {"cond_size": 2, "residual": True},
     "other columns": {"cond_size": 2, "cond_networks": EVERYWHERE, "input_order": ORDERS, "residual": True},
+    "state-space": {"cond_size": 2, "cond_networks": ("phi_z",), "phi_z": (5,), "input_order": STATE_SPACE},
     "activations of their own": {"activations": OWN, "head_layers": (4,)},
     "affine ends": {"activations": AFFINE, **DEEP},
+    "smooth activations": {"activations": SMOOTH, "activation": "silu", **DEEP, "head_layers": (4, 9)},
     "heads of their own": {"own_layers": APART, "activations": TANH, "cond_size": 2, "residual": True},
     "packed heads of their own": {"packed_heads": True, "own_layers": (("enc_params", (4,)), ("dec_params", (9, 17)))},
     "all at once": {

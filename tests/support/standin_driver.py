@@ -7,6 +7,7 @@ memory and launched with one struct. Memory of the device is that of the host.
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ class Standin:
 
     def launch(self, module: int, grid: Any, block: Any, shared: int, stream: int | None, argument: int) -> int:
         text, architecture, _ = self.modules[module]
+        ranks = int("".join(re.findall(r"define VRNN_RANKS (\d+)", text)) or 1)
+        if grid[0] % ranks or (ranks > 8 and not self.driver.standin_large_clusters()):
+            return 912
         self.launches.append(Launched(tuple(grid[:3]), tuple(block[:3]), shared, stream or 0, architecture))
         said = _emulated(text)(argument, 0, 0, 1, 1, -1).decode()
         if said:

@@ -291,7 +291,7 @@ def test_arguments() -> None:
         Detector(contamination=3.0, **SMALL).fit(waves(48))
     with pytest.raises(ValueError, match=r"contamination must be at most 0\.02 with threshold='peaks'"):
         Detector(contamination=0.05, threshold="peaks", **SMALL | {"updates": 1}).fit(waves(48))
-    with pytest.raises(TypeError, match=r"table must be a pandas\.DataFrame, got int"):
+    with pytest.raises(TypeError, match="table must be a DataFrame of pandas or polars, got int"):
         Detector(**SMALL | {"updates": 1}).fit(waves(48)).predict(5)  # type: ignore[arg-type]
     for name in ("time", "feature", "mean"):
         named = waves(48).rename(columns={"unit": name}).drop(columns="hour")
@@ -302,3 +302,16 @@ def test_arguments() -> None:
             ask(waves(48))
     with pytest.raises(TableError, match="future holds covariates, and this model was fitted without any"):
         Forecaster(**SMALL | {"updates": 1}).fit(waves(48)).predict(waves(48), waves(48))
+
+
+def test_what_was_not_changed_is_not_printed() -> None:
+    assert repr(Forecaster(horizon=3, updates=5)) == "Forecaster(horizon=3, updates=5)"
+    assert repr(Imputer()) == "Imputer()"
+    assert "verbose" in Detector().get_params()
+
+
+def test_forecasts_are_in_the_zone_of_the_table() -> None:
+    hours = pd.date_range("2026-10-24", periods=48, freq="h", tz="Europe/Berlin")
+    given = pd.DataFrame({"stamp": hours, "a": np.arange(48.0)})
+    found = Forecaster(horizon=2, time="stamp", updates=1, window=16).fit(given).predict(given)
+    assert list(found["stamp"]) == list(pd.date_range(hours[-1], periods=3, freq="h")[1:])

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -273,9 +273,12 @@ def notes(tmp_path: Path) -> Path:
     return path
 
 
-def torchrun(*arguments: object, restarts: int = 0) -> subprocess.Popen[str]:
-    """``torchrun --nproc-per-node 2 -m vrnn_fast train``, in a process group of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", f"--max-restarts={restarts}"]
+ALONE = ("--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(*arguments: object, restarts: int = 0, nodes: Sequence[str] = ALONE) -> subprocess.Popen[str]:
+    """``torchrun -m vrnn_fast train``, two ranks on one node if nothing else is said, in a process group of its own."""
+    launcher = ["-m", "torch.distributed.run", *nodes, f"--max-restarts={restarts}"]
     command = [sys.executable, *launcher, "-m", "vrnn_fast", "train", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "500"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -329,6 +332,29 @@ def test_a_rank_that_is_killed_costs_nothing_but_time(notes: Path, tmp_path: Pat
     assert killed == kills, "the run was over before"
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
     assert not list((tmp_path / "stopped" / FOLDER).glob("*.part"))
+
+
+def test_a_rank_of_another_node_that_is_killed_costs_nothing_but_time(notes: Path, tmp_path: Path) -> None:
+    """Two nodes that find each other through an address, each of which counts its own restarts."""
+    asked = (notes, "--epochs", 30, "--patience", 0, *SMALL)
+    whole = torchrun(*asked, "--run_folder", tmp_path / "whole")
+    output, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, output
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--local-addr", "127.0.0.1")
+    nodes = ("--nnodes", "2", "--nproc-per-node", "1", *meeting)
+    options = ("--run_folder", tmp_path / "stopped", "--save_every", 7)
+    both = [torchrun(*asked, *options, restarts=3, nodes=nodes) for _ in range(2)]
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and newest(tmp_path / "stopped") < 0:
+        time.sleep(0.01)
+    (victim,) = workers(both[1].pid)
+    os.kill(victim, signal.SIGKILL)
+    outputs = [node.communicate(timeout=300)[0] for node in both]
+    assert [node.returncode for node in both] == [0, 0], "\n\n".join(outputs)
+    assert "exitcode: -9" in outputs[1]
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
 
 
 def test_a_scheduler_that_ends_a_run_finds_it_saved(notes: Path, tmp_path: Path) -> None:

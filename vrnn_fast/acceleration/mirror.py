@@ -31,10 +31,17 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.LeakyReLU: "leaky_relu",
     nn.Tanh: "tanh",
     nn.ELU: "elu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
 }
 _HARMLESS = (nn.Identity, nn.Softplus, nn.Sigmoid, _Loss)
 _TORCHS = "__torch__.torch.nn.modules."  # what torch.jit calls its own classes
-_CONSTANTS = {nn.LeakyReLU: ("negative_slope", 0.01), nn.ELU: ("alpha", 1.0), nn.Softplus: ("beta", 1.0)}
+_CONSTANTS: dict[type[nn.Module], tuple[str, object]] = {
+    nn.LeakyReLU: ("negative_slope", 0.01),
+    nn.ELU: ("alpha", 1.0),
+    nn.GELU: ("approximate", "none"),
+    nn.Softplus: ("beta", 1.0),
+}
 
 
 class Scripted(nn.Module):
@@ -244,7 +251,7 @@ def _misfit(module: nn.Module, holds: bool, free: bool) -> str | None:
         return None
     name, expected = _CONSTANTS.get(type(module), ("", None))
     if name and getattr(module, name) != expected:
-        return f"({name}={getattr(module, name):g}): only {name}={expected:g} is run here"
+        return f"({name}={getattr(module, name)}): only {name}={expected} is run here"
     if isinstance(module, (nn.Linear, *_CONTAINERS, *_HARMLESS, *_ACTIVATIONS)) or holds:
         return None
     return (

@@ -12,7 +12,12 @@ from .result import Forecast
 
 
 def forecast(
-    call: ModelCall, given: inputs.Given, horizon: int, num_samples: int, future_cond: Tensor | None
+    call: ModelCall,
+    given: inputs.Given,
+    horizon: int,
+    num_samples: int,
+    future_cond: Tensor | None,
+    measured: particles.Measured,
 ) -> Forecast:
     """Draw what comes after sequences: arguments, result and errors are those of :meth:`.Answers.forecast`."""
     draws = generation.Draws(horizon, 1.0, True, given.generator, num_samples)
@@ -29,7 +34,7 @@ def forecast(
             checks.finite("future_cond", future_cond, swap=call.batch_first)
         future_cond = future_cond.repeat_interleave(num_samples, 1)
     uniforms = resampling.uniforms("systematic", steps, sequences, count, batch.x, given.generator)
-    found = particles.run(call, particles.measured(call.spec), batch, uniforms)
+    found = particles.run(call, measured, batch, uniforms)
     chosen = particles.draw(found.accumulated()[-1], num_samples, batch.x, given.generator)
     rows = (chosen + count * torch.arange(sequences, device=chosen.device).unsqueeze(1)).flatten()
     begin = tuple(layer.index_select(0, rows) for layer in found.state)

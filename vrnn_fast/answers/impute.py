@@ -81,8 +81,8 @@ def _particles(
         posterior = cell.posterior(cell.phi_x(x_t), h, prior, cond_t)
         proposal = MeanStd(*(torch.where(whole, q, p) for q, p in zip(posterior, prior, strict=True)))
         z = proposal.mean + proposal.std * rows.eps[t]
-        phi_z = cell.phi_z(z)
-        raw = cell.decoder(phi_z, h, cond_t)
+        phi_z = cell.phi_z(z, cond_t)
+        raw = cell.decoder(z, phi_z, h, cond_t)
         drawn = torch.where(seen, x_t, call.likelihood.sample(raw, 1.0, generator).to(x_t.dtype))
         weights = _log_prob(call, raw, drawn, seen) - log_ratio(z, rows.eps[t], proposal, prior)
         after = cell.recur(cell.phi_x(x_t if zeros else drawn), phi_z, state, cond_t)

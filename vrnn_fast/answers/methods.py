@@ -7,8 +7,10 @@ from torch import Tensor
 
 from .. import inputs
 from ..call import ModelCall
+from ..particles import Measured
 from ..state import State
 from . import forecast, impute, score
+from .proposal import Blinded
 from .result import Forecast
 
 
@@ -23,6 +25,9 @@ class Answers:
         >>> isinstance(model, Answers)
         True
     """
+
+    _measured: Measured
+    _blinded: Blinded | None
 
     def _call(self) -> ModelCall:
         raise NotImplementedError
@@ -76,7 +81,7 @@ class Answers:
         call = self._call()
         scoring = score.Scoring(num_particles, per_feature, proposal).checked(call)
         given = inputs.Given(x, lengths, state, generator=generator, cond=cond, mask=mask, mask_inputs=mask_inputs)
-        return score.score(call, given, scoring)
+        return score.score(call, given, scoring, self._measured, self._blinded)
 
     @torch.no_grad()
     def forecast(
@@ -116,7 +121,7 @@ class Answers:
             >>> low, high = model.forecast(x, horizon=8).interval(0.9)
         """
         given = inputs.Given(x, lengths, state, generator=generator, cond=cond, mask=mask, mask_inputs=mask_inputs)
-        return forecast.forecast(self._call(), given, horizon, num_samples, future_cond)
+        return forecast.forecast(self._call(), given, horizon, num_samples, future_cond, self._measured)
 
     @torch.no_grad()
     def impute(

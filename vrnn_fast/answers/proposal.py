@@ -6,21 +6,40 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..call import ModelCall
 from ..cell.spec import CellSpec, Conditioned, Std, StdKind
+from ..particles import Measured, measured
 
 
-def blind(call: ModelCall) -> ModelCall:
+class Blinded(NamedTuple):
+    """A cell whose encoder computes the prior, and the same as it measures."""
+
+    spec: CellSpec
+    measured: Measured
+
+    @classmethod
+    def of(cls, spec: CellSpec) -> Blinded | None:
+        """Return that of a cell; None of one without z."""
+        if not spec.latent_size:
+            return None
+        blind = blind_spec(spec)
+        return cls(blind, measured(blind))
+
+
+def blind(call: ModelCall, spec: CellSpec) -> ModelCall:
     """Return the call with an encoder that computes the prior, whatever x_t is.
 
     Its weights are the prior's, and zeros for the columns of phi_x. Where the posterior's standard deviation cannot be
     the 1 of a standard normal prior, it is the nearest that can be; the weights of the samples make up for it.
+
+    Args:
+        spec: what :func:`blind_spec` makes of the call's.
     """
-    spec = blind_spec(call.spec)
     return call._replace(spec=spec, parameters=_parameters(call, spec))
 
 

@@ -11,7 +11,8 @@ from .. import checks, inputs, particles, resampling
 from ..call import ModelCall
 from ..executors.base import full_precision
 from ..padding import at_real, with_frames
-from .proposal import blind
+from ..particles import Measured
+from .proposal import Blinded, blind
 
 Proposal = Literal["prior", "posterior"]
 
@@ -38,17 +39,19 @@ class Scoring(NamedTuple):
         return self if call.spec.latent_size else self._replace(num_particles=1, proposal="posterior")
 
 
-def score(call: ModelCall, given: inputs.Given, scoring: Scoring) -> Tensor:
+def score(
+    call: ModelCall, given: inputs.Given, scoring: Scoring, measured: Measured, blinded: Blinded | None
+) -> Tensor:
     """Compute -log p(x_t | x_<t): arguments, result and errors are those of :meth:`.Answers.score`."""
     count = scoring.num_particles
     batch = inputs.batch_of(call, given, (("num_particles", count),))
     if scoring.proposal == "prior":
-        call = blind(call)
+        assert blinded is not None  # there is z
+        call, measured = blind(call, blinded.spec), blinded.measured
         batch = batch if call.spec.cond_size else batch._replace(cond=None)
     steps, sequences = batch.x.shape[:2]
     uniforms = resampling.uniforms("systematic", steps, sequences, count, batch.x, given.generator)
-    specs = particles.measured(call.spec)
-    found = particles.run(call, specs, batch, uniforms, raw=scoring.per_feature)
+    found = particles.run(call, measured, batch, uniforms, raw=scoring.per_feature)
     before = found.accumulated()[:-1]
     before = before - before.logsumexp(-1, keepdim=True)  # log-weights that add up to 1
     if found.raw is None:

@@ -47,7 +47,7 @@ CELLS = ("gru", "lstm", "rnn")
 LIKELIHOODS = ("bernoulli", "gaussian", "external")
 STD_KINDS = ("plain", "softplus", "exponential")
 LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-FORMAT = 7  # of the code and of what forward saves: compiled graphs are cached by it
+FORMAT = 8  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 class Program(NamedTuple):
@@ -82,7 +82,7 @@ class _StageWriter:
                 yield from self._slices(stage.source)
                 yield from self._weights(stage, stage.blocks, stage.bias)
             case Activate():
-                yield from (*self._slices(stage.target), ACTIVATIONS.index(stage.activation))
+                yield from (*self._slices(stage.source, stage.target), ACTIVATIONS.index(stage.activation))
             case Add():
                 yield from self._slices(stage.source, stage.target)
             case Sample():

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from .spec import GATES, CellSpec, Layer, Std
+from .spec import FROM_INPUT, GATES, CellSpec, Layer, Std
 from .stages import (
     Activate,
     Add,
@@ -60,19 +60,26 @@ class _Draft:
 
     def lay(self, name: str, buffer: str, keep: Keep = Keep.NEVER, beside: Slice | None = None) -> _Laid:
         """Decide where the layers of a network write: the heads' results side by side in ``buffer``, hidden layers of
-        the same depth side by side in buffers of their own, which are kept as ``keep`` says.
+        the same depth side by side in buffers of their own, which are kept as ``keep`` says. Results of activations
+        whose gradient needs what they read lie beside those, in ``.active``, and are always computed again.
 
         What reads the input goes behind ``beside`` instead, but for results of heads beside which others go on.
         """
         network, ends = self.spec.network(name), {} if beside is None else {beside.buffer: beside.width}
         deep = any(len(head) > 1 for head in network.heads)
 
+        def behind(where: str, width: int) -> Slice:
+            start = ends.get(where, 0)
+            ends[where] = start + width
+            return Slice(where, start, width)
+
         def place(layer: Layer, where: str) -> _Place:
             if beside is not None and layer in network.first and (where != buffer or not deep):
                 where = beside.buffer
-            start = ends.get(where, 0)
-            ends[where] = start + layer.outputs
-            return _Place(layer, Slice(where, start, layer.outputs))
+            sums = behind(where, layer.outputs)
+            if layer.activation not in FROM_INPUT:
+                return _Place(layer, sums, sums)
+            return _Place(layer, sums, behind(f"{where}.active", layer.outputs))
 
         hidden = tuple(place(layer, f"{buffer}.{i}") for i, layer in enumerate(network.hidden))
         heads = tuple(
@@ -81,7 +88,7 @@ class _Draft:
         )
         for where, width in ends.items():
             if beside is None or where != beside.buffer:
-                self.buffer(where, width, Keep.NEVER if where == buffer else keep)
+                self.buffer(where, width, Keep.NEVER if where == buffer or where.endswith(".active") else keep)
         return _Laid(hidden, heads)
 
     def network(self, name: str, sources: dict[str, Slice]) -> tuple[list[Stage], Slice]:
@@ -126,18 +133,22 @@ class _Draft:
         for i, layer in enumerate(rnn):
             if output is not None:
                 stages.extend(_products(output, [layer.from_input(0)]))
+            gates = layer.gates
             if self.spec.cell == "rnn":
-                stages.append(Activate(layer.gates, self.spec.nonlinearity))
+                if self.spec.nonlinearity in FROM_INPUT:
+                    gates = self.buffer(f"gates.{i}", self.spec.hidden_size)
+                stages.append(Activate(layer.gates, gates, self.spec.nonlinearity))
             last = layer is rnn[-1]
             output = None if last else self.buffer(f"out.{i}", self.spec.hidden_size, Keep.STORED)
-            stages.append(Recur(self.spec.cell, layer.gates, layer.candidate, h[i], c[i] if c else None, output))
+            stages.append(Recur(self.spec.cell, gates, layer.candidate, h[i], c[i] if c else None, output))
         return stages
 
 
 class _Place(NamedTuple):
-    """A layer, and where it writes."""
+    """A layer, and where it writes: its sums, and its results, mostly in their place."""
 
     layer: Layer
+    sums: Slice
     target: Slice
 
 
@@ -189,19 +200,20 @@ class _Part:
 
 def _part(place: _Place, column: int = 0) -> _Part:
     """Return the weights of a layer from input ``column`` on, and its bias."""
-    layer, target = place
+    layer, target = place.layer, place.sums
     return _Part(target, (Block(layer.weight, 0, layer.outputs, column, 0),), (Term(layer.bias, 0, layer.outputs, 0),))
 
 
 def _activations(places: Iterable[_Place]) -> Iterator[Stage]:
     """Yield one stage for all that lie side by side and have the same; none for an affine layer."""
     joined: list[Activate] = []
-    for layer, target in places:
+    for layer, sums, target in places:
         last = joined[-1] if joined else None
-        if last and last.activation == layer.activation and _adjoin(last.target, target):
-            joined[-1] = replace(last, target=replace(last.target, width=last.target.width + target.width))
+        if last and last.activation == layer.activation and _adjoin(last.source, sums):
+            source, result = (replace(part, width=part.width + sums.width) for part in (last.source, last.target))
+            joined[-1] = Activate(source, result, layer.activation)
         else:
-            joined.append(Activate(target, layer.activation))
+            joined.append(Activate(sums, target, layer.activation))
     return (stage for stage in joined if stage.activation != "identity")
 
 
@@ -274,7 +286,7 @@ def partition(spec: CellSpec) -> Partition:
 
     # first layers of encoder and recurrent layers, [n_h | e | gates] each
     encoder = draft.lay("encoder", "posterior", Keep.STORED, draft.candidate)
-    rnn = draft.recurrence(sum(t.width for _, t in encoder.first if t.buffer == draft.candidate.buffer))
+    rnn = draft.recurrence(sum(p.sums.width for p in encoder.first if p.sums.buffer == draft.candidate.buffer))
 
     def first_parts(source: str) -> list[_Part]:
         """Return what a source gives to encoder and first recurrent layer."""
@@ -286,11 +298,19 @@ def partition(spec: CellSpec) -> Partition:
         return parts
 
     before: list[Stage] = []
+
+    def without_known(stages: list[Stage]) -> list[Stage]:
+        """Let what cond gives to a network of the scan, which begins with it, stand before the scan."""
+        known = [s for s in stages if isinstance(s, Dense) and s.source == sources.get("cond")]
+        before.extend(known)
+        return stages[len(known) :]
+
     sources["phi_x"] = sources["x"]
     if spec.phi_x:
         stages, sources["phi_x"] = draft.network("phi_x", sources)
         before.extend(stages)
-    biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in rnn[1:])]
+    biased = rnn[1:] if "phi_x" in spec.inputs("cell") else rnn  # by no product before the scan
+    biases = [*(layer.of_candidate() for layer in rnn), *(layer.from_input(0) for layer in biased)]
     before.extend(Bias(part.target, part.terms) for part in biases if part)
     before.extend(_products(sources["phi_x"], first_parts("phi_x"), bias=True))
     if spec.cond_size:
@@ -311,9 +331,10 @@ def partition(spec: CellSpec) -> Partition:
         else:
             transform = spec.std
             stages, prior = draft.network("prior", {n: sources[n] for n in ("cond", "h") if n in sources})
-            known = [s for s in stages if spec.residual and isinstance(s, Dense) and s.source == sources.get("cond")]
-            before.extend(known)  # as h is not
-            (scan if spec.residual else weigh).extend(stages[len(known) :])
+            if spec.residual:
+                scan.extend(without_known(stages))
+            else:
+                weigh.extend(stages)
         scan.extend(encoder.finish())
         posterior = encoder.results
         if spec.residual:
@@ -322,13 +343,13 @@ def partition(spec: CellSpec) -> Partition:
         sources["z"] = sources["phi_z"] = draft.buffer("z", latent)
         scan.append(Sample(posterior, posterior_std, sources["z"], spec.std))
         if spec.phi_z:
-            stages, sources["phi_z"] = draft.network("phi_z", sources)
-            scan.extend(stages)
+            stages, sources["phi_z"] = draft.network("phi_z", {n: sources[n] for n in ("cond", "z") if n in sources})
+            scan.extend(without_known(stages))
         scan.extend(_products(sources["phi_z"], [rnn[0].from_input(spec.column("cell", "phi_z"))]))
         z = None if spec.measure == "kl" else sources["z"]
         weigh.append(Divergence(posterior, posterior_std, prior, draft.buffer("prior_std", latent), transform, z))
     scan.extend(draft.advance(rnn, h, c))
-    stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "h", "cond") if n in sources})
+    stages, raw = draft.network("decoder", {n: sources[n] for n in ("phi_z", "z", "h", "cond") if n in sources})
     weigh.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
     if filtered:
         scan.append(Resample())
@@ -371,7 +392,7 @@ def generation(spec: CellSpec, *, mean: bool) -> Partition:
     stages, raw = network("decoder")
     scan.extend([*stages, Draw(raw, noise, sources["x"], spec.likelihood, spec.output_std, mean)])
     sources["phi_x"] = sources["x"]
-    if spec.phi_x:
+    if spec.phi_x and "phi_x" in spec.inputs("cell"):
         stages, sources["phi_x"] = network("phi_x")
         scan.extend(stages)
     for source in spec.inputs("cell"):

@@ -17,24 +17,26 @@ from .. import checks
 
 Value = TypeVar("Value")
 
-Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity"]
+Activation = Literal["relu", "leaky_relu", "tanh", "elu", "identity", "silu", "gelu"]
 Cell = Literal["gru", "lstm", "rnn"]
 StdKind = Literal["softplus", "log_std", "log_variance"]
 Fused = Literal["bernoulli", "gaussian", "external"]
-Conditioned = Literal["encoder", "prior", "decoder", "cell"]
+Conditioned = Literal["encoder", "prior", "decoder", "phi_z", "cell"]
 Measure = Literal["kl", "log_weight", "particle_filter"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+FROM_INPUT: tuple[Activation, ...] = ("silu", "gelu")  # whose gradient needs what they were computed from
 GATES: dict[str, int] = {"gru": 3, "lstm": 4, "rnn": 1}
 STD_FLOOR = 1e-6
 SOURCES: dict[str, tuple[str, ...]] = {  # what each network, and the first recurrent layer, reads side by side
     "phi_x": ("x",),
-    "phi_z": ("z",),
+    "phi_z": ("z", "cond"),
     "encoder": ("phi_x", "cond", "h"),
     "prior": ("cond", "h"),
     "decoder": ("cond", "phi_z", "h"),
     "cell": ("phi_x", "phi_z", "cond"),
 }
+INSTEAD = {"decoder": ("phi_z", "z"), "cell": ("phi_x", None)}  # what one of the sources may be left out for
 _PREFIXES = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}  # of parameters
 MOST_LAYERS = 8  # recurrent ones: csrc/core/program.h holds twice as many states
 MOST_DEPTH = 32  # hidden layers of each network, and of a head: the buffers of all of them are counted there
@@ -157,7 +159,8 @@ class CellSpec:
     decoder is the output layer.
     ``activations`` names networks and heads whose activation is another one, or a tuple of one for each hidden layer;
     ``"identity"`` leaves a layer affine. A head that is not named has its network's, where that is one for all.
-    ``input_order`` names networks whose sources stand in another order than in ``SOURCES``.
+    ``input_order`` names networks whose sources stand in another order than in ``SOURCES``. The decoder's may be z
+    itself instead of phi_z, and the cell's may lack phi_x: what x tells then reaches the state by z alone.
 
     ``measure`` is what -(nll + kl) of a step measures. ``"kl"`` is the exact divergence of eq. 11. In its place
     ``"log_weight"`` has log q(z_t) - log p(z_t) of the sample itself, and so the log of its importance weight (Burda et
@@ -214,10 +217,8 @@ class CellSpec:
                 raise ValueError(f"cond_networks may hold {', '.join(get_args(Conditioned))}, got {name!r}")
         for name, order in self.input_order:
             if name not in SOURCES or len(SOURCES[name]) < 2:
-                raise ValueError(f"input_order may name those of encoder, prior, decoder and cell, got {name!r}")
-            sources = sorted(replace(self, input_order=()).inputs(name))
-            if sorted(order) != sources:
-                raise ValueError(f"input_order of {name} must be {', '.join(sources)} in some order, got {order!r}")
+                raise ValueError(f"input_order may name those of phi_z, encoder, prior, decoder and cell, got {name!r}")
+            self._check_order(name, order)
         if not self.latent_size:
             if self.phi_z or self.encoder or self.prior:
                 raise ValueError("with latent_size=0 there is no z: phi_z, encoder and prior must be ()")
@@ -247,6 +248,18 @@ class CellSpec:
         if expected and widths != expected:
             raise ValueError(f"the {self.likelihood} likelihood reads heads of widths {expected}, got {widths}")
         object.__setattr__(self, "key", repr(self))
+
+    def _check_order(self, name: str, order: tuple[str, ...]) -> None:
+        """Raise ValueError for what is not the sources of a network, in some order."""
+        sources = sorted(replace(self, input_order=()).inputs(name))
+        allowed, but = [sources], ""
+        left_out, instead = INSTEAD.get(name, ("", None))
+        if left_out in sources and self.latent_size:
+            others = [source for source in sources if source != left_out]
+            allowed.append(sorted([*others, *([instead] if instead else [])]))
+            but = f", {instead} in the place of {left_out} or not" if instead else f", with or without {left_out}"
+        if sorted(order) not in allowed:
+            raise ValueError(f"input_order of {name} must be {', '.join(sources)} in some order{but}, got {order!r}")
 
     def _check_activations(self, owners: Collection[str]) -> None:
         """Raise ValueError for what is no activation, follows nothing, or does not say what follows each layer."""

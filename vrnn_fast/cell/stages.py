@@ -63,8 +63,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Activate:
-    """target = activation(target), in place. Its gradient needs only the result."""
+    """target = activation(source): in place where the gradient needs only the result, else from a slice of its own."""
 
+    source: Slice
     target: Slice
     activation: Activation
 

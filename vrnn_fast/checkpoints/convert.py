@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from ..layouts.structure import LayoutError, Shapes
 from ..model import VRNN
 from . import chung2015, fivo
 
-_HEADER = "arguments"  # of the VRNN that a converted file holds
+HEADER = "arguments"  # of the VRNN that a converted file holds
+Model = TypeVar("Model", bound=VRNN)
 _Ours: TypeAlias = tuple[Mapping[str, Any], dict[str, Tensor]]  # what a VRNN's file tells of it, and its tensors
 
 
@@ -80,7 +81,7 @@ def load_checkpoint(
         ours = _own(stored)
     if ours is not None:
         _alone(agent)
-        return _made(*ours, arguments)
+        return made(*ours, arguments, VRNN)
     model, tensors = _translate(_tensors(stored, layout), layout, arguments, agent)
     model.load_state_dict(tensors)
     return model
@@ -93,17 +94,27 @@ def convert(old: Path, new: Path, layout: str, arguments: Mapping[str, Any], age
     Raises:
         LayoutError: the checkpoint is of no known layout or a run's own, or ``new`` does not end in .safetensors.
     """
-    from . import files
-
     if new.suffix != ".safetensors":
         raise LayoutError(f"the new file must end in .safetensors, got {new}")
     model = load_checkpoint(old, layout, agent=agent, **arguments)
-    files.save(new, model.state_dict(), {_HEADER: described(model.spec, model.likelihood, model.batch_first)})
+    write(model, new)
     return model
 
 
-def _made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> VRNN:
-    """Make the module that was :func:`described`, with these tensors.
+def write(model: VRNN, path: Path) -> None:
+    """Write a model as a file that :func:`vrnn_fast.load_checkpoint` reads."""
+    from . import files
+
+    files.save(path, model.state_dict(), {HEADER: described(model.spec, model.likelihood, model.batch_first)})
+
+
+def made(
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    arguments: Mapping[str, Any],
+    kind: type[Model],
+) -> Model:
+    """Make the module that was :func:`described`, with these tensors; of a ``kind`` with the arguments of VRNN.
 
     Raises:
         LayoutError: the description makes no module, or not one with such tensors.
@@ -121,7 +132,7 @@ def _made(description: Mapping[str, Any], tensors: Mapping[str, Tensor], argumen
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = f"shape {tuple(tensors[name].shape)}" if name in tensors else "no such tensor"
             raise LayoutError(f"{name} must have shape {shape}, as the checkpoint describes its VRNN, found {found}")
-    model = VRNN(**{**given, **arguments})
+    model = kind(**{**given, **arguments})
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -200,12 +211,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], _Ours | None]:
     tensors, header = files.read(path)
     if header is None:
         return tensors, None
-    if _HEADER not in header:
+    if HEADER not in header:
         raise LayoutError(
             f"{path} is a run's checkpoint, not a converted file: vrnn-fast eval and sample read it, and "
             "vrnn_fast.training.trainer.load_model"
         )
-    return tensors, (header[_HEADER], tensors)
+    return tensors, (header[HEADER], tensors)
 
 
 def _tensors(stored: Mapping[str, Any], layout: str | Mapping[str, Any]) -> dict[str, Tensor]:

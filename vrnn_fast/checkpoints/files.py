@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..replacing import replacing
 
+BEST = "best.safetensors"  # in the folder of a run
+KEY_OF_TABLES = "table"  # in a header: what was learnt from a table
 FORMAT = 2
 _WITHOUT_DIGEST = 1  # the format before
 _KEY, _DIGEST = "vrnn_fast", "vrnn_fast_digest"  # two keys: no single damage hides both

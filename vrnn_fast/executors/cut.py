@@ -75,9 +75,7 @@ class Cut:
         """The buffers, besides eps, that the reverse scan reads."""
         found: dict[str, None] = {}
         for stage in self.program.scan:
-            if isinstance(stage, Activate):
-                found[stage.target.buffer] = None
-            elif isinstance(stage, Sample):
+            if isinstance(stage, Activate | Sample):
                 found[stage.source.buffer] = None
             elif isinstance(stage, Recur) and stage.cell != "rnn":
                 for part in (stage.gates, stage.candidate, stage.h if stage.cell == "gru" else stage.c):

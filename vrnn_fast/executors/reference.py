@@ -31,6 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "elu": F.elu,
     "identity": lambda x: x,
+    "silu": F.silu,
+    "gelu": F.gelu,
 }
 
 
@@ -96,9 +98,9 @@ class Equations:
         """Compute the features of x_t."""
         return self._network("phi_x", x)[0]
 
-    def phi_z(self, z: Tensor) -> Tensor:
+    def phi_z(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """Compute the features of z_t."""
-        return self._network("phi_z", z)[0]
+        return self._network("phi_z", self._input("phi_z", z=z, cond=cond))[0] if self.spec.phi_z else z
 
     def prior(self, h: Tensor, cond: Tensor | None = None) -> MeanStd:
         """Compute p(z_t | h_{t-1}), eq. 5, or N(0, 1)."""
@@ -107,9 +109,9 @@ class Equations:
             return MeanStd(zeros, torch.ones_like(zeros))
         return self._gaussian("prior", self._input("prior", cond=cond, h=h))
 
-    def decoder(self, phi_z: Tensor, h: Tensor, cond: Tensor | None = None) -> Tensor:
+    def decoder(self, z: Tensor, phi_z: Tensor, h: Tensor, cond: Tensor | None = None) -> Tensor:
         """Compute the raw parameters of p(x_t | z_t, h_{t-1}), eq. 6: its heads side by side."""
-        return torch.cat(self._network("decoder", self._input("decoder", cond=cond, phi_z=phi_z, h=h)), -1)
+        return torch.cat(self._network("decoder", self._input("decoder", z=z, cond=cond, phi_z=phi_z, h=h)), -1)
 
     def posterior(self, phi_x: Tensor, h: Tensor, prior: MeanStd, cond: Tensor | None = None) -> MeanStd:
         """Compute q(z_t | x_t, h_{t-1}), eq. 9, whose mean may start from that of the prior. Without z the prior."""
@@ -186,8 +188,8 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         prior = cell.prior(h, cond_t)
         posterior = cell.posterior(phi_x, h, prior, cond_t)
         z = posterior.mean + posterior.std * eps[t]
-        phi_z = cell.phi_z(z)
-        raw = cell.decoder(phi_z, h, cond_t)
+        phi_z = cell.phi_z(z, cond_t)
+        raw = cell.decoder(z, phi_z, h, cond_t)
         nll = _nll(spec, raw, x[t], None if mask is None else mask[t])
         kl = kl_divergence(posterior, prior) if spec.measure == "kl" else log_ratio(z, eps[t], posterior, prior)
         steps.append((nll, kl, z, *posterior, *prior, raw))
@@ -258,8 +260,8 @@ def generate_by(
         h, cond_t = cell.top(state), None if cond is None else cond[t]
         prior = cell.prior(h, cond_t)
         z = prior.mean + prior.std * eps[t]
-        phi_z = cell.phi_z(z)
-        raw = cell.decoder(phi_z, h, cond_t)
+        phi_z = cell.phi_z(z, cond_t)
+        raw = cell.decoder(z, phi_z, h, cond_t)
         x = draw(raw, t)
         state = cell.recur(cell.phi_x(x), phi_z, state, cond_t)
         steps.append((x, z, *prior, raw))
@@ -288,7 +290,8 @@ def step_of_run(
         result = run(spec, parameters, sequence, want)
         cell = Equations(spec, parameters)
         h = cell.top(start)
-        predicted = cell.decoder(cell.phi_z(cell.prior(h, cond).mean), h, cond)
+        z = cell.prior(h, cond).mean
+        predicted = cell.decoder(z, cell.phi_z(z, cond), h, cond)
     return StepResult(
         result.nll[0],
         result.kl[0],

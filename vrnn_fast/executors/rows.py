@@ -111,7 +111,10 @@ class Rows:
                 source, weight = self.view(self.value, stage.source), self.weight(stage)
                 torch.addmm(first, source, weight.t(), out=target)
             case Activate():
-                _ACTIVATE[stage.activation](self.view(self.value, stage.target))
+                target = self.view(self.value, stage.target)
+                if stage.target != stage.source:
+                    target.copy_(self.view(self.value, stage.source))
+                _ACTIVATE[stage.activation](target)
             case Add():
                 self.view(self.value, stage.target).add_(self.view(self.value, stage.source))
             case Divergence():
@@ -232,9 +235,9 @@ class Rows:
                     torch.mm(d, self.weight(stage), out=target)
                     self._begun.add(stage.source)
             case Activate():
-                d, y = self.view(self.gradient, stage.target), self.view(self.value, stage.target)
+                d, at = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
                 if stage.activation != "identity":
-                    d.copy_(_SLOPE[stage.activation](d, y))
+                    self.view(self.gradient, stage.source).copy_(_SLOPE[stage.activation](d, at))
             case Divergence():
                 self._divergence_backward(stage, upstream)
             case Likelihood():
@@ -343,10 +346,14 @@ _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,
     "elu": torch.nn.functional.elu_,
     "identity": lambda x: x,
+    "silu": lambda x: torch.nn.functional.silu(x, inplace=True),
+    "gelu": lambda x: x.copy_(torch.nn.functional.gelu(x)),
 }
 _SLOPE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda d, y: torch.ops.aten.threshold_backward(d, y, 0),
     "leaky_relu": lambda d, y: torch.ops.aten.leaky_relu_backward(d, y, 0.01, True),
     "tanh": torch.ops.aten.tanh_backward,
     "elu": lambda d, y: torch.ops.aten.elu_backward(d, 1, 1, 1, True, y),
+    "silu": torch.ops.aten.silu_backward,  # from what it was computed from, as the next
+    "gelu": torch.ops.aten.gelu_backward,
 }

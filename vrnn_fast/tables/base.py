@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 from torch.distributions import constraints
 
-from .. import checks
+from .. import checks, executors
 from ..likelihoods import Likelihood, StudentT
 from ..model import VRNN
+from . import saved
 from .fitting import Fitting, Windows, fit, stacked
+from .frames import Table, as_pandas
 from .reader import Columns, TableReader, TimeSeries
 
 Tails = Literal["gaussian", "student"]
@@ -26,9 +31,9 @@ MOST = 1 << 23  # of T * B * particles * X in one launch, unless a single series
 class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A VRNN for tables, with the habits of scikit-learn: ``get_params``, ``clone``, pickled.
 
-    A table is a ``pandas.DataFrame`` with a row for each time, in any order. NaN says that nothing was observed. Every
-    column is scaled to mean 0 and standard deviation 1 of the table that the model is fitted on; answers are in the
-    units of the table.
+    A table is a ``DataFrame`` of pandas or polars with a row for each time, in any order. NaN, or null, says that
+    nothing was observed. Every column is scaled to mean 0 and standard deviation 1 of the table that the model is
+    fitted on; answers are in the units of the table.
 
     Args:
         features: columns of x; None are all that are not named otherwise.
@@ -46,6 +51,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             end.
         num_particles: samples of the latent variables in every answer.
         seed: of every random choice.
+        verbose: whether to print each validation.
         device, backend: where, and by whom, as for :class:`~vrnn_fast.VRNN`.
 
     Attributes:
@@ -58,6 +64,15 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         >>> Detector(hidden_size=32).get_params()["hidden_size"]
         32
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Let the arguments of all estimators be seen among those of each: of a copy and of what is printed."""
+        super().__init_subclass__(**arguments)
+        own = inspect.signature(cls.__init__)
+        shared = inspect.signature(Estimator.__init__, eval_str=True)
+        every = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        every += [p for p in shared.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        cls.__init__.__signature__ = own.replace(parameters=every)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -77,6 +92,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         patience: int = 5,
         num_particles: int = 32,
         seed: int = 0,
+        verbose: bool = False,
         device: str = "cpu",
         backend: str = "auto",
     ) -> None:
@@ -95,10 +111,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.patience = patience
         self.num_particles = num_particles
         self.seed = seed
+        self.verbose = verbose
         self.device = device
         self.backend = backend
 
-    def fit(self, table: pd.DataFrame, y: object = None) -> Self:
+    def fit(self, table: Table, y: object = None) -> Self:
         """Learn from a table; ``y`` is there for pipelines alone.
 
         Raises:
@@ -110,10 +127,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             >>> len(Imputer(updates=1, window=16).fit(table).history_)
             1
         """
+        table = as_pandas(table)
         for name in ("updates", "batch_size", "window", "num_particles"):
             checks.integer(name, getattr(self, name))
         for name in ("patience", "seed"):
             checks.integer(name, getattr(self, name), least=0)
+        checks.flag("verbose", self.verbose)
         features = None if self.features is None else tuple(self.features)
         reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
         fitting = Fitting(
@@ -124,13 +143,64 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             checks.share("validation", self.validation),
             self.patience,
             self.seed,
+            self.verbose,
         )
         model = self._built(reader)
-        self.history_ = fit(model, reader.read(table), fitting)
-        self.model_, self.reader_ = model, reader
-        self.feature_names_in_ = np.asarray(table.columns, dtype=object)
-        self.n_features_in_ = len(table.columns)
+        self._learnt(model, reader, fit(model, reader.read(table), fitting), list(table.columns))
         return self
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write what was learnt into a folder, as a file of tensors and plain words: nothing in it is ever unpickled.
+
+        Raises:
+            TableError: the likelihood is a class of your own, or a category neither a word nor a number. ImportError:
+                safetensors is not installed.
+
+        Examples:
+            >>> from vrnn_fast.tables import Forecaster
+            >>> Forecaster(updates=1, window=16).fit(table).save(folder)
+        """
+        self._require_fitted()
+        learnt = saved.Learnt(self.model_, self.reader_, self.history_, list(self.feature_names_in_), self._kept())
+        saved.save(Path(folder), self.get_params(deep=False), learnt)
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str], **arguments: Any) -> Self:
+        """Return an estimator that knows what was saved in a folder by one of any of the three kinds, or left there by
+        ``vrnn-fast train``.
+
+        Args:
+            arguments: instead of those of the one that was saved.
+
+        Raises:
+            CheckpointError: the folder holds no such file, or it is damaged. ValueError, TypeError: of an argument.
+
+        Examples:
+            >>> from vrnn_fast.tables import Detector, Imputer
+            >>> Detector(updates=1, window=16).fit(table).save(folder)
+            >>> Imputer.load(folder, smoothed=True).transform(table).equals(table)
+            True
+        """
+        given, learnt = saved.load(Path(folder))
+        names = cls._get_param_names()
+        made = cls(**{**{name: value for name, value in given.items() if name in names}, **arguments})
+        checks.one_of("backend", made.backend, executors.names())
+        learnt.model.backend = made.backend
+        made._learnt(learnt.model.to(_device(made.device)), learnt.reader, learnt.history, learnt.columns)
+        made._take(learnt.kept, str(folder))
+        return made
+
+    def _kept(self) -> dict[str, Tensor]:
+        """Return what a kind of its own keeps beside the model."""
+        return {}
+
+    def _take(self, kept: Mapping[str, Tensor], place: str) -> None:
+        """Take what a kind :meth:`_kept`."""
+
+    def _learnt(self, model: VRNN, reader: TableReader, history: Sequence[float], columns: Sequence[Any]) -> None:
+        self.model_, self.reader_, self.history_ = model, reader, list(history)
+        self.feature_names_in_ = np.asarray(columns, dtype=object)
+        self.n_features_in_ = len(columns)
 
     def _built(self, reader: TableReader) -> VRNN:
         likelihood: str | Likelihood = self.likelihood
@@ -141,6 +211,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             raise ValueError(f"likelihood must take any number, for columns are scaled, and {likelihood} does not")
         else:
             likelihood = copy.deepcopy(likelihood)  # one with parameters is trained with the model
+        device = _device(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return VRNN(
@@ -152,14 +223,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 cond_networks=("encoder", "prior", "decoder", "cell"),
                 backend=self.backend,
                 dtype=torch.float32,
-            ).to(self.device)
+            ).to(device)
 
     def _require_fitted(self) -> None:
         check_is_fitted(self, "model_", msg="call fit before: this %(name)s has learnt from no table yet")
 
-    def _series(self, table: pd.DataFrame) -> list[TimeSeries]:
+    def _series(self, table: Table) -> list[TimeSeries]:
         self._require_fitted()
-        return self.reader_.read(table)
+        return self.reader_.read(as_pandas(table))
 
     def _batches(
         self, series: Sequence[TimeSeries], particles: int, horizon: int = 0
@@ -173,3 +244,15 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             count = max(1, MOST // (steps * particles * len(self.reader_.features)))
             part, waiting = waiting[:count], waiting[count:]
             yield part, stacked(part, device), generator
+
+
+def _device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device must be one that torch has here, such as 'cpu', got {name!r}") from error

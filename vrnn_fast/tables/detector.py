@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .. import checks
+from ..checkpoints.files import CheckpointError
 from .base import Estimator
+from .frames import Table, as_pandas, like
 
 Threshold = Literal["quantile", "peaks"]
 TAIL = 0.98  # beyond this quantile of the scores lie the peaks
@@ -47,27 +51,40 @@ class Detector(Estimator):
         self.contamination = contamination
         self.threshold = threshold
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "contamination", "threshold"])
-
-    def fit(self, table: pd.DataFrame, y: object = None) -> Self:
+    def fit(self, table: Table, y: object = None) -> Self:
         """Learn from a table, and find its own anomalies; see :meth:`Estimator.fit`.
 
         Examples:
             >>> from vrnn_fast.tables import Detector
             >>> detector = Detector(updates=1, window=16).fit(table)
         """
-        share = checks.share("contamination", self.contamination)
-        checks.one_of("threshold", self.threshold, get_args(Threshold))
+        self._require_threshold()
         super().fit(table)
-        self.typical_ = self.explain(table).median().to_numpy()
+        self.typical_ = np.nanmedian(self._explained(as_pandas(table)).to_numpy(), axis=0)
         self.decision_scores_ = self.decision_function(table)
-        self.threshold_ = (_quantile if self.threshold == "quantile" else _peaks)(self.decision_scores_, share)
-        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        self._decide()
         return self
 
-    def decision_function(self, table: pd.DataFrame) -> NDArray[np.float64]:
+    def _require_threshold(self) -> None:
+        checks.share("contamination", self.contamination)
+        checks.one_of("threshold", self.threshold, get_args(Threshold))
+
+    def _decide(self) -> None:
+        of_scores = _quantile if self.threshold == "quantile" else _peaks
+        self.threshold_ = of_scores(self.decision_scores_, float(self.contamination))
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {"typical": torch.tensor(self.typical_), "scores": torch.tensor(self.decision_scores_)}
+
+    def _take(self, kept: Mapping[str, Tensor], place: str) -> None:
+        if "scores" not in kept:
+            raise CheckpointError(f"{place} was saved by an estimator that keeps no scores: fit and save a Detector")
+        self._require_threshold()
+        self.typical_, self.decision_scores_ = kept["typical"].numpy(), kept["scores"].numpy()
+        self._decide()
+
+    def decision_function(self, table: Table) -> NDArray[np.float64]:
         """Score each row of a table, in its order: (rows,) nats.
 
         Examples:
@@ -76,11 +93,11 @@ class Detector(Estimator):
             (9,)
         """
         scores = self._scores(table, per_feature=False)[:, 0]
-        missing = table[list(self.reader_.features)].isna().to_numpy()
+        missing = as_pandas(table)[list(self.reader_.features)].isna().to_numpy()
         found: NDArray[np.float64] = scores + np.where(missing, self.typical_, 0.0).sum(1)
         return found
 
-    def explain(self, table: pd.DataFrame) -> pd.DataFrame:
+    def explain(self, table: Table) -> Table:
         """Score each feature of each row on its own: a table of nats, its rows and features those of the given one; NaN
         where nothing was observed.
 
@@ -89,11 +106,15 @@ class Detector(Estimator):
             >>> Detector(updates=1, window=16).fit(table).explain(table[:9]).columns.tolist()
             ['a', 'b']
         """
+        self._require_fitted()
+        return like(table, self._explained(as_pandas(table)))
+
+    def _explained(self, table: pd.DataFrame) -> pd.DataFrame:
         scores = self._scores(table, per_feature=True)
         features = list(self.reader_.features)
         return pd.DataFrame(scores, index=table.index, columns=features).where(table[features].notna())
 
-    def predict(self, table: pd.DataFrame) -> NDArray[np.int64]:
+    def predict(self, table: Table) -> NDArray[np.int64]:
         """Tell which rows are anomalies: (rows,) 0 or 1.
 
         Examples:
@@ -103,7 +124,7 @@ class Detector(Estimator):
         """
         return (self.decision_function(table) > self.threshold_).astype(np.int64)
 
-    def fit_predict(self, table: pd.DataFrame, y: object = None) -> NDArray[np.int64]:
+    def fit_predict(self, table: Table, y: object = None) -> NDArray[np.int64]:
         """Learn from a table, and tell which of its rows are anomalies.
 
         Examples:
@@ -114,7 +135,7 @@ class Detector(Estimator):
         return self.fit(table).labels_
 
     @torch.no_grad()
-    def _scores(self, table: pd.DataFrame, *, per_feature: bool) -> NDArray[np.float64]:
+    def _scores(self, table: Table, *, per_feature: bool) -> NDArray[np.float64]:
         every = self._series(table)
         found = np.zeros((len(table), len(self.reader_.features) if per_feature else 1))
         for part, batch, generator in self._batches(every, self.num_particles):

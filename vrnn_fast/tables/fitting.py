@@ -41,6 +41,7 @@ class Fitting:
     validation: float
     patience: int
     seed: int
+    verbose: bool
 
 
 def stacked(series: Sequence[TimeSeries], device: torch.device) -> Windows:
@@ -89,6 +90,8 @@ def fit(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting) -> list[flo
             raise RuntimeError(
                 f"training diverged within {update} updates: a bound is {history[-1]}. Lower learning_rate"
             )
+        if fitting.verbose:
+            print(f"update {update} of {fitting.updates}: {history[-1]:.4f} nats per step", flush=True)
         since = len(history) - 1 - int(np.argmin(history))
         if not valid or not since:
             best = copy.deepcopy(model.state_dict())

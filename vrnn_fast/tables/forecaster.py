@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .. import checks
 from .base import Estimator
-from .reader import TableError, TimeSeries
+from .frames import Table, as_pandas, like
+from .reader import TableError, TimeSeries, in_zone_of, said
 
 
 class Forecaster(Estimator):
@@ -46,11 +47,7 @@ class Forecaster(Estimator):
         self.quantiles = quantiles
         self.num_samples = num_samples
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "horizon", "quantiles", "num_samples"])
-
-    def predict(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> pd.DataFrame:
+    def predict(self, table: Table, future: Table | None = None) -> Table:
         """Forecast what comes after each series of a table.
 
         Args:
@@ -73,14 +70,15 @@ class Forecaster(Estimator):
                 raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
         rows = []
         for series, times, samples in self._drawn(table, future):
+            said = times if self.time is None else in_zone_of(as_pandas(table)[self.time], times)
             found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
                 values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
-                rows.append(pd.DataFrame({**named, time: times, "feature": feature, **values}))
-        return pd.concat(rows, ignore_index=True)
+                rows.append(pd.DataFrame({**named, time: said, "feature": feature, **values}))
+        return like(table, pd.concat(rows, ignore_index=True))
 
-    def sample(self, table: pd.DataFrame, future: pd.DataFrame | None = None) -> dict[Any, NDArray[np.float64]]:
+    def sample(self, table: Table, future: Table | None = None) -> dict[Any, NDArray[np.float64]]:
         """Draw what comes after each series: by id, (samples, horizon, features).
 
         Examples:
@@ -90,7 +88,7 @@ class Forecaster(Estimator):
         """
         return {series.key: samples for series, _, samples in self._drawn(table, future)}
 
-    def evaluate(self, table: pd.DataFrame, truth: pd.DataFrame, future: pd.DataFrame | None = None) -> pd.DataFrame:
+    def evaluate(self, table: Table, truth: Table, future: Table | None = None) -> Table:
         """Hold a forecast against what came: proper scores of the samples, in the units of the table, lower is better.
 
         Args:
@@ -120,7 +118,7 @@ class Forecaster(Estimator):
         for series, times, samples in self._drawn(table, future):
             if series.key not in came or not self.reader_.has_times(came[series.key], times):
                 whose = "" if series.key is None else f" of {self.id} {series.key!r}"
-                when = "" if self.reader_.step is None else f", from {times[0]} to {times[-1]}"
+                when = "" if self.reader_.step is None else f", from {said(times[0])} to {said(times[-1])}"
                 raise TableError(f"truth must have the {self.horizon} rows{whose} that come after the table{when}")
             right = self.reader_.unscaled(came[series.key].values)
             whole = ~np.isnan(right).any(1)
@@ -134,18 +132,16 @@ class Forecaster(Estimator):
             for i, feature in enumerate(self.reader_.features):
                 own = {"crps": np.nanmean(crps[:, i]), "coverage": np.nanmean(inside[:, i]), "energy": energy}
                 rows.append({**named, "feature": feature, **own})
-        return pd.DataFrame(rows)
+        return like(table, pd.DataFrame(rows))
 
     @torch.no_grad()
-    def _drawn(
-        self, table: pd.DataFrame, future: pd.DataFrame | None
-    ) -> list[tuple[TimeSeries, NDArray[Any], NDArray[np.float64]]]:
+    def _drawn(self, table: Table, future: Table | None) -> list[tuple[TimeSeries, NDArray[Any], NDArray[np.float64]]]:
         checks.integer("horizon", self.horizon)
         checks.integer("num_samples", self.num_samples)
         series = self._series(table)
         if future is not None and not self.reader_.cond_size:
             raise TableError("future holds covariates, and this model was fitted without any")
-        known = None if future is None else self.reader_.read_future(future)
+        known = None if future is None else self.reader_.read_future(as_pandas(future))
         found = {}
         for part, batch, generator in self._batches(series, self.num_samples, self.horizon):
             ahead = [self.reader_.future(s, self.horizon, known) for s in part]

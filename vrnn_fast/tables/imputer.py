@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
 from .. import checks
 from .base import Estimator
+from .frames import Table, as_pandas, with_columns
 
 
 class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -35,10 +35,6 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
         self.num_samples = num_samples
         self.smoothed = smoothed
 
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted([*Estimator._get_param_names(), "num_samples", "smoothed"])
-
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the columns of what :meth:`transform` returns: those of the table.
 
@@ -52,7 +48,7 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
         return names
 
     @torch.no_grad()
-    def transform(self, table: pd.DataFrame) -> pd.DataFrame:
+    def transform(self, table: Table) -> Table:
         """Return the table with its gaps filled, and all else as it was; a column with gaps whose dtype knows no
         fractions becomes float64.
 
@@ -79,11 +75,9 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
             for b, series in enumerate(part):
                 values = drawn[: len(series.rows), b].double().cpu().numpy()
                 filled[series.rows] = self.reader_.unscaled(values)
-        result = table.copy()
+        given, columns = as_pandas(table), {}
         for name, fill in zip(self.reader_.features, filled.T, strict=True):
-            column, seen = table[name], table[name].notna().to_numpy()
-            if not seen.all():
-                values = np.where(seen, column.to_numpy(dtype=float, na_value=np.nan), fill)
-                kept = column.dtype if pd.api.types.is_float_dtype(column) else float
-                result[name] = pd.Series(values, index=table.index).astype(kept)
-        return result
+            values = given[name].to_numpy(dtype=float, na_value=np.nan)
+            if np.isnan(values).any():
+                columns[name] = np.where(np.isnan(values), fill, values)
+        return with_columns(table, columns)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..data.reading import DataError
+
 Numbers = NDArray[np.float64]
 
 
-class TableError(ValueError):
+class TableError(DataError):
     """A table is not what it must be; the message names the column and the row."""
 
 
@@ -34,7 +36,7 @@ class TimeSeries:
     Attributes:
         key: the id; None where the table has no such column.
         rows: (T,) where they are in the table.
-        times: (T,) time stamps, or the numbers of rows.
+        times: (T,) time stamps, of UTC where the table names zones, or the numbers of rows.
         values: (T, X) as a model sees them, scaled, NaN where nothing was observed.
         covariates: (T, C) as a model sees them.
     """
@@ -206,8 +208,9 @@ class TableReader:
         if self.step is not None and not (even := _even(steps, self.step)).all():
             at = int(np.argmin(even))
             raise TableError(
-                f"column {self.columns.time!r} goes from {times[at]} to {times[at + 1]}, where the table that the "
-                f"model was fitted on has steps of {self.step} alone: insert the rows in between, with NaN"
+                f"column {self.columns.time!r} goes from {said(times[at])} to {said(times[at + 1])}, where the table "
+                f"that the model was fitted on has steps of {said(self.step)} alone: insert the rows in between, with "
+                "NaN"
             )
         return np.empty((len(times), 0))
 
@@ -234,7 +237,8 @@ def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
     for name in names:
         if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_complex_dtype(table[name]):
             raise TableError(
-                f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as a covariate, or drop it"
+                f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as id, time or "
+                "covariate, or leave it out of the features"
             )
     values: Numbers = table[list(names)].to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(values).any():
@@ -266,17 +270,39 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
         )
     if numeric and np.isinf(stamps.to_numpy(dtype=float)).any():
         raise TableError(f"column {columns.time!r} is infinite in row {_first(np.isinf(stamps.astype(float)))}")
-    if pd.api.types.is_integer_dtype(stamps):
-        stamps = stamps.astype("int64")  # differences of narrow ones overflow
-    times, found = stamps.to_numpy(), []
+    times, found = clock(stamps), []
     for key, rows in groups:
         rows = rows[np.argsort(times[rows], kind="stable")]
         same = times[rows][1:] == times[rows][:-1]
         if same.any():
             at = rows[int(np.argmax(same)) + 1]
-            raise TableError(f"column {columns.time!r} is {times[at]} a second time in row {at}")
+            raise TableError(f"column {columns.time!r} is {stamps.iloc[at]} a second time in row {at}")
         found.append((key, rows, times[rows]))
     return found
+
+
+def clock(stamps: pd.Series) -> NDArray[Any]:
+    """Return times or numbers as NumPy has them: of a zone, in UTC."""
+    if getattr(getattr(stamps, "dt", None), "tz", None) is not None:
+        stamps = stamps.dt.tz_convert("UTC").dt.tz_localize(None)
+    if pd.api.types.is_integer_dtype(stamps):
+        stamps = stamps.astype("int64")  # differences of narrow ones overflow
+    found: NDArray[Any] = stamps.to_numpy()
+    return found
+
+
+def said(value: Any) -> Any:
+    """Return a time or the length of one as people write it."""
+    if isinstance(value, np.datetime64):
+        return pd.Timestamp(value)
+    return pd.Timedelta(value) if isinstance(value, np.timedelta64) else value
+
+
+def in_zone_of(stamps: pd.Series, times: NDArray[Any]) -> pd.Series:
+    """Return times of UTC as a table with these stamps says them."""
+    zone = getattr(getattr(stamps, "dt", None), "tz", None)
+    found = pd.Series(times)
+    return found if zone is None else found.dt.tz_localize("UTC").dt.tz_convert(zone)
 
 
 def _even(steps: NDArray[Any], step: Any) -> NDArray[np.bool_]:
@@ -289,9 +315,7 @@ def _first(wrong: pd.Series) -> int:
     return int(np.argmax(wrong.to_numpy()))
 
 
-def _require_table(table: object) -> None:
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"table must be a pandas.DataFrame, got {type(table).__name__}")
+def _require_table(table: pd.DataFrame) -> None:
     if not len(table):
         raise TableError("the table has no rows")
 

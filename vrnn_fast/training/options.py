@@ -4,6 +4,7 @@ data, so that nothing can be said in one place and not in another."""
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,22 @@ def parse(arguments: Sequence[str]) -> Options:
         given,
         text,
     )
+
+
+def on_table(arguments: Sequence[str]) -> bool:
+    """Tell whether a command line, or the file that it names, asks for a run on a table: it names columns, or one
+    file of a table."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    if "--config" in names:
+        at = names.index("--config")
+        path = Path(arguments[at].partition("=")[2] or "".join(arguments[at + 1 : at + 2]))
+        try:
+            if "table" in tomllib.loads(path.read_text()):
+                return True
+        except (OSError, ValueError):
+            pass  # whoever parses it says what is wrong
+    named = any(f"--{column}" in names for column in ("id", "time", "features", "covariates"))
+    return named or any(a.endswith((".csv", ".parquet")) and not Path(a).is_dir() for a in arguments)
 
 
 def build(

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from time import sleep
 from typing import Any, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ..data.order import share
@@ -29,7 +31,7 @@ class Ranks:
     """Which of how many processes this is, and where it computes.
 
     Attributes:
-        restarts: how often torchrun has started this run anew, after a rank died.
+        start: 1, and one more each time that torchrun has started all ranks anew, after one died.
         control: a group for CPU tensors, beside the one of gradients.
         writing: another one, for checkpoints that are written meanwhile.
     """
@@ -37,7 +39,7 @@ class Ranks:
     rank: int
     size: int
     device: torch.device
-    restarts: int = 0
+    start: int = 1
     control: Any = None
     writing: Any = None
 
@@ -55,7 +57,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with _missing():
+        with missing():
             dist.all_reduce(total, group=self.control)
         return cast(list[float], total.tolist())
 
@@ -64,7 +66,7 @@ class Ranks:
         if self.size == 1:
             return [item]
         found: list[Any] = [None] * self.size
-        with _missing():
+        with missing():
             dist.all_gather_object(found, item, group=self.control)
         return found
 
@@ -86,11 +88,13 @@ class Ranks:
 
 
 @contextmanager
-def _missing() -> Iterator[None]:
+def missing() -> Iterator[None]:
     """Turn what torch says where another rank is no longer there into a line."""
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         raise RunError(f"another rank is gone: {one_line(error)[:200]}") from error
 
 
@@ -131,29 +135,41 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     with _leaving_after(_JOINING):
-        kind: Any = {"backend": "cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo", "timeout": _JOINING}
-        dist.init_process_group(**kind, **_fresh_store(processes))
+        store, rank, size = next(rendezvous("env://", timeout=_JOINING))
+        start = _start(store, rank, size)
+        backend = "cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo"
+        own = PrefixStore(f"start {start}", store)
+        dist.init_process_group(backend, timeout=_JOINING, store=own, rank=rank, world_size=size)
         control, writing = (dist.new_group(backend="gloo", timeout=_JOINING) for _ in range(2))
     try:
-        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
         for group in (None, control, writing):
             dist.distributed_c10d._set_pg_timeout(_TIMEOUT, group)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), where, restarts, control, writing)
+        yield Ranks(rank, size, where, start, control, writing)
     finally:
         dist.destroy_process_group()
 
 
-def _fresh_store(processes: int) -> dict[str, Any]:
-    """Return where the ranks find each other.
+def _start(store: Store, rank: int, size: int) -> int:
+    """Agree which start of the run this is.
 
-    On one node torchrun keeps one store for all of a run's restarts, and in it the addresses of ranks that died, so
-    each restart has names of its own. Of several nodes each counts its own restarts; there torch's own choice stays.
+    torchrun may keep one store for all starts, and in it the addresses of ranks that died, so each start has names of
+    its own. Each node counts its own restarts; only the store has heard of all. A rank asks under a name that nobody
+    had before, so that no answer is an old one, and the first rank answers until it has heard that all know.
     """
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-    if restarts is None or os.environ["WORLD_SIZE"] != str(processes):
-        return {}
-    store, rank, size = next(rendezvous("env://", timeout=_JOINING))
-    return {"store": PrefixStore(f"restart {restarts}", store), "rank": rank, "world_size": size}
+    if rank != 0:
+        store.set(f"rank {rank} asks as", name := uuid4().hex)
+        start = int(store.get(f"start, to {name}"))
+        store.set(f"rank {rank} knows {start}", "")
+        return start
+    start, others = store.add("starts", 1), set(range(1, size))
+    while others:
+        for other in sorted(others):
+            if store.check([f"rank {other} knows {start}"]):
+                others.remove(other)
+            elif store.check([f"rank {other} asks as"]):
+                store.set(f"start, to {store.get(f'rank {other} asks as').decode()}", str(start))
+        sleep(0.01)
+    return start
 
 
 def _device(name: str, local: int, processes: int) -> torch.device:

@@ -28,7 +28,7 @@ class Panel(NamedTuple):
 
 def curves(history: Sequence[Epoch], path: Path, *, baseline: float | None = None, title: str = "") -> None:
     """Write a PNG of the bound and the KL over the epochs. ``baseline`` is in nats per step."""
-    figure = _figure(8.0, 5.6)
+    figure = new_figure(8.0, 5.6)
     bound, kl = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.2))
     epochs = [epoch.number + 1 for epoch in history]
     valid = [epoch.valid.bound for epoch in history]
@@ -60,14 +60,28 @@ def curves(history: Sequence[Epoch], path: Path, *, baseline: float | None = Non
     kl.set_ylim(bottom=0)
     kl.set_xlabel("epoch")
     for axes in (bound, kl):
-        _plain(axes)
+        plain_axes(axes)
         axes.grid(axis="y", color="#e8e8ee")
+    figure.savefig(path)
+
+
+def validations(history: Sequence[float], path: Path, *, title: str = "") -> None:
+    """Write a PNG of nats per step over the validations of a fit."""
+    figure = new_figure(8.0, 3.6)
+    axes, best = figure.subplots(), min(range(len(history)), key=history.__getitem__)
+    axes.plot(range(1, len(history) + 1), history, color=ORANGE, linewidth=2)
+    axes.plot(best + 1, history[best], "o", color=ORANGE, markersize=7, markeredgecolor="white")
+    axes.set_ylabel("bound, nats per step")
+    axes.set_xlabel("validation")
+    axes.set_title(title, loc="left", color=INK, fontweight="bold")
+    axes.grid(axis="y", color="#e8e8ee")
+    plain_axes(axes)
     figure.savefig(path)
 
 
 def rolls(panels: Sequence[Panel], path: Path, *, lowest: int | None = None) -> None:
     """Write a PNG of the panels, two in a row. ``lowest`` is the MIDI pitch of feature 0, if features are pitches."""
-    figure = _figure(11.0, 2.3 * ((len(panels) + 1) // 2))
+    figure = new_figure(11.0, 2.3 * ((len(panels) + 1) // 2))
     grid = figure.subplots((len(panels) + 1) // 2, 2, sharey=True, squeeze=False)
     low, high = _span(panels)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -96,14 +110,14 @@ def midi(roll: Tensor, path: Path, *, lowest: int, tempo: int = 88) -> None:
     part.write("midi", fp=path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """Return a figure that belongs to no window, and leaves the user's matplotlib settings alone."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -134,4 +148,4 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.axvline(panel.prefix, color=INK, linewidth=1)
     axes.set_xlim(0, len(panel.values))
     axes.set_title(panel.title, loc="left", color=INK, fontsize=10)
-    _plain(axes)
+    plain_axes(axes)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import files
-from ..checkpoints.files import CheckpointError
+from ..checkpoints.files import BEST, KEY_OF_TABLES, CheckpointError
 from ..data import Dataset, Source
 from ..model import VRNN
 from .config import RunError, TrainConfig, one_line
 from .options import build
-
-BEST = "best.safetensors"
 
 
 def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
@@ -46,10 +44,20 @@ def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[st
     Raises:
         CheckpointError: it is not one that this version knows.
     """
+    if KEY_OF_TABLES in header:
+        raise CheckpointError(f"{path} was learnt from a table: score, forecast and impute take it")
     try:
         return Source(**header["source"]), dict(header["model"]), TrainConfig(**header["train"])
     except (KeyError, TypeError, ValueError, RunError) as error:
         raise CheckpointError(f"{path} does not describe a run: {error}") from error
+
+
+def of_table(folder: Path) -> bool:
+    """Tell whether a folder holds what was learnt from a table, and nothing that :func:`load_model` returns."""
+    try:
+        return KEY_OF_TABLES in files.load(folder / BEST)[1]
+    except CheckpointError:
+        return False
 
 
 def run_data(path: Path, header: Mapping[str, Any], data: Dataset | None = None) -> Dataset:

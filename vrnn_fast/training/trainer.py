@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..checkpoints import files
-from ..checkpoints.files import CheckpointError
+from ..checkpoints.files import BEST, CheckpointError
 from ..data import Dataset, Source
 from ..data.dataset import lengths_of
 from ..data.loader import Loaded, Pieces, loaded
@@ -39,8 +39,8 @@ from .config import RunError, TrainConfig, one_line
 from .evaluation import Sums, evaluate
 from .module import Trained, products_in
 from .options import build
-from .ranks import Ranks, seen_by_all
-from .runs import BEST, load_model, read_configs, run_data, unwritable
+from .ranks import Ranks, missing, seen_by_all
+from .runs import load_model, read_configs, run_data, unwritable
 from .threads import using
 
 
@@ -292,7 +292,7 @@ class Trainer:
         self._unsound: list[tuple[int, Tensor]] = []
         for number, part in enumerate(parts):
             x, lengths, eps, _ = part.to(self.ranks.device)
-            with self._trained.accumulating(number + 1 < len(parts)):
+            with self._trained.accumulating(number + 1 < len(parts)), missing():
                 out = self._trained(
                     x.to(self._trained.dtype),
                     lengths,

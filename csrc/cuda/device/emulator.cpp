@@ -195,7 +195,10 @@ std::string where(const Fiber& f) {
 
 bool is_favoured(const Fiber& f) {
     const Schedule& s = machine->schedule;
-    return (s.order == Order::ahead || s.order == Order::behind) && f.index / lanes_of_warp == s.warp;
+    const int warp = f.index / lanes_of_warp, before = f.block->index * (machine->shape.threads / lanes_of_warp);
+    if (s.order == Order::one_ahead || s.order == Order::one_behind) return before + warp == s.warp;
+    if (s.order != Order::ahead && s.order != Order::behind) return false;
+    return s.warp < 0 ? f.block->index == -1 - s.warp : warp == s.warp;
 }
 
 void wake(Fiber* f) {
@@ -210,7 +213,8 @@ uint64_t draw() {  // xorshift
 }
 
 Fiber* next() {
-    const bool first = machine->schedule.order == Order::ahead;
+    const Order order = machine->schedule.order;
+    const bool first = order == Order::ahead || order == Order::one_ahead;
     Queue& preferred = first ? machine->favoured : machine->ready;
     Queue& queue = preferred.empty() ? (first ? machine->ready : machine->favoured) : preferred;
     if (queue.empty()) return nullptr;

@@ -14,13 +14,14 @@
 
 namespace vrnn::device {
 
-// Whose turn it is. A warp that runs ahead of all others, or behind them, shows a missing barrier; chance alone keeps
-// warps in near lockstep.
-enum class Order { round_robin, ahead, behind, random };
+// Whose turn it is. A warp that runs ahead of all others, or behind them, shows a missing barrier, and a block a
+// missing wait; chance alone keeps warps in near lockstep; so does one warp of each block for those of a cluster, which
+// one warp of the grid does not.
+enum class Order { round_robin, ahead, behind, random, one_ahead, one_behind };
 
 struct Schedule {
     Order order = Order::round_robin;
-    int warp = 0;       // of each block, that is ahead or behind
+    int warp = 0;       // of each block, that is ahead or behind; -1 - b: all of block b; or the one of the grid
     uint64_t seed = 1;  // of chance
     bool late = true;   // copies land when they are waited for; else at once
     int without = -1;   // the number of a barrier or a wait that is left out; see present
@@ -189,6 +190,9 @@ inline void write(F16* to, float value) {
 
 inline float exp(float x) {
     return __builtin_expf(x);
+}
+inline float erfc(float x) {
+    return __builtin_erfcf(x);
 }
 inline float expm1(float x) {
     return __builtin_expm1f(x);

@@ -51,15 +51,15 @@ VRNN_DEVICE void rank(const Call& call, int row) {
 
 struct Kernel {
     static constexpr int threads = 256, blocks = 4, shared = 0, limit = 0;
-    static VRNN_DEVICE void run(const Call& call) {
-        const int first = device::block() * threads + device::thread(), stride = device::blocks() * threads;
+    // One of so many shares of all.
+    static VRNN_DEVICE void share(const Call& call, int own, int shares) {
+        const int first = own * threads + device::thread(), stride = shares * threads;
         for (int i = first; i < call.operands_in_all; i += stride) pack_operand<program::operand>(call, i);
         for (int i = first; i < call.biases_in_all; i += stride) pack_bias(call, i);
         if (call.lengths)
             for (int row = first; row < call.batch; row += stride) rank(call, row);
     }
+    static VRNN_DEVICE void run(const Call& call) { share(call, device::block(), device::blocks()); }
 };
 
 }  // namespace vrnn
-
-VRNN_ENTRY

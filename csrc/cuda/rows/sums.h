@@ -22,9 +22,9 @@ struct Call {
 
 struct Kernel {
     static constexpr int threads = 256, blocks = 4, shared = 0, limit = 0;
-    static VRNN_DEVICE void run(const Call& call) {
-        const Block own = call.of[call.places[2 * device::block()]];
-        const int i = call.places[2 * device::block() + 1] * threads + device::thread();
+    static VRNN_DEVICE void add_up(const Call& call, int place) {
+        const Block own = call.of[call.places[2 * place]];
+        const int i = call.places[2 * place + 1] * threads + device::thread();
         if (i >= own.rows * own.columns) return;
         float sum = 0;
         if (own.from >= 0)
@@ -32,8 +32,7 @@ struct Kernel {
                 sum += call.shares[static_cast<i64>(share) * call.elements + own.from + i];
         device::write(call.gradients[own.parameter] + own.at + i / own.columns * own.stride + i % own.columns, sum);
     }
+    static VRNN_DEVICE void run(const Call& call) { add_up(call, device::block()); }
 };
 
 }  // namespace vrnn
-
-VRNN_ENTRY

@@ -186,15 +186,19 @@ VRNN_DEVICE void share(const Call& call, const Tile64& tile, int first, int end,
 struct Kernel {
     static constexpr int threads = warps * 32, blocks = 2, shared = program::shared_bytes, limit = 48 << 10;
     static_assert(shared == sizeof(Shared), "what launch.py asks for");
-    static VRNN_DEVICE void run(const Call& call) {
-        const int tile = device::block() % call.tiles_in_all, own = device::block() / call.tiles_in_all;
+    // The rows of a share, whole tiles of them.
+    static VRNN_DEVICE int first_row(const Call& call, int own) {
         const int count = call.steps * call.batch;
         const int each = ((count + call.shares_in_all - 1) / call.shares_in_all + depth - 1) / depth * depth;
-        const int first = own * each, last = first + each < count ? first + each : count;
-        share(call, call.tiles[tile], first, last, call.shares + static_cast<i64>(own) * call.elements);
+        return own * each < count ? own * each : count;
+    }
+    static VRNN_DEVICE void multiply(const Call& call, int tile, int own) {
+        float* const to = call.shares + static_cast<i64>(own) * call.elements;
+        share(call, call.tiles[tile], first_row(call, own), first_row(call, own + 1), to);
+    }
+    static VRNN_DEVICE void run(const Call& call) {
+        multiply(call, device::block() % call.tiles_in_all, device::block() / call.tiles_in_all);
     }
 };
 
 }  // namespace vrnn
-
-VRNN_ENTRY

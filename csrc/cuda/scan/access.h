@@ -1,10 +1,4 @@
 // How a lane reaches its own elements of parts: in memory, and in shared memory.
-#pragma once
-
-#include "device/device.h"
-#include "fold.h"
-#include "program.h"
-
 namespace vrnn {
 
 // What a lane holds of a tile of 16 rows x 8 columns: lanes::sums.
@@ -46,8 +40,10 @@ struct Context {
     const Call& call;
     char* shared;
     Rows rows;
-    int t;      // of a pass, 0
-    Rows next;  // of a pass: of the tile after this one
+    int t;         // of a pass, 0
+    Rows next;     // of a pass: of the tile after this one
+    int rank = 0;  // of the cluster's blocks, which one this is
+    int turn = 0;  // of a cluster: how many steps there have been, -1 before the first one
 
     // Whether a row has this step, and the one that comes after it in the order of the scan.
     VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }
@@ -70,6 +66,13 @@ VRNN_DEVICE int column_of(int tile, int i) {
     return tile * tile_width + lanes::sums(device::lane(), i).column;
 }
 
+// The first of a part's tiles that a block has, and how many: in a cluster, of a part that its ranks share, its own.
+template <int part>
+VRNN_DEVICE int first_tile(const Context& c) {
+    constexpr Part p = program::parts[part];
+    return p.split ? c.rank * p.share : 0;
+}
+
 // Whether a column of a part is not padding; known to the compiler where a part has none.
 template <int part>
 VRNN_DEVICE bool real(int column) {
@@ -90,7 +93,8 @@ struct alignas(4 * sizeof(program::Value)) Own {
 };
 template <int part>
 VRNN_DEVICE Own* own_ahead(const Context& c, int tile) {
-    return reinterpret_cast<Own*>(c.shared + program::parts[part].ahead) + tile * 32 + device::lane();
+    return reinterpret_cast<Own*>(c.shared + program::parts[part].ahead) + (tile - first_tile<part>(c)) * 32 +
+           device::lane();
 }
 
 // Begin to copy what this lane will read of a tile in the step after this one. Nobody else reads it, so that no barrier
@@ -136,6 +140,8 @@ VRNN_DEVICE Tile read(const Context& c, int tile) {
 
 template <int part>
 VRNN_DEVICE void write(const Context& c, int tile, const Tile& value) {
+    if constexpr (program::ranks > 1 && !program::parts[part].split)
+        if (c.rank != 0) return;  // each rank has computed the same
     for (int i = 0; i < 4; ++i) {
         const int column = column_of(tile, i);
         if (!real<part>(column)) continue;
@@ -189,6 +195,10 @@ VRNN_DEVICE constexpr int row_stride() {
     return row_bytes<part>() + row_padding;
 }
 
+struct alignas(16) Words16 {
+    u32 w[4];
+};
+
 // Two neighbours as operands.
 struct Pair {
     float low, high;
@@ -203,6 +213,45 @@ VRNN_DEVICE void write_operands(char* to, float low, float high) {
         *reinterpret_cast<Pair*>(to) = {low, high};
 }
 
+// Where a part's operands of a turn are: the same place for all, but of those that a cluster exchanges.
+template <int part>
+VRNN_DEVICE char* operands(const Context& c, int turn) {
+    constexpr Part p = program::parts[part];
+    if constexpr (p.exchange == none) return c.shared + p.operand;
+    return c.shared + p.operand + turn % program::exchange_buffers * rows * row_stride<part>();
+}
+
+template <int part>
+VRNN_DEVICE Tile* held_tile(const Context& c, int tile) {
+    return reinterpret_cast<Tile*>(c.shared + program::parts[part].held) + (tile - first_tile<part>(c)) * 32 +
+           device::lane();
+}
+
+// ---- what the ranks of a cluster exchange: vrnn_fast/executors/cuda/exchange.py
+
+// The gate of the turns of one parity, whose phases are over one after the other.
+template <int part>
+VRNN_DEVICE Gate* gate_of(const Context& c, int turn) {
+    return reinterpret_cast<Gate*>(c.shared + program::gates) +
+           program::parts[part].exchange * program::exchange_buffers + turn % program::exchange_buffers;
+}
+
+// Push a tile that this warp has put into its own shared memory to all peers, 16 bytes of a row at a time.
+template <int part>
+VRNN_DEVICE void push(const Context& c, int tile) {
+    constexpr Part p = program::parts[part];
+    constexpr int width = tile_width * program::operand_bytes, pieces = rows * width / 16, peers = program::ranks - 1;
+    const int turn = c.turn + p.for_next;
+    char* const own = operands<part>(c, turn) + tile * width;
+    device::sync_warp();
+    for (int i = device::lane(); i < pieces * peers; i += 32) {
+        const int piece = i % pieces, to = (c.rank + 1 + i / pieces) % program::ranks;
+        char* const at = own + piece % rows * row_stride<part>() + piece / rows * 16;
+        const Words16 words = *reinterpret_cast<const Words16*>(at);
+        device::store_async(at, to, words.w, gate_of<part>(c, turn));
+    }
+}
+
 // The result of a part, wherever somebody wants it.
 template <int part>
 VRNN_DEVICE void put_in_shared(const Context& c, int tile, const Tile& value) {
@@ -210,10 +259,11 @@ VRNN_DEVICE void put_in_shared(const Context& c, int tile, const Tile& value) {
     if constexpr (p.operand != none)
         for (int i = 0; i < 4; i += 2) {
             const int row = lanes::sums(device::lane(), i).row;
-            char* const to = c.shared + p.operand + row * row_stride<part>();
+            char* const to = operands<part>(c, c.turn + p.for_next) + row * row_stride<part>();
             write_operands(to + column_of(tile, i) * program::operand_bytes, value[i], value[i + 1]);
         }
-    if constexpr (p.held != none) reinterpret_cast<Tile*>(c.shared + p.held)[tile * 32 + device::lane()] = value;
+    if constexpr (p.exchange != none) push<part>(c, tile);
+    if constexpr (p.held != none) *held_tile<part>(c, tile) = value;
 }
 template <int part>
 VRNN_DEVICE void put(const Context& c, int tile, const Tile& value) {
@@ -225,7 +275,7 @@ VRNN_DEVICE void put(const Context& c, int tile, const Tile& value) {
 
 template <int part>
 VRNN_DEVICE Tile held(const Context& c, int tile) {
-    return reinterpret_cast<const Tile*>(c.shared + program::parts[part].held)[tile * 32 + device::lane()];
+    return *held_tile<part>(c, tile);
 }
 
 // An element of it that another lane has put there: of this row of the tile, in the column of a lane's element i.
@@ -240,7 +290,7 @@ template <int part>
 VRNN_DEVICE Tile bias(const Context& c, int tile) {
     const float* const from = reinterpret_cast<const float*>(c.shared + program::shared_biases);
     Tile found;
-    for (int i = 0; i < 4; ++i) found[i] = from[program::parts[part].bias + column_of(tile, i)];
+    for (int i = 0; i < 4; ++i) found[i] = from[program::parts[part].bias + column_of(tile - first_tile<part>(c), i)];
     return found;
 }
 

@@ -1,10 +1,5 @@
 // What a recurrent layer's sums become where all states are in memory: its gates, which a backward pass did not keep,
 // and what the layer above has read. No step waits for another.
-#pragma once
-
-#include "elementwise.h"
-#include "products.h"
-
 namespace vrnn::again {
 
 // Sums r, u, n_x, n_h; others: h_{t-1}, what the layer above reads.
@@ -37,12 +32,11 @@ VRNN_DEVICE void lstm(const Context& c, Tile* sums, int tile) {
     put<u.others[1]>(c, tile, h);
 }
 
-// Sum a; others: none, what the layer above reads.
+// Sum a; others: none, what the layer above reads, the result, where it is apart.
 template <int unit>
 VRNN_DEVICE void rnn(const Context& c, Tile* sums, int tile) {
     constexpr Unit u = program::units[unit];
-    for (int i = 0; i < 4; ++i) sums[0][i] = activate<u.activation>(sums[0][i]);
-    put<u.sums[0]>(c, tile, sums[0]);
+    forward::activated<unit, 2>(c, sums[0], tile);
     put<u.others[1]>(c, tile, sums[0]);
 }
 

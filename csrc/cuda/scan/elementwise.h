@@ -15,12 +15,19 @@ VRNN_DEVICE float softplus(float x) {
     return (x < 0 ? 0 : x) + device::log1p(device::exp(x < 0 ? x : -x));
 }
 
+// The normal distribution function.
+VRNN_DEVICE float normal_cdf(float x) {
+    return 0.5f * device::erfc(x * -0.70710678f);
+}
+
 template <Activation kind>
 VRNN_DEVICE float activate(float x) {
     if constexpr (kind == Activation::relu) return x < 0 ? 0 : x;
     if constexpr (kind == Activation::leaky_relu) return x < 0 ? x * 0.01f : x;
     if constexpr (kind == Activation::tanh) return device::tanh(x);
     if constexpr (kind == Activation::elu) return x < 0 ? device::expm1(x) : x;
+    if constexpr (kind == Activation::silu) return x * sigmoid(x);
+    if constexpr (kind == Activation::gelu) return x * normal_cdf(x);
     return x;
 }
 

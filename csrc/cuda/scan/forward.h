@@ -1,11 +1,5 @@
 // What becomes of a unit's sums on the way forward. Each function below is called once a unit's sums are complete, for
 // one of its tiles.
-#pragma once
-
-#include "elementwise.h"
-#include "particles.h"
-#include "products.h"
-
 namespace vrnn::forward {
 
 // The state that the next step starts from, and that a row ends in: zero where the next step begins a sequence anew.
@@ -31,7 +25,17 @@ VRNN_DEVICE void reach(const Context& c, int tile, Tile& value) {
     if constexpr (u.others[3 + state / 2] != none) put_in_shared<u.others[3 + state / 2]>(c, tile, value);
 }
 
-// Others: what is added to the sum, if anything.
+// The sum of a layer becomes its result, in its place or, where a slope needs the sum, in a part of its own.
+template <int unit, int result>
+VRNN_DEVICE void activated(const Context& c, Tile& sum, int tile) {
+    constexpr Unit u = program::units[unit];
+    constexpr bool apart = u.others[result] != none;
+    if constexpr (apart) put<u.sums[0]>(c, tile, sum);
+    for (int i = 0; i < 4; ++i) sum[i] = activate<u.activation>(sum[i]);
+    put<apart ? u.others[result] : u.sums[0]>(c, tile, sum);
+}
+
+// Others: what is added to the sum, if anything; the result, where it is apart.
 template <int unit>
 VRNN_DEVICE void layer(const Context& c, Tile& sum, int tile) {
     constexpr Unit u = program::units[unit];
@@ -39,8 +43,7 @@ VRNN_DEVICE void layer(const Context& c, Tile& sum, int tile) {
         const Tile more = held<u.others[0]>(c, tile);
         for (int i = 0; i < 4; ++i) sum[i] += more[i];
     }
-    for (int i = 0; i < 4; ++i) sum[i] = activate<u.activation>(sum[i]);
-    put<u.sums[0]>(c, tile, sum);
+    activated<unit, 1>(c, sum, tile);
 }
 
 // z = mean + std * eps. Others: eps, std, z, the prior's mean where that of the posterior starts from it, the mean as a
@@ -102,7 +105,7 @@ VRNN_DEVICE void divergence(const Context& c, Tile* sums, int tile) {
     float total[2] = {};
     for (int i = 0; i < 4; ++i) {
         if (!real<u.sums[0]>(column_of(tile, i))) continue;
-        total[i >> 1] += u.others[2] == none ? vrnn::divergence(at[i], own_std[i], mean[i], std[i])
+        total[i >> 1] += u.others[2] == none ? ::vrnn::divergence(at[i], own_std[i], mean[i], std[i])
                                              : log_ratio(at[i], eps[i], own_std[i], mean[i], std[i]);
     }
     share<unit>(c, total, tile);
@@ -198,12 +201,11 @@ VRNN_DEVICE void lstm(const Context& c, Tile* sums, int tile, Tile& cell) {
     reach<unit, 2>(c, tile, cell);
 }
 
-// Sum a; others: see reach.
+// Sum a; others: see reach, and the result, where it is apart.
 template <int unit>
 VRNN_DEVICE void rnn(const Context& c, Tile* sums, int tile) {
     constexpr Unit u = program::units[unit];
-    for (int i = 0; i < 4; ++i) sums[0][i] = activate<u.activation>(sums[0][i]);
-    put<u.sums[0]>(c, tile, sums[0]);
+    activated<unit, 5>(c, sums[0], tile);
     put<u.others[1]>(c, tile, sums[0]);
     reach<unit, 0>(c, tile, sums[0]);
 }

@@ -1,14 +1,21 @@
 // The scan of one tile of 16 rows over all time steps, in one block; or a pass, one step of which is another tile of 16
-// rows, without a state between them. The header that defines vrnn::program comes first.
+// rows, without a state between them. base.h and what defines vrnn::program come first.
+//
+// A launch may have several programs: this header is included once for each, inside of a namespace of its own, as are
+// those below, by this one alone.
 //
 // A step is a list of visits. In a visit the warps share the tiles of a unit: they begin its sums, add products to
 // them, and finish them, or leave them in registers for a later visit. A barrier stands before a visit that reads what
 // others have written since the last one, or writes what others may still read.
-#pragma once
-
-#include "again.h"
-#include "device/entry.h"
+#include "access.h"
+// then
+#include "particles.h"
+#include "products.h"
+// then
 #include "forward.h"
+// then
+#include "again.h"
+#include "cluster.h"
 #include "reverse.h"
 #include "tuning.h"
 
@@ -16,22 +23,20 @@ namespace vrnn {
 
 static_assert(program::shared_bytes <= program::shared_limit, "a block asks for more shared memory than the chip has");
 
-// The numbers of waits and barriers, for device::present; those before visits come last, but for those of particles.h.
-constexpr int weights_wait = 0, first_barrier = 1, step_wait = 2, first_visit = 3;
-
 // A unit's tiles that one warp has, at most.
 VRNN_DEVICE constexpr int rounds(const Unit& u) {
-    return (u.tiles + program::warps - 1) / program::warps;
+    return (u.share + program::warps - 1) / program::warps;
 }
 
 // body(tile, round) for each of the unit's tiles that this warp has.
 template <int unit, class Body>
-VRNN_DEVICE void own_tiles(Body body) {
-    constexpr int warps = program::warps, tiles = program::units[unit].tiles;
+VRNN_DEVICE void own_tiles(const Context& c, Body body) {
+    constexpr int warps = program::warps, share = program::units[unit].share, tiles = program::units[unit].tiles;
+    constexpr bool whole = !program::units[unit].split || share * program::ranks == tiles;  // no rank has fewer
     const int first = (device::warp() + warps - program::units[unit].first_warp) % warps;
     unroll<0, rounds(program::units[unit])>([&](auto round) {
-        const int tile = first + round * warps;
-        if ((round + 1) * warps <= tiles || tile < tiles) body(tile, round);
+        const int own = first + round * warps, tile = first_own<unit>(c) + own;
+        if (((round + 1) * warps <= share || own < share) && (whole || tile < tiles)) body(tile, round);
     });
 }
 
@@ -125,13 +130,14 @@ VRNN_DEVICE void visit(const Context& c, Registers& r) {
     constexpr Visit v = program::visits[index];
     if constexpr (v.barrier)
         if (device::present(first_visit + index)) device::barrier();
+    unroll<v.first_wait, v.first_wait + v.waits>([&](auto n) { wait_for_peers<n>(c); });
     constexpr Kind kind = program::units[v.unit].kind;
     if constexpr (kind == Kind::total)
         forward::total<v.unit>(c);
     else if constexpr (kind == Kind::resample)
         resample<v.unit>(c);
     else
-        own_tiles<v.unit>([&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
+        own_tiles<v.unit>(c, [&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
     if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(c);
 }
 
@@ -163,7 +169,7 @@ VRNN_DEVICE void start(const Context& c, Registers& r) {
     constexpr Unit u = program::units[unit];
     constexpr bool updates = u.kind == Kind::gru || u.kind == Kind::lstm || u.kind == Kind::rnn || u.kind == Kind::take;
     if constexpr ((updates && u.others[0] != none) || u.kind == Kind::state_back)
-        own_tiles<unit>([&](int tile, int round) { start_tile<unit>(c, r, tile, round); });
+        own_tiles<unit>(c, [&](int tile, int round) { start_tile<unit>(c, r, tile, round); });
     if constexpr (u.kind == Kind::resample) start_particles<unit>(c);
     if constexpr (u.kind == Kind::give_back) reverse::fetch_heirs<unit>(c);
 }
@@ -178,7 +184,7 @@ VRNN_DEVICE void end_tile(const Context& c, const Registers& r, int tile, int ro
 template <int unit>
 VRNN_DEVICE void end(const Context& c, const Registers& r) {
     if constexpr (program::units[unit].kind == Kind::state_back)
-        own_tiles<unit>([&](int tile, int round) { end_tile<unit>(c, r, tile, round); });
+        own_tiles<unit>(c, [&](int tile, int round) { end_tile<unit>(c, r, tile, round); });
 }
 
 // What the first step reads.
@@ -192,7 +198,7 @@ template <int unit>
 VRNN_DEVICE void fetch_first(const Context& c) {
     constexpr Kind kind = program::units[unit].kind;
     if constexpr (kind != Kind::total && kind != Kind::resample && kind != Kind::give_back)
-        own_tiles<unit>([&](int tile, int) { fetch_tile<unit>(c, tile); });
+        own_tiles<unit>(c, [&](int tile, int) { fetch_tile<unit>(c, tile); });
 }
 
 // The weights that stay in registers.
@@ -207,24 +213,30 @@ template <int product>
 VRNN_DEVICE void load_resident(const Context& c, Registers& r) {
     if constexpr (program::products[product].place == Place::registers)
         own_tiles<program::products[product].unit>(
-            [&](int tile, int round) { load_resident_tile<product>(c, r, tile, round); });
+            c, [&](int tile, int round) { load_resident_tile<product>(c, r, tile, round); });
 }
 
 // Bring in what stays in shared memory: the weights, then the biases.
 VRNN_DEVICE void copy_weights(const Context& c) {
     constexpr int bytes = program::shared_weights, biases = program::biases * 4;
-    const auto* const from = static_cast<const char*>(c.call.weights);
+    const auto* const from = static_cast<const char*>(c.call.weights) + static_cast<i64>(c.rank) * bytes;
+    const auto* const added = reinterpret_cast<const char*>(c.call.biases) + static_cast<i64>(c.rank) * biases;
     for (int i = device::thread() * 16; i < bytes; i += device::threads() * 16)
         device::copy_async<16>(c.shared + i, from + i);
     for (int i = device::thread() * 16; i < biases; i += device::threads() * 16)
-        device::copy_async<16>(c.shared + program::shared_biases + i, reinterpret_cast<const char*>(c.call.biases) + i);
+        device::copy_async<16>(c.shared + program::shared_biases + i, added + i);
+}
+
+// The tile of a scan's rows that a block has, alone or with its cluster.
+VRNN_DEVICE int tile_of_block() {
+    return device::block() / program::ranks;
 }
 
 // The rows of this block that a lane's elements are in.
 VRNN_DEVICE Rows own_rows(const Call& call) {
     Rows found;
     for (int half = 0; half < 2; ++half) {
-        const int row = lanes::sums(device::lane(), 2 * half).row, place = device::block() * rows_in_use(call) + row;
+        const int row = lanes::sums(device::lane(), 2 * half).row, place = tile_of_block() * rows_in_use(call) + row;
         const bool there = row < rows_in_use(call) && place < call.batch;
         found.index[half] = there ? (call.order ? static_cast<int>(call.order[place]) : place) : 0;
         found.length[half] = !there         ? -1
@@ -236,7 +248,7 @@ VRNN_DEVICE Rows own_rows(const Call& call) {
 
 // Steps of this block's longest row, which is its first one.
 VRNN_DEVICE int longest(const Call& call) {
-    const int first = device::block() * rows_in_use(call);
+    const int first = tile_of_block() * rows_in_use(call);
     return call.lengths ? static_cast<int>(call.lengths[call.order[first]]) : call.steps;
 }
 
@@ -258,6 +270,7 @@ VRNN_DEVICE void pad(const Context& c) {
 // Bring in weights, states, and what the first step reads.
 VRNN_DEVICE void prepare(const Context& c, Registers& r) {
     copy_weights(c);
+    open_gates(c);
     unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(c, r); });
     unroll<0, program::units_in_all>([&](auto unit) {
         if constexpr (!program::pass) start<unit>(c, r);
@@ -276,17 +289,33 @@ VRNN_DEVICE void step(const Context& c, Registers& r) {
     device::copy_commit();
 }
 
-VRNN_DEVICE void scan(const Call& call) {
+// A scan all by itself: what its steps read is there, and nobody waits for what they make.
+struct Alone {
+    VRNN_DEVICE void await(int) const {}
+    VRNN_DEVICE void publish(int) const {}
+};
+
+// Pace: of how many of the block's steps, in its order, all that they read must be there, and how many are done.
+template <class Pace>
+VRNN_DEVICE void scan(const Call& call, Pace pace) {
     const int steps = longest(call);
-    Context c{call, static_cast<char*>(device::shared()), own_rows(call), program::reverse ? steps : -1, {}};
+    if (steps > 0) pace.await(1);
+    const int before = program::reverse ? steps : -1;
+    Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, own_rank(), -1};
     Registers r;
     prepare(c, r);
     for (int i = 0; i < steps; ++i) {
         c.t = program::reverse ? steps - 1 - i : i;
+        c.turn = i;
+        if (i + 1 < steps) pace.await(i + 2);  // a step fetches what the next one reads
         step(c, r);
+        pace.publish(i + 1);
     }
+    c.turn = steps;
+    close_gates(c);
     unroll<0, program::units_in_all>([&](auto unit) { end<unit>(c, r); });
-    for (c.t = steps; c.t < call.steps; ++c.t) pad(c);
+    if (c.rank == 0)
+        for (c.t = steps; c.t < call.steps; ++c.t) pad(c);
 }
 
 // ---- a pass, whose places are t * batch + a row's place in the batch
@@ -338,17 +367,47 @@ VRNN_DEVICE void pass(const Call& call) {
     }
 }
 
+// A pass whose tiles come one at a time, each when what it reads is there: ahead of a scan, or behind it.
+struct Tiles {
+    const Call& call;
+    Registers r;
+    bool prepared = false;
+
+    VRNN_DEVICE void run(int tile) {
+        Context c{call, static_cast<char*>(device::shared()), {}, 0, rows_of(call, tile), 0, 0};
+        if (!any_real(call, tile)) return pad({call, c.shared, c.next, 0, {}, 0, 0});
+        if (prepared) {
+            unroll<0, program::units_in_all>([&](auto unit) { fetch_first<unit>(c); });
+            device::copy_commit();
+        } else {
+            prepare(c, r);
+        }
+        prepared = true;
+        c.rows = c.next;
+        c.next.length[0] = c.next.length[1] = -1;  // nobody knows yet whether another one is there
+        step(c, r);
+    }
+};
+
 struct Kernel {
     static constexpr int threads = program::warps * 32, blocks = tuning::blocks;
     static constexpr int shared = program::shared_bytes, limit = program::shared_limit;
     static VRNN_DEVICE void run(const Call& call) {
         if constexpr (program::pass)
-            pass(call);
+            vrnn::pass(call);
         else
-            scan(call);
+            vrnn::scan(call, Alone());
+    }
+
+    // The same as parts of a larger launch: rows/crew.h.
+    using ByTurns = Tiles;
+    static VRNN_DEVICE int tiles(const Call& call) { return tiles_in_all(call); }
+    static VRNN_DEVICE int rows_of_a_tile(const Call& call) { return rows_in_use(call); }
+    static VRNN_DEVICE int steps_of_block(const Call& call) { return longest(call); }
+    template <class Pace>
+    static VRNN_DEVICE void scan(const Call& call, Pace pace) {
+        vrnn::scan(call, pace);
     }
 };
 
 }  // namespace vrnn
-
-VRNN_ENTRY

@@ -1,9 +1,5 @@
 // A particle filter: the rows of a sequence, which one tile has, exchange the states that they have reached. One warp
 // decides who goes on from whom; every warp then moves its own columns, by way of what is held of them.
-#pragma once
-
-#include "access.h"
-
 namespace vrnn {
 
 // Of each row of the tile; at program::filter in shared memory. Lanes see each other's through sync_warp, warps through

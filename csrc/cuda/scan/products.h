@@ -1,8 +1,4 @@
 // sums += source times weights, for a tile of each of some sums: the source's operands are loaded once for all of them.
-#pragma once
-
-#include "access.h"
-
 namespace vrnn {
 
 struct alignas(16) Words {  // of the weights for 64 bytes of a source's rows: two mma, or one and a half of nothing
@@ -30,11 +26,23 @@ VRNN_DEVICE constexpr int alike(int first, int end) {
     return count;
 }
 
+// The first of a unit's tiles that this block has.
+template <int unit>
+VRNN_DEVICE int first_own(const Context& c) {
+    constexpr Unit u = program::units[unit];
+    return u.split ? c.rank * u.share : 0;
+}
+
+VRNN_DEVICE const char* streamed_weights(const Context& c) {
+    return static_cast<const char*>(c.call.streamed) + static_cast<i64>(c.rank) * program::streamed_bytes;
+}
+
 // The words of a streamed or resident product in memory, in the order of lanes: (tiles, chunks, 32 lanes).
 template <int product>
 VRNN_DEVICE Words streamed(const Context& c, int tile, int k) {
     constexpr Product p = program::products[product];
-    const auto* const from = reinterpret_cast<const Words*>(static_cast<const char*>(c.call.streamed) + p.weights);
+    const auto* const from = reinterpret_cast<const Words*>(streamed_weights(c) + p.weights);
+    tile -= first_own<p.unit>(c);
     return from[(tile * chunks<p.source>() + k) * 32 + device::lane()];
 }
 
@@ -44,8 +52,8 @@ VRNN_DEVICE Words right(const Context& c, const Registers& r, int tile, int roun
     constexpr Product p = program::products[product];
     if constexpr (p.place == Place::memory) return streamed<product>(c, tile, k);
     if constexpr (p.place == Place::registers) return r.resident[p.resident + round * chunks<p.source>() + k];
-    const int lane = device::lane();
-    const char* const row = c.shared + p.weights + (tile * tile_width + lane % 8) * row_stride<p.source>();
+    const int lane = device::lane(), own = tile - first_own<p.unit>(c);
+    const char* const row = c.shared + p.weights + (own * tile_width + lane % 8) * row_stride<p.source>();
     Words found{};
     if constexpr (both) {
         device::load_matrices(found.w, row + lane / 8 * 16 + k * chunk);
@@ -73,7 +81,7 @@ VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sum
     constexpr int source = program::products[first].source;
     constexpr bool both = k * chunk + 32 < row_bytes<source>();
     const int lane = device::lane();
-    const char* const row = c.shared + program::parts[source].operand + lane % 16 * row_stride<source>();
+    const char* const row = operands<source>(c, c.turn) + lane % 16 * row_stride<source>();
     u32 left[2][4];
     device::load_matrices(left[0], row + lane / 16 * 16 + k * chunk);
     if constexpr (both) device::load_matrices(left[1], row + lane / 16 * 16 + k * chunk + 32);
@@ -99,10 +107,11 @@ VRNN_DEVICE void multiply_four(const Context& c, const Four& low, const Four& hi
     constexpr Product p = program::products[product];
     constexpr int stride = row_stride<p.source>();
     const int column = lanes::sums(device::lane(), 0).column;
+    tile -= first_own<p.unit>(c);
     const char* from = c.shared + p.weights + (tile * tile_width + column) * stride + at;
     int next = stride;
     if constexpr (p.place == Place::memory) {  // (tiles, K / 4, 8 columns), four floats each
-        from = static_cast<const char*>(c.call.streamed) + p.weights +
+        from = streamed_weights(c) + p.weights +
                ((tile * (row_bytes<p.source>() / 16) + at / 16) * tile_width + column) * 16;
         next = 16;
     }
@@ -116,7 +125,7 @@ VRNN_DEVICE void multiply_four(const Context& c, const Four& low, const Four& hi
 template <int first, int count>
 VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
     constexpr int source = program::products[first].source, stride = row_stride<source>();
-    const char* const row = c.shared + program::parts[source].operand + lanes::sums(device::lane(), 0).row * stride;
+    const char* const row = operands<source>(c, c.turn) + lanes::sums(device::lane(), 0).row * stride;
     // Unrolled as a whole it spills.
     VRNN_UNROLL_BY_2
     for (int at = 0; at < row_bytes<source>(); at += 16) {

@@ -13,7 +13,11 @@ constexpr int row_padding = 16;  // bytes behind each row of operands: eight row
 constexpr int none = -1;
 constexpr int others = 16;  // most parts that a unit names besides its sums
 
-enum class Activation { identity, relu, leaky_relu, tanh, elu };
+// The numbers of waits and barriers, for device::present; behind those before visits come those of particles.h or
+// cluster.h.
+constexpr int weights_wait = 0, first_barrier = 1, step_wait = 2, first_visit = 3;
+
+enum class Activation { identity, relu, leaky_relu, tanh, elu, silu, gelu };
 
 // What is done to a unit's sums once they are complete; in a reverse scan they are gradients. forward.h, particles.h,
 // again.h and reverse.h have a function for each.
@@ -75,6 +79,10 @@ struct Part {
     int ahead;                   // bytes into shared memory of what the next step reads, lane by lane; or none
     bool pairs;                  // whether two neighbours lie on a multiple of their size, and so are copied as one
     int held;                    // bytes into shared memory of the result as float32, a tile lane by lane; or none
+    bool split;                  // whether a block of a cluster has but some of its tiles:
+    int share;                   // so many, at most
+    int exchange;                // its number among operands that the ranks push to each other; or none
+    bool for_next;               // whether what a step writes of that is read by the next one
 };
 
 // sums[sum] += source (16 x columns) times weights.
@@ -90,7 +98,10 @@ struct Product {
 // Parts that are computed together: tile n of each in the same lanes.
 struct Unit {
     Kind kind;
-    int tiles, first_warp;     // tile n is that of warp (first_warp + n) % warps
+    int tiles;                 // of a cluster, of all its blocks
+    bool split;                // whether each of them has but some,
+    int share;                 // so many, at most; else all
+    int first_warp;            // tile n of the block is that of warp (first_warp + n) % warps
     int count, sums[4];        // the parts that add up
     int others[vrnn::others];  // the parts it reads and writes besides; what each is, its kind says
     bool resumes;              // sums begin with what is held of them, and have been stored
@@ -108,7 +119,8 @@ struct Unit {
 struct Visit {
     int unit, first, products;
     bool begins, finishes;
-    bool barrier;  // before it
+    bool barrier;           // before it
+    int first_wait, waits;  // behind the barrier, for the exchanges of these parts: see cluster.h
 };
 
 }  // namespace vrnn

@@ -1,20 +1,20 @@
 // What becomes of a unit's sums on the way back: gradients of results to gradients of what products made. Rows that do
 // not run have zeros there, and keep the gradient of their state.
-#pragma once
-
-#include "elementwise.h"
-#include "particles.h"
-#include "products.h"
-
 namespace vrnn::reverse {
 
-// d times the derivative, from the result y.
+// d times the derivative, from the result; of silu and gelu from what it was computed from.
 template <Activation kind>
-VRNN_DEVICE float slope(float y, float d) {
-    if constexpr (kind == Activation::relu) return y <= 0 ? 0 : d;
-    if constexpr (kind == Activation::leaky_relu) return y > 0 ? d : d * 0.01f;
-    if constexpr (kind == Activation::tanh) return d * (1 - y * y);
-    if constexpr (kind == Activation::elu) return y > 0 ? d : d * (y + 1);
+VRNN_DEVICE float slope(float at, float d) {
+    if constexpr (kind == Activation::relu) return at <= 0 ? 0 : d;
+    if constexpr (kind == Activation::leaky_relu) return at > 0 ? d : d * 0.01f;
+    if constexpr (kind == Activation::tanh) return d * (1 - at * at);
+    if constexpr (kind == Activation::elu) return at > 0 ? d : d * (at + 1);
+    if constexpr (kind == Activation::silu) {
+        const float s = sigmoid(at);
+        return d * (s * (1 + at * (1 - s)));
+    }
+    if constexpr (kind == Activation::gelu)
+        return d * (normal_cdf(at) + at * (device::exp(at * at * -0.5f) * 0.398942280f));
     return d;
 }
 
@@ -42,7 +42,8 @@ VRNN_DEVICE Tile read_if(const Context& c, int tile) {
     return Tile{};
 }
 
-// Others: the result, if it has an activation; what else is added to the gradient, if anything: held, and in memory.
+// Others: what the slope comes from, if it has an activation; what else is added to the gradient, if anything: held,
+// and in memory; the gradient of the sum, where it is apart.
 template <int unit>
 VRNN_DEVICE void layer(const Context& c, Tile& d, int tile) {
     constexpr Unit u = program::units[unit];
@@ -55,10 +56,10 @@ VRNN_DEVICE void layer(const Context& c, Tile& d, int tile) {
         for (int i = 0; i < 4; ++i) d[i] += more[i];
     }
     if constexpr (u.others[0] != none) {
-        const Tile y = read<u.others[0]>(c, tile);
-        for (int i = 0; i < 4; ++i) d[i] = slope<u.activation>(y[i], d[i]);
+        const Tile at = read<u.others[0]>(c, tile);
+        for (int i = 0; i < 4; ++i) d[i] = slope<u.activation>(at[i], d[i]);
     }
-    put<u.sums[0]>(c, tile, d);
+    put<u.others[3] != none ? u.others[3] : u.sums[0]>(c, tile, d);
 }
 
 // A gradient that begins in memory.
@@ -198,7 +199,7 @@ VRNN_DEVICE void lstm(const Context& c, const Tile& d, int tile, Tile& past, Til
     put<u.others[3]>(c, tile, d_o);
 }
 
-// Sum d h_t; others: d a, then a, which is h_t.
+// Sum d h_t; others: d a, then a or, where its activation needs only the result, h_t.
 template <int unit>
 VRNN_DEVICE void rnn(const Context& c, const Tile& d, int tile, Tile& past) {
     constexpr Unit u = program::units[unit];

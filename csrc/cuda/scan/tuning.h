@@ -1,9 +1,5 @@
 // Every tuning decision that a kernel is compiled with; where weights lie, vrnn_fast/executors/cuda/memory.py decides.
 // None has been measured on a GPU: they follow what the assembler makes of them, bench/results/cuda-resources.md.
-#pragma once
-
-#include "program.h"
-
 namespace vrnn::tuning {
 
 // Tiles of sums and states that a thread of a forward kernel holds from visit to visit, at most, for a third block on
@@ -15,6 +11,6 @@ constexpr bool few_live =
 constexpr bool of_16_bits = program::operand == Operand::bf16 || program::operand == Operand::f16;
 
 // Blocks of one multiprocessor that registers leave room for; program::blocks that shared memory does.
-constexpr int blocks = !program::reverse && of_16_bits && few_live ? 3 : program::blocks;
+constexpr int blocks = program::ranks > 1 ? 1 : !program::reverse && of_16_bits && few_live ? 3 : program::blocks;
 
 }  // namespace vrnn::tuning

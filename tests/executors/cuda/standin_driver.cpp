@@ -19,8 +19,8 @@ struct Function {
 Launched on_launch = nullptr;
 Loaded on_load = nullptr;
 std::map<std::string, int> failures;  // by function: the code that it returns
-std::map<int, int> attributes{{75, 9}, {76, 0}, {97, 227 << 10}, {16, 132}};
-int contexts = 0, capturing = 0;
+std::map<int, int> attributes{{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
+int contexts = 0, capturing = 0, cleared = 0, large_clusters = 0;
 bool begun = false;
 Function functions[4096];
 int functions_in_all = 0;
@@ -39,8 +39,8 @@ extern "C" {
 void standin_begin(Launched launched, Loaded loaded) {
     on_launch = launched, on_load = loaded;
     failures.clear();
-    attributes = {{75, 9}, {76, 0}, {97, 227 << 10}, {16, 132}};
-    contexts = capturing = 0;
+    attributes = {{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
+    contexts = capturing = cleared = large_clusters = 0;
 }
 void standin_fail(const char* function, int with) {
     failures[function] = with;
@@ -50,6 +50,12 @@ void standin_attribute(int number, int value) {
 }
 void standin_capture(int whether) {
     capturing = whether;
+}
+int standin_cleared() {
+    return cleared;
+}
+int standin_large_clusters() {
+    return large_clusters;
 }
 int standin_contexts() {
     return contexts;
@@ -68,6 +74,7 @@ int cuGetErrorName(int number, const char** name) {
             : number == 209 ? "CUDA_ERROR_NO_BINARY_FOR_GPU"
             : number == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS"
             : number == 701 ? "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"
+            : number == 720 ? "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"
                             : nullptr;
     return *name ? 0 : 1;
 }
@@ -76,6 +83,7 @@ int cuGetErrorString(int number, const char** text) {
             : number == 209 ? "no kernel image is available for execution on the device"
             : number == 700 ? "an illegal memory access was encountered"
             : number == 701 ? "too many resources requested for launch"
+            : number == 720 ? "too many blocks in cooperative launch"
                             : nullptr;
     return *text ? 0 : 1;
 }
@@ -129,9 +137,19 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     return code("cuModuleGetFunction");
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
+    if (attribute == 14) return large_clusters = value, 0;
     if (attribute != 8 || value > attributes[97]) return 1;
     static_cast<Function*>(function)->shared = value;
     return code("cuFuncSetAttribute");
+}
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int, size_t shared) {
+    *blocks = attributes[1001] && shared <= static_cast<size_t>(static_cast<Function*>(function)->shared);
+    return code("cuOccupancyMaxActiveBlocksPerMultiprocessor");
+}
+int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void*) {
+    std::memset(to, value, bytes);
+    ++cleared;
+    return code("cuMemsetD8Async");
 }
 int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** parameters, void** extra) {
@@ -141,6 +159,12 @@ int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned 
     if (!x || !y || !z || extra || shared > static_cast<unsigned>(own.shared)) return 1;
     const unsigned grid[] = {x, y, z}, block[] = {bx, by, bz};
     return on_launch(own.module, grid, block, shared, stream, parameters[0]);
+}
+int cuLaunchCooperativeKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                              unsigned shared, void* stream, void** parameters) {
+    if (const int failed = code("cuLaunchCooperativeKernel")) return failed;
+    if (x * y * z > static_cast<unsigned>(attributes[16])) return 720;
+    return cuLaunchKernel(function, x, y, z, bx, by, bz, shared, stream, parameters, nullptr);
 }
 
 }  // extern "C"

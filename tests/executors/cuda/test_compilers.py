@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from bench import cuda_clusters
 from bench.cuda_resources import DTYPES, PASSES, KernelSource, compiled, kernel
 from vrnn_fast.executors.cuda import nvrtc
 from vrnn_fast.executors.cuda.launch import fixed
@@ -49,11 +50,20 @@ def test_nothing_spills(size: int, kind: Operand, chip: str, way: str) -> None:
 
 
 @needs_nvcc
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_nothing_spills_of_a_cluster(way: str) -> None:
+    found = cuda_clusters.scan(256, way)
+    assert found.kernel.ranks == 8
+    assert compiled(found.kernel.text, "sm_90a").spilled == 0
+    assert found.memory.shared <= CHIPS["sm_90"]
+
+
+@needs_nvcc
 @pytest.mark.parametrize("kind", ["bf16", "tf32", "f32"])
 @pytest.mark.parametrize("name", ["pack", "weights", "sums"])
 def test_nothing_spills_of_what_every_cell_has(name: str, kind: Operand) -> None:
     found = fixed(name, kind, DTYPES[kind], 20)
-    assert compiled(found.text, "sm_80").spilled == 0
+    assert compiled(found.kernel.text, "sm_80").spilled == 0
 
 
 @needs_nvcc

@@ -264,28 +264,13 @@ def test_counters_between_blocks(everywhere: Callable[..., str], schedule: Sched
     assert out.tolist() == [0, 42, 42]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(place, marks=pytest.mark.skipif(reason is not None, reason=f"{place}: {reason}"))
-        for place, reason in (PLACES | {"interpreted": "the interpreter of PTX knows no clusters"}).items()
-    ]
-)
-def in_clusters(request: pytest.FixtureRequest, launch: Callable[..., str]) -> Callable[..., str]:
-    """``everywhere`` that blocks run as a cluster."""
-    if request.param == "emulated":
-        return launch
-    return lambda name, schedule, *arguments: primitives.on_gpu(name, *arguments)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("words", [1, 2, 4])
-def test_blocks_of_a_cluster_push_to_each_other(
-    in_clusters: Callable[..., str], schedule: Schedule, words: int
-) -> None:
+def test_blocks_of_a_cluster_push_to_each_other(everywhere: Callable[..., str], schedule: Schedule, words: int) -> None:
     """Two clusters of four, and more turns than a gate has phases before its parity comes again."""
     turns = 9
     out = np.zeros((turns, 8, 4), np.uint32)
-    assert in_clusters("exchange", schedule, words, turns, out) == ""
+    assert everywhere("exchange", schedule, words, turns, out) == ""
     sent = sum(100 * np.arange(turns)[:, None, None] + 10 * np.arange(4) + i for i in range(words))
     np.testing.assert_array_equal(out, np.broadcast_to(sent, out.shape))
 
@@ -301,9 +286,9 @@ def test_no_wait_of_a_cluster_can_be_left_out(launch: Callable[..., str], withou
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_blocks_of_a_cluster_read_each_other(in_clusters: Callable[..., str], schedule: Schedule) -> None:
+def test_blocks_of_a_cluster_read_each_other(everywhere: Callable[..., str], schedule: Schedule) -> None:
     out, arrived = np.zeros(8, np.int32), np.zeros(8, np.int32)
-    assert in_clusters("read_peer", schedule, out, arrived) == ""
+    assert everywhere("read_peer", schedule, out, arrived) == ""
     np.testing.assert_array_equal(out, 7 + np.array([1, 2, 3, 0, 5, 6, 7, 4]))
     assert (arrived == 2).all()
 

@@ -88,17 +88,29 @@ def run(name: str) -> dict[str, Tensor]:
     return problem(name).run(cuda, CELLS[name][1])
 
 
+Parts = list[tuple[list[Tensor | None], tuple[int, ...]]]  # of a kernel's argument
+
+
 class Recorded(NamedTuple):
     """A launch: its source, what it was given, and what of that it left behind."""
 
     text: str
-    given: list[Tensor | None]
-    numbers: tuple[int, ...]
-    left: list[Tensor | None]
+    given: Parts
+    left: Parts
 
 
-def copies(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
-    return [None if t is None else t.clone() for t in tensors]
+def copies(parts: Iterable[tuple[Sequence[Tensor | None], Sequence[int]]]) -> Parts:
+    """Tensors that share memory do so again."""
+    storages: dict[int, Any] = {}
+
+    def copied(t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        own = t.untyped_storage()
+        place = storages.setdefault(own.data_ptr(), own.clone()) if own.nbytes() else own
+        return torch.empty(0, dtype=t.dtype).set_(place, t.storage_offset(), t.shape, t.stride())
+
+    return [([copied(t) for t in tensors], tuple(numbers)) for tensors, numbers in parts]
 
 
 def recording(play: Callable[[], object], names: Sequence[str]) -> Iterator[tuple[str, Recorded]]:
@@ -106,10 +118,11 @@ def recording(play: Callable[[], object], names: Sequence[str]) -> Iterator[tupl
     calls: list[Recorded] = []
     launch = emulator.launch
 
-    def record(text: str, tensors: Any, numbers: Any) -> None:
-        given = copies(tensors)
-        launch(text, tensors, numbers)
-        calls.append(Recorded(text, given, tuple(numbers), copies(tensors)))
+    def record(text: str, tensors: Any, numbers: Any, more: Any = ()) -> None:
+        parts = ((tensors, numbers), *more)
+        given = copies(parts)
+        launch(text, tensors, numbers, more)
+        calls.append(Recorded(text, given, copies(parts)))
 
     with mock.patch.object(emulator, "launch", record):
         play()
@@ -128,14 +141,19 @@ def bits(tensor: Tensor) -> Tensor:
 
 def notices(name: str, way: str, schedule: Schedule) -> bool:
     """Whether a launch of this schedule is refused, or leaves other bits behind."""
-    one = recorded(name)[way]
+    return differs(recorded(name)[way], schedule)
+
+
+def differs(one: Recorded, schedule: Schedule) -> bool:
+    """Whether a launch of this schedule is refused, or leaves other bits behind."""
     given = copies(one.given)
     with mock.patch.object(emulator, "schedule", schedule):
         try:
-            emulator.launch(one.text, given, one.numbers)
+            emulator.launch(one.text, *given[0], given[1:])
         except Fault:
             return True
-    pairs = zip(given, one.left, strict=True)
+    found, right = ([t for tensors, _ in parts for t in tensors] for parts in (given, one.left))
+    pairs = zip(found, right, strict=True)
     return any(a is not None and b is not None and not torch.equal(bits(a), bits(b)) for a, b in pairs)
 
 
@@ -157,14 +175,22 @@ COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
 
 
 def written(folder: Path, launches: Iterable[tuple[str, Recorded]]) -> Iterator[tuple[str, str, Path]]:
-    """The name and the source of each launch, and a file of what it was given."""
+    """The name and the source of each launch, and a file of what it was given: replay.cpp."""
     for i, (way, one) in enumerate(launches):
-        data = struct.pack("q", len(one.given))
-        for t in one.given:
-            raw = b"" if t is None else bytes(bits(t).tolist())
-            data += struct.pack("q", -1 if t is None else len(raw)) + raw
+        tensors = [t for tensors, _ in one.given for t in tensors if t is not None]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+        places, data = list(storages), struct.pack("q", len(storages))
+        for own in storages.values():
+            data += struct.pack("q", own.nbytes()) + bytes(own.tolist())
+        data += struct.pack("q", len(one.given))
+        for tensors_, numbers in one.given:
+            data += struct.pack("2q", len(tensors_), len(numbers))
+            for t in tensors_:
+                at = (-1, 0) if t is None else (places.index(t.untyped_storage().data_ptr()), t.storage_offset())
+                data += struct.pack("2q", at[0], at[1] * (0 if t is None else t.element_size()))
+            data += struct.pack(f"{len(numbers)}i", *numbers)
         path = folder / f"{i}_{way.replace(', ', '_').replace(' ', '_')}"
-        path.write_bytes(data + struct.pack(f"{len(one.numbers)}i", *one.numbers))
+        path.write_bytes(data)
         yield way, one.text, path
 
 
@@ -204,14 +230,11 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, P
     return {way: (text, data) for way, text, data in found}
 
 
-def with_more_steps(raw: bytes, count: int) -> bytes:
-    """A launch with one step more than its buffers have: the second of the numbers behind its tensors."""
-    at = 8
-    for _ in range(count):
-        (size,) = struct.unpack_from("q", raw, at)
-        at += 8 + max(0, size)
-    blocks, steps, *others = struct.unpack(f"{(len(raw) - at) // 4}i", raw[at:])
-    return raw[:at] + struct.pack(f"{2 + len(others)}i", blocks, steps + 1, *others)
+def with_more_steps(raw: bytes, one: Recorded) -> bytes:
+    """A launch with one step more than its buffers have: the second of the numbers, which come last."""
+    (_, (blocks, steps, *others)) = one.given[-1]
+    numbers = struct.pack(f"{2 + len(others)}i", blocks, steps + 1, *others)
+    return raw[: -len(numbers)] + numbers
 
 
 needs_setarch = pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
@@ -238,9 +261,8 @@ def test_address_sanitizer_sees_no_access_outside_and_one_that_is_planted(
     program = compiled(text, data, "address")
     done = replayed(program, data, Schedule())
     assert done.returncode == 0, done.stdout + done.stderr
-    (count,) = struct.unpack_from("q", raw := data.read_bytes())
     longer = data.with_name("longer")
-    longer.write_bytes(with_more_steps(raw, count))
+    longer.write_bytes(with_more_steps(data.read_bytes(), recorded("gru")["forward"]))
     done = replayed(program, longer, Schedule())
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

@@ -18,6 +18,7 @@ from bench.resources import COMPILED, OPERANDS, SHAPES, spec_of
 from tests.support.oracle import Problem
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import triton
+from vrnn_fast.executors.cuda.cycles import BARRIER, MMA, PAPER_CHIPS, SCHEDULERS, Work
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.launch import Launch
 from vrnn_fast.executors.triton.phases import Phase
@@ -25,18 +26,17 @@ from vrnn_fast.executors.triton.phases import Phase
 from .launches import compiled
 from .report import Report
 
-SCHEDULERS = 4  # of a multiprocessor: each issues an instruction of a warp in a cycle
-BARRIER = 40  # cycles from a store to shared memory, through a barrier, to what a load brings
-CLOCK = 1.755  # cycles of an H100 in a nanosecond
+CLOCK = PAPER_CHIPS["sm_90"].clock
 HEAD = f"""\
 # Cycles a step of the Triton kernels, by arithmetic
 
 `python -m tests.support.ptx.cycles`: instructions of warps, wavefronts of shared memory and barriers of one program
 in one step of a scan of 16 or 8 rows, or in one tile of as many rows before or after it, counted as the compiled
-sm_90 code is executed in the interpreter. Cycles are the larger of instructions / {SCHEDULERS} and wavefronts, and
-{BARRIER} for each barrier, between which nothing overlaps; microseconds at {CLOCK} GHz. Products of tensor cores and
-accesses of global memory come on top: each thread reads and stores what it needs and has, so that one instruction of
-a warp touches eight rows. The aim of the hand-written kernels in bfloat16 at H = 64: 1.0 forward, 3 with backward.
+sm_90 code is executed in the interpreter. Cycles are the largest of instructions / {SCHEDULERS}, wavefronts and {MMA}
+for each product of tensor cores, and {BARRIER} for each barrier, between which nothing overlaps; microseconds at
+{CLOCK} GHz. Accesses of global memory come on top: each thread reads and stores what it needs and has, so that one
+instruction of a warp touches eight rows. The aim of the hand-written kernels in bfloat16 at H = 64: 1.0 forward, 3
+with backward.
 
 What is before and after a scan is in its launch, as tiles of rows that all multiprocessors share. At T = 28, B = 64
 these are 112 tiles, one for each of 132 multiprocessors: narrow, bfloat16, 9.0 us a training step, where launches of
@@ -54,16 +54,10 @@ sizes.
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of one program does."""
+    """What one step of one program does, and its wavefronts if no two lanes met in a bank."""
 
-    instructions: int
-    wavefronts: int
+    work: Work
     least_wavefronts: int
-    barriers: int
-
-    @property
-    def cycles(self) -> int:
-        return max(self.instructions // SCHEDULERS, self.wavefronts) + BARRIER * self.barriers
 
 
 def _take_and_go(own: Launch, phase: Phase, programs: int, arguments: Mapping[str, Any]) -> None:
@@ -75,10 +69,15 @@ _take = Launch.take
 
 
 def between(one: Report, two: Report) -> Step:
-    """The step by which the second launch was longer."""
-    pairs = ((r.issued, r.wavefronts, r.least_wavefronts) for r in (one, two))
-    before, behind = ([counter.total() for counter in counters] for counters in pairs)
-    return Step(*(b - a for a, b in zip(before, behind, strict=True)), two.barriers - one.barriers)
+    """The step by which the second launch was longer. How products and barriers follow each other is not seen."""
+
+    def work(of: Report) -> Work:
+        mma, issued = of.issued["mma"], of.issued.total()
+        return Work(mma, of.wavefronts.total(), issued, barriers=of.barriers)
+
+    fewer, more = vars(work(one)), vars(work(two))
+    least = two.least_wavefronts.total() - one.least_wavefronts.total()
+    return Step(Work(**{name: more[name] - fewer[name] for name in more}), least)
 
 
 def steps(spec: CellSpec, dtype: torch.dtype, precision: str, chip: str) -> dict[str, Step]:
@@ -104,10 +103,10 @@ def rows(shapes: Sequence[str]) -> Iterator[str]:
         for dtype, precision in OPERANDS:
             name = str(dtype).removeprefix("torch.") if precision == "ieee" else precision
             for way, step in steps(spec_of(SHAPES[shape]), dtype, precision, "sm_90").items():
-                share = step.wavefronts / step.least_wavefronts
+                of, share = step.work, step.work.wavefronts / step.least_wavefronts
                 yield (
-                    f"| {shape} | {name} | {way} | {step.instructions} | {step.wavefronts} | {share:.2f} "
-                    f"| {step.barriers} | {step.cycles} | {step.cycles / CLOCK / 1e3:.1f} |"
+                    f"| {shape} | {name} | {way} | {of.instructions} | {of.wavefronts} | {share:.2f} "
+                    f"| {of.barriers} | {of.cycles} | {of.cycles / CLOCK / 1e3:.1f} |"
                 )
 
 

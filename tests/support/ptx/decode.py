@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import arithmetic, moves, warps
+from . import arithmetic, clusters, moves, warps
 from .machine import WARP, Block, Lanes, Step
 from .memory import SHARED_WINDOW, Bytes
 from .report import Fault
@@ -24,6 +24,8 @@ _SPECIAL: dict[str, Callable[[Block], Array]] = {
     "%warpid": lambda b: np.arange(b.threads, dtype=np.uint32) // np.uint32(WARP),
     "%ctaid.x": lambda b: np.full(b.threads, b.index, np.uint32),
     "%ntid.x": lambda b: np.full(b.threads, b.threads, np.uint32),
+    "%cluster_ctarank": lambda b: np.full(b.threads, b.index % b.launch.kernel.cluster, np.uint32),
+    "%cluster_nctarank": lambda b: np.full(b.threads, b.launch.kernel.cluster, np.uint32),
     "%nctaid.x": lambda b: np.full(b.threads, b.launch.grid, np.uint32),
     **{f"%{name}.{axis}": (lambda b, n=n: np.full(b.threads, n, np.uint32)) for axis in "yz"
        for name, n in (("tid", 0), ("ctaid", 0), ("ntid", 1), ("nctaid", 1))},
@@ -330,6 +332,8 @@ def _load(d: Decoder) -> Step:
 
 
 def _store(d: Decoder) -> Step:
+    if d.modifiers[0] == "async":
+        return _push(d)
     access = moves.Access(d.instruction)
     into, of = d.operands
     address = d.address(into)
@@ -399,6 +403,55 @@ def _asynchronous(d: Decoder) -> Step:
     return lambda block, lanes: moves.copy_later(
         block, lanes, into(block), of(block), size.value, real(block).astype(np.int64)
     )
+
+
+# ---- clusters
+
+
+def _peer(d: Decoder) -> Step:
+    kind = d.kind
+    if d.modifiers not in (("shared::cluster", "u32"), ("u64",)):
+        raise Unknown(d.name)
+    write, at, rank = d.write(d.operands[0], kind), d.read(d.operands[1], kind), d.read(d.operands[2], "u32")
+
+    def step(block: Block, lanes: Lanes) -> None:
+        found = clusters.peer(at(block).astype(np.int64), rank(block).astype(np.int64))
+        write(block, lanes, found.astype(UNSIGNED[SIZES[kind]]))
+
+    return step
+
+
+def _gate(d: Decoder) -> Step:
+    what, *modifiers = d.modifiers
+    if modifiers[-2:] != ["shared::cta", "b64"]:
+        raise Unknown(d.name)
+    if what == "init":
+        at, count = d.address(d.operands[0]), d.read(d.operands[1], "u32")
+        return lambda block, lanes: clusters.make(block, lanes, at(block), int(count(block)[lanes.threads[0]]))
+    if what == "arrive" and d.operands[0] == Symbol("_"):
+        at = d.address(d.operands[1])
+        more = d.read(d.operands[2], "u32") if "expect_tx" in modifiers else None
+        return lambda block, lanes: clusters.arrive(
+            block, lanes, at(block), np.zeros(block.threads, np.int64) if more is None else more(block).astype(np.int64)
+        )
+    if (what, *modifiers[:3]) != ("try_wait", "parity", "acquire", "cluster"):
+        raise Unknown(d.name)
+    write, at, parity = d.write(d.operands[0], "pred"), d.address(d.operands[1]), d.read(d.operands[2], "u32")
+    return lambda block, lanes: write(block, lanes, clusters.is_over(block, lanes, at(block), parity(block)))
+
+
+def _push(d: Decoder) -> Step:
+    known = ("async", "shared::cluster", "mbarrier::complete_tx::bytes")
+    if d.modifiers[:3] != known or d.modifiers[3:] not in (("u32",), ("v2", "u32"), ("v4", "u32")):
+        raise Unknown(d.name)
+    at, gate = d.address(d.operands[0]), d.address(d.operands[2])
+    readers = [d.read(r, "u32") for r in moves.elements(d.operands[1])]
+
+    def step(block: Block, lanes: Lanes) -> None:
+        values = np.stack([r(block) for r in readers], 1)
+        clusters.push(block, lanes, at(block), moves.as_bytes(values), gate(block))
+
+    return step
 
 
 # ---- warps
@@ -526,6 +579,14 @@ def _branch(d: Decoder) -> Step:
 
 def _barrier(d: Decoder) -> Step:
     modifiers = set(d.modifiers) - {"cta", "aligned"}
+    if d.modifiers in (("cluster", "arrive", "release", "aligned"), ("cluster", "wait", "acquire", "aligned")):
+        arrives = "arrive" in modifiers
+
+        def meet(block: Block, lanes: Lanes) -> None:
+            _ = lanes.warps
+            (block.cluster.arrive if arrives else block.cluster.wait)(block, lanes)
+
+        return meet
     if modifiers == {"warp", "sync"}:
         mask = d.read(d.operands[0], "u32")
         return lambda block, lanes: warps.members(block, lanes, mask(block))
@@ -548,6 +609,8 @@ def _barrier(d: Decoder) -> Step:
 
 
 def _fence(d: Decoder) -> Step:
+    if d.modifiers[:1] == ("mbarrier_init",):  # what it orders, the barrier of the cluster behind it does
+        return lambda block, lanes: None
     if any("proxy" in m or m.startswith("mbarrier") for m in d.modifiers):
         raise Unknown(d.name)
     return lambda block, lanes: block.clocks.fence(np.unique(block.warp_of[lanes.mask]))
@@ -570,7 +633,7 @@ _INSTRUCTIONS: dict[str, Callable[[Decoder], Step]] = {
     "bfi": _insert_bits, "prmt": _permute, "lop3": _logic,
     "shf": _funnel, "popc": _count_bits, "clz": _count_bits,
     "mov": _move, "cvta": _address_space, "ld": _load, "ldu": _load, "st": _store, "atom": _atomic, "red": _atomic,
-    "cp": _asynchronous,
+    "cp": _asynchronous, "mapa": _peer, "mbarrier": _gate,
     "shfl": _shuffle, "vote": _vote, "activemask": _active, "elect": _elect, "redux": _reduce,
     "ldmatrix": _matrix, "stmatrix": _matrix, "mma": _product,
     "bra": _branch, "bar": _barrier, "barrier": _barrier, "fence": _fence, "membar": _fence,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Rounding
+from .clusters import Cluster, Gate
 from .memory import Bytes, Clocks, Ints, Memory, Region, variables
 from .report import Fault, Report
 from .text import Instruction, Kernel
@@ -70,8 +71,10 @@ class Launch:
 class Block:
     """One block: its registers, its shared memory, and where its threads are."""
 
-    def __init__(self, launch: Launch, index: int) -> None:
+    def __init__(self, launch: Launch, index: int, cluster: Cluster) -> None:
         n = launch.threads
+        self.cluster, self.gates = cluster, dict[int, Gate]()
+        cluster.blocks.append(self)
         self.launch, self.index, self.report = launch, index, Report()
         self.registers: dict[str, NDArray[np.generic]] = {}
         self.holes: dict[str, int] = {}  # a bit for each byte of a register that nobody has written
@@ -206,6 +209,8 @@ def run(
     count = kernel.threads or threads
     if count is None or count % WARP:
         raise ValueError(f"a block must have whole warps, got {count} threads")
+    if grid % kernel.cluster:
+        raise ValueError(f"a grid is whole clusters of {kernel.cluster} blocks, got {grid}")
     if arguments.keys() != kernel.parameters.keys():
         raise ValueError(f"{kernel.name} takes {list(kernel.parameters)}, got {list(arguments)}")
     shared, size = _shared_layout(kernel, dynamic_shared)
@@ -231,7 +236,8 @@ def run(
         constants,
     )
     with np.errstate(all="ignore"):
-        blocks = [Block(launch, index) for index in range(grid)]
+        clusters = [Cluster() for _ in range(grid // kernel.cluster)]
+        blocks = [Block(launch, index, clusters[index // kernel.cluster]) for index in range(grid)]
         left, ran = list(blocks), 0
         while left:
             went = sum(block.advance(limit) for block in left)

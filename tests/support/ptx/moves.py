@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import clusters
 from .machine import WARP, Block, Lanes
 from .memory import SHARED_WINDOW, Bytes, Ints
 from .report import Fault
@@ -63,7 +64,9 @@ def load(block: Block, lanes: Lanes, access: Access, at: Ints) -> Bytes:
         _check_alignment(where, access.size)
         if access.order:
             _synchronise(block, chosen, where, space, acquire=access.order == "acquire")
-        if space == "shared":
+        if space == "shared" and clusters.is_peers(where):
+            region, where = clusters.reached(block, where)
+        elif space == "shared":
             _check_shared(block, where, access.size)
             _count_wavefronts(block, chosen, where, access.size)
             region = block.shared

@@ -12,10 +12,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vrnn_fast.executors.cuda import emulator, nvrtc
+from vrnn_fast.executors.cuda.driver import Part
 
 from .machine import run
 from .memory import Memory
@@ -39,14 +39,18 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
     text. Holds a report of each."""
     reports: list[Report] = []
 
-    def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+    def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Part] = ()) -> None:
         kernel = parse(edit(compiled(text, chip)))
         memory, places = Memory(), dict[int, int]()
+        parts = ((tensors, numbers), *more)
+        tensors = [t for own, _ in parts for t in own]
         side_by_side = _together(memory, tensors) if "rows/pack.h" in text else None
         pointers = side_by_side or [_place(memory, places, i, tensor) for i, tensor in enumerate(tensors)]
-        arguments = struct.pack(f"{len(pointers)}Q{len(numbers)}i0Q", *pointers, *numbers)
+        left, arguments = iter(pointers), b""
+        for own, behind in parts:
+            arguments += struct.pack(f"{len(own)}Q{len(behind)}i0Q", *(next(left) for _ in own), *behind)
         (parameter,) = kernel.parameters
-        shared = int(re.findall(r"shared_bytes = (\d+);", text)[0])
+        shared = max(map(int, re.findall(r"shared_bytes = (\d+);", text)))
         reports.append(run(kernel, numbers[0], {parameter: arguments}, memory, dynamic_shared=shared))
         if side_by_side is not None:
             _apart(memory, side_by_side, tensors)
@@ -56,32 +60,39 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
 
 
 def _together(memory: Memory, tensors: Sequence[Tensor | None]) -> list[int]:
-    """The addresses of copies of all tensors in one piece of memory: lanes may reach for several at once."""
-    starts, end = list[int](), 0
-    for t in tensors:
-        starts.append(end)
-        end += 0 if t is None else -(-t.numel() * t.element_size() // 256) * 256
+    """The addresses of copies of all tensors in one piece of memory: lanes may reach for several at once. What shares
+    memory does so there."""
+    starts, end = dict[int, int](), 0
+    for own in _storages(tensors):
+        starts[own.data_ptr()], end = end, end + -(-own.numel() // 256) * 256
     whole = np.zeros(end, np.uint8)
-    for start, t in zip(starts, tensors, strict=True):
-        if t is not None:
-            whole[start : start + t.numel() * t.element_size()] = _bytes(t)
+    for own in _storages(tensors):
+        whole[starts[own.data_ptr()] :][: own.numel()] = own.numpy()
     base = memory.add("all tensors", whole)
-    return [0 if t is None else base + start for start, t in zip(starts, tensors, strict=True)]
+    return [0 if t is None else base + starts.get(t.untyped_storage().data_ptr(), 0) + _offset(t) for t in tensors]
 
 
 def _apart(memory: Memory, pointers: Sequence[int], tensors: Sequence[Tensor | None]) -> None:
     """What a launch has left in such copies goes where it belongs."""
     whole = memory.regions[0]
-    for pointer, t in zip(pointers, tensors, strict=True):
-        if t is not None:
-            start, own = pointer - whole.base, _bytes(t)
-            own[:] = whole.content[start : start + own.size]
+    starts = {
+        t.untyped_storage().data_ptr(): pointer - _offset(t)
+        for pointer, t in zip(pointers, tensors, strict=True)
+        if t is not None
+    }
+    for own in _storages(tensors):
+        own.numpy()[:] = whole.content[starts[own.data_ptr()] - whole.base :][: own.numel()]
 
 
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    """Of a contiguous tensor, in place."""
-    found: NDArray[np.uint8] = tensor.detach().view(-1).view(torch.uint8).numpy()
-    return found
+def _offset(tensor: Tensor) -> int:
+    """Bytes from the begin of its storage."""
+    return tensor.storage_offset() * tensor.element_size()
+
+
+def _storages(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """The memory of these, as bytes, each piece once."""
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t is not None}
+    return [torch.empty(0, dtype=torch.uint8).set_(own) for own in found.values() if own.nbytes()]
 
 
 def _place(memory: Memory, places: dict[int, int], index: int, tensor: Tensor | None) -> int:

@@ -82,6 +82,7 @@ class Kernel:
     name: str
     parameters: dict[str, int] = field(default_factory=dict)  # bytes of each, in order
     threads: int | None = None
+    cluster: int = 1  # blocks
     registers: dict[str, int] = field(default_factory=dict)  # bytes of each, 0 for a predicate
     variables: dict[str, Variable] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -124,6 +125,8 @@ def parse(text: str, name: str | None = None) -> Kernel:
     begin = text.index("{", close)
     if found := re.search(r"\.(?:req|max)ntid\s+(\d+)", text[close:begin]):
         kernel.threads = int(found[1])
+    if found := re.search(r"\.reqnctapercluster\s+(\d+)", text[close:begin]):
+        kernel.cluster = int(found[1])
     for scope, statement in _statements(text, begin):
         _add(kernel, scope, statement)
     return kernel

@@ -2,8 +2,8 @@
 
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
 program); then plan.py (units), forward.py, reverse.py and passes.py (those of a cell), order.py (a step), memory.py
-(tiers), header.py (all of it as C++), weights.py and pack.py (tables) and launch.py; nvrtc.py and driver.py for a GPU,
-build.py and emulator.py for a CPU.
+(tiers), cluster.py and exchange.py (several blocks to a tile), header.py (all of it as C++), weights.py and pack.py
+(tables), crew.py (one launch) and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for a CPU.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, launch, nvrtc
+from . import build, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
-from .steps import WORDS, generation_steps, training
+from .steps import WORDS, chosen, generation_steps, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
+
+KINDS: tuple[Operand, ...] = ("bf16", "f16", "tf32", "f32")
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -60,38 +62,48 @@ def launches(spec: CellSpec) -> str:
     """List the launches of a training step, and say where its weights are."""
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
-    places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in ("bf16", "f16", "tf32", "f32"))
+    where = torch.device(device)
+    rows = launch.multiprocessors(where) // 2 * ROWS
+    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0, 1)
+    how = f"a training step is {len(steps)} launches, whatever T is, for {apart}"
+    alone = 1 + len(generation_steps(spec, mean=False))
+    if apart is None:
+        how, alone = "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers", 1
+        how = f"{how}; of more than {rows} rows it is {len(steps)}"
+        together = [kind for kind in KINDS if any(chosen(spec, kind, launch.room(where)))]
+        if together:
+            how += f", as in {', '.join(together)}, where clusters of blocks scan and the prior is behind them"
+    places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in KINDS)
     if spec.likelihood == "external":
-        outside, alone = "; the likelihood is torch's", "generate and fivo step by step"
+        outside, others = "; the likelihood is torch's", "generate and fivo step by step"
     else:
         filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
-        outside, alone = (
-            "",
-            f"generate {1 + len(generation_steps(spec, mean=False))}; every bound as forward, {filtered}",
-        )
+        outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
     return (
-        f"a training step is {len(steps)} launches, whatever T is: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {alone}; weights of the forward scan: {places}"
+        f"{how}: {counted}. torch copies what is not contiguous, and "
+        f"computes nothing{outside}; {others}; weights of the forward scan: {places}"
     )
 
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Say where the weights of a forward scan are while it runs."""
-    most = launch.limit(torch.device(device))
-    if launch.misfit(spec, kind, most) is not None:
+    room = launch.room(torch.device(device))
+    if launch.misfit(spec, kind, room) is not None:
         return "no kernel"
-    found = memory(forward(spec), kind, most)
+    own = chosen(spec, kind, room).forward
+    found = memory(forward(spec, own), kind, room.shared)
     assert found is not None
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
     counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
-    return " and ".join(text for text in counted if not text.startswith("0 "))
+    by = "" if own is None else f" of each of {own.ranks} blocks of a cluster"
+    return " and ".join(text for text in counted if not text.startswith("0 ")) + by
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
     """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
-    kind, most = launch.operand(x.dtype, _precision()), launch.limit(x.device)
-    return "\n".join(launch.sources(spec, kind, most, x.dtype))
+    kind = launch.operand(x.dtype, _precision())
+    return "\n".join(launch.sources(spec, kind, launch.room(x.device), x.shape[1], x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -129,7 +141,7 @@ def _misfit(
 ) -> str | None:
     try:
         old = launch.too_old(where)
-        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.limit(where), mean)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.room(where), mean)
     except DriverError as error:
         return str(error)
 

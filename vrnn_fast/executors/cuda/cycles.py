@@ -1,86 +1,273 @@
-"""A clock on paper: what a step of a scan costs on a chip, by arithmetic alone. Pure. It chooses nothing yet.
+"""A clock on paper: what a step of a scan, a tile of a pass and a training step cost on a chip, by arithmetic. Pure.
 
-A step's phases lie between barriers, and in each one multiprocessor reads weights and operands from shared memory at
-128 bytes a cycle. What is not counted: the latency of the chain within a phase, and other instructions. Of these the
-executed PTX of a GRU cell in bfloat16 at H = 64 has 7,600 forward and 6,900 back, which four schedulers issue in 1,900
-and 1,700 cycles: as many as shared memory takes.
+A step's phases lie between barriers. In each, one multiprocessor reads weights and operands from shared memory at 128
+bytes a cycle, issues an instruction on each of its four schedulers, multiplies, and reads from the second-level cache:
+the slowest of the four is what a phase is busy with. It takes no less than the chain of one tile: operands loaded,
+products that add up one behind the other, the arithmetic at their end.
+
+What is counted (products, wavefronts, instructions, barriers) a test holds to the executed PTX of a GRU cell, within
+FACTOR. Latencies and the prices of exchanges are of others' measurements, on other chips. None of it is measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
-from .memory import STEP, Memory, operand_bytes, row_bytes
-from .plan import Unit, Visit
+from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
+from .plan import TILE, WARPS, KernelPlan, Kind, Unit, Visit
+
+FACTOR = 1.2  # that counts on paper may be off those of the executed code
 
 WAVEFRONT = 128  # bytes of shared memory in a cycle
+SCHEDULERS = 4  # of a multiprocessor: each issues an instruction of a warp in a cycle
 MMA = 2  # cycles between two on one multiprocessor
-BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
 STREAMED = 64  # bytes in a cycle from the second-level cache, of one multiprocessor
-CLOCKS = {"sm_80": 1.41, "sm_90": 1.755}  # GHz, of an A100 and an H100
+BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
+LOADED = 33  # cycles that ldmatrix takes, and that an mma takes before another may add to its sums
+ADDED = 33
+EXCHANGE = 250  # from a store into another block's shared memory, through its gate, to what a load brings there
+PEER = 16  # bytes in a cycle from other blocks of a cluster, of one multiprocessor
+FLAG = 0.8  # microseconds from a number published in memory to whoever waits for it
+GRID = 1.2  # microseconds of a barrier of all blocks, through memory
+BOUNDARY = 1.0  # microseconds from one launch to the next, in a CUDA graph
+
+ENDS: dict[Kind, tuple[int, int]] = {
+    "layer": (15, 30),
+    "sample": (360, 150),
+    "divergence": (650, 200),
+    "likelihood": (490, 150),
+    "draw": (200, 80),
+    "gru": (250, 250),
+    "lstm": (400, 250),
+    "rnn": (80, 80),
+    "take": (40, 30),
+    "gru_again": (250, 250),
+    "lstm_again": (400, 250),
+    "rnn_again": (80, 80),
+    "layer_back": (14, 30),
+    "sample_back": (250, 120),
+    "divergence_back": (260, 200),
+    "likelihood_back": (160, 200),
+    "gru_back": (310, 120),
+    "lstm_back": (400, 200),
+    "rnn_back": (80, 60),
+    "state_back": (31, 30),
+    "give_back": (100, 60),
+}
+"""What makes a result of a tile's sums: instructions of a warp, and the cycles of those that follow each other.
+Instructions are fitted to the executed PTX of a GRU cell, of other kinds by likeness; cycles follow the functions."""
+VISIT, READ, OPERAND, HELD, STORED, BIAS, PUSH = 11, 20, 8, 6, 9, 11, 14
+"""Instructions of a warp for a visit, and for a tile that is read, written as an operand, held, stored, begun with a
+bias; and for 16 bytes that each lane pushes to a peer."""
+LANES = 32  # of a warp
 
 
 @dataclass(frozen=True)
-class PaperStep:
-    """What one block does in a step.
+class PaperChip:
+    """What the clock knows of a chip: GHz and multiprocessors."""
+
+    clock: float
+    multiprocessors: int
+
+
+PAPER_CHIPS = {"sm_80": PaperChip(1.41, 108), "sm_90": PaperChip(1.755, 132)}  # an A100 and an H100
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one block does between two barriers, or in several such phases.
 
     Attributes:
         mma: products of tensor cores, of 16 rows and 8 columns.
         wavefronts: of shared memory.
+        instructions: of warps.
         streamed: bytes of weights from the second-level cache.
         barriers: of the block.
+        exchanges: with peers of its cluster; those that a visit waits for at once are one.
+        pushed: bytes that these bring.
+        hidden: cycles of other work meanwhile.
+        chain: cycles of what follows each other.
     """
 
-    mma: int
-    wavefronts: int
-    streamed: int
-    barriers: int
+    mma: int = 0
+    wavefronts: int = 0
+    instructions: int = 0
+    streamed: int = 0
+    barriers: int = 0
+    exchanges: int = 0
+    pushed: int = 0
+    hidden: int = 0
+    chain: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+    def beside(self, other: Work) -> Work:
+        """Return what both do with no barrier between them: their chains go on side by side."""
+        return replace(self + other, chain=max(self.chain, other.chain))
+
+    @property
+    def busy(self) -> int:
+        """Count the cycles of the slowest of what goes on side by side."""
+        issued = self.instructions // SCHEDULERS
+        return max(self.wavefronts, MMA * self.mma, issued, self.streamed // STREAMED)
 
     @property
     def cycles(self) -> int:
-        """The longest of what goes on side by side, and what does not."""
-        return max(self.wavefronts, MMA * self.mma, self.streamed // STREAMED) + BARRIER * self.barriers
+        exchanged = EXCHANGE * self.exchanges + self.pushed // PEER
+        return max(self.busy, self.chain) + BARRIER * self.barriers + max(0, exchanged - self.hidden)
+
+
+@dataclass(frozen=True)
+class PaperStep:
+    """A step of a scan or a tile of a pass: its phases."""
+
+    phases: tuple[Work, ...]
+
+    @property
+    def total(self) -> Work:
+        return sum(self.phases, Work())
+
+    @property
+    def cycles(self) -> int:
+        return sum(phase.cycles for phase in self.phases)
 
     def microseconds(self, chip: str) -> float:
         """Return what the cycles take at the clock of a chip."""
-        return self.cycles / CLOCKS[chip] / 1e3
+        return self.cycles / PAPER_CHIPS[chip].clock / 1e3
 
 
-def paper_step(found: Memory) -> PaperStep:
-    """Count what a step of a kernel does, whose products are those of tensor cores.
+def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
+    """Count what a step of a kernel does, of a cluster one of its blocks, whose products are those of tensor cores.
+
+    Args:
+        stored: the buffers that it writes.
 
     Raises:
-        ValueError: they are of full float32.
+        ValueError: products are of full float32.
     """
     if found.kind == "f32":
         raise ValueError("products of full float32 are not those of tensor cores, which this counts")
-    plan, mma, streamed, moved = found.plan, 0, 0, 0
-    for visit in plan.visits:
-        for product in visit.products:
-            tiles, steps = found.tiles(product.target), row_bytes(product.source, found.kind) // STEP
-            mma += tiles * steps
-            weights = tiles * 8 * steps * STEP
-            streamed += weights if found.place[product] == "memory" else 0
-            moved += weights if found.place[product] == "shared" else 0
-        for _, products in groupby(visit.products, key=lambda p: p.source):
-            first = next(products)  # a source is loaded once for all sums of a tile
-            moved += found.tiles(first.target) * 16 * row_bytes(first.source, found.kind)
-        moved += sum(_moved(found, plan.units[visit.unit], visit))
-    barriers = sum(visit.barrier for visit in plan.visits)
-    return PaperStep(mma, -(-moved // WAVEFRONT), streamed, barriers)
+    phases: list[Work] = []
+    works = [_visit(found, visit, frozenset(stored)) for visit in found.plan.visits]
+    for i, visit in enumerate(found.plan.visits):
+        own = replace(works[i], hidden=sum(works[n].busy for n in _meanwhile(found.plan, i)))
+        if phases and not visit.barrier:
+            own = phases.pop().beside(own)
+        phases.append(own)
+    return PaperStep(tuple(phases))
 
 
-def _moved(found: Memory, unit: Unit, visit: Visit) -> Iterator[int]:
-    """Yield bytes that a visit reads and writes of shared memory, besides products: of a tile 128 numbers, a lane's own
-    four at once."""
+def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
+    """Yield the visits between the last push of what a visit waits for, and that visit."""
+    awaited, count = set(plan.visits[at].waits), len(plan.visits)
+    for n in (back % count for back in range(at - 1, at - count, -1)):
+        if not awaited or (plan.visits[n].finishes and awaited & set(plan.units[plan.visits[n].unit].writes)):
+            return
+        yield n
+
+
+def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
+    plan, unit = found.plan, found.plan.units[visit.unit]
+    tiles = plan.share(found.tiles(unit.sums[0]), unit.split)
+    mma = loads = streamed = moved = 0
+    depth: dict[object, int] = {}  # of the products of each sum
+    for product in visit.products:
+        steps = row_bytes(product.source, found.kind) // STEP
+        depth[product.target] = depth.get(product.target, 0) + steps
+        mma += tiles * steps
+        loads += tiles * -(-steps // 2)
+        weights = tiles * 8 * steps * STEP
+        streamed += weights if found.place[product] == "memory" else 0
+        moved += weights if found.place[product] == "shared" else 0
+    for _, products in groupby(visit.products, key=lambda p: p.source):
+        read = row_bytes(next(products).source, found.kind)  # once for all sums of a tile
+        moved += tiles * 16 * read
+        loads += tiles * read // STEP
+    touched = Work()
+    for each in _touched(found, unit, visit, stored):
+        touched += each
+    issued = mma + loads + WARPS * VISIT + tiles * touched.instructions
+    chain = LOADED + ADDED * max(depth.values(), default=0)
+    if visit.finishes and unit.kind in ENDS:
+        instructions, follow = ENDS[unit.kind]
+        issued, chain = issued + tiles * instructions, chain + follow
+    wavefronts = -(-moved // WAVEFRONT) + tiles * touched.wavefronts
+    peers, size = plan.ranks - 1, operand_bytes(found.kind)
+    exchanged = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
+    issued += tiles * len(exchanged) * PUSH * -(-ROWS * TILE * size * peers // (16 * LANES))
+    pushed = sum(ROWS * TILE * size * (found.tiles(p) - found.share(p)) for p in visit.waits)
+    exchanges = bool(visit.waits)
+    return Work(mma, wavefronts, issued, streamed, visit.barrier, exchanges, pushed, chain=chain)
+
+
+def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:
+    """Yield what a tile of a visit reads and writes besides products: 128 numbers, a lane's own four at once."""
     size = operand_bytes(found.kind)
+    begins = (*(unit.reads if visit.begins else ()), *(unit.rereads if visit.finishes else ()))
+    for part in begins:
+        yield Work(wavefronts=2 * size if part in found.ahead else 0, instructions=READ)  # what was fetched, the next
     if visit.begins:
-        for part in unit.reads:
-            if part in found.ahead:
-                yield 2 * 128 * size * found.tiles(part)  # what was fetched, and the next
-        yield from (4 * WAVEFRONT * found.tiles(part) for part in unit.sums if part in found.bias)
-    if visit.finishes:
-        yield from (128 * size * found.tiles(part) for part in unit.writes if part in found.operand)
-        yield from (128 * 4 * found.tiles(part) for part in (*unit.holds, *unit.writes) if part in found.held)
+        yield from (Work(wavefronts=4, instructions=BIAS) for part in unit.sums if part in found.bias)
+    if not visit.finishes:
+        return
+    for part in unit.writes:
+        if part in found.operand:
+            yield Work(wavefronts=size, instructions=OPERAND)
+    for part in (*unit.holds, *unit.writes):
+        if part in found.held:
+            yield Work(wavefronts=4, instructions=HELD)
+    made = (*unit.sums, *unit.others, *unit.writes)
+    for part in dict.fromkeys(p for p in made if p is not None):
+        if part.buffer in stored:
+            yield Work(instructions=STORED)
+
+
+# ---- launches
+
+
+def weight_bytes(found: Memory) -> int:
+    """Count the bytes of weights that a block brings in before its first step."""
+    return found.shared_weights + 4 * found.biases
+
+
+def loading(found: Memory, chip: str) -> float:
+    """Return the microseconds in which a block brings in its weights and its first inputs."""
+    return weight_bytes(found) / STREAMED / PAPER_CHIPS[chip].clock / 1e3 + FLAG
+
+
+def paper_pass(found: Memory, stored: Sequence[str], tiles: int, chip: str, side_by_side: int) -> float:
+    """Return the microseconds of a launch of a pass over so many tiles of 16 rows."""
+    of, step = PAPER_CHIPS[chip], paper_step(found, stored)
+    blocks = min(tiles, side_by_side * of.multiprocessors)
+    each = -(-tiles // blocks)
+    together = -(-blocks // of.multiprocessors)
+    busy = sum(phase.busy for phase in step.phases)
+    return BOUNDARY + loading(found, chip) + each * max(step.cycles, together * busy) / of.clock / 1e3
+
+
+def paper_training(scans: Mapping[str, float], steps: int, passes: Iterable[float]) -> float:
+    """Return the microseconds of a training step of launches one behind the other: scans by their step, and passes."""
+    return sum(steps * each + BOUNDARY for each in scans.values()) + sum(passes)
+
+
+def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool) -> float:
+    """Return the microseconds of a step of nn.GRU alone in 16 bits, by the same arithmetic.
+
+    Args:
+        apart: whether blocks share a step, as cuDNN's persistent kernels do, which then meet at a barrier of the grid,
+            twice on the way back; else one block has all weights on the chip, which is the best there could be.
+    """
+    clock = PAPER_CHIPS[chip].clock
+    steps, tiles = -(-width // 16), -(-width // 8)
+    kind: Kind = "gru_back" if reverse else "gru"
+    products = tiles * steps * 3
+    ends, follow = ENDS[kind]
+    instructions = products * 3 // 2 + tiles * (steps + ends + 6 * READ)
+    wavefronts = products * 2 + tiles * steps * 4
+    chain = LOADED + ADDED * steps * (3 if reverse else 1) + follow
+    if apart:
+        return chain / clock / 1e3 + GRID * (2 if reverse else 1)
+    return Work(products, wavefronts, instructions, barriers=1, chain=chain).cycles / clock / 1e3

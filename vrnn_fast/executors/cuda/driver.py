@@ -7,21 +7,24 @@ nothing and waits for nothing, so that it may be a part of a CUDA graph.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import nvrtc
+from .cluster import PORTABLE
 
 THREADS = 256  # of a block: the warps of plan.py
 FUNCTION = b"vrnn_scan"
 MOST_COMPILERS = 8  # at a time
-_MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS = 75, 76, 97, 16  # of CUdevice_attribute
-_DYNAMIC_SHARED = 8  # of CUfunction_attribute
+_MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS, _COOPERATIVE = 75, 76, 97, 16, 95  # of CUdevice_attribute
+_DYNAMIC_SHARED, _LARGE_CLUSTERS = 8, 14  # of CUfunction_attribute
 _ADVICE = {
     2: "the GPU has no memory left: a smaller batch, or recompute=True",
     100: "no GPU is visible (CUDA_VISIBLE_DEVICES)",
@@ -30,7 +33,9 @@ _ADVICE = {
     700: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
     701: "a fault of ours: backend='reference' runs the model; please report it",
     716: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
-    719: "a fault of ours: the process must be started anew, and backend='reference' runs the model; please report it",
+    719: "a fault of ours, or a block has waited for another in vain: the process must be started anew, and "
+    "backend='reference' runs the model; please report it",
+    720: "something else holds multiprocessors of it; with the GPU to itself the kernel is launched",
 }
 
 
@@ -39,11 +44,14 @@ class DriverError(RuntimeError):
 
 
 class Kernel(NamedTuple):
-    """A kernel: what it is in words, its source, bytes of shared memory of a block."""
+    """A kernel: what it is in words, its source, bytes of shared memory of a block, blocks of a cluster, whether blocks
+    wait for each other."""
 
     name: str
     text: str
     shared: int
+    ranks: int = 1
+    cooperative: bool = False
 
 
 class NvidiaChip(NamedTuple):
@@ -53,11 +61,13 @@ class NvidiaChip(NamedTuple):
         capability: of computing, major and minor.
         shared: bytes of shared memory that one block may have.
         multiprocessors: how many.
+        cooperative: whether the driver promises that all blocks of a launch run at once.
     """
 
     capability: tuple[int, int]
     shared: int
     multiprocessors: int
+    cooperative: bool
 
     @property
     def architecture(self) -> str:
@@ -85,6 +95,10 @@ def library() -> ctypes.CDLL:
     driver.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     sizes = [ctypes.c_uint] * 7  # grid, block, shared memory
     driver.cuLaunchKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    driver.cuLaunchCooperativeKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p]
+    driver.cuMemsetD8Async.argtypes = [ctypes.c_void_p, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p]
+    occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+    occupancy.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     _check(driver, driver.cuInit(0), "NVIDIA's driver does not begin")
     return driver
 
@@ -116,7 +130,8 @@ def chip(index: int) -> NvidiaChip:
         _check(driver, code, f"GPU {index} does not tell its attribute {number}")
         return value.value
 
-    return NvidiaChip((attribute(_MAJOR), attribute(_MINOR)), attribute(_SHARED), attribute(_MULTIPROCESSORS))
+    capability, sizes = (attribute(_MAJOR), attribute(_MINOR)), (attribute(_SHARED), attribute(_MULTIPROCESSORS))
+    return NvidiaChip(capability, *sizes, bool(attribute(_COOPERATIVE)))
 
 
 def stream(index: int) -> int:
@@ -124,12 +139,40 @@ def stream(index: int) -> int:
     return int(torch.cuda.current_stream(index).cuda_stream)
 
 
-def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes) -> None:
+Part = tuple[Sequence[Tensor | None], Sequence[int]]  # of a kernel's argument: pointers, and numbers behind them
+
+
+def structs(parts: Iterable[Part]) -> bytes:
+    """Lay out a kernel's argument: structs one behind the other, padded as C++ pads them."""
+    found = b""
+    for tensors, numbers in parts:
+        pointers = [0 if t is None else t.data_ptr() for t in tensors]
+        found += struct.pack(f"{len(pointers)}P{len(numbers)}i0P", *pointers, *numbers)
+    return found
+
+
+def resident(index: int, kernel: Kernel) -> int:
+    """Count the blocks of a kernel that a device runs at once, by its registers and shared memory.
+
+    Raises:
+        CompileError: NVRTC does not compile it.
+        DriverError: the driver does not take it, or a CUDA graph is captured in which nothing can be loaded.
+    """
+    driver, count = library(), ctypes.c_int()
+    with _current(index):
+        function = _prepared(index, kernel, stream(index))
+        code = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(ctypes.byref(count), function, THREADS, kernel.shared)
+    _check(driver, code, f"kernel {kernel.name!r} does not tell how many of its blocks GPU {index} runs at once")
+    return count.value * chip(index).multiprocessors
+
+
+def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Tensor | None = None) -> None:
     """Launch a kernel on torch's current stream of a device.
 
     Args:
         blocks: of the grid; nothing is launched for none.
         arguments: the one struct that the kernel takes.
+        cleared: what is zeros when it begins.
 
     Raises:
         CompileError: NVRTC does not compile it.
@@ -142,9 +185,11 @@ def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes) -> None:
         function = _prepared(index, kernel, on)
         given = ctypes.create_string_buffer(arguments, len(arguments))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        code = driver.cuLaunchKernel(
-            *(function, blocks, 1, 1, THREADS, 1, 1, kernel.shared, on, ctypes.addressof(parameters), None)
-        )
+        if cleared is not None:
+            code = driver.cuMemsetD8Async(cleared.data_ptr(), 0, cleared.nbytes, on)
+            _check(driver, code, f"what kernel {kernel.name!r} counts with on GPU {index} was not cleared")
+        sizes = function, blocks, 1, 1, THREADS, 1, 1, kernel.shared, on, ctypes.addressof(parameters)
+        code = driver.cuLaunchCooperativeKernel(*sizes) if kernel.cooperative else driver.cuLaunchKernel(*sizes, None)
     where = f"kernel {kernel.name!r} ({blocks} blocks, {kernel.shared >> 10} KB of shared memory each) on GPU {index}"
     _check(driver, code, f"{where} was not launched")
 
@@ -226,6 +271,9 @@ def _load(index: int, kernel: Kernel) -> ctypes.c_void_p:
     _check(driver, code, f"kernel {kernel.name!r} is not in what was {by}")
     code = driver.cuFuncSetAttribute(function, _DYNAMIC_SHARED, kernel.shared)
     _check(driver, code, f"kernel {kernel.name!r} does not get its {kernel.shared} bytes of shared memory")
+    if kernel.ranks > PORTABLE:
+        code = driver.cuFuncSetAttribute(function, _LARGE_CLUSTERS, 1)
+        _check(driver, code, f"kernel {kernel.name!r} does not get clusters of {kernel.ranks} blocks")
     return function
 
 

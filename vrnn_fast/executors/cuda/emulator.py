@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +11,9 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from . import build
+from .driver import Part, structs
 
-Order = Literal["round robin", "ahead", "behind", "random"]
+Order = Literal["round robin", "ahead", "behind", "random", "one ahead", "one behind"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Schedule:
     """Whose turn it is: csrc/cuda/device/emulator.h.
 
     Attributes:
-        order: turn by turn; one warp of each block ahead of all others, or behind them; by chance.
-        warp: which one.
+        order: turn by turn; one warp of each block, or one block, ahead of all others, or behind them; by chance; one
+            warp of the whole grid ahead, or behind.
+        warp: which one; -1 - b for block b.
         seed: of chance.
         late: whether a copy lands when it is waited for, else at once.
         without: the number of a barrier or a wait that is left out, to see that somebody notices; -1 for none.
@@ -42,22 +43,22 @@ class Fault(RuntimeError):
     """What a kernel may not do: a race that shows, a deadlock, an address outside."""
 
 
-def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
+def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Part] = ()) -> None:
     """Run a kernel over its whole grid.
 
     Args:
         text: its source.
         tensors: the pointers of its struct Call.
         numbers: what stands behind them there.
+        more: pointers and numbers of further structs in it.
 
     Raises:
         Fault: with the emulator's message.
     """
-    pointers = [0 if t is None else t.data_ptr() for t in tensors]
-    arguments = struct.pack(f"{len(pointers)}P{len(numbers)}i0P", *pointers, *numbers)  # padded as a struct is
+    arguments = structs(((tensors, numbers), *more))
     own = schedule
-    given = get_args(Order).index(own.order), own.warp, own.seed, own.late, own.without
-    said = _kernel(text)(arguments, *given).decode()
+    chosen = get_args(Order).index(own.order), own.warp, own.seed, own.late, own.without
+    said = _kernel(text)(arguments, *chosen).decode()
     if said:
         raise Fault(said)
 

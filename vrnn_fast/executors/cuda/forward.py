@@ -1,4 +1,4 @@
-"""The units of a forward scan: h_{t-1} to h_t, with the prior and the divergence beside the chain. Pure."""
+"""The units of a forward scan: h_{t-1} to h_t. What does not hang on the chain, passes compute over all rows. Pure."""
 
 from __future__ import annotations
 
@@ -27,21 +27,11 @@ from ...cell.stages import (
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
+from .cluster import Cluster, shared_out
 from .order import planned
 from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
-
-
-def inside(program: Partition) -> Partition:
-    """Put the prior and the divergence inside the scan of a program, where no weight waits for them."""
-    at = next((i for i, s in enumerate(program.after) if isinstance(s, Divergence)), None)
-    if at is None:
-        return program
-    moved, after = program.after[: at + 1], program.after[at + 1 :]
-    known = tuple(s for s in moved if isinstance(s, Dense) and s.source.buffer == "cond")
-    rest = tuple(s for s in moved if s not in known)
-    return replace(program, before=(*program.before, *known), scan=(*program.scan, *rest), after=after)
 
 
 def results(program: Partition) -> Partition:
@@ -52,26 +42,28 @@ def results(program: Partition) -> Partition:
 
 
 @lru_cache(maxsize=256)
-def forward(spec: CellSpec) -> KernelPlan:
+def forward(spec: CellSpec, cluster: Cluster | None = None) -> KernelPlan:
     """Lay out the forward scan of a cell that is given x. Pure.
 
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    return _planned(cut(results(inside(partition(spec)))))
+    return _planned(cut(results(partition(spec))), cluster)
 
 
 @lru_cache(maxsize=256)
-def alone(spec: CellSpec, *, mean: bool) -> KernelPlan:
+def alone(spec: CellSpec, cluster: Cluster | None = None, *, mean: bool) -> KernelPlan:
     """Lay out the scan of a cell that runs on its own, and feeds back its outputs' means or samples. Pure."""
-    return _planned(cut(generation(spec, mean=mean)))
+    return _planned(cut(generation(spec, mean=mean)), cluster)
 
 
-def _planned(whole: Cut) -> KernelPlan:
+def _planned(whole: Cut, cluster: Cluster | None) -> KernelPlan:
     found = ForwardUnits(whole)
     for stage in whole.program.scan:
         found.add(stage)
-    return planned(whole, found.units, found.given, found.biases)
+    found.layers(part for own in whole.read_after for part in whole.parts_of(own))
+    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
+    return planned(whole, units, found.given, found.biases, ranks=ranks)
 
 
 class ForwardUnits:
@@ -83,7 +75,8 @@ class ForwardUnits:
         self.biases: dict[Slice, Dense] = {}
         self.given = {part for name in whole.given for part in whole.parts.get(name, ())}
         self.products: dict[Slice, list[Product]] = defaultdict(list)
-        self.activation: dict[Slice, Activation] = {}
+        self.activation: dict[Slice, Activation] = {}  # of sums
+        self.active: dict[Slice, Slice] = {}  # their results, where these are apart
         self.added: dict[Slice, Slice] = {}
         self.taken: set[Slice] = set()
 
@@ -94,7 +87,7 @@ class ForwardUnits:
             case Bias():
                 self.bias(stage)
             case Activate():
-                self.activation |= dict.fromkeys(self.parts_of(stage.target), stage.activation)
+                self.activate(stage)
             case Add():
                 self.layers(self.parts_of(stage.source))
                 self.added |= dict(zip(self.parts_of(stage.target), self.parts_of(stage.source), strict=True))
@@ -132,12 +125,23 @@ class ForwardUnits:
 
     def layers(self, parts: Iterable[Slice]) -> None:
         """Add a unit for each part that nobody has computed yet, or brought in from memory."""
-        for part in parts:
+        for part in map(self.sums_of, parts):
             if (part in self.products or part in self.given) and part not in self.taken:
-                more = self.added.get(part)
-                holds = () if more is None else (more,)
+                more, result = self.added.get(part), self.active.get(part)
+                holds, writes = () if more is None else (more,), (part,) if result is None else (part, result)
                 kind = self.activation.get(part, "identity")
-                self.unit("layer", (part,), (more,), writes=(part,), holds=holds, activation=kind)
+                self.unit("layer", (part,), (more, result), writes=writes, holds=holds, activation=kind)
+
+    def activate(self, stage: Activate) -> None:
+        """Keep what is done to sums once they are complete."""
+        for sums, result in zip(self.parts_of(stage.source), self.parts_of(stage.target), strict=True):
+            self.activation[sums] = stage.activation
+            if result != sums:
+                self.active[sums] = result
+
+    def sums_of(self, part: Slice) -> Slice:
+        """Return what a result is computed from, where that is apart."""
+        return next((sums for sums, result in self.active.items() if result == part), part)
 
     def bias(self, stage: Bias) -> None:
         """Begin sums with biases, or with zero, to which products may add."""
@@ -192,16 +196,18 @@ class ForwardUnits:
 
     def gates(self, stage: Recur) -> tuple[Slice, ...]:
         """Return the sums of a recurrent layer."""
-        gates = gates_of(stage)
+        gates = tuple(map(self.sums_of, gates_of(stage)))
         return gates if stage.candidate is None else (*gates, stage.candidate)
 
     def recur(self, stage: Recur) -> None:
         gates, sums = gates_of(stage), self.gates(stage)
-        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c
+        others: tuple[Slice | None, ...] = stage.h, stage.output, stage.c, None, None
         if self.cut.resamples:
             others = None, stage.output, None, *reached(stage)
-        writes = tuple(part for part in (*gates, *others) if part is not None and part != stage.c)
-        kind = self.activation.get(gates[0], "identity")
+        others = *others, self.active.get(sums[0])
+        own = dict.fromkeys((*gates, *sums[: len(gates)], *others))
+        writes = tuple(part for part in own if part is not None and part != stage.c)
+        kind = self.activation.get(sums[0], "identity")
         self.unit(stage.cell, sums, others, writes=writes, activation=kind)
 
     def resample(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from ...cell.spec import Std
 from ...cell.stages import Slice
+from .exchange import BUFFERS
 from .memory import Memory, in_pairs, operand_bytes
 from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit
 
@@ -15,10 +16,16 @@ FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back
 SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 
+def source(body: str, ranks: int = 1) -> str:
+    """Write a kernel of one program, whose blocks are clusters of so many."""
+    clusters = f"#define VRNN_RANKS {ranks}\n" if ranks > 1 else ""
+    return f'{clusters}#include "scan/base.h"\n{body}VRNN_ENTRY\n'
+
+
 def header(
     memory: Memory, buffers: tuple[str, ...], stored: tuple[str, ...], value: str, results: tuple[str, ...] = ()
 ) -> str:
-    """Write the program of a scan or of a pass as C++.
+    """Write the program of a scan or of a pass as C++, which a kernel includes.
 
     Args:
         buffers: all that it reads and writes in memory, in the order of its arguments.
@@ -39,10 +46,12 @@ def header(
         for v in plan.visits
         for p in v.products
     ]
-    visits, first = [], 0
+    visits, first, waited = [], 0, 0
     for v in plan.visits:
-        visits.append(_braced((v.unit, first, len(v.products), v.begins, v.finishes, v.barrier)))
-        first += len(v.products)
+        fields = v.unit, first, len(v.products), v.begins, v.finishes, v.barrier, waited, len(v.waits)
+        visits.append(_braced(fields))
+        first, waited = first + len(v.products), waited + len(v.waits)
+    waits = [str(writer.part(part)) for v in plan.visits for part in v.waits]
     constants = {
         "warps": WARPS,
         "blocks": memory.blocks,
@@ -54,19 +63,23 @@ def header(
         "resident_words": memory.resident_words,
         "biases": memory.biases,
         "shared_weights": memory.shared_weights,
+        "streamed_bytes": memory.streamed,
         "shared_biases": memory.shared_biases,
         "filter": memory.filter,
+        "ranks": plan.ranks,
+        "gates": memory.gates,
+        "exchange_buffers": BUFFERS,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),
         "parts_in_all": len(writer.parts),
         "units_in_all": len(units),
         "visits_in_all": len(visits),
+        "waits_in_all": len(waits),
     }
     flags = {"reverse": plan.reverse, "pass": plan.is_pass, "barrier_first": plan.barrier_first}
     lines = [
         "// Written by vrnn_fast/executors/cuda/header.py.",
-        '#include "scan/program.h"',
         "namespace vrnn::program {",
         f"using Value = {VALUES[value]};",
         f"constexpr Operand operand = Operand::{memory.kind};",
@@ -76,6 +89,7 @@ def header(
         *_table("Product", "products", products),
         *_table("Unit", "units", units),
         *_table("Visit", "visits", visits),
+        *_table("int", "waits", waits),
         "}  // namespace vrnn::program",
         '#include "scan/kernel.h"',
     ]
@@ -120,6 +134,9 @@ class _Writer:
             -1 if state is None else state,
             *(of.get(part, -1) for of in (memory.bias, memory.operand, memory.ahead)),
             *(name in self.buffers and in_pairs(plan, part), memory.held.get(part, -1)),
+            *(part in plan.split, memory.share(part)),
+            plan.exchanged.index(part) if part in plan.exchanged else -1,
+            plan.is_for_next(part),
         )
         return f"/* {len(self.parts)}: {name}, {part.start} to {part.start + part.width - 1} */ {_braced(fields)}"
 
@@ -138,14 +155,15 @@ class _Writer:
         tiles = memory.tiles(unit.sums[0])
         if unit.kind == "total":
             tiles = -(-unit.sums[0].width // TILE)  # padding has no share
-        rounds = -(-tiles // WARPS)
+        share = plan.share(tiles, unit.split)
+        rounds = -(-share // WARPS)
         kept = state = -1
         if unit.kind != "total" and plan.kept(number):
             kept, self.kept_tiles = self.kept_tiles, self.kept_tiles + rounds * len(unit.sums)
         if unit.kind in STATEFUL:
             state = self.state(unit, rounds)
         fields = (
-            *(f"Kind::{unit.kind}", tiles, plan.first_warp[number], len(unit.sums)),
+            *(f"Kind::{unit.kind}", tiles, unit.split, share, plan.first_warp[number], len(unit.sums)),
             *(_padded(map(self.part, unit.sums), SUMS), _padded(map(self.part, unit.others), OTHERS)),
             *(unit.resumes, kept, state, unit.kind in FROM_STATE, unit.means),
             *((-1, -1) if unit.total is None else (unit.total, memory.totals.get(unit.total, -1))),

@@ -1,11 +1,13 @@
-"""A whole batch of sequences: its launches, forward and backward, all of them kernels of ours.
+"""A whole batch of sequences, forward and backward, all of it kernels of ours.
 
 Forward: the weights packed, the pass before the scan, the scan, the pass after it. Backward: the weights packed, the
-pass before the reverse scan, that scan, the pass back to x, and the gradients of all weights in two launches.
+pass before the reverse scan, that scan, the pass back to x, the gradients of all weights, and their sums. Each is a
+launch, or all of a direction are one: crew.py.
 """
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,10 +26,11 @@ from ..base import Batch, Want
 from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import driver, emulator, pack, weights
+from . import crew, driver, emulator, pack, weights
+from .cluster import RANKS
 from .driver import Kernel
 from .forward import alone, forward
-from .header import VALUES, header
+from .header import VALUES, header, source
 from .memory import CHIPS, ROWS, Memory, Operand, memory
 from .passes import OF_STATES
 from .plan import TOTALS
@@ -35,16 +38,19 @@ from .steps import (
     BACKWARD,
     FORWARD,
     GENERATE,
+    H100,
     RESULTS,
     PlannedLaunch,
+    ScanRoom,
     backward_steps,
+    chosen,
     forward_steps,
     generation_steps,
     plans,
 )
 
 OLDEST = 8, 0  # compute capability: what copy_async and mma of bf16 need
-EMULATED_MULTIPROCESSORS = 2
+EMULATED_MULTIPROCESSORS = 4
 MOST_BLOCKS = 4  # of a pass on one multiprocessor: 32 warps hide what one waits for
 RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 launches: Counter[str] = Counter()  # of kernels of ours in this process, by what they do
@@ -78,10 +84,26 @@ def limit(device: torch.device) -> int:
     return CHIPS["sm_90"] if index is None else driver.chip(index).shared
 
 
+def room(device: torch.device) -> ScanRoom:
+    """Return what a chip has for scans: clusters of Hopper's chips and of Blackwell's large ones. The emulator has
+    those of an H100."""
+    index = gpu(device)
+    if index is None:
+        return H100._replace(shared=limit(device))
+    found = driver.chip(index)
+    return ScanRoom(found.shared, max(RANKS) if found.capability[0] in (9, 10) else 1, found.multiprocessors)
+
+
 def multiprocessors(device: torch.device) -> int:
     """Count those of the chip."""
     index = gpu(device)
     return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
+
+
+def cooperates(device: torch.device) -> bool:
+    """Tell whether the driver promises to run all blocks of a launch at once."""
+    index = gpu(device)
+    return index is None or driver.chip(index).cooperative
 
 
 def too_old(device: torch.device) -> str | None:
@@ -99,12 +121,13 @@ def too_many(particles: int) -> str:
 
 
 class PlannedKernel(NamedTuple):
-    """The kernel of a step, where it keeps everything, and the buffers that it reads and writes, in the order of its
-    arguments."""
+    """The kernel of a step, its program in C++, where it keeps everything, and the buffers that it reads and writes, in
+    the order of its arguments."""
 
     step: PlannedLaunch
     memory: Memory
     buffers: tuple[str, ...]
+    body: str
     kernel: Kernel
 
 
@@ -120,8 +143,9 @@ def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -
         raise ValueError(f"no kernel of this cell fits into {most >> 10} KB of shared memory")
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
-    text = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    return PlannedKernel(step, found, buffers, Kernel(step.name, text, found.shared))
+    body = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
+    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, step.plan.ranks)
+    return PlannedKernel(step, found, buffers, body, kernel)
 
 
 class KernelWeights(NamedTuple):
@@ -130,6 +154,27 @@ class KernelWeights(NamedTuple):
     shared: Tensor
     streamed: Tensor
     biases: Tensor
+
+
+class Argument(NamedTuple):
+    """A kernel's struct Call: pointers, and the numbers behind them."""
+
+    tensors: list[Tensor | None]
+    numbers: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Of the struct, in bytes."""
+        return 8 * len(self.tensors) + -(-len(self.numbers) // 2) * 8
+
+
+class Prepared(NamedTuple):
+    """A launch that has all it needs: a kernel, its program in C++, blocks, and its argument."""
+
+    kernel: Kernel
+    body: str
+    blocks: int
+    argument: Argument
 
 
 class KernelCall:
@@ -152,6 +197,7 @@ class KernelCall:
             raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
+        self.clusters = chosen(spec, self.kind, room(x.device), self.batch)
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
@@ -196,8 +242,8 @@ class KernelCall:
 
     # ---- launches
 
-    def pack(self, programs: Sequence[PlannedKernel]) -> list[KernelWeights]:
-        """Launch what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
+    def pack(self, programs: Sequence[PlannedKernel]) -> tuple[Prepared, list[KernelWeights]]:
+        """Prepare what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
         found = pack.packing(self.spec, tuple(p.memory for p in programs))
         operands, biases = _tables(found, self.device)
         to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
@@ -206,8 +252,17 @@ class KernelCall:
         work = max(found.operands.size, found.biases.shape[1], self.batch)
         blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
         sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, self.particles)
-        self.launch(fixed("pack", self.kind, self.dtype, len(self.parameters)), blocks, tensors, sizes)
-        return [KernelWeights(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts]
+        packed = [
+            KernelWeights(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts
+        ]
+        return self.fixed("pack", len(self.parameters), blocks, tensors, sizes), packed
+
+    def fixed(
+        self, name: str, pointers: int, blocks: int, tensors: list[Tensor | None], sizes: tuple[int, ...]
+    ) -> Prepared:
+        """Prepare a launch of a kernel of csrc/cuda/rows."""
+        found = fixed(name, self.kind, self.dtype, pointers)
+        return Prepared(found.kernel, found.body, blocks, Argument(tensors, (blocks, *sizes)))
 
     def run(
         self,
@@ -216,14 +271,14 @@ class KernelCall:
         states: States = NO_STATES,
         totals: Mapping[str, Tensor] | None = None,
         upstream: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Launch a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
+    ) -> Prepared:
+        """Prepare a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
         of, none = own.step.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
-        blocks = -(-self.batch // (ROWS // self.particles * self.particles))
+        blocks = of.ranks * self.tiles
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
             blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
@@ -234,18 +289,47 @@ class KernelCall:
             *(*packed, *per_row, *gradients, *ends, self.uniforms, self.ancestors),
         ]
         enough = struct.unpack("i", struct.pack("f", self.given.threshold * self.particles))
-        self.launch(own.kernel, blocks, tensors, (self.steps, self.batch, *strides, self.particles, *enough))
+        sizes = blocks, self.steps, self.batch, *strides, self.particles, *enough
+        return Prepared(own.kernel, own.body, blocks, Argument(tensors, sizes))
 
-    def launch(self, kernel: Kernel, blocks: int, tensors: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
-        """Launch a kernel: the pointers of its argument, the number of blocks, other numbers."""
+    @property
+    def tiles(self) -> int:
+        """Of rows, that blocks scan."""
+        return -(-self.batch // (ROWS // self.particles * self.particles))
+
+    def launch(self, prepared: Sequence[Prepared]) -> None:
+        """Launch all of these one after the other, or as one where that is known to end."""
+        processors, index = multiprocessors(self.device), gpu(self.device)
+        arguments = [each.argument for each in prepared]
+        size = crew.COUNTERS + sum(argument.size for argument in arguments)
+        ranks = max(each.kernel.ranks for each in prepared)
+        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks):
+            programs = tuple(crew.Program(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
+            kernel = together(programs, self.most)
+            if index is None or driver.resident(index, kernel) >= processors:
+                counters = allocate(self.given.x, (processors,), None, torch.int32)
+                packs = max(1, min(processors, -(-arguments[0].numbers[1] // crew.PACKED)))
+                own: list[Tensor | None] = [counters, counters[processors - self.tiles :]]
+                first = Argument(own, (processors, self.tiles, packs, crew.LOOKS))
+                self._launch(kernel, processors, [first, *arguments], counters)
+                return
+        if index is not None:
+            driver.compile_ahead(index, [each.kernel for each in prepared])
+        for each in prepared:
+            self._launch(each.kernel, each.blocks, [each.argument])
+
+    def _launch(
+        self, kernel: Kernel, blocks: int, arguments: Sequence[Argument], cleared: Tensor | None = None
+    ) -> None:
+        """Launch a kernel; what is ``cleared`` is zeros when it begins."""
         launches[kernel.name] += 1
         index = gpu(self.device)
-        if index is None:
-            emulator.launch(kernel.text, tensors, (blocks, *numbers))
+        if index is not None:
+            driver.launch(index, kernel, blocks, driver.structs(arguments), cleared)
             return
-        pointers = [0 if t is None else t.data_ptr() for t in tensors]
-        arguments = struct.pack(f"{len(pointers)}P{1 + len(numbers)}i0P", *pointers, blocks, *numbers)
-        driver.launch(index, kernel, blocks, arguments)
+        if cleared is not None:
+            ctypes.memset(cleared.data_ptr(), 0, cleared.nbytes)
+        emulator.launch(kernel.text, *arguments[0], arguments[1:])
 
     def states(self) -> list[Tensor]:
         return [aligned(s.detach()) for s in self.given.state]
@@ -253,11 +337,7 @@ class KernelCall:
     # ---- forward
 
     def programs(self, steps: Sequence[PlannedLaunch]) -> list[PlannedKernel]:
-        found = [program(step, self.kind, self.most, self.dtype) for step in steps]
-        index = gpu(self.device)
-        if index is not None:
-            driver.compile_ahead(index, [each.kernel for each in found])
-        return found
+        return [program(step, self.kind, self.most, self.dtype) for step in steps]
 
     def forward(self, keep: Keep | None, want: Want) -> Outputs:
         """Run the batch; ``keep`` is the least of the buffers that a backward pass wants, None where there is none."""
@@ -271,11 +351,14 @@ class KernelCall:
             self.ancestors = allocate(
                 like, (self.steps, self.batch // self.particles, self.particles), None, torch.int64
             )
-        programs = self.programs(forward_steps(spec, keep, want))
+        programs = self.programs(forward_steps(spec, keep, want, self.clusters))
         with on(self.device):
-            for each, packed in zip(programs, self.pack(programs), strict=True):
+            first, weights = self.pack(programs)
+            found = [first]
+            for each, packed in zip(programs, weights, strict=True):
                 scan = each.step.name == FORWARD
-                self.run(each, packed, (self.states(), final) if scan else NO_STATES, totals)
+                found.append(self.run(each, packed, (self.states(), final) if scan else NO_STATES, totals))
+            self.launch(found)
         latent, raw = spec.latent_size, own.likelihood.source
         shown = [like.new_empty((self.steps, self.batch, 0)) for _ in range(5)]
         if own.sample is not None and own.divergence is not None:
@@ -303,12 +386,15 @@ class KernelCall:
         names = frozenset(OF_STATES if name.startswith("state") else name for name in upstream)
         d_state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
         d_final = [None if d is None else aligned(d) for d in (upstream.get(f"state{i}") for i in range(len(d_state)))]
-        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep))
+        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep, self.clusters))
         with on(self.device):
-            for each, packed in zip(programs, self.pack(programs), strict=True):
+            first, packed = self.pack(programs)
+            found = [first]
+            for each, own in zip(programs, packed, strict=True):
                 scan = each.step.name == BACKWARD
-                self.run(each, packed, (d_final, d_state) if scan else NO_STATES, upstream=upstream)
-            d_parameters = self.weight_gradients(names)
+                found.append(self.run(each, own, (d_final, d_state) if scan else NO_STATES, upstream=upstream))
+            products, d_parameters = self.weight_gradients(names)
+            self.launch([*found, *products])
 
         def of(name: str, tensor: Tensor | None) -> Tensor | None:
             if tensor is None or name not in wanted:
@@ -319,23 +405,22 @@ class KernelCall:
         sequences = of("x", self.given.x), of("eps", self.given.eps), of("cond", self.given.cond)
         return Gradients(*sequences, d_state, d_parameters)
 
-    def weight_gradients(self, upstream: frozenset[str]) -> list[Tensor]:
-        """Compute shares of products over all rows, and their sums: two launches."""
+    def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
+        """Prepare shares of products over all rows, and their sums."""
         found = weights.jobs(self.spec, upstream)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
         like = self.given.x
         space = allocate(like, (parts, found.elements), None, torch.float32)
         d_parameters = [allocate(like, tuple(p.shape)) for p in self.parameters]
-        grid = len(found.tiles) * parts
+        grid, launched = len(found.tiles) * parts, []
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
-            sizes = (self.steps, self.batch, found.elements, len(found.tiles), parts)
-            self.launch(fixed("weights", self.kind, self.dtype, len(found.buffers)), grid, tensors, sizes)
-        kernel = fixed("sums", self.kind, self.dtype, len(self.parameters))
+            sizes = self.steps, self.batch, found.elements, len(found.tiles), parts
+            launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes))
         tensors = [*d_parameters, space, blocks, places]
-        self.launch(kernel, len(found.places), tensors, (found.elements, parts))
-        return d_parameters
+        sums = self.fixed("sums", len(self.parameters), len(found.places), tensors, (found.elements, parts))
+        return [*launched, sums], d_parameters
 
     # ---- a cell that runs on its own
 
@@ -343,23 +428,44 @@ class KernelCall:
         """Return x (T, B, X) and the state after it."""
         assert self.mean is not None
         state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
-        programs = self.programs(generation_steps(self.spec, mean=self.mean))
+        programs = self.programs(generation_steps(self.spec, self.clusters, mean=self.mean))
         with on(self.device):
-            for each, packed in zip(programs, self.pack(programs), strict=True):
-                self.run(each, packed, (self.states(), state) if each.step.name == GENERATE else NO_STATES)
+            first, weights = self.pack(programs)
+            found = [first]
+            for each, packed in zip(programs, weights, strict=True):
+                found.append(
+                    self.run(each, packed, (self.states(), state) if each.step.name == GENERATE else NO_STATES)
+                )
+            self.launch(found)
         return self.result("x", self.spec.input_size), state
 
 
+@lru_cache(maxsize=256)
+def together(programs: tuple[crew.Program, ...], limit: int) -> Kernel:
+    """Return the kernel that stands for all of these launches."""
+    name = next(p.name for p in programs if p.name in crew.SCANS)
+    shared = max(p.shared for p in programs)
+    return Kernel(f"all of {name}", crew.joined(programs, limit), shared, cooperative=True)
+
+
+class FixedKernel(NamedTuple):
+    """A kernel, and its program in C++."""
+
+    kernel: Kernel
+    body: str
+
+
 @lru_cache(maxsize=64)
-def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> Kernel:
+def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> FixedKernel:
     """Return a kernel of csrc/cuda/rows, which every cell has."""
     value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
     constants = (
         f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
         f"inline constexpr int parameters = {pointers}, buffers = {pointers}, shared_bytes = {shared}; }}"
     )
-    text = f'#include "device/types.h"\n{constants}\n#include "rows/{name}.h"\n'
-    return Kernel({"weights": "weight gradients", "sums": "their sums"}.get(name, name), text, shared)
+    body = f'{constants}\n#include "rows/{name}.h"\n'
+    known = {"weights": "weight gradients", "sums": "their sums"}.get(name, name)
+    return FixedKernel(Kernel(known, source(body), shared), body)
 
 
 @lru_cache(maxsize=256)
@@ -391,17 +497,19 @@ def generate(
     return KernelCall(spec, batch, parameters, precision, mean).generate()
 
 
-def misfit(spec: CellSpec, kind: Operand, most: int, mean: bool | None = None) -> str | None:
-    """Return None, or why there is no kernel of this cell for these operands and so many bytes of shared memory."""
-    if all(memory(p, kind, most) is not None for p in plans(spec, mean)):
+def misfit(spec: CellSpec, kind: Operand, room: ScanRoom, mean: bool | None = None) -> str | None:
+    """Return None, or why there is no kernel of this cell for these operands on such a chip."""
+    clusters, most = chosen(spec, kind, room), room.shared
+    if all(memory(p, kind, most) is not None for p in plans(spec, clusters, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 
 
-def sources(spec: CellSpec, kind: Operand, most: int, dtype: torch.dtype) -> list[str]:
+def sources(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int, dtype: torch.dtype) -> list[str]:
     """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
-    steps = forward_steps(spec, Keep.STORED, Want(raw=external))
-    steps += backward_steps(spec, losses, frozenset(), Keep.STORED)
-    return [program(step, kind, most, dtype).kernel.text for step in steps]
+    clusters = chosen(spec, kind, room, batch)
+    steps = forward_steps(spec, Keep.STORED, Want(raw=external), clusters)
+    steps += backward_steps(spec, losses, frozenset(), Keep.STORED, clusters)
+    return [program(step, kind, room.shared, dtype).kernel.text for step in steps]

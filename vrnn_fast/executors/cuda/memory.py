@@ -2,12 +2,12 @@
 
 Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
 the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
-the second-level cache in every step.
+the second-level cache in every step. A block of a cluster has but some columns of each product: cluster.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Slice, Term
+from .exchange import BUFFERS
 from .order import on_chain
 from .plan import TILE, UPDATES, WARPS, KernelPlan, Product
 
@@ -27,6 +28,7 @@ ROWS = 16  # of the batch in a block
 STEP = 32  # bytes of a row that one mma takes
 CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
+GATE = 8  # bytes of a Gate of csrc/cuda/device/types.h
 FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
@@ -56,6 +58,7 @@ class Memory:
         ahead: and of what the next step reads of a part in memory, where there is room.
         totals: of the shares of each number in TOTALS.
         filter: of what a particle filter keeps of each row; -1 of none.
+        gates: of the gates of a cluster's exchanges; -1 of none.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
@@ -76,6 +79,7 @@ class Memory:
     biases: int
     totals: dict[int, int]
     filter: int
+    gates: int
     shared: int
     streamed: int
 
@@ -92,6 +96,10 @@ class Memory:
     def tiles(self, part: Slice) -> int:
         return columns(part, self.kind) // TILE
 
+    def share(self, part: Slice) -> int:
+        """Count the tiles of a part that a block has."""
+        return self.plan.share(self.tiles(part), part in self.plan.split)
+
 
 def columns(part: Slice, kind: Operand) -> int:
     """Count the columns of a part with its padding: whole steps of an mma."""
@@ -101,6 +109,11 @@ def columns(part: Slice, kind: Operand) -> int:
 def row_bytes(part: Slice, kind: Operand) -> int:
     """Count the bytes of a row of a part's operands."""
     return columns(part, kind) * operand_bytes(kind)
+
+
+def own_columns(plan: KernelPlan, part: Slice, kind: Operand) -> int:
+    """Count those of them that a block computes: in a cluster, of a part that its ranks share, some whole tiles."""
+    return TILE * plan.share(columns(part, kind) // TILE, part in plan.split)
 
 
 def in_pairs(plan: KernelPlan, part: Slice) -> bool:
@@ -115,19 +128,25 @@ def in_pairs(plan: KernelPlan, part: Slice) -> bool:
     return part.start % 2 == 0 and plan.width(part.buffer) % 2 == 0 and not met
 
 
-def shared_weight_bytes(product: Product, kind: Operand) -> int:
-    """Count the bytes of a product's weights as rows in shared memory."""
-    return columns(product.target, kind) * (row_bytes(product.source, kind) + ROW_PADDING)
+def shared_weight_bytes(plan: KernelPlan, product: Product, kind: Operand) -> int:
+    """Count the bytes of a block's weights of a product as rows in shared memory."""
+    return own_columns(plan, product.target, kind) * (row_bytes(product.source, kind) + ROW_PADDING)
 
 
-def streamed_weight_bytes(product: Product, kind: Operand) -> int:
-    """Count the bytes of a product's weights in the order of lanes."""
-    return columns(product.target, kind) * _up(row_bytes(product.source, kind), STEP if kind == "f32" else CHUNK)
+def streamed_weight_bytes(plan: KernelPlan, product: Product, kind: Operand) -> int:
+    """Count the bytes of a block's weights of a product in the order of lanes."""
+    row = _up(row_bytes(product.source, kind), STEP if kind == "f32" else CHUNK)
+    return own_columns(plan, product.target, kind) * row
+
+
+def operand_buffers(plan: KernelPlan, part: Slice) -> int:
+    """Count the places in shared memory that an operand takes turns in."""
+    return BUFFERS if part in plan.exchanged else 1
 
 
 def _words(plan: KernelPlan, product: Product, kind: Operand) -> int:
     """Count the words of 16 bytes that a thread holds of a product."""
-    rounds = -(-columns(product.target, kind) // TILE // WARPS)
+    rounds = -(-own_columns(plan, product.target, kind) // TILE // WARPS)
     return rounds * (-(-row_bytes(product.source, kind) // CHUNK))
 
 
@@ -142,7 +161,7 @@ def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
         tiers.append(dict.fromkeys(state, "registers"))
     streamed = dict(tiers[-1])
     rest = (p for p in plan.products if p not in streamed)
-    for product in sorted(rest, key=lambda p: (p in chain, -shared_weight_bytes(p, kind))):
+    for product in sorted(rest, key=lambda p: (p in chain, -shared_weight_bytes(plan, p, kind))):
         streamed = {**streamed, product: "memory"}
         tiers.append(streamed)
     found = (_laid(plan, kind, moved, limit) for moved in tiers)
@@ -166,27 +185,23 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     shared = streamed = words = 0
     for product, where in place.items():
         if where == "shared":
-            weights[product], shared = shared, shared + shared_weight_bytes(product, kind)
+            weights[product], shared = shared, shared + shared_weight_bytes(plan, product, kind)
             continue
-        weights[product], streamed = streamed, streamed + streamed_weight_bytes(product, kind)
+        weights[product], streamed = streamed, streamed + streamed_weight_bytes(plan, product, kind)
         if where == "registers":
             resident[product], words = words, words + _words(plan, product, kind)
     shared_weights, shared_biases = shared, shared
     bias, floats = {}, 0
     for part in plan.biases:
-        bias[part], floats = floats, floats + columns(part, kind)
+        bias[part], floats = floats, floats + own_columns(plan, part, kind)
     shared += 4 * floats
 
-    def room(parts: Iterable[Slice], size: int, row_padding: int) -> dict[Slice, int]:
-        nonlocal shared
-        found = {}
-        for part in parts:
-            found[part] = shared
-            shared += ROWS * (columns(part, kind) * size + row_padding)
-        return found
-
-    operand = room(plan.operands, operand_bytes(kind), ROW_PADDING)
-    held = room(plan.held, 4, 0)
+    operand, held = {}, {}
+    for part in plan.operands:  # whole in every block
+        operand[part] = shared
+        shared += operand_buffers(plan, part) * ROWS * (row_bytes(part, kind) + ROW_PADDING)
+    for part in plan.held:
+        held[part], shared = shared, shared + ROWS * 4 * own_columns(plan, part, kind)
     totals = {}
     for unit in plan.units:
         if unit.kind == "total" and unit.total is not None:
@@ -194,9 +209,12 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     filter_ = -1
     if plan.filters:
         filter_, shared = shared, shared + FILTER
+    gates = -1
+    if plan.exchanged:
+        gates, shared = shared, _up(shared + GATE * BUFFERS * len(plan.exchanged), 16)
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
-        more = ROWS * columns(part, kind) * size
+        more = ROWS * own_columns(plan, part, kind) * size
         if shared + more <= limit and (size == 4 or in_pairs(plan, part)):
             ahead[part], shared = shared, shared + more
     return Memory(
@@ -206,6 +224,7 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
         biases=floats,
         totals=totals,
         filter=filter_,
+        gates=gates,
         shared=shared,
         streamed=streamed,
     )
@@ -219,8 +238,8 @@ class Image:
     """Weights and biases as indices into all parameters side by side, behind which is a zero.
 
     Attributes:
-        shared, streamed: of each operand in the two images.
-        biases: (terms, floats); a bias is the sum of its terms.
+        shared, streamed: of each operand in the two images; those of a cluster's ranks one behind the other.
+        biases: (terms, floats); a bias is the sum of its terms. Likewise.
     """
 
     shared: NDArray[np.int64]
@@ -235,27 +254,40 @@ def image(spec: CellSpec, found: Memory) -> Image:
     starts, zero = {}, 0
     for name, shape in shapes.items():
         starts[name], zero = zero, zero + int(np.prod(shape))
-    size = operand_bytes(found.kind)
-    shared = np.full(found.shared_weights // size, zero, np.int64)
-    streamed = np.full(found.streamed // size, zero, np.int64)
+    size, ranks = operand_bytes(found.kind), found.plan.ranks
+    shared = np.full((ranks, found.shared_weights // size), zero, np.int64)
+    streamed = np.full((ranks, found.streamed // size), zero, np.int64)
     for product, at in found.weights.items():
         own = _weights(product, shapes, starts, zero)
-        full = np.full((columns(product.target, found.kind), columns(product.source, found.kind)), zero, np.int64)
-        full[: own.shape[0], : own.shape[1]] = own
-        if found.place[product] == "shared":
-            rows = np.pad(full, ((0, 0), (0, ROW_PADDING // size)), constant_values=zero).ravel()
-            shared[at // size : at // size + rows.size] = rows
-        else:
-            lanes = by_lanes(full, found.kind, zero)
-            streamed[at // size : at // size + lanes.size] = lanes
+        for rank, rows in enumerate(_shared_out(found, product.target, own, zero)):
+            full = np.full((rows.shape[0], columns(product.source, found.kind)), zero, np.int64)
+            full[:, : own.shape[1]] = rows
+            if found.place[product] == "shared":
+                padded = np.pad(full, ((0, 0), (0, ROW_PADDING // size)), constant_values=zero).ravel()
+                shared[rank, at // size : at // size + padded.size] = padded
+            else:
+                lanes = by_lanes(full, found.kind, zero)
+                streamed[rank, at // size : at // size + lanes.size] = lanes
     most = max((len(stage.bias or ()) for stage in found.plan.biases.values()), default=0)
-    biases = np.full((most, _up(found.biases, 4)), zero, np.int64)
+    biases = np.full((most, ranks, _up(found.biases, 4)), zero, np.int64)
     for part, at in found.bias.items():
         stage = found.plan.biases[part]
         for i, term in enumerate(stage.bias or ()):
             own = _bias(term, stage, part, starts, zero)
-            biases[i, at : at + own.size] = own
-    return Image(shared, streamed, biases)
+            for rank, rows in enumerate(_shared_out(found, part, own, zero)):
+                biases[i, rank, at : at + rows.size] = rows
+    return Image(shared.ravel(), streamed.ravel(), biases.reshape(most, ranks * biases.shape[-1]))
+
+
+def _shared_out(found: Memory, part: Slice, own: NDArray[np.int64], zero: int) -> Iterator[NDArray[np.int64]]:
+    """Yield what each rank of a cluster has of the rows of a part, its columns."""
+    count = own_columns(found.plan, part, found.kind)
+    for rank in range(found.plan.ranks):
+        first = rank * count if part in found.plan.split else 0
+        rows = np.full((count, *own.shape[1:]), zero, np.int64)
+        there = own[first : first + count]
+        rows[: len(there)] = there
+        yield rows
 
 
 def _weights(

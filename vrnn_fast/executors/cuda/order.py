@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
+from .exchange import buffer_read, buffer_written, with_waits
 from .plan import EXCHANGES, SHARING, STATEFUL, TILE, UPDATES, WARPS, KernelPlan, Kind, Product, Unit, Visit
 
 FIRST: tuple[Kind, ...] = ("give_back",)  # of a step, in this order, and last
@@ -27,11 +28,12 @@ def planned(
     *,
     reverse: bool = False,
     is_pass: bool = False,
+    ranks: int = 1,
 ) -> KernelPlan:
-    """Put the units of a scan or of a pass in order."""
+    """Put the units of a scan or of a pass in order; in a cluster of so many ranks, those of a rank."""
     every = tuple(units)
     computed = tuple(u for u in every if u.kind not in (*FIRST, *LAST))
-    phases = _Phases(computed)
+    phases = _Phases(computed, ranks)
     phases.arrange()
     around = [tuple(u for kind in kinds for u in every if u.kind == kind) for kinds in (FIRST, LAST)]
     ordered = (*computed, *around[0], *around[1])  # of those around, none needs more than a barrier
@@ -44,8 +46,10 @@ def planned(
         if total.kind == "total" and not filters:  # of a filter, the warp that weighs its rows
             sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
             first_warp[numbers[id(total)]] = first_warp[next(sharing)]
-    barriers = _with_barriers(visits, ordered, first_warp)
-    return KernelPlan(cut, reverse, is_pass, ordered, tuple(first_warp), barriers, frozenset(given), biases)
+    numbered = tuple(first_warp)
+    plan = KernelPlan(cut, reverse, is_pass, ordered, numbered, tuple(visits), frozenset(given), biases, ranks)
+    plan = replace(plan, visits=_with_barriers(plan))
+    return with_waits(plan) if ranks > 1 else plan
 
 
 def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
@@ -66,8 +70,8 @@ def _makers(units: tuple[Unit, ...]) -> dict[Slice, int]:
 class _Phases:
     """Which work a step does between which barriers, and how much of it each warp has."""
 
-    def __init__(self, units: tuple[Unit, ...]) -> None:
-        self.units, self.makers = units, _makers(units)
+    def __init__(self, units: tuple[Unit, ...], ranks: int) -> None:
+        self.units, self.makers, self.ranks = units, _makers(units), ranks
         self.finish = [0] * len(units)
         for u, unit in enumerate(units):
             self.finish[u] = 1 + self.ready(unit.sources)
@@ -87,7 +91,8 @@ class _Phases:
     def of_warps(self, unit: int, products: Iterable[Product], first_warp: int) -> list[int]:
         """Count the multiply-adds of each warp."""
         depth, loads = sum(p.source.width for p in products), [0] * WARPS
-        for tile in range(-(-self.units[unit].sums[0].width // TILE)):
+        tiles = -(-self.units[unit].sums[0].width // TILE)
+        for tile in range(-(-tiles // self.ranks) if self.units[unit].split else tiles):
             loads[(first_warp + tile) % WARPS] += depth
         return loads
 
@@ -132,13 +137,22 @@ class _Phases:
         others = (p for at, products in self.work.items() if at[0] == phase and at[1] != u for p in products)
         return any(p.source == self.units[u].others[0] for p in others)
 
+    def _travels(self, phase: int) -> bool:
+        """Tell whether what a phase of a cluster ends with is on its way to peers, which leaves time for other work."""
+        ends = {
+            part for u, unit in enumerate(self.units) if unit.split and self.finish[u] == phase for part in unit.writes
+        }
+        return self.ranks > 1 and any(p.source in ends for unit in self.units for p in unit.products)
+
     def _early_phase(self, u: int, products: list[Product]) -> int:
-        """Find the phase that some products of a unit make longer by the least."""
+        """Find the phase that some products of a unit make longer by the least; of a cluster, one that ends with an
+        exchange."""
         loads = self.of_warps(u, products, 0)
         least = 1 + self.ready((products[0].source, *self.units[u].waits))
 
-        def price(phase: int) -> tuple[bool, tuple[int, int]]:
-            return self.meets_update(u, products, phase), self.longer(phase, loads)
+        def price(phase: int) -> tuple[bool, bool, tuple[int, int]]:
+            at_the_end = phase == self.finish[u] or not self._travels(phase)
+            return self.meets_update(u, products, phase), self.ranks > 1 and at_the_end, self.longer(phase, loads)
 
         return min(range(least, self.finish[u] + 1), key=price)
 
@@ -174,7 +188,7 @@ class _Phases:
             unit, products = self.units[u], tuple(self.work[phase, u])
             finishes, begins = phase == self.finish[u], u not in begun
             begun.add(u)
-            if finishes and {p.source for p in products} & set(unit.writes):
+            if finishes and not unit.split and {p.source for p in products} & set(unit.writes):
                 yield Visit(u, products, begins, False)  # all warps have read it before any overwrites it
                 yield Visit(u, (), False, True)
             else:
@@ -186,7 +200,7 @@ class _Access:
     """To a place in shared memory, or in memory: by every warp, or each warp to its own tiles, which begin with this
     one."""
 
-    place: tuple[str, Slice | int | None]
+    place: tuple[str, Slice | int | None, int]
     writes: bool
     first_warp: int | None = None
 
@@ -195,34 +209,36 @@ class _Access:
         return self.place == other.place and (self.writes or other.writes) and not own
 
 
-def _accesses(unit: Unit, visit: Visit, first_warp: int) -> Iterator[_Access]:
+def _accesses(plan: KernelPlan, visit: Visit, step: int) -> Iterator[_Access]:
+    unit, first_warp = plan.units[visit.unit], plan.first_warp[visit.unit]
     for p in visit.products:
-        yield _Access(("operand", p.source), False)
+        yield _Access(("operand", p.source, buffer_read(plan, p.source, step)), False)
     if visit.begins and unit.resumes:
-        yield from (_Access(("held", part), False, first_warp) for part in unit.sums)
+        yield from (_Access(("held", part, 0), False, first_warp) for part in unit.sums)
     if not visit.finishes:
         return
     by_lanes = None if unit.kind in EXCHANGES else first_warp
-    yield from (_Access(("held", part), False, by_lanes) for part in unit.holds)
+    yield from (_Access(("held", part, 0), False, by_lanes) for part in unit.holds)
     if unit.kind in ("resample", "take"):
-        yield _Access(("chosen", None), unit.kind == "resample")
-    yield from (_Access(("memory", part), False, first_warp) for part in unit.rereads)
+        yield _Access(("chosen", None, 0), unit.kind == "resample")
+    yield from (_Access(("memory", part, 0), False, first_warp) for part in unit.rereads)
     for part in unit.writes:
-        yield from (_Access((where, part), True, first_warp) for where in ("operand", "held", "memory"))
+        yield _Access(("operand", part, buffer_written(plan, part, step)), True, first_warp)
+        yield from (_Access((where, part, 0), True, first_warp) for where in ("held", "memory"))
     if unit.kind in (*SHARING, "total"):
         alone = first_warp if unit.sums[0].width <= TILE else None  # a lane adds up what it has shared itself
-        yield _Access(("totals", unit.total), unit.kind != "total", alone)
+        yield _Access(("totals", unit.total, 0), unit.kind != "total", alone)
 
 
-def _with_barriers(visits: list[Visit], units: tuple[Unit, ...], first_warp: list[int]) -> tuple[Visit, ...]:
+def _with_barriers(plan: KernelPlan) -> tuple[Visit, ...]:
     """Put a barrier before each visit that would meet others in memory; steps follow each other."""
-    accesses = [list(_accesses(units[v.unit], v, first_warp[v.unit])) for v in visits]
-    barriers = [False] * len(visits)
+    barriers = [False] * len(plan.visits)
     since: list[_Access] = []
-    for _ in range(3):
-        for i, own in enumerate(accesses):
+    for step in range(4):
+        for i, visit in enumerate(plan.visits):
+            own = list(_accesses(plan, visit, step))
             if barriers[i] or any(a.conflicts(b) for a in own for b in since):
                 barriers[i] = True
                 since = []
             since += own
-    return tuple(replace(v, barrier=b) for v, b in zip(visits, barriers, strict=True))
+    return tuple(replace(v, barrier=b) for v, b in zip(plan.visits, barriers, strict=True))

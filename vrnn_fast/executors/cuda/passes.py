@@ -31,7 +31,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import Cut, cut, halves, learned, observed
-from .forward import ForwardUnits, forward, inside
+from .forward import ForwardUnits, forward, results
 from .order import planned
 from .plan import TOTALS, KernelPlan, Kind, Unit, gradient
 from .reverse import ReverseUnits
@@ -69,7 +69,7 @@ def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (
 @lru_cache(maxsize=256)
 def before(spec: CellSpec) -> Pass:
     """Compute all that depends on x and cond alone. Pure."""
-    program = inside(partition(spec))
+    program = partition(spec)
     whole = _whole(program, program.before)
     found = ForwardUnits(whole)
     for stage in program.before:
@@ -97,11 +97,13 @@ def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
 
 @lru_cache(maxsize=256)
 def after(spec: CellSpec) -> Pass:
-    """Compute the decoder and the likelihood, whose raw output it stores. Pure."""
-    program = inside(partition(spec))
+    """Compute prior, divergence, decoder and likelihood, whose raw output it stores. Pure."""
+    program = results(partition(spec))
     whole = _whole(program, program.after)
     found = ForwardUnits(whole)
     for stage in program.after:
+        if isinstance(stage, Divergence):  # reads what the scan has left in memory as if a unit had just made it
+            found.layers(part for part in (halves(stage.posterior)[0], stage.posterior_std, stage.z) if part)
         found.add(stage)
     stored = (whole.likelihood.source.buffer,)
     return Pass(planned(whole, found.units, found.given, found.biases, is_pass=True), stored)
@@ -130,9 +132,10 @@ class _Again(ForwardUnits):
         gates = self.gates(stage)
         old = {"gru": stage.h, "lstm": stage.c, "rnn": None}[stage.cell]
         kinds: dict[str, Kind] = {"gru": "gru_again", "lstm": "lstm_again", "rnn": "rnn_again"}
-        writes = tuple(part for part in (*gates, stage.output) if part is not None)
+        result = self.active.get(gates[0])
+        writes = tuple(part for part in (*gates, stage.output, result) if part is not None)
         kind = self.activation.get(gates[0], "identity")
-        self.unit(kinds[stage.cell], gates, (old, stage.output), writes=writes, activation=kind)
+        self.unit(kinds[stage.cell], gates, (old, stage.output, result), writes=writes, activation=kind)
 
 
 @lru_cache(maxsize=256)
@@ -224,7 +227,7 @@ class _AfterBack(_Back):
         super().__init__(whole, ())
         self.spec, self.reach, self.upstream, self.wanted = spec, reach, upstream, wanted
         self.moved: Slice | None = None  # what the divergence adds to the gradient of z
-        after = {s.target for s in learned(spec).after if isinstance(s, Activate)}
+        after = {s.source for s in learned(spec).after if isinstance(s, Activate)}
         own = {part for target in after for part in whole.parts_of(target)}
         self.activation = {part: kind for part, kind in self.activation.items() if part in own}
         self.sums = {s.source for s in learned(spec).after if isinstance(s, Likelihood)}

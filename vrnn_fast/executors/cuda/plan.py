@@ -8,6 +8,7 @@ order.py in which order a step has them, and where its barriers are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from ...cell.spec import Activation, Std
@@ -89,6 +90,7 @@ class Unit:
         means: whether what it draws is its mean.
         total: the number in TOTALS of what it gives shares of, adds up or has the gradient of.
         posterior: of a divergence's gradient, the transform of the other distribution.
+        split: whether the ranks of a cluster share its tiles; else each of them computes all.
     """
 
     kind: Kind
@@ -106,6 +108,7 @@ class Unit:
     means: bool = False
     total: int | None = None
     posterior: Std | None = None
+    split: bool = False
 
     @property
     def sources(self) -> tuple[Slice, ...]:
@@ -115,13 +118,19 @@ class Unit:
 
 @dataclass(frozen=True)
 class Visit:
-    """Some of a unit's work: it begins its sums, adds products to them, finishes them."""
+    """Some of a unit's work: it begins its sums, adds products to them, finishes them.
+
+    Attributes:
+        barrier: whether one of the block stands before it.
+        waits: for which parts it waits until all ranks have pushed theirs; behind that barrier.
+    """
 
     unit: int
     products: tuple[Product, ...]
     begins: bool
     finishes: bool
     barrier: bool = False
+    waits: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +146,7 @@ class KernelPlan:
         visits: the work of one step, in order.
         given: the parts that begin with what is in memory.
         biases: the dense stage whose biases a part begins with.
+        ranks: blocks of a cluster that share a tile of rows; 1 where there is no cluster.
     """
 
     cut: Cut
@@ -147,6 +157,7 @@ class KernelPlan:
     visits: tuple[Visit, ...]
     given: frozenset[Slice]
     biases: dict[Slice, Dense]
+    ranks: int = 1
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -167,6 +178,28 @@ class KernelPlan:
         """The parts that one unit alone reads in memory, in the order in which a step does."""
         found = [part for v in self.visits if v.begins for part in self.units[v.unit].reads]
         return tuple(part for part in found if found.count(part) == 1)
+
+    @cached_property
+    def split(self) -> frozenset[Slice]:
+        """The parts whose tiles the ranks share: by who computes them, else by who reads them or leaves them in
+        memory."""
+        made = {part: unit.split for unit in self.units for part in (*unit.sums, *unit.writes)}
+        met = {part: unit.split for unit in self.units for part in unit.others if part is not None}
+        return frozenset(part for part, split in (met | made).items() if split)
+
+    @cached_property
+    def exchanged(self) -> tuple[Slice, ...]:
+        """The operands that every rank needs whole and has only some columns of."""
+        made = {part for unit in self.units if unit.split for part in unit.writes}
+        return tuple(part for part in self.operands if part in made)
+
+    def share(self, tiles: int, split: bool) -> int:
+        """Count the tiles that one rank has at most."""
+        return -(-tiles // self.ranks) if split else tiles
+
+    def is_for_next(self, part: Slice) -> bool:
+        """Tell whether what a step writes of an operand is read by the step after it: forward, of states."""
+        return not self.reverse and self.state(part) is not None
 
     @property
     def barrier_first(self) -> bool:

@@ -16,16 +16,25 @@ from typing import Any
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
+from .cluster import Cluster, shared_out
 from .forward import gates_of
 from .order import planned
 from .plan import KernelPlan, Kind, Product, Unit, gradient
 
 
 @lru_cache(maxsize=256)
-def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice] | None = None) -> KernelPlan:
+def reverse(
+    spec: CellSpec,
+    cluster: Cluster | None = None,
+    *,
+    on_z: bool,
+    on_eps: bool,
+    given: frozenset[Slice] | None = None,
+) -> KernelPlan:
     """Lay out the reverse scan of a cell. Pure.
 
     Args:
+        cluster: whose ranks share it, if any.
         on_z: whether a gradient reaches z from outside.
         on_eps: whether one is wanted of eps.
         given: the gradients that it finds in memory; by default of all that is read after the scan.
@@ -43,7 +52,8 @@ def reverse(spec: CellSpec, *, on_z: bool, on_eps: bool, given: frozenset[Slice]
     for stage in reversed(whole.program.scan):
         found.add(stage)
     found.states()
-    return planned(whole, found.units, found.given, {}, reverse=True)
+    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
+    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks)
 
 
 class ReverseUnits:
@@ -64,10 +74,12 @@ class ReverseUnits:
         self.fresh: set[Slice] = set()  # values that another unit writes to memory in the same step
         self.made: set[Slice] = set()
         self.layers: list[Recur] = []
-        self.activation: dict[Slice, Activation] = {}
+        self.activation: dict[Slice, Activation] = {}  # by what its slope comes from
+        self.active: dict[Slice, Slice] = {}  # its results, where these are apart
         for stage in whole.program.scan:
             if isinstance(stage, Activate):
-                self.activation |= dict.fromkeys(whole.parts_of(stage.target), stage.activation)
+                for own, result in zip(whole.parts_of(stage.source), whole.parts_of(stage.target), strict=True):
+                    self.activation[own], self.active[own] = stage.activation, result
 
     def add(self, stage: object) -> None:
         match stage:
@@ -117,9 +129,15 @@ class ReverseUnits:
         own, kind = gradient(part), self.activation.get(part, "identity")
         if own in self.made:
             return
-        more = None if part not in self.added else gradient(self.added[part])
-        others = None if kind == "identity" else part, more, self.outside.get(own)
-        self.unit("layer_back", own, others, (own,), holds=() if more is None else (more,), activation=kind)
+        more, d = None if part not in self.added else gradient(self.added[part]), gradient(self.active.get(part, part))
+        others = None if kind == "identity" else part, more, self.outside.get(d), None if d == own else own
+        self.unit("layer_back", d, others, (own,), holds=() if more is None else (more,), activation=kind)
+        self.made.add(d)
+
+    def gates(self, stage: Recur) -> tuple[Slice, ...]:
+        """Return the gates of a recurrent layer; in the place of a result that is apart what it was computed from."""
+        sums = {result: own for own, result in self.active.items()}
+        return tuple(sums.get(gate, gate) for gate in gates_of(stage))
 
     def sample(self, stage: Sample) -> None:
         mean, raw = halves(stage.source)
@@ -130,7 +148,7 @@ class ReverseUnits:
 
     def recur(self, stage: Recur) -> None:
         """Turn the gradient of h_t, which lies in registers, and that of what the layer above has read."""
-        gates = gates_of(stage)
+        gates = self.gates(stage)
         values = gates if stage.candidate is None else (*gates, stage.candidate)
         made = tuple(gradient(part) for part in values)
         old = {"gru": stage.h, "lstm": stage.c, "rnn": None}[stage.cell]
@@ -147,7 +165,7 @@ class ReverseUnits:
         for stage in self.layers:
             h, c = gradient(stage.h), None if stage.c is None else gradient(stage.c)
             made = () if not self.cut.resamples else (h,) if c is None else (h, c)
-            waits = (gradient(gates_of(stage)[0]),)
+            waits = (gradient(self.gates(stage)[0]),)
             self.unit("state_back", h, (c,), made, waits=waits)
             if made:
                 given = Slice(f"d reached {stage.h.buffer}", 0, stage.h.width)

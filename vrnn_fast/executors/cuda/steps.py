@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
 from . import passes
+from .cluster import Cluster, Prices, fastest, priced, refuses
 from .forward import alone, forward
+from .memory import CHIPS, ROWS, Operand
 from .passes import OF_STATES, Pass
 from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
@@ -24,8 +26,8 @@ FORWARD, BACKWARD, GENERATE = "forward", "backward", "generate"  # the scans
 WORDS = {
     "pack": "the weights as kernels read them",
     "before": "phi_x, and what x gives to encoder and cell",
-    FORWARD: "the scan: posterior, sample, phi_z and update, with prior and divergence beside them",
-    "after": "decoder and likelihood",
+    FORWARD: "the scan: posterior, sample, phi_z and update",
+    "after": "prior and divergence, decoder and likelihood",
     "again": "what was not kept of the scan",
     "after, backward": "gradients of likelihood, decoder, divergence and prior",
     BACKWARD: "the reverse scan",
@@ -48,33 +50,84 @@ def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> PlannedLaunc
     return PlannedLaunch(name, found.plan, found.stored, results)
 
 
+class ScanClusters(NamedTuple):
+    """The clusters that run the scans of a cell, if any do."""
+
+    forward: Cluster | None = None
+    backward: Cluster | None = None
+    generate: Cluster | None = None
+
+
+BLOCKS = ScanClusters()
+
+
+class ScanRoom(NamedTuple):
+    """What a chip has for scans: bytes of shared memory of a block, blocks that a cluster may have, multiprocessors."""
+
+    shared: int
+    ranks: int
+    multiprocessors: int
+
+
+H100 = ScanRoom(CHIPS["sm_90"], 16, 132)
+
+
 @lru_cache(maxsize=256)
-def forward_steps(spec: CellSpec, keep: Keep | None, want: Want) -> tuple[PlannedLaunch, ...]:
+def _prices(spec: CellSpec, kind: Operand, shared: int, ranks: int) -> tuple[Prices, Prices, Prices]:
+    scans: tuple[Callable[[Cluster | None], KernelPlan], ...] = (
+        lambda own: forward(spec, own),
+        lambda own: reverse(spec, own, on_z=True, on_eps=False),
+        lambda own: alone(spec, own, mean=False),
+    )
+    there, back, generated = (
+        () if scan is scans[2] and spec.likelihood == "external" else priced(scan, kind, shared, ranks)
+        for scan in scans
+    )
+    return there, back, generated
+
+
+def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
+    """Choose the clusters of a cell's scans for these operands, and so many rows."""
+    if room.ranks == 1 or refuses(spec) is not None:
+        return BLOCKS
+    prices, tiles = _prices(spec, kind, room.shared, room.ranks), -(-batch // ROWS)
+    return ScanClusters(*(fastest(each, tiles, room.multiprocessors) for each in prices))
+
+
+@lru_cache(maxsize=256)
+def forward_steps(
+    spec: CellSpec, keep: Keep | None, want: Want, clusters: ScanClusters = BLOCKS
+) -> tuple[PlannedLaunch, ...]:
     """List the launches of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None
     without one."""
-    plan = forward(spec)
+    plan = forward(spec, clusters.forward)
     own = plan.cut
     results: tuple[str, ...] = ()
     if own.sample is not None:
         results = own.sample.z.buffer, own.sample.std.buffer, "mean"
+    of_prior: tuple[str, ...] = ()
     if want.prior and own.divergence is not None:
-        results = (*results, "prior_mean", own.divergence.prior_std.buffer)
-    if want.raw and own.resamples:  # by whose scan it is weighed
-        results = (*results, own.likelihood.source.buffer)
+        of_prior = "prior_mean", own.divergence.prior_std.buffer
+    if own.resamples:  # whose rows are weighed by them
+        results = (*results, *of_prior, *([own.likelihood.source.buffer] if want.raw else []))
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
     found = _step("before", passes.before(spec)), PlannedLaunch(FORWARD, plan, stored, results)
-    if own.resamples or (own.likelihood.kind == "external" and not want.raw):
+    if own.resamples or (own.likelihood.kind == "external" and not want.raw and own.divergence is None):
         return found
     after = passes.after(spec)
-    raw = after.stored if want.raw else ()
-    return (*found, PlannedLaunch("after", after.plan, raw, raw))
+    shown = (*(after.stored if want.raw else ()), *of_prior)
+    return (*found, PlannedLaunch("after", after.plan, shown, shown))
 
 
 @lru_cache(maxsize=256)
 def backward_steps(
-    spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str], keep: Keep
+    spec: CellSpec,
+    upstream: frozenset[str],
+    wanted: frozenset[str],
+    keep: Keep,
+    clusters: ScanClusters = BLOCKS,
 ) -> tuple[PlannedLaunch, ...]:
     """List the launches from results of these names (OF_STATES for any final state) to the INPUTS that are
     ``wanted``."""
@@ -86,7 +139,7 @@ def backward_steps(
     on_eps = "eps" in wanted and whole.sample is not None
     if "eps" in begun and whole.sample is not None:
         given.add(Slice("d eps", 0, whole.sample.z.width))
-    back = reverse(spec, on_z=False, on_eps=on_eps, given=frozenset(given))
+    back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
     stored = tuple(f"d {name}" for name in (*whole.summed, *(["eps"] if on_eps else [])))
     found = [] if after is None else [_step("after, backward", after, results)]
@@ -98,11 +151,11 @@ def backward_steps(
 
 
 @lru_cache(maxsize=256)
-def generation_steps(spec: CellSpec, *, mean: bool) -> tuple[PlannedLaunch, ...]:
+def generation_steps(spec: CellSpec, clusters: ScanClusters = BLOCKS, *, mean: bool) -> tuple[PlannedLaunch, ...]:
     """List the launches of a cell that runs on its own."""
     before = passes.alone_before(spec, mean=mean)
     found = () if before is None else (_step("before", before),)
-    return (*found, PlannedLaunch(GENERATE, alone(spec, mean=mean), ("x",), ("x",)))
+    return (*found, PlannedLaunch(GENERATE, alone(spec, clusters.generate, mean=mean), ("x",), ("x",)))
 
 
 def training(spec: CellSpec) -> tuple[str, ...]:
@@ -114,11 +167,11 @@ def training(spec: CellSpec) -> tuple[str, ...]:
     return (*names[0], *names[1], "weight gradients", "their sums")
 
 
-def plans(spec: CellSpec, mean: bool | None = None) -> Iterator[KernelPlan]:
+def plans(spec: CellSpec, clusters: ScanClusters = BLOCKS, mean: bool | None = None) -> Iterator[KernelPlan]:
     """Yield all that calls may launch."""
     if mean is not None:
-        yield from (step.plan for step in generation_steps(spec, mean=mean))
+        yield from (step.plan for step in generation_steps(spec, clusters, mean=mean))
         return
     everything = frozenset((*TOTALS, *RESULTS, OF_STATES))
-    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True)))
-    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS))
+    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True), clusters))
+    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS, clusters))

@@ -122,15 +122,15 @@ def _add_backward(scan: Backward, stage: Add) -> None:
 
 
 def _activate_forward(scan: Forward, stage: Activate) -> None:
-    for tile in scan.plan.tiles_of(stage.target):
-        scan.put(tile, f'on.activate({scan.value(tile)}, "{stage.activation}")')
+    for source, target in pairs(scan.plan, stage.source, stage.target):
+        scan.put(target, f'on.activate({scan.value(source)}, "{stage.activation}")')
 
 
 def _activate_backward(scan: Backward, stage: Activate) -> None:
-    for tile in scan.plan.tiles_of(stage.target):
-        given = f"{scan.value(tile)}, {scan.gradient(tile)}"
-        scan.put(tile, f'on.activate_backward({given}, "{stage.activation}")')
-        scan.complete(tile)
+    for source, target in pairs(scan.plan, stage.source, stage.target):
+        given = f"{scan.value(source)}, {scan.gradient(target)}"
+        scan.put(source, f'on.activate_backward({given}, "{stage.activation}")')
+        scan.complete(source)
 
 
 # ---- the latent variable

@@ -77,6 +77,28 @@ def softplus(x):
 
 
 @triton.jit
+def normal_cdf(x):
+    """Compute the normal distribution function, as csrc/cpu/math.h does."""
+    a = tl.abs(x)
+    z = x * x
+    t = 1.0 / (a + 2.0)
+    p = z * -6.644860605e-6 + 1.103274626e-4
+    p = p * z - 1.1827095877e-3
+    p = p * z + 9.9715003744e-3
+    p = p * z - 6.6489987075e-2
+    p = p * z + 3.9894226193e-1
+    q = t * -3.5796813965e1 + 5.1824279785e1
+    q = q * t - 2.3901477814e1
+    q = q * t + 7.622390985e-1
+    q = q * t + 5.257686377e-1
+    q = q * t + 1.2127138376
+    q = q * t + 7.973827124e-1
+    q = q * t + 3.989488184e-1
+    tail = exp(z * -0.5) * (q * t)
+    return tl.where(a < 1.25, p * x + 0.5, tl.where(x < 0, tail, 1.0 - tail))
+
+
+@triton.jit
 def activate(x, KIND: tl.constexpr):
     if KIND == "relu":
         return tl.where(x < 0, 0.0, x)
@@ -86,6 +108,10 @@ def activate(x, KIND: tl.constexpr):
         return tanh(x)
     elif KIND == "elu":
         return tl.where(x < 0, expm1(x), x)
+    elif KIND == "silu":
+        return x * sigmoid(x)
+    elif KIND == "gelu":
+        return x * normal_cdf(x)
     else:
         return x
 
@@ -98,16 +124,22 @@ def unless_zero(d, product):
 
 
 @triton.jit
-def activate_backward(y, d, KIND: tl.constexpr):
-    """Return d times the derivative, from the result y."""
+def activate_backward(at, d, KIND: tl.constexpr):
+    """Return d times the derivative, from the result; of silu and gelu from what it was computed from."""
     if KIND == "relu":
-        return tl.where(y <= 0, 0.0, d)
+        return tl.where(at <= 0, 0.0, d)
     elif KIND == "leaky_relu":
-        return tl.where(y > 0, d, d * 0.01)
+        return tl.where(at > 0, d, d * 0.01)
     elif KIND == "tanh":
-        return unless_zero(d, d * (1.0 - y * y))
+        return unless_zero(d, d * (1.0 - at * at))
     elif KIND == "elu":
-        return tl.where(y > 0, d, unless_zero(d, d * (y + 1.0)))
+        return tl.where(at > 0, d, unless_zero(d, d * (at + 1.0)))
+    elif KIND == "silu":
+        s = sigmoid(at)
+        return unless_zero(d, d * (s * (1.0 + at * (1.0 - s))))
+    elif KIND == "gelu":
+        density = exp(at * at * -0.5) * 0.398942280
+        return unless_zero(d, d * (normal_cdf(at) + at * density))
     else:
         return d
 

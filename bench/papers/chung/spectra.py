@@ -28,8 +28,8 @@ def leave(
 ) -> dict[str, float]:
     """Write all three as sound, and return how far their spectra are from those of the data.
 
-    ``reconstruction`` is the distance in dB, root of the mean square over the spectrum, from one moment to the same
-    moment, on average; ``sample`` that of the spectra averaged over time.
+    That of the reconstruction is in dB, root of the mean square over the spectrum, from one moment to the same moment,
+    on average; that of the sample is of the spectra averaged over time.
     """
     out.mkdir(parents=True, exist_ok=True)
     for kind, frames in ((DATA, x), (RECONSTRUCTION, reconstruction), (SAMPLE, sample)):
@@ -37,7 +37,7 @@ def leave(
     theirs, ours, drawn = (decibels(frames) for frames in (x, reconstruction, sample))
     moments = (theirs - ours).square().mean(0).sqrt().mean()
     on_average = (theirs.mean(1) - drawn.mean(1)).square().mean().sqrt()
-    return {RECONSTRUCTION: round(moments.item(), 2), SAMPLE: round(on_average.item(), 2)}
+    return {f"{RECONSTRUCTION}, dB": round(moments.item(), 2), f"{SAMPLE}, dB": round(on_average.item(), 2)}
 
 
 def picture(out: Path) -> None:

@@ -29,7 +29,7 @@ def fetched() -> Path:
     Raises:
         DataError: apt cannot fetch the package here, or it holds something else.
     """
-    folder = _cache() / "speech"
+    folder = cache() / "speech"
     if folder.exists():
         return folder
     with TemporaryDirectory() as place:
@@ -56,7 +56,8 @@ def generated(folder: Path, count: int = 60, seconds: float = 2.0) -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Return the folder of what is fetched, of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vrnn_fast"
 
 

@@ -1,0 +1,66 @@
+"""Scans by clusters of blocks: what the compiler makes of them, and what the clock on paper says beside one block.
+
+``python -m bench.cuda_clusters`` writes bench/results/cuda-clusters.md. It needs nvcc and no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from vrnn_fast.executors.cuda.cycles import paper_step
+from vrnn_fast.executors.cuda.launch import PlannedKernel, program
+from vrnn_fast.executors.cuda.memory import Operand, memory
+from vrnn_fast.executors.cuda.steps import GENERATE, H100, chosen, generation_steps
+
+from .cuda_resources import DTYPES, SCANS, compiled, spec_of, steps
+from .record import RESULTS
+
+SIZES = 128, 256, 384, 512
+TARGETS = "sm_90a", "sm_100a"
+KIND: Operand = "bf16"
+HEAD = """\
+# Scans by clusters of blocks
+
+`python -m bench.cuda_clusters`: a GRU cell with Z = 16 and one hidden layer as wide as the state in each network, in
+bfloat16, for a batch of up to 128 rows. Weights are counted by the products that read them, of each rank; exchanges are
+those that a step waits for. Microseconds are those of a step on an H100 by the clock on paper
+(`vrnn_fast/executors/cuda/cycles.py`), by the cluster and by one block. **Nothing here has run on a GPU.**
+"""
+COLUMNS = "H", "kernel", "chip", "ranks", "registers", "spilled", "KB shared", "weights in shared memory"
+MORE = "in registers", "streamed", "exchanges", "KB from peers", "barriers", "microseconds", "by one block"
+
+
+def scan(size: int, way: str, kind: Operand = KIND) -> PlannedKernel:
+    """Write the kernel of a scan of a GRU cell as a batch of few rows has it."""
+    spec = spec_of(size)
+    clusters = chosen(spec, kind, H100)
+    own = steps(spec, clusters) | {GENERATE: generation_steps(spec, clusters, mean=False)[-1]}
+    return program(own[way], kind, H100.shared, DTYPES[kind])
+
+
+def rows() -> Iterator[str]:
+    """Yield the lines of the table, as they are compiled."""
+    yield f"| {' | '.join((*COLUMNS, *MORE))} |"
+    yield f"| --: | --- | --- |{' --: |' * 12}"
+    for size, way in product(SIZES, (*SCANS, GENERATE)):
+        found, spec = scan(size, way), spec_of(size)
+        alone = steps(spec) | {GENERATE: generation_steps(spec, mean=False)[-1]}
+        block = memory(alone[way].plan, KIND, H100.shared)
+        paper, places = paper_step(found.memory), list(found.memory.place.values())
+        counted = [places.count("shared"), places.count("registers"), places.count("memory")]
+        counted += [paper.total.exchanges, paper.total.pushed >> 10, paper.total.barriers]
+        us = [f"{paper.microseconds('sm_90'):.2f}"]
+        us.append("does not fit" if block is None else f"{paper_step(block).microseconds('sm_90'):.2f}")
+        for target in TARGETS:
+            of = compiled(found.kernel.text, target)
+            own = found.kernel.ranks, of.registers, of.spilled, round(found.memory.shared / 1024)
+            yield f"| {size} | {way} | {target} | {' | '.join(map(str, (*own, *counted, *us)))} |"
+
+
+def main() -> None:
+    (RESULTS / "cuda-clusters.md").write_text("\n".join((HEAD, *rows(), "")))
+
+
+if __name__ == "__main__":
+    main()

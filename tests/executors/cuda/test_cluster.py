@@ -1,0 +1,470 @@
+"""Scans by clusters of blocks: what their ranks compute, exchange and wait for; the law of errors; and what happens
+where one of them does not wait."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.test_parity import poisoned_memory
+from tests.executors.cuda.test_races import (
+    Recorded,
+    compiled,
+    copies,
+    differs,
+    needs_setarch,
+    races,
+    recording,
+    written,
+)
+from tests.support import standin_driver
+from tests.support.family import FAMILY
+from tests.support.oracle import Errors, Problem
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.cell.stages import Slice
+from vrnn_fast.executors import cuda, reference
+from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.cuda import build, emulator, launch, nvrtc
+from vrnn_fast.executors.cuda.cluster import Cluster
+from vrnn_fast.executors.cuda.emulator import Fault, Schedule
+from vrnn_fast.executors.cuda.exchange import BUFFERS, early
+from vrnn_fast.executors.cuda.forward import alone, forward
+from vrnn_fast.executors.cuda.memory import memory
+from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan
+from vrnn_fast.executors.cuda.reverse import reverse
+from vrnn_fast.executors.cuda.steps import BACKWARD, BLOCKS, FORWARD, H100, ScanClusters, chosen, training
+
+needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
+RAGGED = [3, 1, 0, 2, 3]
+BARE: dict[str, Any] = {"phi_x": (9,), "prior": (), "decoder": ()}
+
+
+def square(width: int, **options: Any) -> CellSpec:
+    """A GRU cell with one hidden layer as wide as the state in every network, and 16 latent variables."""
+    nets = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (width,))
+    return CellSpec(28, width, 16, **{**nets, **options})
+
+
+def plans(spec: CellSpec, cluster: Cluster) -> Iterator[KernelPlan]:
+    yield forward(spec, cluster)
+    yield reverse(spec, cluster, on_z=True, on_eps=True)
+    if spec.likelihood != "external":
+        yield alone(spec, cluster, mean=False)
+
+
+def family() -> Iterator[KernelPlan]:
+    specs = [cell(cell=kind, **FAMILY[name]) for kind, name in zip(cycle(("gru", "lstm", "rnn")), FAMILY, strict=False)]
+    specs += [square(256), CellSpec(5, 19, 3, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=())]
+    for spec, cluster in product(specs, (Cluster(2), Cluster(8, alike=False))):
+        yield from plans(spec, cluster)
+
+
+# ---- plans
+
+
+def test_each_part_is_waited_for_once_and_before_it_is_read() -> None:
+    seen = 0
+    for plan in family():
+        waited = [part for visit in plan.visits for part in visit.waits]
+        assert sorted(map(repr, waited)) == sorted(map(repr, plan.exchanged))
+        there: set[Slice] = set()
+        for visit in plan.visits:
+            there |= set(visit.waits)
+            assert {p.source for p in visit.products} & set(plan.exchanged) <= there
+        seen += len(waited)
+    assert seen > 300
+
+
+class Rank:
+    """One block, whose warps go through the visits on their own: what each has done."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        self.plan = plan
+        self.at = [0] * WARPS  # visits behind each warp
+        self.pushed: dict[tuple[Slice, int], set[int]] = defaultdict(set)  # warps that have pushed a turn
+
+
+def active(plan: KernelPlan, unit: int) -> set[int]:
+    """The warps that have tiles of a unit."""
+    of = plan.units[unit]
+    tiles = plan.share(-(-of.sums[0].width // 8), of.split)
+    return {(plan.first_warp[unit] + tile) % WARPS for tile in range(min(tiles, WARPS))}
+
+
+def overwrites(plan: KernelPlan, slow: int, steps: int = 6) -> str | None:
+    """Hold one warp of a rank back wherever it may stand, let its peer run as far as it can, and look whether the peer
+    pushes over what that warp has yet to read. None, or what it overwrote."""
+    count = len(plan.visits)
+
+    def turns(visit: int, step: int) -> Iterator[tuple[Slice, int]]:
+        if plan.visits[visit].finishes:
+            for part in plan.units[plan.visits[visit].unit].writes:
+                if part in plan.exchanged:
+                    yield part, step + plan.is_for_next(part)
+
+    for held in range(count * (steps - 3)):
+        here, peer = Rank(plan), Rank(plan)
+        for rank in (here, peer):  # what start pushes
+            for part in plan.exchanged:
+                if plan.is_for_next(part):
+                    rank.pushed[part, 0] = set(range(WARPS))
+        moved = True
+        while moved:
+            moved = False
+            for rank, other in ((here, peer), (peer, here)):
+                for warp in range(WARPS):
+                    if rank.at[warp] >= count * steps or (rank is here and warp == slow and rank.at[warp] == held):
+                        continue
+                    step, index = divmod(rank.at[warp], count)
+                    visit = plan.visits[index]
+                    if visit.barrier and any(rank.at[w] < rank.at[warp] for w in range(WARPS)):
+                        continue
+                    complete = all(
+                        of.pushed[part, step] >= pushers(plan, part) for part in visit.waits for of in (other,)
+                    )
+                    if not complete:
+                        continue
+                    for part, turn in turns(index, step):
+                        if rank is peer and warp in active(plan, visit.unit):
+                            over = turn - BUFFERS
+                            late = reading(plan, part, over, slow, here.at[slow])
+                            if over >= 0 and late:
+                                return f"turn {over} of {part} is overwritten while warp {slow} stands at {held}"
+                        rank.pushed[part, turn].add(warp)
+                    rank.at[warp] += 1
+                    moved = True
+    return None
+
+
+@cache
+def pushers(plan: KernelPlan, part: Slice) -> frozenset[int]:
+    unit = next(u for u, of in enumerate(plan.units) if of.split and part in of.writes)
+    return frozenset(active(plan, unit))
+
+
+def reading(plan: KernelPlan, part: Slice, turn: int, warp: int, at: int) -> bool:
+    """Whether a warp that has so many visits behind it has yet to read this turn of a part."""
+    return any(
+        turn * len(plan.visits) + i >= at and warp in active(plan, visit.unit)
+        for i, visit in enumerate(plan.visits)
+        if any(p.source == part for p in visit.products)
+    )
+
+
+SMALL = [
+    (GRU, Cluster(2, alike=False)),
+    (cell(cell="rnn", **FAMILY["no z"]), Cluster(2)),
+    (cell(cell="lstm", num_layers=2), Cluster(2)),
+]
+
+
+@pytest.mark.parametrize("case", range(len(SMALL)))
+def test_no_rank_pushes_over_what_a_peer_may_still_read(case: int) -> None:
+    """By letting ranks run apart as far as waits and barriers allow, not by the rule that places these."""
+    for plan in plans(*SMALL[case]):
+        for slow in range(0, WARPS, 3):
+            assert overwrites(plan, slow) is None
+
+
+def test_the_rule_finds_a_push_that_comes_too_early() -> None:
+    """Without barriers, a peer is kept back by nothing but its waits."""
+    plan = forward(replace(square(256), latent_size=40), Cluster(8))  # which a warp reads that pushes nothing
+    assert not list(early(plan))
+    bare = replace(plan, visits=tuple(replace(v, barrier=False) for v in plan.visits))
+    assert list(early(bare))
+    assert any(overwrites(bare, slow) for slow in range(WARPS))
+
+
+def test_what_is_cheap_is_computed_by_every_rank() -> None:
+    """z and phi_z of 16 latent variables; not of 128."""
+    for latent, whole in ((16, {"sample", "layer"}), (256, set())):
+        spec = replace(square(256), latent_size=latent)
+        plan = forward(spec, Cluster(8))
+        assert {u.kind for u in plan.units if not u.split} == whole
+        assert all(u.split for u in plan.units if u.kind == "gru")
+    assert all(u.split for u in forward(square(256), Cluster(8, alike=False)).units)
+
+
+CHOSEN = {64: (None, None), 96: (2, 2), 128: (4, 4), 200: (8, 4), 256: (8, 8), 384: (16, 8), 512: (16, 16)}
+
+
+@pytest.mark.parametrize("size", CHOSEN)
+def test_the_ranks_that_the_clock_chooses(size: int) -> None:
+    """Forward and back, of a batch whose tiles leave most of a chip to do nothing."""
+    found = chosen(square(size), "bf16", H100)
+    assert tuple(own and own.ranks for own in found[:2]) == CHOSEN[size]
+    assert chosen(square(size), "bf16", H100._replace(ranks=1)) == BLOCKS
+
+
+def test_ranks_leave_room_for_a_batch() -> None:
+    """Of many tiles, one block for each is faster than clusters that take turns."""
+    spec = square(256)
+    ranks = [(own := chosen(spec, "bf16", H100, batch).forward) and own.ranks for batch in (16, 272, 4096)]
+    assert ranks == [8, 4, None]
+
+
+@pytest.mark.parametrize("size", [128, 200, 256])
+def test_all_weights_of_a_rank_are_on_the_chip(size: int) -> None:
+    spec = square(size)
+    there, back, _ = chosen(spec, "bf16", H100)
+    for plan in (forward(spec, there), reverse(spec, back, on_z=True, on_eps=False)):
+        laid = memory(plan, "bf16", H100.shared)
+        assert laid is not None
+        assert "memory" not in laid.place.values()
+        alone = memory(replace(plan, ranks=1), "bf16", H100.shared)
+        assert alone is None or alone.streamed > 0
+
+
+def test_a_particle_filter_stays_in_one_block() -> None:
+    assert chosen(square(256, measure="particle_filter"), "bf16", H100) == BLOCKS
+
+
+def test_explain_tells_who_has_the_weights() -> None:
+    with mock.patch.object(cuda, "device", "cpu"):
+        small, large = cuda.launches(GRU), cuda.launches(square(256))
+    assert "cluster" not in small
+    assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
+    assert "as in bf16, f16, tf32, f32, where clusters of blocks scan and the prior is behind them" in large
+
+
+# ---- the law of errors
+
+
+@contextmanager
+def by(cluster: Cluster | None) -> Iterator[None]:
+    """All scans by this cluster; by those that are chosen if it is None."""
+    if cluster is None:
+        yield
+        return
+    with mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster)):
+        yield
+
+
+def without_weights(found: Mapping[str, Tensor], spec: CellSpec) -> dict[str, Tensor]:
+    names = {f"d {p.name}" for p in spec.parameters()}
+    return {name: t for name, t in found.items() if name not in names}
+
+
+@contextmanager
+def scans_alone() -> Iterator[None]:
+    """Without the gradients of weights, whose sums take the emulator most of the time."""
+    zeros = lambda call, _: ([], [torch.zeros_like(p) for p in call.parameters])  # noqa: E731
+    with mock.patch.object(launch.KernelCall, "weight_gradients", zeros):
+        yield
+
+
+CASES: dict[str, tuple[CellSpec, torch.dtype, Cluster | None, dict[str, Any]]] = {
+    "gru in float32, ragged": (GRU, torch.float32, Cluster(2, alike=False), {"lengths": RAGGED, "resets": True}),
+    "gru in bfloat16, more ranks than tiles": (GRU, torch.bfloat16, Cluster(4), {"lengths": RAGGED}),
+    "lstm of two layers in float16": (LSTM, torch.float16, Cluster(2), {"resets": True}),
+    "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, Cluster(2), {}),
+    "all at once": (
+        cell(**FAMILY["all at once"]),
+        torch.float32,
+        Cluster(2, alike=False),
+        {"resets": True, "recompute": True, "mask": True},
+    ),
+    "weights of the sample": (cell(measure="log_weight", prior=None, cell="rnn"), torch.float32, Cluster(2), {}),
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("case", CASES)
+def test_the_law_of_errors_by_clusters(case: str) -> None:
+    spec, dtype, cluster, options = CASES[case]
+    options = {"lengths": None, **options}
+    recompute, errors = options.pop("recompute", False), Errors(dtype)
+    with by(cluster):
+        for seed in range(4):
+            problem = Problem.draw(spec, 3, 5, seed=seed, **options)
+            errors.add(
+                problem.run(cuda, dtype, recompute=recompute),
+                problem.run(reference, dtype),
+                problem.run(reference, torch.float64),
+            )
+    errors.assert_at_most_twice_torchs()
+
+
+LARGE: dict[str, tuple[int, torch.dtype, Cluster | None, int, int, bool]] = {
+    "96 over 4, forward": (96, torch.bfloat16, Cluster(4), 2, 17, False),
+    "128, forward": (128, torch.float16, None, 2, 3, False),
+    "200, one step, forward": (200, torch.bfloat16, None, 1, 5, False),
+    "256, one row": (256, torch.bfloat16, None, 2, 1, True),
+    "384": (384, torch.bfloat16, None, 1, 4, True),
+}
+
+
+def forward_alone(problem: Problem, executor: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    given = {name: t.to(dtype) for name, t in problem.inputs.items()}
+    batch = Batch(given["x"], given["eps"], (given["state0"],))
+    with torch.no_grad():
+        result = executor.run(problem.spec, [given[p.name] for p in problem.spec.parameters()], batch, Want(prior=True))
+    return {n: getattr(result, n) for n in ("z", "mean", "std", "kl", "nll", "prior_mean")} | {"h": result.state[0]}
+
+
+@needs_emulator
+@pytest.mark.parametrize("case", LARGE)
+def test_the_law_of_errors_of_large_states(case: str) -> None:
+    size, dtype, cluster, steps, batch, back = LARGE[case]
+    spec, errors, before = square(size, **BARE), Errors(dtype), launch.launches.copy()
+    problem = Problem.draw(spec, steps, batch)
+    with by(cluster), scans_alone():
+        found = (cuda, dtype), (reference, dtype), (reference, torch.float64)
+        runs = [problem.run(*of) if back else forward_alone(problem, *of) for of in found]
+    assert launch.launches[FORWARD] == before[FORWARD] + 1
+    errors.add(*(without_weights(run, spec) for run in runs))
+    errors.assert_at_most_twice_torchs()
+
+
+@needs_emulator
+def test_generation_by_a_cluster() -> None:
+    problem = Problem.draw(GRU, 3, 5)
+    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
+    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
+    noise = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).logit()
+    right, after = reference.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+    for cluster in (Cluster(2), Cluster(4, alike=False)):
+        with by(cluster):
+            x, state_after = cuda.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+        assert torch.equal(x, right)
+        torch.testing.assert_close(state_after[0], after[0])
+
+
+@needs_emulator
+def test_every_element_is_written_whatever_the_schedule() -> None:
+    """Results begin as NaN; no block, and no warp, that runs ahead of its peers or behind them changes a bit."""
+    problem = Problem.draw(GRU, 3, 20, [3, 1, 0, 2] * 5)
+    with by(Cluster(2, alike=False)), poisoned_memory():
+        expected = problem.run(cuda, torch.float32)
+        for schedule in (Schedule(late=False), Schedule("one behind", WARPS), Schedule("ahead", 7), Schedule("random")):
+            with mock.patch.object(emulator, "schedule", schedule):
+                found = problem.run(cuda, torch.float32)
+            for name, t in expected.items():
+                assert t.isfinite().all(), name
+                assert torch.equal(found[name], t), f"{name} under {schedule}"
+
+
+@needs_emulator
+@pytest.mark.skipif(nvrtc.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
+@pytest.mark.parametrize("ranks", [2, 16])
+def test_a_launch_of_clusters(ranks: int) -> None:
+    """By the driver: whole clusters, and more than 8 blocks of one where that is allowed first."""
+    problem = Problem.draw(GRU, 2, 18)
+    with by(Cluster(ranks)):
+        expected = forward_alone(problem, cuda, torch.float32)
+        with standin_driver.installed() as gpu:
+            found = forward_alone(problem, cuda, torch.float32)
+    assert not gpu.faults
+    assert [one.grid[0] for one in gpu.launches][2] == 2 * ranks
+    assert gpu.launches[2].architecture == "sm_90a"
+    for name, t in expected.items():
+        assert torch.equal(found[name], t), name
+
+
+# ---- races
+
+
+RANKS = 2
+RACING = {  # with work for several warps of each rank in every visit, lest one warp hands on to itself alone
+    "gru": (CellSpec(5, 40, 24, encoder=(40,), phi_z=(40,), **BARE), torch.float32, Cluster(RANKS, alike=False)),
+    "lstm": (
+        CellSpec(5, 64, 64, "lstm", encoder=(64,), phi_z=(), num_layers=2, **BARE),
+        torch.float16,
+        Cluster(RANKS, alike=False),
+    ),
+    "small z": (CellSpec(5, 64, 3, encoder=(64,), phi_z=(5,), **BARE), torch.float32, Cluster(RANKS)),
+}
+SCANS = (FORWARD, BACKWARD)
+
+
+@cache
+def recorded(name: str) -> dict[str, Recorded]:
+    """The launches of a training step by clusters."""
+    spec, dtype, cluster = RACING[name]
+    with by(cluster):
+        play = lambda: Problem.draw(spec, 4, 16).run(cuda, dtype)  # noqa: E731
+        return dict(recording(play, training(spec)))
+
+
+def plan_of(name: str, way: str) -> KernelPlan:
+    spec, _, cluster = RACING[name]
+    return forward(spec, cluster) if way == FORWARD else reverse(spec, cluster, on_z=False, on_eps=True)
+
+
+def numbers(plan: KernelPlan) -> Iterator[int]:
+    """Of barriers, of waits for peers, and of the barrier before the first push."""
+    yield from (3 + i for i, visit in enumerate(plan.visits) if visit.barrier)
+    yield from range(3 + len(plan.visits), 4 + len(plan.visits) + len(plan.exchanged))
+
+
+def schedules(without: int) -> Iterator[Schedule]:
+    for warp in range(RANKS * WARPS):
+        yield Schedule("one behind", warp, late=False, without=without)
+        yield Schedule("one ahead", warp, without=without)
+    yield Schedule(late=False, without=without)
+
+
+ALL = [(name, way, n) for name in ("gru", "lstm") for way in SCANS for n in numbers(plan_of(name, way))]
+
+
+@needs_emulator
+@pytest.mark.parametrize(("name", "way", "number"), ALL)
+def test_no_wait_and_no_barrier_of_a_cluster_can_be_left_out(name: str, way: str, number: int) -> None:
+    assert any(differs(recorded(name)[way], schedule) for schedule in schedules(number))
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("way", SCANS)
+def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
+    assert not any(differs(recorded(name)[way], schedule) for schedule in schedules(-1))
+
+
+def one_buffer(text: str) -> str:
+    """Plant a fault: what is exchanged has one buffer, and one gate."""
+    found = text.replace(f"exchange_buffers = {BUFFERS};", "exchange_buffers = 1;")
+    assert found != text
+    return found
+
+
+@needs_emulator
+def test_one_buffer_is_not_enough() -> None:
+    one = recorded("small z")[FORWARD]
+    assert not any(differs(one, schedule) for schedule in schedules(-1))
+    planted = one._replace(text=one_buffer(one.text))
+    assert any(differs(planted, schedule) for schedule in schedules(-1))
+
+
+@needs_emulator
+def test_a_push_before_its_peer_is_ready_is_a_fault() -> None:
+    one, plan = recorded("gru")[FORWARD], plan_of("gru", FORWARD)
+    without = 3 + len(plan.visits) + len(plan.exchanged)
+    schedule = Schedule("one behind", WARPS, without=without)
+    with mock.patch.object(emulator, "schedule", schedule), pytest.raises(Fault, match="block 1 has not made"):
+        emulator.launch(one.text, *copies(one.given)[0])
+
+
+@needs_emulator
+@needs_setarch
+@pytest.mark.parametrize("way", SCANS)
+def test_thread_sanitizer_sees_no_race_between_ranks_and_one_that_is_planted(way: str, tmp_path: Path) -> None:
+    one = recorded("gru")[way]
+    ((_, text, data),) = written(tmp_path, [(way, one)])
+    program = compiled(text, data, "thread")
+    assert races(program, data, Schedule()) == 0
+    assert races(program, data, Schedule(late=False)) == 0
+    plan = plan_of("gru", way)
+    wait = 3 + len(plan.visits)
+    assert races(program, data, Schedule(late=False, without=wait)) > 0

@@ -1,0 +1,141 @@
+"""One launch each way, by blocks that scan and workers beside them: who waits, waits long enough, and not for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
+from tests.executors.cuda.test_races import (
+    Recorded,
+    compiled,
+    copies,
+    differs,
+    needs_setarch,
+    races,
+    recording,
+    written,
+)
+from tests.support.family import FAMILY
+from tests.support.oracle import Problem
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors import cuda, rows
+from vrnn_fast.executors.cuda import build, crew, emulator, launch, weights
+from vrnn_fast.executors.cuda.emulator import Fault, Schedule
+
+pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
+
+WHOLE = "all of forward", "all of backward"
+MULTIPROCESSORS = 5  # two scan, and three work
+RAGGED = [4, 1, 0, 4, 3] * 4
+NUMBERS = {  # of csrc/cuda/rows/crew.h, but of the barrier before a scan's number: no plan of today needs it
+    WHOLE[0]: (900, 901, 902, 903, 906, 908),
+    WHOLE[1]: (900, 901, 902, 903, 904, 905, 906, 908),
+}
+PUBLISHED = 909, 910
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_small_chip() -> Iterator[None]:
+    """With several looks in a scan, and several shares of weight gradients. Memory begins as zeros, lest an order of
+    rows that nobody has written leads out of it."""
+
+    def cleared(like: Tensor, shape: tuple[int, ...], fill: float | None = None, *rest: Any) -> Tensor:
+        return rows.allocate(like, shape, fill, *rest).fill_(fill or 0)
+
+    with (
+        mock.patch.object(launch, "allocate", cleared),
+        mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS),
+        mock.patch.object(crew, "LOOKS", 2),
+        mock.patch.object(weights, "ROWS_OF_A_SHARE", 30),
+    ):
+        yield
+
+
+def schedules(without: int = -1) -> Iterator[Schedule]:
+    for block in range(MULTIPROCESSORS):
+        yield Schedule("ahead", -1 - block, without=without)
+        yield Schedule("behind", -1 - block, without=without)
+    for warp in (0, 7):
+        yield Schedule("ahead", warp, without=without)
+        yield Schedule("behind", warp, without=without)
+    for seed in (1, 2):
+        yield Schedule("random", seed=seed, without=without)
+    yield Schedule(late=False, without=without)
+
+
+@cache
+def recorded() -> dict[str, Recorded]:
+    problem = Problem.draw(GRU, 4, len(RAGGED), RAGGED)
+    return dict(recording(lambda: problem.run(cuda, torch.float32), WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("way", "number"), [(way, number) for way, own in NUMBERS.items() for number in (*own, *PUBLISHED)]
+)
+def test_no_wait_and_no_number_published_can_be_left_out(way: str, number: int) -> None:
+    assert any(differs(recorded()[way], schedule) for schedule in schedules(number))
+
+
+@pytest.mark.parametrize("way", WHOLE)
+def test_no_schedule_changes_a_bit(way: str) -> None:
+    assert not any(differs(recorded()[way], schedule) for schedule in schedules())
+
+
+def test_a_number_that_nobody_publishes_is_said_to_be_missing() -> None:
+    """In the emulator; on a GPU a wait ends after so many looks, and the launch fails."""
+    one = recorded()[WHOLE[0]]
+    given = copies(one.given)
+    with mock.patch.object(emulator, "schedule", Schedule(without=910)), pytest.raises(Fault, match="wait_for"):
+        emulator.launch(one.text, *given[0], given[1:])
+
+
+@needs_setarch
+@pytest.mark.parametrize("way", WHOLE)
+def test_thread_sanitizer_sees_no_race_and_one_that_is_planted(way: str, tmp_path: Path) -> None:
+    """Each of them, with ``VRNN_FAST_SANITIZE=sweep``."""
+    ((_, text, data),) = written(tmp_path, [(way, recorded()[way])])
+    program = compiled(text, data, "thread")
+    assert races(program, data, Schedule("behind", -1)) == 0
+    for number in NUMBERS[way] if os.environ.get("VRNN_FAST_SANITIZE") == "sweep" else (903,):
+        assert races(program, data, Schedule(without=number)) > 0, f"without {number}"
+
+
+CASES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
+    "lstm of two layers in float16": (LSTM, torch.float16, 20, {"resets": True}),
+    "particles": (FILTER, torch.float32, 20, {"particles": 4, "mask": True}),
+    "all at once": (cell(**FAMILY["all at once"]), torch.float32, 20, {"resets": True}),
+    "no phi_x": (cell(phi_x=()), torch.float32, 1, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_launch_leaves_what_many_do(case: str) -> None:
+    """To the last bit, whatever the number of workers."""
+    spec, dtype, batch, options = CASES[case]
+    problem, found = Problem.draw(spec, 5, batch, **options), []
+    recompute = spec.cond_size > 0
+    for count in (1, 4, 6):
+        before = launch.launches.copy()
+        with mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", count):
+            found.append(problem.run(cuda, dtype, recompute=recompute))
+        assert ((launch.launches - before).total() == 2) == (count > 1)
+    for name, t in found[0].items():
+        assert all(torch.equal(t, other[name]) for other in found[1:]), name
+
+
+def test_what_is_several_launches_says_why() -> None:
+    assert crew.apart(1, 132, True, 100, 1) is None
+    assert crew.apart(66, 132, True, 100, 1) is None
+    assert str(crew.apart(67, 132, True, 100, 1)).startswith("the batch is 67 tiles of rows, and of 132")
+    assert crew.apart(1, 132, False, 100, 1) == "this GPU does not run all blocks of a launch at once"
+    assert crew.apart(1, 132, True, 100, 8) == "clusters scan it, beside which there are no workers yet"
+    assert crew.apart(1, 132, True, 5000, 1) == "its kernel would be given 5000 bytes, and takes 4096"

@@ -1,0 +1,118 @@
+"""Which scans run by a cluster of blocks, and what each of its ranks computes: one rule, by the clock on paper. Pure.
+
+The ranks of a cluster share the columns of all products, each with its weights resident. Of what they share, products
+need all columns, which costs an exchange. Where that costs more than what it saves, each rank computes all of a unit:
+of a small latent variable, and of what is made of it alone. A cluster wins where one block reads its weights from the
+second-level cache in every step, or where a batch is so small that most of a chip would have nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+from ...cell.spec import CellSpec
+from ...cell.stages import Slice
+from .cycles import BARRIER, EXCHANGE, FACTOR, PEER, WAVEFRONT, PaperStep, paper_step
+from .memory import ROWS, Memory, Operand, memory
+from .plan import KernelPlan, Kind, Unit
+
+RANKS = 2, 4, 8, 16  # of a cluster
+GROUP = 16  # multiprocessors, at least, of a chip's groups, one of which has a whole cluster
+PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
+ALONE = 1.5  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
+_EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
+_OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
+
+
+class Cluster(NamedTuple):
+    """Blocks that share a tile of rows.
+
+    Attributes:
+        ranks: how many.
+        alike: whether each computes all of a unit where that costs less than an exchange.
+    """
+
+    ranks: int
+    alike: bool = True
+
+
+Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
+
+
+def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
+    """Mark the units whose tiles the ranks of a cluster share."""
+    every = tuple(units)
+    if cluster is None:
+        return every
+    read = {p.source for unit in every for p in unit.products}
+    split = {u for u, unit in enumerate(every) if not _alike(unit, read, cluster)}
+    makers = {part: u for u, unit in enumerate(every) for part in unit.writes}
+    for _ in every:  # what a unit holds of another one is in the same lanes
+        split |= {u for u, unit in enumerate(every) if any(makers.get(part) in split for part in unit.holds)}
+    return tuple(replace(unit, split=u in split) for u, unit in enumerate(every))
+
+
+def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
+    """Tell whether each rank computes all of a unit. None may leave its result where others have yet to read what it
+    begins with."""
+    pushed = sum(part.width for part in unit.writes if part in read)
+    in_place = set(unit.reads) & {*unit.sums, *unit.writes}
+    if unit.kind not in _EITHER or not cluster.alike or not pushed or in_place:
+        return False
+    saved = _OPERAND * sum(p.source.width * p.target.width for p in unit.products) / WAVEFRONT
+    peers = 1 - 1 / cluster.ranks
+    return saved * peers <= EXCHANGE + ROWS * pushed * _OPERAND * peers / PEER
+
+
+def priced(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: int) -> Prices:
+    """Find the ways in which a scan can run, and the cycles of a step in each.
+
+    Args:
+        plans: its plan by a cluster, or by a block.
+        limit: bytes of shared memory of a block.
+        ranks: that a cluster may have.
+    """
+    own = memory(plans(None), kind, limit)
+    found = [] if own is None else [(None, _step(own).cycles)]
+    if own is not None and _step(own).cycles <= _least(_step(own)):
+        return tuple(found)
+    clusters = (Cluster(n, alike) for n in RANKS if n <= ranks for alike in (True, False))
+    laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
+    return (*found, *((cluster, _step(m).cycles) for cluster, m in laid if m is not None))
+
+
+def fastest(prices: Prices, tiles: int, multiprocessors: int) -> Cluster | None:
+    """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
+    apart, the fewest ranks."""
+
+    def time(choice: tuple[Cluster | None, int]) -> int:
+        cluster, cycles = choice
+        side_by_side = multiprocessors
+        if cluster is not None:  # lies within one of the groups that a chip's processors come in
+            side_by_side = multiprocessors // GROUP * (GROUP // cluster.ranks)
+        return cycles * -(-tiles // side_by_side)
+
+    if multiprocessors < GROUP:  # a part of a chip
+        prices = tuple(choice for choice in prices if choice[0] is None)
+    least = min(map(time, prices), default=0)
+    good = (cluster for cluster, cycles in prices if time((cluster, cycles)) <= (FACTOR if cluster else ALONE) * least)
+    return next(good, None)
+
+
+def _step(found: Memory) -> PaperStep:
+    """Count a step; of full float32, whose products the clock does not count, as of TF32, which has as many bytes."""
+    return paper_step(replace(found, kind="tf32") if found.kind == "f32" else found)
+
+
+def _least(own: PaperStep) -> int:
+    """Bound the cycles of a step by a cluster from below: what follows each other in a block, and two exchanges."""
+    return sum(phase.chain + BARRIER * phase.barriers for phase in own.phases) + 2 * EXCHANGE
+
+
+def refuses(spec: CellSpec) -> str | None:
+    """Return None, or why the scans of a cell do not run by clusters."""
+    if spec.measure == "particle_filter":
+        return "the rows of a particle filter exchange their states within one block"
+    return None

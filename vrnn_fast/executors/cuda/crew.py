@@ -1,0 +1,105 @@
+"""One launch of all that a batch needs, by blocks that scan and workers beside them: csrc/cuda/rows/crew.h. Pure.
+
+The kernel has the programs of all launches that it stands for, each in a namespace of its own, and its argument has
+theirs. Which block does what, and what waits for what, is in crew.h; here is in which order its turns are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from .plan import WARPS
+from .steps import BACKWARD, FORWARD, GENERATE
+
+SCANS = FORWARD, BACKWARD, GENERATE
+LOOKS = 8  # steps of a scan from one look at others to the next: a look takes about as long as a step of H = 64
+PACKED = 4096  # operands that an item packs
+MOST_ARGUMENTS = 4096  # bytes, of what every driver takes
+COUNTERS = 8 * 2 + 4 * 4  # bytes of struct Crew
+
+
+class Program(NamedTuple):
+    """What one of the launches does, that are joined: its name, its C++, bytes of shared memory of a block."""
+
+    name: str
+    body: str
+    shared: int
+
+
+def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, ranks: int = 1) -> str | None:
+    """Return None, or why a batch whose rows are so many tiles is several launches.
+
+    A block of the joined kernel has a multiprocessor to itself, so that all of them run at once; and workers, of which
+    there are at least as many as blocks that scan, are seldom later than these: cycles.py.
+
+    Args:
+        cooperative: whether the driver promises that all blocks of a launch run at once.
+        arguments: bytes that the joined kernel is given.
+        ranks: blocks of a cluster that scan a tile.
+    """
+    if not scans:
+        return "there is nothing to scan"
+    if ranks > 1:
+        return "clusters scan it, beside which there are no workers yet"
+    if not cooperative:
+        return "this GPU does not run all blocks of a launch at once"
+    if 2 * scans > multiprocessors:
+        return f"the batch is {scans} tiles of rows, and of {multiprocessors} multiprocessors half are for what waits"
+    if arguments > MOST_ARGUMENTS:
+        return f"its kernel would be given {arguments} bytes, and takes {MOST_ARGUMENTS}"
+    return None
+
+
+@lru_cache(maxsize=256)
+def joined(programs: tuple[Program, ...], limit: int) -> str:
+    """Write the kernel that does what all of these do, one after the other.
+
+    Args:
+        limit: bytes of shared memory that a block may have.
+    """
+    backward = any(p.name == BACKWARD for p in programs)
+    shared = max(p.shared for p in programs)
+    names = _names([p.name for p in programs])
+    lines = [
+        "// Written by vrnn_fast/executors/cuda/crew.py.",
+        '#include "scan/base.h"',
+    ]
+    for name, own in zip(names, programs, strict=True):
+        lines += [f"namespace vrnn::{name}_program {{", own.body.rstrip("\n"), "}"]
+    lines += [
+        '#include "rows/crew.h"',
+        "namespace vrnn {",
+        "struct Call : Crew {",
+        *(f"    {name}_program::vrnn::Call {name};" for name in names),
+        "};",
+        "struct Kernel {",
+        f"    static constexpr int threads = {32 * WARPS}, blocks = 1, shared = {shared}, limit = {limit};",
+        "    static VRNN_DEVICE void run(const Call& call) {",
+        f"        Queue<{str(backward).lower()}> queue{{call}};",
+        *(f"        queue.{turn};" for turn in _turns(names)),
+        "    }",
+        "};",
+        "}  // namespace vrnn",
+        "VRNN_ENTRY",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _names(launches: Sequence[str]) -> list[str]:
+    """Return what each launch is in C++: pack, before_0, ..., scan, after, weights, sums."""
+    at = next(i for i, name in enumerate(launches) if name in SCANS)
+    fixed = {"pack": "pack", "weight gradients": "weights", "their sums": "sums"}
+    beside = (f"before_{i}" if i < at else "scan" if i == at else "after" for i in range(len(launches)))
+    return [fixed.get(name, place) for name, place in zip(launches, beside, strict=True)]
+
+
+def _turns(names: Sequence[str]) -> Iterator[str]:
+    """Yield calls of struct Queue, in their order: a pass behind a scan belongs to the weight gradients, if any."""
+    for name in names:
+        kernel = f"{name}_program::vrnn::Kernel"
+        if name == "weights" and "after" in names:
+            yield f"weights<{kernel}, after_program::vrnn::Kernel>(call.weights, call.after)"
+        elif name != "after" or "weights" not in names:
+            yield f"{name.partition('_')[0]}<{kernel}>(call.{name})"
