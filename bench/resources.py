@@ -138,7 +138,8 @@ def _lines(
     loaded = sum(sizes[number] for number in tuning.resident(cut, config, dtype.itemsize))
     sizes_of = ", ".join(map(str, SHAPES[name].sizes))
     name = name if particles == 1 else f"{name}, filter of {particles}"
-    written = f"{config.rows}, {config.warps}, {config.widest}, {'yes' if config.ahead else 'no'}"
+    ahead = "no" if not config.ahead else "forward" if config.forward_only else "yes"
+    written = f"{config.rows}, {config.warps}, {config.widest}, {ahead}"
     operands = "bfloat16" if dtype == torch.bfloat16 else "float32" if precision == "ieee" else "tf32"
     for way, kernel in kernels_of(spec, config, dtype, precision).items():
         r = compiled(kernel, chip.name, config, dtype, precision, particles=particles)

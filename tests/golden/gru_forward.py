@@ -11,13 +11,20 @@ def before_rows(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_x,
     b_pre,
+    b_z,
+    b_posterior_std,
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    if lengths is not None:
+        on.clear(b_z, row, inside, active, 4)
+        on.clear(b_posterior_std, row, inside, active, 4)
     bias0_0 = on.bias(weights, 2864, 16)
     phi_x_0_0 = on.spread(bias0_0, ROWS)
     w0_0_0 = on.weight(weights, 2608, 16, 16)
@@ -26,7 +33,7 @@ def before_rows(
     phi_x_0_0 = on.activate(phi_x_0_0, "relu")
     bias1_0 = on.bias(weights, 2880, 16)
     pre_0 = on.spread(bias1_0, ROWS)
-    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 16, 80, PTX)
     bias2_16 = on.bias(weights, 4176, 16)
     pre_16 = on.spread(bias2_16, ROWS)
     bias2_32 = on.bias(weights, 4192, 64)
@@ -35,8 +42,8 @@ def before_rows(
     pre_16 = on.product(phi_x_0_0, w2_16_0, pre_16, PRECISION)
     w2_32_0 = on.weight(weights, 3152, 16, 64)
     pre_32 = on.product(phi_x_0_0, w2_32_0, pre_32, PRECISION)
-    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX)
-    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_32, active, lengths), 32, 48, 64, 80, PTX)
 
 
 @triton.jit
@@ -157,8 +164,11 @@ def after_rows(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_h_0,
     b_posterior,
+    b_mean,
     b_kl,
     b_phi_z_0,
     b_x,
@@ -168,7 +178,7 @@ def after_rows(
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
     bias0_0 = on.bias(weights, 4512, 16)
     prior_0_0 = on.spread(bias0_0, ROWS)
     w0_0_0 = on.weight(weights, 4256, 16, 16)
@@ -191,8 +201,9 @@ def after_rows(
     prior_4 = on.rounded(prior_4, weights)
     prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
     q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    on.store(b_mean, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 4, PTX)
     kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
-    on.store_number(b_kl, row, active, kl)
+    on.store_number(b_kl, row, inside, active, kl)
     bias2_0 = on.bias(weights, 5328, 16)
     decoder_0_0 = on.spread(bias2_0, ROWS)
     w2_0_0 = on.weight(weights, 5072, 16, 16)
@@ -210,28 +221,29 @@ def after_rows(
     if mask is not None:
         terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
     nll = on.total(terms, 8, 16)
-    on.store_number(b_nll, row, active, nll)
+    on.store_number(b_nll, row, inside, active, nll)
 
 
 @triton.jit(do_not_specialize=["steps", "batch", "count"])
 def forward(
     weights,
     count,
-    b_x,
-    b_pre,
-    steps,
     batch,
     lengths,
+    b_x,
+    b_pre,
+    b_z,
+    b_posterior_std,
+    steps,
     order,
     resets,
     start_h_0,
     b_h_0,
     b_posterior,
     b_eps,
-    b_posterior_std,
-    b_z,
     b_phi_z_0,
     final_h_0,
+    b_mean,
     b_kl,
     mask,
     b_nll,
@@ -247,11 +259,11 @@ def forward(
     after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
     turn = on.turn(turns)
     if turn < before_rows_end:
-        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION, PTX)
+        before_rows(turn, weights, count, batch, lengths, b_x, b_pre, b_z, b_posterior_std, HEIGHT, PRECISION, PTX)
     elif turn < forward_scan_end:
         on.wait(turns, before_rows_end)
         forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_phi_z_0, final_h_0, ROWS, PARTICLES, PRECISION, PTX)
     else:
         on.wait(turns, forward_scan_end)
-        after_rows(turn - forward_scan_end, weights, count, b_h_0, b_posterior, b_kl, b_phi_z_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
+        after_rows(turn - forward_scan_end, weights, count, batch, lengths, b_h_0, b_posterior, b_mean, b_kl, b_phi_z_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
     on.leave(turns, after_rows_end)

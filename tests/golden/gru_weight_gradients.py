@@ -50,102 +50,271 @@ def add_up_gradients(
     g_prior,
     g_prior_0,
     count,
+    batch,
+    lengths,
     PRECISION: tl.constexpr,
 ):
-    if program < 15:
-        if program < 7:
-            if program < 3:
+    if program < 10:
+        if program < 5:
+            if program < 2:
                 if program < 1:
-                    on.weight_gradient(p_phi_x_0_weight, 0, 16, 16, 0, 8, 16, 8, g_phi_x_0, 0, 16, b_x, 0, 8, count, 32, PRECISION)
+                    into = p_phi_x_0_weight + 0
+                    stride = 8
+                    d = g_phi_x_0 + 0
+                    d_stride = 16
+                    rows = 16
+                    columns = 8
+                    value = b_x + 0
+                    value_stride = 8
                 else:
-                    if program < 2:
-                        on.weight_gradient(p_enc_0_weight, 0, 16, 16, 0, 16, 16, 32, g_pre, 16, 80, b_phi_x_0, 0, 16, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_rnn_weight_ih_l0, 0, 32, 32, 0, 16, 16, 32, g_pre, 32, 80, b_phi_x_0, 0, 16, count, 32, PRECISION)
+                    into = p_enc_0_weight + 0
+                    stride = 32
+                    d = g_pre + 16
+                    d_stride = 80
+                    rows = 16
+                    columns = 16
+                    value = b_phi_x_0 + 0
+                    value_stride = 16
             else:
-                if program < 5:
+                if program < 3:
+                    into = p_rnn_weight_ih_l0 + 1024
+                    stride = 32
+                    d = g_pre + 64
+                    d_stride = 80
+                    rows = 16
+                    columns = 16
+                    value = b_phi_x_0 + 0
+                    value_stride = 16
+                else:
                     if program < 4:
-                        on.weight_gradient(p_rnn_weight_ih_l0, 32, 16, 16, 0, 16, 16, 32, g_pre, 64, 80, b_phi_x_0, 0, 16, count, 32, PRECISION)
+                        into = p_rnn_weight_hh_l0 + 512
+                        stride = 16
+                        d = g_pre + 0
+                        d_stride = 80
+                        rows = 16
+                        columns = 16
+                        value = b_h_0 + 0
+                        value_stride = 16
                     else:
-                        on.weight_gradient(p_rnn_weight_hh_l0, 32, 16, 16, 0, 16, 16, 16, g_pre, 0, 80, b_h_0, 0, 16, count, 32, PRECISION)
-                else:
-                    if program < 6:
-                        on.weight_gradient(p_enc_0_weight, 0, 16, 16, 16, 16, 16, 32, g_pre, 16, 80, b_h_0, 0, 16, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_rnn_weight_hh_l0, 0, 32, 32, 0, 16, 16, 16, g_pre, 32, 80, b_h_0, 0, 16, count, 32, PRECISION)
+                        into = p_enc_0_weight + 16
+                        stride = 32
+                        d = g_pre + 16
+                        d_stride = 80
+                        rows = 16
+                        columns = 16
+                        value = b_h_0 + 0
+                        value_stride = 16
         else:
-            if program < 11:
-                if program < 9:
-                    if program < 8:
-                        on.weight_gradient(p_enc_mean_weight, 0, 4, 16, 0, 16, 16, 16, g_posterior, 0, 8, b_pre, 16, 80, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_enc_std_0_weight, 0, 4, 16, 0, 16, 16, 16, g_posterior, 4, 8, b_pre, 16, 80, count, 32, PRECISION)
+            if program < 7:
+                if program < 6:
+                    into = p_rnn_weight_ih_l0 + 1040
+                    stride = 32
+                    d = g_pre + 64
+                    d_stride = 80
+                    rows = 16
+                    columns = 16
+                    value = b_phi_z_0 + 0
+                    value_stride = 16
                 else:
-                    if program < 10:
-                        on.weight_gradient(p_phi_z_0_weight, 0, 16, 16, 0, 4, 16, 4, g_phi_z_0, 0, 16, b_z, 0, 4, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_rnn_weight_ih_l0, 0, 32, 32, 16, 16, 16, 32, g_pre, 32, 80, b_phi_z_0, 0, 16, count, 32, PRECISION)
+                    into = p_prior_0_weight + 0
+                    stride = 16
+                    d = g_prior_0 + 0
+                    d_stride = 16
+                    rows = 16
+                    columns = 16
+                    value = b_h_0 + 0
+                    value_stride = 16
             else:
-                if program < 13:
-                    if program < 12:
-                        on.weight_gradient(p_rnn_weight_ih_l0, 32, 16, 16, 16, 16, 16, 32, g_pre, 64, 80, b_phi_z_0, 0, 16, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_prior_0_weight, 0, 16, 16, 0, 16, 16, 16, g_prior_0, 0, 16, b_h_0, 0, 16, count, 32, PRECISION)
+                if program < 8:
+                    into = p_dec_0_weight + 0
+                    stride = 32
+                    d = g_decoder_0 + 0
+                    d_stride = 16
+                    rows = 16
+                    columns = 16
+                    value = b_phi_z_0 + 0
+                    value_stride = 16
                 else:
-                    if program < 14:
-                        on.weight_gradient(p_prior_mean_weight, 0, 4, 16, 0, 16, 16, 16, g_prior, 0, 8, b_prior_0, 0, 16, count, 32, PRECISION)
+                    if program < 9:
+                        into = p_dec_0_weight + 16
+                        stride = 32
+                        d = g_decoder_0 + 0
+                        d_stride = 16
+                        rows = 16
+                        columns = 16
+                        value = b_h_0 + 0
+                        value_stride = 16
                     else:
-                        on.weight_gradient(p_prior_std_0_weight, 0, 4, 16, 0, 16, 16, 16, g_prior, 4, 8, b_prior_0, 0, 16, count, 32, PRECISION)
-    else:
-        if program < 23:
+                        into = p_dec_mean_0_weight + 0
+                        stride = 16
+                        d = g_decoder + 0
+                        d_stride = 8
+                        rows = 8
+                        columns = 16
+                        value = b_decoder_0 + 0
+                        value_stride = 16
+        on.weight_gradient(into, stride, rows, columns, d, d_stride, value, value_stride, count, batch, lengths, 16, 16, 8, 8, 32, PRECISION)
+    elif program < 13:
+        if program < 11:
+            into = p_rnn_weight_ih_l0 + 0
+            stride = 32
+            d = g_pre + 32
+            d_stride = 80
+            rows = 32
+            columns = 16
+            value = b_phi_x_0 + 0
+            value_stride = 16
+        else:
+            if program < 12:
+                into = p_rnn_weight_hh_l0 + 0
+                stride = 16
+                d = g_pre + 32
+                d_stride = 80
+                rows = 32
+                columns = 16
+                value = b_h_0 + 0
+                value_stride = 16
+            else:
+                into = p_rnn_weight_ih_l0 + 16
+                stride = 32
+                d = g_pre + 32
+                d_stride = 80
+                rows = 32
+                columns = 16
+                value = b_phi_z_0 + 0
+                value_stride = 16
+        on.weight_gradient(into, stride, rows, columns, d, d_stride, value, value_stride, count, batch, lengths, 32, 16, 8, 8, 32, PRECISION)
+    elif program < 17:
+        if program < 15:
+            if program < 14:
+                into = p_enc_mean_weight + 0
+                stride = 16
+                d = g_posterior + 0
+                d_stride = 8
+                rows = 4
+                columns = 16
+                value = b_pre + 16
+                value_stride = 80
+            else:
+                into = p_enc_std_0_weight + 0
+                stride = 16
+                d = g_posterior + 4
+                d_stride = 8
+                rows = 4
+                columns = 16
+                value = b_pre + 16
+                value_stride = 80
+        else:
+            if program < 16:
+                into = p_prior_mean_weight + 0
+                stride = 16
+                d = g_prior + 0
+                d_stride = 8
+                rows = 4
+                columns = 16
+                value = b_prior_0 + 0
+                value_stride = 16
+            else:
+                into = p_prior_std_0_weight + 0
+                stride = 16
+                d = g_prior + 4
+                d_stride = 8
+                rows = 4
+                columns = 16
+                value = b_prior_0 + 0
+                value_stride = 16
+        on.weight_gradient(into, stride, rows, columns, d, d_stride, value, value_stride, count, batch, lengths, 16, 16, 4, 8, 32, PRECISION)
+    elif program < 18:
+        into = p_phi_z_0_weight + 0
+        stride = 4
+        d = g_phi_z_0 + 0
+        d_stride = 16
+        rows = 16
+        columns = 4
+        value = b_z + 0
+        value_stride = 4
+        on.weight_gradient(into, stride, rows, columns, d, d_stride, value, value_stride, count, batch, lengths, 16, 16, 8, 4, 32, PRECISION)
+    elif program < 25:
+        if program < 21:
             if program < 19:
-                if program < 17:
-                    if program < 16:
-                        on.weight_gradient(p_dec_0_weight, 0, 16, 16, 0, 16, 16, 32, g_decoder_0, 0, 16, b_phi_z_0, 0, 16, count, 32, PRECISION)
-                    else:
-                        on.weight_gradient(p_dec_0_weight, 0, 16, 16, 16, 16, 16, 32, g_decoder_0, 0, 16, b_h_0, 0, 16, count, 32, PRECISION)
-                else:
-                    if program < 18:
-                        on.weight_gradient(p_dec_mean_0_weight, 0, 8, 16, 0, 16, 16, 16, g_decoder, 0, 8, b_decoder_0, 0, 16, count, 32, PRECISION)
-                    else:
-                        on.bias_gradient(p_phi_x_0_bias, 0, 16, 16, g_phi_x_0, 0, 16, count, 32)
+                into = p_phi_x_0_bias + 0
+                rows = 16
+                d = g_phi_x_0 + 0
+                d_stride = 16
             else:
-                if program < 21:
-                    if program < 20:
-                        on.bias_gradient(p_rnn_bias_hh_l0, 32, 16, 16, g_pre, 0, 80, count, 32)
-                    else:
-                        on.bias_gradient(p_enc_0_bias, 0, 16, 16, g_pre, 16, 80, count, 32)
+                if program < 20:
+                    into = p_rnn_bias_hh_l0 + 32
+                    rows = 16
+                    d = g_pre + 0
+                    d_stride = 80
                 else:
-                    if program < 22:
-                        on.bias_gradient(p_rnn_bias_ih_l0, 0, 48, 64, g_pre, 32, 80, count, 32)
-                    else:
-                        on.bias_gradient(p_rnn_bias_hh_l0, 0, 32, 32, g_pre, 32, 80, count, 32)
+                    into = p_enc_0_bias + 0
+                    rows = 16
+                    d = g_pre + 16
+                    d_stride = 80
         else:
-            if program < 27:
-                if program < 25:
-                    if program < 24:
-                        on.bias_gradient(p_enc_mean_bias, 0, 4, 16, g_posterior, 0, 8, count, 32)
-                    else:
-                        on.bias_gradient(p_enc_std_0_bias, 0, 4, 16, g_posterior, 4, 8, count, 32)
+            if program < 23:
+                if program < 22:
+                    into = p_phi_z_0_bias + 0
+                    rows = 16
+                    d = g_phi_z_0 + 0
+                    d_stride = 16
                 else:
-                    if program < 26:
-                        on.bias_gradient(p_phi_z_0_bias, 0, 16, 16, g_phi_z_0, 0, 16, count, 32)
-                    else:
-                        on.bias_gradient(p_prior_0_bias, 0, 16, 16, g_prior_0, 0, 16, count, 32)
+                    into = p_prior_0_bias + 0
+                    rows = 16
+                    d = g_prior_0 + 0
+                    d_stride = 16
             else:
-                if program < 29:
-                    if program < 28:
-                        on.bias_gradient(p_prior_mean_bias, 0, 4, 16, g_prior, 0, 8, count, 32)
-                    else:
-                        on.bias_gradient(p_prior_std_0_bias, 0, 4, 16, g_prior, 4, 8, count, 32)
+                if program < 24:
+                    into = p_dec_0_bias + 0
+                    rows = 16
+                    d = g_decoder_0 + 0
+                    d_stride = 16
                 else:
-                    if program < 30:
-                        on.bias_gradient(p_dec_0_bias, 0, 16, 16, g_decoder_0, 0, 16, count, 32)
-                    else:
-                        on.bias_gradient(p_dec_mean_0_bias, 0, 8, 16, g_decoder, 0, 8, count, 32)
+                    into = p_dec_mean_0_bias + 0
+                    rows = 8
+                    d = g_decoder + 0
+                    d_stride = 8
+        on.bias_gradient(into, rows, d, d_stride, count, batch, lengths, 16, 8, 32)
+    elif program < 26:
+        into = p_rnn_bias_ih_l0 + 0
+        rows = 48
+        d = g_pre + 32
+        d_stride = 80
+        on.bias_gradient(into, rows, d, d_stride, count, batch, lengths, 64, 8, 32)
+    elif program < 27:
+        into = p_rnn_bias_hh_l0 + 0
+        rows = 32
+        d = g_pre + 32
+        d_stride = 80
+        on.bias_gradient(into, rows, d, d_stride, count, batch, lengths, 32, 8, 32)
+    else:
+        if program < 29:
+            if program < 28:
+                into = p_enc_mean_bias + 0
+                rows = 4
+                d = g_posterior + 0
+                d_stride = 8
+            else:
+                into = p_enc_std_0_bias + 0
+                rows = 4
+                d = g_posterior + 4
+                d_stride = 8
+        else:
+            if program < 30:
+                into = p_prior_mean_bias + 0
+                rows = 4
+                d = g_prior + 0
+                d_stride = 8
+            else:
+                into = p_prior_std_0_bias + 0
+                rows = 4
+                d = g_prior + 4
+                d_stride = 8
+        on.bias_gradient(into, rows, d, d_stride, count, batch, lengths, 16, 4, 32)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["batch", "count"])
 def weight_gradients(
     p_phi_x_0_weight,
     p_phi_x_0_bias,
@@ -188,6 +357,8 @@ def weight_gradients(
     g_prior,
     g_prior_0,
     count,
+    batch,
+    lengths,
     PRECISION: tl.constexpr,
 ):
-    add_up_gradients(tl.program_id(0), p_phi_x_0_weight, p_phi_x_0_bias, p_phi_z_0_weight, p_phi_z_0_bias, p_enc_0_weight, p_enc_0_bias, p_enc_mean_weight, p_enc_mean_bias, p_enc_std_0_weight, p_enc_std_0_bias, p_prior_0_weight, p_prior_0_bias, p_prior_mean_weight, p_prior_mean_bias, p_prior_std_0_weight, p_prior_std_0_bias, p_dec_0_weight, p_dec_0_bias, p_dec_mean_0_weight, p_dec_mean_0_bias, p_rnn_weight_ih_l0, p_rnn_weight_hh_l0, p_rnn_bias_ih_l0, p_rnn_bias_hh_l0, b_decoder_0, b_h_0, b_phi_x_0, b_phi_z_0, b_pre, b_prior_0, b_x, b_z, g_decoder, g_decoder_0, g_phi_x_0, g_phi_z_0, g_posterior, g_pre, g_prior, g_prior_0, count, PRECISION)
+    add_up_gradients(tl.program_id(0), p_phi_x_0_weight, p_phi_x_0_bias, p_phi_z_0_weight, p_phi_z_0_bias, p_enc_0_weight, p_enc_0_bias, p_enc_mean_weight, p_enc_mean_bias, p_enc_std_0_weight, p_enc_std_0_bias, p_prior_0_weight, p_prior_0_bias, p_prior_mean_weight, p_prior_mean_bias, p_prior_std_0_weight, p_prior_std_0_bias, p_dec_0_weight, p_dec_0_bias, p_dec_mean_0_weight, p_dec_mean_0_bias, p_rnn_weight_ih_l0, p_rnn_weight_hh_l0, p_rnn_bias_ih_l0, p_rnn_bias_hh_l0, b_decoder_0, b_h_0, b_phi_x_0, b_phi_z_0, b_pre, b_prior_0, b_x, b_z, g_decoder, g_decoder_0, g_phi_x_0, g_phi_z_0, g_posterior, g_pre, g_prior, g_prior_0, count, batch, lengths, PRECISION)

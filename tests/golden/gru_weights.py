@@ -35,82 +35,89 @@ def pack_weights(
     p_rnn_bias_ih_l0,
     p_rnn_weight_hh_l0,
     p_rnn_weight_ih_l0,
+    lengths,
+    order,
+    batch,
     PRECISION: tl.constexpr,
+    PARTICLES: tl.constexpr,
 ):
     if program == 0:
         on.begin_turns(turns)
-    if program < 10:
-        if program < 5:
-            if program < 2:
-                if program < 1:
-                    on.pack(workspace + 0, p_rnn_weight_hh_l0, 32, 16, 16, 0, 16, 16, 16, True, PRECISION)
-                else:
-                    on.pack(workspace + 256, p_enc_0_weight, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
-            else:
-                if program < 3:
-                    on.pack(workspace + 512, p_rnn_weight_hh_l0, 0, 16, 16, 0, 16, 16, 16, True, PRECISION)
-                else:
-                    if program < 4:
-                        on.pack(workspace + 768, p_rnn_weight_hh_l0, 16, 16, 16, 0, 16, 16, 16, True, PRECISION)
+    if program < 20:
+        if program < 10:
+            if program < 5:
+                if program < 2:
+                    if program < 1:
+                        on.pack(workspace + 0, p_rnn_weight_hh_l0, 32, 16, 16, 0, 16, 16, 16, True, PRECISION)
                     else:
-                        on.pack(workspace + 1024, p_enc_mean_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                        on.pack_bias(workspace + 1536, on.term(tl.zeros((16,), tl.float32), p_enc_mean_bias, 0, 4, 0, 16), 16)
+                        on.pack(workspace + 256, p_enc_0_weight, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                else:
+                    if program < 3:
+                        on.pack(workspace + 512, p_rnn_weight_hh_l0, 0, 16, 16, 0, 16, 16, 16, True, PRECISION)
+                    else:
+                        if program < 4:
+                            on.pack(workspace + 768, p_rnn_weight_hh_l0, 16, 16, 16, 0, 16, 16, 16, True, PRECISION)
+                        else:
+                            on.pack(workspace + 1024, p_enc_mean_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
+                            on.pack_bias(workspace + 1536, on.term(tl.zeros((16,), tl.float32), p_enc_mean_bias, 0, 4, 0, 16), 16)
+            else:
+                if program < 7:
+                    if program < 6:
+                        on.pack(workspace + 1280, p_enc_std_0_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
+                        on.pack_bias(workspace + 1552, on.term(tl.zeros((16,), tl.float32), p_enc_std_0_bias, 0, 4, 0, 16), 16)
+                    else:
+                        on.pack(workspace + 1568, p_phi_z_0_weight, 0, 16, 16, 0, 4, 16, 4, True, PRECISION)
+                        on.pack_bias(workspace + 1824, on.term(tl.zeros((16,), tl.float32), p_phi_z_0_bias, 0, 16, 0, 16), 16)
+                else:
+                    if program < 8:
+                        on.pack(workspace + 1840, p_rnn_weight_ih_l0, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                    else:
+                        if program < 9:
+                            on.pack(workspace + 2096, p_rnn_weight_ih_l0, 16, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                        else:
+                            on.pack(workspace + 2352, p_rnn_weight_ih_l0, 32, 16, 16, 16, 16, 16, 32, True, PRECISION)
         else:
-            if program < 7:
-                if program < 6:
-                    on.pack(workspace + 1280, p_enc_std_0_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                    on.pack_bias(workspace + 1552, on.term(tl.zeros((16,), tl.float32), p_enc_std_0_bias, 0, 4, 0, 16), 16)
-                else:
-                    on.pack(workspace + 1568, p_phi_z_0_weight, 0, 16, 16, 0, 4, 16, 4, True, PRECISION)
-                    on.pack_bias(workspace + 1824, on.term(tl.zeros((16,), tl.float32), p_phi_z_0_bias, 0, 16, 0, 16), 16)
-            else:
-                if program < 8:
-                    on.pack(workspace + 1840, p_rnn_weight_ih_l0, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
-                else:
-                    if program < 9:
-                        on.pack(workspace + 2096, p_rnn_weight_ih_l0, 16, 16, 16, 16, 16, 16, 32, True, PRECISION)
+            if program < 15:
+                if program < 12:
+                    if program < 11:
+                        on.pack(workspace + 2608, p_phi_x_0_weight, 0, 16, 16, 0, 8, 16, 8, True, PRECISION)
+                        on.pack_bias(workspace + 2864, on.term(tl.zeros((16,), tl.float32), p_phi_x_0_bias, 0, 16, 0, 16), 16)
                     else:
-                        on.pack(workspace + 2352, p_rnn_weight_ih_l0, 32, 16, 16, 16, 16, 16, 32, True, PRECISION)
-    else:
-        if program < 15:
-            if program < 12:
-                if program < 11:
-                    on.pack(workspace + 2608, p_phi_x_0_weight, 0, 16, 16, 0, 8, 16, 8, True, PRECISION)
-                    on.pack_bias(workspace + 2864, on.term(tl.zeros((16,), tl.float32), p_phi_x_0_bias, 0, 16, 0, 16), 16)
+                        on.pack_bias(workspace + 2880, on.term(tl.zeros((16,), tl.float32), p_rnn_bias_hh_l0, 32, 16, 0, 16), 16)
                 else:
-                    on.pack_bias(workspace + 2880, on.term(tl.zeros((16,), tl.float32), p_rnn_bias_hh_l0, 32, 16, 0, 16), 16)
-            else:
-                if program < 13:
-                    on.pack(workspace + 2896, p_enc_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
-                    on.pack_bias(workspace + 4176, on.term(tl.zeros((16,), tl.float32), p_enc_0_bias, 0, 16, 0, 16), 16)
-                else:
-                    if program < 14:
-                        on.pack(workspace + 3152, p_rnn_weight_ih_l0, 0, 48, 64, 0, 16, 16, 32, True, PRECISION)
-                        on.pack_bias(workspace + 4192, on.term(on.term(tl.zeros((64,), tl.float32), p_rnn_bias_ih_l0, 0, 48, 0, 64), p_rnn_bias_hh_l0, 0, 32, 0, 64), 64)
+                    if program < 13:
+                        on.pack(workspace + 2896, p_enc_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
+                        on.pack_bias(workspace + 4176, on.term(tl.zeros((16,), tl.float32), p_enc_0_bias, 0, 16, 0, 16), 16)
                     else:
-                        on.pack(workspace + 4256, p_prior_0_weight, 0, 16, 16, 0, 16, 16, 16, True, PRECISION)
-                        on.pack_bias(workspace + 4512, on.term(tl.zeros((16,), tl.float32), p_prior_0_bias, 0, 16, 0, 16), 16)
-        else:
-            if program < 17:
-                if program < 16:
-                    on.pack(workspace + 4528, p_prior_mean_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                    on.pack_bias(workspace + 5040, on.term(tl.zeros((16,), tl.float32), p_prior_mean_bias, 0, 4, 0, 16), 16)
-                else:
-                    on.pack(workspace + 4784, p_prior_std_0_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                    on.pack_bias(workspace + 5056, on.term(tl.zeros((16,), tl.float32), p_prior_std_0_bias, 0, 4, 0, 16), 16)
+                        if program < 14:
+                            on.pack(workspace + 3152, p_rnn_weight_ih_l0, 0, 48, 64, 0, 16, 16, 32, True, PRECISION)
+                            on.pack_bias(workspace + 4192, on.term(on.term(tl.zeros((64,), tl.float32), p_rnn_bias_ih_l0, 0, 48, 0, 64), p_rnn_bias_hh_l0, 0, 32, 0, 64), 64)
+                        else:
+                            on.pack(workspace + 4256, p_prior_0_weight, 0, 16, 16, 0, 16, 16, 16, True, PRECISION)
+                            on.pack_bias(workspace + 4512, on.term(tl.zeros((16,), tl.float32), p_prior_0_bias, 0, 16, 0, 16), 16)
             else:
-                if program < 18:
-                    on.pack(workspace + 5072, p_dec_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
-                    on.pack_bias(workspace + 5328, on.term(tl.zeros((16,), tl.float32), p_dec_0_bias, 0, 16, 0, 16), 16)
-                else:
-                    if program < 19:
-                        on.pack(workspace + 5344, p_dec_0_weight, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                if program < 17:
+                    if program < 16:
+                        on.pack(workspace + 4528, p_prior_mean_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
+                        on.pack_bias(workspace + 5040, on.term(tl.zeros((16,), tl.float32), p_prior_mean_bias, 0, 4, 0, 16), 16)
                     else:
-                        on.pack(workspace + 5600, p_dec_mean_0_weight, 0, 8, 16, 0, 16, 16, 16, True, PRECISION)
-                        on.pack_bias(workspace + 5856, on.term(tl.zeros((16,), tl.float32), p_dec_mean_0_bias, 0, 8, 0, 16), 16)
+                        on.pack(workspace + 4784, p_prior_std_0_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
+                        on.pack_bias(workspace + 5056, on.term(tl.zeros((16,), tl.float32), p_prior_std_0_bias, 0, 4, 0, 16), 16)
+                else:
+                    if program < 18:
+                        on.pack(workspace + 5072, p_dec_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
+                        on.pack_bias(workspace + 5328, on.term(tl.zeros((16,), tl.float32), p_dec_0_bias, 0, 16, 0, 16), 16)
+                    else:
+                        if program < 19:
+                            on.pack(workspace + 5344, p_dec_0_weight, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                        else:
+                            on.pack(workspace + 5600, p_dec_mean_0_weight, 0, 8, 16, 0, 16, 16, 16, True, PRECISION)
+                            on.pack_bias(workspace + 5856, on.term(tl.zeros((16,), tl.float32), p_dec_mean_0_bias, 0, 8, 0, 16), 16)
+    elif lengths is not None:
+        on.by_length(program - 20, lengths, order, batch, 64, PARTICLES)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def weights(
     workspace,
     turns,
@@ -138,6 +145,10 @@ def weights(
     p_rnn_bias_ih_l0,
     p_rnn_weight_hh_l0,
     p_rnn_weight_ih_l0,
+    lengths,
+    order,
+    batch,
     PRECISION: tl.constexpr,
+    PARTICLES: tl.constexpr,
 ):
-    pack_weights(tl.program_id(0), workspace, turns, p_dec_0_bias, p_dec_0_weight, p_dec_mean_0_bias, p_dec_mean_0_weight, p_enc_0_bias, p_enc_0_weight, p_enc_mean_bias, p_enc_mean_weight, p_enc_std_0_bias, p_enc_std_0_weight, p_phi_x_0_bias, p_phi_x_0_weight, p_phi_z_0_bias, p_phi_z_0_weight, p_prior_0_bias, p_prior_0_weight, p_prior_mean_bias, p_prior_mean_weight, p_prior_std_0_bias, p_prior_std_0_weight, p_rnn_bias_hh_l0, p_rnn_bias_ih_l0, p_rnn_weight_hh_l0, p_rnn_weight_ih_l0, PRECISION)
+    pack_weights(tl.program_id(0), workspace, turns, p_dec_0_bias, p_dec_0_weight, p_dec_mean_0_bias, p_dec_mean_0_weight, p_enc_0_bias, p_enc_0_weight, p_enc_mean_bias, p_enc_mean_weight, p_enc_std_0_bias, p_enc_std_0_weight, p_phi_x_0_bias, p_phi_x_0_weight, p_phi_z_0_bias, p_phi_z_0_weight, p_prior_0_bias, p_prior_0_weight, p_prior_mean_bias, p_prior_mean_weight, p_prior_std_0_bias, p_prior_std_0_weight, p_rnn_bias_hh_l0, p_rnn_bias_ih_l0, p_rnn_weight_hh_l0, p_rnn_weight_ih_l0, lengths, order, batch, PRECISION, PARTICLES)

@@ -11,6 +11,8 @@ def after_rows_backward(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_h_0,
     b_prior_0,
     b_pre,
@@ -29,52 +31,52 @@ def after_rows_backward(
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
-    bias0_0 = on.bias(weights, 4976, 16)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    bias0_0 = on.bias(weights, 3920, 16)
     prior_0_0 = on.spread(bias0_0, ROWS)
-    w0_0_0 = on.weight(weights, 4720, 16, 16)
+    w0_0_0 = on.weight(weights, 3664, 16, 16)
     h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
     prior_0_0 = on.product(h_0_0, w0_0_0, prior_0_0, PRECISION)
     prior_0_0 = on.activate(prior_0_0, "relu")
-    on.store(b_prior_0, row, active, prior_0_0, 0, 16, 16, 16, PTX)
-    bias1_0 = on.bias(weights, 5504, 16)
+    on.store(b_prior_0, row, inside, on.only(prior_0_0, active, lengths), 0, 16, 16, 16, PTX)
+    bias1_0 = on.bias(weights, 4448, 16)
     prior_0 = on.spread(bias1_0, ROWS)
-    bias1_4 = on.bias(weights, 5520, 16)
+    bias1_4 = on.bias(weights, 4464, 16)
     prior_4 = on.spread(bias1_4, ROWS)
-    w1_0_0 = on.weight(weights, 4992, 16, 16)
+    w1_0_0 = on.weight(weights, 3936, 16, 16)
     prior_0 = on.product(prior_0_0, w1_0_0, prior_0, PRECISION)
-    w1_4_0 = on.weight(weights, 5248, 16, 16)
+    w1_4_0 = on.weight(weights, 4192, 16, 16)
     prior_4 = on.product(prior_0_0, w1_4_0, prior_4, PRECISION)
-    bias2_0 = on.bias(weights, 6048, 16)
+    bias2_0 = on.bias(weights, 4992, 16)
     posterior_0 = on.spread(bias2_0, ROWS)
-    bias2_4 = on.bias(weights, 6064, 16)
+    bias2_4 = on.bias(weights, 5008, 16)
     posterior_4 = on.spread(bias2_4, ROWS)
-    w2_0_0 = on.weight(weights, 5536, 16, 16)
+    w2_0_0 = on.weight(weights, 4480, 16, 16)
     pre_0 = on.load(b_pre, row, active, 0, 16, 16, 80, PTX).to(tl.float32)
     posterior_0 = on.product(pre_0, w2_0_0, posterior_0, PRECISION)
-    w2_4_0 = on.weight(weights, 5792, 16, 16)
+    w2_4_0 = on.weight(weights, 4736, 16, 16)
     posterior_4 = on.product(pre_0, w2_4_0, posterior_4, PRECISION)
-    on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
+    on.store(b_posterior, row, inside, on.only(posterior_4, active, lengths), 4, 4, 16, 8, PTX)
     posterior_0 = posterior_0 + prior_0
-    on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
+    on.store(b_posterior, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 8, PTX)
     posterior_0 = on.rounded(posterior_0, weights)
     posterior_4 = on.rounded(posterior_4, weights)
     prior_0 = on.rounded(prior_0, weights)
     prior_4 = on.rounded(prior_4, weights)
     prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
     q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
-    bias3_0 = on.bias(weights, 6592, 16)
+    bias3_0 = on.bias(weights, 5536, 16)
     decoder_0 = on.spread(bias3_0, ROWS)
-    bias3_8 = on.bias(weights, 6608, 16)
+    bias3_8 = on.bias(weights, 5552, 16)
     decoder_8 = on.spread(bias3_8, ROWS)
-    w3_0_0 = on.weight(weights, 6080, 16, 16)
+    w3_0_0 = on.weight(weights, 5024, 16, 16)
     z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
     decoder_0 = on.product(z_0, w3_0_0, decoder_0, PRECISION)
-    w3_8_0 = on.weight(weights, 6336, 16, 16)
+    w3_8_0 = on.weight(weights, 5280, 16, 16)
     decoder_8 = on.product(z_0, w3_8_0, decoder_8, PRECISION)
-    w4_0_0 = on.weight(weights, 6624, 16, 16)
+    w4_0_0 = on.weight(weights, 5568, 16, 16)
     decoder_0 = on.product(h_0_0, w4_0_0, decoder_0, PRECISION)
-    w4_8_0 = on.weight(weights, 6880, 16, 16)
+    w4_8_0 = on.weight(weights, 5824, 16, 16)
     decoder_8 = on.product(h_0_0, w4_8_0, decoder_8, PRECISION)
     d_nll = on.number(u_nll, row, active)
     x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
@@ -85,15 +87,15 @@ def after_rows_backward(
         share_decoder_8 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_8, 0.0)
     d_decoder_0 = share_decoder_0
     d_decoder_8 = share_decoder_8
-    on.store(g_decoder, row, active, d_decoder_0, 0, 8, 16, 16, PTX)
-    w1_0_0 = on.weight(weights, 4208, 16, 16)
+    on.store(g_decoder, row, inside, on.only(d_decoder_0, active, lengths), 0, 8, 16, 16, PTX)
+    w1_0_0 = on.weight(weights, 6624, 16, 16)
     d_h_0_0 = on.product(d_decoder_0, w1_0_0, None, PRECISION)
-    w0_0_0 = on.weight(weights, 3664, 16, 16)
+    w0_0_0 = on.weight(weights, 6080, 16, 16)
     d_z_0 = on.product(d_decoder_0, w0_0_0, None, PRECISION)
-    on.store(g_decoder, row, active, d_decoder_8, 8, 8, 16, 16, PTX)
-    w1_8_0 = on.weight(weights, 4464, 16, 16)
+    on.store(g_decoder, row, inside, on.only(d_decoder_8, active, lengths), 8, 8, 16, 16, PTX)
+    w1_8_0 = on.weight(weights, 6880, 16, 16)
     d_h_0_0 = on.product(d_decoder_8, w1_8_0, d_h_0_0, PRECISION)
-    w0_8_0 = on.weight(weights, 3920, 16, 16)
+    w0_8_0 = on.weight(weights, 6336, 16, 16)
     d_z_0 = on.product(d_decoder_8, w0_8_0, d_z_0, PRECISION)
     d_kl = on.number(u_kl, row, active)
     share_at, share_q_std, share_p_mean, share_p_std = on.divergence_backward(posterior_0, q_std_4, prior_0, prior_std_0, d_kl, False)
@@ -101,12 +103,12 @@ def after_rows_backward(
     d_posterior_4 = share_q_std
     d_prior_0 = share_p_mean
     d_prior_4 = on.deviation_backward(prior_4, share_p_std, True, 0.0, 1.0, 1e-06, None, None, None)
-    on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX)
-    on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX)
-    on.store(g_prior, row, active, d_prior_0, 0, 4, 16, 8, PTX)
-    on.store(g_prior, row, active, d_prior_4, 4, 4, 16, 8, PTX)
-    on.store(g_z, row, active, d_z_0, 0, 4, 16, 4, PTX)
-    on.store(g_h_0, row, active, d_h_0_0, 0, 16, 16, 16, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_0, active, lengths), 0, 4, 16, 8, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_4, active, lengths), 4, 4, 16, 8, PTX)
+    on.store(g_prior, row, inside, on.only(d_prior_0, active, lengths), 0, 4, 16, 8, PTX)
+    on.store(g_prior, row, inside, on.only(d_prior_4, active, lengths), 4, 4, 16, 8, PTX)
+    on.store(g_z, row, inside, on.only(d_z_0, active, lengths), 0, 4, 16, 4, PTX)
+    on.store(g_h_0, row, inside, on.only(d_h_0_0, active, lengths), 0, 16, 16, 16, PTX)
 
 
 @triton.jit
@@ -145,8 +147,12 @@ def backward_scan(
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
-    later_c_0_0 = on.load(d_final_c_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
+    later_h_0_0 = tl.zeros((ROWS, 16), tl.float32)
+    if d_final_h_0 is not None:
+        later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
+    later_c_0_0 = tl.zeros((ROWS, 16), tl.float32)
+    if d_final_c_0 is not None:
+        later_c_0_0 = on.load(d_final_c_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w4_16_0 = on.weight(weights, 2640, 16, 16)
     w0_16_0 = on.weight(weights, 256, 16, 16)
     w4_32_0 = on.weight(weights, 2896, 16, 16)
@@ -224,6 +230,8 @@ def backward_scan(
 def backward(
     weights,
     count,
+    batch,
+    lengths,
     b_h_0,
     b_prior_0,
     b_pre,
@@ -239,8 +247,6 @@ def backward(
     g_z,
     g_h_0,
     steps,
-    batch,
-    lengths,
     order,
     resets,
     d_final_h_0,
@@ -262,7 +268,7 @@ def backward(
     backward_scan_end = after_rows_backward_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
     turn = on.turn(turns)
     if turn < after_rows_backward_end:
-        after_rows_backward(turn, weights, count, b_h_0, b_prior_0, b_pre, b_posterior, b_z, u_nll, b_x, mask, g_decoder, u_kl, g_posterior, g_prior, g_z, g_h_0, HEIGHT, PRECISION, PTX)
+        after_rows_backward(turn, weights, count, batch, lengths, b_h_0, b_prior_0, b_pre, b_posterior, b_z, u_nll, b_x, mask, g_decoder, u_kl, g_posterior, g_prior, g_z, g_h_0, HEIGHT, PRECISION, PTX)
     else:
         on.wait(turns, after_rows_backward_end)
         backward_scan(turn - after_rows_backward_end, weights, steps, batch, lengths, order, resets, d_final_h_0, d_final_c_0, b_pre, b_c_0, g_pre, g_z, g_h_0, g_posterior, b_eps, b_posterior, g_prior, b_prior_0, g_prior_0, d_start_h_0, d_start_c_0, ROWS, PARTICLES, PRECISION, PTX)

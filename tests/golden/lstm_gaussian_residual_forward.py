@@ -11,13 +11,22 @@ def before_rows(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_x,
     b_pre,
+    b_z,
+    b_posterior_std,
+    b_prior,
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    if lengths is not None:
+        on.clear(b_z, row, inside, active, 4)
+        on.clear(b_posterior_std, row, inside, active, 4)
+        on.clear(b_prior, row, inside, active, 8)
     bias0_0 = on.bias(weights, 4944, 16)
     pre_0 = on.spread(bias0_0, ROWS)
     bias0_16 = on.bias(weights, 4960, 64)
@@ -27,8 +36,8 @@ def before_rows(
     pre_0 = on.product(x_0, w0_0_0, pre_0, PRECISION)
     w0_16_0 = on.weight(weights, 3920, 16, 64)
     pre_16 = on.product(x_0, w0_16_0, pre_16, PRECISION)
-    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
-    on.store(b_pre, row, active, pre_16, 16, 64, 64, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 64, 64, 80, PTX)
 
 
 @triton.jit
@@ -154,8 +163,11 @@ def after_rows(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_posterior,
     b_prior,
+    b_mean,
     b_kl,
     b_z,
     b_h_0,
@@ -166,7 +178,7 @@ def after_rows(
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
     posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8, PTX).to(tl.float32)
     posterior_0 = on.rounded(posterior_0, weights)
     posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX).to(tl.float32)
@@ -177,8 +189,9 @@ def after_rows(
     prior_4 = on.rounded(prior_4, weights)
     prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
     q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    on.store(b_mean, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 4, PTX)
     kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
-    on.store_number(b_kl, row, active, kl)
+    on.store_number(b_kl, row, inside, active, kl)
     bias0_0 = on.bias(weights, 5536, 16)
     decoder_0 = on.spread(bias0_0, ROWS)
     bias0_8 = on.bias(weights, 5552, 16)
@@ -198,31 +211,32 @@ def after_rows(
     if mask is not None:
         terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
     nll = on.total(terms, 8, 16)
-    on.store_number(b_nll, row, active, nll)
+    on.store_number(b_nll, row, inside, active, nll)
 
 
 @triton.jit(do_not_specialize=["steps", "batch", "count"])
 def forward(
     weights,
     count,
-    b_x,
-    b_pre,
-    steps,
     batch,
     lengths,
+    b_x,
+    b_pre,
+    b_z,
+    b_posterior_std,
+    b_prior,
+    steps,
     order,
     resets,
     start_h_0,
     start_c_0,
     b_h_0,
     b_c_0,
-    b_prior,
     b_posterior,
     b_eps,
-    b_posterior_std,
-    b_z,
     final_h_0,
     final_c_0,
+    b_mean,
     b_kl,
     mask,
     b_nll,
@@ -238,11 +252,11 @@ def forward(
     after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
     turn = on.turn(turns)
     if turn < before_rows_end:
-        before_rows(turn, weights, count, b_x, b_pre, HEIGHT, PRECISION, PTX)
+        before_rows(turn, weights, count, batch, lengths, b_x, b_pre, b_z, b_posterior_std, b_prior, HEIGHT, PRECISION, PTX)
     elif turn < forward_scan_end:
         on.wait(turns, before_rows_end)
         forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, start_c_0, b_h_0, b_c_0, b_pre, b_prior, b_posterior, b_eps, b_posterior_std, b_z, final_h_0, final_c_0, ROWS, PARTICLES, PRECISION, PTX)
     else:
         on.wait(turns, forward_scan_end)
-        after_rows(turn - forward_scan_end, weights, count, b_posterior, b_prior, b_kl, b_z, b_h_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
+        after_rows(turn - forward_scan_end, weights, count, batch, lengths, b_posterior, b_prior, b_mean, b_kl, b_z, b_h_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
     on.leave(turns, after_rows_end)

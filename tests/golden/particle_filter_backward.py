@@ -11,6 +11,8 @@ def after_rows_backward(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_pre,
     b_posterior,
     b_h_0,
@@ -28,26 +30,26 @@ def after_rows_backward(
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
-    bias0_0 = on.bias(weights, 4448, 16)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    bias0_0 = on.bias(weights, 2848, 16)
     posterior_0 = on.spread(bias0_0, ROWS)
-    bias0_4 = on.bias(weights, 4464, 16)
+    bias0_4 = on.bias(weights, 2864, 16)
     posterior_4 = on.spread(bias0_4, ROWS)
-    w0_0_16 = on.weight(weights, 3936, 16, 16)
+    w0_0_16 = on.weight(weights, 2336, 16, 16)
     pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
     posterior_0 = on.product(pre_16, w0_0_16, posterior_0, PRECISION)
-    w0_4_16 = on.weight(weights, 4192, 16, 16)
+    w0_4_16 = on.weight(weights, 2592, 16, 16)
     posterior_4 = on.product(pre_16, w0_4_16, posterior_4, PRECISION)
-    on.store(b_posterior, row, active, posterior_0, 0, 4, 16, 8, PTX)
-    on.store(b_posterior, row, active, posterior_4, 4, 4, 16, 8, PTX)
-    bias1_0 = on.bias(weights, 4992, 16)
+    on.store(b_posterior, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 8, PTX)
+    on.store(b_posterior, row, inside, on.only(posterior_4, active, lengths), 4, 4, 16, 8, PTX)
+    bias1_0 = on.bias(weights, 3392, 16)
     prior_0 = on.spread(bias1_0, ROWS)
-    bias1_4 = on.bias(weights, 5008, 16)
+    bias1_4 = on.bias(weights, 3408, 16)
     prior_4 = on.spread(bias1_4, ROWS)
-    w1_0_0 = on.weight(weights, 4480, 16, 16)
+    w1_0_0 = on.weight(weights, 2880, 16, 16)
     h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
     prior_0 = on.product(h_0_0, w1_0_0, prior_0, PRECISION)
-    w1_4_0 = on.weight(weights, 4736, 16, 16)
+    w1_4_0 = on.weight(weights, 3136, 16, 16)
     prior_4 = on.product(h_0_0, w1_4_0, prior_4, PRECISION)
     posterior_0 = on.rounded(posterior_0, weights)
     posterior_4 = on.rounded(posterior_4, weights)
@@ -55,18 +57,18 @@ def after_rows_backward(
     prior_4 = on.rounded(prior_4, weights)
     prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
     q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
-    bias2_0 = on.bias(weights, 5536, 16)
+    bias2_0 = on.bias(weights, 3936, 16)
     decoder_0 = on.spread(bias2_0, ROWS)
-    bias2_8 = on.bias(weights, 5552, 16)
+    bias2_8 = on.bias(weights, 3952, 16)
     decoder_8 = on.spread(bias2_8, ROWS)
-    w2_0_0 = on.weight(weights, 5024, 16, 16)
+    w2_0_0 = on.weight(weights, 3424, 16, 16)
     z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
     decoder_0 = on.product(z_0, w2_0_0, decoder_0, PRECISION)
-    w2_8_0 = on.weight(weights, 5280, 16, 16)
+    w2_8_0 = on.weight(weights, 3680, 16, 16)
     decoder_8 = on.product(z_0, w2_8_0, decoder_8, PRECISION)
-    w3_0_0 = on.weight(weights, 5568, 16, 16)
+    w3_0_0 = on.weight(weights, 3968, 16, 16)
     decoder_0 = on.product(h_0_0, w3_0_0, decoder_0, PRECISION)
-    w3_8_0 = on.weight(weights, 5824, 16, 16)
+    w3_8_0 = on.weight(weights, 4224, 16, 16)
     decoder_8 = on.product(h_0_0, w3_8_0, decoder_8, PRECISION)
     d_nll = on.number(u_nll, row, active)
     x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
@@ -77,15 +79,15 @@ def after_rows_backward(
         share_decoder_8 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_8, 0.0)
     d_decoder_0 = share_decoder_0
     d_decoder_8 = share_decoder_8
-    on.store(g_decoder, row, active, d_decoder_0, 0, 8, 16, 16, PTX)
-    w2_0_0 = on.weight(weights, 3424, 16, 16)
+    on.store(g_decoder, row, inside, on.only(d_decoder_0, active, lengths), 0, 8, 16, 16, PTX)
+    w2_0_0 = on.weight(weights, 5568, 16, 16)
     d_h_0_0 = on.product(d_decoder_0, w2_0_0, None, PRECISION)
-    w1_0_0 = on.weight(weights, 2880, 16, 16)
+    w1_0_0 = on.weight(weights, 5024, 16, 16)
     d_z_0 = on.product(d_decoder_0, w1_0_0, None, PRECISION)
-    on.store(g_decoder, row, active, d_decoder_8, 8, 8, 16, 16, PTX)
-    w2_8_0 = on.weight(weights, 3680, 16, 16)
+    on.store(g_decoder, row, inside, on.only(d_decoder_8, active, lengths), 8, 8, 16, 16, PTX)
+    w2_8_0 = on.weight(weights, 5824, 16, 16)
     d_h_0_0 = on.product(d_decoder_8, w2_8_0, d_h_0_0, PRECISION)
-    w1_8_0 = on.weight(weights, 3136, 16, 16)
+    w1_8_0 = on.weight(weights, 5280, 16, 16)
     d_z_0 = on.product(d_decoder_8, w1_8_0, d_z_0, PRECISION)
     d_kl = on.number(u_kl, row, active)
     share_at, share_q_std, share_p_mean, share_p_std = on.divergence_backward(z_0, q_std_4, prior_0, prior_std_0, d_kl, True)
@@ -94,16 +96,16 @@ def after_rows_backward(
     d_posterior_4 = share_q_std
     d_prior_0 = share_p_mean
     d_prior_4 = on.deviation_backward(prior_4, share_p_std, True, 0.0, 1.0, 1e-06, None, None, None)
-    on.store(g_prior, row, active, d_prior_0, 0, 4, 16, 8, PTX)
-    w0_0_0 = on.weight(weights, 2336, 16, 16)
+    on.store(g_prior, row, inside, on.only(d_prior_0, active, lengths), 0, 4, 16, 8, PTX)
+    w0_0_0 = on.weight(weights, 4480, 16, 16)
     d_h_0_0 = on.product(d_prior_0, w0_0_0, d_h_0_0, PRECISION)
-    on.store(g_prior, row, active, d_prior_4, 4, 4, 16, 8, PTX)
-    w0_4_0 = on.weight(weights, 2592, 16, 16)
+    on.store(g_prior, row, inside, on.only(d_prior_4, active, lengths), 4, 4, 16, 8, PTX)
+    w0_4_0 = on.weight(weights, 4736, 16, 16)
     d_h_0_0 = on.product(d_prior_4, w0_4_0, d_h_0_0, PRECISION)
-    on.store(g_h_0, row, active, d_h_0_0, 0, 16, 16, 16, PTX)
-    on.store(g_posterior, row, active, d_posterior_0, 0, 4, 16, 8, PTX)
-    on.store(g_posterior, row, active, d_posterior_4, 4, 4, 16, 8, PTX)
-    on.store(g_z, row, active, d_z_0, 0, 4, 16, 4, PTX)
+    on.store(g_h_0, row, inside, on.only(d_h_0_0, active, lengths), 0, 16, 16, 16, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_0, active, lengths), 0, 4, 16, 8, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_4, active, lengths), 4, 4, 16, 8, PTX)
+    on.store(g_z, row, inside, on.only(d_z_0, active, lengths), 0, 4, 16, 4, PTX)
 
 
 @triton.jit
@@ -138,7 +140,9 @@ def backward_scan(
         length = tl.load(lengths + b, mask=inside, other=0).to(tl.int32)
     longest = tl.max(length)
     zero = tl.minimum(batch, 0)
-    later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
+    later_h_0_0 = tl.zeros((ROWS, 16), tl.float32)
+    if d_final_h_0 is not None:
+        later_h_0_0 = on.load(d_final_h_0, b.to(tl.int64), inside, 0, 16, 16, 16, PTX).to(tl.float32)
     w2_32_0 = on.weight(weights, 1568, 16, 16)
     w0_32_0 = on.weight(weights, 512, 16, 16)
     w2_48_0 = on.weight(weights, 1824, 16, 16)
@@ -242,6 +246,8 @@ def backward_scan(
 def backward(
     weights,
     count,
+    batch,
+    lengths,
     b_pre,
     b_posterior,
     b_h_0,
@@ -256,8 +262,6 @@ def backward(
     g_posterior,
     g_z,
     steps,
-    batch,
-    lengths,
     order,
     resets,
     d_final_h_0,
@@ -276,7 +280,7 @@ def backward(
     backward_scan_end = after_rows_backward_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
     turn = on.turn(turns)
     if turn < after_rows_backward_end:
-        after_rows_backward(turn, weights, count, b_pre, b_posterior, b_h_0, b_z, u_nll, b_x, mask, g_decoder, u_kl, g_prior, g_h_0, g_posterior, g_z, HEIGHT, PRECISION, PTX)
+        after_rows_backward(turn, weights, count, batch, lengths, b_pre, b_posterior, b_h_0, b_z, u_nll, b_x, mask, g_decoder, u_kl, g_prior, g_h_0, g_posterior, g_z, HEIGHT, PRECISION, PTX)
     else:
         on.wait(turns, after_rows_backward_end)
         backward_scan(turn - after_rows_backward_end, weights, steps, batch, lengths, order, resets, d_final_h_0, b_ancestors, b_pre, b_h_0, g_h_0, g_pre, g_z, g_posterior, b_eps, b_posterior, d_start_h_0, ROWS, PARTICLES, PRECISION, PTX)

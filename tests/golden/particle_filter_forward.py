@@ -11,16 +11,18 @@ def before_rows(
     program,
     weights,
     count,
+    batch,
+    lengths,
     b_pre,
     b_x,
     ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, active = on.row_tile(program, count, ROWS)
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
     bias0_0 = on.bias(weights, 3936, 16)
     pre_0 = on.spread(bias0_0, ROWS)
-    on.store(b_pre, row, active, pre_0, 0, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 16, 80, PTX)
     bias1_16 = on.bias(weights, 5232, 16)
     pre_16 = on.spread(bias1_16, ROWS)
     bias1_32 = on.bias(weights, 5248, 64)
@@ -30,8 +32,8 @@ def before_rows(
     pre_16 = on.product(x_0, w1_16_0, pre_16, PRECISION)
     w1_32_0 = on.weight(weights, 4208, 16, 64)
     pre_32 = on.product(x_0, w1_32_0, pre_32, PRECISION)
-    on.store(b_pre, row, active, pre_16, 16, 16, 16, 80, PTX)
-    on.store(b_pre, row, active, pre_32, 32, 48, 64, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_32, active, lengths), 32, 48, 64, 80, PTX)
 
 
 @triton.jit
@@ -195,11 +197,11 @@ def forward_scan(
 def forward(
     weights,
     count,
+    batch,
+    lengths,
     b_pre,
     b_x,
     steps,
-    batch,
-    lengths,
     order,
     resets,
     start_h_0,
@@ -226,7 +228,7 @@ def forward(
     forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
     turn = on.turn(turns)
     if turn < before_rows_end:
-        before_rows(turn, weights, count, b_pre, b_x, HEIGHT, PRECISION, PTX)
+        before_rows(turn, weights, count, batch, lengths, b_pre, b_x, HEIGHT, PRECISION, PTX)
     else:
         on.wait(turns, before_rows_end)
         forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_x, mask, b_uniforms, enough, b_nll, b_kl, b_ancestors, final_h_0, ROWS, PARTICLES, PRECISION, PTX)

@@ -61,6 +61,7 @@ CASES = [
     Case("rnn, smooth", cell(cell="rnn", nonlinearity="gelu", activation="silu", **DEEP), torch.float32),
     Case("particle filter", cell(measure="particle_filter"), steps=4, batch=8, options={"particles": 4}),
     Case("gru of 64", cell(64), steps=1),
+    Case("gru of 100", cell(100), steps=1),
 ]  # fmt: skip
 SWEEP = [
     Case(f"{kind}, {chip}, {dtype}, {name}", cell(cell=kind, **options), dtype, chip=chip)
@@ -75,7 +76,7 @@ SWEEP = [
         "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None},
         "log weight": {"measure": "log_weight"},
     }.items()
-] + [Case("gru of 100", cell(100), steps=1), Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
+] + [Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
 SWEPT = os.environ.get("VRNN_FAST_PTX") == "sweep"
 if SWEPT:
     CASES = CASES + SWEEP

@@ -1,8 +1,9 @@
 """The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
 Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py and
-memory.py (what they call), passes.py (all that is not sequential; ../rows.py where it does not fit), phases.py (how
-both are one launch), pack.py and accumulate.py (weights, and their gradients), launch.py.
+memory.py (what they call), passes.py (all that is not sequential, in as many passes as it takes; ../rows.py where a
+stage does not fit into one), phases.py (how both are one launch), pack.py and accumulate.py (weights, and their
+gradients), launch.py.
 Only kernels.py, functions.py, memory.py and versions.py import triton, at the first call.
 """
 

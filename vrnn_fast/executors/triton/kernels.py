@@ -31,8 +31,8 @@ def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ..
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Phase:
     """Return the reverse scan; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
     cut = plan(spec, config.widest, reverse=True)
-    loaded = resident(cut, config, itemsize)
-    return emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=config.ahead, late=config.late)
+    loaded, ahead = resident(cut, config, itemsize), config.ahead and not config.forward_only
+    return emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=ahead, late=config.late)
 
 
 @lru_cache(maxsize=256)

@@ -18,13 +18,14 @@ from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelih
 from ..cut import halves, observed, slices, written
 from .emit import STAGES, Emitter, constants_of, deviation_of, pairs
 from .phases import Phase
-from .plan import Plan, Tile, plan, rows_plan
+from .plan import Plan, Tile, padded, plan, rows_plan
 from .scan import Backward, Forward, Scan
 from .writer import indent
 
 BEFORE, AFTER = "before_rows", "after_rows"
 AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
 HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
+WIDE = 2048  # columns that a divergence and a likelihood work on, from which on they count twice
 BEGIN = ["row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)"]
 
 
@@ -52,9 +53,13 @@ class RowPass:
 
     @property
     def columns(self) -> int:
-        """Count the columns of all tiles together; of none where no product holds tiles until all of it is added up."""
-        tiles = (tile.padded for cut in self.plans if cut.matrices for of in cut.tiles.values() for tile in of)
-        return sum(tiles)
+        """Count the columns of all tiles, twice of a wide divergence's or likelihood's, whose functions take many; of
+        none where no product holds tiles until all of it is added up."""
+        cuts = [cut for cut in self.plans if cut.matrices]
+        stages = (stage for cut in cuts for stage in cut.program.scan if isinstance(stage, Divergence | Likelihood))
+        again = sum(padded(part.width) for stage in stages for part in slices(stage))
+        whole = sum(tile.padded for cut in cuts for of in cut.tiles.values() for tile in of)
+        return whole + (again if again >= WIDE else 0)
 
     @property
     def products(self) -> int:
@@ -107,33 +112,36 @@ def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes 
     scan = plan(spec, widest, reverse=reverse)
     program, offset = scan.program, scan.workspace
 
+    def tried(stages: Iterable[Stage], *, back: bool = False) -> Plan:
+        return rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back)
+
     def cut(stages: Iterable[Stage], *, back: bool = False) -> Plan:
         nonlocal offset
-        found = rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back)
+        found = tried(stages, back=back)
         offset = max(offset, found.workspace)
         return found
 
     def of_values(stages: tuple[Stage, ...], leaves: Iterable[str] = ()) -> Iterator[RowPass]:
-        runs = _runs(stages, lambda run: room.holds(RowPass(cut(run))))
+        runs = _runs(stages, lambda run: room.holds(RowPass(tried(run))))
         for number, run in enumerate(runs):
             read = {part.buffer for later in runs[number + 1 :] for stage in later for part in slices(stage)}
             made = frozenset(part.buffer for stage in run for part in written(stage))
             yield RowPass(cut(run), leaves=made & read.union(leaves))
 
     def of_gradients(again: tuple[Stage, ...], stages: tuple[Stage, ...]) -> Iterator[RowPass]:
-        whole = RowPass(cut(again), cut(stages, back=True))
-        if room.holds(whole):
-            yield whole
+        if room.holds(RowPass(tried(again), tried(stages, back=True))):
+            yield RowPass(cut(again), cut(stages, back=True))
             return
         products = tuple(stage for stage in again if isinstance(stage, _WITH_TARGET))
         yield from of_values(products, {stage.target.buffer for stage in products})
         finds: frozenset[Slice] = frozenset()
-        for run in _runs(stages, lambda run: room.holds(_back(run)), last_first=True):
-            yield replace(_back(run), finds=finds)
-            finds |= {part for stage in run for part in _reached_by(stage)}
 
-    def _back(run: tuple[Stage, ...]) -> RowPass:
-        return RowPass(cut(s for s in run if not isinstance(s, _WITH_TARGET)), cut(run, back=True))
+        def fit(run: tuple[Stage, ...]) -> bool:
+            return room.holds(RowPass(tried(_alone(run)), tried(run, back=True)))
+
+        for run in _runs(stages, fit, last_first=True):
+            yield RowPass(cut(_alone(run)), cut(run, back=True), finds=finds)
+            finds |= {part for stage in run for part in _reached_by(stage)}
 
     if not reverse:
         found = Passes(scan, tuple(of_values(program.before)), tuple(of_values(program.after)))
@@ -164,6 +172,11 @@ def _runs(
         else:
             runs.append(run)
     return runs
+
+
+def _alone(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """List those whose gradients take more than values that are in memory."""
+    return tuple(stage for stage in stages if not isinstance(stage, _WITH_TARGET))
 
 
 def _written(stages: Iterable[Stage]) -> Iterator[tuple[str, int]]:

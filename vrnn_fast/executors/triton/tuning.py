@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -29,6 +29,7 @@ from .plan import Matrix, Plan, plan
 MOST_REGISTERS = 255  # of a thread
 MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one, and whether threads multiply: a little
 # less, for nothing should spill for that
+MOST_FORWARD_AHEAD = 262  # of 16 bits, of which two wait in a register: forward does not spill then, the reverse would
 MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
 MOST_IN_TF32 = {False: 125, True: 180}  # registers of a thread over rows, by an estimate, forward and in reverse
@@ -65,6 +66,7 @@ class Config:
         warps: of one program.
         widest: columns of the widest tile, a power of two from 16 on.
         ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
+        forward_only: whether steps of the reverse scan do not.
         shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
         late: whether registers hold operands rather than sums. Then forward adds up a tile where it is needed, and a
             reverse step begins with all that it reads; where operands are large, neither.
@@ -76,6 +78,7 @@ class Config:
     ahead: bool
     shared: int
     late: bool = True
+    forward_only: bool = False
 
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
@@ -180,7 +183,7 @@ def candidates(
     ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
     sequence are in one tile. Here and below.
     """
-    found = []
+    found: list[tuple[bool, bool, int, Config]] = []
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
     by_threads = itemsize == 4 and precision == "ieee"
@@ -195,7 +198,9 @@ def candidates(
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
         wanted = registers(cut, config, chip) + (operand_registers(config, chip) if by_threads else 0)
-        if wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
+        if ahead and MOST_AHEAD[by_threads] < wanted <= MOST_FORWARD_AHEAD and late:
+            found.append((False, False, False, replace(config, forward_only=True)))
+        elif wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
             spills = wanted > MOST_REGISTERS
             found.append((spills, spills and ahead, spills and widest, config))
     found = [entry for entry in found if not entry[0]] or found
