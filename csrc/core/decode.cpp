@@ -87,6 +87,7 @@ Stage read_elementwise(Reader& in, Op op, const std::vector<Buffer>& buffers) {
     switch (op) {
         case Op::bias:
         case Op::dense:
+        case Op::begin:
         case Op::resample: break;
         case Op::activate:
             s.source = slice();
@@ -225,7 +226,7 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         const auto op = static_cast<Op>(in.next_below(members(Op_names), "a stage's kind"));
         Stage s = read_elementwise(in, op, buffers_);
         int64_t blocks = 0, terms = 0;
-        if (op == Op::dense || op == Op::bias) {
+        if (op == Op::dense || op == Op::bias || op == Op::begin) {
             if (op == Op::dense) s.source = in.slice(buffers_);
             s.target = in.slice(buffers_);
             s.accumulate = in.next() != 0;

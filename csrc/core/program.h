@@ -16,14 +16,14 @@ struct Span {
     const T& operator[](int64_t i) const { return data[i]; }
 };
 
-inline constexpr int64_t program_format = 8;  // of the code: that of vrnn_fast/cell/encode.py
+inline constexpr int64_t program_format = 9;  // of the code: that of vrnn_fast/cell/encode.py
 
 // An enum whose numbers are the encoding, and the names of its members, "a, b, c", which a test compares with Python's.
 #define VRNN_ENCODED(Enum, ...)                \
     enum class Enum : int64_t { __VA_ARGS__ }; \
     inline constexpr char Enum##_names[] = #__VA_ARGS__
 
-VRNN_ENCODED(Op, bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw);
+VRNN_ENCODED(Op, bias, dense, activate, add, sample, recur, divergence, likelihood, resample, draw, begin);
 VRNN_ENCODED(Activation, relu, leaky_relu, tanh, elu, identity, silu, gelu);
 VRNN_ENCODED(Cell, gru, lstm, rnn);
 VRNN_ENCODED(Loss, bernoulli, gaussian, external);
@@ -88,7 +88,7 @@ struct Std {
 struct Stage {
     Op op;
     Slice source;         // what is read; [mean | raw] of sample and divergence's prior
-    Slice target;         // what is written: bias, dense, activate, add; z of sample; the gates of recur; x of draw
+    Slice target;         // what is written: by most; z of sample; the gates of recur; x of draw
     Slice std;            // of sample, and of divergence's prior
     Slice posterior;      // [mean | raw], divergence only
     Slice posterior_std;  // divergence only
@@ -105,7 +105,7 @@ struct Stage {
     bool mean = false;            // draw: the mean in the place of a sample
     int64_t kind = 0;             // Activation, Cell or Loss
     Std deviation{};              // sample, divergence's prior, likelihood, draw
-    int64_t weights = 0;          // dense and bias: offset of the stacked bias (and its gradient), in elements
+    int64_t weights = 0;          // dense, bias, begin: offset of the stacked bias (and its gradient), in elements
     int64_t packed = 0;           // dense: offset of the packed weights, in elements
     int64_t gradient = 0;         // dense: offset of the weight gradient, in elements
 };

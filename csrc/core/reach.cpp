@@ -25,7 +25,8 @@ void spread(const Stage& s, bool* reached) {
         case Op::divergence:
         case Op::likelihood:
         case Op::resample:
-        case Op::draw: break;
+        case Op::draw:
+        case Op::begin: break;
     }
 }
 

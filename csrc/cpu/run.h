@@ -1,5 +1,5 @@
 // One stage over the rows that a position is at, in each direction. Those that go from row to row are not among them:
-// recur (states.h) and resample (resample.h).
+// recur and begin (states.h) and resample (resample.h).
 //
 // A gradient matrix has the shape and the columns of the value it belongs to. One exception saves a buffer: between
 // divergence and sample the gradient of [mean | raw] holds [d mean | d std], which sample turns into [d mean | d raw].
@@ -65,6 +65,7 @@ static void run(const Position<T>& p, const Stage& s) {
                                  p.value(s.target));
             });
         case Op::recur:
+        case Op::begin:
         case Op::resample: return;
     }
 }
@@ -130,6 +131,7 @@ static void run_backward(const Position<T>& p, const Stage& s) {
             return;
         }
         case Op::recur:
+        case Op::begin:
         case Op::resample:
         case Op::draw: return;
     }

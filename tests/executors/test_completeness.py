@@ -19,15 +19,16 @@ import torch
 
 from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
-from vrnn_fast.cell.partition import generation
+from vrnn_fast.cell.partition import generation, partition
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
+from vrnn_fast.cell.stages import Activate, Begin, Bias, Draw, Keep, Partition, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
+from vrnn_fast.executors.operators import BEGINS
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
 from vrnn_fast.executors.triton.plan import plan
@@ -75,7 +76,8 @@ def examples() -> dict[type, Example]:
         for spec, program in programs(direction):
             for stage in program.stages:
                 found.setdefault(type(stage), Example(spec, program, stage))
-    return found
+    begins = CellSpec(**SIZES, initial_state=True)
+    return found | {Begin: Example(begins, partition(begins), partition(begins).scan[0])}
 
 
 def refusal(rows: Rows, direction: str, stage: Any) -> str | None:
@@ -141,6 +143,8 @@ def on_triton(example: Example, direction: str) -> str | None:
         written(example.stage)
     except AssertionError:
         return "written of executors/cut.py"
+    if kind in emit.REFUSED:
+        return f"refused: {emit.REFUSED[kind]}"
     if kind not in emit.STAGES:
         return "STAGES of executors/triton/emit.py"
     pair = emit.STAGES[kind]
@@ -168,7 +172,10 @@ def on_cuda(example: Example, direction: str) -> str | None:
 
 
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
-REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"}
+REFUSED |= {(Begin, direction): f"refused: {BEGINS}" for direction in DIRECTIONS}  # by refuses of both, before
+NO_UNIT, NO_GRADIENT = "has no unit in a CUDA scan", "has no gradient in a CUDA scan"
+REFUSED_ON_CUDA = {(kind, "backward"): f"refused: {kind.__name__} {NO_GRADIENT}" for kind in (Draw, Begin)}
+REFUSED_ON_CUDA |= {(Begin, direction): f"refused: Begin {NO_UNIT}" for direction in ("forward", "generation")}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

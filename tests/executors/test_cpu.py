@@ -144,6 +144,17 @@ def test_resets_and_masks(isa: str, dtype: torch.dtype, cell: str, layers: int, 
         assert_obeys_the_law(spec, 7, 5, lengths, resets=True, mask=True, **options)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_resets_to_an_initial_state(isa: str, dtype: torch.dtype, cell: str, layers: int) -> None:
+    spec = CellSpec(5, 19, 3, cell=cell, num_layers=layers, initial_state=True, **DEEP)
+    for lengths, recompute in ((None, False), (RAGGED, True)):
+        options: dict[str, Any] = {"executor": cpu, "dtype": dtype, "recompute": recompute}
+        assert_obeys_the_law(spec, 7, 5, lengths, resets=True, **options)
+    found = Problem.draw(spec, 3, 2).run(cpu, dtype)
+    assert not any(found[f"d {p.name}"].any() for p in spec.parameters() if p.name.startswith("initial"))
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("network", ["phi_x", "phi_z", "encoder", "prior", "decoder"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

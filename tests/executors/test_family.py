@@ -223,6 +223,43 @@ def test_a_reset_is_a_new_sequence(executor: str, cell: str, layers: int) -> Non
     assert all((g == 0).all() for g in later)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_a_reset_goes_to_the_initial_state_and_trains_it(executor: str, cell: str, layers: int) -> None:
+    model = build(executor, cell=cell, num_layers=layers, learn_initial_state=True)
+    with torch.no_grad():
+        model.get_parameter("initial_state").normal_()
+    given = data(model)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[2, 1] = resets[4, 1] = resets[0, 3] = True
+    out = model(**given, resets=resets)
+    pieces = ((0, 0, T), (1, 0, 2), (1, 2, 4), (1, 4, T), (2, 0, T), (3, 0, T))
+    alone = 0.0
+    for row, begin, end in pieces:
+        piece = model(given["x"][begin:end, row : row + 1], eps=given["eps"][begin:end, row : row + 1])
+        torch.testing.assert_close(out.nll[begin:end, row : row + 1], piece.nll)
+        alone = alone + (piece.nll + piece.kl).sum() / (T * B)
+    torch.testing.assert_close(out.loss, alone)
+    wanted = dict(model.named_parameters())
+    found, right = (torch.autograd.grad(loss, list(wanted.values())) for loss in (out.loss, alone))
+    for name, ours, theirs in zip(wanted, found, right, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda m, n=name: f"{n}: {m}")
+    assert right[list(wanted).index("initial_state")].all()
+    bound = model.bound(given["x"], objective="iwae", num_particles=2, resets=resets)
+    assert torch.autograd.grad(bound.sum(), [wanted["initial_state"]])[0].isfinite().all()
+
+
+def test_an_initial_state_may_be_set_as_a_parameter(executor: str) -> None:
+    model = build(executor)
+    model.initial_state = nn.Parameter(torch.randn(1, 1, H).double())
+    other = build(executor, learn_initial_state=True)
+    other.load_state_dict(model.state_dict())
+    given = data(model)
+    resets = torch.rand(T, B) < 0.3
+    assert torch.equal(other(**given, resets=resets).loss, model(**given, resets=resets).loss)
+    assert "initial_state" in dict(model.named_parameters())
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_a_mask_leaves_out_what_was_not_observed(executor: str, likelihood: str) -> None:
     model = build(executor, likelihood=likelihood)

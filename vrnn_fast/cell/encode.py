@@ -11,6 +11,7 @@ from .spec import ACTIVATIONS, CellSpec, Std
 from .stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Block,
     Dense,
@@ -42,12 +43,13 @@ OPS: tuple[type[Stage], ...] = (
     Likelihood,
     Resample,
     Draw,
+    Begin,
 )
 CELLS = ("gru", "lstm", "rnn")
 LIKELIHOODS = ("bernoulli", "gaussian", "external")
 STD_KINDS = ("plain", "softplus", "exponential")
 LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-FORMAT = 8  # of the code and of what forward saves: compiled graphs are cached by it
+FORMAT = 9  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 class Program(NamedTuple):
@@ -76,7 +78,7 @@ class _StageWriter:
     def stage(self, stage: Stage) -> Iterator[int]:
         yield OPS.index(type(stage))
         match stage:
-            case Bias():
+            case Bias() | Begin():
                 yield from self._weights(stage, (), stage.terms)
             case Dense():
                 yield from self._slices(stage.source)
@@ -115,7 +117,9 @@ class _StageWriter:
         if part is not None:
             yield from self._slices(part)
 
-    def _weights(self, stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
+    def _weights(
+        self, stage: Bias | Dense | Begin, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None
+    ) -> Iterator[int]:
         yield from self._slices(stage.target)
         yield from (terms is None, len(blocks), len(terms or ()))
         for b in blocks:

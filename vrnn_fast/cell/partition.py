@@ -29,6 +29,7 @@ from .spec import FROM_INPUT, GATES, CellSpec, Layer, Std
 from .stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Block,
     Buffer,
@@ -317,6 +318,9 @@ def partition(spec: CellSpec) -> Partition:
         before.extend(_products(sources["cond"], first_parts("cond")))
 
     scan: list[Stage] = []
+    if spec.initial_state:
+        states = [(f"initial.{part.buffer.replace('.', '')}", part) for part in (*h, *c)]
+        scan.extend(Begin(part, (Term(name, 0, part.width, 0),)) for name, part in states)
     after: list[Stage] = []
     weigh = scan if filtered else after
     for layer in reversed(rnn):

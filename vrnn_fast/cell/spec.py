@@ -167,6 +167,12 @@ class CellSpec:
     al. 2016, "Importance Weighted Autoencoders"). ``"particle_filter"`` has the same, and rows that lie side by side
     are the particles of one sequence, which are resampled as they run (Maddison et al. 2017, "Filtering Variational
     Objectives", algorithm 1).
+
+    With ``initial_state`` a sequence that begins anew does so from a state that is the last of the parameters, and not
+    from zeros.
+
+    With ``initial_state`` a sequence that begins anew does so from a state among the parameters, the last of them, and
+    not from zeros.
     """
 
     input_size: int
@@ -195,6 +201,7 @@ class CellSpec:
     own_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     input_order: tuple[tuple[str, tuple[str, ...]], ...] = ()
     measure: Measure = "kl"
+    initial_state: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("hidden_size", 1), ("latent_size", 0), ("cond_size", 0)):
@@ -388,3 +395,6 @@ class CellSpec:
             if self.bias:
                 yield ParameterSpec(f"rnn.bias_ih_l{i}", (gates,))
                 yield ParameterSpec(f"rnn.bias_hh_l{i}", (gates,))
+        if self.initial_state:
+            for part in "hc"[: self.state_parts]:
+                yield from (ParameterSpec(f"initial.{part}{i}", (self.hidden_size,)) for i in range(self.num_layers))

@@ -134,6 +134,14 @@ class Resample:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """target, a state = the sum of the terms in the rows that begin anew."""
+
+    target: Slice
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
 class Draw:
     """x_t ~ p(x_t | z_<=t, x_<t) from the decoder's raw output and noise (eq. 6), or its mean.
 
@@ -148,7 +156,7 @@ class Draw:
     mean: bool
 
 
-Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw
+Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw | Begin
 
 
 class Keep(IntEnum):

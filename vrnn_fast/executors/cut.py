@@ -16,6 +16,7 @@ from ..cell.spec import CellSpec
 from ..cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Dense,
     Divergence,
@@ -183,7 +184,7 @@ def written(stage: Stage) -> tuple[Slice, ...]:
             return (stage.x,)
         case Recur():
             return (stage.gates,) if stage.output is None else (stage.gates, stage.output)
-        case Divergence() | Likelihood() | Resample():
+        case Divergence() | Likelihood() | Resample() | Begin():
             return ()
         case _:
             assert_never(stage)

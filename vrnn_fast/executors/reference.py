@@ -75,6 +75,7 @@ class Equations:
             (next(rest), next(rest), next(rest) if spec.bias else None, next(rest) if spec.bias else None)
             for _ in range(spec.num_layers)
         ]
+        self.initial = tuple(rest)  # (H,) each: the state of a sequence that begins anew, or nothing for zeros
 
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """Compute what the heads of a network give; for one without heads, its last hidden layer."""
@@ -182,7 +183,8 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         # padding may hold NaN: what a padded row would compute is cut off before it can meet a gradient
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
         if resets is not None:
-            before = tuple(_zero_unless(~resets[t].unsqueeze(-1), s) for s in before)
+            begins, initial = resets[t].unsqueeze(-1), cell.initial or [torch.zeros_like(s) for s in before]
+            before = tuple(torch.where(begins, i, s) for i, s in zip(initial, before, strict=True))
         h, cond_t = cell.top(before), None if cond is None else cond[t]
         phi_x = cell.phi_x(x[t])
         prior = cell.prior(h, cond_t)
