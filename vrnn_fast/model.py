@@ -81,6 +81,8 @@ class VRNN(Answers, nn.Module):
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
             hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
             its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).
+        layer_norm: the networks whose hidden layers, those of heads too, are normalised before their activation, as
+            ``nn.Sequential(Linear, LayerNorm, ReLU)`` does; True for all five. ``layer_norm_eps`` is torch's ``eps``.
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
         learn_initial_state: whether ``initial_state`` is a parameter, which begins at zeros.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
@@ -128,6 +130,8 @@ class VRNN(Answers, nn.Module):
         packed_heads: bool = False,
         cond_size: int = 0,
         cond_networks: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
+        layer_norm: bool | Sequence[str] = False,
+        layer_norm_eps: float = 1e-5,
         residual: bool = False,
         learn_initial_state: bool = False,
         std: StdKind | Std = "softplus",
@@ -167,6 +171,8 @@ class VRNN(Answers, nn.Module):
             activation=every_activation,
             activations=activations,
             input_order=arguments.orders(input_order),
+            normalized=arguments.normalized(layer_norm),
+            norm_eps=layer_norm_eps,
             head_layers=every_head,
             own_layers=own_layers,
             packed_heads=packed_heads,

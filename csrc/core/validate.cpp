@@ -36,7 +36,11 @@ class Widths {
             case Op::dense:
                 require(!s.accumulate || s.terms.size == 0, "a product that is added to others brings no bias");
                 break;
-            case Op::activate: require(s.source.width == s.target.width, "an activation changes no width"); break;
+            case Op::activate:
+            case Op::normalize:
+                require(s.source.width == s.target.width, "an activation, or a normalisation, changes no width");
+                require(s.op == Op::activate || !s.accumulate, "a normalisation has a scale and a shift");
+                break;
             case Op::add: require(s.source.width == s.target.width, "two widths that are added differ"); break;
             case Op::sample: heads(s.source, s.std, s.target); break;
             case Op::recur: {

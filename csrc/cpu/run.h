@@ -11,6 +11,7 @@
 #include "stages/divergence.h"
 #include "stages/draw.h"
 #include "stages/likelihood.h"
+#include "stages/normalize.h"
 #include "stages/sample.h"
 
 namespace vrnn::VRNN_ISA {
@@ -30,6 +31,8 @@ static void run(const Position<T>& p, const Stage& s) {
             return activate_forward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
                                        p.value(s.target));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.value(s.source), p.value(s.target));
+        case Op::normalize:
+            return normalize_forward<T>(p.rows, s.target.width, s.epsilon, bias, p.value(s.source), p.value(s.target));
         case Op::sample:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
                 sample_forward<T>(p.rows, s.target.width, deviation, p.value(s.source), p.value(buffer_eps, p.begin),
@@ -91,6 +94,10 @@ static void run_backward(const Position<T>& p, const Stage& s) {
             return activate_backward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
                                         p.gradient(s.target), p.gradient(s.source));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(s.target), p.gradient(s.source));
+        case Op::normalize:
+            return normalize_backward<T>(p.rows, s.target.width, s.epsilon,
+                                         p.launch.packed + p.program.packed_size + s.weights, p.value(s.source),
+                                         p.gradient(s.target), p.gradient(s.source));
         case Op::sample: {
             const Matrix<T> dz = p.gradient(s.target);
             if (const Matrix<T> d = p.upstream(Output::z)) add_rows<T>(p.rows, s.target.width, d, dz);

@@ -161,8 +161,13 @@ class Walker {
     void add_weight_gradients() {
         const bool first = at.chunk.end_step == shard.steps;
         for (const Stage& s : program.stages) {
-            if (s.op != Op::dense && s.op != Op::bias) continue;
+            if (s.op != Op::dense && s.op != Op::bias && s.op != Op::normalize) continue;
             const Matrix<T> d = at.gradient(s.target);
+            if (s.op == Op::normalize) {
+                add_scaling_gradients<T>(at.rows, s.target.width, s.epsilon, at.value(s.source), d, first,
+                                         biases() + s.weights);
+                continue;
+            }
             if (!s.accumulate) add_column_sums<T>(at.rows, s.target.width, d, first, biases() + s.weights);
             if (s.op == Op::bias) continue;
             const Sizes size{s.target.width, s.source.width, at.rows};

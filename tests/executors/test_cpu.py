@@ -269,6 +269,7 @@ def test_the_deepest_model_that_can_be_described() -> None:
     deepest = (1,) * MOST_DEPTH
     networks = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"), deepest)
     spec = CellSpec(2, 3, 1, "lstm", MOST_LAYERS, cond_size=1, activation="identity", **networks)
+    assert 800 < len(partition(replace(spec, activation="silu", normalized=tuple(DEEP))).buffers) <= 832
     for seed in range(3):
         problem = Problem.draw(spec, 3, 2, seed=seed)
         found, right = problem.run(cpu, torch.float32), problem.run(reference, torch.float64)

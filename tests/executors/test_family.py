@@ -34,6 +34,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
         "encoder": (),
     },
     "packed heads": {"packed_heads": True},
+    "normalised": {"layer_norm": True, "head_layers": (4,), "activation": "silu"},
     "log variance": {"std": "log_variance"},
     "conditioned": {"cond_size": C, "cond_networks": EVERYWHERE},
     "no z": {"latent_size": 0},
@@ -315,9 +316,14 @@ def test_without_z_it_is_an_ordinary_recurrent_network(executor: str) -> None:
         assert model.generate(3, batch_size=2)[0].shape == (3, 2, X)
 
 
-def test_one_step_is_a_variational_autoencoder(executor: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "layer_norm_eps": 0.1, "activation": "gelu"}], ids=str)
+def test_one_step_is_a_variational_autoencoder(executor: str, options: dict[str, Any]) -> None:
     """T = 1 from a zero state, a standard normal prior: Kingma and Welling 2014, a frame at a time."""
-    model = build(executor, prior="standard_normal", likelihood=FixedGaussian(0.5))
+    model = build(executor, prior="standard_normal", likelihood=FixedGaussian(0.5), **options)
+    assert any(isinstance(module, nn.LayerNorm) for module in model.modules()) == bool(options)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()  # scales and shifts too
     x, eps = torch.randn(1, B, X).double(), torch.randn(1, B, Z).double()
     h = torch.zeros(B, H).double()
     with torch.no_grad():

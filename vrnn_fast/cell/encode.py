@@ -19,6 +19,7 @@ from .stages import (
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -44,12 +45,13 @@ OPS: tuple[type[Stage], ...] = (
     Resample,
     Draw,
     Begin,
+    Normalize,
 )
 CELLS = ("gru", "lstm", "rnn")
 LIKELIHOODS = ("bernoulli", "gaussian", "external")
 STD_KINDS = ("plain", "softplus", "exponential")
 LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-FORMAT = 9  # of the code and of what forward saves: compiled graphs are cached by it
+FORMAT = 10  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 class Program(NamedTuple):
@@ -83,6 +85,9 @@ class _StageWriter:
             case Dense():
                 yield from self._slices(stage.source)
                 yield from self._weights(stage, stage.blocks, stage.bias)
+            case Normalize():
+                yield from (*self._slices(stage.source, stage.target), self._constant(stage.eps))
+                yield from self._terms((), stage.terms)
             case Activate():
                 yield from (*self._slices(stage.source, stage.target), ACTIVATIONS.index(stage.activation))
             case Add():
@@ -121,6 +126,9 @@ class _StageWriter:
         self, stage: Bias | Dense | Begin, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None
     ) -> Iterator[int]:
         yield from self._slices(stage.target)
+        yield from self._terms(blocks, terms)
+
+    def _terms(self, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
         yield from (terms is None, len(blocks), len(terms or ()))
         for b in blocks:
             yield from (self.parameters[b.parameter], b.row, b.rows, b.column, b.at)

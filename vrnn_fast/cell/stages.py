@@ -71,6 +71,19 @@ class Activate:
 
 
 @dataclass(frozen=True)
+class Normalize:
+    """target = (source - mean) / sqrt(variance + eps) * scale + shift, by mean and variance of each row's columns.
+
+    The source is kept apart, for the gradient needs it; ``terms`` are [scale | shift].
+    """
+
+    source: Slice
+    target: Slice
+    terms: tuple[Term, ...]
+    eps: float
+
+
+@dataclass(frozen=True)
 class Add:
     """target = target + source, in place."""
 
@@ -156,7 +169,9 @@ class Draw:
     mean: bool
 
 
-Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw | Begin
+Stage: TypeAlias = (
+    Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw | Begin | Normalize
+)
 
 
 class Keep(IntEnum):

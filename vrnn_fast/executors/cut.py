@@ -23,6 +23,7 @@ from ..cell.stages import (
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -176,7 +177,7 @@ def slices(stage: object) -> Iterator[Slice]:
 def written(stage: Stage) -> tuple[Slice, ...]:
     """Return what a stage of the scan writes, its states and the sums of a row apart."""
     match stage:
-        case Bias() | Dense() | Activate() | Add():
+        case Bias() | Dense() | Normalize() | Activate() | Add():
             return (stage.target,)
         case Sample():
             return stage.std, stage.z

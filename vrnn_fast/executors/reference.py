@@ -24,7 +24,7 @@ device = "any"
 trusted = True
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
 
-Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, activation
+Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, what follows
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -63,7 +63,14 @@ class Equations:
         rest = iter(parameters)
 
         def take(layers: Iterable[Layer]) -> Layers:
-            return [(next(rest), next(rest), _ACTIVATIONS[layer.activation]) for layer in layers]
+            return [(next(rest), next(rest), followed(layer)) for layer in layers]
+
+        def followed(layer: Layer) -> Callable[[Tensor], Tensor]:
+            activate = _ACTIVATIONS[layer.activation]
+            if layer.norm is None:
+                return activate
+            scale, shift = next(rest), next(rest)
+            return lambda x: activate(F.layer_norm(x, (layer.outputs,), scale, shift, spec.norm_eps))
 
         self.spec = spec
         # in the order of spec.parameters(): hidden layers, then heads
@@ -152,8 +159,8 @@ class Equations:
 
 def _chain(layers: Layers, x: Tensor) -> Tensor:
     """Run one layer after the other."""
-    for weight, bias, activation in layers:
-        x = activation(F.linear(x, weight, bias))
+    for weight, bias, follow in layers:
+        x = follow(F.linear(x, weight, bias))
     return x
 
 

@@ -25,6 +25,7 @@ from ...cell.stages import (
     Divergence,
     Draw,
     Likelihood,
+    Normalize,
     Recur,
     Resample,
     Sample,
@@ -32,7 +33,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
-from ..operators import BEGINS
+from ..operators import BEGINS, NORMALIZES
 from .phases import Phase
 from .plan import Plan, Tile
 from .scan import Backward, Forward
@@ -290,7 +291,7 @@ def _draw_forward(scan: Forward, stage: Draw) -> None:
 
 WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
 
-REFUSED: dict[type[Stage], str] = {Begin: BEGINS}
+REFUSED: dict[type[Stage], str] = {Begin: BEGINS, Normalize: NORMALIZES}
 
 STAGES: dict[type[Stage], Emitter] = {
     Bias: Emitter(_zeros_forward, "zeros have none, and parameters are added before the scan, by rows.py"),
