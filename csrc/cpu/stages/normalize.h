@@ -44,14 +44,14 @@ static void normalize_backward(int64_t rows, int64_t width, double epsilon, cons
         Vec<T> total{}, along{};
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
             const Vec<T> d = load(dy[i] + j, n) * load(scaling + j, n);
+            store(dx[i] + j, d, n);  // rounded: fused into the difference below, it would not cancel where it must
             total += d;
             along += d * ((load(x[i] + j, n) - of.mean) * of.inverse);
         });
         const T mean = sum<T>(total) / T(width), slope = sum<T>(along) / T(width);
         for_vectors<T>(width, [&](int64_t j, int64_t n) {
-            const Vec<T> d = load(dy[i] + j, n) * load(scaling + j, n);
             const Vec<T> normal = (load(x[i] + j, n) - of.mean) * of.inverse;
-            store(dx[i] + j, (d - mean - normal * slope) * of.inverse, n);
+            store(dx[i] + j, ((load(dx[i] + j, n) - mean) - normal * slope) * of.inverse, n);
         });
     }
 }
