@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
 
 from .cell.spec import CellSpec
 from .likelihoods import Likelihood
+
+
+@lru_cache(maxsize=256)
+def _with_initial_state(spec: CellSpec) -> CellSpec:
+    return replace(spec, initial_state=True)
 
 
 class ModelCall(NamedTuple):
@@ -38,6 +45,13 @@ class ModelCall(NamedTuple):
     def like(self) -> Tensor:
         """A tensor of the dtype and device that arguments must have."""
         return self.parameters[0]
+
+    def for_resets(self, resets: Tensor | None) -> ModelCall:
+        """Return the call itself or, where resets go to an initial state, one whose parameters that state ends."""
+        if resets is None or self.initial_state is None:
+            return self
+        spec = self.spec.constant(self.spec.key, _with_initial_state)
+        return self._replace(spec=spec, parameters=[*self.parameters, *self.initial_state.flatten(0, 1).unbind()])
 
     @property
     def external(self) -> bool:

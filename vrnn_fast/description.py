@@ -40,6 +40,7 @@ def arguments_of(spec: CellSpec) -> dict[str, Any]:
     own = {head: spec.activations_of(n, head) for n in every for head in spec.head_names(n) if spec.layers_of(head)}
     about["activation"] = others | own | dict(spec.activations) if spec.activations else spec.activation
     about["input_order"] = dict(spec.input_order)
+    about |= {"layer_norm": spec.normalized, "layer_norm_eps": spec.norm_eps} if spec.normalized else {}
     return about | ({"cond_size": spec.cond_size, "cond_networks": spec.cond_networks} if spec.cond_size else {})
 
 

@@ -82,8 +82,6 @@ def batch_of(call: ModelCall, given: Given, particles: tuple[Size, ...] = (), *,
     cond = condition(call, cond, steps, batch)
     if resets is not None:
         resets = sequence(call, "resets", resets, steps, batch, dtype=torch.bool)
-        if call.initial_state is not None:
-            raise ValueError("resets go back to a state of zeros, and this model has another initial_state")
     if mask is not None:
         mask = sequence(call, "mask", mask, steps, batch, features, dtype=torch.bool)
         if not call.likelihood.takes_mask:

@@ -46,9 +46,10 @@ class VRNN(Answers, nn.Module):
     of sequences, by a few of each parameter before a single step. So after a change of a part of a tensor in such a
     way, call :meth:`refresh` before :meth:`step`.
 
-    The buffer ``initial_state`` is the state that ``state=None`` stands for, the same for every row: h of every layer,
-    for an LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a checkpoint brought one or you
-    set it; it is saved and moved with the parameters, and not trained.
+    The buffer ``initial_state`` is the state that ``state=None`` stands for and ``resets`` go to, the same for every
+    row: h of every layer, for an LSTM c as well, (1 or 2, num_layers, H). It is None, a state of zeros, unless a
+    checkpoint brought one or you set it; it is saved and moved with the parameters, and trained where it is a
+    parameter, by ``learn_initial_state`` or set as one.
 
     Args:
         input_size: X, features of x_t.
@@ -81,7 +82,10 @@ class VRNN(Answers, nn.Module):
             networks to these, ``{"phi_x": "leaky_relu"}``, the others having ``"relu"``. A tuple names one for each
             hidden layer: ``{"phi_x": ("relu", "identity")}`` ends in an affine layer. Hidden layers of a head follow
             its network's where that is one for all, unless the mapping names the head (``"dec_mean"``).
+        layer_norm: the networks whose hidden layers, those of heads too, are normalised before their activation, as
+            ``nn.Sequential(Linear, LayerNorm, ReLU)`` does; True for all five. ``layer_norm_eps`` is torch's ``eps``.
         residual: whether the posterior's mean is the prior's plus what the encoder gives, instead of the latter alone.
+        learn_initial_state: whether ``initial_state`` is a parameter, which begins at zeros.
         std: how posterior and prior get a standard deviation from its head: ``"softplus"``, ``"log_std"`` (exp(raw)) or
             ``"log_variance"`` (exp(raw / 2)), each plus 1e-6, or a :class:`~vrnn_fast.Std` with constants of its own.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"gaussian"``, or an object of
@@ -127,7 +131,10 @@ class VRNN(Answers, nn.Module):
         packed_heads: bool = False,
         cond_size: int = 0,
         cond_networks: Sequence[Conditioned] = ("encoder", "prior", "decoder"),
+        layer_norm: bool | Sequence[str] = False,
+        layer_norm_eps: float = 1e-5,
         residual: bool = False,
+        learn_initial_state: bool = False,
         std: StdKind | Std = "softplus",
         likelihood: str | Likelihood = "bernoulli",
         batch_first: bool = False,
@@ -141,6 +148,7 @@ class VRNN(Answers, nn.Module):
         checks.one_of("backend", backend, executors.names())
         checks.integer("input_size", input_size)
         flags = {"bias": bias, "packed_heads": packed_heads, "residual": residual, "batch_first": batch_first}
+        flags["learn_initial_state"] = learn_initial_state
         for name, value in {**flags, "recompute": recompute, "check_values": check_values}.items():
             checks.flag(name, value)
         self.likelihood = as_likelihood(likelihood)
@@ -164,6 +172,8 @@ class VRNN(Answers, nn.Module):
             activation=every_activation,
             activations=activations,
             input_order=arguments.orders(input_order),
+            normalized=arguments.normalized(layer_norm),
+            norm_eps=layer_norm_eps,
             head_layers=every_head,
             own_layers=own_layers,
             packed_heads=packed_heads,
@@ -184,6 +194,9 @@ class VRNN(Answers, nn.Module):
             self.likelihood.to(device=device, dtype=dtype or torch.get_default_dtype())
         self.initial_state: Tensor | None
         self.register_buffer("initial_state", None)
+        if learn_initial_state:
+            sizes = self.spec.state_parts, num_layers, hidden_size
+            self.initial_state = nn.Parameter(torch.zeros(sizes, device=device, dtype=dtype))
         self._reader = parameters.Reader(parameters.install(self, self.spec, device, dtype))
 
     def forward(
@@ -222,7 +235,8 @@ class VRNN(Answers, nn.Module):
                 parallelism with averaged gradients: real steps of all ranks / number of ranks.
             outputs: further results to return, of ``"prior"`` and ``"prediction"``.
             cond: (T, B, C) conditioning input, where the model was built with a ``cond_size``.
-            resets: (T, B) bool, true where the state is zeroed before the step: the row begins a new sequence there.
+            resets: (T, B) bool, true where the state is that of :meth:`new_state` before the step: the row begins a new
+                sequence there.
             mask: (T, B, X) bool, true where x was observed. What was not adds nothing to nll: it is integrated out, and
                 the elbo is one of what was observed. Not with a likelihood of your own without ``marginal_log_prob``.
             mask_inputs: whether encoder and cell, too, see a zero in the place of what was not observed. There x may
@@ -244,7 +258,7 @@ class VRNN(Answers, nn.Module):
             raise ValueError("pass either `generator` or `eps`: nothing is left to draw where eps is given")
         given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
         batch = inputs.batch_of(call, given, none_real=normalizer is not None)
-        return inference.infer(call, batch, asked, weights)
+        return inference.infer(call.for_resets(batch.resets), batch, asked, weights)
 
     def bound(
         self,
@@ -300,7 +314,9 @@ class VRNN(Answers, nn.Module):
         wanted.check_noise(eps, uniforms, generator)
         given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
         batch = inputs.batch_of(call, given, (wanted.particles,))
-        return objectives.bound(call, self._measured, batch, wanted, uniforms, generator)
+        call = call.for_resets(batch.resets)
+        specs = self._measured if call.spec is self.spec else particles.measured(call.spec)
+        return objectives.bound(call, specs, batch, wanted, uniforms, generator)
 
     def step(self, x_t: Tensor, state: State | None, eps: Tensor | None = None, cond: Tensor | None = None) -> VRNNStep:
         """Run one time step of a stream: predict x_t, then take it in.
@@ -400,7 +416,7 @@ class VRNN(Answers, nn.Module):
 
     def new_state(self, batch_size: int) -> State:
         """Return the state that ``state=None`` stands for, (num_layers, B, H), for an LSTM a pair of them: zeros, or
-        those of the buffer ``initial_state`` in every row.
+        ``initial_state`` in every row.
 
         Examples:
             >>> model.new_state(4).shape
@@ -449,7 +465,7 @@ class VRNN(Answers, nn.Module):
             self._reader(self),
             self.spec,
             self.likelihood,
-            self._buffers["initial_state"],  # a look into the dict: __getattr__ of a module costs a step 2 %
+            self._parameters.get("initial_state", self._buffers.get("initial_state")),  # __getattr__ costs a step 2 %
             self.backend,
             self.batch_first,
             self.recompute,

@@ -76,6 +76,8 @@ def _modules(
     def activated(layers: Iterable[Layer]) -> Iterator[nn.Module]:
         for layer in layers:
             yield linear(layer.inputs, layer.outputs)
+            if layer.norm is not None:
+                yield nn.LayerNorm(layer.outputs, eps=spec.norm_eps, device=device, dtype=dtype)
             yield _ACTIVATIONS[layer.activation]()
 
     prefixes = {"phi_x": "phi_x", "phi_z": "phi_z", "encoder": "enc", "prior": "prior", "decoder": "dec"}

@@ -132,7 +132,7 @@ class Stream:
         """
         start = self.model.initial_state
         for i in range(self.model.spec.state_tensors):
-            self._engine.state(i)[:] = 0 if start is None else start.flatten(0, 1)[i].numpy()
+            self._engine.state(i)[:] = 0 if start is None else start.detach().flatten(0, 1)[i].numpy()
 
     def push(self, x: Array, eps: Array | None = None) -> StreamStep:
         """Take in one frame.

@@ -70,9 +70,9 @@ class Reader {
         return s;
     }
 
-  private:
     double constant() { return constants_.at(next_below(static_cast<int64_t>(constants_.size()), "a constant")); }
 
+  private:
     const std::vector<int64_t>& code_;
     const std::vector<double>& constants_;
     int64_t parameters_;
@@ -87,6 +87,8 @@ Stage read_elementwise(Reader& in, Op op, const std::vector<Buffer>& buffers) {
     switch (op) {
         case Op::bias:
         case Op::dense:
+        case Op::begin:
+        case Op::normalize:
         case Op::resample: break;
         case Op::activate:
             s.source = slice();
@@ -140,7 +142,8 @@ Stage read_elementwise(Reader& in, Op op, const std::vector<Buffer>& buffers) {
 void lay_out(Stage& s, Program& program) {
     if (!s.accumulate) {
         s.weights = program.bias_size;
-        program.bias_size += round_up(s.target.width) + 2 * line;  // the micro-kernel reads whole panels
+        const int64_t each = s.op == Op::normalize ? 2 : 1;               // [scale | shift]
+        program.bias_size += round_up(each * s.target.width) + 2 * line;  // the micro-kernel reads whole panels
     }
     if (s.op != Op::dense) return;
     s.packed = program.packed_size;
@@ -225,16 +228,22 @@ DecodedProgram::DecodedProgram(const std::vector<int64_t>& code, const std::vect
         const auto op = static_cast<Op>(in.next_below(members(Op_names), "a stage's kind"));
         Stage s = read_elementwise(in, op, buffers_);
         int64_t blocks = 0, terms = 0;
-        if (op == Op::dense || op == Op::bias) {
-            if (op == Op::dense) s.source = in.slice(buffers_);
+        if (op == Op::dense || op == Op::bias || op == Op::begin || op == Op::normalize) {
+            if (op == Op::dense || op == Op::normalize) s.source = in.slice(buffers_);
             s.target = in.slice(buffers_);
+            Slice stacked = s.target;
+            if (op == Op::normalize) {
+                s.epsilon = in.constant();
+                stacked.width *= 2;
+            }
             s.accumulate = in.next() != 0;
             blocks = in.next_below(too_many, "the number of blocks");
             terms = in.next_below(too_many, "the number of terms");
             for (int64_t b = 0; b < blocks; ++b) blocks_.push_back(in.block(s.target));
-            for (int64_t t = 0; t < terms; ++t) terms_.push_back(in.term(s.target));
+            for (int64_t t = 0; t < terms; ++t) terms_.push_back(in.term(stacked));
             lay_out(s, program);
-            flops_per_row += 2.0 * static_cast<double>(s.source.width) * static_cast<double>(s.target.width);
+            if (op == Op::dense)
+                flops_per_row += 2.0 * static_cast<double>(s.source.width) * static_cast<double>(s.target.width);
         }
         block_count.push_back(blocks);
         term_count.push_back(terms);

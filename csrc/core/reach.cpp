@@ -10,6 +10,7 @@ void spread(const Stage& s, bool* reached) {
     switch (s.op) {
         case Op::dense:
         case Op::activate:
+        case Op::normalize:
         case Op::add:
         case Op::sample:
             if (reached[s.target.buffer]) reached[s.source.buffer] = true;
@@ -25,7 +26,8 @@ void spread(const Stage& s, bool* reached) {
         case Op::divergence:
         case Op::likelihood:
         case Op::resample:
-        case Op::draw: break;
+        case Op::draw:
+        case Op::begin: break;
     }
 }
 

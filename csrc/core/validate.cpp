@@ -36,14 +36,15 @@ class Widths {
             case Op::dense:
                 require(!s.accumulate || s.terms.size == 0, "a product that is added to others brings no bias");
                 break;
-            case Op::activate: require(s.source.width == s.target.width, "an activation changes no width"); break;
+            case Op::activate:
+            case Op::normalize:
+                require(s.source.width == s.target.width, "an activation, or a normalisation, changes no width");
+                require(s.op == Op::activate || !s.accumulate, "a normalisation has a scale and a shift");
+                break;
             case Op::add: require(s.source.width == s.target.width, "two widths that are added differ"); break;
             case Op::sample: heads(s.source, s.std, s.target); break;
             case Op::recur: {
                 const auto cell = static_cast<Cell>(s.kind);
-                const auto is_state = [&](int64_t b) {
-                    return b >= buffer_state && b < buffer_state + program_.states;
-                };
                 require(is_state(s.h) && (cell == Cell::lstm ? is_state(s.c) : s.c < 0),
                         "a cell update lacks its state");
                 require(s.candidate.width == (cell == Cell::gru ? hidden_ : 0), "a candidate is as wide as h");
@@ -59,6 +60,9 @@ class Widths {
                 if (static_cast<Loss>(s.kind) != Loss::external) output();
                 break;
             case Op::resample: break;
+            case Op::begin:
+                require(is_state(s.target.buffer) && s.target.width == hidden_, "what begins is a whole state");
+                break;
             case Op::draw:
                 output();
                 require(s.target.buffer == buffer_x && s.target.width == input_, "what is drawn is x");
@@ -73,6 +77,7 @@ class Widths {
 
   private:
     int64_t of(int64_t buffer) const { return program_.buffers[buffer].width; }
+    bool is_state(int64_t buffer) const { return buffer >= buffer_state && buffer < buffer_state + program_.states; }
     // [mean | raw], and what is computed of them.
     void heads(const Slice& source, const Slice& std, const Slice& z) const {
         const bool good = source.width == 2 * latent_ && std.width == latent_ && z.width == latent_;
@@ -101,7 +106,8 @@ void validate(const Program& program) {
     for (const Stage& s : program.stages) {
         widths.check(s);
         const bool in_scan = within(program.scan, &s);
-        if (s.op == Op::recur || s.op == Op::sample) require(in_scan, "a stage of the chain is outside the scan");
+        if (s.op == Op::recur || s.op == Op::sample || s.op == Op::begin)
+            require(in_scan, "a stage of the chain is outside the scan");
         if (s.op == Op::resample)
             require(in_scan && &s + 1 == program.scan.end(), "resampling is not the end of the scan");
         if (s.op == Op::recur && !first_recur) first_recur = &s;

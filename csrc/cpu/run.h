@@ -1,5 +1,5 @@
 // One stage over the rows that a position is at, in each direction. Those that go from row to row are not among them:
-// recur (states.h) and resample (resample.h).
+// recur and begin (states.h) and resample (resample.h).
 //
 // A gradient matrix has the shape and the columns of the value it belongs to. One exception saves a buffer: between
 // divergence and sample the gradient of [mean | raw] holds [d mean | d std], which sample turns into [d mean | d raw].
@@ -11,6 +11,7 @@
 #include "stages/divergence.h"
 #include "stages/draw.h"
 #include "stages/likelihood.h"
+#include "stages/normalize.h"
 #include "stages/sample.h"
 
 namespace vrnn::VRNN_ISA {
@@ -30,6 +31,8 @@ static void run(const Position<T>& p, const Stage& s) {
             return activate_forward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
                                        p.value(s.target));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.value(s.source), p.value(s.target));
+        case Op::normalize:
+            return normalize_forward<T>(p.rows, s.target.width, s.epsilon, bias, p.value(s.source), p.value(s.target));
         case Op::sample:
             return with_deviation<T>(s.deviation, [&](auto deviation) {
                 sample_forward<T>(p.rows, s.target.width, deviation, p.value(s.source), p.value(buffer_eps, p.begin),
@@ -65,6 +68,7 @@ static void run(const Position<T>& p, const Stage& s) {
                                  p.value(s.target));
             });
         case Op::recur:
+        case Op::begin:
         case Op::resample: return;
     }
 }
@@ -90,6 +94,10 @@ static void run_backward(const Position<T>& p, const Stage& s) {
             return activate_backward<T>(static_cast<Activation>(s.kind), p.rows, s.target.width, p.value(s.source),
                                         p.gradient(s.target), p.gradient(s.source));
         case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(s.target), p.gradient(s.source));
+        case Op::normalize:
+            return normalize_backward<T>(p.rows, s.target.width, s.epsilon,
+                                         p.launch.packed + p.program.packed_size + s.weights, p.value(s.source),
+                                         p.gradient(s.target), p.gradient(s.source));
         case Op::sample: {
             const Matrix<T> dz = p.gradient(s.target);
             if (const Matrix<T> d = p.upstream(Output::z)) add_rows<T>(p.rows, s.target.width, d, dz);
@@ -130,6 +138,7 @@ static void run_backward(const Position<T>& p, const Stage& s) {
             return;
         }
         case Op::recur:
+        case Op::begin:
         case Op::resample:
         case Op::draw: return;
     }

@@ -23,12 +23,26 @@ static void enter_chunk(const Position<T>& p) {
     }
 }
 
+// Calls f(i) for each sequence that begins anew at step t.
+template <class T, class F>
+static void for_resets(const Position<T>& p, int64_t t, F f) {
+    if (!p.launch.resets) return;
+    for (int64_t i = 0; i < p.shard.active[t]; ++i)
+        if (*p.launch.resets.at(t, p.shard.sequence[i])) f(i);
+}
+
 // Zeroes what `of` a state belongs to a sequence that begins anew at step t.
 template <class T, class F>
 static void reset_states(const Position<T>& p, int64_t t, F of) {
     for (int64_t k = 0; k < p.program.states; ++k)
-        for (int64_t i = 0; i < p.shard.active[t]; ++i)
-            if (*p.launch.resets.at(t, p.shard.sequence[i])) set_zero(of(buffer_state + k)[i], p.hidden());
+        for_resets(p, t, [&](int64_t i) { set_zero(of(buffer_state + k)[i], p.hidden()); });
+}
+
+// What it begins with in the place of zeros.
+template <class T>
+static void begin_states(const Position<T>& p, const Stage& s, int64_t t) {
+    const T* const start = p.launch.packed + p.program.packed_size + s.weights;
+    for_resets(p, t, [&](int64_t i) { copy(p.value(s.target)[i], start, p.hidden()); });
 }
 
 // The cell over the rows [from, to) of those that stages work on; next_h and next_c, or null.
@@ -147,6 +161,16 @@ static void update_states_backward(const Position<T>& p, const Stage& s, int64_t
     }
     update_rows_backward(p, s, 0, going, later[0], later[1]);
     update_rows_backward(p, s, going, all, end[0], end[1]);
+}
+
+// What begins anew adds to the gradient of what it begins with, biases + s.weights.
+template <class T>
+static void begin_states_backward(const Position<T>& p, const Stage& s, int64_t t, T* biases) {
+    for_resets(p, t, [&](int64_t i) {
+        const T* const d = p.gradient(s.target)[i];
+        T* const total = biases + s.weights;
+        for (int64_t j = 0; j < p.hidden(); ++j) total[j] += d[j];
+    });
 }
 
 template <class T>

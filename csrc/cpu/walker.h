@@ -63,6 +63,8 @@ class Walker {
     void backward() {
         Phases phases(launch.ranges);
         if (shard.steps == 0) set_zero(weight_gradients, program.gradient_size);
+        for (const Stage& s : program.scan)
+            if (s.op == Op::begin) set_zero(biases() + s.weights, s.target.width);
         load_state_gradients(at);
         for (int64_t end = shard.steps; end > 0; end = at.chunk.step) {
             at.chunk = previous_chunk(shard, end);
@@ -94,14 +96,18 @@ class Walker {
     const Shard& shard;
     T* weight_gradients;
 
+    T* biases() const { return weight_gradients + program.gradient_size - program.bias_size; }  // their gradients
+
     void step_forward(int64_t t) {
         at.set_step_rows(t);
-        if (launch.resets) reset_states(at, t, [&](int64_t b) { return at.value(b, at.begin); });
+        reset_states(at, t, [&](int64_t b) { return at.value(b, at.begin); });
         for (const Stage& stage : program.scan) {
             if (stage.op == Op::recur)
                 update_states(at, stage, t);
             else if (stage.op == Op::resample)
                 resample(at, t);
+            else if (stage.op == Op::begin)
+                begin_states(at, stage, t);
             else
                 run(at, stage);
         }
@@ -115,10 +121,12 @@ class Walker {
                 update_states_backward(at, stage, t);
             else if (stage.op == Op::resample)
                 resample_backward(at, t);
+            else if (stage.op == Op::begin)
+                begin_states_backward(at, stage, t, biases());
             else
                 run_backward(at, stage);
         }
-        if (launch.resets) reset_states(at, t, [&](int64_t b) { return at.gradient(b, at.begin); });
+        reset_states(at, t, [&](int64_t b) { return at.gradient(b, at.begin); });
     }
 
     // Again through phi_z and the decoder, with the prior's mean in the place of z.
@@ -152,11 +160,15 @@ class Walker {
 
     void add_weight_gradients() {
         const bool first = at.chunk.end_step == shard.steps;
-        T* biases = weight_gradients + program.gradient_size - program.bias_size;
         for (const Stage& s : program.stages) {
-            if (s.op != Op::dense && s.op != Op::bias) continue;
+            if (s.op != Op::dense && s.op != Op::bias && s.op != Op::normalize) continue;
             const Matrix<T> d = at.gradient(s.target);
-            if (!s.accumulate) add_column_sums<T>(at.rows, s.target.width, d, first, biases + s.weights);
+            if (s.op == Op::normalize) {
+                add_scaling_gradients<T>(at.rows, s.target.width, s.epsilon, at.value(s.source), d, first,
+                                         biases() + s.weights);
+                continue;
+            }
+            if (!s.accumulate) add_column_sums<T>(at.rows, s.target.width, d, first, biases() + s.weights);
             if (s.op == Op::bias) continue;
             const Sizes size{s.target.width, s.source.width, at.rows};
             weight_gradient<T>(size, d, at.value(s.source), {weight_gradients + s.gradient, gradient_stride(s)},

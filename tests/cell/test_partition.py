@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,12 +14,14 @@ from vrnn_fast.cell.spec import ACTIVATIONS, INSTEAD, SOURCES, CellSpec
 from vrnn_fast.cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Dense,
     Divergence,
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -59,6 +61,8 @@ def drawn(seed: int) -> CellSpec:
         options["cond_networks"] += ("cell",) * ("cell" not in options["cond_networks"])
     if chance.random() < 0.5:
         options |= {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 6), ("dec_std.0", 6))}
+    options["initial_state"] = chance.random() < 0.2
+    options["normalized"] = tuple(n for n in ("phi_x", "phi_z", "encoder", "prior", "decoder") if chance.random() < 0.2)
     if cell == "rnn":
         options["nonlinearity"] = chance.choice(ACTIVATIONS)
     spec = CellSpec(6, chance.choice((3, 8)), latent, **options)
@@ -93,7 +97,7 @@ def flow(stage: Stage) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
             return set(), columns(target)
         case Dense(source, target):
             return columns(source) | (columns(target) if stage.bias is None else set()), columns(target)
-        case Activate(source, target):
+        case Activate(source, target) | Normalize(source, target):
             return columns(source), columns(target)
         case Add(source, target):
             return columns(source, target), columns(target)
@@ -106,6 +110,8 @@ def flow(stage: Stage) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
             return columns(stage.posterior, stage.posterior_std, stage.prior, stage.z), columns(stage.prior_std)
         case Likelihood():
             return columns(stage.source), set()
+        case Begin(target):
+            return columns(target), columns(target)
         case Draw():
             return columns(stage.source, stage.noise), columns(stage.x)
         case Resample():
@@ -140,12 +146,12 @@ def test_every_element_of_a_parameter_is_used_once(spec: CellSpec) -> None:
                 for b in stage.blocks:
                     uses[b.parameter][b.row : b.row + b.rows, b.column : b.column + stage.source.width] += 1
                     assert stage.target.width >= b.at + b.rows
-            if isinstance(stage, (Bias, Dense)):
-                for term in (stage.terms if isinstance(stage, Bias) else stage.bias) or ():
+            if isinstance(stage, (Begin, Bias, Dense, Normalize)):
+                for term in (stage.terms if isinstance(stage, (Begin, Bias, Normalize)) else stage.bias) or ():
                     uses[term.parameter][term.row : term.row + term.rows] += 1
         unused: tuple[str, ...] = ()
         if any(isinstance(stage, Draw) for stage in program.stages):
-            unused = ("enc",) if "phi_x" in spec.inputs("cell") else ("enc", "phi_x")
+            unused = ("enc", "initial") if "phi_x" in spec.inputs("cell") else ("enc", "initial", "phi_x")
         for name, count in uses.items():
             assert (count == (0 if name.startswith(unused or "-") else 1)).all(), name
 
@@ -180,7 +186,7 @@ def test_a_partition_is_pure_and_keeps_little() -> None:
 
 def test_random_cells_are_of_many_kinds() -> None:
     kinds = {type(stage) for spec in SPECS for program in programs(spec) for stage in program.stages}
-    assert kinds == {Bias, Dense, Activate, Add, Sample, Recur, Divergence, Likelihood, Resample, Draw}
+    assert kinds == set(get_args(Stage))
     assert sum(bool(spec.cond_size) for spec in SPECS) > 30
     assert sum(spec.residual for spec in SPECS) > 10
     assert sum(bool(spec.input_order) for spec in SPECS) > 30

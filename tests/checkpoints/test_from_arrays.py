@@ -459,10 +459,13 @@ def test_a_start_that_does_not_fit_is_named(started: VRNN, start: Tensor, words:
         started.new_state(2)
 
 
-def test_resets_go_to_zeros_and_so_not_with_a_start(started: VRNN) -> None:
+def test_resets_go_to_a_start(started: VRNN) -> None:
     x = torch.from_numpy(drawn(binary=True)[0])
-    with pytest.raises(ValueError, match=r"resets go back to .* zeros, and this model has another initial_state"):
-        started(x, resets=torch.zeros(7, 5, dtype=torch.bool))
+    resets = torch.zeros(x.shape[:2], dtype=torch.bool)
+    resets[3, 1] = True
+    eps = torch.randn(*x.shape[:2], started.latent_size, dtype=x.dtype)
+    again = started(x[3:, 1:2], eps=eps[3:, 1:2]).nll
+    torch.testing.assert_close(started(x, eps=eps, resets=resets).nll[3:, 1:2], again)
 
 
 def test_a_start_of_your_own_for_every_kind_of_cell() -> None:

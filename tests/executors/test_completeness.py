@@ -19,15 +19,16 @@ import torch
 
 from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
-from vrnn_fast.cell.partition import generation
+from vrnn_fast.cell.partition import generation, partition
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
+from vrnn_fast.cell.stages import Activate, Begin, Bias, Draw, Keep, Normalize, Partition, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
+from vrnn_fast.executors.operators import BEGINS, NORMALIZES
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit
 from vrnn_fast.executors.triton.plan import plan
@@ -75,6 +76,10 @@ def examples() -> dict[type, Example]:
         for spec, program in programs(direction):
             for stage in program.stages:
                 found.setdefault(type(stage), Example(spec, program, stage))
+    for options in ({"initial_state": True}, {"normalized": ("encoder",)}):  # which no GPU runs
+        spec = CellSpec(**SIZES | options)
+        for stage in partition(spec).scan:
+            found.setdefault(type(stage), Example(spec, partition(spec), stage))
     return found
 
 
@@ -141,6 +146,8 @@ def on_triton(example: Example, direction: str) -> str | None:
         written(example.stage)
     except AssertionError:
         return "written of executors/cut.py"
+    if kind in emit.REFUSED:
+        return f"refused: {emit.REFUSED[kind]}"
     if kind not in emit.STAGES:
         return "STAGES of executors/triton/emit.py"
     pair = emit.STAGES[kind]
@@ -168,7 +175,11 @@ def on_cuda(example: Example, direction: str) -> str | None:
 
 
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
-REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"}
+ALONE = {Begin: BEGINS, Normalize: NORMALIZES}  # of the cpu, for ``refuses`` of both others has these reasons
+REFUSED |= {(kind, direction): f"refused: {reason}" for kind, reason in ALONE.items() for direction in DIRECTIONS}
+NO_UNIT, NO_GRADIENT = "has no unit in a CUDA scan", "has no gradient in a CUDA scan"
+REFUSED_ON_CUDA = {(kind, "backward"): f"refused: {kind.__name__} {NO_GRADIENT}" for kind in (Draw, *ALONE)}
+REFUSED_ON_CUDA |= {(kind, d): f"refused: {kind.__name__} {NO_UNIT}" for kind in ALONE for d in DIRECTIONS[::2]}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -267,7 +278,7 @@ def test_python_and_the_compiled_code_mean_the_same_numbers() -> None:
         "format": encode.FORMAT,
         "line": encode.LINE,
         "most_states": 2 * MOST_LAYERS,
-        "most_buffers": 640,
+        "most_buffers": 832,
         "Op": tuple(kind.__name__.lower() for kind in encode.OPS),
         "Activation": ACTIVATIONS,
         "Cell": encode.CELLS,

@@ -34,6 +34,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
         "encoder": (),
     },
     "packed heads": {"packed_heads": True},
+    "normalised": {"layer_norm": True, "head_layers": (4,), "activation": "silu"},
     "log variance": {"std": "log_variance"},
     "conditioned": {"cond_size": C, "cond_networks": EVERYWHERE},
     "no z": {"latent_size": 0},
@@ -223,6 +224,43 @@ def test_a_reset_is_a_new_sequence(executor: str, cell: str, layers: int) -> Non
     assert all((g == 0).all() for g in later)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_a_reset_goes_to_the_initial_state_and_trains_it(executor: str, cell: str, layers: int) -> None:
+    model = build(executor, cell=cell, num_layers=layers, learn_initial_state=True)
+    with torch.no_grad():
+        model.get_parameter("initial_state").normal_()
+    given = data(model)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[2, 1] = resets[4, 1] = resets[0, 3] = True
+    out = model(**given, resets=resets)
+    pieces = ((0, 0, T), (1, 0, 2), (1, 2, 4), (1, 4, T), (2, 0, T), (3, 0, T))
+    alone = 0.0
+    for row, begin, end in pieces:
+        piece = model(given["x"][begin:end, row : row + 1], eps=given["eps"][begin:end, row : row + 1])
+        torch.testing.assert_close(out.nll[begin:end, row : row + 1], piece.nll)
+        alone = alone + (piece.nll + piece.kl).sum() / (T * B)
+    torch.testing.assert_close(out.loss, alone)
+    wanted = dict(model.named_parameters())
+    found, right = (torch.autograd.grad(loss, list(wanted.values())) for loss in (out.loss, alone))
+    for name, ours, theirs in zip(wanted, found, right, strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda m, n=name: f"{n}: {m}")
+    assert right[list(wanted).index("initial_state")].all()
+    bound = model.bound(given["x"], objective="iwae", num_particles=2, resets=resets)
+    assert torch.autograd.grad(bound.sum(), [wanted["initial_state"]])[0].isfinite().all()
+
+
+def test_an_initial_state_may_be_set_as_a_parameter(executor: str) -> None:
+    model = build(executor)
+    model.initial_state = nn.Parameter(torch.randn(1, 1, H).double())
+    other = build(executor, learn_initial_state=True)
+    other.load_state_dict(model.state_dict())
+    given = data(model)
+    resets = torch.rand(T, B) < 0.3
+    assert torch.equal(other(**given, resets=resets).loss, model(**given, resets=resets).loss)
+    assert "initial_state" in dict(model.named_parameters())
+
+
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_a_mask_leaves_out_what_was_not_observed(executor: str, likelihood: str) -> None:
     model = build(executor, likelihood=likelihood)
@@ -278,9 +316,14 @@ def test_without_z_it_is_an_ordinary_recurrent_network(executor: str) -> None:
         assert model.generate(3, batch_size=2)[0].shape == (3, 2, X)
 
 
-def test_one_step_is_a_variational_autoencoder(executor: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "layer_norm_eps": 0.1, "activation": "gelu"}], ids=str)
+def test_one_step_is_a_variational_autoencoder(executor: str, options: dict[str, Any]) -> None:
     """T = 1 from a zero state, a standard normal prior: Kingma and Welling 2014, a frame at a time."""
-    model = build(executor, prior="standard_normal", likelihood=FixedGaussian(0.5))
+    model = build(executor, prior="standard_normal", likelihood=FixedGaussian(0.5), **options)
+    assert any(isinstance(module, nn.LayerNorm) for module in model.modules()) == bool(options)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()  # scales and shifts too
     x, eps = torch.randn(1, B, X).double(), torch.randn(1, B, Z).double()
     h = torch.zeros(B, H).double()
     with torch.no_grad():

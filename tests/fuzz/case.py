@@ -89,6 +89,8 @@ class Case:
     cond_size: int = 0
     cond_networks: tuple[str, ...] = ("encoder", "prior", "decoder")
     residual: bool = False
+    layer_norm: tuple[str, ...] = ()
+    layer_norm_eps: float = 1e-5
     std: Std = field(default_factory=Std)
     likelihood: str = "bernoulli"
     batch_first: bool = False
@@ -210,6 +212,8 @@ def draw(random: Random, executor: str, isas: Sequence[str | None]) -> Case:
         "residual": with_prior and chance(0.25),
         "std": std(),
     }
+    if executor == "cpu" and chance(0.15):
+        structure |= {"layer_norm": several(NETWORKS), "layer_norm_eps": some((1e-5, 1e-5, 1e-2))}
     heads = _heads(structure, likelihood)
     own = {head: widths(0.7) for head in several(heads)} if chance(0.15) else widths(0.2)
     depths = {name: len(structure[name]) for name in NETWORKS if structure[name] != "standard_normal"}
@@ -244,7 +248,7 @@ def draw(random: Random, executor: str, isas: Sequence[str | None]) -> Case:
         lengths=_lengths(random, count, rows) if chance(0.5) and call != "step" else None,
         nan=chance(0.3),
         state=state,
-        resets=call in ("forward", *BOUNDS) and state != "start" and chance(0.25),
+        resets=call in ("forward", *BOUNDS) and (state != "start" or executor == "cpu") and chance(0.25),
         mask=mask,
         mask_inputs=mask and chance(0.5),
         particles=some((1, 2, 3, 5)) if call in BOUNDS else 1,
@@ -282,7 +286,11 @@ def _heads(structure: Mapping[str, Any], likelihood: str) -> tuple[str, ...]:
 
 def _orders(random: Random, structure: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The sources of some networks, shuffled."""
-    asked = {name: value for name, value in structure.items() if name not in ("activation", "head_layers", "std")}
+    asked = {
+        name: value
+        for name, value in structure.items()
+        if name not in ("activation", "head_layers", "std") and "norm" not in name
+    }
     spec = CellSpec(**asked | {"prior": None if asked["prior"] == "standard_normal" else asked["prior"]})
     orders = {}
     for name in SOURCES:

@@ -380,6 +380,11 @@ BUILD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: VRNN(X, H, 0, input_order={"cell": ()}),
         "input_order of cell must be phi_x in some order, got ()",
     ),
+    "layer_norm": (
+        lambda: VRNN(X, H, Z, layer_norm=("cell",)),
+        "layer_norm may hold phi_x, phi_z, encoder, prior, decoder, got 'cell'",
+    ),
+    "layer_norm_eps": (lambda: VRNN(X, H, Z, layer_norm_eps=-1), "norm_eps must be a number > 0, got -1"),
     "columns of a net of one": (
         lambda: VRNN(X, H, Z, input_order={"phi_x": ("x",)}),
         "input_order may name those of phi_z, encoder, prior, decoder and cell, got 'phi_x'",

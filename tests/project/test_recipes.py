@@ -242,7 +242,7 @@ static void twice(int64_t rows, int64_t width, Matrix<T> target) {
 TWICE: dict[str, tuple[tuple[str, str], ...]] = {
     "vrnn_fast/cell/stages.py": (
         ("@dataclass(frozen=True)\nclass Draw:", "@dataclass(frozen=True)\nclass Twice:\n    target: Slice\n\n\n{}"),
-        ("| Resample | Draw\n", "| Resample | Draw | Twice\n"),
+        ("| Begin | Normalize\n", "| Begin | Normalize | Twice\n"),
     ),
     "vrnn_fast/cell/partition.py": (
         ("    weigh.extend([*stages, Likelihood(", "    weigh.extend([*stages, Twice(raw), Likelihood("),
@@ -253,16 +253,16 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "vrnn_fast/cell/encode.py": (
         ("    Term,\n)", "    Term,\n    Twice,\n)"),
-        ("    Draw,\n)\nCELLS", "    Draw,\n    Twice,\n)\nCELLS"),
+        ("    Normalize,\n)\nCELLS", "    Normalize,\n    Twice,\n)\nCELLS"),
         (
             "            case Resample():\n",
             "            case Twice():\n                yield from self._slices(stage.target)\n{}",
         ),
-        ("FORMAT = 8", "FORMAT = 9"),
+        ("FORMAT = 10", "FORMAT = 11"),
     ),
     "csrc/core/program.h": (
-        ("resample, draw);", "resample, draw, twice);"),
-        ("program_format = 8", "program_format = 9"),
+        ("begin, normalize);", "begin, normalize, twice);"),
+        ("program_format = 10", "program_format = 11"),
     ),
     "csrc/core/decode.cpp": (("        case Op::add:\n", "        case Op::twice: s.target = slice(); break;\n{}"),),
     "csrc/core/validate.cpp": (("            case Op::resample: break;\n", "{}            case Op::twice: break;\n"),),

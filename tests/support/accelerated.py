@@ -82,6 +82,18 @@ def one_layer_nets() -> nn.Module:
     return model
 
 
+def normalised() -> nn.Module:
+    """The eager VRNN with layer normalisation in encoder and prior, of scales and shifts other than one and zero."""
+    model = copied.VRNN(6, 9, 4)
+    model.enc = nn.Sequential(nn.Linear(18, 9), nn.LayerNorm(9), nn.SiLU(), nn.Linear(9, 9), nn.LayerNorm(9), nn.GELU())
+    model.prior = nn.Sequential(nn.Linear(9, 9), nn.LayerNorm(9), nn.ReLU())
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return model
+
+
 def written(run: Run) -> Any:
     kl = kl_divergence(Normal(run.mean, run.std), Normal(run.prior_mean, run.prior_std)).sum(-1)
     nll = F.binary_cross_entropy_with_logits(run.heads[0], run.x, reduction="none").sum(-1)
@@ -123,6 +135,7 @@ CASES = {
     "eager, Gaussian": Case(lambda: copied.VRNN(6, 9, 4, gaussian=True, fixed=True), real, both),
     "eager with tanh": Case(lambda: copied.VRNN(6, 9, 4, act=nn.Tanh), binary, both),
     "eager with LeakyReLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.LeakyReLU), binary, both),
+    "eager, normalised": Case(normalised, binary, both),
     "eager with SiLU": Case(lambda: copied.VRNN(6, 9, 4, act=nn.SiLU), binary, both),
     "eager with one GELU": Case(lambda: changed(put("prior.1", nn.GELU())), binary, both),
     "eager with one LeakyReLU": Case(lambda: changed(put("prior.1", nn.LeakyReLU())), binary, both),

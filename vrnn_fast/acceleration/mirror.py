@@ -40,6 +40,7 @@ _CONSTANTS: dict[type[nn.Module], tuple[str, object]] = {
     nn.LeakyReLU: ("negative_slope", 0.01),
     nn.ELU: ("alpha", 1.0),
     nn.GELU: ("approximate", "none"),
+    nn.LayerNorm: ("eps", 1e-5),
     nn.Softplus: ("beta", 1.0),
 }
 
@@ -92,6 +93,8 @@ def _unscripted(module: torch.jit.ScriptModule, root: torch.jit.ScriptModule, pa
         twin = Scripted(root, path)
     elif module.original_name == "Linear":
         twin = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    elif module.original_name == "LayerNorm":
+        twin = nn.LayerNorm(tuple(module.normalized_shape), module.eps, device="meta")
     elif module.original_name in ("GRUCell", "LSTMCell", "RNNCell"):
         cell = getattr(nn, module.original_name)
         twin = TraceableRecurrence(cell(module.input_size, module.hidden_size, module.bias, device="meta"))
@@ -288,6 +291,8 @@ def _activation(model: nn.Module, prefix: str, layout: str) -> Activation | None
     if not isinstance(beside, nn.Sequential):
         return None
     names = list(beside._modules)[list(beside._modules).index(key) + 1 :]
+    if names and isinstance(beside._modules[names[0]], nn.LayerNorm):  # the layer's own, as its parameters tell
+        names = names[1:]
     after = next((n for n in names if not isinstance(beside._modules[n], (nn.Identity, _DropoutNd))), None)
     module = None if after is None else beside.get_submodule(after)
     if module is None or any(isinstance(below, nn.Linear) for below in module.modules()):

@@ -69,6 +69,11 @@ def blind_spec(spec: CellSpec) -> CellSpec:
         cond_networks=conditioned,
         cond_size=spec.cond_size if conditioned else 0,
         residual=False,
+        normalized=tuple(
+            name
+            for name in spec.normalized + ("encoder",) * ("prior" in spec.normalized)
+            if name != "encoder" or "prior" in spec.normalized
+        ),
     )
 
 
@@ -92,6 +97,8 @@ def _parameters(call: ModelCall, spec: CellSpec) -> list[Tensor]:
             if ours in first:
                 weight = torch.cat([weight.new_zeros(ours.outputs, spec.phi_x_size), weight], 1)
             given[ours.weight], given[ours.bias] = weight, given[theirs.bias]
+            if ours.norm is not None:
+                given |= {f"{ours.norm}.{leaf}": given[f"{theirs.norm}.{leaf}"] for leaf in ("weight", "bias")}
     return [given[p.name] for p in spec.parameters()]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
 from .. import checks
-from .spec import MOST_DEPTH, Activation, Activations
+from .spec import MOST_DEPTH, SOURCES, Activation, Activations
 
 Widths: TypeAlias = Sequence[int] | None
 HeadLayers: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
@@ -55,6 +55,14 @@ def activations(given: ActivationNames) -> tuple[Activation, tuple[tuple[str, Ac
         return given, ()
     several = {name: tuple(value) for name, value in given.items() if isinstance(value, (tuple, list))}
     return "relu", tuple((name, several.get(name, cast(Activation, value))) for name, value in given.items())
+
+
+def normalized(given: bool | Sequence[str]) -> tuple[str, ...]:
+    """Return the networks whose hidden layers are normalised."""
+    networks = tuple(name for name in SOURCES if name != "cell")
+    if isinstance(given, bool):
+        return networks if given else ()
+    return tuple(checks.names("layer_norm", given, networks))
 
 
 def orders(given: Mapping[str, Sequence[str]] | None) -> tuple[tuple[str, tuple[str, ...]], ...]:

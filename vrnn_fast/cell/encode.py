@@ -11,6 +11,7 @@ from .spec import ACTIVATIONS, CellSpec, Std
 from .stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Block,
     Dense,
@@ -18,6 +19,7 @@ from .stages import (
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -42,12 +44,14 @@ OPS: tuple[type[Stage], ...] = (
     Likelihood,
     Resample,
     Draw,
+    Begin,
+    Normalize,
 )
 CELLS = ("gru", "lstm", "rnn")
 LIKELIHOODS = ("bernoulli", "gaussian", "external")
 STD_KINDS = ("plain", "softplus", "exponential")
 LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-FORMAT = 8  # of the code and of what forward saves: compiled graphs are cached by it
+FORMAT = 10  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 class Program(NamedTuple):
@@ -76,11 +80,14 @@ class _StageWriter:
     def stage(self, stage: Stage) -> Iterator[int]:
         yield OPS.index(type(stage))
         match stage:
-            case Bias():
+            case Bias() | Begin():
                 yield from self._weights(stage, (), stage.terms)
             case Dense():
                 yield from self._slices(stage.source)
                 yield from self._weights(stage, stage.blocks, stage.bias)
+            case Normalize():
+                yield from (*self._slices(stage.source, stage.target), self._constant(stage.eps))
+                yield from self._terms((), stage.terms)
             case Activate():
                 yield from (*self._slices(stage.source, stage.target), ACTIVATIONS.index(stage.activation))
             case Add():
@@ -115,8 +122,13 @@ class _StageWriter:
         if part is not None:
             yield from self._slices(part)
 
-    def _weights(self, stage: Bias | Dense, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
+    def _weights(
+        self, stage: Bias | Dense | Begin, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None
+    ) -> Iterator[int]:
         yield from self._slices(stage.target)
+        yield from self._terms(blocks, terms)
+
+    def _terms(self, blocks: tuple[Block, ...], terms: tuple[Term, ...] | None) -> Iterator[int]:
         yield from (terms is None, len(blocks), len(terms or ()))
         for b in blocks:
             yield from (self.parameters[b.parameter], b.row, b.rows, b.column, b.at)

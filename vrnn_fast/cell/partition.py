@@ -29,6 +29,7 @@ from .spec import FROM_INPUT, GATES, CellSpec, Layer, Std
 from .stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Block,
     Buffer,
@@ -37,6 +38,7 @@ from .stages import (
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -60,8 +62,9 @@ class _Draft:
 
     def lay(self, name: str, buffer: str, keep: Keep = Keep.NEVER, beside: Slice | None = None) -> _Laid:
         """Decide where the layers of a network write: the heads' results side by side in ``buffer``, hidden layers of
-        the same depth side by side in buffers of their own, which are kept as ``keep`` says. Results of activations
-        whose gradient needs what they read lie beside those, in ``.active``, and are always computed again.
+        the same depth side by side in buffers of their own, which are kept as ``keep`` says. Results of normalisations,
+        and of activations whose gradient needs what they read, lie beside those, in ``.norm`` and ``.active``, and are
+        always computed again.
 
         What reads the input goes behind ``beside`` instead, but for results of heads beside which others go on.
         """
@@ -77,9 +80,9 @@ class _Draft:
             if beside is not None and layer in network.first and (where != buffer or not deep):
                 where = beside.buffer
             sums = behind(where, layer.outputs)
-            if layer.activation not in FROM_INPUT:
-                return _Place(layer, sums, sums)
-            return _Place(layer, sums, behind(f"{where}.active", layer.outputs))
+            read = sums if layer.norm is None else behind(f"{where}.norm", layer.outputs)
+            apart = layer.activation in FROM_INPUT
+            return _Place(layer, sums, read, behind(f"{where}.active", layer.outputs) if apart else read)
 
         hidden = tuple(place(layer, f"{buffer}.{i}") for i, layer in enumerate(network.hidden))
         heads = tuple(
@@ -88,8 +91,9 @@ class _Draft:
         )
         for where, width in ends.items():
             if beside is None or where != beside.buffer:
-                self.buffer(where, width, Keep.NEVER if where == buffer or where.endswith(".active") else keep)
-        return _Laid(hidden, heads)
+                again = where == buffer or where.endswith((".norm", ".active"))
+                self.buffer(where, width, Keep.NEVER if again else keep)
+        return _Laid(hidden, heads, self.spec.norm_eps)
 
     def network(self, name: str, sources: dict[str, Slice]) -> tuple[list[Stage], Slice]:
         """Return all stages of a network, which reads the sources in this order, and where its results are.
@@ -145,10 +149,11 @@ class _Draft:
 
 
 class _Place(NamedTuple):
-    """A layer, and where it writes: its sums, and its results, mostly in their place."""
+    """A layer, and where it writes: its sums, what its activation reads, and its results, mostly all in one place."""
 
     layer: Layer
     sums: Slice
+    read: Slice
     target: Slice
 
 
@@ -158,6 +163,7 @@ class _Laid:
 
     hidden: tuple[_Place, ...]
     heads: tuple[tuple[_Place, ...], ...]
+    eps: float
 
     @property
     def first(self) -> tuple[_Place, ...]:
@@ -179,12 +185,12 @@ class _Laid:
         for i, place in enumerate(self.hidden):
             if i:
                 yield from _products(self.hidden[i - 1].target, [_part(place)], bias=True)
-            yield from _activations([place])
+            yield from _followed([place], self.eps)
         if self.hidden:
             yield from _products(self.hidden[-1].target, [_part(head[0]) for head in self.heads], bias=True)
         for i in range(1, max(map(len, self.heads), default=0)):
             deeper = [head for head in self.heads if len(head) > i]
-            yield from _activations([head[i - 1] for head in deeper])
+            yield from _followed([head[i - 1] for head in deeper], self.eps)
             for head in deeper:
                 yield from _products(head[i - 1].target, [_part(head[i])], bias=True)
 
@@ -204,16 +210,25 @@ def _part(place: _Place, column: int = 0) -> _Part:
     return _Part(target, (Block(layer.weight, 0, layer.outputs, column, 0),), (Term(layer.bias, 0, layer.outputs, 0),))
 
 
+def _followed(places: list[_Place], eps: float) -> Iterator[Stage]:
+    """Yield what follows the sums of some layers: normalisations, then activations."""
+    for layer, sums, read, _ in places:
+        if layer.norm is not None:
+            scale, shift = (Term(f"{layer.norm}.{leaf}", 0, read.width, 0) for leaf in ("weight", "bias"))
+            yield Normalize(sums, read, (scale, replace(shift, at=read.width)), eps)
+    yield from _activations(places)
+
+
 def _activations(places: Iterable[_Place]) -> Iterator[Stage]:
     """Yield one stage for all that lie side by side and have the same; none for an affine layer."""
     joined: list[Activate] = []
-    for layer, sums, target in places:
+    for layer, _, read, target in places:
         last = joined[-1] if joined else None
-        if last and last.activation == layer.activation and _adjoin(last.source, sums):
-            source, result = (replace(part, width=part.width + sums.width) for part in (last.source, last.target))
+        if last and last.activation == layer.activation and _adjoin(last.source, read):
+            source, result = (replace(part, width=part.width + read.width) for part in (last.source, last.target))
             joined[-1] = Activate(source, result, layer.activation)
         else:
-            joined.append(Activate(sums, target, layer.activation))
+            joined.append(Activate(read, target, layer.activation))
     return (stage for stage in joined if stage.activation != "identity")
 
 
@@ -317,6 +332,9 @@ def partition(spec: CellSpec) -> Partition:
         before.extend(_products(sources["cond"], first_parts("cond")))
 
     scan: list[Stage] = []
+    if spec.initial_state:
+        states = [(f"initial.{part.buffer.replace('.', '')}", part) for part in (*h, *c)]
+        scan.extend(Begin(part, (Term(name, 0, part.width, 0),)) for name, part in states)
     after: list[Stage] = []
     weigh = scan if filtered else after
     for layer in reversed(rnn):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from .stages import Activate, Add, Dense, Divergence, Likelihood, Partition, Recur, Sample, Slice
+from .stages import Activate, Add, Dense, Divergence, Likelihood, Normalize, Partition, Recur, Sample, Slice
 
 
 def reached(program: Partition, given: Collection[str]) -> frozenset[str]:
@@ -36,7 +36,7 @@ def reached(program: Partition, given: Collection[str]) -> frozenset[str]:
         before = len(found)
         for stage in reversed(tuple(program.stages)):
             match stage:
-                case Dense() | Activate() | Add() if stage.target.buffer in found:
+                case Dense() | Normalize() | Activate() | Add() if stage.target.buffer in found:
                     add(stage.source)
                 case Sample() if stage.z.buffer in found:
                     add(stage.source)

@@ -52,12 +52,16 @@ class ParameterSpec(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer of a network, ``activation(weight @ input + bias)``, by the prefix of its two parameters."""
+    """One layer of a network, ``activation(weight @ input + bias)``, by the prefix of its two parameters.
+
+    ``norm`` is that of the two of the layer normalisation before the activation, where there is one.
+    """
 
     prefix: str
     inputs: int
     outputs: int
     activation: Activation = "identity"
+    norm: str | None = None
 
     @property
     def weight(self) -> str:
@@ -167,6 +171,12 @@ class CellSpec:
     al. 2016, "Importance Weighted Autoencoders"). ``"particle_filter"`` has the same, and rows that lie side by side
     are the particles of one sequence, which are resampled as they run (Maddison et al. 2017, "Filtering Variational
     Objectives", algorithm 1).
+
+    ``normalized`` names the networks whose hidden layers, those of heads too, are normalised before their activation
+    (Ba et al. 2016, "Layer Normalization"), ``norm_eps`` is added to the variance.
+
+    With ``initial_state`` a sequence that begins anew does so from a state among the parameters, the last of them, and
+    not from zeros.
     """
 
     input_size: int
@@ -195,6 +205,9 @@ class CellSpec:
     own_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     input_order: tuple[tuple[str, tuple[str, ...]], ...] = ()
     measure: Measure = "kl"
+    normalized: tuple[str, ...] = ()
+    norm_eps: float = 1e-5
+    initial_state: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("input_size", 1), ("hidden_size", 1), ("latent_size", 0), ("cond_size", 0)):
@@ -212,6 +225,10 @@ class CellSpec:
         ):
             checks.one_of(name, getattr(self, name), allowed)
         checks.integer("num_layers", self.num_layers, most=MOST_LAYERS)
+        checks.positive("norm_eps", self.norm_eps)
+        for name in self.normalized:
+            if name not in networks:
+                raise ValueError(f"layer_norm may hold {', '.join(networks)}, got {name!r}")
         for name in self.cond_networks:
             if name not in get_args(Conditioned):
                 raise ValueError(f"cond_networks may hold {', '.join(get_args(Conditioned))}, got {name!r}")
@@ -362,16 +379,24 @@ class CellSpec:
         if not self.latent_size and name in ("phi_z", "encoder"):
             return Network()
         prefix, inputs = _PREFIXES[name], sum(self.inputs(name).values())
+        modules = 3 if name in self.normalized else 2  # of a hidden layer: affine, normalisation, activation
+
+        def norm(prefix: str, i: int) -> str | None:
+            return f"{prefix}.{modules * i + 1}" if name in self.normalized else None
+
         hidden = []
         for i, (width, activation) in enumerate(zip(getattr(self, name) or (), self.activations_of(name), strict=True)):
-            hidden.append(Layer(f"{prefix}.{2 * i}", inputs, width, activation))
+            hidden.append(Layer(f"{prefix}.{modules * i}", inputs, width, activation, norm(prefix, i)))
             inputs = width
         heads = []
         for head, (place, width) in zip(self.head_names(name), self.heads(name), strict=True):
             own = self.layers_of(head)
             kinds = (*self.activations_of(name, head), "identity")
             pairs = zip(pairwise((inputs, *own, width)), kinds, strict=True)
-            layers = (Layer(f"{head}.{2 * i}", *widths, activation) for i, (widths, activation) in enumerate(pairs))
+            layers = (
+                Layer(f"{head}.{modules * i}", *widths, activation, norm(head, i) if i < len(own) else None)
+                for i, (widths, activation) in enumerate(pairs)
+            )
             heads.append(tuple(layers) if own else (Layer(place, inputs, width),))
         return Network(tuple(hidden), tuple(heads))
 
@@ -381,6 +406,9 @@ class CellSpec:
             for layer in self.network(name).layers:
                 yield ParameterSpec(layer.weight, (layer.outputs, layer.inputs))
                 yield ParameterSpec(layer.bias, (layer.outputs,))
+                if layer.norm is not None:
+                    yield ParameterSpec(f"{layer.norm}.weight", (layer.outputs,))
+                    yield ParameterSpec(f"{layer.norm}.bias", (layer.outputs,))
         gates, inputs = GATES[self.cell] * self.hidden_size, sum(self.inputs("cell").values())
         for i in range(self.num_layers):
             yield ParameterSpec(f"rnn.weight_ih_l{i}", (gates, self.hidden_size if i else inputs))
@@ -388,3 +416,6 @@ class CellSpec:
             if self.bias:
                 yield ParameterSpec(f"rnn.bias_ih_l{i}", (gates,))
                 yield ParameterSpec(f"rnn.bias_hh_l{i}", (gates,))
+        if self.initial_state:
+            for part in "hc"[: self.state_parts]:
+                yield from (ParameterSpec(f"initial.{part}{i}", (self.hidden_size,)) for i in range(self.num_layers))

@@ -71,6 +71,19 @@ class Activate:
 
 
 @dataclass(frozen=True)
+class Normalize:
+    """target = (source - mean) / sqrt(variance + eps) * scale + shift, by mean and variance of each row's columns.
+
+    The source is kept apart, for the gradient needs it; ``terms`` are [scale | shift].
+    """
+
+    source: Slice
+    target: Slice
+    terms: tuple[Term, ...]
+    eps: float
+
+
+@dataclass(frozen=True)
 class Add:
     """target = target + source, in place."""
 
@@ -134,6 +147,14 @@ class Resample:
 
 
 @dataclass(frozen=True)
+class Begin:
+    """target, a state = the sum of the terms in the rows that begin anew."""
+
+    target: Slice
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
 class Draw:
     """x_t ~ p(x_t | z_<=t, x_<t) from the decoder's raw output and noise (eq. 6), or its mean.
 
@@ -148,7 +169,9 @@ class Draw:
     mean: bool
 
 
-Stage: TypeAlias = Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw
+Stage: TypeAlias = (
+    Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw | Begin | Normalize
+)
 
 
 class Keep(IntEnum):

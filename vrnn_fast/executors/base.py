@@ -21,7 +21,7 @@ class Batch(NamedTuple):
         state: (B, H) tensors, h of every layer, then for an LSTM c of every layer.
         lengths: (B,) int64 on the device of x, or None where all T steps of every row are real.
         cond: (T, B, C) where the cell has a ``cond_size``, else None.
-        resets: (T, B) bool, true where the state is zeroed before the step, or None.
+        resets: (T, B) bool, true where the state is zeroed, or the spec's initial one, before the step, or None.
         mask: (T, B, X) bool, true where x was observed, or None.
         uniforms: (T, B / particles, particles) in [0, 1], what a particle filter resamples with. The particles of a
             sequence are rows side by side, as long as each other.

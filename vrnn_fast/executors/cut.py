@@ -16,12 +16,14 @@ from ..cell.spec import CellSpec
 from ..cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Dense,
     Divergence,
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -175,7 +177,7 @@ def slices(stage: object) -> Iterator[Slice]:
 def written(stage: Stage) -> tuple[Slice, ...]:
     """Return what a stage of the scan writes, its states and the sums of a row apart."""
     match stage:
-        case Bias() | Dense() | Activate() | Add():
+        case Bias() | Dense() | Normalize() | Activate() | Add():
             return (stage.target,)
         case Sample():
             return stage.std, stage.z
@@ -183,7 +185,7 @@ def written(stage: Stage) -> tuple[Slice, ...]:
             return (stage.x,)
         case Recur():
             return (stage.gates,) if stage.output is None else (stage.gates, stage.output)
-        case Divergence() | Likelihood() | Resample():
+        case Divergence() | Likelihood() | Resample() | Begin():
             return ()
         case _:
             assert_never(stage)

@@ -24,7 +24,7 @@ device = "any"
 trusted = True
 verified = "CPU, float32 and float64: gradcheck, torch's own GRU and LSTM, and an exact log-marginal by quadrature"
 
-Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, activation
+Layers: TypeAlias = list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]  # weight, bias, what follows
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -63,7 +63,14 @@ class Equations:
         rest = iter(parameters)
 
         def take(layers: Iterable[Layer]) -> Layers:
-            return [(next(rest), next(rest), _ACTIVATIONS[layer.activation]) for layer in layers]
+            return [(next(rest), next(rest), followed(layer)) for layer in layers]
+
+        def followed(layer: Layer) -> Callable[[Tensor], Tensor]:
+            activate = _ACTIVATIONS[layer.activation]
+            if layer.norm is None:
+                return activate
+            scale, shift = next(rest), next(rest)
+            return lambda x: activate(F.layer_norm(x, (layer.outputs,), scale, shift, spec.norm_eps))
 
         self.spec = spec
         # in the order of spec.parameters(): hidden layers, then heads
@@ -75,6 +82,7 @@ class Equations:
             (next(rest), next(rest), next(rest) if spec.bias else None, next(rest) if spec.bias else None)
             for _ in range(spec.num_layers)
         ]
+        self.initial = tuple(rest)  # (H,) each: the state of a sequence that begins anew, or nothing for zeros
 
     def _network(self, name: str, x: Tensor) -> list[Tensor]:
         """Compute what the heads of a network give; for one without heads, its last hidden layer."""
@@ -151,8 +159,8 @@ class Equations:
 
 def _chain(layers: Layers, x: Tensor) -> Tensor:
     """Run one layer after the other."""
-    for weight, bias, activation in layers:
-        x = activation(F.linear(x, weight, bias))
+    for weight, bias, follow in layers:
+        x = follow(F.linear(x, weight, bias))
     return x
 
 
@@ -182,7 +190,8 @@ def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) 
         # padding may hold NaN: what a padded row would compute is cut off before it can meet a gradient
         before = state if real is None else tuple(_zero_unless(real[t], s) for s in state)
         if resets is not None:
-            before = tuple(_zero_unless(~resets[t].unsqueeze(-1), s) for s in before)
+            begins, initial = resets[t].unsqueeze(-1), cell.initial or [torch.zeros_like(s) for s in before]
+            before = tuple(torch.where(begins, i, s) for i, s in zip(initial, before, strict=True))
         h, cond_t = cell.top(before), None if cond is None else cond[t]
         phi_x = cell.phi_x(x[t])
         prior = cell.prior(h, cond_t)

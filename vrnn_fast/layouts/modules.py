@@ -39,8 +39,9 @@ class TraceableRecurrence(nn.Module):
 
 
 def parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what a call of this affine layer or recurrent cell reads, by name; nothing for any other module."""
-    if isinstance(module, nn.Linear):
+    """Yield what a call of this affine layer, layer normalisation or recurrent cell reads, by name; nothing for any
+    other module."""
+    if isinstance(module, (nn.Linear, nn.LayerNorm)):
         for name in ("weight", "bias"):
             value = getattr(module, name)
             if value is not None:
@@ -50,7 +51,7 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all affine layers and recurrent cells by name, as their calls see them."""
+    """Return the shapes of all affine layers, normalisations and recurrent cells by name, as their calls see them."""
     return {
         f"{path}.{leaf}": tuple(value.shape)
         for path, module in model.named_modules(remove_duplicate=False)

@@ -154,7 +154,7 @@ def chain(shapes: Shapes, path: str) -> tuple[str, ...]:
     found = []
     for name in shapes:
         match = re.fullmatch(rf"({re.escape(path)}\.[A-Za-z_]*(\d+))\.weight", name)
-        if match:
+        if match and len(shapes[name]) > 1:
             found.append((int(match[2]), match[1]))
     return tuple(prefix for _, prefix in sorted(found))
 
@@ -192,6 +192,17 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     else:
         input_size = reads("encoder") - hidden_size - (cond if "encoder" in traits.cond_networks else 0)
     own = [widths(head[:-1]) for name in _NETWORKS for head in heads[name]]
+    normalized = []
+    for name in _NETWORKS:
+        hidden = [*networks[name], *(prefix for head in heads[name] for prefix in head[:-1])]
+        without = [prefix for prefix in hidden if _norm(shapes, prefix) is None]
+        if len(without) < len(hidden):
+            normalized.append(name)
+            if without:
+                raise LayoutError(
+                    f"{without[0]} has no layer normalisation behind it, as other layers of its network have: all of "
+                    "them, or none, are run here"
+                )
     try:
         spec = CellSpec(
             input_size,
@@ -215,6 +226,7 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
             decoder_heads=tuple((f"dec_{i}", widths(head)[-1]) for i, head in enumerate(heads["decoder"])),
             cond_size=cond,
             cond_networks=traits.cond_networks,
+            normalized=tuple(normalized),
         )
         owners = [head for name in _NETWORKS for head in spec.head_names(name)]
         spec = replace(spec, own_layers=tuple(zip(owners, own, strict=True)), activations=traits.activations)
@@ -226,7 +238,9 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
     for name in _NETWORKS:
         network = spec.network(name)
         chains = zip((network.hidden, *network.heads), (networks[name], *heads[name]), strict=True)
-        theirs |= {layer.prefix: prefix for ours, own_ in chains for layer, prefix in zip(ours, own_, strict=True)}
+        pairs = [pair for ours, own_ in chains for pair in zip(ours, own_, strict=True)]
+        theirs |= {layer.prefix: prefix for layer, prefix in pairs}
+        theirs |= {layer.norm: norm for layer, prefix in pairs if layer.norm and (norm := _norm(shapes, prefix))}
     return Structure(
         spec,
         tuple(_parameter_names(shapes, spec, theirs, roles.cell)),
@@ -236,6 +250,13 @@ def read(shapes: Shapes, roles: Roles, traits: Traits) -> Structure:
         ),
         tuple(head[-1] for head in heads["decoder"]),
     )
+
+
+def _norm(shapes: Shapes, prefix: str) -> str | None:
+    """Find the prefix of the normalisation right behind an affine layer of a sequence, ``path.1`` behind ``path.0``."""
+    path, _, key = prefix.rpartition(".")
+    after = f"{path}.{int(key) + 1}" if key.isdigit() else ""
+    return after if len(shapes.get(f"{after}.weight", ())) == 1 else None
 
 
 def _parameter_names(shapes: Shapes, spec: CellSpec, theirs: Mapping[str, str], cell: str) -> Iterator[str]:

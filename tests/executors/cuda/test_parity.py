@@ -117,6 +117,12 @@ def test_rows_know_nothing_of_each_other() -> None:
     assert torch.equal(dirty["final0"][others], clean["final0"][others])
 
 
+def test_resets_to_an_initial_state_are_left_to_others() -> None:
+    with mock.patch.object(cuda, "device", "cpu"):
+        reason = cuda.refuses(replace(GRU, initial_state=True), torch.zeros(1, 1, 5))
+    assert reason == operators.BEGINS
+
+
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Memory that the kernels are given starts as NaN."""

@@ -19,11 +19,13 @@ from ...cell.spec import Std
 from ...cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Dense,
     Divergence,
     Draw,
     Likelihood,
+    Normalize,
     Recur,
     Resample,
     Sample,
@@ -31,6 +33,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
+from ..operators import BEGINS, NORMALIZES
 from .phases import Phase
 from .plan import Plan, Tile
 from .scan import Backward, Forward
@@ -80,6 +83,8 @@ class Emitter(NamedTuple):
 
 
 def emitter(stage: Stage) -> Emitter:
+    if type(stage) in REFUSED:
+        raise TypeError(f"{type(stage).__name__} is not run here: {REFUSED[type(stage)]}")
     if type(stage) not in STAGES:
         raise TypeError(f"{type(stage).__name__} is not among the stages that emit.py can write")
     return STAGES[type(stage)]
@@ -285,6 +290,8 @@ def _draw_forward(scan: Forward, stage: Draw) -> None:
 
 
 WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
+
+REFUSED: dict[type[Stage], str] = {Begin: BEGINS, Normalize: NORMALIZES}
 
 STAGES: dict[type[Stage], Emitter] = {
     Bias: Emitter(_zeros_forward, "zeros have none, and parameters are added before the scan, by rows.py"),
