@@ -297,6 +297,20 @@ def test_the_law_of_errors_by_clusters(case: str) -> None:
     errors.assert_at_most_twice_torchs()
 
 
+@needs_emulator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cluster_computes_the_bits_of_one_block(dtype: torch.dtype) -> None:
+    """So that a row's results do not depend on how large its batch is; in 16 bits but for the divergence, which reads
+    the posterior as memory has it."""
+    problem = Problem.draw(GRU, 3, 5)
+    alone = problem.run(cuda, dtype)
+    for cluster in (Cluster(2), Cluster(2, alike=False)):
+        with by(cluster):
+            found = problem.run(cuda, dtype)
+        unequal = [name for name, t in alone.items() if not torch.equal(found[name], t)]
+        assert unequal == ([] if dtype == torch.float32 else ["kl"])
+
+
 LARGE: dict[str, tuple[int, torch.dtype, Cluster | None, int, int, bool]] = {
     "96 over 4, forward": (96, torch.bfloat16, Cluster(4), 2, 17, False),
     "128, forward": (128, torch.float16, None, 2, 3, False),
