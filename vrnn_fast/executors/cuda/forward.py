@@ -1,4 +1,4 @@
-"""The units of a forward scan: h_{t-1} to h_t, with the prior and the divergence beside the chain. Pure."""
+"""The units of a forward scan: h_{t-1} to h_t. What does not hang on the chain, passes compute over all rows. Pure."""
 
 from __future__ import annotations
 
@@ -34,17 +34,6 @@ from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
 
-def inside(program: Partition) -> Partition:
-    """Put the prior and the divergence inside the scan of a program, where no weight waits for them."""
-    at = next((i for i, s in enumerate(program.after) if isinstance(s, Divergence)), None)
-    if at is None:
-        return program
-    moved, after = program.after[: at + 1], program.after[at + 1 :]
-    known = tuple(s for s in moved if isinstance(s, Dense) and s.source.buffer == "cond")
-    rest = tuple(s for s in moved if s not in known)
-    return replace(program, before=(*program.before, *known), scan=(*program.scan, *rest), after=after)
-
-
 def results(program: Partition) -> Partition:
     """Give a program room for results that are a part of a buffer: the means of [mean | raw]."""
     sample = next((s for s in program.scan if isinstance(s, Sample)), None)
@@ -54,13 +43,12 @@ def results(program: Partition) -> Partition:
 
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec, cluster: Cluster | None = None) -> KernelPlan:
-    """Lay out the forward scan of a cell that is given x; by a cluster, of the chain alone. Pure.
+    """Lay out the forward scan of a cell that is given x. Pure.
 
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    program = partition(spec)
-    return _planned(cut(results(program if cluster else inside(program))), cluster)
+    return _planned(cut(results(partition(spec))), cluster)
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import Cut, cut, halves, learned, observed
-from .forward import ForwardUnits, forward, inside, results
+from .forward import ForwardUnits, forward, results
 from .order import planned
 from .plan import TOTALS, KernelPlan, Kind, Unit, gradient
 from .reverse import ReverseUnits
@@ -69,7 +69,7 @@ def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (
 @lru_cache(maxsize=256)
 def before(spec: CellSpec) -> Pass:
     """Compute all that depends on x and cond alone. Pure."""
-    program = inside(partition(spec))
+    program = partition(spec)
     whole = _whole(program, program.before)
     found = ForwardUnits(whole)
     for stage in program.before:
@@ -96,10 +96,9 @@ def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
 
 
 @lru_cache(maxsize=256)
-def after(spec: CellSpec, *, divergence: bool = False) -> Pass:
-    """Compute the decoder and the likelihood, whose raw output it stores; with the ``divergence``, where the scan does
-    not, prior and KL as well. Pure."""
-    program = results(partition(spec)) if divergence else inside(partition(spec))
+def after(spec: CellSpec) -> Pass:
+    """Compute prior, divergence, decoder and likelihood, whose raw output it stores. Pure."""
+    program = results(partition(spec))
     whole = _whole(program, program.after)
     found = ForwardUnits(whole)
     for stage in program.after:

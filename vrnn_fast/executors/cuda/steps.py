@@ -26,8 +26,8 @@ FORWARD, BACKWARD, GENERATE = "forward", "backward", "generate"  # the scans
 WORDS = {
     "pack": "the weights as kernels read them",
     "before": "phi_x, and what x gives to encoder and cell",
-    FORWARD: "the scan: posterior, sample, phi_z and update, with prior and divergence beside them",
-    "after": "decoder and likelihood",
+    FORWARD: "the scan: posterior, sample, phi_z and update",
+    "after": "prior and divergence, decoder and likelihood",
     "again": "what was not kept of the scan",
     "after, backward": "gradients of likelihood, decoder, divergence and prior",
     BACKWARD: "the reverse scan",
@@ -108,20 +108,16 @@ def forward_steps(
     of_prior: tuple[str, ...] = ()
     if want.prior and own.divergence is not None:
         of_prior = "prior_mean", own.divergence.prior_std.buffer
-    if clusters.forward is None:
-        results = (*results, *of_prior)
-    if want.raw and own.resamples:  # by whose scan it is weighed
-        results = (*results, own.likelihood.source.buffer)
+    if own.resamples:  # whose rows are weighed by them
+        results = (*results, *of_prior, *([own.likelihood.source.buffer] if want.raw else []))
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
     found = _step("before", passes.before(spec)), PlannedLaunch(FORWARD, plan, stored, results)
-    left = clusters.forward is not None and own.divergence is not None
-    if own.resamples or (own.likelihood.kind == "external" and not want.raw and not left):
+    if own.resamples or (own.likelihood.kind == "external" and not want.raw and own.divergence is None):
         return found
-    after = passes.after(spec, divergence=left)
-    raw = after.stored if want.raw else ()
-    shown = (*raw, *of_prior) if left else raw
+    after = passes.after(spec)
+    shown = (*(after.stored if want.raw else ()), *of_prior)
     return (*found, PlannedLaunch("after", after.plan, shown, shown))
 
 
