@@ -194,7 +194,7 @@ def test_tf32_is_as_good_as_float16() -> None:
 # ---- tiers
 
 
-@pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 18), (torch.float32, 22)], ids=str)
+@pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 16), (torch.float32, 22)], ids=str)
 def test_weights_in_registers_and_from_the_cache(dtype: torch.dtype, kilobytes: int) -> None:
     """A chip with so little shared memory that every tier is needed."""
     with mock.patch.object(launch, "limit", return_value=kilobytes << 10):
@@ -422,6 +422,22 @@ def test_many_rows_are_added_up_in_shares() -> None:
     with mock.patch.object(weights, "ROWS_OF_A_SHARE", 20):
         assert weights.shares(76) == 4
         assert_obeys_the_law(GRU, 4, 19, [i % 5 for i in range(19)], executor=cuda, dtype=torch.float32, draws=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weight_gradients_by_large_squares(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of even widths, whose rows are copied 16 bytes at a time, and of odd ones."""
+    monkeypatch.setattr(weights, "_side", lambda *_: weights.SIDES[1])
+    weights.jobs.cache_clear()
+    for spec in (cell(phi_x=(24,), encoder=(130,)), cell(hidden_size=16, phi_z=(8,))):
+        problem = Problem.draw(spec, 3, 19, [i % 4 for i in range(19)])
+        large = problem.run(cuda, dtype)
+        monkeypatch.undo()
+        weights.jobs.cache_clear()
+        small = problem.run(cuda, dtype)
+        for name, t in large.items():
+            assert torch.equal(t, small[name]), name
+        assert_obeys_the_law(spec, 3, 19, executor=cuda, dtype=dtype, draws=2)
 
 
 def test_nobody_gets_a_gradient_unasked() -> None:

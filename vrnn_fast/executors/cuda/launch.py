@@ -258,10 +258,16 @@ class KernelCall:
         return self.fixed("pack", len(self.parameters), blocks, tensors, sizes), packed
 
     def fixed(
-        self, name: str, pointers: int, blocks: int, tensors: list[Tensor | None], sizes: tuple[int, ...]
+        self,
+        name: str,
+        pointers: int,
+        blocks: int,
+        tensors: list[Tensor | None],
+        sizes: tuple[int, ...],
+        side: int = weights.SIDES[0],
     ) -> Prepared:
         """Prepare a launch of a kernel of csrc/cuda/rows."""
-        found = fixed(name, self.kind, self.dtype, pointers)
+        found = fixed(name, self.kind, self.dtype, pointers, side)
         return Prepared(found.kernel, found.body, blocks, Argument(tensors, (blocks, *sizes)))
 
     def run(
@@ -303,7 +309,8 @@ class KernelCall:
         arguments = [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
         ranks = max(each.kernel.ranks for each in prepared)
-        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks):
+        shared = max(each.kernel.shared for each in prepared)
+        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks) and shared <= self.most:
             programs = tuple(crew.Program(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
             kernel = together(programs, self.most)
             if index is None or driver.resident(index, kernel) >= processors:
@@ -407,7 +414,7 @@ class KernelCall:
 
     def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
         """Prepare shares of products over all rows, and their sums."""
-        found = weights.jobs(self.spec, upstream)
+        found = weights.jobs(self.spec, upstream, self.kind)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
         like = self.given.x
@@ -417,7 +424,7 @@ class KernelCall:
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
             sizes = self.steps, self.batch, found.elements, len(found.tiles), parts
-            launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes))
+            launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes, found.side))
         tensors = [*d_parameters, space, blocks, places]
         sums = self.fixed("sums", len(self.parameters), len(found.places), tensors, (found.elements, parts))
         return [*launched, sums], d_parameters
@@ -456,12 +463,15 @@ class FixedKernel(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> FixedKernel:
-    """Return a kernel of csrc/cuda/rows, which every cell has."""
-    value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
+def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int, side: int = weights.SIDES[0]) -> FixedKernel:
+    """Return a kernel of csrc/cuda/rows, which every cell has; of weight gradients, by squares of this side."""
+    value, shared = VALUES[str(dtype).partition(".")[2]], 0
+    if name == "weights":
+        shared = weights.shared_bytes(kind, side)
     constants = (
         f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
-        f"inline constexpr int parameters = {pointers}, buffers = {pointers}, shared_bytes = {shared}; }}"
+        f"inline constexpr int parameters = {pointers}, buffers = {pointers}; "
+        f"inline constexpr int shared_bytes = {shared}, side = {side}; }}"
     )
     body = f'{constants}\n#include "rows/{name}.h"\n'
     known = {"weights": "weight gradients", "sums": "their sums"}.get(name, name)
