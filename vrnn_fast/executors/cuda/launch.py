@@ -317,7 +317,8 @@ class KernelCall:
                 counters = allocate(self.given.x, (processors,), None, torch.int32)
                 packs = max(1, min(processors, -(-arguments[0].numbers[1] // crew.PACKED)))
                 own: list[Tensor | None] = [counters, counters[processors - self.tiles :]]
-                first = Argument(own, (processors, self.tiles, packs, crew.LOOKS))
+                looks = crew.looks(self.steps, self.tiles, processors - self.tiles)
+                first = Argument(own, (processors, self.tiles, packs, looks))
                 self._launch(kernel, processors, [first, *arguments], counters)
                 return
         if index is not None:
