@@ -50,7 +50,7 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
         for own, behind in parts:
             arguments += struct.pack(f"{len(own)}Q{len(behind)}i0Q", *(next(left) for _ in own), *behind)
         (parameter,) = kernel.parameters
-        shared = max(map(int, re.findall(r"shared_bytes = (\d+);", text)))
+        shared = max(map(int, re.findall(r"shared_bytes = (\d+)", text)))
         reports.append(run(kernel, numbers[0], {parameter: arguments}, memory, dynamic_shared=shared))
         if side_by_side is not None:
             _apart(memory, side_by_side, tensors)
