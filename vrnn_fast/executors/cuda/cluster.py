@@ -42,7 +42,7 @@ Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
 
 
 def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
-    """Mark the units whose tiles the ranks of a cluster share."""
+    """Tell which units' tiles the ranks of a cluster share."""
     every = tuple(units)
     if cluster is None:
         return every
