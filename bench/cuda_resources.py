@@ -20,7 +20,7 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.cuda import sources
-from vrnn_fast.executors.cuda.crew import Program
+from vrnn_fast.executors.cuda.crew import JoinedProgram
 from vrnn_fast.executors.cuda.driver import Kernel
 from vrnn_fast.executors.cuda.launch import FixedKernel, PlannedKernel, fixed, program, together
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
@@ -97,7 +97,7 @@ def joined(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
         own = jobs(spec, frozenset(TOTALS), kind)
         found.append(fixed("weights", kind, dtype, len(own.buffers), own.side))
         found.append(fixed("sums", kind, dtype, parameters))
-    return together(tuple(Program(p.kernel.name, p.body, p.kernel.shared) for p in found), limit)
+    return together(tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found), limit)
 
 
 def compiled(text: str, target: str) -> Registers:

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
-from tests.executors.cuda.test_parity import poisoned_memory
-from tests.executors.cuda.test_races import (
+from tests.support import standin_driver
+from tests.support.family import FAMILY
+from tests.support.oracle import Errors, Problem
+from tests.support.poisoned import poisoned_memory
+from tests.support.recorded import (
     Recorded,
     compiled,
     copies,
@@ -29,9 +32,6 @@ from tests.executors.cuda.test_races import (
     recording,
     written,
 )
-from tests.support import standin_driver
-from tests.support.family import FAMILY
-from tests.support.oracle import Errors, Problem
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors import cuda, reference

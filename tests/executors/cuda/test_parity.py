@@ -27,11 +27,12 @@ from tests.support.oracle import (
     assert_nobody_gets_a_gradient_unasked,
     assert_obeys_the_law,
 )
+from tests.support.poisoned import poisoned_memory
 from vrnn_fast import VRNN, executors
 from vrnn_fast.agreement import allowed
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
-from vrnn_fast.executors import backends, cuda, operators, reference, rows, select
+from vrnn_fast.executors import backends, cuda, operators, reference, select
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.call import Remembered
 from vrnn_fast.executors.cuda import build, emulator, launch, weights
@@ -109,19 +110,6 @@ def test_rows_know_nothing_of_each_other() -> None:
         assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
         assert dirty[name][1:, 4].isnan().any()
     assert torch.equal(dirty["final0"][others], clean["final0"][others])
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Memory that the kernels are given starts as NaN."""
-    allocate = rows.allocate
-
-    def poisoned(like: Tensor, shape: tuple[int, ...], fill: float | None = None, *rest: Any) -> Tensor:
-        made = allocate(like, shape, fill, *rest)
-        return made.fill_(float("nan")) if fill is None and made.is_floating_point() else made
-
-    with mock.patch.object(rows, "allocate", poisoned), mock.patch.object(launch, "allocate", poisoned):
-        yield
 
 
 def test_what_no_gradient_reaches_has_one_of_zero() -> None:

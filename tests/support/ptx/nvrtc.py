@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vrnn_fast.executors.cuda import emulator, nvrtc
-from vrnn_fast.executors.cuda.driver import Part
+from vrnn_fast.executors.cuda.driver import Struct
 
 from .machine import run
 from .memory import Memory
@@ -39,7 +39,9 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
     text. Holds a report of each."""
     reports: list[Report] = []
 
-    def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Part] = ()) -> None:
+    def launch(
+        text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Struct] = ()
+    ) -> None:
         kernel = parse(edit(compiled(text, chip)))
         memory, places = Memory(), dict[int, int]()
         parts = ((tensors, numbers), *more)

@@ -22,7 +22,7 @@ MOST_ARGUMENTS = 4096  # bytes, of what every driver takes
 COUNTERS = 8 * 2 + 4 * 4  # bytes of struct Crew
 
 
-class Program(NamedTuple):
+class JoinedProgram(NamedTuple):
     """What one of the launches does, that are joined: its name, its C++, bytes of shared memory of a block."""
 
     name: str
@@ -65,7 +65,7 @@ def looks(steps: int, scans: int, workers: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def joined(programs: tuple[Program, ...], limit: int) -> str:
+def joined(programs: tuple[JoinedProgram, ...], limit: int) -> str:
     """Write the kernel that does what all of these do, one after the other.
 
     Args:

@@ -243,7 +243,7 @@ class KernelCall:
     # ---- launches
 
     def pack(self, programs: Sequence[PlannedKernel]) -> tuple[Prepared, list[KernelWeights]]:
-        """Prepare what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
+        """Lay out what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
         found = pack.packing(self.spec, tuple(p.memory for p in programs))
         operands, biases = _tables(found, self.device)
         to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
@@ -266,7 +266,7 @@ class KernelCall:
         sizes: tuple[int, ...],
         side: int = weights.SIDES[0],
     ) -> Prepared:
-        """Prepare a launch of a kernel of csrc/cuda/rows."""
+        """Lay out a launch of a kernel of csrc/cuda/rows."""
         found = fixed(name, self.kind, self.dtype, pointers, side)
         return Prepared(found.kernel, found.body, blocks, Argument(tensors, (blocks, *sizes)))
 
@@ -278,7 +278,7 @@ class KernelCall:
         totals: Mapping[str, Tensor] | None = None,
         upstream: Mapping[str, Tensor] | None = None,
     ) -> Prepared:
-        """Prepare a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
+        """Lay out a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
         of, none = own.step.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
@@ -311,7 +311,7 @@ class KernelCall:
         ranks = max(each.kernel.ranks for each in prepared)
         shared = max(each.kernel.shared for each in prepared)
         if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks) and shared <= self.most:
-            programs = tuple(crew.Program(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
+            programs = tuple(crew.JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
             kernel = together(programs, self.most)
             if index is None or driver.resident(index, kernel) >= processors:
                 counters = allocate(self.given.x, (processors,), None, torch.int32)
@@ -414,7 +414,7 @@ class KernelCall:
         return Gradients(*sequences, d_state, d_parameters)
 
     def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
-        """Prepare shares of products over all rows, and their sums."""
+        """Lay out shares of products over all rows, and their sums."""
         found = weights.jobs(self.spec, upstream, self.kind)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
@@ -449,7 +449,7 @@ class KernelCall:
 
 
 @lru_cache(maxsize=256)
-def together(programs: tuple[crew.Program, ...], limit: int) -> Kernel:
+def together(programs: tuple[crew.JoinedProgram, ...], limit: int) -> Kernel:
     """Return the kernel that stands for all of these launches."""
     name = next(p.name for p in programs if p.name in crew.SCANS)
     shared = max(p.shared for p in programs)
