@@ -20,10 +20,20 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.cuda import sources
-from vrnn_fast.executors.cuda.launch import fixed, program
+from vrnn_fast.executors.cuda.crew import JoinedProgram
+from vrnn_fast.executors.cuda.driver import Kernel
+from vrnn_fast.executors.cuda.launch import FixedKernel, PlannedKernel, fixed, program, together
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BLOCKS, PlannedLaunch, ScanClusters, backward_steps, forward_steps
+from vrnn_fast.executors.cuda.steps import (
+    BACKWARD,
+    BLOCKS,
+    PlannedLaunch,
+    ScanClusters,
+    backward_steps,
+    forward_steps,
+)
+from vrnn_fast.executors.cuda.weights import SIDES, jobs
 
 from .record import RESULTS
 
@@ -72,6 +82,24 @@ def kernel(size: int, kind: Operand, target: str, way: str) -> KernelSource | No
     return KernelSource(found.kernel.text, found.memory)
 
 
+def joined(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
+    """Write the kernel that is all of a direction; None where one of its programs does not fit."""
+    spec, limit, dtype = spec_of(size), CHIPS[target.removesuffix("a")], DTYPES[kind]
+    parts = forward_steps(spec, Keep.STORED, Want())
+    if way == BACKWARD:
+        parts = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
+    if any(memory(step.plan, kind, limit) is None for step in parts):
+        return None
+    parameters = len(list(spec.parameters()))
+    found: list[FixedKernel | PlannedKernel] = [fixed("pack", kind, dtype, parameters)]
+    found += (program(step, kind, limit, dtype) for step in parts)
+    if way == BACKWARD:
+        own = jobs(spec, frozenset(TOTALS), kind)
+        found.append(fixed("weights", kind, dtype, len(own.buffers), own.side))
+        found.append(fixed("sums", kind, dtype, parameters))
+    return together(tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found), limit)
+
+
 def compiled(text: str, target: str) -> Registers:
     """Compile it with nvcc and its assembler.
 
@@ -104,10 +132,19 @@ def rows() -> Iterator[str]:
                 yield f"| {size} | {kind} | {target} | {way} | {_cells(made, target)} |"
     for kind, target in product(SIZES, TARGETS):
         for name in ("pack", "weights", "sums"):
-            own = fixed(name, kind, DTYPES[kind], 20)
-            of = compiled(own.kernel.text, target)
-            numbers = (of.registers, of.spilled, round(own.kernel.shared / 1024))
-            yield f"| any | {kind} | {target} | {own.kernel.name} | {' | '.join(map(str, numbers))} | | | | | |"
+            yield _row("any", kind, target, fixed(name, kind, DTYPES[kind], 20).kernel)
+    for target in TARGETS:
+        yield _row("wide", "bf16", target, fixed("weights", "bf16", DTYPES["bf16"], 20, SIDES[1]).kernel)
+    for size, target, way in product((64, 128), TARGETS[:3], SCANS):
+        whole = joined(size, "bf16", target, way)
+        if whole is not None:
+            yield _row(str(size), "bf16", target, whole)
+
+
+def _row(size: str, kind: Operand, target: str, kernel: Kernel) -> str:
+    of = compiled(kernel.text, target)
+    numbers = of.registers, of.spilled, round(kernel.shared / 1024)
+    return f"| {size} | {kind} | {target} | {kernel.name} | {' | '.join(map(str, numbers))} | | | | | |"
 
 
 def _cells(made: KernelSource | None, target: str) -> str:
@@ -130,7 +167,8 @@ def main() -> None:
             "",
             "`python -m bench.cuda_resources`: a GRU cell with Z = 16 and one hidden layer as wide as the state in",
             "each network, in training. Registers are those of a thread, spills bytes of it; weights are counted by",
-            "the products that read them, inputs by the parts of a step that lie in shared memory a step ahead.",
+            "the products that read them, inputs by the parts of a step that lie in shared memory a step ahead. All of",
+            "forward and all of backward are the launches beside them in one, for a block a multiprocessor.",
             "**Nothing here has run on a GPU.**",
             "",
             *lines,

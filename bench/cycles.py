@@ -12,9 +12,20 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from vrnn_fast.executors.cuda.cycles import FACTOR, PAPER_CHIPS, gru_alone, paper_step
+from vrnn_fast.executors.cuda.crew import looks
+from vrnn_fast.executors.cuda.cycles import (
+    FACTOR,
+    PAPER_CHIPS,
+    cublas,
+    gru_alone,
+    paper_step,
+    paper_training,
+    squares,
+)
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand, memory
+from vrnn_fast.executors.cuda.plan import TOTALS
 from vrnn_fast.executors.cuda.steps import H100, chosen
+from vrnn_fast.executors.cuda.weights import jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
 from .record import RESULTS
@@ -32,6 +43,11 @@ instructions of warps and barriers are within {FACTOR} of those of the executed 
 bytes are those of weights from the second-level cache; the chain is what follows each other however little there is to
 do. `vrnn_fast/executors/cuda/cycles.py` says how cycles follow from them.
 **Nothing here has run on a GPU.**
+"""
+OF_PRODUCTS = """\
+Microseconds of all weight gradients there. cuBLAS is assumed to be a launch for each product, and to reach 0.7 of 989
+TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.sync are 1.5 and 1.7 times as long;
+there clusters scan, and weight gradients are a launch of their own. Whether cuBLAS should have them, a card must say.
 """
 COLUMNS = "H", "operands", "chip", "kernel", "mma", "wavefronts", "instructions", "KB streamed", "barriers", "chain"
 
@@ -69,11 +85,52 @@ def aims() -> Iterator[str]:
         yield f"| {size} | {ours} | {alone[0]:.2f} | {alone[1]:.2f} |"
 
 
+def training() -> Iterator[str]:
+    """Yield a line for each batch: microseconds of a training step by one block to a tile, its launches one behind the
+    other and one each way, and of nn.GRU alone by steps like cuDNN's, without its products over all rows."""
+    yield "| H | T x B | launches apart | one each way | nn.GRU alone | one each way / nn.GRU |"
+    yield "| --: | --- | --: | --: | --: | --: |"
+    kind, chip = AIMED
+    for size, (count, batch) in product((64, 96, 128), ((28, 128), (256, 128), (256, 16))):
+        spec = spec_of(size)
+        laid = {name: (memory(step.plan, kind, CHIPS[chip]), step.stored) for name, step in steps(spec).items()}
+        own = jobs(spec, frozenset(TOTALS), kind)
+        rows = count * batch
+        products = squares(len(own.tiles), own.side, rows, shares(rows), chip)
+        tiles = -(-batch // 16)
+        every = looks(count, tiles, PAPER_CHIPS[chip].multiprocessors - tiles)
+        there = {name: (found, stored) for name, (found, stored) in laid.items() if found is not None}
+        us = paper_training(there, products, count, batch, chip, every)
+        alone = count * sum(gru_alone(size, chip, reverse=r, apart=True) for r in (False, True))
+        numbers = f"{us.apart:.0f} | {us.joined:.0f} | {alone:.0f} | {us.joined / alone:.2f}"
+        yield f"| {size} | {count} x {batch} | {numbers} |"
+
+
+def products() -> Iterator[str]:
+    """Yield a line for each width: microseconds of all weight gradients, and of cuBLAS as cycles.py assumes it."""
+    yield "| H | rows | squares | side | ours | cuBLAS | ours / cuBLAS |"
+    yield f"|{' --: |' * 7}"
+    kind, chip = AIMED
+    for size, rows in product((64, 128, 256, 384), (4096, 16384)):
+        own = jobs(spec_of(size), frozenset(TOTALS), kind)
+        ours = squares(len(own.tiles), own.side, rows, shares(rows), chip)
+        theirs = cublas(((int(job[6]), int(job[7])) for job in own.jobs if job[7]), rows)
+        numbers = f"{len(own.tiles)} | {own.side} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f}"
+        yield f"| {size} | {rows} | {numbers} |"
+
+
 def lines() -> Iterator[str]:
     yield HEAD
     yield f"Microseconds a step on an H100, in {AIMED[0]}:"
     yield ""
     yield from aims()
+    yield ""
+    yield f"Microseconds a training step on an H100, in {AIMED[0]}, by one block to a tile of rows:"
+    yield ""
+    yield from training()
+    yield ""
+    yield OF_PRODUCTS
+    yield from products()
     yield ""
     yield from rows()
 

@@ -29,7 +29,7 @@ ABOUT = {  # an executor: what it is, and what it runs on
         "GPUs, float32, TF32, bfloat16, float16",
     ),
     "cuda": (
-        "the same by kernels written by hand, prior and divergence inside",
+        "the same by kernels written by hand, a training step in one launch each way",
         "NVIDIA GPUs from sm_80 on, and an emulator on the CPU, float32, TF32, bfloat16, float16",
     ),
 }

@@ -117,6 +117,18 @@ def test_one_buffer_of_an_exchange_is_a_race() -> None:
     assert next(report for report in reports if report.issued["mapa"]).races
 
 
+def test_one_launch_each_way_as_compiled() -> None:
+    """Blocks by turns: one that scans, and two that work beside it."""
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=3), nvrtc.executed() as reports:
+        found = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
+    assert len(reports) == 2
+    right = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
+    for name, t in found.items():
+        torch.testing.assert_close(t, right[name], rtol=0.02, atol=0.02, msg=name)
+    for report in reports:
+        assert_clean(report)
+
+
 def test_generation_as_compiled() -> None:
     problem = Problem.draw(GRU, 3, 2)
     eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)

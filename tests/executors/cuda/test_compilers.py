@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from bench import cuda_clusters
-from bench.cuda_resources import DTYPES, PASSES, KernelSource, compiled, kernel
+from bench.cuda_resources import DTYPES, PASSES, SCANS, KernelSource, compiled, joined, kernel
 from vrnn_fast.executors.cuda import nvrtc
 from vrnn_fast.executors.cuda.launch import fixed
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand
@@ -64,6 +64,16 @@ def test_nothing_spills_of_a_cluster(way: str) -> None:
 def test_nothing_spills_of_what_every_cell_has(name: str, kind: Operand) -> None:
     found = fixed(name, kind, DTYPES[kind], 20)
     assert compiled(found.kernel.text, "sm_80").spilled == 0
+
+
+@needs_nvcc
+@pytest.mark.parametrize(("size", "chip"), [(64, "sm_80"), (128, "sm_90a")])
+@pytest.mark.parametrize("way", SCANS)
+def test_nothing_spills_of_all_in_one(size: int, chip: str, way: str) -> None:
+    """A block has a multiprocessor to itself, so that its threads may have as many registers as there are."""
+    found = joined(size, "bf16", chip, way)
+    assert found is not None
+    assert compiled(found.text, chip).spilled == 0
 
 
 @needs_nvcc

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
-from tests.executors.cuda.test_races import (
+from tests.support.family import FAMILY
+from tests.support.oracle import Problem
+from tests.support.recorded import (
     Recorded,
     compiled,
     copies,
@@ -24,8 +26,6 @@ from tests.executors.cuda.test_races import (
     recording,
     written,
 )
-from tests.support.family import FAMILY
-from tests.support.oracle import Problem
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, rows
 from vrnn_fast.executors.cuda import build, crew, emulator, launch, weights
@@ -54,7 +54,7 @@ def a_small_chip() -> Iterator[None]:
     with (
         mock.patch.object(launch, "allocate", cleared),
         mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS),
-        mock.patch.object(crew, "LOOKS", 2),
+        mock.patch.object(crew, "LOOKS", (2,)),
         mock.patch.object(weights, "ROWS_OF_A_SHARE", 30),
     ):
         yield
@@ -130,6 +130,13 @@ def test_one_launch_leaves_what_many_do(case: str) -> None:
         assert ((launch.launches - before).total() == 2) == (count > 1)
     for name, t in found[0].items():
         assert all(torch.equal(t, other[name]) for other in found[1:]), name
+
+
+def test_a_longer_scan_looks_at_others_less_often() -> None:
+    assert crew.looks(28, 8, 124) == 8
+    assert crew.looks(256, 8, 124) == 64
+    assert crew.looks(256, 1, 131) == 64
+    assert crew.looks(28, 66, 66) == 4
 
 
 def test_what_is_several_launches_says_why() -> None:

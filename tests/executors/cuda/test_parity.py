@@ -27,11 +27,12 @@ from tests.support.oracle import (
     assert_nobody_gets_a_gradient_unasked,
     assert_obeys_the_law,
 )
+from tests.support.poisoned import poisoned_memory
 from vrnn_fast import VRNN, executors
 from vrnn_fast.agreement import allowed
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
-from vrnn_fast.executors import backends, cuda, operators, reference, rows, select
+from vrnn_fast.executors import backends, cuda, operators, reference, select
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.call import Remembered
 from vrnn_fast.executors.cuda import build, emulator, launch, weights
@@ -123,19 +124,6 @@ def test_resets_to_an_initial_state_are_left_to_others() -> None:
     assert reason == operators.BEGINS
 
 
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Memory that the kernels are given starts as NaN."""
-    allocate = rows.allocate
-
-    def poisoned(like: Tensor, shape: tuple[int, ...], fill: float | None = None, *rest: Any) -> Tensor:
-        made = allocate(like, shape, fill, *rest)
-        return made.fill_(float("nan")) if fill is None and made.is_floating_point() else made
-
-    with mock.patch.object(rows, "allocate", poisoned), mock.patch.object(launch, "allocate", poisoned):
-        yield
-
-
 def test_what_no_gradient_reaches_has_one_of_zero() -> None:
     """A condition that the prior alone sees, in a loss without a divergence."""
     problem = Problem.draw(cell(cond_size=2, cond_networks=("prior",)), 2, 3)
@@ -206,7 +194,7 @@ def test_tf32_is_as_good_as_float16() -> None:
 # ---- tiers
 
 
-@pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 18), (torch.float32, 22)], ids=str)
+@pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 16), (torch.float32, 22)], ids=str)
 def test_weights_in_registers_and_from_the_cache(dtype: torch.dtype, kilobytes: int) -> None:
     """A chip with so little shared memory that every tier is needed."""
     with mock.patch.object(launch, "limit", return_value=kilobytes << 10):
@@ -434,6 +422,22 @@ def test_many_rows_are_added_up_in_shares() -> None:
     with mock.patch.object(weights, "ROWS_OF_A_SHARE", 20):
         assert weights.shares(76) == 4
         assert_obeys_the_law(GRU, 4, 19, [i % 5 for i in range(19)], executor=cuda, dtype=torch.float32, draws=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weight_gradients_by_large_squares(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of even widths, whose rows are copied 16 bytes at a time, and of odd ones."""
+    monkeypatch.setattr(weights, "_side", lambda *_: weights.SIDES[1])
+    weights.jobs.cache_clear()
+    for spec in (cell(phi_x=(24,), encoder=(130,)), cell(hidden_size=16, phi_z=(8,))):
+        problem = Problem.draw(spec, 3, 19, [i % 4 for i in range(19)])
+        large = problem.run(cuda, dtype)
+        monkeypatch.undo()
+        weights.jobs.cache_clear()
+        small = problem.run(cuda, dtype)
+        for name, t in large.items():
+            assert torch.equal(t, small[name]), name
+        assert_obeys_the_law(spec, 3, 19, executor=cuda, dtype=dtype, draws=2)
 
 
 def test_nobody_gets_a_gradient_unasked() -> None:

@@ -338,7 +338,7 @@ def test_a_plan_belongs_to_a_structure() -> None:
 @pytest.mark.parametrize("upstream", [("nll", "kl"), ("state",)])
 def test_every_element_of_a_parameter_has_one_gradient(upstream: tuple[str, ...]) -> None:
     for spec in family():
-        found = weights.jobs(spec, frozenset(upstream))
+        found = weights.jobs(spec, frozenset(upstream), "bf16")
         counts = [np.zeros(p.shape, np.int64) for p in spec.parameters()]
         for number, at, stride, rows, width, first in found.blocks.tolist():
             places = at + np.arange(rows)[:, None] * stride + np.arange(width)

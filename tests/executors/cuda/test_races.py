@@ -5,14 +5,11 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import struct
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,15 +19,15 @@ from torch import Tensor
 from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem
+from tests.support.recorded import Recorded, compiled, differs, needs_setarch, races, recording, replayed, written
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, emulator, launch
-from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
+from vrnn_fast.executors.cuda import build, launch
+from vrnn_fast.executors.cuda.emulator import Schedule
 from vrnn_fast.executors.cuda.passes import OF_STATES
 from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
-from vrnn_fast.executors.cuda.sources import SOURCE
 from vrnn_fast.executors.cuda.steps import RESULTS, backward_steps, forward_steps, generation_steps, training
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
@@ -88,73 +85,15 @@ def run(name: str) -> dict[str, Tensor]:
     return problem(name).run(cuda, CELLS[name][1])
 
 
-Parts = list[tuple[list[Tensor | None], tuple[int, ...]]]  # of a kernel's argument
-
-
-class Recorded(NamedTuple):
-    """A launch: its source, what it was given, and what of that it left behind."""
-
-    text: str
-    given: Parts
-    left: Parts
-
-
-def copies(parts: Iterable[tuple[Sequence[Tensor | None], Sequence[int]]]) -> Parts:
-    """Tensors that share memory do so again."""
-    storages: dict[int, Any] = {}
-
-    def copied(t: Tensor | None) -> Tensor | None:
-        if t is None:
-            return None
-        own = t.untyped_storage()
-        place = storages.setdefault(own.data_ptr(), own.clone()) if own.nbytes() else own
-        return torch.empty(0, dtype=t.dtype).set_(place, t.storage_offset(), t.shape, t.stride())
-
-    return [([copied(t) for t in tensors], tuple(numbers)) for tensors, numbers in parts]
-
-
-def recording(play: Callable[[], object], names: Sequence[str]) -> Iterator[tuple[str, Recorded]]:
-    """The launches of a run, which have these names."""
-    calls: list[Recorded] = []
-    launch = emulator.launch
-
-    def record(text: str, tensors: Any, numbers: Any, more: Any = ()) -> None:
-        parts = ((tensors, numbers), *more)
-        given = copies(parts)
-        launch(text, tensors, numbers, more)
-        calls.append(Recorded(text, given, copies(parts)))
-
-    with mock.patch.object(emulator, "launch", record):
-        play()
-    yield from zip(names, calls, strict=True)
-
-
 @cache
 def recorded(name: str) -> dict[str, Recorded]:
     """The launches of a training step."""
     return dict(recording(lambda: run(name), training(CELLS[name][0])))
 
 
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(-1).view(torch.uint8)
-
-
 def notices(name: str, way: str, schedule: Schedule) -> bool:
     """Whether a launch of this schedule is refused, or leaves other bits behind."""
     return differs(recorded(name)[way], schedule)
-
-
-def differs(one: Recorded, schedule: Schedule) -> bool:
-    """Whether a launch of this schedule is refused, or leaves other bits behind."""
-    given = copies(one.given)
-    with mock.patch.object(emulator, "schedule", schedule):
-        try:
-            emulator.launch(one.text, *given[0], given[1:])
-        except Fault:
-            return True
-    found, right = ([t for tensors, _ in parts for t in tensors] for parts in (given, one.left))
-    pairs = zip(found, right, strict=True)
-    return any(a is not None and b is not None and not torch.equal(bits(a), bits(b)) for a, b in pairs)
 
 
 @pytest.mark.parametrize(("name", "way", "number"), ALL)
@@ -170,59 +109,6 @@ def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None
 # ---- sanitizers, which see what no schedule shows
 
 
-HERE = Path(__file__).parent
-COMMON = ["g++", "-std=c++17", f"-I{SOURCE}"]
-
-
-def written(folder: Path, launches: Iterable[tuple[str, Recorded]]) -> Iterator[tuple[str, str, Path]]:
-    """The name and the source of each launch, and a file of what it was given: replay.cpp."""
-    for i, (way, one) in enumerate(launches):
-        tensors = [t for tensors, _ in one.given for t in tensors if t is not None]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
-        places, data = list(storages), struct.pack("q", len(storages))
-        for own in storages.values():
-            data += struct.pack("q", own.nbytes()) + bytes(own.tolist())
-        data += struct.pack("q", len(one.given))
-        for tensors_, numbers in one.given:
-            data += struct.pack("2q", len(tensors_), len(numbers))
-            for t in tensors_:
-                at = (-1, 0) if t is None else (places.index(t.untyped_storage().data_ptr()), t.storage_offset())
-                data += struct.pack("2q", at[0], at[1] * (0 if t is None else t.element_size()))
-            data += struct.pack(f"{len(numbers)}i", *numbers)
-        path = folder / f"{i}_{way.replace(', ', '_').replace(' ', '_')}"
-        path.write_bytes(data)
-        yield way, one.text, path
-
-
-def compiled(text: str, data: Path, sanitizer: str) -> Path:
-    """The kernel and replay.cpp, with a sanitizer; the emulator without, but for what ThreadSanitizer must know."""
-    folder = data.parent / sanitizer
-    folder.mkdir(exist_ok=True)
-    kernel, made, emulated = folder / f"{data.name}.cpp", folder / data.name, folder / "emulator.o"
-    kernel.write_text(text)
-    own = ["-DVRNN_THREAD_SANITIZER"] if sanitizer == "thread" else [f"-fsanitize={sanitizer}"]
-    if not emulated.exists():
-        source = str(SOURCE / "device" / "emulator.cpp")
-        subprocess.run([*COMMON, *own, "-O1", "-c", source, "-o", str(emulated)], check=True)
-    sources = [str(kernel), str(HERE / "replay.cpp"), str(emulated)]
-    subprocess.run([*COMMON, "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-o", str(made)], check=True)
-    return made
-
-
-def replayed(program: Path, data: Path, schedule: Schedule) -> subprocess.CompletedProcess[str]:
-    """ThreadSanitizer knows no other layout of addresses than that without ASLR."""
-    given = (get_args(Order).index(schedule.order), schedule.warp, schedule.seed, int(schedule.late), schedule.without)
-    command = ["setarch", platform.machine(), "-R", str(program), str(data), *map(str, given)]
-    options = {"TSAN_OPTIONS": "exitcode=0", "ASAN_OPTIONS": "detect_stack_use_after_return=0:detect_leaks=0"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=options)
-
-
-def races(program: Path, data: Path, schedule: Schedule) -> int:
-    done = replayed(program, data, schedule)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stderr.count("WARNING: ThreadSanitizer: data race")
-
-
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
     """The source of each launch of a training step, and a file of what it was given."""
@@ -235,9 +121,6 @@ def with_more_steps(raw: bytes, one: Recorded) -> bytes:
     (_, (blocks, steps, *others)) = one.given[-1]
     numbers = struct.pack(f"{2 + len(others)}i", blocks, steps + 1, *others)
     return raw[: -len(numbers)] + numbers
-
-
-needs_setarch = pytest.mark.skipif(shutil.which("setarch") is None, reason="ThreadSanitizer needs setarch")
 
 
 @needs_setarch

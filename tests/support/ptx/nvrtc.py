@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vrnn_fast.executors.cuda import emulator, nvrtc
-from vrnn_fast.executors.cuda.driver import Part
+from vrnn_fast.executors.cuda.driver import Struct
 
 from .machine import run
 from .memory import Memory
@@ -39,7 +39,9 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
     text. Holds a report of each."""
     reports: list[Report] = []
 
-    def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Part] = ()) -> None:
+    def launch(
+        text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Struct] = ()
+    ) -> None:
         kernel = parse(edit(compiled(text, chip)))
         memory, places = Memory(), dict[int, int]()
         parts = ((tensors, numbers), *more)
@@ -50,7 +52,7 @@ def executed(chip: str = "sm_90", *, edit: Callable[[str], str] = str) -> Iterat
         for own, behind in parts:
             arguments += struct.pack(f"{len(own)}Q{len(behind)}i0Q", *(next(left) for _ in own), *behind)
         (parameter,) = kernel.parameters
-        shared = max(map(int, re.findall(r"shared_bytes = (\d+);", text)))
+        shared = max(map(int, re.findall(r"shared_bytes = (\d+)", text)))
         reports.append(run(kernel, numbers[0], {parameter: arguments}, memory, dynamic_shared=shared))
         if side_by_side is not None:
             _apart(memory, side_by_side, tensors)

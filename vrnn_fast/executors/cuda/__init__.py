@@ -76,7 +76,7 @@ def launches(spec: CellSpec) -> str:
         how = f"{how}; of more than {rows} rows it is {len(steps)}"
         together = [kind for kind in KINDS if any(chosen(spec, kind, launch.room(where)))]
         if together:
-            how += f", as in {', '.join(together)}, where clusters of blocks scan and the prior is behind them"
+            how += f", as in {', '.join(together)}, where clusters of blocks scan"
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in KINDS)
     if spec.likelihood == "external":
         outside, others = "; the likelihood is torch's", "generate and fivo step by step"

@@ -21,7 +21,7 @@ from .plan import KernelPlan, Kind, Unit
 RANKS = 2, 4, 8, 16  # of a cluster
 GROUP = 16  # multiprocessors, at least, of a chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
-ALONE = 1.5  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
+ALONE = 1.4  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
@@ -42,7 +42,7 @@ Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
 
 
 def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
-    """Mark the units whose tiles the ranks of a cluster share."""
+    """Tell which units' tiles the ranks of a cluster share."""
     every = tuple(units)
     if cluster is None:
         return every

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from .cycles import FLAG
 from .plan import WARPS
 from .steps import BACKWARD, FORWARD, GENERATE
 
 SCANS = FORWARD, BACKWARD, GENERATE
-LOOKS = 8  # steps of a scan from one look at others to the next: a look takes about as long as a step of H = 64
+LOOKS = 4, 8, 16, 32, 64  # steps of a scan from one look at others to the next
+LATE = 1.5  # microseconds of a tile that waits for the last look, by cycles.py at H = 64 to 96
 PACKED = 4096  # operands that an item packs
 MOST_ARGUMENTS = 4096  # bytes, of what every driver takes
 COUNTERS = 8 * 2 + 4 * 4  # bytes of struct Crew
 
 
-class Program(NamedTuple):
+class JoinedProgram(NamedTuple):
     """What one of the launches does, that are joined: its name, its C++, bytes of shared memory of a block."""
 
     name: str
@@ -52,8 +54,18 @@ def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, r
     return None
 
 
+def looks(steps: int, scans: int, workers: int) -> int:
+    """Choose how often a scan looks at others, and they may look at it: a look costs it the price of a flag, and what
+    comes behind its last one is done when it has ended."""
+
+    def price(count: int) -> float:
+        return FLAG * steps / count + LATE * -(-count * scans // workers)
+
+    return min(LOOKS, key=price)
+
+
 @lru_cache(maxsize=256)
-def joined(programs: tuple[Program, ...], limit: int) -> str:
+def joined(programs: tuple[JoinedProgram, ...], limit: int) -> str:
     """Write the kernel that does what all of these do, one after the other.
 
     Args:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
+from typing import NamedTuple
 
 from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
 from .plan import TILE, WARPS, KernelPlan, Kind, Unit, Visit
@@ -32,6 +33,7 @@ PEER = 16  # bytes in a cycle from other blocks of a cluster, of one multiproces
 FLAG = 0.8  # microseconds from a number published in memory to whoever waits for it
 GRID = 1.2  # microseconds of a barrier of all blocks, through memory
 BOUNDARY = 1.0  # microseconds from one launch to the next, in a CUDA graph
+PACK = 2.0  # microseconds in which all multiprocessors lay weights out: two reads that follow each other, and a write
 
 ENDS: dict[Kind, tuple[int, int]] = {
     "layer": (15, 30),
@@ -228,29 +230,74 @@ def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) ->
 # ---- launches
 
 
-def weight_bytes(found: Memory) -> int:
-    """Count the bytes of weights that a block brings in before its first step."""
-    return found.shared_weights + 4 * found.biases
-
-
 def loading(found: Memory, chip: str) -> float:
     """Return the microseconds in which a block brings in its weights and its first inputs."""
-    return weight_bytes(found) / STREAMED / PAPER_CHIPS[chip].clock / 1e3 + FLAG
+    return (found.shared_weights + 4 * found.biases) / STREAMED / PAPER_CHIPS[chip].clock / 1e3 + FLAG
 
 
-def paper_pass(found: Memory, stored: Sequence[str], tiles: int, chip: str, side_by_side: int) -> float:
-    """Return the microseconds of a launch of a pass over so many tiles of 16 rows."""
-    of, step = PAPER_CHIPS[chip], paper_step(found, stored)
-    blocks = min(tiles, side_by_side * of.multiprocessors)
-    each = -(-tiles // blocks)
-    together = -(-blocks // of.multiprocessors)
-    busy = sum(phase.busy for phase in step.phases)
-    return BOUNDARY + loading(found, chip) + each * max(step.cycles, together * busy) / of.clock / 1e3
+def square(side: int) -> Work:
+    """Count what a block does with 32 rows of a square of a weight gradient, in 16 bits: csrc/cuda/rows/weights.h."""
+    high, wide = side // 64, side // 16
+    loads = WARPS * 2 * (high + wide // 2)
+    mma = WARPS * 2 * high * wide
+    added = WARPS * 4 * high * wide
+    return Work(mma, 4 * loads + side, mma + loads + added + WARPS * 30, barriers=1)
 
 
-def paper_training(scans: Mapping[str, float], steps: int, passes: Iterable[float]) -> float:
-    """Return the microseconds of a training step of launches one behind the other: scans by their step, and passes."""
-    return sum(steps * each + BOUNDARY for each in scans.values()) + sum(passes)
+def squares(count: int, side: int, rows: int, shares: int, chip: str) -> float:
+    """Return the microseconds in which all multiprocessors multiply so many squares of a cell's weight gradients."""
+    groups = -(-rows // shares // 32)
+    turns = -(-count * shares // PAPER_CHIPS[chip].multiprocessors)
+    return turns * (groups * square(side).cycles / PAPER_CHIPS[chip].clock / 1e3 + FLAG)
+
+
+def cublas(shapes: Iterable[tuple[int, int]], rows: int) -> float:
+    """Return the microseconds of cuBLAS on an H100 for products of these shapes over so many rows: a launch for each,
+    and all multiprocessors busy at 0.7 of 989 TFLOP/s. An assumption."""
+    return sum(BOUNDARY + FLAG + 2 * rows * m * n / (0.7 * 989e6) for m, n in shapes)
+
+
+class PaperTraining(NamedTuple):
+    """Microseconds of a training step on the loss alone: each launch behind the other, and one each way."""
+
+    apart: float
+    joined: float
+
+
+def paper_training(
+    passes: Mapping[str, tuple[Memory, Sequence[str]]], products: float, steps: int, batch: int, chip: str, looks: int
+) -> PaperTraining:
+    """Return what a training step takes.
+
+    Args:
+        passes: where each launch keeps everything, and what it stores, by name.
+        products: microseconds of weight gradients on all multiprocessors.
+        looks: steps of a scan from one look at others to the next.
+    """
+    of, tiles = PAPER_CHIPS[chip], -(-batch // ROWS)
+    apart = joined = 0.0
+    for scan in ("forward", "backward"):
+        back = scan == "backward"
+        own = {n: p for n, p in passes.items() if n.endswith("backward") == back}
+        step = paper_step(*own[scan]).microseconds(chip)
+        beside = {n: (paper_step(*p), loading(p[0], chip)) for n, p in own.items() if n != scan}
+        chain = loading(own[scan][0], chip) + steps * step
+        work, fixed, last = 0.0, BOUNDARY + PACK, 0.0
+        for found, load in beside.values():
+            us = found.microseconds(chip)
+            turns = -(-steps * tiles // of.multiprocessors)
+            apart += BOUNDARY + load + turns * us
+            work += load + steps * tiles * us / (of.multiprocessors - tiles)
+            last = load + -(-looks * tiles // (of.multiprocessors - tiles)) * us
+        first = next(iter(beside.values()))
+        fixed += first[1] + first[0].microseconds(chip) + last + 2 * FLAG
+        more = products if back else 0.0
+        apart += BOUNDARY + PACK + BOUNDARY + chain + (more + 2 * BOUNDARY + FLAG if back else 0.0)
+        work += more * of.multiprocessors / (of.multiprocessors - tiles)
+        if back:  # the last share, and the sums
+            fixed += more / max(1, -(-steps * batch // 512)) + 2 * FLAG
+        joined += fixed + max(chain + steps / looks * FLAG, work)
+    return PaperTraining(apart, joined)
 
 
 def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool) -> float:

@@ -139,10 +139,10 @@ def stream(index: int) -> int:
     return int(torch.cuda.current_stream(index).cuda_stream)
 
 
-Part = tuple[Sequence[Tensor | None], Sequence[int]]  # of a kernel's argument: pointers, and numbers behind them
+Struct = tuple[Sequence[Tensor | None], Sequence[int]]  # of a kernel's argument: pointers, and numbers behind them
 
 
-def structs(parts: Iterable[Part]) -> bytes:
+def structs(parts: Iterable[Struct]) -> bytes:
     """Lay out a kernel's argument: structs one behind the other, padded as C++ pads them."""
     found = b""
     for tensors, numbers in parts:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from . import build
-from .driver import Part, structs
+from .driver import Struct, structs
 
 Order = Literal["round robin", "ahead", "behind", "random", "one ahead", "one behind"]
 
@@ -43,7 +43,7 @@ class Fault(RuntimeError):
     """What a kernel may not do: a race that shows, a deadlock, an address outside."""
 
 
-def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Part] = ()) -> None:
+def launch(text: str, tensors: Sequence[Tensor | None], numbers: Sequence[int], more: Sequence[Struct] = ()) -> None:
     """Run a kernel over its whole grid.
 
     Args:

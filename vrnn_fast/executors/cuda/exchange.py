@@ -20,12 +20,12 @@ _STEPS = 5  # that show all that can meet
 
 
 def buffer_read(plan: KernelPlan, part: Slice, step: int) -> int:
-    """Number the buffer that a step reads of an operand."""
+    """Tell which buffer a step reads of an operand."""
     return step % BUFFERS if part in plan.exchanged else 0
 
 
 def buffer_written(plan: KernelPlan, part: Slice, step: int) -> int:
-    """Number the buffer that a step writes of an operand."""
+    """Tell which buffer a step writes of an operand."""
     return buffer_read(plan, part, step + plan.is_for_next(part))
 
 

@@ -243,7 +243,7 @@ class KernelCall:
     # ---- launches
 
     def pack(self, programs: Sequence[PlannedKernel]) -> tuple[Prepared, list[KernelWeights]]:
-        """Prepare what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
+        """Lay out what writes every program's weights as its kernel reads them, and the order of a ragged batch."""
         found = pack.packing(self.spec, tuple(p.memory for p in programs))
         operands, biases = _tables(found, self.device)
         to = allocate(self.given.x, (max(1, found.operands.size),), None, _OPERANDS[self.kind])
@@ -258,10 +258,16 @@ class KernelCall:
         return self.fixed("pack", len(self.parameters), blocks, tensors, sizes), packed
 
     def fixed(
-        self, name: str, pointers: int, blocks: int, tensors: list[Tensor | None], sizes: tuple[int, ...]
+        self,
+        name: str,
+        pointers: int,
+        blocks: int,
+        tensors: list[Tensor | None],
+        sizes: tuple[int, ...],
+        side: int = weights.SIDES[0],
     ) -> Prepared:
-        """Prepare a launch of a kernel of csrc/cuda/rows."""
-        found = fixed(name, self.kind, self.dtype, pointers)
+        """Lay out a launch of a kernel of csrc/cuda/rows."""
+        found = fixed(name, self.kind, self.dtype, pointers, side)
         return Prepared(found.kernel, found.body, blocks, Argument(tensors, (blocks, *sizes)))
 
     def run(
@@ -272,7 +278,7 @@ class KernelCall:
         totals: Mapping[str, Tensor] | None = None,
         upstream: Mapping[str, Tensor] | None = None,
     ) -> Prepared:
-        """Prepare a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
+        """Lay out a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
         of, none = own.step.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
@@ -303,14 +309,16 @@ class KernelCall:
         arguments = [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
         ranks = max(each.kernel.ranks for each in prepared)
-        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks):
-            programs = tuple(crew.Program(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
+        shared = max(each.kernel.shared for each in prepared)
+        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks) and shared <= self.most:
+            programs = tuple(crew.JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
             kernel = together(programs, self.most)
             if index is None or driver.resident(index, kernel) >= processors:
                 counters = allocate(self.given.x, (processors,), None, torch.int32)
                 packs = max(1, min(processors, -(-arguments[0].numbers[1] // crew.PACKED)))
                 own: list[Tensor | None] = [counters, counters[processors - self.tiles :]]
-                first = Argument(own, (processors, self.tiles, packs, crew.LOOKS))
+                looks = crew.looks(self.steps, self.tiles, processors - self.tiles)
+                first = Argument(own, (processors, self.tiles, packs, looks))
                 self._launch(kernel, processors, [first, *arguments], counters)
                 return
         if index is not None:
@@ -406,8 +414,8 @@ class KernelCall:
         return Gradients(*sequences, d_state, d_parameters)
 
     def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
-        """Prepare shares of products over all rows, and their sums."""
-        found = weights.jobs(self.spec, upstream)
+        """Lay out shares of products over all rows, and their sums."""
+        found = weights.jobs(self.spec, upstream, self.kind)
         jobs, tiles, blocks, places = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
         like = self.given.x
@@ -417,7 +425,7 @@ class KernelCall:
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
             sizes = self.steps, self.batch, found.elements, len(found.tiles), parts
-            launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes))
+            launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes, found.side))
         tensors = [*d_parameters, space, blocks, places]
         sums = self.fixed("sums", len(self.parameters), len(found.places), tensors, (found.elements, parts))
         return [*launched, sums], d_parameters
@@ -441,7 +449,7 @@ class KernelCall:
 
 
 @lru_cache(maxsize=256)
-def together(programs: tuple[crew.Program, ...], limit: int) -> Kernel:
+def together(programs: tuple[crew.JoinedProgram, ...], limit: int) -> Kernel:
     """Return the kernel that stands for all of these launches."""
     name = next(p.name for p in programs if p.name in crew.SCANS)
     shared = max(p.shared for p in programs)
@@ -456,12 +464,15 @@ class FixedKernel(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int) -> FixedKernel:
-    """Return a kernel of csrc/cuda/rows, which every cell has."""
-    value, shared = VALUES[str(dtype).partition(".")[2]], weights.shared_bytes(kind) if name == "weights" else 0
+def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int, side: int = weights.SIDES[0]) -> FixedKernel:
+    """Return a kernel of csrc/cuda/rows, which every cell has; of weight gradients, by squares of this side."""
+    value, shared = VALUES[str(dtype).partition(".")[2]], 0
+    if name == "weights":
+        shared = weights.shared_bytes(kind, side)
     constants = (
         f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
-        f"inline constexpr int parameters = {pointers}, buffers = {pointers}, shared_bytes = {shared}; }}"
+        f"inline constexpr int parameters = {pointers}, buffers = {pointers}; "
+        f"inline constexpr int shared_bytes = {shared}, side = {side}; }}"
     )
     body = f'{constants}\n#include "rows/{name}.h"\n'
     known = {"weights": "weight gradients", "sums": "their sums"}.get(name, name)

@@ -5,6 +5,7 @@ Every element of a parameter is in exactly one block or term of a stage, whose g
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -19,7 +20,8 @@ from ...cell.stages import Bias, Dense
 from ..cut import learned
 from .memory import Operand, operand_bytes
 
-SIDE = 64  # of a block's share of a product
+SIDES = 64, 128  # of a block's share of a product
+DEPTH, GROUPS = 32, 3  # rows of the batch that are multiplied at a time, and such groups on the chip
 THREADS = 256  # elements of a gradient that a block of sums.h adds up
 ROWS_OF_A_SHARE = 512  # of the batch, at least: fewer rows are not worth a share of their own
 MOST_SHARES = 64
@@ -31,9 +33,10 @@ class Jobs:
 
     Attributes:
         buffers: the values and, with ``d`` before it, the gradients that products read.
-        jobs, tiles: structs Job and Tile64 of weights.h, as rows of integers.
+        jobs, tiles: structs Job and Square of weights.h, as rows of integers.
         blocks, places: struct Block of sums.h, and which 256 elements of which block each block of threads has.
         elements: floats of one share.
+        side: rows and columns of a product that a block has.
     """
 
     buffers: tuple[str, ...]
@@ -42,11 +45,30 @@ class Jobs:
     blocks: NDArray[np.int32]
     places: NDArray[np.int32]
     elements: int
+    side: int
 
 
-def shared_bytes(kind: Operand) -> int:
-    """Count the bytes of struct Shared of weights.h: 32 rows of two operands, 64 columns and their padding."""
-    return 2 * 32 * (SIDE + 8) * operand_bytes(kind)
+def shared_bytes(kind: Operand, side: int) -> int:
+    """Count the bytes of struct Shared of weights.h: groups of rows of two operands, so many columns and padding."""
+    return GROUPS * 2 * DEPTH * (side + 8) * operand_bytes(kind)
+
+
+def _squares(jobs: Iterable[tuple[int, ...]], side: int) -> list[tuple[int, int, int]]:
+    """Cut the products of jobs into squares."""
+    return [
+        (j, row, column)
+        for j, job in enumerate(jobs)
+        for row, column in product(range(0, job[6], side), range(0, max(1, job[7]), side))
+    ]
+
+
+def _side(jobs: list[tuple[int, ...]], kind: Operand) -> int:
+    """Choose the side of squares: large ones are multiplied in half the time, by the clock on paper, but not where a
+    quarter of them is padding, and there is room for operands of 16 bits alone."""
+    small, large = SIDES
+    if operand_bytes(kind) != 2 or 4 * len(_squares(jobs, large)) > 1.25 * len(_squares(jobs, small)):
+        return small
+    return large
 
 
 def shares(rows: int) -> int:
@@ -55,7 +77,7 @@ def shares(rows: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def jobs(spec: CellSpec, upstream: frozenset[str]) -> Jobs:
+def jobs(spec: CellSpec, upstream: frozenset[str], kind: Operand) -> Jobs:
     """Find what gives the gradients of a cell's parameters, where results of these names have one."""
     program = learned(spec)
     reach, widths = reached(program, set(upstream)), {b.name: b.width for b in program.buffers}
@@ -87,15 +109,12 @@ def jobs(spec: CellSpec, upstream: frozenset[str]) -> Jobs:
             blocks.append((number, at, shape[1], b.rows, columns, to + b.at * columns if there else -1))
         for t in terms:
             blocks.append((names[t.parameter][0], t.row, 1, t.rows, 1, bias + t.at if there else -1))
-    tiles = [
-        (j, row, column)
-        for j, job in enumerate(found)
-        for row, column in product(range(0, job[6], SIDE), range(0, max(1, job[7]), SIDE))
-    ]
+    side = _side(found, kind)
+    tiles = _squares(found, side)
     places = [(i, part) for i, b in enumerate(blocks) for part in range(-(-b[3] * b[4] // THREADS))]
 
     def table(rows: list[Any], width: int) -> NDArray[np.int32]:
         return np.array(rows, np.int32).reshape(-1, width)
 
     tables = table(found, 10), table(tiles, 3), table(blocks, 6), table(places, 2)
-    return Jobs(tuple(buffers), *tables, max(1, elements))
+    return Jobs(tuple(buffers), *tables, max(1, elements), side)
