@@ -132,13 +132,6 @@ def test_one_launch_leaves_what_many_do(case: str) -> None:
         assert all(torch.equal(t, other[name]) for other in found[1:]), name
 
 
-def test_a_longer_scan_looks_at_others_less_often() -> None:
-    assert crew.looks(28, 8, 124) == 8
-    assert crew.looks(256, 8, 124) == 64
-    assert crew.looks(256, 1, 131) == 64
-    assert crew.looks(28, 66, 66) == 4
-
-
 def test_what_is_several_launches_says_why() -> None:
     assert crew.apart(1, 132, True, 100, 1) is None
     assert crew.apart(66, 132, True, 100, 1) is None

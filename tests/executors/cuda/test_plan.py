@@ -16,6 +16,7 @@ from tests.support.family import DEEP, FAMILY
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors.cuda import steps, weights
+from vrnn_fast.executors.cuda.crew import looks
 from vrnn_fast.executors.cuda.cycles import paper_step
 from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import (
@@ -354,3 +355,10 @@ def test_every_element_of_a_parameter_has_one_gradient(upstream: tuple[str, ...]
 
 def test_shares_depend_on_the_number_of_rows_alone() -> None:
     assert [weights.shares(rows) for rows in (1, 512, 513, 5120, 10**6)] == [1, 1, 2, 10, weights.MOST_SHARES]
+
+
+def test_a_longer_scan_looks_at_others_less_often() -> None:
+    assert looks(28, 8, 124) == 8
+    assert looks(256, 8, 124) == 64
+    assert looks(256, 1, 131) == 64
+    assert looks(28, 66, 66) == 4
