@@ -150,7 +150,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 
 def _start(store: Store, rank: int, size: int) -> int:
-    """Agree which start of the run this is.
+    """Find out, with the other ranks, which start of the run this is.
 
     torchrun may keep one store for all starts, and in it the addresses of ranks that died, so each start has names of
     its own. Each node counts its own restarts; only the store has heard of all. A rank asks under a name that nobody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from vrnn_fast.data import Dataset, Source
 
 from . import strokes
 from .models import PaperTask
-from .run import Options, PaperStudy, command, reconstructed
+from .run import PaperStudy, command, reconstructed
 
 _SHOWN = 12
 DATA, RECONSTRUCTION, SAMPLE = "data", "reconstruction", "sample"
@@ -69,7 +70,7 @@ def main(given: Sequence[str]) -> None:
     )
 
 
-def _study(options: Options, _: Path) -> PaperStudy:
+def _study(options: Namespace, _: Path) -> PaperStudy:
     if options.generated:
         name, drawn = "scribbles", strokes.generated()
     else:

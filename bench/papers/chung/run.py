@@ -97,13 +97,10 @@ def reconstructed(model: VRNN, x: Tensor, generator: torch.Generator) -> Tensor:
     return prediction.mean[:, 0]  # type: ignore[no-any-return]
 
 
-Options = argparse.Namespace
-
-
 def command(
     task: PaperTask,
     given: Sequence[str],
-    study: Callable[[Options, Path], PaperStudy],
+    study: Callable[[argparse.Namespace, Path], PaperStudy],
     picture: Callable[[Path], None],
     sources: tuple[str, str],
     **defaults: int,

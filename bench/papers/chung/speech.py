@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from vrnn_fast.data import Dataset, Source, load
 
 from . import recordings, spectra
 from .models import PaperTask
-from .run import Options, PaperStudy, command, reconstructed
+from .run import PaperStudy, command, reconstructed
 
 FRAME = 200
 
@@ -71,7 +72,7 @@ def main(given: Sequence[str]) -> None:
     )
 
 
-def _study(options: Options, place: Path) -> PaperStudy:
+def _study(options: Namespace, place: Path) -> PaperStudy:
     folder = options.data
     if folder is None:
         folder = recordings.generated(place / "voices") if options.generated else recordings.fetched()
