@@ -51,7 +51,9 @@ def own_layers(spec: CellSpec, likelihood: Likelihood) -> dict[str, tuple[int, .
     return own | {ours.partition(".")[0]: spec.layers_of(theirs) for ours, theirs in decoders}
 
 
-def described(spec: CellSpec, likelihood: Likelihood, batch_first: bool) -> dict[str, Any]:
+def described(
+    spec: CellSpec, likelihood: Likelihood, batch_first: bool, *, learn_initial_state: bool = False
+) -> dict[str, Any]:
     """Return the arguments that make such a module again, as plain data; of a likelihood of the user's own its name
     alone."""
     kind = type(likelihood)
@@ -60,4 +62,5 @@ def described(spec: CellSpec, likelihood: Likelihood, batch_first: bool) -> dict
     if getattr(likelihoods, kind.__name__, None) is kind:
         found = {name: getattr(likelihood, name) for name in inspect.signature(kind).parameters}
         constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in found.items()}
+    about |= {"learn_initial_state": True} if learn_initial_state else {}
     return about | {"std": asdict(spec.std), "likelihood": (kind.__name__, constants), "batch_first": batch_first}

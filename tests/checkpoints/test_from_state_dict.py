@@ -95,6 +95,13 @@ OURS: dict[str, dict[str, Any]] = {
         "activation": {"phi_x": ("tanh", "identity"), "dec_mean": "elu"},
         "head_layers": {"dec_mean": (5,), "enc_std": (3, 2)},
     },
+    "of all that came last": {
+        "layer_norm": ("encoder", "phi_x"),
+        "layer_norm_eps": 1e-3,
+        "learn_initial_state": True,
+        "activation": {"phi_x": "silu", "decoder": "gelu"},
+        "input_order": {"decoder": ("z", "h"), "cell": ("phi_z",)},
+    },
     "of constants twice": {"likelihood": Gaussian(std=Std(offset=0.3)), "activation": {"phi_x": "leaky_relu"}},
 }
 
@@ -115,6 +122,7 @@ def test_ours_is_told_by_its_state_dict(name: str, kept: str, tmp_path: Path) ->
     assert again.spec == model.spec
     assert repr(again.likelihood) == repr(model.likelihood)
     assert again.batch_first == model.batch_first
+    assert type(again.initial_state) is type(model.initial_state)
     x, eps = torch.rand(5, 7, 6).round().double(), torch.randn(5, 7, 4).double()
     assert torch.equal(again(x, eps=eps).loss, model(x, eps=eps).loss)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .. import likelihoods
 from ..cell.spec import Std
@@ -105,7 +106,9 @@ def write(model: VRNN, path: Path) -> None:
     """Write a model as a file that :func:`vrnn_fast.load_checkpoint` reads."""
     from . import files
 
-    files.save(path, model.state_dict(), {HEADER: described(model.spec, model.likelihood, model.batch_first)})
+    learned = isinstance(model.initial_state, Parameter)
+    about = described(model.spec, model.likelihood, model.batch_first, learn_initial_state=learned)
+    files.save(path, model.state_dict(), {HEADER: about})
 
 
 def made(
