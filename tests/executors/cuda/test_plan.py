@@ -50,8 +50,11 @@ def square(width: int, **options: Any) -> CellSpec:
 
 def family() -> Iterator[CellSpec]:
     for member, kind in product(FAMILY, ("gru", "lstm", "rnn")):
-        sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind}
-        yield CellSpec(**{**sizes, **DEEP, **FAMILY[member]})
+        spec = CellSpec(
+            **{"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind, **DEEP, **FAMILY[member]}
+        )
+        if not spec.normalized:
+            yield spec
     for options in ({"prior": None}, {"measure": "log_weight"}, {"phi_z": (), "encoder": (), "prior": ()}):
         yield CellSpec(5, 19, 3, **{**DEEP, **options})
     for kind in ("gru", "lstm", "rnn"):
