@@ -23,11 +23,12 @@ def made(size: int, kind: Operand, chip: str, way: str) -> KernelSource:
 
 @needs_nvcc
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90a"])
-def test_a_folded_kernel_needs_no_more_registers_than_one_written_by_hand(chip: str) -> None:
-    """That one, of the feasibility study, has 80 forward at H = 64; csrc/cuda/scan/tuning.h holds ours to that."""
-    found = compiled(made(64, "bf16", chip, "forward").text, chip)
-    assert found.spilled == 0
-    assert found.registers <= 1.1 * 80
+def test_a_folded_kernel_leaves_room_for_as_many_blocks_as_shared_memory_does(chip: str) -> None:
+    """80 registers for three, which one of the feasibility study, written by hand, has at H = 64; 128 for two."""
+    for size, registers in ((32, 80), (64, 128)):
+        found = compiled(made(size, "bf16", chip, "forward").text, chip)
+        assert found.spilled == 0
+        assert found.registers <= registers
 
 
 CASES: list[tuple[int, Operand, str, str]] = [
