@@ -444,7 +444,7 @@ def test_a_foreign_program_is_refused() -> None:
     x, eps, state = torch.zeros(1, 1, 3), torch.zeros(1, 1, 2), [torch.zeros(1, 4)]
     parameters = [torch.zeros(p.shape) for p in CellSpec(3, 4, 2).parameters()]
     for code, message in (
-        ([99, *program.code[1:]], "reads format 7"),
+        ([99, *program.code[1:]], f"reads format {program.code[0]}"),
         (program.code[:-1], "ends in the middle"),
         ([*program.code, 0], "goes on behind"),
     ):

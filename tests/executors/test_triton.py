@@ -205,7 +205,7 @@ def cut_states(cut: Plan) -> int:
 
 @pytest.mark.parametrize("measure", ["kl", "particle_filter"])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
-@pytest.mark.parametrize("member", FAMILY)
+@pytest.mark.parametrize("member", [member for member in FAMILY if not FAMILY[member].get("normalized")])
 def test_source_is_pure_and_defines_every_name(member: str, kind: str, measure: Any) -> None:
     spec = replace(spec_of(member, kind), measure=measure)
     there, back, none, everything = plan(spec, 16), plan(spec, 16, reverse=True), frozenset[int](), frozenset(range(99))

@@ -294,6 +294,8 @@ def _orders(random: Random, structure: Mapping[str, Any]) -> dict[str, tuple[str
     spec = CellSpec(**asked | {"prior": None if asked["prior"] == "standard_normal" else asked["prior"]})
     orders = {}
     for name in SOURCES:
+        if name == "prior" and spec.prior is None:
+            continue
         sources = list(spec.inputs(name))
         if name in INSTEAD and structure["latent_size"] and random.random() < 0.5:
             left_out, instead = INSTEAD[name]

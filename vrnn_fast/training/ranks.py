@@ -134,7 +134,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         return
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    with _leaving_after(_JOINING):
+    with _leaving_after(_JOINING), missing():
         store, rank, size = next(rendezvous("env://", timeout=_JOINING))
         start = _start(store, rank, size)
         backend = "cuda:nccl,cpu:gloo" if where.type == "cuda" else "gloo"

@@ -74,30 +74,35 @@ VRNN_DEVICE bool real(const Call& call, int row, int end) {
     return row < end && (!call.lengths || row / call.batch < call.lengths[row % call.batch]);
 }
 
-// Begin to copy two numbers, or one of 32 bits; where a copy cannot, they are read. Zeros for what is not there.
-VRNN_DEVICE void copy_few(Element* to, const program::Value* from, int count) {
-    constexpr int pair = 4 / sizeof(Element);
-    const bool whole = count >= pair && reinterpret_cast<i64>(from) % 4 == 0;
-    if (whole && sizeof(Element) == sizeof(program::Value)) return device::copy_async<4>(to, from);
-    for (int i = 0; i < pair; ++i) put(to[i], i < count ? device::read(from + i) : 0.0f);
+constexpr int many = 16 / sizeof(Element);
+struct alignas(16) Piece {
+    Element of[many];
+};
+
+// Read 16 bytes of a row that no copy can take, with zeros for what is not there, and store them at once: one by one
+// they would be in each other's way.
+VRNN_DEVICE void read_piece(Element* to, const program::Value* from, int count) {
+    Piece piece;
+    VRNN_UNROLL
+    for (int i = 0; i < many; ++i) put(piece.of[i], i < count ? device::read(from + i) : 0.0f);
+    *reinterpret_cast<Piece*>(to) = piece;
 }
 
-// The same of 32 rows from this one on, of the columns of a buffer from this one on: 16 bytes at a time where they lie
-// so.
+// Begin to copy 32 rows from this one on, of the columns of a buffer from this one on, 16 bytes at a time; those that
+// do not lie so are read.
 VRNN_DEVICE void copy_rows(const Call& call, Element (&to)[depth][side + padding], int buffer, int column, int stride,
                            int columns, int first, int end) {
-    constexpr int few = 4 / sizeof(Element), many = 16 / sizeof(Element), in_a_row = side / many;
+    constexpr int in_a_row = side / many;
     for (int i = device::thread(); i < depth * in_a_row; i += warps * 32) {
         const int row = i / in_a_row, own = i % in_a_row * many;
         const int count = real(call, first + row, end) ? columns - own : 0;
         const program::Value* const from =
             call.buffers[buffer] + (count > 0 ? static_cast<i64>(first + row) * stride + column + own : 0);
         const bool whole = count >= many && reinterpret_cast<i64>(from) % 16 == 0;
-        if (whole && sizeof(Element) == sizeof(program::Value)) {
+        if (whole && sizeof(Element) == sizeof(program::Value))
             device::copy_async<16>(&to[row][own], from);
-        } else {
-            for (int part = 0; part < many; part += few) copy_few(&to[row][own + part], from + part, count - part);
-        }
+        else
+            read_piece(&to[row][own], from, count);
     }
 }
 

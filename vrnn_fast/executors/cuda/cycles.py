@@ -37,9 +37,9 @@ PACK = 2.0  # microseconds in which all multiprocessors lay weights out: two rea
 
 ENDS: dict[Kind, tuple[int, int]] = {
     "layer": (15, 30),
-    "sample": (360, 150),
-    "divergence": (650, 200),
-    "likelihood": (490, 150),
+    "sample": (720, 150),
+    "divergence": (350, 200),
+    "likelihood": (390, 150),
     "draw": (200, 80),
     "gru": (250, 250),
     "lstm": (400, 250),
