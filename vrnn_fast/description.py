@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 from . import likelihoods
 from .cell.spec import CellSpec, Std
@@ -51,16 +53,25 @@ def own_layers(spec: CellSpec, likelihood: Likelihood) -> dict[str, tuple[int, .
     return own | {ours.partition(".")[0]: spec.layers_of(theirs) for ours, theirs in decoders}
 
 
-def described(
-    spec: CellSpec, likelihood: Likelihood, batch_first: bool, *, learn_initial_state: bool = False
-) -> dict[str, Any]:
+class Described(Protocol):
+    """What a VRNN says of itself."""
+
+    spec: CellSpec
+    likelihood: Likelihood
+    batch_first: bool
+    initial_state: Tensor | None
+
+
+def described(model: Described) -> dict[str, Any]:
     """Return the arguments that make such a module again, as plain data; of a likelihood of the user's own its name
     alone."""
+    spec, likelihood = model.spec, model.likelihood
     kind = type(likelihood)
     about = {name: getattr(spec, name) for name in ("input_size", "hidden_size", "latent_size")} | arguments_of(spec)
     constants = None
     if getattr(likelihoods, kind.__name__, None) is kind:
         found = {name: getattr(likelihood, name) for name in inspect.signature(kind).parameters}
         constants = {name: asdict(value) if isinstance(value, Std) else value for name, value in found.items()}
-    about |= {"learn_initial_state": True} if learn_initial_state else {}
-    return about | {"std": asdict(spec.std), "likelihood": (kind.__name__, constants), "batch_first": batch_first}
+    about |= {"learn_initial_state": True} if isinstance(model.initial_state, nn.Parameter) else {}
+    about |= {"std": asdict(spec.std), "likelihood": (kind.__name__, constants), "batch_first": model.batch_first}
+    return about

@@ -487,8 +487,7 @@ class VRNN(Answers, nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if notes is not None:
-            learned = isinstance(self.initial_state, nn.Parameter)
-            notes[MARK] = described(self.spec, self.likelihood, self.batch_first, learn_initial_state=learned)
+            notes[MARK] = described(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as everywhere in torch; checkpoints of the most copied PyTorch VRNN load as they are.

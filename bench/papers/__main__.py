@@ -1,5 +1,4 @@
-"""``python -m bench.papers``: train, measure, record. A name asks for another study: one of :data:`TASKS` and
-:data:`STUDIES`."""
+"""``python -m bench.papers``: train, measure, record. A name asks for another study: one of :data:`NAMED`."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,14 +17,19 @@ from vrnn_fast.data import DataError
 
 from ..record import RESULTS
 from . import anomalies, evidence, exchange, linear_gaussian, narendra_li
-from .chorales import KINDS, Hyperparameters, Result, read, run
+from .chorales import KINDS, SEEDS, Hyperparameters, Result, read, run
 from .chung import handwriting, speech
 from .page import page
 
-TASKS = {"speech": speech.main, "handwriting": handwriting.main}
 DATA = "VRNN_FAST_JSB"
-SEEDS = (0, 1, 2)
 STUDIES = (linear_gaussian.STUDY, narendra_li.STUDY, anomalies.STUDY, exchange.STUDY)
+
+
+def _asking(study: evidence.Study) -> Callable[[Sequence[str]], None]:
+    return lambda given: evidence.main(study, given)
+
+
+NAMED = {"speech": speech.main, "handwriting": handwriting.main, **{study.name: _asking(study) for study in STUDIES}}
 
 
 def results_in(folder: Path) -> list[Result]:
@@ -37,11 +41,8 @@ def results_in(folder: Path) -> list[Result]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for, and write the page of all that there is."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in TASKS:
-        return TASKS[arguments[0]](arguments[1:])
-    for study in STUDIES:
-        if arguments[:1] == [study.name]:
-            return evidence.main(study, arguments[1:])
+    if arguments and arguments[0] in NAMED:
+        return NAMED[arguments[0]](arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m bench.papers", description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA), help=f"JSB_Chorales.mat (default: ${DATA})")
     parser.add_argument("--bound", choices=KINDS, action="append", help="train with it (may be repeated; default: all)")

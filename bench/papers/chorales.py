@@ -26,6 +26,7 @@ from vrnn_fast.executors.reference import Equations
 from ..record import Record
 
 PITCHES, WIDTH = 88, 32
+SEEDS = (0, 1, 2)  # of every study, unless others are asked for
 KINDS: tuple[BoundKind, ...] = get_args(BoundKind)
 
 Nats = dict[BoundKind, float]

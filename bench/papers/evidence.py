@@ -18,10 +18,8 @@ from rich.console import Console
 from vrnn_fast.training.threads import using
 
 from ..record import RESULTS
-from .chorales import machine
+from .chorales import SEEDS, machine
 from .page import machines, table
-
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ def blind_spec(spec: CellSpec) -> CellSpec:
     if "cond" in reads:
         conditioned = ("encoder", *conditioned)
     sources = ("phi_x", *(reads or ("h",)))
+    others = tuple(name for name in spec.normalized if name != "encoder")
     return replace(
         spec,
         encoder=spec.prior or (),
@@ -69,11 +70,7 @@ def blind_spec(spec: CellSpec) -> CellSpec:
         cond_networks=conditioned,
         cond_size=spec.cond_size if conditioned else 0,
         residual=False,
-        normalized=tuple(
-            name
-            for name in spec.normalized + ("encoder",) * ("prior" in spec.normalized)
-            if name != "encoder" or "prior" in spec.normalized
-        ),
+        normalized=others + ("encoder",) * ("prior" in others),
     )
 
 

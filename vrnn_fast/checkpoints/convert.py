@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .. import likelihoods
 from ..cell.spec import Std
@@ -106,9 +105,7 @@ def write(model: VRNN, path: Path) -> None:
     """Write a model as a file that :func:`vrnn_fast.load_checkpoint` reads."""
     from . import files
 
-    learned = isinstance(model.initial_state, Parameter)
-    about = described(model.spec, model.likelihood, model.batch_first, learn_initial_state=learned)
-    files.save(path, model.state_dict(), {HEADER: about})
+    files.save(path, model.state_dict(), {HEADER: described(model)})
 
 
 def made(

@@ -36,7 +36,7 @@ class Learnt(NamedTuple):
 def save(folder: Path, given: Mapping[str, Any], learnt: Learnt) -> None:
     """Write all that :func:`load` returns; see :meth:`.base.Estimator.save`."""
     model, reader = learnt.model, learnt.reader
-    about = described(model.spec, model.likelihood, model.batch_first)
+    about = described(model)
     if about["likelihood"][1] is None:
         raise TableError(f"the likelihood {about['likelihood'][0]} is a class of your own: pickle the estimator")
     likelihood = given["likelihood"] if isinstance(given["likelihood"], str) else None  # else the model has it

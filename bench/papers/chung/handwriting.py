@@ -14,11 +14,10 @@ from vrnn_fast import VRNN
 from vrnn_fast.data import Dataset, Source
 
 from . import strokes
-from .models import PaperTask
+from .models import DATA, RECONSTRUCTION, SAMPLE, PaperTask
 from .run import PaperStudy, command, reconstructed
 
 _SHOWN = 12
-DATA, RECONSTRUCTION, SAMPLE = "data", "reconstruction", "sample"
 
 
 def _likelihood(components: int) -> Any:

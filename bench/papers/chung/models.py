@@ -11,6 +11,7 @@ from vrnn_fast import VRNN
 from vrnn_fast.training.options import build
 
 PaperModel = Literal["RNN-Gauss", "RNN-GMM", "VRNN-I-Gauss", "VRNN-Gauss", "VRNN-GMM"]
+DATA, RECONSTRUCTION, SAMPLE = "data", "reconstruction", "sample"  # what there is to see of a run
 KINDS: tuple[PaperModel, ...] = get_args(PaperModel)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import zlib
@@ -14,6 +13,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from vrnn_fast.data import DataError
+
+from .fetching import cache, fetching
 
 PACKAGE, SPEAKER = "asterisk-core-sounds-en-wav", "en_US_f_Allison"
 DITHER = 0.01  # of the deviation of all samples
@@ -33,14 +34,10 @@ def fetched() -> Path:
     if folder.exists():
         return folder
     with TemporaryDirectory() as place:
-        try:
+        with fetching(PACKAGE, "a folder"):
             subprocess.run(["apt-get", "download", PACKAGE], cwd=place, check=True, capture_output=True, text=True)
             (archive,) = Path(place).glob("*.deb")
             subprocess.run(["dpkg-deb", "-x", archive, place], check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            said = " ".join((getattr(error, "stderr", "") or str(error)).split())
-            words = f"{PACKAGE} cannot be fetched here ({said}): name a folder with --data, or say --generated"
-            raise DataError(words) from error
         found = [p for p in sorted(Path(place).rglob("*.wav")) if SPEAKER in p.parts and _WITHOUT not in p.parts]
         if len(found) < 500:
             raise DataError(f"{PACKAGE} holds {len(found)} recordings of {SPEAKER}, expected more than 500")
@@ -54,11 +51,6 @@ def generated(folder: Path, count: int = 60, seconds: float = 2.0) -> Path:
     draw = np.random.default_rng(0)
     _write({f"voice{i:03d}": _voice(draw, int(seconds * _RATE)) for i in range(count)}, folder)
     return folder
-
-
-def cache() -> Path:
-    """Return the folder of what is fetched, of this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vrnn_fast"
 
 
 def _read(path: Path) -> NDArray[np.float64]:

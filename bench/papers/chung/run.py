@@ -25,12 +25,11 @@ from vrnn_fast.training.threads import using
 from vrnn_fast.training.trainer import Trainer
 
 from ...record import RESULTS
-from ..chorales import machine
+from ..chorales import SEEDS, machine
 from .models import KINDS, PaperSetting, PaperTask, cost, has_latent
 from .page import page
 from .result import PaperResult, results_in
 
-SEEDS = (0, 1, 2)
 _TOLD = ("width", "latent", "components", "epochs", "segment", "particles")
 
 
@@ -89,12 +88,12 @@ def reconstructed(model: VRNN, x: Tensor, generator: torch.Generator) -> Tensor:
     """Return the mean of p(x_t | z_<=t, x_<t) of a sequence (T, X), with z drawn from its posterior."""
     with torch.no_grad():
         prediction = model(x.unsqueeze(1), generator=generator, outputs=("prediction",)).prediction
+    mean: Tensor = prediction.mean
     if isinstance(prediction, GaussianComponents | StrokeComponents):
-        mean = (prediction.log_weight.exp().unsqueeze(-1) * prediction.mean).sum(-2)
-        if isinstance(prediction, StrokeComponents):
-            mean = torch.cat([mean, prediction.pen.unsqueeze(-1)], -1)
-        return mean[:, 0]
-    return prediction.mean[:, 0]  # type: ignore[no-any-return]
+        mean = (prediction.log_weight.exp().unsqueeze(-1) * mean).sum(-2)
+    if isinstance(prediction, StrokeComponents):
+        mean = torch.cat([mean, prediction.pen.unsqueeze(-1)], -1)
+    return mean[:, 0]
 
 
 def command(

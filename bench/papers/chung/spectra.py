@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vrnn_fast.data import sound
 
+from .models import DATA, RECONSTRUCTION, SAMPLE
+
 _WINDOW, _HOP, _FLOOR = 256, 64, 1e-4
-DATA, RECONSTRUCTION, SAMPLE = "data", "reconstruction", "sample"
 
 
 def decibels(frames: Tensor) -> Tensor:

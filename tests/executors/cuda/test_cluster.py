@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
 from tests.support import standin_driver
-from tests.support.family import FAMILY
+from tests.support.family import FAMILY, NOT_NORMALISED
 from tests.support.oracle import Errors, Problem
 from tests.support.poisoned import poisoned_memory
 from tests.support.recorded import (
@@ -65,8 +65,8 @@ def plans(spec: CellSpec, cluster: Cluster) -> Iterator[KernelPlan]:
 
 
 def family() -> Iterator[KernelPlan]:
-    specs = [cell(cell=kind, **FAMILY[name]) for kind, name in zip(cycle(("gru", "lstm", "rnn")), FAMILY, strict=False)]
-    specs = [spec for spec in specs if not spec.normalized]
+    kinds = cycle(("gru", "lstm", "rnn"))
+    specs = [cell(cell=kind, **options) for kind, options in zip(kinds, NOT_NORMALISED.values(), strict=False)]
     specs += [square(256), CellSpec(5, 19, 3, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=())]
     for spec, cluster in product(specs, (Cluster(2), Cluster(8, alike=False))):
         yield from plans(spec, cluster)
@@ -261,7 +261,10 @@ def without_weights(found: Mapping[str, Tensor], spec: CellSpec) -> dict[str, Te
 @contextmanager
 def scans_alone() -> Iterator[None]:
     """Without the gradients of weights, whose sums take the emulator most of the time."""
-    zeros = lambda call, _: ([], [torch.zeros_like(p) for p in call.parameters])  # noqa: E731
+
+    def zeros(call: launch.KernelCall, _: object) -> tuple[list[object], list[Tensor]]:
+        return [], [torch.zeros_like(p) for p in call.parameters]
+
     with mock.patch.object(launch.KernelCall, "weight_gradients", zeros):
         yield
 
@@ -407,8 +410,7 @@ def recorded(name: str) -> dict[str, Recorded]:
     """The launches of a training step by clusters."""
     spec, dtype, cluster = RACING[name]
     with by(cluster):
-        play = lambda: Problem.draw(spec, 4, 16).run(cuda, dtype)  # noqa: E731
-        return dict(recording(play, training(spec)))
+        return dict(recording(lambda: Problem.draw(spec, 4, 16).run(cuda, dtype), training(spec)))
 
 
 def plan_of(name: str, way: str) -> KernelPlan:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import cycles as clock
-from tests.support.family import DEEP, FAMILY
+from tests.support.family import DEEP, NOT_NORMALISED
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors.cuda import steps, weights
@@ -49,12 +49,9 @@ def square(width: int, **options: Any) -> CellSpec:
 
 
 def family() -> Iterator[CellSpec]:
-    for member, kind in product(FAMILY, ("gru", "lstm", "rnn")):
-        spec = CellSpec(
-            **{"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind, **DEEP, **FAMILY[member]}
-        )
-        if not spec.normalized:
-            yield spec
+    for options, kind in product(NOT_NORMALISED.values(), ("gru", "lstm", "rnn")):
+        sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind}
+        yield CellSpec(**{**sizes, **DEEP, **options})
     for options in ({"prior": None}, {"measure": "log_weight"}, {"phi_z": (), "encoder": (), "prior": ()}):
         yield CellSpec(5, 19, 3, **{**DEEP, **options})
     for kind in ("gru", "lstm", "rnn"):
