@@ -363,8 +363,8 @@ def test_it_tells_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "device", "cpu")
     told = cuda.launches(GRU)
     assert told.startswith(
-        "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers; of more than 32 "
-        f"rows it is {len(training(GRU))}: 1. pack: the weights"
+        "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers, of up to 32 rows "
+        f"in bf16, f16, tf32, f32; else it is {len(training(GRU))}: 1. pack: the weights"
     )
     for i, name in enumerate(training(GRU), 1):
         assert f"{i}. {name}: " in told
