@@ -26,7 +26,7 @@ from vrnn_fast.executors.cuda.cycles import (
 )
 from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BLOCKS, H100, chosen
+from vrnn_fast.executors.cuda.steps import BLOCKS, GAIN, H100, chosen
 from vrnn_fast.executors.cuda.weights import jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
@@ -46,10 +46,12 @@ bytes are those of weights from the second-level cache; the chain is what follow
 do. `vrnn_fast/executors/cuda/cycles.py` says how cycles follow from them.
 **Nothing here has run on a GPU.**
 """
-OF_PRODUCTS = """\
+OF_PRODUCTS = f"""\
 Microseconds of all weight gradients there. cuBLAS is assumed to be a launch for each product, and to reach 0.7 of 989
 TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.sync are 1.5 and 1.7 times as long;
-where workers multiply them beside a scan they cost less. Whether cuBLAS should have them, a card must say.
+wgmma, which cuBLAS has and these kernels have not, multiplies twice as fast. So cuBLAS has those of a batch without
+padding where ours would make a step longer by more than {GAIN} times what it takes, launches included: beside a scan,
+by what workers end later; about from 1,024 rows on, whose scans leave few workers. A card must say.
 """
 OF_TRAINING = f"""\
 Microseconds a training step on an H100, in {AIMED[0]}, by the blocks or clusters that are chosen for a tile of rows,

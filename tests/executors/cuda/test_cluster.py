@@ -38,23 +38,27 @@ from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch, nvrtc
 from vrnn_fast.executors.cuda.cluster import Cluster, fastest, workers
+from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
 from vrnn_fast.executors.cuda.forward import alone, forward
-from vrnn_fast.executors.cuda.memory import memory
-from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan
+from vrnn_fast.executors.cuda.memory import Operand, memory
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
 from vrnn_fast.executors.cuda.steps import (
     BACKWARD,
     BLOCKS,
     FORWARD,
+    GAIN,
     H100,
     ScanClusters,
     ScanRoom,
+    are_cublas,
     chosen,
     missing,
     training,
 )
+from vrnn_fast.executors.cuda.weights import jobs, shares
 
 needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 RAGGED = [3, 1, 0, 2, 3]
@@ -281,6 +285,23 @@ def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
     assert reason == "it has no place for a cluster of 4 or of 8 or of 16 blocks, so that single blocks scan"
 
 
+def test_weight_gradients_are_cublas_where_ours_would_end_later() -> None:
+    """Of many rows, and of a chip and operands whose products by wgmma are twice as fast as by mma.sync."""
+    losses, wide = frozenset(TOTALS), square(256)
+
+    def found(spec: CellSpec, *sizes: int, kind: Operand = "bf16", room: ScanRoom = H100) -> bool:
+        return are_cublas(spec, losses, kind, room, *sizes)
+
+    assert not found(wide, 128, 128), "workers multiply them beside the scan"
+    assert found(wide, 64, 4096)
+    assert not found(wide, 64, 4096, kind="tf32")
+    assert not found(wide, 64, 4096, room=H100._replace(clusters=None))
+    assert not found(wide, 1, 1072), "the launch of each product costs more"
+    own = jobs(wide, losses, "bf16")
+    ours = squares(len(own.tiles), own.side, 16384, shares(16384), "sm_90")
+    assert ours > GAIN * cublas([(int(j[6]), int(j[7])) for j in own.jobs if j[7]], 16384)
+
+
 def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=132), mock.patch.object(cuda, "device", "cpu"):
         small, large = cuda.launches(GRU), cuda.launches(square(256))
@@ -288,6 +309,8 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     assert "fivo of up to 16 particles, the likelihood then inside the scan" in small
     assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
     assert "by blocks, or clusters of them, that scan and workers, of up to" in large
+    assert "; those of a batch without padding by cuBLAS, behind" in large
+    assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
     part = ScanRoom(H100.shared, 16, {2: 8, 4: 4, 8: 0, 16: 0}.__getitem__)

@@ -424,6 +424,23 @@ def test_many_rows_are_added_up_in_shares() -> None:
         assert_obeys_the_law(GRU, 4, 19, [i % 5 for i in range(19)], executor=cuda, dtype=torch.float32, draws=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", [GRU, LSTM], ids=["gru", "lstm"])
+def test_weight_gradients_by_torch(spec: CellSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose products are cuBLAS's on a GPU: by the law, behind a launch of backward, with one of sums. A batch with
+    padding, which nobody has written, is ours."""
+    asked: list[object] = []
+    monkeypatch.setattr(launch, "are_cublas", lambda *given: asked.append(given) or True)
+    before = launch.launches.copy()
+    Problem.draw(spec, 3, 5).run(cuda, dtype)
+    assert launch.launches - before == {"all of forward": 1, "all of backward": 1, "their sums": 1}
+    assert len(asked) == 1
+    assert_obeys_the_law(spec, 3, 5, executor=cuda, dtype=dtype, draws=3)
+    asked.clear()
+    Problem.draw(spec, 3, 5, [3, 1, 0, 2, 3]).run(cuda, dtype)
+    assert not asked
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weight_gradients_by_large_squares(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of even widths, whose rows are copied 16 bytes at a time, and of odd ones."""

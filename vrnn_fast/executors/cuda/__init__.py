@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,12 +25,15 @@ from . import build, cluster, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
-from .steps import WORDS, chosen, generation_steps, missing, training
+from .plan import TOTALS
+from .steps import WORDS, are_cublas, chosen, generation_steps, missing, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
 
 KINDS: tuple[Operand, ...] = ("bf16", "f16", "tf32", "f32")
+
+BATCHES = tuple(ROWS << i for i in range(11))  # of which explain() says whose weight gradients are
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -83,7 +87,8 @@ def launches(spec: CellSpec) -> str:
         outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
     return (
         f"{how}: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {others}; weights of the forward scan: {places}{_not_clustered(spec, where)}"
+        f"computes nothing{outside}; {others}; {_multiplied(spec, where)}; weights of the forward scan: {places}"
+        f"{_not_clustered(spec, where)}"
     )
 
 
@@ -96,6 +101,24 @@ def _together(spec: CellSpec, where: torch.device) -> str:
     )
     by = "blocks, or clusters of them," if _clustered(spec, where) else "blocks"
     return f"by {by} that scan and workers, of up to {' and '.join(found) or 'no rows'}"
+
+
+def _multiplied(spec: CellSpec, where: torch.device) -> str:
+    """Say of which batches cuBLAS multiplies weight gradients."""
+    losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
+    room, steps, least = launch.room(where), 64, dict[Operand, int]()
+    for kind, rows in product(KINDS, reversed(BATCHES)):
+        if are_cublas(spec, losses, kind, room, steps, rows):
+            least[kind] = rows
+    ours = "weight gradients are multiplied by kernels of ours"
+    if not least:
+        return ours
+    found = (
+        f"in {', '.join(kind for kind in least if least[kind] == rows)} from {rows} rows on"
+        for rows in sorted({*least.values()})
+    )
+    theirs = "those of a batch without padding by cuBLAS, behind the launch of backward and with a launch of sums"
+    return f"{ours}; {theirs}, of {steps} steps {' and '.join(found)}"
 
 
 def _clustered(spec: CellSpec, where: torch.device) -> bool:

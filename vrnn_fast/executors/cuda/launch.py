@@ -28,7 +28,7 @@ from ..base import Batch, Want
 from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import crew, driver, emulator, pack, weights
+from . import crew, driver, emulator, pack, products, weights
 from .cluster import ranks_of, workers
 from .driver import Kernel
 from .forward import alone, forward
@@ -44,6 +44,7 @@ from .steps import (
     RESULTS,
     PlannedLaunch,
     ScanRoom,
+    are_cublas,
     backward_steps,
     chosen,
     forward_steps,
@@ -309,7 +310,8 @@ class KernelCall:
         ranks = max(each.kernel.ranks for each in prepared)
         shared = max(each.kernel.shared for each in prepared)
         blocks = at_once(self.device, ranks)
-        if not crew.apart(self.tiles, blocks, cooperates(self.device), size, ranks) and shared <= self.most:
+        tiles = self.tiles if any(each.kernel.name in crew.SCANS for each in prepared) else 0
+        if not crew.apart(tiles, blocks, cooperates(self.device), size, ranks) and shared <= self.most:
             programs = tuple(crew.JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
             kernel = together(programs, self.most, ranks)
             if index is None or driver.resident(index, kernel) >= blocks:
@@ -401,8 +403,13 @@ class KernelCall:
             for each, own in zip(programs, packed, strict=True):
                 scan = each.step.name == BACKWARD
                 found.append(self.run(each, own, (d_final, d_state) if scan else NO_STATES, upstream=upstream))
-            products, d_parameters = self.weight_gradients(names)
-            self.launch([*found, *products])
+            rows = self.steps, self.batch
+            if self.lengths is None and are_cublas(spec, names, self.kind, room(self.device), *rows):
+                self.launch(found)
+                d_parameters = self.weight_gradients_by_cublas(names)
+            else:
+                more, d_parameters = self.weight_gradients(names)
+                self.launch([*found, *more])
 
         def of(name: str, tensor: Tensor | None) -> Tensor | None:
             if tensor is None or name not in wanted:
@@ -416,19 +423,33 @@ class KernelCall:
     def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
         """Lay out shares of products over all rows, and their sums."""
         found = weights.jobs(self.spec, upstream, self.kind)
-        jobs, tiles, blocks, places = _jobs(found, self.device)
+        jobs, tiles, _, _ = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
-        like = self.given.x
-        space = allocate(like, (parts, found.elements), None, torch.float32)
-        d_parameters = [allocate(like, tuple(p.shape)) for p in self.parameters]
+        space = allocate(self.given.x, (parts, found.elements), None, torch.float32)
         grid, launched = len(found.tiles) * parts, []
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
             sizes = self.steps, self.batch, found.elements, len(found.tiles), parts
             launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes, found.side))
-        tensors = [*d_parameters, space, blocks, places]
-        sums = self.fixed("sums", len(self.parameters), len(found.places), tensors, (found.elements, parts))
+        sums, d_parameters = self.sums(found, space)
         return [*launched, sums], d_parameters
+
+    def weight_gradients_by_cublas(self, upstream: frozenset[str]) -> list[Tensor]:
+        """Compute products over all rows, as one share, and launch its sums."""
+        found = weights.jobs(self.spec, upstream, self.kind)
+        space = allocate(self.given.x, (1, found.elements), None, torch.float32)
+        products.multiply(found, self.buffer, space[0])
+        sums, d_parameters = self.sums(found, space)
+        self.launch([sums])
+        return d_parameters
+
+    def sums(self, found: weights.Jobs, space: Tensor) -> tuple[Prepared, list[Tensor]]:
+        """Lay out what adds up shares (shares, elements) into the gradients of parameters."""
+        _, _, blocks, places = _jobs(found, self.device)
+        d_parameters = [allocate(self.given.x, tuple(p.shape)) for p in self.parameters]
+        tensors: list[Tensor | None] = [*d_parameters, space, blocks, places]
+        sizes = found.elements, len(space)
+        return self.fixed("sums", len(self.parameters), len(found.places), tensors, sizes), d_parameters
 
     # ---- a cell that runs on its own
 

@@ -13,14 +13,14 @@ from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
 from . import passes
-from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses
-from .cycles import square
+from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses, workers
+from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
-from .memory import CHIPS, ROWS, Operand, memory
+from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
 from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
-from .weights import DEPTH, jobs
+from .weights import DEPTH, jobs, shares
 
 INPUTS = ("x", "eps", "cond")
 RESULTS = ("z", "mean", "std", "prior_mean", "prior_std", "raw")  # of each row, that may have a gradient from outside
@@ -86,11 +86,16 @@ class ScanRoom(NamedTuple):
 H100 = ScanRoom(CHIPS["sm_90"], 132, partial(at_once, 132))
 
 
+GAIN = 1.25  # times what cuBLAS takes for weight gradients, ours may
+
+
 class ScanPrices(NamedTuple):
-    """What the ways cost in which a scan can run, and cycles of all that a tile of rows needs besides in each step."""
+    """What the ways cost in which a scan can run, and cycles of all that a tile of rows needs besides in each step, of
+    which these are weight gradients."""
 
     ways: Prices
     beside: int
+    products: int
 
 
 @lru_cache(maxsize=256)
@@ -104,14 +109,14 @@ def _prices(spec: CellSpec, kind: Operand, shared: int) -> tuple[ScanPrices, Sca
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
     own = jobs(spec, losses, kind)
-    squares = len(own.tiles) * square(own.side).cycles * ROWS // DEPTH
+    products = len(own.tiles) * square(own.side).cycles * ROWS // DEPTH
     beside = (
         _cycles(forward_steps(spec, Keep.STORED, Want(raw=external)), kind, shared),
-        _cycles(backward_steps(spec, losses, frozenset(), Keep.STORED), kind, shared) + squares,
+        _cycles(backward_steps(spec, losses, frozenset(), Keep.STORED), kind, shared) + products,
         0 if external else _cycles(generation_steps(spec, mean=False), kind, shared),
     )
     ways = (() if scan is scans[2] and external else priced(scan, kind, shared) for scan in scans)
-    there, back, generated = map(ScanPrices, ways, beside)
+    there, back, generated = map(ScanPrices, ways, beside, (0, products, 0))
     return there, back, generated
 
 
@@ -126,7 +131,24 @@ def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> Sca
     if room.clusters is None or refuses(spec) is not None:
         return BLOCKS
     tiles, blocks = -(-batch // ROWS), room.blocks
-    return ScanClusters(*(fastest(ways, tiles, blocks, beside) for ways, beside in _prices(spec, kind, room.shared)))
+    return ScanClusters(*(fastest(p.ways, tiles, blocks, p.beside) for p in _prices(spec, kind, room.shared)))
+
+
+def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: ScanRoom, steps: int, batch: int) -> bool:
+    """Tell whether cuBLAS multiplies weight gradients of results of these names: where ours would cost more by GAIN, on
+    workers what they end later. Chips without clusters, and operands of 32 bits, have no faster products than mma.sync,
+    as far as the clock on paper knows."""
+    if room.clusters is None or operand_bytes(kind) != 2:
+        return False
+    own, prices = jobs(spec, upstream, kind), _prices(spec, kind, room.shared)[1]
+    cluster, tiles, rows = chosen(spec, kind, room, batch).backward, -(-batch // ROWS), steps * batch
+    ours = squares(len(own.tiles), own.side, rows, shares(rows), "sm_90")
+    if meanwhile := workers(tiles, ranks_of(cluster), room.blocks(ranks_of(cluster))):
+        chain = dict(prices.ways).get(cluster, 0)
+        later = max(chain, tiles * prices.beside / meanwhile)
+        later -= max(chain, tiles * (prices.beside - prices.products) / meanwhile)
+        ours = steps * later / PAPER_CHIPS["sm_90"].clock / 1e3
+    return ours > GAIN * cublas(((int(job[6]), int(job[7])) for job in own.jobs if job[7]), rows)
 
 
 def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> str | None:
