@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.cuda import build, driver, launch, nvrtc
+from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, steps
 
 STREAM = 0x57
 _SOURCE = Path(__file__).parents[1] / "executors" / "cuda" / "standin_driver.cpp"
@@ -27,6 +27,7 @@ _LAUNCHED = ctypes.CFUNCTYPE(
     *(ctypes.c_int, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint),
     *(ctypes.c_void_p, ctypes.c_void_p),
 )
+_CACHES = driver.chip, driver.clusters, steps.chosen, steps.are_cublas, steps.missing  # of what a chip tells
 _LOADED = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
@@ -57,8 +58,8 @@ class Standin:
 
     def attribute(self, number: int, value: int) -> None:
         self.driver.standin_attribute(number, value)
-        driver.chip.cache_clear()
-        driver.clusters.cache_clear()
+        for one in _CACHES:
+            one.cache_clear()
 
     def capture(self, whether: bool) -> None:
         """Begin or end the capture of a CUDA graph."""
@@ -120,7 +121,7 @@ def installed() -> Iterator[Standin]:
         mock.patch.object(cuda, "device", "cpu"),
         mock.patch.object(ctypes, "CDLL", lambda name: found.driver if name == "libcuda.so.1" else open_library(name)),
     ]
-    caches = driver.library, driver.chip, driver.clusters, driver._context, driver._version
+    caches = *_CACHES, driver.library, driver._context, driver._version
     for one in patches:
         one.start()
     for one in caches:

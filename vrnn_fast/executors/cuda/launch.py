@@ -11,7 +11,7 @@ import ctypes
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache, partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -95,8 +95,13 @@ def room(device: torch.device) -> ScanRoom:
     if index is None:
         return H100._replace(shared=limit(device))
     found = driver.chip(index)
-    clusters = partial(driver.clusters, index) if found.capability[0] in (9, 10) else None
-    return ScanRoom(found.shared, found.multiprocessors, clusters)
+    return ScanRoom(found.shared, found.multiprocessors, _clusters(index) if found.capability[0] in (9, 10) else None)
+
+
+@cache
+def _clusters(index: int) -> Callable[[int], int]:
+    """Return what tells how many clusters a device runs at once: the same every time, for choices are kept by it."""
+    return partial(driver.clusters, index)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -126,6 +126,7 @@ def _cycles(steps: Iterable[PlannedLaunch], kind: Operand, shared: int) -> int:
     return sum(clocked(found).cycles for found in laid if found is not None)
 
 
+@lru_cache(maxsize=1024)
 def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
     """Choose the clusters of a cell's scans for these operands, and so many rows."""
     if room.clusters is None or refuses(spec) is not None:
@@ -134,6 +135,7 @@ def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> Sca
     return ScanClusters(*(fastest(p.ways, tiles, blocks, p.beside) for p in _prices(spec, kind, room.shared)))
 
 
+@lru_cache(maxsize=1024)
 def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: ScanRoom, steps: int, batch: int) -> bool:
     """Tell whether cuBLAS multiplies weight gradients of results of these names: where ours would cost more by GAIN, on
     workers what they end later. Chips without clusters, and operands of 32 bits, have no faster products than mma.sync,
@@ -151,6 +153,7 @@ def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: Sc
     return ours > GAIN * cublas(((int(job[6]), int(job[7])) for job in own.jobs if job[7]), rows)
 
 
+@lru_cache(maxsize=1024)
 def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> str | None:
     """Return None, or which clusters would scan if the chip had a place for them, and what scans instead."""
     if room.clusters is None:
