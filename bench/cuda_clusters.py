@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from itertools import product
 
 from vrnn_fast.executors.cuda.cycles import paper_step
-from vrnn_fast.executors.cuda.launch import PlannedKernel, program
+from vrnn_fast.executors.cuda.driver import Kernel
+from vrnn_fast.executors.cuda.kernels import PlannedKernel, program
 from vrnn_fast.executors.cuda.memory import Operand, memory
 from vrnn_fast.executors.cuda.steps import H100, chosen
 
-from .cuda_resources import DTYPES, SCANS, compiled, spec_of, steps
+from .cuda_resources import DTYPES, SCANS, compiled, joined, spec_of, steps
 from .record import RESULTS
 
 SIZES = 128, 256, 384, 512
@@ -24,7 +25,8 @@ HEAD = """\
 
 `python -m bench.cuda_clusters`: a GRU cell with Z = 16 and one hidden layer as wide as the state in each network, in
 bfloat16, for a batch of up to 128 rows. Weights are counted by the products that read them, of each rank; exchanges are
-those that a step waits for. Microseconds are those of a step on an H100 by the clock on paper
+those that a step waits for. All of forward and all of backward are the launches beside a scan in one with it, by the
+same clusters. Microseconds are those of a step on an H100 by the clock on paper
 (`vrnn_fast/executors/cuda/cycles.py`), by the cluster and by one block. **Nothing here has run on a GPU.**
 """
 COLUMNS = "H", "kernel", "chip", "ranks", "registers", "spilled", "KB shared", "weights in shared memory"
@@ -36,6 +38,11 @@ def scan(size: int, way: str, kind: Operand = KIND) -> PlannedKernel:
     spec = spec_of(size)
     clusters = chosen(spec, kind, H100)
     return program(steps(spec, clusters)[way], kind, H100.shared, DTYPES[kind])
+
+
+def whole(size: int, way: str, target: str) -> Kernel | None:
+    """Write the kernel that is all of a direction, where clusters scan a batch of few rows; None where none fits."""
+    return joined(size, KIND, target, way, chosen(spec_of(size), KIND, H100))
 
 
 def rows() -> Iterator[str]:
@@ -55,6 +62,12 @@ def rows() -> Iterator[str]:
             of = compiled(found.kernel.text, target)
             own = found.kernel.ranks, of.registers, of.spilled, round(found.memory.shared / 1024)
             yield f"| {size} | {way} | {target} | {' | '.join(map(str, (*own, *counted, *us)))} |"
+    for size, way, target in product(SIZES, SCANS, TARGETS):
+        one = whole(size, way, target)
+        if one is not None:
+            of = compiled(one.text, target)
+            own = one.ranks, of.registers, of.spilled, round(one.shared / 1024)
+            yield f"| {size} | {one.name} | {target} | {' | '.join(map(str, own))} |{' |' * 8}"
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.cuda import sources
 from vrnn_fast.executors.cuda.crew import JoinedProgram
 from vrnn_fast.executors.cuda.driver import Kernel
-from vrnn_fast.executors.cuda.launch import FixedKernel, PlannedKernel, fixed, program, together
+from vrnn_fast.executors.cuda.kernels import FixedKernel, PlannedKernel, fixed, program, together
 from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
 from vrnn_fast.executors.cuda.steps import (
@@ -82,12 +82,12 @@ def kernel(size: int, kind: Operand, target: str, way: str) -> KernelSource | No
     return KernelSource(found.kernel.text, found.memory)
 
 
-def joined(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
+def joined(size: int, kind: Operand, target: str, way: str, clusters: ScanClusters = BLOCKS) -> Kernel | None:
     """Write the kernel that is all of a direction; None where one of its programs does not fit."""
     spec, limit, dtype = spec_of(size), CHIPS[target.removesuffix("a")], DTYPES[kind]
-    parts = forward_steps(spec, Keep.STORED, Want())
+    parts = forward_steps(spec, Keep.STORED, Want(), clusters)
     if way == BACKWARD:
-        parts = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED)
+        parts = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, clusters)
     if any(memory(step.plan, kind, limit) is None for step in parts):
         return None
     parameters = len(list(spec.parameters()))
@@ -97,7 +97,8 @@ def joined(size: int, kind: Operand, target: str, way: str) -> Kernel | None:
         own = jobs(spec, frozenset(TOTALS), kind)
         found.append(fixed("weights", kind, dtype, len(own.buffers), own.side))
         found.append(fixed("sums", kind, dtype, parameters))
-    return together(tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found), limit)
+    programs = tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found)
+    return together(programs, limit, max(p.kernel.ranks for p in found))
 
 
 def compiled(text: str, target: str) -> Registers:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
 
+from vrnn_fast.executors.cuda.cluster import ranks_of
 from vrnn_fast.executors.cuda.crew import looks
 from vrnn_fast.executors.cuda.cycles import (
     FACTOR,
@@ -22,9 +24,9 @@ from vrnn_fast.executors.cuda.cycles import (
     paper_training,
     squares,
 )
-from vrnn_fast.executors.cuda.memory import CHIPS, Operand, memory
+from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import H100, chosen
+from vrnn_fast.executors.cuda.steps import BLOCKS, GAIN, H100, chosen
 from vrnn_fast.executors.cuda.weights import jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
@@ -44,10 +46,18 @@ bytes are those of weights from the second-level cache; the chain is what follow
 do. `vrnn_fast/executors/cuda/cycles.py` says how cycles follow from them.
 **Nothing here has run on a GPU.**
 """
-OF_PRODUCTS = """\
+OF_PRODUCTS = f"""\
 Microseconds of all weight gradients there. cuBLAS is assumed to be a launch for each product, and to reach 0.7 of 989
 TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.sync are 1.5 and 1.7 times as long;
-there clusters scan, and weight gradients are a launch of their own. Whether cuBLAS should have them, a card must say.
+wgmma, which cuBLAS has and these kernels have not, multiplies twice as fast. So cuBLAS has those of a batch without
+padding where ours would make a step longer by more than {GAIN} times what it takes, launches included: beside a scan,
+by what workers end later; about from 1,024 rows on, whose scans leave few workers. A card must say.
+"""
+OF_TRAINING = f"""\
+Microseconds a training step on an H100, in {AIMED[0]}, by the blocks or clusters that are chosen for a tile of rows,
+forward and back, and by one block each. Workers beside a scan hide all else, so that the scan is what a training step
+takes: at H = 128 of 28 x 128, 28 steps of 1.40 and 2.25 by clusters of 4, 102 of 142, where one block's are 174 of 216;
+the rest is weights laid out and loaded, the first rows before a scan and the last behind it.
 """
 COLUMNS = "H", "operands", "chip", "kernel", "mma", "wavefronts", "instructions", "KB streamed", "barriers", "chain"
 
@@ -86,24 +96,25 @@ def aims() -> Iterator[str]:
 
 
 def training() -> Iterator[str]:
-    """Yield a line for each batch: microseconds of a training step by one block to a tile, its launches one behind the
-    other and one each way, and of nn.GRU alone by steps like cuDNN's, without its products over all rows."""
-    yield "| H | T x B | launches apart | one each way | nn.GRU alone | one each way / nn.GRU |"
-    yield "| --: | --- | --: | --: | --: | --: |"
+    """Yield a line for each batch: microseconds of a training step by the blocks that are chosen, its launches one
+    behind the other and one each way, that by one block to a tile, and of nn.GRU alone by steps like cuDNN's, without
+    its products over all rows."""
+    yield "| H | T x B | blocks | launches apart | one each way | by one block | nn.GRU alone | one each way / nn.GRU |"
+    yield f"| --: | --- | --: |{' --: |' * 5}"
     kind, chip = AIMED
-    for size, (count, batch) in product((64, 96, 128), ((28, 128), (256, 128), (256, 16))):
-        spec = spec_of(size)
-        laid = {name: (memory(step.plan, kind, CHIPS[chip]), step.stored) for name, step in steps(spec).items()}
-        own = jobs(spec, frozenset(TOTALS), kind)
-        rows = count * batch
+    for size, (count, batch) in product((64, 96, 128, 256, 384), ((28, 128), (256, 128), (256, 16))):
+        spec, clusters = spec_of(size), chosen(spec_of(size), kind, H100, batch)
+        rows, own = count * batch, jobs(spec, frozenset(TOTALS), kind)
         products = squares(len(own.tiles), own.side, rows, shares(rows), chip)
-        tiles = -(-batch // 16)
-        every = looks(count, tiles, PAPER_CHIPS[chip].multiprocessors - tiles)
-        there = {name: (found, stored) for name, (found, stored) in laid.items() if found is not None}
-        us = paper_training(there, products, count, batch, chip, every)
+        us, ranks = [], ", ".join(str(ranks_of(each)) for each in clusters[:2])
+        for by in (clusters, BLOCKS):
+            laid = {name: (memory(s.plan, kind, CHIPS[chip]), s.stored) for name, s in steps(spec, by).items()}
+            there = {name: (found, stored) for name, (found, stored) in laid.items() if found is not None}
+            every = partial(looks, count, -(-batch // ROWS))
+            us.append(paper_training(there, products, count, batch, chip, H100.blocks, every))
         alone = count * sum(gru_alone(size, chip, reverse=r, apart=True) for r in (False, True))
-        numbers = f"{us.apart:.0f} | {us.joined:.0f} | {alone:.0f} | {us.joined / alone:.2f}"
-        yield f"| {size} | {count} x {batch} | {numbers} |"
+        numbers = f"{us[0].apart:.0f} | {us[0].joined:.0f} | {us[1].joined:.0f} | {alone:.0f}"
+        yield f"| {size} | {count} x {batch} | {ranks} | {numbers} | {us[0].joined / alone:.2f} |"
 
 
 def products() -> Iterator[str]:
@@ -125,8 +136,7 @@ def lines() -> Iterator[str]:
     yield ""
     yield from aims()
     yield ""
-    yield f"Microseconds a training step on an H100, in {AIMED[0]}, by one block to a tile of rows:"
-    yield ""
+    yield OF_TRAINING
     yield from training()
     yield ""
     yield OF_PRODUCTS

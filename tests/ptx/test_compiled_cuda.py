@@ -129,6 +129,21 @@ def test_one_launch_each_way_as_compiled() -> None:
         assert_clean(report)
 
 
+def test_one_launch_each_way_by_a_cluster_as_compiled() -> None:
+    """One cluster of two blocks that scans, and one whose blocks work beside it."""
+    problem = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3])
+    with by(Cluster(2, alike=False)), mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=4):
+        with nvrtc.executed() as reports:
+            found = problem.run(cuda, torch.bfloat16)
+        right = problem.run(cuda, torch.bfloat16)
+    assert len(reports) == 2
+    for name, t in found.items():
+        torch.testing.assert_close(t, right[name], rtol=0.02, atol=0.02, msg=name)
+    for report in reports:
+        assert report.issued["mapa"] > 0
+        assert_clean(report)
+
+
 def test_generation_as_compiled() -> None:
     problem = Problem.draw(GRU, 3, 2)
     eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)

@@ -95,8 +95,8 @@ def on_gpu(name: str, *arguments: Any) -> str:
         image = nvrtc.compiled(source("primitives.cu"), driver.chip(0).architecture)
         _right(library.cuModuleLoadData(ctypes.byref(module), image), "cuModuleLoadData")
         _right(library.cuModuleGetFunction(ctypes.byref(function), module, chosen.function.encode()), chosen.function)
-        sizes = (chosen.blocks, 1, 1, chosen.threads, 1, 1, chosen.shared)
-        code = library.cuLaunchKernel(function, *sizes, driver.stream(0), ctypes.addressof(pointers), None)
+        how = driver.configuration(chosen.blocks, chosen.shared, driver.stream(0), threads=chosen.threads)
+        code = library.cuLaunchKernelEx(ctypes.byref(how), function, ctypes.addressof(pointers), None)
         _right(code, f"launch of {chosen.function}")
     torch.cuda.synchronize(device)
     for array, tensor in zip(given, there, strict=True):

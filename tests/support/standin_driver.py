@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.cuda import build, driver, launch, nvrtc
+from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, steps
 
 STREAM = 0x57
 _SOURCE = Path(__file__).parents[1] / "executors" / "cuda" / "standin_driver.cpp"
 _LAUNCHED = ctypes.CFUNCTYPE(
     ctypes.c_int,
-    *(ctypes.c_int, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_uint),
+    *(ctypes.c_int, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_uint, ctypes.c_uint),
     *(ctypes.c_void_p, ctypes.c_void_p),
 )
+_CACHES = driver.chip, driver.clusters, steps.chosen, steps.are_cublas, steps.missing  # of what a chip tells
 _LOADED = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 
 
@@ -35,6 +36,7 @@ class Launched(NamedTuple):
 
     grid: tuple[int, ...]
     block: tuple[int, ...]
+    ranks: int
     shared: int
     stream: int
     architecture: str
@@ -56,7 +58,8 @@ class Standin:
 
     def attribute(self, number: int, value: int) -> None:
         self.driver.standin_attribute(number, value)
-        driver.chip.cache_clear()
+        for one in _CACHES:
+            one.cache_clear()
 
     def capture(self, whether: bool) -> None:
         """Begin or end the capture of a CUDA graph."""
@@ -69,12 +72,14 @@ class Standin:
                 return len(self.modules) - 1
         return -209
 
-    def launch(self, module: int, grid: Any, block: Any, shared: int, stream: int | None, argument: int) -> int:
+    def launch(
+        self, module: int, grid: Any, block: Any, ranks: int, shared: int, stream: int | None, argument: int
+    ) -> int:
         text, architecture, _ = self.modules[module]
-        ranks = int("".join(re.findall(r"define VRNN_RANKS (\d+)", text)) or 1)
-        if grid[0] % ranks or (ranks > 8 and not self.driver.standin_large_clusters()):
+        compiled = int("".join(re.findall(r"define VRNN_RANKS (\d+)", text)) or 1)
+        if ranks != compiled or (ranks > 8 and not self.driver.standin_large_clusters()):
             return 912
-        self.launches.append(Launched(tuple(grid[:3]), tuple(block[:3]), shared, stream or 0, architecture))
+        self.launches.append(Launched(tuple(grid[:3]), tuple(block[:3]), ranks, shared, stream or 0, architecture))
         said = _emulated(text)(argument, 0, 0, 1, 1, -1).decode()
         if said:
             self.faults.append(said)
@@ -116,7 +121,7 @@ def installed() -> Iterator[Standin]:
         mock.patch.object(cuda, "device", "cpu"),
         mock.patch.object(ctypes, "CDLL", lambda name: found.driver if name == "libcuda.so.1" else open_library(name)),
     ]
-    caches = driver.library, driver.chip, driver._context, driver._version
+    caches = *_CACHES, driver.library, driver._context, driver._version
     for one in patches:
         one.start()
     for one in caches:

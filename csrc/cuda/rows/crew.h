@@ -1,5 +1,5 @@
-// One launch of all that a batch needs: blocks that scan, one for each tile of its rows, and workers, which do the
-// rest.
+// One launch of all that a batch needs: blocks that scan, one for each tile of its rows or a cluster of them, and
+// workers, which do the rest. Where clusters scan, workers are in clusters too, and know nothing of each other.
 //
 // What workers do is a queue of items, in an order that every block knows: weights packed; tiles of the passes ahead of
 // the scan; tiles of those behind it; shares of weight gradients, and their sums. Item i is that of worker i % workers,
@@ -16,8 +16,8 @@ namespace vrnn {
 
 struct Crew {
     int* done;                        // (workers) items that each has done; all counters are 0 before the launch
-    int* reached;                     // (scans) steps of the batch that no longer wait for this tile
-    int blocks, scans, packs, looks;  // items that pack; steps of a scan from one look at others to the next
+    int* reached;                     // (scans, ranks) steps of the batch that no longer wait for this block of a tile
+    int blocks, scans, packs, looks;  // tiles; items that pack; steps of a scan from one look at others to the next
 };
 
 // The numbers of waits and barriers, for device::present, behind all that programs have.
@@ -26,7 +26,7 @@ constexpr int shares_wait = 904, sums_wait = 905, item_barrier = 906, steps_barr
 constexpr int item_published = 909, steps_published = 910;
 
 // The queue, as one block walks along it: every block takes every turn, and does its own items.
-template <bool backward>
+template <bool backward, int ranks>
 struct Queue {
     const Crew& crew;
     int next = 0;                       // the first item of what comes next
@@ -35,9 +35,10 @@ struct Queue {
     int steps = 0, batch = 0, own = 0;  // of the scan; and rows of one of its tiles
     int done = 0;                       // own items
 
-    VRNN_DEVICE int workers() const { return crew.blocks - crew.scans; }
-    VRNN_DEVICE bool scans() const { return device::block() < crew.scans; }
-    VRNN_DEVICE int worker() const { return device::block() - crew.scans; }
+    VRNN_DEVICE int scanning() const { return crew.scans * ranks; }
+    VRNN_DEVICE int workers() const { return crew.blocks - scanning(); }
+    VRNN_DEVICE bool scans() const { return device::block() < scanning(); }
+    VRNN_DEVICE int worker() const { return device::block() - scanning(); }
 
     // Until these items are done. Those of one worker are done in their order.
     VRNN_DEVICE void await(int number, int first, int end) const {
@@ -114,20 +115,22 @@ struct Queue {
         Scan::scan(call, Pace{*this, all});
     }
 
-    // Until the scan has come past the rows of a tile.
+    // Until the scan has come past the rows of a tile: each block of a cluster, for it has published its own columns.
     VRNN_DEVICE void await_rows(int tile) const {
-        const int place = tile * rows + device::thread();
-        if (device::present(rows_wait) && device::thread() < rows && place < steps * batch) {
-            const int t = place / batch;
-            device::wait_for(crew.reached + place % batch / own, backward ? steps - t : t + 1);
-        }
+        if (device::present(rows_wait))
+            for (int i = device::thread(); i < rows * ranks; i += device::threads()) {
+                const int place = tile * rows + i / ranks, t = place / batch;
+                if (t >= steps) continue;
+                const int scan = place % batch / own * ranks + i % ranks;
+                device::wait_for(crew.reached + scan, backward ? steps - t : t + 1);
+            }
         if (device::present(seen_barrier)) device::barrier();
     }
 
     // Until all of the scan has come past a step.
     VRNN_DEVICE void await_steps(int t) const {
         if (device::present(rows_wait))
-            for (int scan = device::thread(); scan < crew.scans; scan += device::threads())
+            for (int scan = device::thread(); scan < scanning(); scan += device::threads())
                 device::wait_for(crew.reached + scan, backward ? steps - t : t + 1);
         if (device::present(seen_barrier)) device::barrier();
     }

@@ -232,7 +232,7 @@ VRNN_DEVICE void share(const Call& call, const Square& tile, int first, int end,
 struct Kernel {
     static constexpr int threads = warps * 32, blocks = side > 64 ? 1 : 2, shared = program::shared_bytes,
                          limit = 227 << 10;
-    static_assert(shared == sizeof(Shared), "what launch.py asks for");
+    static_assert(shared == sizeof(Shared), "what kernels.py asks for");
     // The rows of a share, whole tiles of them.
     static VRNN_DEVICE int first_row(const Call& call, int own) {
         const int count = call.steps * call.batch;

@@ -7,19 +7,37 @@
 
 namespace {
 
-// of a launch: module, grid, block, bytes of shared memory, stream, the argument
-using Launched = int (*)(int module, const unsigned* grid, const unsigned* block, unsigned shared, void* stream,
-                         const void* argument);
+// of a launch: module, grid, block, blocks of a cluster, bytes of shared memory, stream, the argument
+using Launched = int (*)(int module, const unsigned* grid, const unsigned* block, unsigned ranks, unsigned shared,
+                         void* stream, const void* argument);
 using Loaded = int (*)(const void* image);  // the number of a module, or minus a code
 
 struct Function {
     int module, shared = 48 << 10;
 };
 
+struct Attribute {  // CUlaunchAttribute
+    int number, padding;
+    unsigned value[16];
+};
+struct Configuration {  // CUlaunchConfig
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    const Attribute* attributes;
+    unsigned count;
+};
+
+// What a launch asks for: 2, that all blocks run at once; 4, clusters of so many.
+unsigned asked(const Configuration& how, int number) {
+    for (unsigned i = 0; i < how.count; ++i)
+        if (how.attributes[i].number == number) return how.attributes[i].value[0];
+    return number == 4 ? 1 : 0;
+}
+
 Launched on_launch = nullptr;
 Loaded on_load = nullptr;
 std::map<std::string, int> failures;  // by function: the code that it returns
-std::map<int, int> attributes{{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
+std::map<int, int> attributes{{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}, {1002, 16}};
 int contexts = 0, capturing = 0, cleared = 0, large_clusters = 0;
 bool begun = false;
 Function functions[4096];
@@ -39,7 +57,7 @@ extern "C" {
 void standin_begin(Launched launched, Loaded loaded) {
     on_launch = launched, on_load = loaded;
     failures.clear();
-    attributes = {{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}};
+    attributes = {{75, 9}, {76, 0}, {97, 227 << 10}, {16, 4}, {95, 1}, {1001, 1}, {1002, 16}};
     contexts = capturing = cleared = large_clusters = 0;
 }
 void standin_fail(const char* function, int with) {
@@ -151,20 +169,22 @@ int cuMemsetD8Async(void* to, unsigned char value, size_t bytes, void*) {
     ++cleared;
     return code("cuMemsetD8Async");
 }
-int cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void* stream, void** parameters, void** extra) {
-    if (const int failed = code("cuLaunchKernel")) return failed;
+int cuOccupancyMaxActiveClusters(int* clusters, void* function, const Configuration* how) {
+    const int ranks = static_cast<int>(asked(*how, 4));
+    if (ranks > attributes[1002]) return 912;
+    if (how->shared > static_cast<unsigned>(static_cast<Function*>(function)->shared)) return 1;
+    *clusters = attributes[1001] ? attributes[16] / ranks : 0;
+    return code("cuOccupancyMaxActiveClusters");
+}
+int cuLaunchKernelEx(const Configuration* how, void* function, void** parameters, void** extra) {
+    if (const int failed = code("cuLaunchKernelEx")) return failed;
     if (!contexts) return 201;
     const Function& own = *static_cast<const Function*>(function);
-    if (!x || !y || !z || extra || shared > static_cast<unsigned>(own.shared)) return 1;
-    const unsigned grid[] = {x, y, z}, block[] = {bx, by, bz};
-    return on_launch(own.module, grid, block, shared, stream, parameters[0]);
-}
-int cuLaunchCooperativeKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
-                              unsigned shared, void* stream, void** parameters) {
-    if (const int failed = code("cuLaunchCooperativeKernel")) return failed;
-    if (x * y * z > static_cast<unsigned>(attributes[16])) return 720;
-    return cuLaunchKernel(function, x, y, z, bx, by, bz, shared, stream, parameters, nullptr);
+    const unsigned *grid = how->grid, blocks = grid[0] * grid[1] * grid[2], ranks = asked(*how, 4);
+    if (!blocks || extra || how->shared > static_cast<unsigned>(own.shared)) return 1;
+    if (blocks % ranks || static_cast<int>(ranks) > attributes[1002]) return 912;
+    if (asked(*how, 2) && blocks > static_cast<unsigned>(attributes[16])) return 720;
+    return on_launch(own.module, grid, how->block, ranks, how->shared, how->stream, parameters[0]);
 }
 
 }  // extern "C"

@@ -37,14 +37,28 @@ from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import build, emulator, launch, nvrtc
-from vrnn_fast.executors.cuda.cluster import Cluster
+from vrnn_fast.executors.cuda.cluster import Cluster, fastest, workers
+from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
 from vrnn_fast.executors.cuda.forward import alone, forward
-from vrnn_fast.executors.cuda.memory import memory
-from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan
+from vrnn_fast.executors.cuda.memory import Operand, memory
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
-from vrnn_fast.executors.cuda.steps import BACKWARD, BLOCKS, FORWARD, H100, ScanClusters, chosen, training
+from vrnn_fast.executors.cuda.steps import (
+    BACKWARD,
+    BLOCKS,
+    FORWARD,
+    GAIN,
+    H100,
+    ScanClusters,
+    ScanRoom,
+    are_cublas,
+    chosen,
+    missing,
+    training,
+)
+from vrnn_fast.executors.cuda.weights import jobs, shares
 
 needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 RAGGED = [3, 1, 0, 2, 3]
@@ -70,6 +84,13 @@ def family() -> Iterator[KernelPlan]:
     specs += [square(256), CellSpec(5, 19, 3, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=())]
     for spec, cluster in product(specs, (Cluster(2), Cluster(8, alike=False))):
         yield from plans(spec, cluster)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def launches_apart() -> Iterator[None]:
+    """One multiprocessor has no workers beside a scan: those are in test_crew.py."""
+    with mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", 1):
+        yield
 
 
 # ---- plans
@@ -198,7 +219,7 @@ def test_what_is_cheap_is_computed_by_every_rank() -> None:
     assert all(u.split for u in forward(square(256), Cluster(8, alike=False)).units)
 
 
-CHOSEN = {64: (None, None), 96: (None, 2), 128: (4, 4), 200: (8, 4), 256: (8, 8), 384: (16, 8), 512: (16, 16)}
+CHOSEN = {64: (None, None), 96: (2, 2), 128: (4, 4), 200: (8, 4), 256: (8, 8), 384: (16, 8), 512: (16, 16)}
 
 
 @pytest.mark.parametrize("size", CHOSEN)
@@ -206,14 +227,30 @@ def test_the_ranks_that_the_clock_chooses(size: int) -> None:
     """Forward and back, of a batch whose tiles leave most of a chip to do nothing."""
     found = chosen(square(size), "bf16", H100)
     assert tuple(own and own.ranks for own in found[:2]) == CHOSEN[size]
-    assert chosen(square(size), "bf16", H100._replace(ranks=1)) == BLOCKS
+    assert chosen(square(size), "bf16", H100._replace(clusters=None)) == BLOCKS
 
 
-def test_ranks_leave_room_for_a_batch() -> None:
-    """Of many tiles, one block for each is faster than clusters that take turns."""
+def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
+    """Of many tiles, one block for each is faster than clusters that take turns; and a narrower cluster, beside which
+    there is room, than a wide one with all else behind it."""
     spec = square(256)
     ranks = [(own := chosen(spec, "bf16", H100, batch).forward) and own.ranks for batch in (16, 272, 4096)]
-    assert ranks == [8, 4, None]
+    assert ranks == [8, 2, None]
+    prices = ((None, 4000), (Cluster(8), 1000), (Cluster(16), 700))
+    assert [H100.blocks(n) for n in (1, 2, 4, 8, 16)] == [132, 128, 128, 128, 128]
+    assert fastest(prices, 8, H100.blocks, 0) == Cluster(16)
+    assert fastest(prices, 8, H100.blocks, 8000) == Cluster(8)
+    assert fastest(prices, 1, H100.blocks, 8000) == Cluster(16)
+    assert fastest(prices, 1, {1: 132, 8: 128, 16: 0}.__getitem__, 8000) == Cluster(8)
+    assert fastest(prices, 1, {1: 132, 8: 0, 16: 0}.__getitem__, 8000) is None
+
+
+def test_workers_are_as_many_as_blocks_that_scan() -> None:
+    assert workers(8, 8, 128) == 64
+    assert workers(9, 8, 128) == 0
+    assert workers(1, 1, 132) == 131
+    assert workers(67, 1, 132) == 0
+    assert workers(0, 1, 132) == 0
 
 
 @pytest.mark.parametrize("size", [128, 200, 256])
@@ -232,12 +269,54 @@ def test_a_particle_filter_stays_in_one_block() -> None:
     assert chosen(square(256, measure="particle_filter"), "bf16", H100) == BLOCKS
 
 
-def test_explain_tells_who_has_the_weights() -> None:
-    with mock.patch.object(cuda, "device", "cpu"):
+def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
+    """On a part of a chip, such as a half of an H100, or a seventh of it."""
+    spec = square(384)
+    assert missing(spec, "bf16", H100) is None
+    assert missing(spec, "bf16", H100._replace(clusters=None)) is None
+    half = ScanRoom(H100.shared, 60, {2: 30, 4: 14, 8: 7, 16: 0}.__getitem__)
+    assert [own and own.ranks for own in chosen(spec, "bf16", half)] == [8, 8, 8]
+    reason = missing(spec, "bf16", half)
+    assert reason == "it has no place for a cluster of 16 blocks, so that clusters of up to 8 scan"
+    assert missing(square(96), "bf16", half) is None, "which would have no cluster of 16"
+    seventh = ScanRoom(H100.shared, 16, {2: 0, 4: 0, 8: 0, 16: 0}.__getitem__)
+    assert chosen(spec, "bf16", seventh) == BLOCKS
+    reason = missing(spec, "bf16", seventh)
+    assert reason == "it has no place for a cluster of 4 or of 8 or of 16 blocks, so that single blocks scan"
+
+
+def test_weight_gradients_are_cublas_where_ours_would_end_later() -> None:
+    """Of many rows, and of a chip and operands whose products by wgmma are twice as fast as by mma.sync."""
+    losses, wide = frozenset(TOTALS), square(256)
+
+    def found(spec: CellSpec, *sizes: int, kind: Operand = "bf16", room: ScanRoom = H100) -> bool:
+        return are_cublas(spec, losses, kind, room, *sizes)
+
+    assert not found(wide, 128, 128), "workers multiply them beside the scan"
+    assert found(wide, 64, 4096)
+    assert not found(wide, 64, 4096, kind="tf32")
+    assert not found(wide, 64, 4096, room=H100._replace(clusters=None))
+    assert not found(wide, 1, 1072), "the launch of each product costs more"
+    own = jobs(wide, losses, "bf16")
+    ours = squares(len(own.tiles), own.side, 16384, shares(16384), "sm_90")
+    assert ours > GAIN * cublas([(int(j[6]), int(j[7])) for j in own.jobs if j[7]], 16384)
+
+
+def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
+    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=132), mock.patch.object(cuda, "device", "cpu"):
         small, large = cuda.launches(GRU), cuda.launches(square(256))
     assert "cluster" not in small
+    assert "fivo of up to 16 particles, the likelihood then inside the scan" in small
     assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
-    assert "as in bf16, f16, tf32, f32, where clusters of blocks scan" in large
+    assert "by blocks, or clusters of them, that scan and workers, of up to" in large
+    assert "; those of a batch without padding by cuBLAS, behind" in large
+    assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
+    why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
+    assert large.endswith(why)
+    part = ScanRoom(H100.shared, 16, {2: 8, 4: 4, 8: 0, 16: 0}.__getitem__)
+    with mock.patch.object(launch, "room", return_value=part), mock.patch.object(cuda, "device", "cpu"):
+        told = cuda.launches(square(256))
+    assert "; in bf16 it has no place for a cluster of 8 blocks, so that clusters of up to 4 scan; in f16 it" in told
 
 
 # ---- the law of errors
@@ -383,7 +462,7 @@ def test_a_launch_of_clusters(ranks: int) -> None:
         with standin_driver.installed() as gpu:
             found = forward_alone(problem, cuda, torch.float32)
     assert not gpu.faults
-    assert [one.grid[0] for one in gpu.launches][2] == 2 * ranks
+    assert [(one.grid[0], one.ranks) for one in gpu.launches] == [(16, 1), (3, 1), (2 * ranks, ranks), (3, 1)]
     assert gpu.launches[2].architecture == "sm_90a"
     for name, t in expected.items():
         assert torch.equal(found[name], t), name

@@ -9,7 +9,7 @@ import pytest
 from bench import cuda_clusters
 from bench.cuda_resources import DTYPES, PASSES, SCANS, KernelSource, compiled, joined, kernel
 from vrnn_fast.executors.cuda import nvrtc
-from vrnn_fast.executors.cuda.launch import fixed
+from vrnn_fast.executors.cuda.kernels import fixed
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
@@ -57,6 +57,16 @@ def test_nothing_spills_of_a_cluster(way: str) -> None:
     assert found.kernel.ranks == 8
     assert compiled(found.kernel.text, "sm_90a").spilled == 0
     assert found.memory.shared <= CHIPS["sm_90"]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("way", SCANS)
+def test_nothing_spills_of_one_launch_by_clusters(way: str) -> None:
+    found = cuda_clusters.whole(128, way, "sm_90a")
+    assert found is not None
+    assert (found.ranks, found.cooperative) == (4, True)
+    assert compiled(found.text, "sm_90a").spilled == 0
+    assert found.shared <= CHIPS["sm_90"]
 
 
 @needs_nvcc

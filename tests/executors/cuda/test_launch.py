@@ -6,7 +6,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,12 +21,14 @@ from tests.executors.cuda.cells import GRU, cell
 from tests.support import standin_driver
 from tests.support.oracle import Problem
 from vrnn_fast import executors
+from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, select, trial, verification
 from vrnn_fast.executors.base import Batch
 from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, sources
+from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.driver import DriverError, Kernel
 from vrnn_fast.executors.cuda.sources import CompileError
-from vrnn_fast.executors.cuda.steps import training
+from vrnn_fast.executors.cuda.steps import ScanClusters, training
 from vrnn_fast.executors.verification import Verdict
 
 pytestmark = [
@@ -78,14 +82,48 @@ def test_a_training_step_goes_the_whole_way(attribute: int, value: int, names: t
     assert told >= set(sizes), "one struct, as large as the machine code says"
 
 
+def by_two(run: Callable[[], Any]) -> Any:
+    """Let clusters of two scan."""
+    own = Cluster(2)
+    with mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own, own)):
+        return run()
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "names"),
+    [(16, 8, WHOLE), (16, 7, training(GRU)), (95, 0, training(GRU)), (1001, 0, training(GRU))],
+    ids=["one launch each way", "no room for workers", "not cooperative", "no cluster at once"],
+)
+def test_clusters_go_the_whole_way(attribute: int, value: int, names: tuple[str, ...]) -> None:
+    """Two that scan, of two tiles, and two of workers."""
+    expected, before = run(), launch.launches.copy()
+    with standin_driver.installed() as gpu:
+        gpu.attribute(16, 8)
+        gpu.attribute(attribute, value)
+        found = by_two(run)
+    assert not gpu.faults
+    for name, t in expected.items():
+        assert torch.equal(found[name], t), name
+    assert launch.launches - before == Counter(names)
+    for one, name in zip(gpu.launches, names, strict=True):
+        assert one.ranks == (2 if name in (*WHOLE, "forward", "backward") else 1)
+        assert one.grid == ((8 if name in WHOLE else 4), 1, 1) or one.ranks == 1
+
+
+def generated(problem: Problem, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """What a cell draws on its own."""
+    given = {name: t.to(dtype) for name, t in problem.inputs.items()}
+    parameters = [given[p.name] for p in problem.spec.parameters()]
+    noise = torch.rand(given["x"].shape, generator=torch.Generator().manual_seed(0)).logit().to(dtype)
+    x, _ = cuda.generate(problem.spec, parameters, Batch(noise, given["eps"], (given["state0"],)), mean=False)
+    return x
+
+
 def test_generation_goes_the_whole_way() -> None:
     problem = Problem.draw(GRU, 3, 2)
-    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
-    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
-    batch = Batch(torch.rand(3, 2, 5).logit(), eps, state)
-    expected, _ = cuda.generate(GRU, parameters, batch, mean=False)
+    expected = generated(problem, torch.float32)
     with standin_driver.installed() as gpu:
-        found, _ = cuda.generate(GRU, parameters, batch, mean=False)
+        found = generated(problem, torch.float32)
     assert len(gpu.launches) == 1
     assert torch.equal(found, expected)
 
@@ -99,6 +137,29 @@ def test_a_kernel_is_loaded_once_and_a_batch_without_rows_launches_nothing() -> 
         before = len(gpu.launches)
         driver.launch(0, Kernel("none", "", 0), 0, b"")
         assert len(gpu.launches) == before
+
+
+def test_the_driver_is_asked_for_clusters_and_one_without_a_place_is_announced_once() -> None:
+    """1002 is the most blocks of a cluster that find multiprocessors beside each other, as on a part of a chip."""
+    wide = CellSpec(5, 256, 16, phi_x=(9,), phi_z=(256,), encoder=(256,), prior=(), decoder=())
+    problem, found = Problem.draw(wide, 1, 2), []
+    launch.announce.cache_clear()
+    with standin_driver.installed() as gpu:
+        for most, ranks, lacking in ((16, 8, ""), (4, 4, "8"), (1, 1, "4 or of 8")):
+            gpu.attribute(16, 16)
+            gpu.attribute(1002, most)
+            room = launch.room(CPU)
+            assert [room.blocks(n) for n in (1, 2, 4, 8, 16)] == [16, *(16 * (n <= most) for n in (2, 4, 8, 16))]
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found += [generated(problem), generated(problem)]
+            assert max(one.ranks for one in gpu.launches[-2:]) == ranks
+            who = f"clusters of up to {most} scan" if most > 1 else "single blocks scan"
+            reason = f"it has no place for a cluster of {lacking} blocks, so that {who}"
+            expected = f"cpu scans in bf16 otherwise than a whole chip: {reason}"
+            assert [str(w.message) for w in said] == [expected] * bool(lacking)
+    assert not gpu.faults
+    assert all(torch.equal(x, found[0]) for x in found[1:])
 
 
 # ---- a chip's own budget
@@ -244,7 +305,7 @@ def test_a_compiler_that_refuses_is_quoted(folder: Path) -> None:
             r"kernel 'all of forward' does not get its \d+ bytes of shared memory: CUDA_ERROR_INVALID",
         ),
         (
-            "cuLaunchCooperativeKernel",
+            "cuLaunchKernelEx",
             720,
             r"kernel 'all of forward' \(4 blocks, .* was not launched: CUDA_ERROR_COOPERATIVE.* something else holds",
         ),
@@ -254,7 +315,7 @@ def test_a_compiler_that_refuses_is_quoted(folder: Path) -> None:
             "what kernel 'all of forward' counts with on GPU 0 was not cleared: CUDA_ERROR_INVALID_VALUE",
         ),
         (
-            "cuLaunchKernel",
+            "cuLaunchKernelEx",
             701,
             r"kernel 'all of forward' \(4 blocks, \d+ KB .* each\) on GPU 0 was not launched: .*RESOURCES .* too many",
         ),

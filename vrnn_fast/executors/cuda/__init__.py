@@ -3,13 +3,16 @@
 Read csrc/cuda/device/device.h (what a kernel may know of the machine) and csrc/cuda/scan/program.h (the words of a
 program); then plan.py (units), forward.py, reverse.py and passes.py (those of a cell), order.py (a step), memory.py
 (tiers), cluster.py and exchange.py (several blocks to a tile), header.py (all of it as C++), weights.py and pack.py
-(tables), crew.py (one launch) and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for a CPU.
+(tables), crew.py (one launch), kernels.py and launch.py; nvrtc.py and driver.py for a GPU, build.py and emulator.py for
+a CPU.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,16 +21,19 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, crew, launch, nvrtc
+from . import build, cluster, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
-from .steps import WORDS, chosen, generation_steps, training
+from .plan import TOTALS
+from .steps import WORDS, are_cublas, chosen, generation_steps, missing, training
 
 name = "cuda"
 verified = "in an emulator and, as compiled, in an interpreter of PTX; not yet on a GPU, where it tries itself first"
 
 KINDS: tuple[Operand, ...] = ("bf16", "f16", "tf32", "f32")
+
+BATCHES = tuple(ROWS << i for i in range(11))  # of which explain() says whose weight gradients are
 
 emulated = os.environ.get("VRNN_FAST_CUDA") == "emulate"
 device = "cpu" if emulated else "cuda"
@@ -67,16 +73,12 @@ def launches(spec: CellSpec) -> str:
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     where = torch.device(device)
-    rows = launch.multiprocessors(where) // 2 * ROWS
-    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0, 1)
+    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0)
     how = f"a training step is {len(steps)} launches, whatever T is, for {apart}"
     alone = 1 + len(generation_steps(spec, mean=False))
     if apart is None:
-        how, alone = "a training step is 2 launches, one each way, whatever T is, by blocks that scan and workers", 1
-        how = f"{how}; of more than {rows} rows it is {len(steps)}"
-        together = [kind for kind in KINDS if any(chosen(spec, kind, launch.room(where)))]
-        if together:
-            how += f", as in {', '.join(together)}, where clusters of blocks scan"
+        how, alone = f"a training step is 2 launches, one each way, whatever T is, {_together(spec, where)}", 1
+        how = f"{how}; else it is {len(steps)}"
     places = ", ".join(f"{_weights(spec, kind)} in {kind}" for kind in KINDS)
     if spec.likelihood == "external":
         outside, others = "; the likelihood is torch's", "generate and fivo step by step"
@@ -85,8 +87,54 @@ def launches(spec: CellSpec) -> str:
         outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
     return (
         f"{how}: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {others}; weights of the forward scan: {places}"
+        f"computes nothing{outside}; {others}; {_multiplied(spec, where)}; weights of the forward scan: {places}"
+        f"{_not_clustered(spec, where)}"
     )
+
+
+def _together(spec: CellSpec, where: torch.device) -> str:
+    """Say by whom and of which batches a training step is one launch each way."""
+    most = {kind: launch.rows_together(spec, kind, where) for kind in KINDS}
+    found = (
+        f"{rows} rows in {', '.join(kind for kind in KINDS if most[kind] == rows)}"
+        for rows in sorted({*most.values()} - {0}, reverse=True)
+    )
+    by = "blocks, or clusters of them," if _clustered(spec, where) else "blocks"
+    return f"by {by} that scan and workers, of up to {' and '.join(found) or 'no rows'}"
+
+
+def _multiplied(spec: CellSpec, where: torch.device) -> str:
+    """Say of which batches cuBLAS multiplies weight gradients."""
+    losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
+    room, steps, least = launch.room(where), 64, dict[Operand, int]()
+    for kind, rows in product(KINDS, reversed(BATCHES)):
+        if are_cublas(spec, losses, kind, room, steps, rows):
+            least[kind] = rows
+    ours = "weight gradients are multiplied by kernels of ours"
+    if not least:
+        return ours
+    found = (
+        f"in {', '.join(kind for kind in least if least[kind] == rows)} from {rows} rows on"
+        for rows in sorted({*least.values()})
+    )
+    theirs = "those of a batch without padding by cuBLAS, behind the launch of backward and with a launch of sums"
+    return f"{ours}; {theirs}, of {steps} steps {' and '.join(found)}"
+
+
+def _clustered(spec: CellSpec, where: torch.device) -> bool:
+    """Tell whether clusters scan a few rows of a cell, in some operands."""
+    return any(any(chosen(spec, kind, launch.room(where))) for kind in KINDS)
+
+
+def _not_clustered(spec: CellSpec, where: torch.device) -> str:
+    """Say which scans are not by the clusters that the others have, or would have, and why."""
+    room = launch.room(where)
+    reasons = ((kind, missing(spec, kind, room)) for kind in KINDS)
+    found = [f"in {kind} {reason}" for kind, reason in reasons if reason is not None]
+    if spec.likelihood != "external" and _clustered(replace(spec, measure="kl"), where):
+        reason = cluster.refuses(replace(spec, measure="particle_filter"))
+        found.append(f"single blocks scan for fivo, as {reason}")
+    return "".join(f"; {text}" for text in found)
 
 
 def _weights(spec: CellSpec, kind: Operand) -> str:

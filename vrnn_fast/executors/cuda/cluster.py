@@ -3,7 +3,8 @@
 The ranks of a cluster share the columns of all products, each with its weights resident. Of what they share, products
 need all columns, which costs an exchange. Where that costs more than what it saves, each rank computes all of a unit:
 of a small latent variable, and of what is made of it alone. A cluster wins where one block reads its weights from the
-second-level cache in every step, or where a batch is so small that most of a chip would have nothing to do.
+second-level cache in every step, or where a batch is so small that most of a chip would have nothing to do. It is wider
+only as long as it leaves room for what goes on beside it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Unit
 
 RANKS = 2, 4, 8, 16  # of a cluster
-GROUP = 16  # multiprocessors, at least, of a chip's groups, one of which has a whole cluster
+GROUP = 16  # multiprocessors, at least, of a whole chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
-ALONE = 1.4  # as long as a cluster's may a step by one block be, beside which all else goes on in the same launch
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
@@ -39,6 +39,27 @@ class Cluster(NamedTuple):
 
 
 Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
+
+
+def ranks_of(cluster: Cluster | None) -> int:
+    """Count the blocks that scan a tile."""
+    return 1 if cluster is None else cluster.ranks
+
+
+def at_once(multiprocessors: int, ranks: int) -> int:
+    """Count the clusters that a whole chip runs at once, on paper."""
+    return multiprocessors // GROUP * (GROUP // ranks)
+
+
+def workers(tiles: int, ranks: int, blocks: int) -> int:
+    """Count the blocks that work beside those that scan, of all that run at once; 0 where they are too few: fewer than
+    those that scan would be later than these.
+
+    Args:
+        tiles: of rows, each of which a cluster of so many ranks scans.
+    """
+    beside = blocks - tiles * ranks
+    return beside if 0 < tiles * ranks <= beside else 0
 
 
 def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
@@ -66,7 +87,9 @@ def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
     return saved * peers <= EXCHANGE + ROWS * pushed * _OPERAND * peers / PEER
 
 
-def priced(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: int) -> Prices:
+def priced(
+    plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: Iterable[int] = RANKS
+) -> Prices:
     """Find the ways in which a scan can run, and the cycles of a step in each.
 
     Args:
@@ -75,33 +98,36 @@ def priced(plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: 
         ranks: that a cluster may have.
     """
     own = memory(plans(None), kind, limit)
-    found = [] if own is None else [(None, _step(own).cycles)]
-    if own is not None and _step(own).cycles <= _least(_step(own)):
+    found = [] if own is None else [(None, clocked(own).cycles)]
+    if own is not None and clocked(own).cycles <= _least(clocked(own)):
         return tuple(found)
-    clusters = (Cluster(n, alike) for n in RANKS if n <= ranks for alike in (True, False))
+    clusters = (Cluster(n, alike) for n in ranks for alike in (True, False))
     laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
-    return (*found, *((cluster, _step(m).cycles) for cluster, m in laid if m is not None))
+    return (*found, *((cluster, clocked(m).cycles) for cluster, m in laid if m is not None))
 
 
-def fastest(prices: Prices, tiles: int, multiprocessors: int) -> Cluster | None:
+def fastest(prices: Prices, tiles: int, blocks: Callable[[int], int], beside: int) -> Cluster | None:
     """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
-    apart, the fewest ranks."""
+    apart, the fewest ranks.
 
-    def time(choice: tuple[Cluster | None, int]) -> int:
-        cluster, cycles = choice
-        side_by_side = multiprocessors
-        if cluster is not None:  # lies within one of the groups that a chip's processors come in
-            side_by_side = multiprocessors // GROUP * (GROUP // cluster.ranks)
-        return cycles * -(-tiles // side_by_side)
+    Args:
+        blocks: tells how many the chip runs at once in clusters of so many; one that has no place is not chosen.
+        beside: cycles of what a tile of rows costs a step besides: on workers meanwhile, or on all of the chip behind
+            the scan.
+    """
 
-    if multiprocessors < GROUP:  # a part of a chip
-        prices = tuple(choice for choice in prices if choice[0] is None)
-    least = min(map(time, prices), default=0)
-    good = (cluster for cluster, cycles in prices if time((cluster, cycles)) <= (FACTOR if cluster else ALONE) * least)
-    return next(good, None)
+    def time(choice: tuple[Cluster | None, int]) -> float:
+        ranks, cycles = ranks_of(choice[0]), choice[1]
+        if meanwhile := workers(tiles, ranks, blocks(ranks)):
+            return max(cycles, tiles * beside / meanwhile)
+        return cycles * -(-tiles // (blocks(ranks) // ranks)) + tiles * beside / blocks(1)
+
+    there = [choice for choice in prices if blocks(ranks_of(choice[0]))]
+    least = min(map(time, there), default=0.0)
+    return next((choice[0] for choice in there if time(choice) <= FACTOR * least), None)
 
 
-def _step(found: Memory) -> PaperStep:
+def clocked(found: Memory) -> PaperStep:
     """Count a step; of full float32, whose products the clock does not count, as of TF32, which has as many bytes."""
     return paper_step(replace(found, kind="tf32") if found.kind == "f32" else found)
 

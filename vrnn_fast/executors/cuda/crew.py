@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from .cluster import workers
 from .cycles import FLAG
+from .header import clustered
 from .plan import WARPS
 from .steps import BACKWARD, FORWARD, GENERATE
 
@@ -30,53 +32,54 @@ class JoinedProgram(NamedTuple):
     shared: int
 
 
-def apart(scans: int, multiprocessors: int, cooperative: bool, arguments: int, ranks: int = 1) -> str | None:
+def apart(scans: int, blocks: int, cooperative: bool, arguments: int, ranks: int = 1) -> str | None:
     """Return None, or why a batch whose rows are so many tiles is several launches.
 
     A block of the joined kernel has a multiprocessor to itself, so that all of them run at once; and workers, of which
     there are at least as many as blocks that scan, are seldom later than these: cycles.py.
 
     Args:
+        blocks: that the chip runs at once, in clusters of so many ranks.
         cooperative: whether the driver promises that all blocks of a launch run at once.
         arguments: bytes that the joined kernel is given.
         ranks: blocks of a cluster that scan a tile.
     """
     if not scans:
         return "there is nothing to scan"
-    if ranks > 1:
-        return "clusters scan it, beside which there are no workers yet"
     if not cooperative:
         return "this GPU does not run all blocks of a launch at once"
-    if 2 * scans > multiprocessors:
-        return f"the batch is {scans} tiles of rows, and of {multiprocessors} multiprocessors half are for what waits"
+    if not workers(scans, ranks, blocks):
+        each = "" if ranks == 1 else f" of {ranks} blocks each"
+        return f"the batch is {scans} tiles of rows{each}, and of {blocks} blocks at once half are for what waits"
     if arguments > MOST_ARGUMENTS:
         return f"its kernel would be given {arguments} bytes, and takes {MOST_ARGUMENTS}"
     return None
 
 
-def looks(steps: int, scans: int, workers: int) -> int:
+def looks(steps: int, scans: int, beside: int) -> int:
     """Choose how often a scan looks at others, and they may look at it: a look costs it the price of a flag, and what
-    comes behind its last one is done when it has ended."""
+    comes behind its last one is done when it has ended, by those that work ``beside`` it."""
 
     def price(count: int) -> float:
-        return FLAG * steps / count + LATE * -(-count * scans // workers)
+        return FLAG * steps / count + LATE * -(-count * scans // beside)
 
     return min(LOOKS, key=price)
 
 
 @lru_cache(maxsize=256)
-def joined(programs: tuple[JoinedProgram, ...], limit: int) -> str:
+def joined(programs: tuple[JoinedProgram, ...], limit: int, ranks: int = 1) -> str:
     """Write the kernel that does what all of these do, one after the other.
 
     Args:
         limit: bytes of shared memory that a block may have.
+        ranks: blocks of a cluster that scan a tile.
     """
     backward = any(p.name == BACKWARD for p in programs)
     shared = max(p.shared for p in programs)
     names = _names([p.name for p in programs])
     lines = [
         "// Written by vrnn_fast/executors/cuda/crew.py.",
-        '#include "scan/base.h"',
+        f'{clustered(ranks)}#include "scan/base.h"',
     ]
     for name, own in zip(names, programs, strict=True):
         lines += [f"namespace vrnn::{name}_program {{", own.body.rstrip("\n"), "}"]
@@ -89,7 +92,7 @@ def joined(programs: tuple[JoinedProgram, ...], limit: int) -> str:
         "struct Kernel {",
         f"    static constexpr int threads = {32 * WARPS}, blocks = 1, shared = {shared}, limit = {limit};",
         "    static VRNN_DEVICE void run(const Call& call) {",
-        f"        Queue<{str(backward).lower()}> queue{{call}};",
+        f"        Queue<{str(backward).lower()}, {ranks}> queue{{call}};",
         *(f"        queue.{turn};" for turn in _turns(names)),
         "    }",
         "};",

@@ -11,7 +11,7 @@ FACTOR. Latencies and the prices of exchanges are of others' measurements, on ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -265,39 +265,46 @@ class PaperTraining(NamedTuple):
 
 
 def paper_training(
-    passes: Mapping[str, tuple[Memory, Sequence[str]]], products: float, steps: int, batch: int, chip: str, looks: int
+    passes: Mapping[str, tuple[Memory, Sequence[str]]],
+    products: float,
+    steps: int,
+    batch: int,
+    chip: str,
+    blocks: Callable[[int], int],
+    looks: Callable[[int], int],
 ) -> PaperTraining:
     """Return what a training step takes.
 
     Args:
         passes: where each launch keeps everything, and what it stores, by name.
         products: microseconds of weight gradients on all multiprocessors.
-        looks: steps of a scan from one look at others to the next.
+        blocks: that the chip runs at once in clusters of so many.
+        looks: steps of a scan from one look at others to the next, where so many blocks work beside it.
     """
     of, tiles = PAPER_CHIPS[chip], -(-batch // ROWS)
-    apart = joined = 0.0
+    total = PaperTraining(0.0, 0.0)
     for scan in ("forward", "backward"):
         back = scan == "backward"
         own = {n: p for n, p in passes.items() if n.endswith("backward") == back}
-        step = paper_step(*own[scan]).microseconds(chip)
-        beside = {n: (paper_step(*p), loading(p[0], chip)) for n, p in own.items() if n != scan}
-        chain = loading(own[scan][0], chip) + steps * step
-        work, fixed, last = 0.0, BOUNDARY + PACK, 0.0
-        for found, load in beside.values():
-            us = found.microseconds(chip)
-            turns = -(-steps * tiles // of.multiprocessors)
-            apart += BOUNDARY + load + turns * us
-            work += load + steps * tiles * us / (of.multiprocessors - tiles)
-            last = load + -(-looks * tiles // (of.multiprocessors - tiles)) * us
-        first = next(iter(beside.values()))
-        fixed += first[1] + first[0].microseconds(chip) + last + 2 * FLAG
+        scanning = tiles * own[scan][0].plan.ranks
+        meanwhile = blocks(own[scan][0].plan.ranks) - scanning
+        chain = loading(own[scan][0], chip) + steps * paper_step(*own[scan]).microseconds(chip)
         more = products if back else 0.0
-        apart += BOUNDARY + PACK + BOUNDARY + chain + (more + 2 * BOUNDARY + FLAG if back else 0.0)
-        work += more * of.multiprocessors / (of.multiprocessors - tiles)
-        if back:  # the last share, and the sums
-            fixed += more / max(1, -(-steps * batch // 512)) + 2 * FLAG
-        joined += fixed + max(chain + steps / looks * FLAG, work)
-    return PaperTraining(apart, joined)
+        apart = BOUNDARY + PACK + BOUNDARY + chain + (more + 2 * BOUNDARY + FLAG if back else 0.0)
+        beside = [(loading(p[0], chip), paper_step(*p).microseconds(chip)) for n, p in own.items() if n != scan]
+        apart += sum(BOUNDARY + load + -(-steps * tiles // of.multiprocessors) * us for load, us in beside)
+        joined = apart
+        if meanwhile >= scanning:
+            every = looks(meanwhile)
+            work = sum(load + steps * tiles * us / meanwhile for load, us in beside)
+            work += more * of.multiprocessors / meanwhile
+            joined = BOUNDARY + PACK + sum(beside[0]) + 2 * FLAG  # before the first step can begin
+            joined += max(chain + steps / every * FLAG, work)
+            joined += beside[-1][0] + -(-every * tiles // meanwhile) * beside[-1][1]  # what the last look lets go on
+            if back:  # the last share, and the sums
+                joined += more / max(1, -(-steps * batch // 512)) + 2 * FLAG
+        total = PaperTraining(total.apart + apart, total.joined + joined)
+    return total
 
 
 def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool) -> float:

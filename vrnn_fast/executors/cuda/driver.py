@@ -19,12 +19,15 @@ from torch import Tensor
 
 from . import nvrtc
 from .cluster import PORTABLE
+from .header import clustered
 
 THREADS = 256  # of a block: the warps of plan.py
 FUNCTION = b"vrnn_scan"
 MOST_COMPILERS = 8  # at a time
 _MAJOR, _MINOR, _SHARED, _MULTIPROCESSORS, _COOPERATIVE = 75, 76, 97, 16, 95  # of CUdevice_attribute
 _DYNAMIC_SHARED, _LARGE_CLUSTERS = 8, 14  # of CUfunction_attribute
+_COOPERATES, _CLUSTER = 2, 4  # of CUlaunchAttributeID
+_NO_SUCH_CLUSTER = 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
 _ADVICE = {
     2: "the GPU has no memory left: a smaller batch, or recompute=True",
     100: "no GPU is visible (CUDA_VISIBLE_DEVICES)",
@@ -76,6 +79,37 @@ class NvidiaChip(NamedTuple):
         return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: what a launch asks for, and a union of 64 bytes."""
+
+    _fields_ = (("number", ctypes.c_int), ("padding", ctypes.c_int), ("value", ctypes.c_uint * 16))
+
+
+class Configuration(ctypes.Structure):
+    """CUlaunchConfig: how a kernel is launched."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
+
+
+def configuration(
+    blocks: int, shared: int, on: int, *, threads: int = THREADS, ranks: int = 1, cooperative: bool = False
+) -> Configuration:
+    """Say how a kernel is launched on a stream: so many blocks, in clusters of so many, all of them at once or not."""
+    asked: list[tuple[int, tuple[int, ...]]] = [(_COOPERATES, (1,))] if cooperative else []
+    asked += [(_CLUSTER, (ranks, 1, 1))] if ranks > 1 else []
+    attributes = (_Attribute * len(asked))()
+    for attribute, (number, value) in zip(attributes, asked, strict=True):
+        attribute.number, attribute.value[: len(value)] = number, value
+    return Configuration((blocks, 1, 1), (threads, 1, 1), shared, on, attributes, len(asked))
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Load the driver and begin it.
@@ -93,12 +127,13 @@ def library() -> ctypes.CDLL:
     driver.cuModuleGetFunction.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p]
     driver.cuFuncSetAttribute.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     driver.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    sizes = [ctypes.c_uint] * 7  # grid, block, shared memory
-    driver.cuLaunchKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-    driver.cuLaunchCooperativeKernel.argtypes = [ctypes.c_void_p, *sizes, ctypes.c_void_p, ctypes.c_void_p]
+    pointers = [ctypes.c_void_p] * 3  # to a function, to its arguments, to more
+    driver.cuLaunchKernelEx.argtypes = [ctypes.POINTER(Configuration), *pointers]
     driver.cuMemsetD8Async.argtypes = [ctypes.c_void_p, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p]
     occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
     occupancy.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    clusters = driver.cuOccupancyMaxActiveClusters
+    clusters.argtypes = [ctypes.POINTER(ctypes.c_int), ctypes.c_void_p, ctypes.POINTER(Configuration)]
     _check(driver, driver.cuInit(0), "NVIDIA's driver does not begin")
     return driver
 
@@ -158,12 +193,49 @@ def resident(index: int, kernel: Kernel) -> int:
         CompileError: NVRTC does not compile it.
         DriverError: the driver does not take it, or a CUDA graph is captured in which nothing can be loaded.
     """
-    driver, count = library(), ctypes.c_int()
+    driver, count, on = library(), ctypes.c_int(), stream(index)
     with _current(index):
-        function = _prepared(index, kernel, stream(index))
-        code = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(ctypes.byref(count), function, THREADS, kernel.shared)
+        function = _prepared(index, kernel, on)
+        if kernel.ranks > 1:
+            how = configuration(kernel.ranks, kernel.shared, on, ranks=kernel.ranks)
+            code = driver.cuOccupancyMaxActiveClusters(ctypes.byref(count), function, ctypes.byref(how))
+            if code == _NO_SUCH_CLUSTER:
+                return 0
+            each = kernel.ranks
+        else:
+            places = ctypes.byref(count), function, THREADS, kernel.shared
+            code = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(*places)
+            each = chip(index).multiprocessors
     _check(driver, code, f"kernel {kernel.name!r} does not tell how many of its blocks GPU {index} runs at once")
-    return count.value * chip(index).multiprocessors
+    return count.value * each
+
+
+@cache
+def clusters(index: int, ranks: int) -> int:
+    """Count the clusters of so many blocks that a device runs at once, each with all shared memory of a multiprocessor
+    to itself.
+
+    Raises:
+        CompileError, DriverError: as :func:`resident`.
+    """
+    return resident(index, Kernel(f"a cluster of {ranks}", _empty(ranks), chip(index).shared, ranks)) // ranks
+
+
+def _empty(ranks: int) -> str:
+    """Write a kernel that does nothing, by clusters."""
+    return f"""\
+{clustered(ranks)}#include "device/entry.h"
+namespace vrnn {{
+struct Call {{
+    int blocks;
+}};
+struct Kernel {{
+    static constexpr int threads = {THREADS}, blocks = 1, shared = 0, limit = 0;
+    static VRNN_DEVICE void run(const Call&) {{}}
+}};
+}}  // namespace vrnn
+VRNN_ENTRY
+"""
 
 
 def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Tensor | None = None) -> None:
@@ -188,8 +260,8 @@ def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: T
         if cleared is not None:
             code = driver.cuMemsetD8Async(cleared.data_ptr(), 0, cleared.nbytes, on)
             _check(driver, code, f"what kernel {kernel.name!r} counts with on GPU {index} was not cleared")
-        sizes = function, blocks, 1, 1, THREADS, 1, 1, kernel.shared, on, ctypes.addressof(parameters)
-        code = driver.cuLaunchCooperativeKernel(*sizes) if kernel.cooperative else driver.cuLaunchKernel(*sizes, None)
+        how = configuration(blocks, kernel.shared, on, ranks=kernel.ranks, cooperative=kernel.cooperative)
+        code = driver.cuLaunchKernelEx(ctypes.byref(how), function, ctypes.addressof(parameters), None)
     where = f"kernel {kernel.name!r} ({blocks} blocks, {kernel.shared >> 10} KB of shared memory each) on GPU {index}"
     _check(driver, code, f"{where} was not launched")
 

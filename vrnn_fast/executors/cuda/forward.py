@@ -27,7 +27,7 @@ from ...cell.stages import (
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
-from .cluster import Cluster, shared_out
+from .cluster import Cluster, ranks_of, shared_out
 from .order import planned
 from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
 
@@ -62,8 +62,8 @@ def _planned(whole: Cut, cluster: Cluster | None) -> KernelPlan:
     for stage in whole.program.scan:
         found.add(stage)
     found.layers(part for own in whole.read_after for part in whole.parts_of(own))
-    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
-    return planned(whole, units, found.given, found.biases, ranks=ranks)
+    units = shared_out(found.units, cluster)
+    return planned(whole, units, found.given, found.biases, ranks=ranks_of(cluster))
 
 
 class ForwardUnits:

@@ -18,8 +18,12 @@ SUMS, OTHERS = 4, 16  # of csrc/cuda/scan/program.h
 
 def source(body: str, ranks: int = 1) -> str:
     """Write a kernel of one program, whose blocks are clusters of so many."""
-    clusters = f"#define VRNN_RANKS {ranks}\n" if ranks > 1 else ""
-    return f'{clusters}#include "scan/base.h"\n{body}VRNN_ENTRY\n'
+    return f'{clustered(ranks)}#include "scan/base.h"\n{body}VRNN_ENTRY\n'
+
+
+def clustered(ranks: int) -> str:
+    """Write that a kernel's blocks are clusters of so many: before all else."""
+    return f"#define VRNN_RANKS {ranks}\n" if ranks > 1 else ""
 
 
 def header(

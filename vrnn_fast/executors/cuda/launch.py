@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, lru_cache, partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +28,12 @@ from ..base import Batch, Want
 from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import crew, driver, emulator, pack, weights
-from .cluster import RANKS
+from . import crew, driver, emulator, pack, products, weights
+from .cluster import ranks_of, workers
 from .driver import Kernel
 from .forward import alone, forward
-from .header import VALUES, header, source
-from .memory import CHIPS, ROWS, Memory, Operand, memory
+from .kernels import PlannedKernel, fixed, program, together
+from .memory import CHIPS, ROWS, Operand, memory
 from .passes import OF_STATES
 from .plan import TOTALS
 from .steps import (
@@ -42,10 +44,12 @@ from .steps import (
     RESULTS,
     PlannedLaunch,
     ScanRoom,
+    are_cublas,
     backward_steps,
     chosen,
     forward_steps,
     generation_steps,
+    missing,
     plans,
 )
 
@@ -85,13 +89,19 @@ def limit(device: torch.device) -> int:
 
 
 def room(device: torch.device) -> ScanRoom:
-    """Return what a chip has for scans: clusters of Hopper's chips and of Blackwell's large ones. The emulator has
-    those of an H100."""
+    """Return what a chip has for scans: clusters of Hopper's chips and of Blackwell's large ones, as many as the driver
+    says. The emulator has those of an H100."""
     index = gpu(device)
     if index is None:
         return H100._replace(shared=limit(device))
     found = driver.chip(index)
-    return ScanRoom(found.shared, max(RANKS) if found.capability[0] in (9, 10) else 1, found.multiprocessors)
+    return ScanRoom(found.shared, found.multiprocessors, _clusters(index) if found.capability[0] in (9, 10) else None)
+
+
+@cache
+def _clusters(index: int) -> Callable[[int], int]:
+    """Return what tells how many clusters a device runs at once: the same every time, for choices are kept by it."""
+    return partial(driver.clusters, index)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -100,10 +110,25 @@ def multiprocessors(device: torch.device) -> int:
     return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
 
 
+def at_once(device: torch.device, ranks: int) -> int:
+    """Count the blocks that run at once, each with a multiprocessor to itself, in clusters of so many."""
+    return EMULATED_MULTIPROCESSORS // ranks * ranks if gpu(device) is None else room(device).blocks(ranks)
+
+
 def cooperates(device: torch.device) -> bool:
     """Tell whether the driver promises to run all blocks of a launch at once."""
     index = gpu(device)
     return index is None or driver.chip(index).cooperative
+
+
+def rows_together(spec: CellSpec, kind: Operand, device: torch.device) -> int:
+    """Count the rows up to which a training step is one launch each way."""
+
+    def joins(tiles: int) -> bool:
+        scans = chosen(spec, kind, room(device), tiles * ROWS)
+        return all(workers(tiles, n, at_once(device, n)) for n in map(ranks_of, (scans.forward, scans.backward)))
+
+    return ROWS * next(tiles for tiles in count() if not (cooperates(device) and joins(tiles + 1)))
 
 
 def too_old(device: torch.device) -> str | None:
@@ -115,37 +140,15 @@ def too_old(device: torch.device) -> str | None:
     return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
 
 
+@cache
+def announce(reason: str) -> None:
+    """Say this as a warning, once."""
+    warnings.warn(reason, stacklevel=2)
+
+
 def too_many(particles: int) -> str:
     """Say that no tile has so many particles."""
     return f"a tile holds all particles of a sequence, at most {ROWS}, and there are {particles}"
-
-
-class PlannedKernel(NamedTuple):
-    """The kernel of a step, its program in C++, where it keeps everything, and the buffers that it reads and writes, in
-    the order of its arguments."""
-
-    step: PlannedLaunch
-    memory: Memory
-    buffers: tuple[str, ...]
-    body: str
-    kernel: Kernel
-
-
-@lru_cache(maxsize=1024)
-def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -> PlannedKernel:
-    """Write the kernel of a step.
-
-    Raises:
-        ValueError: it does not fit into ``most`` bytes of shared memory.
-    """
-    found = memory(step.plan, kind, most)
-    if found is None:
-        raise ValueError(f"no kernel of this cell fits into {most >> 10} KB of shared memory")
-    reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
-    buffers = tuple(dict.fromkeys((*reads, *step.stored)))
-    body = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, step.plan.ranks)
-    return PlannedKernel(step, found, buffers, body, kernel)
 
 
 class KernelWeights(NamedTuple):
@@ -198,6 +201,8 @@ class KernelCall:
         self.kind, self.most = operand(x.dtype, precision), limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
         self.clusters = chosen(spec, self.kind, room(x.device), self.batch)
+        if (lacking := missing(spec, self.kind, room(x.device), self.batch)) is not None:
+            announce(f"{x.device} scans in {self.kind} otherwise than a whole chip: {lacking}")
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
         self.order = None if self.lengths is None else allocate(x, (self.batch,), None, torch.int64)
@@ -305,21 +310,23 @@ class KernelCall:
 
     def launch(self, prepared: Sequence[Prepared]) -> None:
         """Launch all of these one after the other, or as one where that is known to end."""
-        processors, index = multiprocessors(self.device), gpu(self.device)
-        arguments = [each.argument for each in prepared]
+        index, arguments = gpu(self.device), [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
         ranks = max(each.kernel.ranks for each in prepared)
         shared = max(each.kernel.shared for each in prepared)
-        if not crew.apart(self.tiles, processors, cooperates(self.device), size, ranks) and shared <= self.most:
+        blocks = at_once(self.device, ranks)
+        tiles = self.tiles if any(each.kernel.name in crew.SCANS for each in prepared) else 0
+        if not crew.apart(tiles, blocks, cooperates(self.device), size, ranks) and shared <= self.most:
             programs = tuple(crew.JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
-            kernel = together(programs, self.most)
-            if index is None or driver.resident(index, kernel) >= processors:
-                counters = allocate(self.given.x, (processors,), None, torch.int32)
-                packs = max(1, min(processors, -(-arguments[0].numbers[1] // crew.PACKED)))
-                own: list[Tensor | None] = [counters, counters[processors - self.tiles :]]
-                looks = crew.looks(self.steps, self.tiles, processors - self.tiles)
-                first = Argument(own, (processors, self.tiles, packs, looks))
-                self._launch(kernel, processors, [first, *arguments], counters)
+            kernel = together(programs, self.most, ranks)
+            if index is None or driver.resident(index, kernel) >= blocks:
+                beside = blocks - self.tiles * ranks
+                counters = allocate(self.given.x, (blocks,), None, torch.int32)
+                packs = max(1, min(blocks, -(-arguments[0].numbers[1] // crew.PACKED)))
+                own: list[Tensor | None] = [counters, counters[beside:]]
+                looks = crew.looks(self.steps, self.tiles, beside)
+                first = Argument(own, (blocks, self.tiles, packs, looks))
+                self._launch(kernel, blocks, [first, *arguments], counters)
                 return
         if index is not None:
             driver.compile_ahead(index, [each.kernel for each in prepared])
@@ -401,8 +408,13 @@ class KernelCall:
             for each, own in zip(programs, packed, strict=True):
                 scan = each.step.name == BACKWARD
                 found.append(self.run(each, own, (d_final, d_state) if scan else NO_STATES, upstream=upstream))
-            products, d_parameters = self.weight_gradients(names)
-            self.launch([*found, *products])
+            rows = self.steps, self.batch
+            if self.lengths is None and are_cublas(spec, names, self.kind, room(self.device), *rows):
+                self.launch(found)
+                d_parameters = self.weight_gradients_by_cublas(names)
+            else:
+                more, d_parameters = self.weight_gradients(names)
+                self.launch([*found, *more])
 
         def of(name: str, tensor: Tensor | None) -> Tensor | None:
             if tensor is None or name not in wanted:
@@ -416,19 +428,33 @@ class KernelCall:
     def weight_gradients(self, upstream: frozenset[str]) -> tuple[list[Prepared], list[Tensor]]:
         """Lay out shares of products over all rows, and their sums."""
         found = weights.jobs(self.spec, upstream, self.kind)
-        jobs, tiles, blocks, places = _jobs(found, self.device)
+        jobs, tiles, _, _ = _jobs(found, self.device)
         parts = weights.shares(self.steps * self.batch)
-        like = self.given.x
-        space = allocate(like, (parts, found.elements), None, torch.float32)
-        d_parameters = [allocate(like, tuple(p.shape)) for p in self.parameters]
+        space = allocate(self.given.x, (parts, found.elements), None, torch.float32)
         grid, launched = len(found.tiles) * parts, []
         if grid:
             tensors = [*(self.buffer(name) for name in found.buffers), space, jobs, tiles, self.lengths]
             sizes = self.steps, self.batch, found.elements, len(found.tiles), parts
             launched.append(self.fixed("weights", len(found.buffers), grid, tensors, sizes, found.side))
-        tensors = [*d_parameters, space, blocks, places]
-        sums = self.fixed("sums", len(self.parameters), len(found.places), tensors, (found.elements, parts))
+        sums, d_parameters = self.sums(found, space)
         return [*launched, sums], d_parameters
+
+    def weight_gradients_by_cublas(self, upstream: frozenset[str]) -> list[Tensor]:
+        """Compute products over all rows, as one share, and launch its sums."""
+        found = weights.jobs(self.spec, upstream, self.kind)
+        space = allocate(self.given.x, (1, found.elements), None, torch.float32)
+        products.multiply(found, self.buffer, space[0])
+        sums, d_parameters = self.sums(found, space)
+        self.launch([sums])
+        return d_parameters
+
+    def sums(self, found: weights.Jobs, space: Tensor) -> tuple[Prepared, list[Tensor]]:
+        """Lay out what adds up shares (shares, elements) into the gradients of parameters."""
+        _, _, blocks, places = _jobs(found, self.device)
+        d_parameters = [allocate(self.given.x, tuple(p.shape)) for p in self.parameters]
+        tensors: list[Tensor | None] = [*d_parameters, space, blocks, places]
+        sizes = found.elements, len(space)
+        return self.fixed("sums", len(self.parameters), len(found.places), tensors, sizes), d_parameters
 
     # ---- a cell that runs on its own
 
@@ -446,37 +472,6 @@ class KernelCall:
                 )
             self.launch(found)
         return self.result("x", self.spec.input_size), state
-
-
-@lru_cache(maxsize=256)
-def together(programs: tuple[crew.JoinedProgram, ...], limit: int) -> Kernel:
-    """Return the kernel that stands for all of these launches."""
-    name = next(p.name for p in programs if p.name in crew.SCANS)
-    shared = max(p.shared for p in programs)
-    return Kernel(f"all of {name}", crew.joined(programs, limit), shared, cooperative=True)
-
-
-class FixedKernel(NamedTuple):
-    """A kernel, and its program in C++."""
-
-    kernel: Kernel
-    body: str
-
-
-@lru_cache(maxsize=64)
-def fixed(name: str, kind: Operand, dtype: torch.dtype, pointers: int, side: int = weights.SIDES[0]) -> FixedKernel:
-    """Return a kernel of csrc/cuda/rows, which every cell has; of weight gradients, by squares of this side."""
-    value, shared = VALUES[str(dtype).partition(".")[2]], 0
-    if name == "weights":
-        shared = weights.shared_bytes(kind, side)
-    constants = (
-        f"namespace vrnn::program {{ using Value = {value}; inline constexpr Operand operand = Operand::{kind}; "
-        f"inline constexpr int parameters = {pointers}, buffers = {pointers}; "
-        f"inline constexpr int shared_bytes = {shared}, side = {side}; }}"
-    )
-    body = f'{constants}\n#include "rows/{name}.h"\n'
-    known = {"weights": "weight gradients", "sums": "their sums"}.get(name, name)
-    return FixedKernel(Kernel(known, source(body), shared), body)
 
 
 @lru_cache(maxsize=256)

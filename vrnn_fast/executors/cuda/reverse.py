@@ -16,7 +16,7 @@ from typing import Any
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
-from .cluster import Cluster, shared_out
+from .cluster import Cluster, ranks_of, shared_out
 from .forward import gates_of
 from .order import planned
 from .plan import KernelPlan, Kind, Product, Unit, gradient
@@ -52,8 +52,8 @@ def reverse(
     for stage in reversed(whole.program.scan):
         found.add(stage)
     found.states()
-    units, ranks = shared_out(found.units, cluster), 1 if cluster is None else cluster.ranks
-    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks)
+    units = shared_out(found.units, cluster)
+    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks_of(cluster))
 
 
 class ReverseUnits:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from ...cell.partition import partition
@@ -13,12 +13,14 @@ from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
 from . import passes
-from .cluster import Cluster, Prices, fastest, priced, refuses
+from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses, workers
+from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
-from .memory import CHIPS, ROWS, Operand
+from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
 from .plan import TOTALS, KernelPlan, gradient
 from .reverse import reverse
+from .weights import DEPTH, jobs, shares
 
 INPUTS = ("x", "eps", "cond")
 RESULTS = ("z", "mean", "std", "prior_mean", "prior_std", "raw")  # of each row, that may have a gradient from outside
@@ -62,36 +64,108 @@ BLOCKS = ScanClusters()
 
 
 class ScanRoom(NamedTuple):
-    """What a chip has for scans: bytes of shared memory of a block, blocks that a cluster may have, multiprocessors."""
+    """What a chip has for scans.
+
+    Attributes:
+        shared: bytes of shared memory of a block.
+        multiprocessors: how many.
+        clusters: tells how many of so many blocks it runs at once; None where it knows no clusters.
+    """
 
     shared: int
-    ranks: int
     multiprocessors: int
+    clusters: Callable[[int], int] | None = None
+
+    def blocks(self, ranks: int) -> int:
+        """Count those that it runs at once, each with a multiprocessor to itself, in clusters of so many."""
+        if ranks == 1 or self.clusters is None:
+            return self.multiprocessors
+        return ranks * self.clusters(ranks)
 
 
-H100 = ScanRoom(CHIPS["sm_90"], 16, 132)
+H100 = ScanRoom(CHIPS["sm_90"], 132, partial(at_once, 132))
+
+
+GAIN = 1.25  # times what cuBLAS takes for weight gradients, ours may
+
+
+class ScanPrices(NamedTuple):
+    """What the ways cost in which a scan can run, and cycles of all that a tile of rows needs besides in each step, of
+    which these are weight gradients."""
+
+    ways: Prices
+    beside: int
+    products: int
 
 
 @lru_cache(maxsize=256)
-def _prices(spec: CellSpec, kind: Operand, shared: int, ranks: int) -> tuple[Prices, Prices, Prices]:
+def _prices(spec: CellSpec, kind: Operand, shared: int) -> tuple[ScanPrices, ScanPrices, ScanPrices]:
+    """Find what the scans cost forward, backward, and of generation."""
     scans: tuple[Callable[[Cluster | None], KernelPlan], ...] = (
         lambda own: forward(spec, own),
         lambda own: reverse(spec, own, on_z=True, on_eps=False),
         lambda own: alone(spec, own, mean=False),
     )
-    there, back, generated = (
-        () if scan is scans[2] and spec.likelihood == "external" else priced(scan, kind, shared, ranks)
-        for scan in scans
+    external = spec.likelihood == "external"
+    losses = frozenset(("kl", "raw") if external else TOTALS)
+    own = jobs(spec, losses, kind)
+    products = len(own.tiles) * square(own.side).cycles * ROWS // DEPTH
+    beside = (
+        _cycles(forward_steps(spec, Keep.STORED, Want(raw=external)), kind, shared),
+        _cycles(backward_steps(spec, losses, frozenset(), Keep.STORED), kind, shared) + products,
+        0 if external else _cycles(generation_steps(spec, mean=False), kind, shared),
     )
+    ways = (() if scan is scans[2] and external else priced(scan, kind, shared) for scan in scans)
+    there, back, generated = map(ScanPrices, ways, beside, (0, products, 0))
     return there, back, generated
 
 
+def _cycles(steps: Iterable[PlannedLaunch], kind: Operand, shared: int) -> int:
+    """Count those of a tile of rows of all passes."""
+    laid = (memory(step.plan, kind, shared) for step in steps if step.plan.is_pass)
+    return sum(clocked(found).cycles for found in laid if found is not None)
+
+
+@lru_cache(maxsize=1024)
 def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
     """Choose the clusters of a cell's scans for these operands, and so many rows."""
-    if room.ranks == 1 or refuses(spec) is not None:
+    if room.clusters is None or refuses(spec) is not None:
         return BLOCKS
-    prices, tiles = _prices(spec, kind, room.shared, room.ranks), -(-batch // ROWS)
-    return ScanClusters(*(fastest(each, tiles, room.multiprocessors) for each in prices))
+    tiles, blocks = -(-batch // ROWS), room.blocks
+    return ScanClusters(*(fastest(p.ways, tiles, blocks, p.beside) for p in _prices(spec, kind, room.shared)))
+
+
+@lru_cache(maxsize=1024)
+def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: ScanRoom, steps: int, batch: int) -> bool:
+    """Tell whether cuBLAS multiplies weight gradients of results of these names: where ours would cost more by GAIN, on
+    workers what they end later. Chips without clusters, and operands of 32 bits, have no faster products than mma.sync,
+    as far as the clock on paper knows."""
+    if room.clusters is None or operand_bytes(kind) != 2:
+        return False
+    own, prices = jobs(spec, upstream, kind), _prices(spec, kind, room.shared)[1]
+    cluster, tiles, rows = chosen(spec, kind, room, batch).backward, -(-batch // ROWS), steps * batch
+    ours = squares(len(own.tiles), own.side, rows, shares(rows), "sm_90")
+    if meanwhile := workers(tiles, ranks_of(cluster), room.blocks(ranks_of(cluster))):
+        chain = dict(prices.ways).get(cluster, 0)
+        later = max(chain, tiles * prices.beside / meanwhile)
+        later -= max(chain, tiles * (prices.beside - prices.products) / meanwhile)
+        ours = steps * later / PAPER_CHIPS["sm_90"].clock / 1e3
+    return ours > GAIN * cublas(((int(job[6]), int(job[7])) for job in own.jobs if job[7]), rows)
+
+
+@lru_cache(maxsize=1024)
+def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> str | None:
+    """Return None, or which clusters would scan if the chip had a place for them, and what scans instead."""
+    if room.clusters is None:
+        return None
+    whole = ScanRoom(room.shared, room.multiprocessors, partial(at_once, max(GROUP, room.multiprocessors)))
+    wanted = {ranks_of(own) for own in chosen(spec, kind, whole, batch)}
+    lacking = sorted(ranks for ranks in wanted if not room.blocks(ranks))
+    if not lacking:
+        return None
+    most = max(map(ranks_of, chosen(spec, kind, room, batch)))
+    instead = f"clusters of up to {most} scan" if most > 1 else "single blocks scan"
+    return f"it has no place for a cluster of {' or of '.join(map(str, lacking))} blocks, so that {instead}"
 
 
 @lru_cache(maxsize=256)
