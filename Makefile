@@ -7,7 +7,7 @@ SANITIZED_TESTS := tests/executors/test_operators.py tests/executors/test_cpu.py
 	tests/model/test_particles.py tests/executors/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h tests/executors/cuda/*.*[uph])
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h examples/*.cpp tests/executors/cuda/*.*[uph])
 
 .PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions wheel clean
 
