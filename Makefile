@@ -54,7 +54,8 @@ bench: build
 gpu:
 	$(BIN)/python -m bench.gpu $(GPU)
 
-# The pages into build/docs; a warning is an error. Open build/docs/index.html.
+# The pages into build/docs, those of notebooks/ executed, which takes half a minute; a warning is an error, and so is a
+# block that fails. Open build/docs/index.html.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
