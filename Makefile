@@ -7,7 +7,7 @@ SANITIZED_TESTS := tests/executors/test_operators.py tests/executors/test_cpu.py
 	tests/model/test_particles.py tests/executors/test_native.py
 VENV := .venv
 BIN := $(VENV)/bin
-CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h tests/executors/cuda/*.*[uph])
+CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h examples/*.cpp tests/executors/cuda/*.*[uph])
 
 .PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions wheel clean
 
@@ -54,7 +54,8 @@ bench: build
 gpu:
 	$(BIN)/python -m bench.gpu $(GPU)
 
-# The pages into build/docs; a warning is an error. Open build/docs/index.html.
+# The pages into build/docs, those of notebooks/ executed, which takes half a minute; a warning is an error, and so is a
+# block that fails. Open build/docs/index.html.
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 

@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 RESULTS = "bench/results/*.md"
-TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/*.py", RESULTS, "bench/results/*/*.svg")
+TAKEN = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/*.py", "examples/*.cpp", RESULTS, "bench/results/*/*.svg")
 
 
 def on_config(config: Any) -> Any:

@@ -1,4 +1,5 @@
-"""The command ``vrnn-fast``: train, pack, eval, sample, score, forecast, impute, convert, info, verify, demo."""
+"""The command ``vrnn-fast``: train, pack, eval, sample, score, forecast, impute, export, convert, info, verify and
+demo."""
 
 from __future__ import annotations
 
@@ -360,6 +361,21 @@ def _tables() -> ModuleType:
     except ImportError as error:
         raise RunError(str(error)) from error
     return tables
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option(help="The package to write, .pt2.")],
+    batch_size: Annotated[int, typer.Option(help="How many streams move on together.", min=1)] = 1,
+    backend: BackendName = "auto",
+    threads: Threads = None,
+) -> None:
+    """Compile a step of a run's best model, or of a table's, for programs without Python."""
+    from .training.export import export as export_run
+
+    _set_threads(threads)
+    export_run(run, to, console, batch_size=batch_size, backend=backend)
 
 
 @app.command()

@@ -23,7 +23,7 @@ FLOORS = (
     ("objective", "generation"),
     ("answers",),
     ("model",),
-    ("stream", "layouts", "data"),
+    ("stream", "export", "layouts", "data"),
     ("acceleration", "checkpoints"),
     ("tables",),
     ("training", "adapters"),

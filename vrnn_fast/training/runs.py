@@ -52,10 +52,11 @@ def read_configs(path: Path, header: Mapping[str, Any]) -> tuple[Source, dict[st
         raise CheckpointError(f"{path} does not describe a run: {error}") from error
 
 
-def of_table(folder: Path) -> bool:
-    """Tell whether a folder holds what was learnt from a table, and nothing that :func:`load_model` returns."""
+def of_table(path: Path) -> bool:
+    """Tell whether a run's folder, or a file, holds what was learnt from a table, and nothing that :func:`load_model`
+    returns."""
     try:
-        return KEY_OF_TABLES in files.load(folder / BEST)[1]
+        return KEY_OF_TABLES in files.load(path / BEST if path.is_dir() else path)[1]
     except CheckpointError:
         return False
 
