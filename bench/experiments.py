@@ -22,6 +22,7 @@ COMPILED_TWICE = replace(COMPILED_CELL, threads=EITHER)  # another number of thr
 COMPILED_LOOP = Contender(
     "compiled loop", torch_loops.prepare_compiled_loop, torch_loops.too_long_to_unroll, errors=OTHERS
 )
+COMPILED_SCAN = Contender("compiled scan", torch_loops.prepare_compiled_scan, errors=OTHERS, threads=EITHER)
 GRAPHED_LOOP = Contender("CUDA-graphed loop", torch_loops.prepare_graphed_loop, torch_loops.no_gpu, errors=OTHERS)
 GRU_ALONE = Contender("nn.GRU alone", torch_loops.prepare_gru_alone, threads=EITHER, remark=ALONE)
 LSTM_ALONE = Contender("nn.LSTM alone", torch_loops.prepare_lstm_alone, threads=EITHER, remark=ALONE)
@@ -30,7 +31,7 @@ OURS = Contender("vrnn_fast", ours.prepare, ours.not_built)
 RECOMPUTE = Contender("vrnn_fast, recompute", ours.prepare_recompute, ours.not_built)
 
 TORCH_AND_OURS = (EAGER, COMPILED_CELL, GRU_ALONE, LSTM_ALONE, OURS, RECOMPUTE)
-EVERYBODY = (EAGER, COMPILED_TWICE, JAX, GRU_ALONE, LSTM_ALONE, OURS, RECOMPUTE)
+EVERYBODY = (EAGER, COMPILED_TWICE, COMPILED_SCAN, JAX, GRU_ALONE, LSTM_ALONE, OURS, RECOMPUTE)
 
 FEW_STEPS = replace(REFERENCE, name="few steps", steps=torch_loops.MOST_UNROLLED)
 FEW_SAMPLES = replace(REFERENCE, name="few samples", batch=8)
@@ -75,7 +76,7 @@ def updates() -> Iterator[Contest]:
 
 def one_graph() -> Iterator[Contest]:
     """Take few enough steps for the whole loop to be compiled."""
-    contenders = (EAGER, COMPILED_CELL, COMPILED_LOOP, GRAPHED_LOOP, JAX, OURS)
+    contenders = (EAGER, COMPILED_CELL, COMPILED_LOOP, COMPILED_SCAN, GRAPHED_LOOP, JAX, OURS)
     yield Contest("one graph", FEW_STEPS, (FORWARD, TRAINING), contenders, EAGER)
 
 

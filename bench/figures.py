@@ -37,6 +37,7 @@ LOOK: dict[str, tuple[str, str]] = {  # colour and marker; hollow markers comput
     "nn.LSTM alone": ("#9a6700", "v"),
     "eager loop": ("#8c959f", "s"),
     "compiled cell": ("#bf8ad6", "D"),
+    "compiled scan": ("#8250df", "X"),
     "JAX scan": ("#2da44e", "P"),
     "vrnn_fast, recompute": ("#79b8ff", "o"),
     "vrnn_fast": ("#0550ae", "o"),

@@ -1,4 +1,4 @@
-"""The eager loop with torch.compile: its cell compiled once, or the whole loop as one graph."""
+"""The eager loop with torch.compile: its cell compiled once, the whole loop as one graph, or a scan over its steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import scan
 
 from vrnn_fast.state import State
 
@@ -59,3 +60,22 @@ class CompiledLoop(Traceable):
     def __init__(self, *sizes: int, **arguments: Any) -> None:
         super().__init__(*sizes, **arguments)
         self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)  # type: ignore[method-assign]
+
+
+class CompiledScan(Traceable):
+    """The steps are one operator, torch's own scan, a prototype."""
+
+    def __init__(self, *sizes: int, **arguments: Any) -> None:
+        super().__init__(*sizes, **arguments)
+        self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)  # type: ignore[method-assign]
+
+    def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Do as :meth:`EagerVRNN.loss`."""
+
+        def advance(state: State, frame: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+            kl, nll, following = self.step(frame[0], frame[1], state, *frame[2:])
+            return following, nll + kl
+
+        frames = (x, eps) if cond is None else (x, eps, cond)
+        losses: Tensor = scan(advance, self.start(x[0]), frames)[1]
+        return losses.sum() / (x.size(0) * x.size(1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..contender import FORWARD, FORWARD_LOSS, TRAINING, Entry, NamedTensors, run_of
 from ..shapes import Shape, forward_flops
-from .compiled import CompiledCell, CompiledLoop
+from .compiled import CompiledCell, CompiledLoop, CompiledScan
 from .eager import EagerVRNN
 
 MOST_UNROLLED = 8  # steps; compilation takes about ten seconds for each of them
@@ -39,6 +39,11 @@ def prepare_compiled_cell(shape: Shape, dtype: torch.dtype) -> Entry:
 
 def prepare_compiled_loop(shape: Shape, dtype: torch.dtype) -> Entry:
     return _prepare(CompiledLoop, shape, dtype)
+
+
+def prepare_compiled_scan(shape: Shape, dtype: torch.dtype) -> Entry:
+    torch.compiler.reset()
+    return _prepare(CompiledScan, shape, dtype)
 
 
 def too_long_to_unroll(shape: Shape) -> str | None:
