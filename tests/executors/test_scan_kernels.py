@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.foreign import audio
-from tests.support.machine import patched_once
+from tests.support.interpreting import patched_once
 from tests.support.oracle import (
     Errors,
     Problem,

@@ -8,7 +8,8 @@ import time
 
 import torch
 
-from tests.support.machine import patched_once, usable_isas
+from tests.support.interpreting import patched_once
+from tests.support.machine import usable_isas
 from vrnn_fast import backends
 
 from . import Refused, case_of, failure, shrink

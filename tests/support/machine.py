@@ -1,18 +1,15 @@
-"""What this machine runs: builds of the CPU kernels, and triton's interpreter."""
+"""What this machine runs: executors, and builds of the CPU kernels."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import torch
 
 from vrnn_fast import backends
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.executors import cpu, executors, triton
+from vrnn_fast.executors import cpu, executors
 from vrnn_fast.executors.cpu import operators
 
 SMALLEST, ON_THE_CPU = CellSpec(1, 1, 1), torch.empty((1, 1, 1), dtype=torch.float64)
@@ -32,21 +29,3 @@ def usable_isas() -> list[str]:
             except RuntimeError:
                 continue
     return found
-
-
-@contextmanager
-def patched_once() -> Iterator[None]:
-    """The interpreter patches the language at every call of a function, which takes longer than the call."""
-    if not triton._INTERPRETED:
-        yield
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    own = InterpretedFunction.__call__
-
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        function = own if self.fn.__module__.startswith("triton.") else lambda s, *a, **o: s.rewrite()(*a, **o)
-        return function(self, *arguments, **options)
-
-    with mock.patch.object(InterpretedFunction, "__call__", call):
-        yield
