@@ -19,7 +19,7 @@ import torch
 from vrnn_fast import VRNN
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors.triton import tuning
-from vrnn_fast.executors.triton.passes import HEIGHT
+from vrnn_fast.executors.triton.over_rows import HEIGHT
 from vrnn_fast.executors.triton.phases import TURNS
 from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config

@@ -26,7 +26,7 @@ from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
-from vrnn_fast.executors.triton import emit, operators, phases, tuning
+from vrnn_fast.executors.triton import operators, phases, scan, tuning
 from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
@@ -213,15 +213,15 @@ def test_source_is_pure_and_defines_every_name(member: str, kind: str, measure: 
     def sources() -> list[str]:
         stored, found = there.stored(Keep.STORED, Want(prior=True, raw=True)), []
         for loaded, ahead in ((none, False), (everything, True)):
-            forward = emit.forward(there, loaded, stored, ahead=ahead, late=ahead)
-            backward = emit.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead)
+            forward = scan.forward(there, loaded, stored, ahead=ahead, late=ahead)
+            backward = scan.backward(back, loaded, on_z=True, on_eps=True, ahead=ahead, late=ahead)
             found.append(phases.source("both", (forward, backward)))
         return found
 
     assert sources() == sources()
     for source in sources():
         functions = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)]
-        assert [f.name for f in functions] == [emit.FORWARD, emit.BACKWARD, "both"]
+        assert [f.name for f in functions] == [scan.FORWARD, scan.BACKWARD, "both"]
         for function in functions:
             names = [n for n in ast.walk(function) if isinstance(n, ast.Name)]
             known = {a.arg for a in function.args.args} | {n.id for n in names if isinstance(n.ctx, ast.Store)}

@@ -1,9 +1,11 @@
 """The Triton executor: generated kernels, of the scan and of what is before and after it, forward and backward.
 
-Read plan.py (tiles), emit.py (the scan's kernels, stage by stage, with scan.py and writer.py), functions.py and
-memory.py (what they call), passes.py (all that is not sequential, in as many passes as it takes; ../rows.py where a
-stage does not fit into one), phases.py (how both are one launch), pack.py and accumulate.py (weights, and their
-gradients), launch.py.
+A kernel comes about so: plan.py cuts a program into tiles; emit.py lowers its stages to a flat list of operations on
+tiles (operations.py); the passes of order.py say what of it is read, kept and written, where and in which order;
+writer.py prints it. scan.py does so for a scan, over_rows.py for all that is not sequential, in as many passes as
+passes.py cuts it into (../rows.py where a stage does not fit into one). What is printed calls functions.py and
+memory.py. phases.py makes several of them one launch, pack.py and accumulate.py are for weights and their gradients,
+launch.py runs it all.
 Only kernels.py, functions.py, memory.py and versions.py import triton, at the first call.
 """
 

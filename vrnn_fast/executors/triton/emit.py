@@ -1,11 +1,6 @@
-"""The two kernels of a scan as Triton source, stage by stage. Pure: the same plan gives the same text.
+"""Lowers stages to operations on tiles, each stage's forward beside its backward; STAGES lists them. Pure.
 
-Each kernel is one loop over time for a tile of the batch. A stage becomes a line or two for each of its tiles, calling
-functions.py; states are carried from step to step in registers, weights are loaded once before the loop where they fit.
-What a step reads from memory is read a step ahead.
-
-Below, each stage's forward stands beside its backward; STAGES lists them. scan.py says what a step holds, writer.py
-writes the lines.
+What is read from memory and written to it, and in which order sums are added up, is not said here: order.py sees to it.
 """
 
 from __future__ import annotations
@@ -13,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ...cell.spec import Std
 from ...cell.stages import (
@@ -34,55 +29,61 @@ from ...cell.stages import (
 )
 from ..cut import halves, observed
 from ..operators import BEGINS, NORMALIZES
-from .phases import Phase
+from .operations import (
+    Back,
+    Compute,
+    Expression,
+    Leave,
+    Operation,
+    RowNumber,
+    Spread,
+    Whole,
+    access,
+    add,
+    bias_of,
+    call,
+    compute,
+    forth,
+    gradient,
+    value,
+    variable,
+    weights_of,
+    zeros,
+)
 from .plan import Plan, Tile
-from .scan import Backward, Forward
 
-FORWARD, BACKWARD = "forward_scan", "backward_scan"
-
-
-def forward(plan: Plan, resident: frozenset[int], stored: tuple[str, ...], *, ahead: bool, late: bool) -> Phase:
-    """Write the forward scan.
-
-    Args:
-        resident: numbers of the matrices that are loaded once; the others are streamed in every step.
-        stored: the buffers that it writes.
-        ahead: whether a step reads what the next one needs from memory.
-        late: whether a tile's products wait until somebody needs it.
-
-    Raises:
-        TypeError: a stage of the scan has no place there.
-    """
-    scan = Forward(plan, resident, stored, ahead=ahead, late=late)
-    for scan.number, stage in enumerate(plan.program.scan):
-        emitter(stage).forward(scan, stage)
-        scan.save(*scan.last_writer)
-    return scan.phase(FORWARD)
-
-
-def backward(plan: Plan, resident: frozenset[int], *, on_z: bool, on_eps: bool, ahead: bool, late: bool) -> Phase:
-    """Write the reverse scan; with a gradient that reaches z from outside, and one wanted of eps, or not.
-
-    Raises:
-        TypeError: a stage of the scan has no gradient there.
-    """
-    scan = Backward(plan, resident, ahead=ahead, late=late, on_z=on_z, on_eps=on_eps)
-    for scan.number, stage in reversed(tuple(enumerate(plan.program.scan))):
-        emit = emitter(stage).backward
-        if isinstance(emit, str):
-            raise TypeError(f"{type(stage).__name__} has no gradient in the scan: {emit}")
-        emit(scan, stage)
-    return scan.phase(BACKWARD)
+Lower: TypeAlias = Callable[[Plan, Any], Iterator[Operation]]
 
 
 class Emitter(NamedTuple):
-    """How a stage is written in the two kernels; of a gradient that is not in the scan, why."""
+    """How a stage is lowered in the two kernels; of a gradient that is not in the scan, why."""
 
-    forward: Callable[[Any, Any], None]
-    backward: Callable[[Any, Any], None] | str
+    forward: Lower
+    backward: Lower | str
 
 
-def emitter(stage: Stage) -> Emitter:
+def forward(plan: Plan, stage: Stage) -> Iterator[Operation]:
+    """Write a stage of the scan as operations.
+
+    Raises:
+        TypeError: the stage has no place there.
+    """
+    return _emitter(stage).forward(plan, stage)
+
+
+def backward(plan: Plan, stage: Stage) -> Iterator[Operation]:
+    """Write as operations the gradient of a stage of the scan.
+
+    Raises:
+        TypeError: the stage has no gradient there.
+    """
+    lower = _emitter(stage).backward
+    if isinstance(lower, str):
+        raise TypeError(f"{type(stage).__name__} has no gradient in the scan: {lower}")
+    return lower(plan, stage)
+
+
+def _emitter(stage: Stage) -> Emitter:
     if type(stage) in REFUSED:
         raise TypeError(f"{type(stage).__name__} is not run here: {REFUSED[type(stage)]}")
     if type(stage) not in STAGES:
@@ -93,70 +94,74 @@ def emitter(stage: Stage) -> Emitter:
 # ---- sums
 
 
-def _zeros_forward(scan: Forward, stage: Bias) -> None:
+def _zeros_forward(plan: Plan, stage: Bias) -> Iterator[Operation]:
     if stage.terms:
         raise TypeError("a bias of parameters belongs before the scan")
-    for tile in scan.plan.tiles_of(stage.target):
-        scan.put(tile, f"tl.zeros((ROWS, {tile.padded}), tl.float32)")
+    tiles = plan.tiles_of(stage.target)
+    yield from (compute(tile.name, zeros(tile)) for tile in tiles)
+    yield Whole(tiles=tiles)
 
 
-def _dense_forward(scan: Forward, stage: Dense) -> None:
-    matrix, tiles_of = scan.plan.matrix(stage), scan.plan.tiles_of
-    first = () if stage.bias is None else (None,)
-    for source in (*first, *tiles_of(stage.source)):
-        for target in tiles_of(stage.target):
-            scan.term(matrix, target, source)
+def _dense_forward(plan: Plan, stage: Dense) -> Iterator[Operation]:
+    matrix, targets = plan.matrix(stage), plan.tiles_of(stage.target)
+    if stage.bias is not None:
+        yield from (Spread(makes=(tile.name,), reads=(bias_of(matrix, tile),)) for tile in targets)
+    for source in plan.tiles_of(stage.source):
+        for target in targets:
+            yield forth(target.name, weights_of(matrix, target, source), source.name)
+    yield Whole(tiles=targets)
 
 
-def _dense_backward(scan: Backward, stage: Dense) -> None:
-    for target in scan.plan.tiles_of(stage.target):
-        scan.back(scan.plan.matrix(stage), target)
+def _dense_backward(plan: Plan, stage: Dense) -> Iterator[Operation]:
+    for target in plan.tiles_of(stage.target):
+        yield Back(matrix=plan.matrix(stage), target=target)
 
 
-def _add_forward(scan: Forward, stage: Add) -> None:
-    for target, source in pairs(scan.plan, stage.target, stage.source):
-        scan.put(target, f"{scan.value(target)} + {scan.value(source)}")
+def _add_forward(plan: Plan, stage: Add) -> Iterator[Operation]:
+    for target, source in pairs(plan, stage.target, stage.source):
+        yield compute(target.name, value(target) + value(source))
+    yield Whole(tiles=plan.tiles_of(stage.target))
 
 
-def _add_backward(scan: Backward, stage: Add) -> None:
-    for target, source in pairs(scan.plan, stage.target, stage.source):
-        scan.add(source, scan.gradient(target))
+def _add_backward(plan: Plan, stage: Add) -> Iterator[Operation]:
+    for target, source in pairs(plan, stage.target, stage.source):
+        yield add(source.gradient, gradient(target))
 
 
 # ---- activations
 
 
-def _activate_forward(scan: Forward, stage: Activate) -> None:
-    for source, target in pairs(scan.plan, stage.source, stage.target):
-        scan.put(target, f'on.activate({scan.value(source)}, "{stage.activation}")')
+def _activate_forward(plan: Plan, stage: Activate) -> Iterator[Operation]:
+    for source, target in pairs(plan, stage.source, stage.target):
+        yield compute(target.name, call("activate", value(source), constants=f'"{stage.activation}"'))
+    yield Whole(tiles=plan.tiles_of(stage.target))
 
 
-def _activate_backward(scan: Backward, stage: Activate) -> None:
-    for source, target in pairs(scan.plan, stage.source, stage.target):
-        given = f"{scan.value(source)}, {scan.gradient(target)}"
-        scan.put(source, f'on.activate_backward({given}, "{stage.activation}")')
-        scan.complete(source)
+def _activate_backward(plan: Plan, stage: Activate) -> Iterator[Operation]:
+    for source, target in pairs(plan, stage.source, stage.target):
+        d = call("activate_backward", value(source), gradient(target), constants=f'"{stage.activation}"')
+        yield compute(source.gradient, d)
+        yield Whole(tiles=(source,))
 
 
 # ---- the latent variable
 
 
-def _sample_forward(scan: Forward, stage: Sample) -> None:
-    for mean, raw, eps, std, z in _sampled(scan.plan, stage):
-        scan.put(std, deviation_of(scan.value(raw), stage.transform))
-        scan.put(z, f"{scan.value(mean)} + {std.name} * {scan.value(eps)}")
+def _sample_forward(plan: Plan, stage: Sample) -> Iterator[Operation]:
+    for mean, raw, eps, std, z in _sampled(plan, stage):
+        yield compute(std.name, deviation(value(raw), stage.transform))
+        yield compute(z.name, value(mean) + value(std) * value(eps))
+    yield Whole(tiles=(*plan.tiles_of(stage.std), *plan.tiles_of(stage.z)))
 
 
-def _sample_backward(scan: Backward, stage: Sample) -> None:
-    for mean, raw, eps, _, z in _sampled(scan.plan, stage):
-        d = scan.gradient(z)
-        if scan.on_eps:
-            scan.add(eps, f"{d} * {deviation_of(scan.value(raw), stage.transform)}")
-            scan.keep(eps)
-        scan.add(mean, d)
-        total = f"{scan.gradient(raw)} + {d} * {scan.value(eps)}"
-        scan.put(raw, f"on.deviation_backward({scan.value(raw)}, {total}, {constants_of(stage.transform)})")
-        scan.complete(mean, raw)
+def _sample_backward(plan: Plan, stage: Sample) -> Iterator[Operation]:
+    for mean, raw, eps, _, z in _sampled(plan, stage):
+        yield add(eps.gradient, gradient(z) * deviation(value(raw), stage.transform))
+        yield Leave(tile=eps)
+        yield add(mean.gradient, gradient(z))
+        d = gradient(raw) + gradient(z) * value(eps)
+        yield compute(raw.gradient, deviation_backward(value(raw), d, stage.transform))
+        yield Whole(tiles=(mean, raw))
 
 
 def _sampled(plan: Plan, stage: Sample) -> Iterator[tuple[Tile, ...]]:
@@ -167,41 +172,33 @@ def _sampled(plan: Plan, stage: Sample) -> Iterator[tuple[Tile, ...]]:
 # ---- the cell
 
 
-def _recur_forward(scan: Forward, stage: Recur) -> None:
-    for gates, candidate, h, c, output in _recurring(scan.plan, stage):
-        values, names = scan.values(gates), ", ".join(g.name for g in gates)
+def _recur_forward(plan: Plan, stage: Recur) -> Iterator[Operation]:
+    for gates, candidate, h, c, output in _recurring(plan, stage):
+        values, names = map(value, gates), tuple(gate.name for gate in gates)
         if candidate is not None:
-            given = f"{values}, {scan.value(candidate)}, {scan.value(h)}"
-            scan.step.append(f"{names}, after_{h.name} = on.gru({given})")
+            yield compute((*names, h.after), call("gru", *values, value(candidate), value(h)))
         elif c is not None:
-            scan.step.append(f"{names}, after_{h.name}, after_{c.name} = on.lstm({values}, {scan.value(c)})")
+            yield compute((*names, h.after, c.after), call("lstm", *values, value(c)))
         else:
-            scan.step.append(f"after_{h.name} = {values}")
+            yield compute(h.after, *values)
         if output is not None:
-            scan.put(output, f"after_{h.name}")
-        scan.save(*gates, *(() if output is None else (output,)))
+            yield compute(output.name, variable(h.after))
+        yield Whole(tiles=(*gates, *(() if output is None else (output,))))
 
 
-def _recur_backward(scan: Backward, stage: Recur) -> None:
-    for gates, candidate, h, c, output in _recurring(scan.plan, stage):
-        values = scan.values(gates) if stage.cell != "rnn" else ""
-        names = ", ".join(f"d_{g.name}" for g in gates)
-        scan.known |= {f"d_{g.name}" for g in gates}
-        d = f"later_{h.name}"
-        if output is not None:
-            d = f"{d} + {scan.gradient(output)}"
+def _recur_backward(plan: Plan, stage: Recur) -> Iterator[Operation]:
+    for gates, candidate, h, c, output in _recurring(plan, stage):
+        values, names = map(value, gates), tuple(gate.gradient for gate in gates)
+        d = variable(h.later) if output is None else variable(h.later) + gradient(output)
         if candidate is not None:
-            scan.known.add(f"d_{candidate.name}")
-            given = f"{values}, {scan.value(candidate)}, {scan.value(h)}, {d}"
-            scan.step.append(f"{names}, d_{candidate.name}, past = on.gru_backward({given})")
-            scan.add(h, "past")
+            shares = call("gru_backward", *values, value(candidate), value(h), d)
+            yield compute((*names, candidate.gradient, "past"), shares)
+            yield add(h.gradient, variable("past"))
         elif c is not None:
-            scan.known.add(f"d_{c.name}")
-            given = f"{values}, {scan.value(c)}, {d}, later_{c.name}"
-            scan.step.append(f"{names}, d_{c.name} = on.lstm_backward({given})")
+            yield compute((*names, c.gradient), call("lstm_backward", *values, value(c), d, variable(c.later)))
         else:
-            scan.step.append(f"{names} = {d}")
-        scan.complete(*gates, *(() if candidate is None else (candidate,)))
+            yield compute(names, d)
+        yield Whole(tiles=(*gates, *(() if candidate is None else (candidate,))))
 
 
 class _Recurring(NamedTuple):
@@ -227,66 +224,78 @@ def _recurring(plan: Plan, stage: Recur) -> Iterator[_Recurring]:
 # ---- particles: what weighs them, and how they go on
 
 
-def _log_ratio_forward(scan: Forward, stage: Divergence) -> None:
+def _log_ratio_forward(plan: Plan, stage: Divergence) -> Iterator[Operation]:
     if stage.z is None:
         raise TypeError("the divergence of two densities belongs behind the scan")
     parts = (stage.z, replace(stage.z, buffer="eps"), stage.posterior_std, *halves(stage.prior))
-    for tiles in pairs(scan.plan, *parts):
-        *given, raw = map(scan.value, tiles)
-        scan.add_up("kl", f"on.log_ratio({', '.join(given)}, {deviation_of(raw, stage.transform)})", tiles[0])
+    for tiles in pairs(plan, *parts):
+        *given, raw = map(value, tiles)
+        yield add("kl", total(call("log_ratio", *given, deviation(raw, stage.transform)), tiles[0]))
 
 
-def _likelihood_forward(scan: Forward, stage: Likelihood) -> None:
+def _likelihood_forward(plan: Plan, stage: Likelihood) -> Iterator[Operation]:
     gaussian = stage.kind == "gaussian"
     parts = halves(stage.source) if gaussian else (stage.source,)
-    for x, *raw in pairs(scan.plan, observed(stage), *parts):
-        given = scan.values((x, *raw)) + (f", {constants_of(stage.transform)}" if gaussian else "")
-        there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
-        scan.step.append(f"terms = on.{stage.kind}({given})")
-        scan.step.append("if mask is not None:")
-        scan.step.append(f"    terms = tl.where({there} != 0, terms, 0.0)")
-        scan.add_up("nll", "terms", x)
+    constants = constants_of(stage.transform) if gaussian else ""
+    for x, *raw in pairs(plan, observed(stage), *parts):
+        yield from masked(plan, ("terms",), call(stage.kind, *map(value, (x, *raw)), constants=constants), x)
+        yield add("nll", total(variable("terms"), x))
 
 
-def _resample_forward(scan: Forward, stage: Resample) -> None:
-    scan.once.append("since = tl.zeros((ROWS,), tl.float32)")
-    scan.load_row("uniforms", "tl.float32")
-    scan.argument("enough")
-    for name in ("nll", "kl"):
-        if name in scan.known:
-            scan.step.append(f"since = since - {name}")
-            scan.step.append(f"tl.store({scan.pointer('b', name)} + row, {name}, mask=active)")
-    scan.step += [
+def masked(plan: Plan, names: tuple[str, ...], expression: Expression, x: Tile) -> Iterator[Operation]:
+    """Compute variables, and set them to zero where the mask hides columns of x."""
+    there = f"on.load(mask, row, active, {access(plan, 'b', x).columns('PTX')})"
+    hidden = (f"    {name} = tl.where({there} != 0, {name}, 0.0)" for name in names)
+    lines = f"{', '.join(names)} = {expression.text}", "if mask is not None:", *hidden
+    yield Compute(makes=names, reads=expression.reads, arguments=("mask",), lines=lines)
+
+
+WEIGHS: tuple[tuple[type[Stage], str], ...] = (Likelihood, "nll"), (Divergence, "kl")  # a particle, by a number of it
+
+
+def _resample_forward(plan: Plan, stage: Resample) -> Iterator[Operation]:
+    yield Compute(makes=("since",), lines=("since = tl.zeros((ROWS,), tl.float32)",), place="once")
+    yield RowNumber(makes=("uniforms",), arguments=("b_uniforms",), dtype="tl.float32")
+    names = tuple(name for kind, name in WEIGHS if any(isinstance(of, kind) for of in plan.program.scan))
+    lines: list[str] = []
+    for name in names:
+        lines += [f"since = since - {name}", f"tl.store(b_{name} + row, {name}, mask=active)"]
+    lines += [
         "goes_on = on.running(t + 1, length)",
         "ancestors = on.resample(since, uniforms, enough, goes_on, ROWS, PARTICLES)",
         "since = tl.where(ancestors < 0, since, 0.0)",
-        f"tl.store({scan.pointer('b', 'ancestors')} + row, ancestors.to(tl.int64), mask=active)",
+        "tl.store(b_ancestors + row, ancestors.to(tl.int64), mask=active)",
         "chosen = on.chosen(ancestors, ROWS, PARTICLES)",
     ]
-    scan.step += [f"after_{tile.name} = on.take(after_{tile.name}, chosen)" for tile in scan.states]
+    states = tuple(tile.after for tile in plan.state_tiles)
+    lines += [f"{after} = on.take({after}, chosen)" for after in states]
+    arguments = "enough", *(f"b_{name}" for name in names), "b_ancestors"
+    yield Compute(makes=states, reads=("uniforms", *names, *states), arguments=arguments, lines=tuple(lines))
 
 
-def _resample_backward(scan: Backward, stage: Resample) -> None:
-    scan.load_row("ancestors", "tl.int32")
-    for later in (f"later_{tile.name}" for tile in scan.states):
-        scan.keep_active(later, f"on.give_back({later}, ancestors, ROWS, PARTICLES)")
+def _resample_backward(plan: Plan, stage: Resample) -> Iterator[Operation]:
+    yield RowNumber(makes=("ancestors",), arguments=("b_ancestors",), dtype="tl.int32")
+    for later in (tile.later for tile in plan.state_tiles):
+        line = where_active(later, f"on.give_back({later}, ancestors, ROWS, PARTICLES)")
+        yield Compute(makes=(later,), reads=("ancestors", later), lines=(line,))
 
 
 # ---- a cell that runs on its own
 
 
-def _draw_forward(scan: Forward, stage: Draw) -> None:
+def _draw_forward(plan: Plan, stage: Draw) -> Iterator[Operation]:
     if stage.kind == "bernoulli":
-        for logit, noise, x in pairs(scan.plan, stage.source, stage.noise, stage.x):
+        for logit, noise, x in pairs(plan, stage.source, stage.noise, stage.x):
             if stage.mean:
-                scan.put(x, f"on.sigmoid({scan.value(logit)})")
+                yield compute(x.name, call("sigmoid", value(logit)))
             else:
-                scan.put(x, f"on.bernoulli_draw({scan.value(logit)}, {scan.value(noise)})")
+                yield compute(x.name, call("bernoulli_draw", value(logit), value(noise)))
     else:
-        for centre, raw, noise, x in pairs(scan.plan, *halves(stage.source), stage.noise, stage.x):
-            scan.put(x, scan.value(centre))
+        for centre, raw, noise, x in pairs(plan, *halves(stage.source), stage.noise, stage.x):
+            yield compute(x.name, value(centre))
             if not stage.mean:
-                scan.put(x, f"{x.name} + {deviation_of(scan.value(raw), stage.transform)} * {scan.value(noise)}")
+                yield compute(x.name, value(x) + deviation(value(raw), stage.transform) * value(noise))
+    yield Whole(tiles=plan.tiles_of(stage.x))
 
 
 WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
@@ -320,5 +329,20 @@ def constants_of(std: Std) -> str:
     return ", ".join(map(repr, (std.kind == "softplus", std.offset, scale, std.floor, least, low, high)))
 
 
-def deviation_of(raw: str, std: Std) -> str:
-    return f"on.deviation({raw}, {constants_of(std)})"
+def deviation(raw: Expression, std: Std) -> Expression:
+    return call("deviation", raw, constants=constants_of(std))
+
+
+def deviation_backward(raw: Expression, d: Expression, std: Std) -> Expression:
+    found = call("deviation_backward", raw, d, constants=constants_of(std))
+    return Expression(found.text, d.reads + raw.reads)
+
+
+def total(terms: Expression, tile: Tile) -> Expression:
+    """Add up the columns of a tile."""
+    return call("total", terms, constants=f"{tile.width}, {tile.padded}")
+
+
+def where_active(name: str, then: str) -> str:
+    """Set a variable to ``then`` in the rows that the step belongs to."""
+    return f"{name} = tl.where(active[:, None], {then}, {name})"

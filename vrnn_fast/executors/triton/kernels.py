@@ -13,7 +13,7 @@ from typing import Any
 from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
-from . import accumulate, emit, pack, passes
+from . import accumulate, over_rows, pack, passes, scan
 from .phases import Phase, source
 from .plan import Plan, plan
 from .tuning import Config, resident
@@ -21,18 +21,18 @@ from .tuning import Config, resident
 
 @lru_cache(maxsize=256)
 def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...], mean: bool | None = None) -> Phase:
-    """Return the scan of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`emit.forward`, ``mean``
+    """Return the scan of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`.scan.forward`, ``mean``
     as in :func:`plan`."""
     cut = plan(spec, config.widest, mean)
-    return emit.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead, late=config.late)
+    return scan.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead, late=config.late)
 
 
 @lru_cache(maxsize=256)
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Phase:
-    """Return the reverse scan; ``on_z`` and ``on_eps`` as in :func:`emit.backward`."""
+    """Return the reverse scan; ``on_z`` and ``on_eps`` as in :func:`.scan.backward`."""
     cut = plan(spec, config.widest, reverse=True)
     loaded, ahead = resident(cut, config, itemsize), config.ahead and not config.forward_only
-    return emit.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=ahead, late=config.late)
+    return scan.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=ahead, late=config.late)
 
 
 @lru_cache(maxsize=256)
@@ -42,9 +42,9 @@ def packing(spec: CellSpec, plans: tuple[Plan, ...]) -> tuple[Phase, int, tuple[
 
 
 @lru_cache(maxsize=512)
-def rows(name: str, of: passes.RowPass, options: passes.RowOptions) -> Phase:
-    """Return the phase of :func:`.passes.phase`."""
-    return passes.phase(name, of, options)
+def rows(name: str, of: passes.RowPass, options: over_rows.RowOptions) -> Phase:
+    """Return the phase of :func:`.over_rows.phase`."""
+    return over_rows.phase(name, of, options)
 
 
 @lru_cache(maxsize=256)

@@ -17,8 +17,9 @@ from ...cell.stages import Keep
 from ..base import Batch, Want
 from ..call import Call, Remembered, backward, forward, on
 from ..rows import aligned, allocate
-from . import pack, passes, tuning
-from .passes import Passes, RowOptions, RowPass
+from . import over_rows, pack, passes, tuning
+from .over_rows import RowOptions
+from .passes import Passes, RowPass
 from .phases import TURNS, Phase
 from .plan import identifier, plan
 from .tuning import Config
@@ -123,7 +124,7 @@ class Launch(Call):
         if self.around is None:
             return super().before()
         options = RowOptions(self.spec.std, stored=frozenset(self.plan.parts), cleared=self.cleared())
-        self.take_rows(passes.BEFORE, self.around.first, options)
+        self.take_rows(over_rows.BEFORE, self.around.first, options)
 
     def cleared(self) -> tuple[tuple[str, int], ...]:
         """Name the results that only the scan writes, which knows of no padding."""
@@ -142,7 +143,7 @@ class Launch(Call):
         if want.prior and self.cut.divergence is not None:
             stored |= {part.buffer for part in (self.cut.divergence.prior, self.cut.divergence.prior_std)}
         options = RowOptions(self.spec.std, results=True, stored=frozenset(stored))
-        self.take_rows(passes.AFTER, self.around.last, options)
+        self.take_rows(over_rows.AFTER, self.around.last, options)
         return self.go("forward")
 
     def after_backward(self, upstream: Mapping[str, Tensor], wanted: set[str], keep: Keep) -> None:
@@ -158,7 +159,7 @@ class Launch(Call):
             wanted=frozenset(wanted),
             cleared=(("g_eps", self.plan.width("eps")),) if "eps" in wanted else (),
         )
-        self.take_rows(passes.AFTER_BACKWARD, self.around.first, options, upstream)
+        self.take_rows(over_rows.AFTER_BACKWARD, self.around.first, options, upstream)
 
     def before_backward(self, upstream: Mapping[str, Tensor], wanted: set[str]) -> None:
         """See :class:`Call`."""
@@ -174,7 +175,7 @@ class Launch(Call):
                 wanted=frozenset(inputs),
                 begun=frozenset({t.buffer for t in self.plan.begun} | (inputs & self.rows.gradient.keys())),
             )
-            self.take_rows(passes.BEFORE_BACKWARD, of, options)
+            self.take_rows(over_rows.BEFORE_BACKWARD, of, options)
         self.go("backward")
         rows, widest = self.rows, min(self.config.widest, 64)
         phase, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
@@ -198,7 +199,7 @@ class Launch(Call):
         for number, each in enumerate(of):
             own = replace(options, stored=options.stored | each.leaves, cleared=() if number else options.cleared)
             phase = kernels.rows(name if len(of) == 1 else f"{name}_{number + 1}", each, own)
-            given = {"weights": self.workspace(), passes.HEIGHT: height, **self.of_rows()}
+            given = {"weights": self.workspace(), over_rows.HEIGHT: height, **self.of_rows()}
             self.take(phase, -(-self.rows.count // height), self.tensors(phase, upstream or {}) | given)
 
     def of_rows(self) -> dict[str, Any]:

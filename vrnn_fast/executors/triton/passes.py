@@ -1,9 +1,8 @@
-"""What is not sequential, as kernels over tiles of rows: before and after the scan, and their gradients. Pure.
+"""What is not sequential, cut into passes over rows: before and after the scan, and their gradients. Pure.
 
-The stages are written as those of a scan are (emit.py), without a recurrence. A row is t * B + b. Nothing is read of
-padding, and results and gradients are zero there. Where a gradient is taken, values that were not kept are computed
-again in the same pass; what weight gradients are made of, it leaves in memory. Where a program has no room for all
-that, it is several passes, which find in memory what those before have left.
+Where a gradient is taken, values that were not kept are computed again in the same pass; what weight gradients are made
+of, it leaves in memory. Where a program has no room for all that, it is several passes, which find in memory what those
+before have left. over_rows.py writes them.
 """
 
 from __future__ import annotations
@@ -13,20 +12,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from ...cell.spec import CellSpec, Std
+from ...cell.spec import CellSpec
 from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Slice, Stage
 from ..cut import halves, observed, slices, written
-from .emit import STAGES, Emitter, constants_of, deviation_of, pairs
-from .phases import Phase
 from .plan import Plan, Tile, padded, plan, rows_plan
-from .scan import Backward, Forward, Scan
-from .writer import indent
 
-BEFORE, AFTER = "before_rows", "after_rows"
-AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
-HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
 WIDE = 2048  # columns that a divergence and a likelihood work on, from which on they count twice
-BEGIN = ["row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,218 +217,3 @@ def needed(scan: Plan) -> frozenset[str]:
     """List the buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
     sources = {s.source.buffer for s in scan.program.stages if isinstance(s, Dense)}
     return frozenset(sources | set(scan.values))
-
-
-def phase(name: str, of: RowPass, options: RowOptions) -> Phase:
-    """Write what is done to a tile of rows."""
-    values = _Values(of.values, options)
-    for values.number, stage in enumerate(of.values.program.scan):
-        _emitter(stage).forward(values, stage)
-        values.save(*values.last_writer)
-    if of.gradients is not None:
-        back = _GradientPass(of.gradients, values, options, of.finds)
-        for back.number, stage in reversed(tuple(enumerate(of.gradients.program.scan))):
-            emit = _emitter(stage).backward
-            if not isinstance(emit, str):
-                emit(back, stage)
-        back.add_given("z", of.z)
-        back.keep_given(of.z)
-    cleared = [f"on.clear({values.argument(name)}, row, inside, active, {width})" for name, width in options.cleared]
-    of_scans = {"weights", "steps", "batch", "lengths", "order", "resets"}
-    arguments = ("weights", "count", "batch", "lengths", *(a for a in values.arguments if a not in of_scans))
-    constants = {"ROWS": HEIGHT, "PRECISION": "PRECISION", "PTX": "PTX"}
-    lines = [*BEGIN, *(["if lengths is not None:", *indent(1, cleared)] if cleared else []), *values.step]
-    return Phase(name, arguments, values.settle(lines), f"tl.cdiv(count, {HEIGHT})", constants)
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """What differs between calls of one cell.
-
-    Attributes:
-        stored: the buffers whose values a kernel writes.
-        given: the results whose gradients reach it from outside.
-        wanted: the inputs whose gradients somebody wants.
-        begun: buffers whose gradients it finds in memory.
-        results: whether it writes the numbers of each row, nll and kl, and the posterior's means.
-        cleared: arguments that point to results of the scan, which writes none at padding, and their widths.
-    """
-
-    std: Std
-    results: bool = False
-    stored: frozenset[str] = frozenset()
-    given: frozenset[str] = frozenset()
-    wanted: frozenset[str] = frozenset()
-    begun: frozenset[str] = frozenset()
-    cleared: tuple[tuple[str, int], ...] = ()
-
-
-class _OfRows(Scan):
-    """Results and gradients are zero at padding, where nothing is read."""
-
-    def store_at(self, pointer: str, tile: Tile, variable: str) -> None:
-        columns = self.columns(tile, pointer, write=True)
-        self.step.append(f"on.store({pointer}, row, inside, on.only({variable}, active, lengths), {columns})")
-
-
-class _Values(_OfRows, Forward):
-    """Values of a tile of rows."""
-
-    def __init__(self, plan: Plan, options: RowOptions) -> None:
-        super().__init__(plan, frozenset(), tuple(options.stored), ahead=False, late=False)
-        self.reads, self.options = "where needed", options
-
-
-class _GradientPass(_OfRows, Backward):
-    """Gradients of a tile of rows, behind the lines of their values."""
-
-    def __init__(self, plan: Plan, values: _Values, options: RowOptions, finds: frozenset[Slice]) -> None:
-        super().__init__(plan, frozenset(), ahead=False, late=False, on_z=False, on_eps=False)
-        self.options = options
-        self.arguments, self.step, self.known = values.arguments, values.step, values.known
-        self.reads_from, self.writes_to = values.reads_from, values.writes_to
-        parts = (*(part for name in options.begun for part in plan.parts.get(name, ())), *finds)
-        for tile in filter(self.passes, (tile for part in parts for tile in plan.tiles_of(part))):
-            self.begun.add(tile)
-            self.stored.add(tile)
-
-    def passes(self, tile: Tile) -> bool:
-        return tile.buffer not in ("x", "cond") or tile.buffer in self.options.wanted
-
-    def given(self, name: str, tile: Tile, start: int, width: int) -> str | None:
-        """Return the variable of the gradient of a result, which is the columns from ``start`` on of the tile's buffer;
-        None where nothing reaches it."""
-        if name not in self.options.given:
-            return None
-        at = replace(tile, buffer=name, start=tile.start - start)
-        variable = f"u_{at.name}"
-        pointer = self.argument(f"u_{name}")
-        columns = f"{at.start}, {at.width}, {at.padded}, {width}, {self.tile_at(pointer, write=False)}"
-        self.step.append(f"{variable} = on.load({pointer}, row, active, {columns}).to(tl.float32)")
-        return variable
-
-    def total_of(self, tile: Tile, whole: Slice, share: str | None, name: str) -> str:
-        """Add a share of a tile's gradient and that of a result, whose columns are ``whole``, together."""
-        terms = [t for t in (share, self.given(name, tile, whole.start, whole.width)) if t is not None]
-        return " + ".join(terms) if terms else zeros(tile)
-
-    def of_row(self, name: str) -> str | None:
-        """Return the variable of the gradient of a number of each row."""
-        if name not in self.options.given:
-            return None
-        if f"u_{name}" not in self.known:
-            self.known.add(f"u_{name}")
-            pointer = self.argument(f"u_{name}")
-            self.step.append(f"d_{name} = on.number({pointer}, row, active)")
-        return f"d_{name}"
-
-    def add_given(self, name: str, tiles: tuple[Tile, ...]) -> None:
-        """Add the gradient of a result that is a whole buffer."""
-        for tile in tiles:
-            if (given := self.given(name, tile, 0, self.plan.width(tile.buffer))) is not None:
-                self.add(tile, given)
-
-    def keep_given(self, others: tuple[Tile, ...]) -> None:
-        """Write what goes on to others: gradients of what was read from memory, and those of ``others``."""
-        for tiles in (*self.plan.tiles.values(), others):
-            for tile in tiles:
-                if self.passes(tile) and f"d_{tile.name}" in self.known and not self.products[tile]:
-                    self.keep(tile)
-
-
-def zeros(tile: Tile) -> str:
-    return f"tl.zeros((ROWS, {tile.padded}), tl.float32)"
-
-
-def _emitter(stage: Stage) -> Emitter:
-    return ROW_STAGES.get(type(stage)) or STAGES[type(stage)]
-
-
-def _divergence_forward(scan: _Values, stage: Divergence) -> None:
-    for q_mean, q_raw, p_mean, p_raw, p_std, *sampled in _densities(scan.plan, stage):
-        for tile in (q_mean, q_raw, p_mean, p_raw):  # all as memory would give them: equal densities are then equal
-            scan.put(tile, f"on.rounded({scan.value(tile)}, weights)")
-        scan.put(p_std, deviation_of(p_raw.name, stage.transform))
-        q_std = f"q_std_{q_raw.start}"
-        scan.step.append(f"{q_std} = {deviation_of(q_raw.name, scan.options.std)}")
-        if not scan.options.results:
-            continue
-        scan.store_at(scan.argument("b_mean"), replace(p_std, buffer="z"), q_mean.name)
-        if sampled:
-            z, eps = map(scan.value, sampled)
-            terms = f"on.log_ratio({z}, {eps}, {q_std}, {p_mean.name}, {p_std.name})"
-        else:
-            terms = f"on.divergence({q_mean.name}, {q_std}, {p_mean.name}, {p_std.name})"
-        scan.add_up("kl", terms, p_std)
-    if p_std.buffer in scan.stored:
-        for tile in scan.plan.tiles[p_std.buffer]:
-            scan.store("b", tile, tile.name)
-    if scan.options.results:
-        scan.step.append(f"on.store_number({scan.argument('b_kl')}, row, inside, active, kl)")
-
-
-def _divergence_backward(scan: _GradientPass, stage: Divergence) -> None:
-    g = scan.of_row("kl")
-    for q_mean, q_raw, p_mean, p_raw, p_std, *sampled in _densities(scan.plan, stage):
-        at = sampled[0] if sampled else q_mean
-        shares: dict[str, str] = {}
-        if g is not None:
-            shares = {name: f"share_{name}" for name in ("at", "q_std", "p_mean", "p_std")}
-            given = f"{scan.value(at)}, q_std_{q_raw.start}, {p_mean.name}, {p_std.name}, {g}, {bool(sampled)}"
-            scan.step.append(f"{', '.join(shares.values())} = on.divergence_backward({given})")
-        if sampled:
-            scan.add(at, shares.get("at") or zeros(at))
-            if "eps" in scan.options.wanted:
-                eps = sampled[1]
-                scan.put(eps, zeros(eps) if g is None else f"-{g}[:, None] * {scan.value(eps)}")
-        means = None if sampled else shares.get("at")
-        posterior, prior = halves(stage.posterior), halves(stage.prior)
-        scan.put(q_mean, scan.total_of(q_mean, posterior[0], means, "mean"))
-        scan.put(q_raw, scan.total_of(q_raw, posterior[1], shares.get("q_std"), "std"))
-        scan.put(p_mean, scan.total_of(p_mean, prior[0], shares.get("p_mean"), "prior_mean"))
-        d_std = scan.total_of(p_raw, prior[1], shares.get("p_std"), "prior_std")
-        scan.put(p_raw, f"on.deviation_backward({p_raw.name}, {d_std}, {constants_of(stage.transform)})")
-        scan.complete(p_mean, p_raw)
-
-
-def _densities(plan: Plan, stage: Divergence) -> Iterator[tuple[Tile, ...]]:
-    """Put together tiles that belong together: means and raw deviations of both, the prior's deviation and, where there
-    is a sample, z and eps."""
-    parts = (*halves(stage.posterior), *halves(stage.prior), stage.prior_std)
-    yield from pairs(plan, *parts, *(() if stage.z is None else (stage.z, replace(stage.z, buffer="eps"))))
-
-
-def _likelihood_forward(scan: _Values, stage: Likelihood) -> None:
-    if stage.kind != "external" and scan.options.results:
-        forward = STAGES[Likelihood].forward
-        forward(scan, stage)
-        scan.step.append(f"on.store_number({scan.argument('b_nll')}, row, inside, active, nll)")
-
-
-def _likelihood_backward(scan: _GradientPass, stage: Likelihood) -> None:
-    g = None if stage.kind == "external" else scan.of_row("nll")
-    gaussian = stage.kind == "gaussian"
-    parts = halves(stage.source) if gaussian else (stage.source,)
-    raws = [scan.plan.tiles_of(part) for part in parts]
-    inputs = (None,) * len(raws[0]) if stage.kind == "external" else scan.plan.tiles_of(observed(stage))
-    for x, *raw in zip(inputs, *raws, strict=True):
-        shares = [f"share_{tile.name}" for tile in raw]
-        if g is not None and x is not None:
-            given = f"{scan.value(x)}, {', '.join(map(scan.value, raw))}"
-            options = f", {constants_of(stage.transform)}" if gaussian else ""
-            there = f"on.load({scan.argument('mask')}, row, active, {scan.columns(x, 'mask')})"
-            names = ", ".join(("share_x", *shares))
-            scan.step.append(f"{names} = on.{stage.kind}_backward({given}, {g}{options})")
-            scan.step.append("if mask is not None:")
-            scan.step += [f"    {name} = tl.where({there} != 0, {name}, 0.0)" for name in ("share_x", *shares)]
-        for tile, share in zip(raw, shares, strict=True):
-            scan.put(tile, scan.total_of(tile, stage.source, share if g is not None else None, "raw"))
-        if x is not None and "x" in scan.options.wanted:
-            scan.add(x, "share_x" if g is not None else zeros(x))
-    scan.complete(*(tile for tiles in raws for tile in tiles))
-
-
-ROW_STAGES: dict[type[Stage], Emitter] = {
-    Divergence: Emitter(_divergence_forward, _divergence_backward),
-    Likelihood: Emitter(_likelihood_forward, _likelihood_backward),
-}

@@ -43,8 +43,23 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """In a kernel."""
+        """The variable of its values in a kernel."""
         return f"{identifier(self.buffer)}_{self.start}"
+
+    @property
+    def gradient(self) -> str:
+        """The variable of its gradient."""
+        return f"d_{self.name}"
+
+    @property
+    def after(self) -> str:
+        """The variable of a state's next value, on the way forward."""
+        return f"after_{self.name}"
+
+    @property
+    def later(self) -> str:
+        """The variable of the gradient of a state's next value, on the way back."""
+        return f"later_{self.name}"
 
 
 def identifier(buffer: str) -> str:
@@ -113,6 +128,11 @@ class Plan(Cut):
         """What is begun before the scan, as it finds it."""
         stages = (s for s in self.program.before if isinstance(s, Bias | Dense))
         return tuple(s.target for s in stages if s.target.buffer in self.parts)
+
+    @property
+    def state_tiles(self) -> tuple[Tile, ...]:
+        """The tiles of all states, in the order of a state's tensors."""
+        return tuple(tile for name in self.states for tile in self.tiles[name])
 
     @property
     def workspace(self) -> int:
