@@ -58,6 +58,7 @@ def compare(rank: int, folder: str, around: bool) -> None:
         errors.add(ours, theirs, oracle)
     errors.assert_at_most_twice_torchs()
     torch.save(ours, f"{folder}/{rank}")
+    dist.barrier()  # gloo may abort a process whose neighbour leaves first
     dist.destroy_process_group()
 
 

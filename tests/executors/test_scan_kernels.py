@@ -803,6 +803,7 @@ def work(rank: int, folder: str, weights: dict[str, Tensor]) -> None:
     with patched_once():
         found = two_steps(DistributedDataParallel(own), slice(rank, None, 2), 2, torch.float32)
     torch.save((found, dict(launch.launches)), f"{folder}/{rank}")
+    dist.barrier()  # gloo may abort a process whose neighbour leaves first
     dist.destroy_process_group()
 
 

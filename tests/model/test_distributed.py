@@ -111,6 +111,7 @@ def work(rank: int, folder: str) -> None:
     found["x"] = message_of(lambda: VRNN(X, H, Z)(distribute_tensor(x, mesh, [Replicate()])))
     if rank == 0:
         torch.save(found, f"{folder}/findings")
+    dist.barrier()  # gloo may abort a process whose neighbour leaves first
     dist.destroy_process_group()
 
 

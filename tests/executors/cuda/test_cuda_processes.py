@@ -49,6 +49,7 @@ def work(rank: int, folder: str) -> None:
     own = model("auto")
     found = trained(DistributedDataParallel(own), slice(rank, None, RANKS), RANKS, torch.float32)
     torch.save((found, dict(launch.launches)), f"{folder}/{rank}")
+    dist.barrier()  # gloo may abort a process whose neighbour leaves first
     dist.destroy_process_group()
 
 
