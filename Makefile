@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h examples/*.cpp tests/executors/cuda/*.*[uph])
 
-.PHONY: demo test fuzz sanitize ptx bench gpu docs lint format build extensions wheel clean
+.PHONY: demo test fuzz sanitize ptx aarch64 bench gpu docs lint format build extensions wheel clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -44,6 +44,28 @@ sanitize: $(VENV)/installed
 # The GPU kernels as they are compiled, for two chips and more of the family than "make test" has; an hour.
 ptx: build
 	VRNN_FAST_PTX=sweep $(BIN)/python -m pytest tests/ptx -n 2 --dist worksteal
+
+# The CPU kernels for AArch64, cross-compiled, and their tests in an emulator: five minutes. Of the system it takes
+# g++-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user-static and mmdebstrap. What runs there, Debian's Python 3.11
+# and torch, is fetched once into build/aarch64.
+AARCH64 := build/aarch64
+AARCH64_TORCH ?= torch==2.10.0
+AARCH64_TESTS ?= tests/executors/test_cpu.py -k "odd_sizes or gradcheck or every_build"
+AARCH64_PIP := $(BIN)/pip install --quiet --no-deps --target $(AARCH64)/site --only-binary :all: --python-version 3.11 \
+	--platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64
+aarch64: $(VENV)/tools $(AARCH64)/fetched
+	CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64 LDFLAGS="-L$(AARCH64)/site/torch/lib" \
+	SETUPTOOLS_EXT_SUFFIX="$$($(BIN)/python -c 'import sys; print(f".{sys.implementation.cache_tag}-aarch64-linux-gnu.so")')" \
+	$(BIN)/python setup.py --quiet build --build-base $(AARCH64)/base --build-lib $(AARCH64)/lib
+	qemu-aarch64-static -L $(AARCH64)/root -E PYTHONHOME=$(AARCH64)/root/usr -E PYTHONPATH=$(AARCH64)/lib:$(AARCH64)/site \
+	$(AARCH64)/root/usr/bin/python3.11 -P -m pytest -o pythonpath="$(AARCH64)/lib ." -p no:cacheprovider $(AARCH64_TESTS)
+
+$(AARCH64)/fetched:
+	rm -rf $(AARCH64) && mkdir -p $(AARCH64)
+	mmdebstrap --quiet --arch=arm64 --variant=extract --include=python3.11,libstdc++6 bookworm $(AARCH64)/root
+	$(AARCH64_PIP) $(AARCH64_TORCH) numpy sympy mpmath networkx jinja2 markupsafe fsspec filelock typing_extensions \
+	pytest pluggy iniconfig packaging pygments
+	touch $@
 
 bench: build
 	$(BIN)/python -m bench

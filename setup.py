@@ -8,7 +8,6 @@ package works without it, so its failure is a warning.
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ if int(setuptools.__version__.partition(".")[0]) < OLDEST:
     found = f"found {setuptools.__version__}: pip install 'setuptools>={OLDEST}', then try again"
     sys.exit(f"building vrnn_fast needs setuptools {OLDEST} or later, {found}")
 
-X86 = platform.machine() in ("x86_64", "AMD64")
+X86 = sysconfig.get_platform() == "linux-x86_64"  # of _PYTHON_HOST_PLATFORM, where another machine is built for
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=switch", "-Icsrc"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"] + ["-DVRNN_X86"] * X86
 ISA_FLAGS = {  # by the end of a source's name; a baseline source gets none

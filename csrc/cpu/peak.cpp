@@ -47,7 +47,7 @@ constexpr Loop loops[] = {{"baseline", baseline_loop, 4}, {"avx2", avx2_loop, 8}
 
 }  // namespace
 
-double fma_peak(const std::string& isa, double seconds) {
+double fma_peak(const std::string& isa, [[maybe_unused]] double seconds) {
     for (const std::string& usable : usable_isas()) {
         if (usable != isa) continue;
 #ifdef VRNN_X86

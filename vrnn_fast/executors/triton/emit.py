@@ -335,7 +335,7 @@ def deviation(raw: Expression, std: Std) -> Expression:
 
 def deviation_backward(raw: Expression, d: Expression, std: Std) -> Expression:
     found = call("deviation_backward", raw, d, constants=constants_of(std))
-    return Expression(found.text, d.reads + raw.reads)
+    return Expression(found.text, d.reads + raw.reads)  # loads come in this order, d's first
 
 
 def total(terms: Expression, tile: Tile) -> Expression:

@@ -48,10 +48,10 @@ def rows(name: str, of: passes.RowPass, options: over_rows.RowOptions) -> Phase:
 
 
 @lru_cache(maxsize=256)
-def gradients(spec: CellSpec, scan: Plan, reached: frozenset[str], widest: int) -> tuple[Phase, int]:
+def gradients(spec: CellSpec, plan: Plan, reached: frozenset[str], widest: int) -> tuple[Phase, int]:
     """Return the phase of :func:`.accumulate.phase`, and how many programs it has."""
-    found = accumulate.phase(scan.program, _strides(spec), reached, widest)
-    return found, accumulate.programs(scan.program, widest)
+    found = accumulate.phase(plan.program, _strides(spec), reached, widest)
+    return found, accumulate.programs(plan.program, widest)
 
 
 def _strides(spec: CellSpec) -> dict[str, int]:
