@@ -62,12 +62,8 @@ class CompiledLoop(Traceable):
         self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)  # type: ignore[method-assign]
 
 
-class CompiledScan(Traceable):
+class CompiledScan(CompiledLoop):
     """The steps are one operator, torch's own scan, a prototype."""
-
-    def __init__(self, *sizes: int, **arguments: Any) -> None:
-        super().__init__(*sizes, **arguments)
-        self.loss = torch.compile(self.loss, dynamic=False, fullgraph=True)  # type: ignore[method-assign]
 
     def loss(self, x: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
         """Do as :meth:`EagerVRNN.loss`."""
