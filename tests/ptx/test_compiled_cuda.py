@@ -53,6 +53,7 @@ CASES = [
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
     Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
     Case("smooth activations", cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="gelu"), torch.float32),
+    Case("some normalised", cell(**FAMILY["some normalised"]), chip="sm_80"),
     Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
     Case("particles", FILTER, torch.float32, batch=20, options={"particles": 4}),
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),

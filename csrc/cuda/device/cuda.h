@@ -243,6 +243,9 @@ VRNN_DEVICE float log(float x) {
 VRNN_DEVICE float log1p(float x) {
     return log1pf(x);
 }
+VRNN_DEVICE float sqrt(float x) {
+    return sqrtf(x);
+}
 VRNN_DEVICE float tanh(float x) {
     return tanhf(x);
 }

@@ -11,7 +11,7 @@
 //   publish, wait_for                            a counter in memory between blocks: release, and acquire
 //   pack, round_tf32                             two floats in 16 bits each; a float with 10 bits of fraction
 //   read, write                                  numbers in memory as float
-//   erfc, exp, expm1, log, log1p, tanh           of float
+//   erfc, exp, expm1, log, log1p, sqrt, tanh     of float
 //
 // and from sm_90 on, of a cluster of blocks, which reach each other's shared memory:
 //

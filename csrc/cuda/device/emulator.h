@@ -203,6 +203,9 @@ inline float log(float x) {
 inline float log1p(float x) {
     return __builtin_log1pf(x);
 }
+inline float sqrt(float x) {
+    return __builtin_sqrtf(x);
+}
 inline float tanh(float x) {
     return __builtin_tanhf(x);
 }

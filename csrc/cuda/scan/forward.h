@@ -46,6 +46,21 @@ VRNN_DEVICE void layer(const Context& c, Tile& sum, int tile) {
     activated<unit, 1>(c, sum, tile);
 }
 
+// The sums of a layer that is normalised, and what this tile gives of a row's moments. Others: none.
+template <int unit>
+VRNN_DEVICE void moments(const Context& c, const Tile& sum, int tile) {
+    put<program::units[unit].sums[0]>(c, tile, sum);
+    give_moments<unit>(c, sum, tile);
+}
+
+// Sums: the shift, the scale. Others: none; the result, where it is apart.
+template <int unit>
+VRNN_DEVICE void normalize(const Context& c, Tile* sums, int tile) {
+    const Tile normal = normalized<unit>(c, moments_of<unit>(c), tile);
+    for (int i = 0; i < 4; ++i) sums[0][i] += normal[i] * sums[1][i];
+    activated<unit, 1>(c, sums[0], tile);
+}
+
 // z = mean + std * eps. Others: eps, std, z, the prior's mean where that of the posterior starts from it, the mean as a
 // result.
 template <int unit>

@@ -9,6 +9,7 @@
 // others have written since the last one, or writes what others may still read.
 #include "access.h"
 // then
+#include "normalize.h"
 #include "particles.h"
 #include "products.h"
 // then
@@ -67,6 +68,8 @@ template <int unit>
 VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, int round) {
     constexpr Unit u = program::units[unit];
     if constexpr (u.kind == Kind::layer) forward::layer<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::moments) forward::moments<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::normalize) forward::normalize<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::sample) forward::sample<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::divergence) forward::divergence<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::likelihood) forward::likelihood<unit>(c, sums, tile);
@@ -82,6 +85,8 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
     if constexpr (u.kind == Kind::lstm_again) again::lstm<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::rnn_again) again::rnn<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::layer_back) reverse::layer<unit>(c, sums[0], tile);
+    if constexpr (u.kind == Kind::normalize_back) reverse::normalize<unit>(c, sums, tile);
+    if constexpr (u.kind == Kind::center_back) reverse::center<unit>(c, sums[0], tile);
     if constexpr (u.kind == Kind::sample_back) reverse::sample<unit>(c, sums[0], tile);
     if constexpr (u.kind == Kind::divergence_back) reverse::divergence<unit>(c, sums, tile);
     if constexpr (u.kind == Kind::likelihood_back) reverse::likelihood<unit>(c, sums, tile);

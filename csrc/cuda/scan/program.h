@@ -23,6 +23,8 @@ enum class Activation { identity, relu, leaky_relu, tanh, elu, silu, gelu };
 // again.h and reverse.h have a function for each.
 enum class Kind {
     layer,
+    moments,
+    normalize,
     sample,
     divergence,
     likelihood,
@@ -37,6 +39,8 @@ enum class Kind {
     lstm_again,
     rnn_again,
     layer_back,
+    normalize_back,
+    center_back,
     sample_back,
     divergence_back,
     likelihood_back,
@@ -113,6 +117,9 @@ struct Unit {
     Activation activation;
     Deviation deviation;
     Deviation posterior;  // of a divergence's gradient, that of the other distribution
+    int normalizes;       // the part whose rows are normalised; or none
+    int moments, slopes;  // bytes into shared memory of what its tiles give of each row: normalize.h; or none
+    float eps;            // added to the variance
 };
 
 // Some of a unit's work, between two barriers.

@@ -62,6 +62,41 @@ VRNN_DEVICE void layer(const Context& c, Tile& d, int tile) {
     put<u.others[3] != none ? u.others[3] : u.sums[0]>(c, tile, d);
 }
 
+// Sums: d of a normalised layer's result, its scale. Others: what the slope comes from, if it has an activation; what
+// else is added to d, if anything; d behind the activation, which is that of the shift; the same times the scale, which
+// goes on to the sums; and times what is scaled, which is d of the scale.
+template <int unit>
+VRNN_DEVICE void normalize(const Context& c, Tile* sums, int tile) {
+    constexpr Unit u = program::units[unit];
+    Tile &d = sums[0], scaled, of_scale;
+    const Tile more = read_if<u.others[1]>(c, tile), at = read_if<u.others[0]>(c, tile);
+    const Tile normal = normalized<unit>(c, moments_of<unit>(c), tile);
+    for (int i = 0; i < 4; ++i) {
+        d[i] = slope<u.activation>(at[i], d[i] + more[i]);
+        scaled[i] = d[i] * sums[1][i];
+        of_scale[i] = d[i] * normal[i];
+    }
+    put<u.others[2]>(c, tile, d);
+    put<u.others[3]>(c, tile, scaled);
+    put<u.others[4]>(c, tile, of_scale);
+    give_slopes<unit>(c, scaled, normal, tile);
+}
+
+// Sum: d of the sums that are normalised. Others: d of what is scaled.
+template <int unit>
+VRNN_DEVICE void center(const Context& c, Tile& d, int tile) {
+    constexpr Unit u = program::units[unit];
+    const Moments of = moments_of<unit>(c);
+    const Slopes slopes = slopes_of<unit>(c);
+    const Tile normal = normalized<unit>(c, of, tile), from = held<u.others[0]>(c, tile);
+    for (int i = 0; i < 4; ++i) {
+        const int half = i >> 1;
+        d[i] += ((from[i] - slopes.mean[half]) - normal[i] * slopes.slope[half]) * of.inverse[half];
+        if (!real<u.sums[0]>(column_of(tile, i))) d[i] = 0;
+    }
+    put<u.sums[0]>(c, tile, d);
+}
+
 // A gradient that begins in memory.
 template <int part>
 VRNN_DEVICE Tile given(const Context& c, int tile) {

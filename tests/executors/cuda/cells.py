@@ -19,5 +19,6 @@ def cell(**options: Any) -> CellSpec:
 
 
 GRU = cell()
+NORMALISED = cell(normalized=("encoder",), encoder=(17,), phi_x=(5,), phi_z=(), prior=(), decoder=(), activation="silu")
 FILTER = cell(measure="particle_filter")
 LSTM = cell(cell="lstm", num_layers=2, phi_z=(), std=Std("log_std", clamp=(-2.0, 2.0), min_std=0.1), **GAUSSIAN)

@@ -60,6 +60,8 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
         torch.float32,
         {"lengths": RAGGED, "recompute": True},
     ),
+    "normalised": (cell(**FAMILY["normalised"], cell="lstm"), torch.float32, {"lengths": RAGGED, "recompute": True}),
+    "some normalised": (cell(**FAMILY["some normalised"]), torch.bfloat16, {"resets": True}),
     "state-space": (cell(**FAMILY["state-space"], measure="log_weight"), torch.float32, {"lengths": RAGGED}),
     "a likelihood outside of the launch": (
         cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import cycles as clock
-from tests.support.family import DEEP, NOT_NORMALISED
+from tests.support.family import DEEP, FAMILY
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors.cuda import steps, weights
@@ -49,7 +49,7 @@ def square(width: int, **options: Any) -> CellSpec:
 
 
 def family() -> Iterator[CellSpec]:
-    for options, kind in product(NOT_NORMALISED.values(), ("gru", "lstm", "rnn")):
+    for options, kind in product(FAMILY.values(), ("gru", "lstm", "rnn")):
         sizes = {"input_size": 5, "hidden_size": 19, "latent_size": 3, "cell": kind}
         yield CellSpec(**{**sizes, **DEEP, **options})
     for options in ({"prior": None}, {"measure": "log_weight"}, {"phi_z": (), "encoder": (), "prior": ()}):

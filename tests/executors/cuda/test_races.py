@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
+from tests.executors.cuda.cells import FILTER, GRU, LSTM, NORMALISED, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem
 from tests.support.recorded import Recorded, compiled, differs, needs_setarch, races, recording, replayed, written
@@ -35,7 +35,12 @@ pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulat
 FIRST_VISIT = (
     3  # of csrc/cuda/scan/kernel.h, behind the waits for weights and for a step's inputs and the first barrier
 )
-CELLS = {"gru": (GRU, torch.float32), "lstm": (LSTM, torch.float16), "particles": (FILTER, torch.float32)}
+CELLS = {
+    "gru": (GRU, torch.float32),
+    "lstm": (LSTM, torch.float16),
+    "particles": (FILTER, torch.float32),
+    "normalised": (NORMALISED, torch.float32),
+}
 INPUTS = frozenset(("x", "eps", "cond"))
 EVERYTHING = frozenset((*TOTALS, *RESULTS, OF_STATES))
 PLANS = {
@@ -185,6 +190,7 @@ def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
         "gru, ragged, in bfloat16": trains(GRU, torch.bfloat16, ragged=True),
         "lstm of two layers in float16": trains(LSTM, torch.float16),
         "all at once, with resets": trains(all_at_once, torch.float32, ragged=True, resets=True, mask=True),
+        "normalised": trains(cell(**FAMILY["some normalised"]), torch.float32, ragged=True),
         "weights of the sample": trains(cell(measure="log_weight", prior=None, cell="rnn"), torch.float32),
         "particles": trains(FILTER, torch.float32, particles=3, resets=True, mask=True, batch=21),
         "generation": plays(GRU, torch.float32),

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
+from ...cell.partition import partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Slice
+from ...cell.stages import Normalize, Slice
 from .cycles import BARRIER, EXCHANGE, FACTOR, PEER, WAVEFRONT, PaperStep, paper_step
 from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Unit
@@ -141,4 +142,6 @@ def refuses(spec: CellSpec) -> str | None:
     """Return None, or why the scans of a cell do not run by clusters."""
     if spec.measure == "particle_filter":
         return "the rows of a particle filter exchange their states within one block"
+    if any(isinstance(stage, Normalize) for stage in partition(spec).scan):
+        return "layer normalisation adds up a row's columns within one block"
     return None

@@ -37,6 +37,8 @@ PACK = 2.0  # microseconds in which all multiprocessors lay weights out: two rea
 
 ENDS: dict[Kind, tuple[int, int]] = {
     "layer": (15, 30),
+    "moments": (60, 150),
+    "normalize": (120, 200),
     "sample": (720, 150),
     "divergence": (350, 200),
     "likelihood": (390, 150),
@@ -49,6 +51,8 @@ ENDS: dict[Kind, tuple[int, int]] = {
     "lstm_again": (400, 250),
     "rnn_again": (80, 80),
     "layer_back": (14, 30),
+    "normalize_back": (180, 250),
+    "center_back": (160, 200),
     "sample_back": (250, 120),
     "divergence_back": (260, 200),
     "likelihood_back": (160, 200),

@@ -20,6 +20,7 @@ from ...cell.stages import (
     Draw,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -29,16 +30,20 @@ from ...cell.stages import (
 from ..cut import Cut, cut, halves, observed
 from .cluster import Cluster, ranks_of, shared_out
 from .order import planned
-from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, shares
+from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, moments, scale, scaled, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
 
-def results(program: Partition) -> Partition:
-    """Give a program room for results that are a part of a buffer: the means of [mean | raw]."""
+def with_room(program: Partition) -> Partition:
+    """Give a program room for what kernels leave besides its buffers: the means of [mean | raw], and what the gradients
+    of scales are the sums of."""
     sample = next((s for s in program.scan if isinstance(s, Sample)), None)
     latent = () if sample is None else (Buffer(name, sample.z.width, Keep.NEVER) for name in MEANS)
-    return replace(program, buffers=(*program.buffers, *latent))
+    of = {scaled(s.target).buffer: s.target.buffer for s in program.stages if isinstance(s, Normalize)}
+    widths = {b.name: b.width for b in program.buffers}
+    normal = (Buffer(name, widths[own], Keep.NEVER) for name, own in of.items())
+    return replace(program, buffers=(*program.buffers, *latent, *normal))
 
 
 @lru_cache(maxsize=256)
@@ -48,7 +53,7 @@ def forward(spec: CellSpec, cluster: Cluster | None = None) -> KernelPlan:
     Raises:
         TypeError: a stage of the scan has no unit here.
     """
-    return _planned(cut(results(partition(spec))), cluster)
+    return _planned(cut(with_room(partition(spec))), cluster)
 
 
 @lru_cache(maxsize=256)
@@ -78,6 +83,7 @@ class ForwardUnits:
         self.activation: dict[Slice, Activation] = {}  # of sums
         self.active: dict[Slice, Slice] = {}  # their results, where these are apart
         self.added: dict[Slice, Slice] = {}
+        self.normal: dict[Slice, Normalize] = {}  # by its result
         self.taken: set[Slice] = set()
 
     def add(self, stage: object) -> None:
@@ -86,6 +92,8 @@ class ForwardUnits:
                 self.dense(stage)
             case Bias():
                 self.bias(stage)
+            case Normalize():
+                self.normalize(stage)
             case Activate():
                 self.activate(stage)
             case Add():
@@ -126,11 +134,38 @@ class ForwardUnits:
     def layers(self, parts: Iterable[Slice]) -> None:
         """Add a unit for each part that nobody has computed yet, or brought in from memory."""
         for part in map(self.sums_of, parts):
-            if (part in self.products or part in self.given) and part not in self.taken:
+            if part in self.taken:
+                continue
+            if part in self.normal:
+                self.normalized(part)
+            elif part in self.products or part in self.given:
+                if any(stage.source == part for stage in self.normal.values()):
+                    self.unit("moments", (part,), (), (part, moments(part)), normalizes=part)
+                    continue
                 more, result = self.added.get(part), self.active.get(part)
                 holds, writes = () if more is None else (more,), (part,) if result is None else (part, result)
                 kind = self.activation.get(part, "identity")
                 self.unit("layer", (part,), (more, result), writes=writes, holds=holds, activation=kind)
+
+    def normalized(self, part: Slice) -> None:
+        """Add the unit of a normalisation, behind that of the sums: it waits for the moments of all of their tiles."""
+        stage = self.normal[part]
+        sums, result = stage.source, self.active.get(part)
+        self.layers((sums,))
+        self.unit(
+            *("normalize", (part, scale(part)), (None, result)),
+            writes=(part,) if result is None else (part, result),
+            holds=(sums,),
+            waits=(moments(sums),),
+            normalizes=sums,
+            eps=stage.eps,
+            activation=self.activation.get(part, "identity"),
+        )
+
+    def normalize(self, stage: Normalize) -> None:
+        """Keep what is done to sums once they are complete; its result begins with the shift."""
+        self.normal[stage.target] = stage
+        self.biases |= scaling(stage)
 
     def activate(self, stage: Activate) -> None:
         """Keep what is done to sums once they are complete."""
@@ -220,6 +255,13 @@ class ForwardUnits:
                 others, holds = (stage.h, None, stage.c, h, c), (h,) if c is None else (h, c)
                 waits = gates_of(stage)[0], CHOSEN
                 self.units.append(Unit("take", (h,), others, writes=(stage.h,), holds=holds, waits=waits))
+
+
+def scaling(stage: Normalize) -> dict[Slice, Dense]:
+    """Return what scale and shift of a normalisation begin with: parameters alone."""
+    gain, shift = (replace(term, at=0) for term in stage.terms)
+    own = {scale(stage.target): gain, stage.target: shift}
+    return {part: Dense(part, part, (), (term,)) for part, term in own.items()}
 
 
 def reached(stage: Recur) -> tuple[Slice, Slice | None]:

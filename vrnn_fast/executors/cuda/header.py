@@ -9,7 +9,7 @@ from ...cell.spec import Std
 from ...cell.stages import Slice
 from .exchange import BUFFERS
 from .memory import Memory, in_pairs, operand_bytes
-from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit
+from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit, moments, slopes
 
 VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
 FROM_STATE: tuple[Kind, ...] = ("gru_back", "lstm_back", "rnn_back", "state_back")
@@ -173,8 +173,17 @@ class _Writer:
             *((-1, -1) if unit.total is None else (unit.total, memory.totals.get(unit.total, -1))),
             f"Activation::{unit.activation}",
             *map(_deviation, (unit.transform or Std(), unit.posterior or Std())),
+            *self.normalization(unit),
         )
         return _braced(fields)
+
+    def normalization(self, unit: Unit) -> tuple[object, ...]:
+        """Say which part a unit normalises, and where moments and slopes of its rows are."""
+        sums = unit.normalizes
+        if sums is None:
+            return -1, -1, -1, 0.0
+        places = (self.memory.row_sums.get(of(sums), -1) for of in (moments, slopes))
+        return self.part(sums), *places, unit.eps
 
 
 def _padded(numbers: Iterable[int], count: int) -> str:

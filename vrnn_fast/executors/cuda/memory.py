@@ -57,6 +57,7 @@ class Memory:
         held: and of each part that is handed on in float32.
         ahead: and of what the next step reads of a part in memory, where there is room.
         totals: of the shares of each number in TOTALS.
+        row_sums: and of moments and slopes, two numbers of each row for each tile.
         filter: of what a particle filter keeps of each row; -1 of none.
         gates: of the gates of a cluster's exchanges; -1 of none.
         limit: bytes of shared memory that a block may have.
@@ -78,6 +79,7 @@ class Memory:
     shared_biases: int
     biases: int
     totals: dict[int, int]
+    row_sums: dict[Slice, int]
     filter: int
     gates: int
     shared: int
@@ -206,6 +208,9 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     for unit in plan.units:
         if unit.kind == "total" and unit.total is not None:
             totals[unit.total], shared = shared, shared + 4 * ROWS * columns(unit.sums[0], kind) // TILE
+    row_sums = {}
+    for part in (unit.row_sums for unit in plan.units if unit.row_sums is not None):
+        row_sums[part], shared = shared, shared + 8 * ROWS * columns(part, kind) // TILE
     filter_ = -1
     if plan.filters:
         filter_, shared = shared, shared + FILTER
@@ -223,6 +228,7 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
         shared_biases=shared_biases,
         biases=floats,
         totals=totals,
+        row_sums=row_sums,
         filter=filter_,
         gates=gates,
         shared=shared,

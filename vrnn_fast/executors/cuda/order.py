@@ -221,6 +221,8 @@ def _accesses(plan: KernelPlan, visit: Visit, step: int) -> Iterator[_Access]:
     yield from (_Access(("held", part, 0), False, by_lanes) for part in unit.holds)
     if unit.kind in ("resample", "take"):
         yield _Access(("chosen", None, 0), unit.kind == "resample")
+    if unit.normalizes is not None:
+        yield from (_Access(("held", part, 0), False) for part in unit.waits)
     yield from (_Access(("memory", part, 0), False, first_warp) for part in unit.rereads)
     for part in unit.writes:
         yield _Access(("operand", part, buffer_written(plan, part, step)), True, first_warp)

@@ -23,6 +23,7 @@ from ...cell.stages import (
     Divergence,
     Keep,
     Likelihood,
+    Normalize,
     Partition,
     Recur,
     Resample,
@@ -31,7 +32,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import Cut, cut, halves, learned, observed
-from .forward import ForwardUnits, forward, results
+from .forward import ForwardUnits, forward, with_room
 from .order import planned
 from .plan import TOTALS, KernelPlan, Kind, Unit, gradient
 from .reverse import ReverseUnits
@@ -55,7 +56,7 @@ class Pass:
 
 def _target(stage: Stage) -> str | None:
     """Return the buffer that a stage adds to or works on."""
-    return stage.target.buffer if isinstance(stage, Bias | Dense | Activate | Add) else None
+    return stage.target.buffer if isinstance(stage, Bias | Dense | Normalize | Activate | Add) else None
 
 
 def _whole(program: Partition, stages: Iterable[Stage], begun: Iterable[str] = (), more: Iterable[Buffer] = ()) -> Cut:
@@ -98,7 +99,7 @@ def alone_before(spec: CellSpec, *, mean: bool) -> Pass | None:
 @lru_cache(maxsize=256)
 def after(spec: CellSpec) -> Pass:
     """Compute prior, divergence, decoder and likelihood, whose raw output it stores. Pure."""
-    program = results(partition(spec))
+    program = with_room(partition(spec))
     whole = _whole(program, program.after)
     found = ForwardUnits(whole)
     for stage in program.after:
@@ -146,7 +147,7 @@ def after_back(spec: CellSpec, upstream: frozenset[str], wanted: frozenset[str])
         upstream: the names of results with a gradient, OF_STATES for any final state.
         wanted: those of x, eps and cond whose gradients somebody wants.
     """
-    program = learned(spec)
+    program = with_room(learned(spec))
     reach = reached(program, set(upstream))
     there = {b.name for b in program.buffers if b.keep >= Keep.STORED} | {"x", "eps", "cond"}
     there |= {part.buffer for s in program.scan if isinstance(s, Sample) for part in (s.std, s.z)}
@@ -199,6 +200,9 @@ class _Back(ReverseUnits):
         self.forward.layers(parts)
         self.fresh |= {part for unit in self.forward.units for part in unit.writes} - self.forward.given
 
+    def values_of(self, sums: Slice) -> None:
+        self.values((sums,))
+
     def made_here(self) -> tuple[Slice, ...]:
         """List the parts that stages of this pass make."""
         return tuple(p for name in self.cut.parts for p in self.cut.parts[name] if name not in self.cut.given)
@@ -211,10 +215,12 @@ class _Back(ReverseUnits):
         units = (*self.forward.units, *self.units)
         if not units:
             return None
-        plan = planned(self.cut, units, self.given | self.forward.given, self.forward.biases, is_pass=True)
+        biases = self.forward.biases | self.biases
+        plan = planned(self.cut, units, self.given | self.forward.given, biases, is_pass=True)
         values = (part.buffer for unit in self.forward.units for part in unit.writes)
+        made = (name for name in values if name in self.cut.parts and name not in self.cut.given)
         slices = tuple(dict.fromkeys(self.left))
-        stored = (*(name for name in values if name not in self.cut.given), *(f"d {part.buffer}" for part in slices))
+        stored = (*made, *(f"d {part.buffer}" for part in slices))
         return Pass(plan, tuple(dict.fromkeys(stored)), slices)
 
 
@@ -339,7 +345,7 @@ def before_back(spec: CellSpec, wanted: frozenset[str], begun: frozenset[str]) -
     Args:
         begun: those of x and cond whose gradients the pass before the reverse scan has left.
     """
-    program = learned(spec)
+    program = with_room(learned(spec))
     sums = {name for name in cut(program).given if name in map(_target, program.before)}
     values = tuple(s for s in program.before if _target(s) not in sums)
     whole = _whole(program, program.before)

@@ -20,6 +20,8 @@ TILE = 8  # columns that one warp computes at a time
 
 Kind = Literal[
     "layer",
+    "moments",
+    "normalize",
     "sample",
     "divergence",
     "likelihood",
@@ -34,6 +36,8 @@ Kind = Literal[
     "lstm_again",
     "rnn_again",
     "layer_back",
+    "normalize_back",
+    "center_back",
     "sample_back",
     "divergence_back",
     "likelihood_back",
@@ -57,6 +61,26 @@ CHOSEN = Slice("chosen", 0, 1)  # whom the rows of a particle filter go on from
 def shares(total: int) -> Slice:
     """Name what the tiles of a unit give of a number of each row."""
     return Slice(f"shares of {TOTALS[total]}", 0, 1)
+
+
+def moments(sums: Slice) -> Slice:
+    """Name what the tiles of a layer's sums give of a row's mean and deviation."""
+    return Slice(f"moments of {sums.buffer} from {sums.start}", 0, sums.width)
+
+
+def slopes(sums: Slice) -> Slice:
+    """Name what the tiles of the gradient behind a normalisation give of its mean and of its slope along a row."""
+    return Slice(f"slopes of {sums.buffer} from {sums.start}", 0, sums.width)
+
+
+def scale(normal: Slice) -> Slice:
+    """Name the scale of a normalisation with this result."""
+    return Slice(f"scale of {normal.buffer} from {normal.start}", 0, normal.width)
+
+
+def scaled(normal: Slice) -> Slice:
+    """Name what is scaled to this result: its gradient is that of the scale, row by row."""
+    return Slice(f"{normal.buffer}.scale", normal.start, normal.width)
 
 
 def gradient(part: Slice) -> Slice:
@@ -90,6 +114,8 @@ class Unit:
         means: whether what it draws is its mean.
         total: the number in TOTALS of what it gives shares of, adds up or has the gradient of.
         posterior: of a divergence's gradient, the transform of the other distribution.
+        normalizes: the sums of a layer that is normalised.
+        eps: what is added to their variance.
         split: whether the ranks of a cluster share its tiles; else each of them computes all.
     """
 
@@ -108,7 +134,15 @@ class Unit:
     means: bool = False
     total: int | None = None
     posterior: Std | None = None
+    normalizes: Slice | None = None
+    eps: float = 0.0
     split: bool = False
+
+    @property
+    def row_sums(self) -> Slice | None:
+        """What its tiles give of each row for a normalisation, if anything."""
+        of = {"moments": moments, "normalize_back": slopes}.get(self.kind)
+        return None if of is None or self.normalizes is None else of(self.normalizes)
 
     @property
     def sources(self) -> tuple[Slice, ...]:

@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 from ...cell.spec import Activation, CellSpec
-from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
+from ...cell.stages import Activate, Add, Dense, Normalize, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
 from .cluster import Cluster, ranks_of, shared_out
-from .forward import gates_of
+from .forward import gates_of, scaling, with_room
 from .order import planned
-from .plan import KernelPlan, Kind, Product, Unit, gradient
+from .plan import KernelPlan, Kind, Product, Unit, gradient, moments, scale, scaled, slopes
 
 
 @lru_cache(maxsize=256)
@@ -42,7 +42,7 @@ def reverse(
     Raises:
         TypeError: a stage of the scan has no gradient here.
     """
-    whole = cut(learned(spec))
+    whole = cut(with_room(learned(spec)))
     read = [*whole.read_after, *([whole.sample.z] if on_z and whole.sample is not None else [])]
     found = ReverseUnits(
         whole,
@@ -53,7 +53,7 @@ def reverse(
         found.add(stage)
     found.states()
     units = shared_out(found.units, cluster)
-    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks_of(cluster))
+    return planned(whole, units, found.given, found.biases, reverse=True, ranks=ranks_of(cluster))
 
 
 class ReverseUnits:
@@ -76,7 +76,11 @@ class ReverseUnits:
         self.layers: list[Recur] = []
         self.activation: dict[Slice, Activation] = {}  # by what its slope comes from
         self.active: dict[Slice, Slice] = {}  # its results, where these are apart
+        self.normal: dict[Slice, Normalize] = {}  # by the sums that are normalised
+        self.biases: dict[Slice, Dense] = {}  # scales
         for stage in whole.program.scan:
+            if isinstance(stage, Normalize):
+                self.normal[stage.source] = stage
             if isinstance(stage, Activate):
                 for own, result in zip(whole.parts_of(stage.source), whole.parts_of(stage.target), strict=True):
                     self.activation[own], self.active[own] = stage.activation, result
@@ -85,7 +89,7 @@ class ReverseUnits:
         match stage:
             case Dense():
                 self.dense(stage)
-            case Activate():
+            case Normalize() | Activate():
                 pass  # part of its layer, or of the cell update
             case Resample():
                 pass  # whose gradients of states are in registers: see states
@@ -99,13 +103,19 @@ class ReverseUnits:
                 raise TypeError(f"{type(stage).__name__} has no gradient in a CUDA scan")
 
     def unit(
-        self, kind: Kind, sums: Slice, others: tuple[Slice | None, ...], writes: Iterable[Slice], **options: Any
+        self,
+        kind: Kind,
+        sums: Slice,
+        others: tuple[Slice | None, ...],
+        writes: Iterable[Slice],
+        also: tuple[Slice, ...] = (),
+        **options: Any,
     ) -> None:
-        made = tuple(writes)
+        made, every = tuple(writes), (sums, *also)
         self.made.update(made)
         products = tuple(self.products[sums])
         reads, rereads = self.in_memory((sums, *others))
-        self.units.append(Unit(kind, (sums,), others, made, reads, products=products, rereads=rereads, **options))
+        self.units.append(Unit(kind, every, others, made, reads, products=products, rereads=rereads, **options))
 
     def in_memory(self, parts: Iterable[Slice | None]) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
         """Divide what is in memory: what was there before the step, and what another unit writes there in it."""
@@ -129,10 +139,52 @@ class ReverseUnits:
         own, kind = gradient(part), self.activation.get(part, "identity")
         if own in self.made:
             return
+        if part in self.normal:
+            self.normalized(self.normal[part])
+            return
         more, d = None if part not in self.added else gradient(self.added[part]), gradient(self.active.get(part, part))
         others = None if kind == "identity" else part, more, self.outside.get(d), None if d == own else own
         self.unit("layer_back", d, others, (own,), holds=() if more is None else (more,), activation=kind)
         self.made.add(d)
+
+    def normalized(self, stage: Normalize) -> None:
+        """Add the two units of a normalised layer: the gradient of what its result is scaled from, and behind that of
+        all columns of a row the gradient of the sums."""
+        sums, normal = stage.source, stage.target
+        kind = self.activation.get(normal, "identity")
+        own, d = gradient(normal), gradient(self.active.get(normal, normal))
+        by_scale, of_scale = gradient(scale(normal)), gradient(scaled(normal))
+        self.biases[scale(normal)] = scaling(stage)[scale(normal)]
+        self.values_of(sums)
+        self.unit(
+            *("normalize_back", d),
+            (None if kind == "identity" else normal, self.outside.get(d), own, by_scale, of_scale),
+            writes=(own, by_scale, of_scale, slopes(sums)),
+            also=(scale(normal),),
+            holds=(sums,),
+            waits=(moments(sums),),
+            normalizes=sums,
+            eps=stage.eps,
+            activation=kind,
+        )
+        self.unit(
+            *("center_back", gradient(sums), (by_scale,)),
+            writes=(gradient(sums),),
+            holds=(sums, by_scale),
+            waits=(moments(sums), slopes(sums)),
+            normalizes=sums,
+            eps=stage.eps,
+        )
+        self.made.add(d)
+        self.leave(normal, scaled(normal))
+
+    def values_of(self, sums: Slice) -> None:
+        """Add the unit of what is normalised, which is in memory, and of its moments."""
+        self.given.add(sums)
+        self.unit("moments", sums, (), (sums, moments(sums)), normalizes=sums)
+
+    def leave(self, *parts: Slice | None) -> None:
+        """Leave the gradients of these in memory; whoever launches a scan says what it leaves."""
 
     def gates(self, stage: Recur) -> tuple[Slice, ...]:
         """Return the gates of a recurrent layer; in the place of a result that is apart what it was computed from."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Keep, Slice
+from ...cell.stages import Keep, Normalize, Slice
 from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
@@ -18,7 +18,7 @@ from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
 from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
-from .plan import TOTALS, KernelPlan, gradient
+from .plan import TOTALS, KernelPlan, gradient, scaled
 from .reverse import reverse
 from .weights import DEPTH, jobs, shares
 
@@ -215,7 +215,9 @@ def backward_steps(
         given.add(Slice("d eps", 0, whole.sample.z.width))
     back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
-    stored = tuple(f"d {name}" for name in (*whole.summed, *(["eps"] if on_eps else [])))
+    normal = (part.buffer for s in whole.program.scan if isinstance(s, Normalize) for part in (s.target, scaled(s.target)))
+    summed = dict.fromkeys((*whole.summed, *normal, *(["eps"] if on_eps else [])))
+    stored = tuple(f"d {name}" for name in summed)
     found = [] if after is None else [_step("after, backward", after, results)]
     found.append(PlannedLaunch(BACKWARD, back, stored, results))
     found += [] if before is None else [_step("before, backward", before, results)]

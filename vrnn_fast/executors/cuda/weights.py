@@ -5,8 +5,8 @@ Every element of a parameter is in exactly one block or term of a stage, whose g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from ...cell.reach import reached
 from ...cell.spec import CellSpec
-from ...cell.stages import Bias, Dense
+from ...cell.stages import Bias, Dense, Normalize, Slice, Stage, Term
 from ..cut import learned
+from .forward import with_room
 from .memory import Operand, operand_bytes
+from .plan import scaled
 
 SIDES = 64, 128  # of a block's share of a product
 DEPTH, GROUPS = 32, 3  # rows of the batch that are multiplied at a time, and such groups on the chip
@@ -76,10 +78,24 @@ def shares(rows: int) -> int:
     return max(1, min(MOST_SHARES, -(-rows // ROWS_OF_A_SHARE)))
 
 
+def _added(stages: Iterable[Stage]) -> Iterator[tuple[Dense | Bias | Normalize, Slice, tuple[Term, ...]]]:
+    """Yield what has parameters: a stage, whose gradient its terms are the sums of, and these."""
+    for stage in stages:
+        match stage:
+            case Bias():
+                yield stage, stage.target, stage.terms
+            case Dense():
+                yield stage, stage.target, stage.bias or ()
+            case Normalize():
+                gain, shift = (replace(term, at=0) for term in stage.terms)
+                yield stage, scaled(stage.target), (gain,)
+                yield stage, stage.target, (shift,)
+
+
 @lru_cache(maxsize=256)
 def jobs(spec: CellSpec, upstream: frozenset[str], kind: Operand) -> Jobs:
     """Find what gives the gradients of a cell's parameters, where results of these names have one."""
-    program = learned(spec)
+    program = with_room(learned(spec))
     reach, widths = reached(program, set(upstream)), {b.name: b.width for b in program.buffers}
     names = {p.name: (i, p.shape) for i, p in enumerate(spec.parameters())}
     buffers: dict[str, int] = {}
@@ -89,14 +105,10 @@ def jobs(spec: CellSpec, upstream: frozenset[str], kind: Operand) -> Jobs:
     def place(name: str) -> int:
         return buffers.setdefault(name, len(buffers))
 
-    for stage in program.stages:
-        if not isinstance(stage, Dense | Bias):
-            continue
-        target, rows = stage.target, stage.target.width
-        source = stage.source if isinstance(stage, Dense) else None
-        terms = stage.terms if isinstance(stage, Bias) else stage.bias or ()
+    for stage, target, terms in _added(program.stages):
+        rows, source = target.width, stage.source if isinstance(stage, Dense) else None
         columns = 0 if source is None else source.width
-        there = target.buffer in reach and bool(columns or terms)
+        there = stage.target.buffer in reach and bool(columns or terms)
         to, bias = elements, elements + rows * columns
         if there:
             read = (-1, 0, 0) if source is None else (place(source.buffer), source.start, widths[source.buffer])
