@@ -21,14 +21,14 @@ from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation, partition
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Begin, Bias, Draw, Keep, Normalize, Partition, Slice, Stage
+from vrnn_fast.cell.stages import Activate, Begin, Bias, Draw, Keep, Partition, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
-from vrnn_fast.executors.operators import BEGINS, NORMALIZES
+from vrnn_fast.executors.operators import BEGINS
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit, scan
 from vrnn_fast.executors.triton.plan import plan
@@ -76,7 +76,7 @@ def examples() -> dict[type, Example]:
         for spec, program in programs(direction):
             for stage in program.stages:
                 found.setdefault(type(stage), Example(spec, program, stage))
-    for options in ({"initial_state": True}, {"normalized": ("encoder",)}):  # which no GPU runs
+    for options in ({"initial_state": True}, {"normalized": ("encoder",)}):  # which not every GPU's runs
         spec = CellSpec(**SIZES | options)
         for stage in partition(spec).scan:
             found.setdefault(type(stage), Example(spec, partition(spec), stage))
@@ -175,11 +175,10 @@ def on_cuda(example: Example, direction: str) -> str | None:
 
 
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
-ALONE = {Begin: BEGINS, Normalize: NORMALIZES}  # of the cpu, for ``refuses`` of both others has these reasons
-REFUSED |= {(kind, direction): f"refused: {reason}" for kind, reason in ALONE.items() for direction in DIRECTIONS}
+REFUSED |= {(Begin, direction): f"refused: {BEGINS}" for direction in DIRECTIONS}
 NO_UNIT, NO_GRADIENT = "has no unit in a CUDA scan", "has no gradient in a CUDA scan"
-REFUSED_ON_CUDA = {(kind, "backward"): f"refused: {kind.__name__} {NO_GRADIENT}" for kind in (Draw, *ALONE)}
-REFUSED_ON_CUDA |= {(kind, d): f"refused: {kind.__name__} {NO_UNIT}" for kind in ALONE for d in DIRECTIONS[::2]}
+REFUSED_ON_CUDA = {(kind, "backward"): f"refused: {kind.__name__} {NO_GRADIENT}" for kind in (Draw, Begin)}
+REFUSED_ON_CUDA |= {(Begin, d): f"refused: Begin {NO_UNIT}" for d in DIRECTIONS[::2]}
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

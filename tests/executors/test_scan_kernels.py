@@ -192,6 +192,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "smooth activations": {"activation": "silu", "activations": SMOOTH, **DEEP, "head_layers": (4,)},
     "smooth simple layers": {"activation": "gelu", "cell": "rnn", "nonlinearity": "silu", "num_layers": 2},
     "heads of their own": {"own_layers": APART, "activations": (("prior_mean", "elu"),), **RESIDUAL},
+    "normalised": {"normalized": tuple(DEEP), **DEEP, "residual": True, "head_layers": (4,), "norm_eps": 1e-3},
+    "normalised, smooth": {"normalized": tuple(DEEP), **DEEP, "activation": "silu"},
 }
 
 
@@ -667,8 +669,12 @@ def test_a_training_step_is_a_few_launches(options: dict[str, Any], ragged: bool
 
 @pytest.mark.parametrize(
     "options",
-    [{"cond_size": 2, "cond_networks": EVERYWHERE, **DEEP, **GAUSSIAN}, {"measure": "log_weight", **DEEP}],
-    ids=["cond", "log weight"],
+    [
+        {"cond_size": 2, "cond_networks": EVERYWHERE, **DEEP, **GAUSSIAN},
+        {"measure": "log_weight", **DEEP},
+        {"normalized": tuple(DEEP), "activation": "silu", **DEEP},
+    ],
+    ids=["cond", "log weight", "normalised, smooth"],
 )
 def test_where_a_program_has_no_room_its_work_is_several_passes(options: dict[str, Any]) -> None:
     spec = cell(**options)

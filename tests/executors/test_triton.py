@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.support import absent_gpu
-from tests.support.family import DEEP, FAMILY, NOT_NORMALISED
+from tests.support.family import DEEP, FAMILY
 from vrnn_fast import VRNN, backends
 from vrnn_fast.cell.spec import CellSpec, Std
 from vrnn_fast.cell.stages import Dense, Keep, Recur
@@ -205,7 +205,7 @@ def cut_states(cut: Plan) -> int:
 
 @pytest.mark.parametrize("measure", ["kl", "particle_filter"])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
-@pytest.mark.parametrize("member", NOT_NORMALISED)
+@pytest.mark.parametrize("member", FAMILY)
 def test_source_is_pure_and_defines_every_name(member: str, kind: str, measure: Any) -> None:
     spec = replace(spec_of(member, kind), measure=measure)
     there, back, none, everything = plan(spec, 16), plan(spec, 16, reverse=True), frozenset[int](), frozenset(range(99))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cell.reach import reached
 from ..cell.spec import CellSpec
-from ..cell.stages import Dense, Keep, Partition, Slice
+from ..cell.stages import Dense, Keep, Normalize, Partition, Slice
 from .base import Batch, Want
 from .cut import Cut
 from .rows import Rows, aligned, allocate
@@ -183,6 +183,8 @@ class Call(ABC):
         for stage in self.cut.program.scan:
             if isinstance(stage, Dense):
                 self.rows.weight_gradient(stage)
+            elif isinstance(stage, Normalize):
+                self.rows.scaling_gradient(stage)
         for stage in reversed(self.cut.program.before):
             self.rows.backward(stage, upstream, wanted=wanted)
 

@@ -77,7 +77,7 @@ class Cut:
         """The buffers, besides eps, that the reverse scan reads."""
         found: dict[str, None] = {}
         for stage in self.program.scan:
-            if isinstance(stage, Activate | Sample):
+            if isinstance(stage, Activate | Normalize | Sample):
                 found[stage.source.buffer] = None
             elif isinstance(stage, Recur) and stage.cell != "rnn":
                 for part in (stage.gates, stage.candidate, stage.h if stage.cell == "gru" else stage.c):
@@ -146,7 +146,7 @@ def cut(program: Partition) -> Cut:
             read.append(stage.source)
         elif isinstance(stage, Divergence):
             read += (s for s in (stage.posterior, stage.prior, stage.z) if s is not None and s.buffer in in_scan)
-    dense = [s.target.buffer for s in program.scan if isinstance(s, Dense)]
+    summed = [s.target.buffer for s in program.scan if isinstance(s, Dense | Normalize)]
     return Cut(
         program,
         parts,
@@ -154,7 +154,7 @@ def cut(program: Partition) -> Cut:
         _unique((*begun, *inputs)),
         _unique(made),
         tuple(dict.fromkeys(read)),
-        _unique((*dense, *begun)),
+        _unique((*summed, *begun)),
     )
 
 

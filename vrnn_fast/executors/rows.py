@@ -13,7 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cell.spec import CellSpec, Std
-from ..cell.stages import Activate, Add, Bias, Block, Dense, Divergence, Likelihood, Recur, Sample, Slice, Stage, Term
+from ..cell.stages import (
+    Activate,
+    Add,
+    Bias,
+    Block,
+    Dense,
+    Divergence,
+    Likelihood,
+    Normalize,
+    Recur,
+    Sample,
+    Slice,
+    Stage,
+    Term,
+)
 from ..likelihoods import standard_deviation
 from ..likelihoods.base import softplus
 
@@ -98,7 +112,7 @@ class Rows:
                 for made in (stage.std, stage.z):
                     if made.buffer not in there:
                         raise LookupError(f"{made.buffer} must be kept")
-            elif isinstance(stage, Bias | Dense | Activate | Add) and stage.target.buffer not in there:
+            elif isinstance(stage, Bias | Dense | Normalize | Activate | Add) and stage.target.buffer not in there:
                 self.forward(stage)
 
     def forward(self, stage: Stage) -> None:
@@ -115,6 +129,10 @@ class Rows:
                 if stage.target != stage.source:
                     target.copy_(self.view(self.value, stage.source))
                 _ACTIVATE[stage.activation](target)
+            case Normalize():
+                source, (scale, shift) = self.view(self.value, stage.source), self._scaling(stage)
+                normal = F.layer_norm(source, (source.shape[1],), scale, shift, stage.eps)
+                self.view(self.value, stage.target).copy_(normal)
             case Add():
                 self.view(self.value, stage.target).add_(self.view(self.value, stage.source))
             case Divergence():
@@ -238,6 +256,8 @@ class Rows:
                 d, at = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
                 if stage.activation != "identity":
                     self.view(self.gradient, stage.source).copy_(_SLOPE[stage.activation](d, at))
+            case Normalize():
+                self.view(self.gradient, stage.source).copy_(self.scaling_gradient(stage))
             case Divergence():
                 self._divergence_backward(stage, upstream)
             case Likelihood():
@@ -270,6 +290,23 @@ class Rows:
                 sums.zero_()
             for t in terms:
                 self._into(t.parameter)[t.parameter][t.row : t.row + t.rows] = sums[t.at : t.at + t.rows]
+
+    def _scaling(self, stage: Normalize) -> list[Tensor]:
+        """Return scale and shift."""
+        return [self.parameters[t.parameter][t.row : t.row + t.rows] for t in stage.terms]
+
+    def scaling_gradient(self, stage: Normalize) -> Tensor:
+        """Compute the gradients of scale and shift, and return that of the source."""
+        d, source = self.view(self.gradient, stage.target), self.view(self.value, stage.source)
+        columns, (scale, shift) = (source.shape[1],), self._scaling(stage)
+        _, mean, inverse = torch.native_layer_norm(source, columns, scale, shift, stage.eps)
+        given = d, source, columns, mean, inverse, scale, shift, [True, True, True]
+        d_source: Tensor
+        d_source, *shares = torch.ops.aten.native_layer_norm_backward(*given)
+        for t, share in zip(stage.terms, shares, strict=True):
+            reached = stage.target.buffer in self.reached
+            self._into(t.parameter)[t.parameter][t.row : t.row + t.rows] = share if reached else 0.0
+        return d_source
 
     def _into(self, parameter: str) -> dict[str, Tensor]:
         """Return the gradients of parameters; every element is in exactly one block or term."""

@@ -76,8 +76,6 @@ def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
     if spec.initial_state:
         return operators.BEGINS
-    if spec.normalized:
-        return operators.NORMALIZES
     given = x.dtype.itemsize, x.device, _precision(), None, particles
     return operators.refuses() or spec.constant(spec.key, _misfit, *given)
 

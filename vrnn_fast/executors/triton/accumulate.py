@@ -8,13 +8,14 @@ minutes to compile.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from math import gcd
 from typing import NamedTuple
 
-from ...cell.stages import Bias, Block, Dense, Partition, Slice, Term
+from ...cell.stages import Bias, Block, Dense, Normalize, Partition, Slice, Term
 from .pack import choose
 from .phases import Phase
-from .plan import identifier, padded, pieces
+from .plan import argument, identifier, padded, pieces
 from .writer import indent
 
 NAME = "add_up_gradients"
@@ -48,10 +49,11 @@ def phase(program: Partition, strides: Mapping[str, int], reached: Collection[st
         last = number == len(shapes) - 1
         lines.append("else:" if last and number else f"{'elif' if number else 'if'} program < {end}:")
         lines += indent(1, choose(first, owners), [call])
-    targets = (*(s.target for s in _products(program)), *(target for target, _ in _biases(program)))
-    named = sorted({f"b_{identifier(s.source.buffer)}" for s in _products(program)})
+    of_values: list[Dense | Normalize] = [*_products(program), *_normalizations(program)]
+    targets = (*(s.target for s in of_values), *(target for target, _ in _biases(program)))
+    named = sorted({f"b_{identifier(s.source.buffer)}" for s in of_values})
     named += sorted({_gradient(target) for target in targets if target.buffer in reached})
-    arguments = (*(f"p_{identifier(p)}" for p in strides), *named, "count", "batch", "lengths")
+    arguments = (*map(argument, strides), *named, "count", "batch", "lengths")
     return Phase(NAME, arguments, tuple(lines), str(end), {"PRECISION": "PRECISION"})
 
 
@@ -64,11 +66,20 @@ def _products(program: Partition) -> Iterator[Dense]:
     return (s for s in program.stages if isinstance(s, Dense))
 
 
+def _normalizations(program: Partition) -> Iterator[Normalize]:
+    return (s for s in program.stages if isinstance(s, Normalize))
+
+
 def _biases(program: Partition) -> Iterator[tuple[Slice, tuple[Term, ...]]]:
+    """Yield what is added to every row of a target, a normalisation's shift included."""
     for stage in program.stages:
-        terms = stage.terms if isinstance(stage, Bias) else stage.bias if isinstance(stage, Dense) else None
-        if terms:
-            yield stage.target, terms  # type: ignore[union-attr]
+        match stage:
+            case Bias(target=target, terms=terms) if terms:
+                yield target, terms
+            case Dense(target=target, bias=terms) if terms:
+                yield target, terms
+            case Normalize(target=target, terms=(_, shift)):
+                yield target, (replace(shift, at=0),)
 
 
 def _gradient(part: Slice) -> str:
@@ -95,7 +106,7 @@ def _sums(
             place = (block.row + row) * stride + block.column + column
             start, value_stride = source.start + column, widths[source.buffer]
             found, d, numbers = gradient(stage.target, block.at + row)
-            own = [f"into = p_{identifier(block.parameter)} + {place}", f"stride = {stride}", *found]
+            own = [f"into = {argument(block.parameter)} + {place}", f"stride = {stride}", *found]
             own += [f"rows = {rows}", f"columns = {columns}", f"value = b_{identifier(source.buffer)} + {start}"]
             own += [f"value_stride = {value_stride}"]
             given = f"into, stride, rows, columns, {d}, {'d_stride' if found else 0}, value, value_stride"
@@ -105,10 +116,20 @@ def _sums(
         for t in terms:
             for row, rows in _pieces(t.rows, widest):
                 found, d, numbers = gradient(target, t.at + row)
-                own = [f"into = p_{identifier(t.parameter)} + {t.row + row}", f"rows = {rows}", *found]
+                own = [f"into = {argument(t.parameter)} + {t.row + row}", f"rows = {rows}", *found]
                 given = f"into, rows, {d}, {'d_stride' if found else 0}, count, batch, lengths"
                 shape = f"{padded(rows)}, {_even(rows, *numbers)}"
                 yield _Sum(f"on.bias_gradient({given}, {shape}, {STEP})", tuple(own))
+    for normalization in _normalizations(program):
+        scale, source = normalization.terms[0], normalization.source
+        for row, rows in _pieces(source.width, widest):
+            found, d, numbers = gradient(normalization.target, row)
+            own = [f"into = {argument(scale.parameter)} + {scale.row + row}", f"rows = {rows}", *found]
+            own += [f"value = b_{identifier(source.buffer)} + {source.start}", f"first = {row}"]
+            own += [f"value_stride = {widths[source.buffer]}"]
+            given = f"into, rows, {d}, {'d_stride' if found else 0}, value, value_stride, first, count, batch, lengths"
+            shape = f"{padded(rows)}, {_even(rows, *numbers)}, {source.width}, {min(widest, padded(source.width))}"
+            yield _Sum(f"on.scale_gradient({given}, {shape}, {normalization.eps!r}, {STEP})", tuple(own))
 
 
 def _even(*numbers: int) -> int:

@@ -6,8 +6,10 @@ What is read from memory and written to it, and in which order sums are added up
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import add as plus
 from typing import Any, NamedTuple, TypeAlias
 
 from ...cell.spec import Std
@@ -28,7 +30,7 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
-from ..operators import BEGINS, NORMALIZES
+from ..operators import BEGINS
 from .operations import (
     Back,
     Compute,
@@ -45,12 +47,13 @@ from .operations import (
     compute,
     forth,
     gradient,
+    scaling_of,
     value,
     variable,
     weights_of,
     zeros,
 )
-from .plan import Plan, Tile
+from .plan import Plan, Tile, identifier
 
 Lower: TypeAlias = Callable[[Plan, Any], Iterator[Operation]]
 
@@ -142,6 +145,55 @@ def _activate_backward(plan: Plan, stage: Activate) -> Iterator[Operation]:
         d = call("activate_backward", value(source), gradient(target), constants=f'"{stage.activation}"')
         yield compute(source.gradient, d)
         yield Whole(tiles=(source,))
+
+
+# ---- layer normalisation
+
+
+def _normalize_forward(plan: Plan, stage: Normalize) -> Iterator[Operation]:
+    mean, inverse = yield from _moments(plan, stage)
+    for source, target in pairs(plan, stage.source, stage.target):
+        scale, shift = (variable(scaling_of(target, leaf)) for leaf in ("weight", "bias"))
+        yield compute(target.name, call("normalize", value(source), mean, inverse, scale, shift))
+    yield Whole(tiles=plan.tiles_of(stage.target))
+
+
+def _normalize_backward(plan: Plan, stage: Normalize) -> Iterator[Operation]:
+    mean, inverse = yield from _moments(plan, stage)
+    tiles = plan.tiles_of(stage.source)
+    for source, target in pairs(plan, stage.source, stage.target):
+        yield Leave(tile=target)
+        yield compute(source.gradient, call("scaled", gradient(target), variable(scaling_of(target, "weight"))))
+    along = (gradient(tile) * call("normal", value(tile), mean, inverse) for tile in tiles)
+    level = yield from _mean(stage, "level", map(gradient, tiles), tiles)
+    slope = yield from _mean(stage, "slope", along, tiles)
+    for tile in tiles:
+        given = value(tile), mean, inverse, gradient(tile), level, slope
+        yield compute(tile.gradient, call("normalize_backward", *given))
+    yield Whole(tiles=tiles)
+
+
+def _moments(plan: Plan, stage: Normalize) -> Generator[Operation, None, tuple[Expression, Expression]]:
+    """Compute and return of each row, over all its tiles, the mean and 1 / sqrt(variance + eps)."""
+    tiles = plan.tiles_of(stage.source)
+    mean = yield from _mean(stage, "mean", map(value, tiles), tiles)
+    variance = yield from _mean(stage, "variance", (call("squared", value(tile), mean) for tile in tiles), tiles)
+    inverse = _of_rows(stage, "inverse")
+    yield compute(inverse.text, call("inverse", variance, constants=repr(stage.eps)))
+    return mean, inverse
+
+
+def _mean(
+    stage: Normalize, name: str, terms: Iterable[Expression], tiles: Iterable[Tile]
+) -> Generator[Operation, None, Expression]:
+    """Compute and return the mean of the terms in the tiles of each row."""
+    mean, sums = _of_rows(stage, name), reduce(plus, map(total, terms, tiles))
+    yield compute(mean.text, Expression(f"({sums.text}) / {stage.source.width}", sums.reads))
+    return mean
+
+
+def _of_rows(stage: Normalize, name: str) -> Expression:
+    return variable(f"{name}_of_{identifier(stage.target.buffer)}_{stage.target.start}")
 
 
 # ---- the latent variable
@@ -300,13 +352,14 @@ def _draw_forward(plan: Plan, stage: Draw) -> Iterator[Operation]:
 
 WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
 
-REFUSED: dict[type[Stage], str] = {Begin: BEGINS, Normalize: NORMALIZES}
+REFUSED: dict[type[Stage], str] = {Begin: BEGINS}
 
 STAGES: dict[type[Stage], Emitter] = {
     Bias: Emitter(_zeros_forward, "zeros have none, and parameters are added before the scan, by rows.py"),
     Dense: Emitter(_dense_forward, _dense_backward),
     Add: Emitter(_add_forward, _add_backward),
     Activate: Emitter(_activate_forward, _activate_backward),
+    Normalize: Emitter(_normalize_forward, _normalize_backward),
     Sample: Emitter(_sample_forward, _sample_backward),
     Recur: Emitter(_recur_forward, _recur_backward),
     Divergence: Emitter(_log_ratio_forward, WEIGHED),

@@ -145,11 +145,98 @@ def activate_backward(at, d, KIND: tl.constexpr):
 
 
 @triton.jit
+def squared(x, mean):
+    apart = x - mean[:, None]
+    return apart * apart
+
+
+@triton.jit
+def inverse(variance, EPS: tl.constexpr):
+    """Compute 1 / sqrt(variance + EPS) of each row."""
+    return 1.0 / tl.sqrt(variance + EPS)
+
+
+@triton.jit
+def normal(x, mean, inverse):
+    return (x - mean[:, None]) * inverse[:, None]
+
+
+@triton.jit
+def normalize(x, mean, inverse, scale, shift):
+    return normal(x, mean, inverse) * scale + shift
+
+
+@triton.jit
+def scaled(d, scale):
+    """Compute d * scale, rounded: fused into the difference below, it would not cancel where it must."""
+    return tl.fma(d, scale, 0.0)
+
+
+@triton.jit
+def normalize_backward(x, mean, inverse, d, level, slope):
+    """Compute the gradient of each column, from that of the scaled one, its mean over the row, and the mean of its
+    products with the normalised columns."""
+    return ((d - level[:, None]) - normal(x, mean, inverse) * slope[:, None]) * inverse[:, None]
+
+
+@triton.jit
 def total(terms, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Add up columns, (rows)."""
     if WIDTH != PADDED:
         terms = tl.where((tl.arange(0, PADDED) < WIDTH)[None, :], terms, 0.0)
     return tl.sum(terms, 1)
+
+
+@triton.jit
+def moments(base, row, active, stride, WIDTH: tl.constexpr, PIECE: tl.constexpr, EPS: tl.constexpr):
+    """Compute the mean and 1 / sqrt(variance + EPS) of WIDTH columns of the rows of a buffer, a piece at a time."""
+    mean = tl.zeros((row.shape[0],), tl.float32)
+    for first in range(0, WIDTH, PIECE):
+        column = first + tl.arange(0, PIECE)
+        there = active[:, None] & (column < WIDTH)
+        mean += tl.sum(tl.load(base + row[:, None] * stride + column, mask=there, other=0.0).to(tl.float32), 1)
+    mean = mean / WIDTH
+    variance = tl.zeros((row.shape[0],), tl.float32)
+    for first in range(0, WIDTH, PIECE):
+        column = first + tl.arange(0, PIECE)
+        there = active[:, None] & (column < WIDTH)
+        x = tl.load(base + row[:, None] * stride + column, mask=there, other=0.0).to(tl.float32)
+        variance += tl.sum(tl.where(there, squared(x, mean), 0.0), 1)
+    return mean, inverse(variance / WIDTH, EPS)
+
+
+@triton.jit
+def scale_gradient(
+    into,
+    rows,
+    d,
+    d_stride,
+    value,
+    value_stride,
+    first,
+    count,
+    batch,
+    lengths,
+    PADDED: tl.constexpr,
+    EVEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PIECE: tl.constexpr,
+    EPS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Add up d times the normalised columns from ``first`` on, of WIDTH in all that lie at ``value``, and write it to
+    so many rows of the scale's gradient. See :func:`.memory.weight_gradient`."""
+    row = tl.arange(0, PADDED)
+    total = tl.zeros((PADDED,), tl.float32)
+    if d is not None:
+        for turn in range(tl.cdiv(count, STEP)):
+            of, _, active = row_tile(turn, count, batch, lengths, STEP)  # noqa: F405
+            mean, over = moments(value, of, active, value_stride, WIDTH, PIECE, EPS)
+            there = active[:, None] & (row < rows)
+            part = tl.load(d + of[:, None] * d_stride + row, mask=there, other=0.0).to(tl.float32)
+            x = tl.load(value + of[:, None] * value_stride + first + row, mask=there, other=0.0).to(tl.float32)
+            total += tl.sum(tl.where(there, part * normal(x, mean, over), 0.0), 0)
+    tl.store(into + row, total.to(into.dtype.element_ty), mask=row < rows)
 
 
 @triton.jit

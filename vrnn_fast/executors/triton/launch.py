@@ -21,7 +21,7 @@ from . import over_rows, pack, passes, tuning
 from .over_rows import RowOptions
 from .passes import Passes, RowPass
 from .phases import TURNS, Phase
-from .plan import identifier, plan
+from .plan import argument, identifier, plan
 from .tuning import Config
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: those of a step, and "generate"
@@ -91,7 +91,7 @@ class Launch(Call):
             space = self._workspace = allocate(self.given.x, (max(plan.workspace for plan in plans),))
             self._turns = allocate(self.given.x, (2,), dtype=torch.int32)
             phase, programs, names = kernels.packing(self.spec, plans)
-            named = {pack.argument(p): aligned(self.rows.parameters[p]) for p in names}
+            named = {argument(p): aligned(self.rows.parameters[p]) for p in names}
             arguments = {"workspace": space, TURNS: self._turns, **named, "PRECISION": self.precision}
             arguments |= {"PARTICLES": self.particles, "batch": self.batch}
             arguments |= {"lengths": self.lengths, "order": self.order}
@@ -180,7 +180,7 @@ class Launch(Call):
         rows, widest = self.rows, min(self.config.widest, 64)
         phase, programs = kernels.gradients(self.spec, self.plan, frozenset(rows.reached), widest)
         rows.d_parameters |= {name: allocate(p, tuple(p.shape)) for name, p in rows.parameters.items()}
-        tensors = {pack.argument(name): d for name, d in rows.d_parameters.items()}
+        tensors = {argument(name): d for name, d in rows.d_parameters.items()}
         arguments = self.tensors(phase, {}) | tensors | self.of_rows()
         self._next.append(_Turn(phase, programs, arguments))
         self.go("weight gradients")
@@ -208,23 +208,29 @@ class Launch(Call):
         return {**told, "PRECISION": self.precision}
 
     def tensors(self, phase: Phase, upstream: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-        """Find the tensors that a phase names: values (b) and gradients (g) of buffers, gradients of results (u)."""
-        rows, found = self.rows, dict[str, Tensor | None]()
+        """Find the tensors that a phase names: values (b) and gradients (g) of buffers, gradients of results (u), and
+        parameters (p)."""
+        rows, found = self.rows, dict[str, Tensor | None](self.parameters(phase))
         buffers = {identifier(name): name for name in rows.widths}
-        for argument in phase.arguments:
-            kind, _, name = argument.partition("_")
-            if argument == "mask":
-                found[argument] = self.flags(self.given.mask)
+        for given in phase.arguments:
+            kind, _, name = given.partition("_")
+            if given == "mask":
+                found[given] = self.flags(self.given.mask)
             elif kind == "u":
-                found[argument] = upstream[name]
-            elif argument in ("b_kl", "b_nll"):
-                found[argument] = allocate(rows.like, (rows.count,))
-                setattr(rows, name, found[argument])
-            elif argument == "b_mean":
-                found[argument] = rows.mean = allocate(rows.like, (rows.count, self.spec.latent_size))
+                found[given] = upstream[name]
+            elif given in ("b_kl", "b_nll"):
+                found[given] = allocate(rows.like, (rows.count,))
+                setattr(rows, name, found[given])
+            elif given == "b_mean":
+                found[given] = rows.mean = allocate(rows.like, (rows.count, self.spec.latent_size))
             elif kind in "bg" and name in buffers:
-                found[argument] = rows.buffer(rows.value if kind == "b" else rows.gradient, buffers[name])
+                found[given] = rows.buffer(rows.value if kind == "b" else rows.gradient, buffers[name])
         return found
+
+    def parameters(self, phase: Phase) -> dict[str, Tensor]:
+        """Find the parameters that a phase reads as they are."""
+        named = ((argument(name), p) for name, p in self.rows.parameters.items())
+        return {name: aligned(p) for name, p in named if name in phase.arguments}
 
     def states(
         self, start: str, starts: Sequence[Tensor | None], end: str, ends: Sequence[Tensor]
@@ -283,6 +289,7 @@ class Launch(Call):
         """Put a scan over all tiles of the batch next."""
         given = {
             **arguments,
+            **self.parameters(phase),
             "weights": self.workspace(),
             "steps": self.steps,
             "batch": self.batch,

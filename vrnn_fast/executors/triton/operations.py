@@ -205,6 +205,11 @@ def bias_of(matrix: Matrix, target: Tile) -> str:
     return f"bias{matrix.number}_{target.start}"
 
 
+def scaling_of(tile: Tile, leaf: str) -> str:
+    """Name the variable of what a normalised tile is multiplied by ("weight"), or of what is added to it ("bias")."""
+    return f"{leaf}_of_{tile.name}"
+
+
 def forth(total: str, weights: str, source: str) -> TileProduct:
     """Add a product to a tile's value, which zeros, a bias or memory has begun.
 

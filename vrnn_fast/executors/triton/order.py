@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from ...cell.stages import Normalize
 from .operations import (
+    Access,
     Back,
     Fetch,
     Leave,
@@ -25,10 +27,11 @@ from .operations import (
     back,
     bias_of,
     load,
+    scaling_of,
     store,
     weights_of,
 )
-from .plan import Plan, Tile
+from .plan import Plan, Tile, argument
 
 
 def memory(plan: Plan, resident: Collection[int], gradients: Iterable[Tile]) -> dict[str, Fetch]:
@@ -49,9 +52,23 @@ def memory(plan: Plan, resident: Collection[int], gradients: Iterable[Tile]) -> 
                 at = matrix.weights(target, source)
                 line = f"{name} = on.weight(weights, {at}, {rows.padded}, {columns.padded})"
                 found[name] = Weight(makes=(name,), line=line, resident=stays)
+    for stage in plan.program.scan:
+        if isinstance(stage, Normalize):
+            found |= _scaling(plan, stage)
     for tiles in plan.tiles.values():
         found |= {tile.name: load(tile.name, access(plan, "b", tile)) for tile in tiles}
     return found | {tile.gradient: load(tile.gradient, access(plan, "g", tile)) for tile in gradients}
+
+
+def _scaling(plan: Plan, stage: Normalize) -> Iterator[tuple[str, Weight]]:
+    """List what the columns of a normalisation are scaled and shifted by, the same for every row."""
+    for term, leaf in zip(stage.terms, ("weight", "bias"), strict=True):
+        pointer = argument(term.parameter)
+        for tile in plan.tiles_of(stage.target):
+            name, at = scaling_of(tile, leaf), term.row + tile.start - stage.target.start
+            columns = Access(pointer, at, tile.width, tile.padded, 0).columns("PTX")
+            line = f"{name} = on.load({pointer}, row, active, {columns}).to(tl.float32)"
+            yield name, Weight(makes=(name,), arguments=(pointer,), line=line, resident=False)
 
 
 # ---- values

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ...cell.stages import Term
 from .phases import TURNS, Phase
-from .plan import Matrix, Plan, Tile, identifier
+from .plan import Matrix, Plan, Tile, argument
 from .writer import indent
 
 NAME = "pack_weights"
@@ -41,11 +41,6 @@ def parameters(plans: Sequence[Plan]) -> list[str]:
 def programs(plans: Sequence[Plan]) -> int:
     """Count how many programs the kernel has."""
     return sum(len(matrix.targets) for plan in plans for matrix in plan.matrices)
-
-
-def argument(parameter: str) -> str:
-    """Name the kernel's argument that points to a parameter."""
-    return f"p_{identifier(parameter)}"
 
 
 def _bias_of(plan: Plan, matrix: Matrix) -> tuple[Term, ...] | None:

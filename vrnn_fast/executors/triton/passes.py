@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Slice, Stage
+from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Normalize, Slice, Stage
 from ..cut import halves, observed, slices, written
 from .plan import Plan, Tile, padded, plan, rows_plan
 
@@ -182,6 +182,8 @@ def _reached_by(stage: Stage) -> Iterator[Slice]:
     match stage:
         case Dense() | Add():
             yield stage.source
+        case Normalize() | Activate() if stage.source != stage.target:
+            yield stage.source
         case Likelihood():
             yield from (stage.source, observed(stage))
         case Divergence():
@@ -199,7 +201,7 @@ def _lost(scan: Plan) -> tuple[Stage, ...]:
     return (*(s for s in stages if _touched(s).buffer not in there), *program.after)
 
 
-_WITH_TARGET = Bias, Dense, Activate, Add
+_WITH_TARGET = Bias, Dense, Normalize, Activate, Add
 
 
 def _touched(stage: Stage) -> Slice:
@@ -214,6 +216,7 @@ def _as_product(stage: Stage) -> Stage:
 
 
 def needed(scan: Plan) -> frozenset[str]:
-    """List the buffers that weight gradients and the reverse scan find in memory: what products read, and values."""
-    sources = {s.source.buffer for s in scan.program.stages if isinstance(s, Dense)}
+    """List the buffers that weight gradients and the reverse scan find in memory: what products and
+    normalisations read, and values."""
+    sources = {s.source.buffer for s in scan.program.stages if isinstance(s, Dense | Normalize)}
     return frozenset(sources | set(scan.values))

@@ -66,6 +66,11 @@ def identifier(buffer: str) -> str:
     return buffer.replace(".", "_")
 
 
+def argument(parameter: str) -> str:
+    """Name a kernel's argument that points to a parameter, or to its gradient."""
+    return f"p_{identifier(parameter)}"
+
+
 @dataclass(frozen=True)
 class Matrix:
     """The stacked weights of one dense stage of the scan, and where they begin in the workspace.
