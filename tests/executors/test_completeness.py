@@ -76,7 +76,7 @@ def examples() -> dict[type, Example]:
         for spec, program in programs(direction):
             for stage in program.stages:
                 found.setdefault(type(stage), Example(spec, program, stage))
-    for options in ({"initial_state": True}, {"normalized": ("encoder",)}):  # which not every GPU's runs
+    for options in ({"initial_state": True}, {"normalized": ("encoder",)}):  # which no cell above has
         spec = CellSpec(**SIZES | options)
         for stage in partition(spec).scan:
             found.setdefault(type(stage), Example(spec, partition(spec), stage))

@@ -67,6 +67,3 @@ FAMILY: dict[str, dict[str, Any]] = {
     "no z": NO_Z,
     "no z, the rest": NO_Z | {"cond_size": 2, "cond_networks": EVERYWHERE, "num_layers": 3, "head_layers": (4,)},
 }
-
-NOT_NORMALISED = {name: options for name, options in FAMILY.items() if not options.get("normalized")}
-"""What the kernels for GPUs know."""

@@ -24,7 +24,6 @@ from .base import PER_STEP, Batch, SequenceResult, Want, asked_for
 from .call import Gradients, Outputs, Remembered, kept
 
 NO_BACKWARD = -1
-NORMALIZES = "it has no layer normalisation: the columns of a row are in tiles that do not meet"
 BEGINS = "resets go to an initial_state other than zeros, which its scans do not know"
 
 

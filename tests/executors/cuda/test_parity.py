@@ -229,7 +229,12 @@ PARTICLES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
         5,
         {"resets": True, "recompute": True, "lengths": grouped([3, 3], 5)},
     ),
-    "rnn": (cell(measure="particle_filter", cell="rnn", prior=None), torch.float32, 4, {"resets": True}),
+    "rnn, normalised": (
+        cell(measure="particle_filter", cell="rnn", prior=None, normalized=("encoder", "decoder")),
+        torch.float32,
+        4,
+        {"resets": True},
+    ),
     "all at once": (
         cell(measure="particle_filter", **FAMILY["all at once"]),
         torch.float32,
@@ -327,7 +332,11 @@ def test_what_no_tile_holds_is_run_by_another_executor(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["samples", "means"])
-@pytest.mark.parametrize(("spec", "dtype"), [(GRU, torch.float32), (LSTM, torch.bfloat16)], ids=["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [(GRU, torch.float32), (replace(LSTM, normalized=("phi_x", "prior", "decoder")), torch.bfloat16)],
+    ids=["gru", "lstm, normalised"],
+)
 def test_generation(spec: CellSpec, dtype: torch.dtype, mean: bool) -> None:
     problem = Problem.draw(spec, 3, 5)
     noise = torch.randn(3, 5, 5, dtype=torch.float64)

@@ -215,9 +215,8 @@ def backward_steps(
         given.add(Slice("d eps", 0, whole.sample.z.width))
     back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
-    normal = (part.buffer for s in whole.program.scan if isinstance(s, Normalize) for part in (s.target, scaled(s.target)))
-    summed = dict.fromkeys((*whole.summed, *normal, *(["eps"] if on_eps else [])))
-    stored = tuple(f"d {name}" for name in summed)
+    scales = (scaled(s.target).buffer for s in whole.program.scan if isinstance(s, Normalize))
+    stored = tuple(f"d {name}" for name in (*whole.summed, *scales, *(["eps"] if on_eps else [])))
     found = [] if after is None else [_step("after, backward", after, results)]
     found.append(PlannedLaunch(BACKWARD, back, stored, results))
     found += [] if before is None else [_step("before, backward", before, results)]
