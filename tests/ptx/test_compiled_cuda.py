@@ -51,7 +51,12 @@ CASES = [
     Case("gru in float32, several blocks", GRU, torch.float32, batch=18, options={"resets": True, "mask": True}),
     Case("lstm of two layers in float16", LSTM, torch.float16, chip="sm_80"),
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
-    Case("all at once", cell(**FAMILY["all at once"]), torch.float32, options={"resets": True, "recompute": True}),
+    Case(
+        "all at once",
+        cell(**FAMILY["all at once"], initial_state=True),
+        torch.float32,
+        options={"resets": True, "recompute": True},
+    ),
     Case("smooth activations", cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="gelu"), torch.float32),
     Case("some normalised", cell(**FAMILY["some normalised"]), chip="sm_80"),
     Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),

@@ -185,6 +185,14 @@ VRNN_DEVICE void write_state(const Context& c, int column, int i, float value) {
     device::write(c.call.last[p.state] + static_cast<i64>(c.rows.index[i >> 1]) * p.width + column, value);
 }
 
+// What a state begins with where a sequence begins anew: its bias, or zero. Rare, so that it is read in memory.
+template <int part>
+VRNN_DEVICE float initial_state(const Context& c, int column) {
+    constexpr Part p = program::parts[part];
+    if constexpr (p.bias == none) return 0;
+    return c.call.biases[c.rank * program::biases + p.bias + column - first_tile<part>(c) * tile_width];
+}
+
 // Bytes of a row of a part's operands, and from one row to the next.
 template <int part>
 VRNN_DEVICE constexpr int row_bytes() {

@@ -2,7 +2,8 @@
 // one of its tiles.
 namespace vrnn::forward {
 
-// The state that the next step starts from, and that a row ends in: zero where the next step begins a sequence anew.
+// The state that the next step starts from, and that a row ends in: where the next step begins a sequence anew, the
+// state to begin with.
 template <int part>
 VRNN_DEVICE void advance(const Context& c, int tile, Tile& value) {
     for (int i = 0; i < 4; ++i) {
@@ -10,7 +11,7 @@ VRNN_DEVICE void advance(const Context& c, int tile, Tile& value) {
         if (!real<part>(column)) continue;
         if (c.t + 1 == c.rows.length[i >> 1]) write_state<part>(c, column, i, value[i]);
         if (!c.goes_on(i)) continue;
-        if (c.call.resets && c.call.resets[c.next_row(i)]) value[i] = 0;
+        if (c.call.resets && c.call.resets[c.next_row(i)]) value[i] = initial_state<part>(c, column);
         if constexpr (program::parts[part].stored) device::write(in_memory<part>(c, c.next_row(i), column), value[i]);
     }
     put_in_shared<part>(c, tile, value);

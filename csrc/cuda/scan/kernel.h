@@ -95,11 +95,12 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
         reverse::lstm<unit>(c, sums[0], tile, r.state[u.state + round], r.state[u.state + rounds(u) + round]);
     if constexpr (u.kind == Kind::rnn_back) reverse::rnn<unit>(c, sums[0], tile, r.state[u.state + round]);
     if constexpr (u.kind == Kind::state_back) {
-        reverse::state(c, sums[0], r.state[u.state + round]);
+        reverse::state<u.others[1]>(c, tile, sums[0], r.state[u.state + round]);
         put_in_shared<u.sums[0]>(c, tile, r.state[u.state + round]);
         if constexpr (u.others[0] != none) {
-            reverse::reset(c, r.state[u.state + rounds(u) + round]);
-            put_in_shared<u.others[0]>(c, tile, r.state[u.state + rounds(u) + round]);
+            Tile& cell = r.state[u.state + rounds(u) + round];
+            reverse::state<u.others[2]>(c, tile, cell, cell);
+            put_in_shared<u.others[0]>(c, tile, cell);
         }
     }
     if constexpr (u.kind == Kind::give_back) {

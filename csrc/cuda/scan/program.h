@@ -78,7 +78,7 @@ struct Part {
     bool given, stored;          // sums begin with what is there; the result goes there
     bool result;                 // and zeros at padding
     int state;                   // which of Call::start and Call::last it is; or none
-    int bias;                    // sums begin with so many floats into the biases; or none
+    int bias;                    // sums, or a state, begin with so many floats into the biases; or none
     int operand;                 // bytes into shared memory of the result as an operand, 16 rows; or none
     int ahead;                   // bytes into shared memory of what the next step reads, lane by lane; or none
     bool pairs;                  // whether two neighbours lie on a multiple of their size, and so are copied as one

@@ -248,14 +248,18 @@ VRNN_DEVICE void rnn(const Context& c, const Tile& d, int tile, Tile& past) {
     put<u.others[0]>(c, tile, d_a);
 }
 
-// Sum d h_{t-1}: what the step before goes on with, nothing where this one began a sequence anew.
-VRNN_DEVICE void state(const Context& c, const Tile& d, Tile& past) {
-    for (int i = 0; i < 4; ++i)
-        if (c.runs(i)) past[i] = c.call.resets && c.call.resets[c.row(i)] ? 0 : d[i];
-}
-VRNN_DEVICE void reset(const Context& c, Tile& past) {
-    for (int i = 0; i < 4; ++i)
-        if (c.runs(i) && c.call.resets && c.call.resets[c.row(i)]) past[i] = 0;
+// The gradient of h_{t-1} or c_{t-1}, which the step before goes on with; where this one began a sequence anew, it is
+// that of the initial state, another part.
+template <int initial>
+VRNN_DEVICE void state(const Context& c, int tile, const Tile& d, Tile& past) {
+    Tile begun{};
+    for (int i = 0; i < 4; ++i) {
+        if (!c.runs(i)) continue;
+        const bool begins = c.call.resets && c.call.resets[c.row(i)];
+        begun[i] = begins ? d[i] : 0;
+        past[i] = begins ? 0 : d[i];  // which may be d
+    }
+    put<initial>(c, tile, begun);
 }
 
 // The gradients of a tile's rows from those of the rows that took them over, which are added up in their order. Part is

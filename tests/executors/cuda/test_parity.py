@@ -54,14 +54,18 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, dict[str, Any]]] = {
     "gru in bfloat16": (GRU, torch.bfloat16, {"lengths": RAGGED}),
     "lstm of two layers in float16": (LSTM, torch.float16, {"resets": True}),
     "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, {"lengths": RAGGED}),
-    "all at once": (cell(**FAMILY["all at once"]), torch.float32, {"resets": True, "recompute": True}),
+    "all at once": (
+        cell(**FAMILY["all at once"], initial_state=True),
+        torch.float32,
+        {"resets": True, "recompute": True},
+    ),
     "smooth activations": (
         cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="silu", num_layers=2),
         torch.float32,
         {"lengths": RAGGED, "recompute": True},
     ),
     "normalised": (cell(**FAMILY["normalised"], cell="lstm"), torch.float32, {"lengths": RAGGED, "recompute": True}),
-    "some normalised": (cell(**FAMILY["some normalised"]), torch.bfloat16, {"resets": True}),
+    "some normalised": (cell(**FAMILY["some normalised"], initial_state=True), torch.bfloat16, {"resets": True}),
     "state-space": (cell(**FAMILY["state-space"], measure="log_weight"), torch.float32, {"lengths": RAGGED}),
     "a likelihood outside of the launch": (
         cell(likelihood="external", decoder_heads=(("dec_a", 20), ("dec_b", 7)), decoder=()),
@@ -118,12 +122,6 @@ def test_rows_know_nothing_of_each_other() -> None:
         assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
         assert dirty[name][1:, 4].isnan().any()
     assert torch.equal(dirty["final0"][others], clean["final0"][others])
-
-
-def test_resets_to_an_initial_state_are_left_to_others() -> None:
-    with mock.patch.object(cuda, "device", "cpu"):
-        reason = cuda.refuses(replace(GRU, initial_state=True), torch.zeros(1, 1, 5))
-    assert reason == operators.BEGINS
 
 
 def test_what_no_gradient_reaches_has_one_of_zero() -> None:
@@ -224,13 +222,13 @@ PARTICLES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
     "a tile for each sequence": (FILTER, torch.float32, 16, {"lengths": grouped([2, 4], 16), "mask": True}),
     "gru in bfloat16": (FILTER, torch.bfloat16, 3, {"lengths": grouped([3, 2], 3)}),
     "lstm of two layers in float16": (
-        cell(measure="particle_filter", cell="lstm", num_layers=2, phi_z=(), **GAUSSIAN),
+        cell(measure="particle_filter", cell="lstm", num_layers=2, phi_z=(), initial_state=True, **GAUSSIAN),
         torch.float16,
         5,
         {"resets": True, "recompute": True, "lengths": grouped([3, 3], 5)},
     ),
     "rnn, normalised": (
-        cell(measure="particle_filter", cell="rnn", prior=None, normalized=("encoder", "decoder")),
+        cell(measure="particle_filter", cell="rnn", prior=None, normalized=("encoder", "decoder"), initial_state=True),
         torch.float32,
         4,
         {"resets": True},

@@ -185,7 +185,7 @@ def plays(spec: CellSpec, dtype: torch.dtype) -> tuple[Callable[[], object], Seq
 
 
 def sweep() -> dict[str, tuple[Callable[[], object], Sequence[str]]]:
-    all_at_once = cell(**FAMILY["all at once"])
+    all_at_once = cell(**FAMILY["all at once"], initial_state=True)
     return {
         "gru, ragged, in bfloat16": trains(GRU, torch.bfloat16, ragged=True),
         "lstm of two layers in float16": trains(LSTM, torch.float16),

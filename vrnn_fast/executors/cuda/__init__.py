@@ -59,8 +59,6 @@ def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
         return f"{runs} tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    if spec.initial_state:
-        return operators.BEGINS
     if particles > ROWS:
         return launch.too_many(particles)
     return operators.refuses() or spec.constant(spec.key, _misfit, x.dtype, x.device, _precision())

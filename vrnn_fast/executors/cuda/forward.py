@@ -13,6 +13,7 @@ from ...cell.spec import Activation, CellSpec
 from ...cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Buffer,
     Dense,
@@ -30,20 +31,21 @@ from ...cell.stages import (
 from ..cut import Cut, cut, halves, observed
 from .cluster import Cluster, ranks_of, shared_out
 from .order import planned
-from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, moments, scale, scaled, shares
+from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, initial, moments, scale, scaled, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
 
 def with_room(program: Partition) -> Partition:
     """Give a program room for what kernels leave besides its buffers: the means of [mean | raw], and what the gradients
-    of scales are the sums of."""
+    of scales and of initial states are the sums of."""
     sample = next((s for s in program.scan if isinstance(s, Sample)), None)
     latent = () if sample is None else (Buffer(name, sample.z.width, Keep.NEVER) for name in MEANS)
     of = {scaled(s.target).buffer: s.target.buffer for s in program.stages if isinstance(s, Normalize)}
+    of |= {initial(s.target).buffer: s.target.buffer for s in program.stages if isinstance(s, Begin)}
     widths = {b.name: b.width for b in program.buffers}
-    normal = (Buffer(name, widths[own], Keep.NEVER) for name, own in of.items())
-    return replace(program, buffers=(*program.buffers, *latent, *normal))
+    more = (Buffer(name, widths[own], Keep.NEVER) for name, own in of.items())
+    return replace(program, buffers=(*program.buffers, *latent, *more))
 
 
 @lru_cache(maxsize=256)
@@ -92,6 +94,8 @@ class ForwardUnits:
                 self.dense(stage)
             case Bias():
                 self.bias(stage)
+            case Begin():
+                self.biases[stage.target] = Dense(stage.target, stage.target, (), stage.terms)
             case Normalize():
                 self.normalize(stage)
             case Activate():

@@ -17,6 +17,7 @@ from ...cell.spec import CellSpec
 from ...cell.stages import (
     Activate,
     Add,
+    Begin,
     Bias,
     Buffer,
     Dense,
@@ -114,7 +115,7 @@ def after(spec: CellSpec) -> Pass:
 def again(spec: CellSpec) -> Pass:
     """Compute what forward's scan would have kept, had it not been told to keep the states alone. Pure."""
     program = learned(spec)
-    stages = tuple(stage for stage in program.scan if not isinstance(stage, Sample | Resample))
+    stages = tuple(stage for stage in program.scan if not isinstance(stage, Begin | Sample | Resample))
     begun = forward(spec).cut.given
     whole = _whole(program, stages, begun)
     found = _Again(whole)

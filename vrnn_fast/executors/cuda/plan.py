@@ -83,6 +83,11 @@ def scaled(normal: Slice) -> Slice:
     return Slice(f"{normal.buffer}.scale", normal.start, normal.width)
 
 
+def initial(state: Slice) -> Slice:
+    """Name what a state begins with where a sequence begins anew: its gradient is that of a row's share."""
+    return Slice(f"{state.buffer}.initial", state.start, state.width)
+
+
 def gradient(part: Slice) -> Slice:
     """Name the same columns of the gradient's buffer."""
     return Slice(f"d {part.buffer}", part.start, part.width)
@@ -179,7 +184,7 @@ class KernelPlan:
         first_warp: of each unit, the warp that has its first tile.
         visits: the work of one step, in order.
         given: the parts that begin with what is in memory.
-        biases: the dense stage whose biases a part begins with.
+        biases: the dense stage whose biases a part begins with; of a state, where a sequence begins anew.
         ranks: blocks of a cluster that share a tile of rows; 1 where there is no cluster.
     """
 

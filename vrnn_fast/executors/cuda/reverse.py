@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 from ...cell.spec import Activation, CellSpec
-from ...cell.stages import Activate, Add, Dense, Normalize, Recur, Resample, Sample, Slice
+from ...cell.stages import Activate, Add, Begin, Dense, Normalize, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
 from .cluster import Cluster, ranks_of, shared_out
 from .forward import gates_of, scaling, with_room
 from .order import planned
-from .plan import KernelPlan, Kind, Product, Unit, gradient, moments, scale, scaled, slopes
+from .plan import KernelPlan, Kind, Product, Unit, gradient, initial, moments, scale, scaled, slopes
 
 
 @lru_cache(maxsize=256)
@@ -78,6 +78,8 @@ class ReverseUnits:
         self.active: dict[Slice, Slice] = {}  # its results, where these are apart
         self.normal: dict[Slice, Normalize] = {}  # by the sums that are normalised
         self.biases: dict[Slice, Dense] = {}  # scales
+        begins = [s.target for s in whole.program.scan if isinstance(s, Begin)]
+        self.begun = {gradient(state): gradient(initial(state)) for state in begins}
         for stage in whole.program.scan:
             if isinstance(stage, Normalize):
                 self.normal[stage.source] = stage
@@ -89,8 +91,8 @@ class ReverseUnits:
         match stage:
             case Dense():
                 self.dense(stage)
-            case Normalize() | Activate():
-                pass  # part of its layer, or of the cell update
+            case Begin() | Normalize() | Activate():
+                pass  # part of the state, of its layer, or of the cell update
             case Resample():
                 pass  # whose gradients of states are in registers: see states
             case Add():
@@ -218,7 +220,8 @@ class ReverseUnits:
             h, c = gradient(stage.h), None if stage.c is None else gradient(stage.c)
             made = () if not self.cut.resamples else (h,) if c is None else (h, c)
             waits = (gradient(self.gates(stage)[0]),)
-            self.unit("state_back", h, (c,), made, waits=waits)
+            begun = self.begun.get(h), None if c is None else self.begun.get(c)
+            self.unit("state_back", h, (c, *begun), (*made, *(part for part in begun if part)), waits=waits)
             if made:
                 given = Slice(f"d reached {stage.h.buffer}", 0, stage.h.width)
                 self.units.append(Unit("give_back", (given,), (h, c), holds=made, waits=waits))

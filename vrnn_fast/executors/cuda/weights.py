@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from ...cell.reach import reached
 from ...cell.spec import CellSpec
-from ...cell.stages import Bias, Dense, Normalize, Slice, Stage, Term
+from ...cell.stages import Begin, Bias, Dense, Normalize, Slice, Stage, Term
 from ..cut import learned
 from .forward import with_room
 from .memory import Operand, operand_bytes
-from .plan import scaled
+from .plan import initial, scaled
 
 SIDES = 64, 128  # of a block's share of a product
 DEPTH, GROUPS = 32, 3  # rows of the batch that are multiplied at a time, and such groups on the chip
@@ -78,12 +78,14 @@ def shares(rows: int) -> int:
     return max(1, min(MOST_SHARES, -(-rows // ROWS_OF_A_SHARE)))
 
 
-def _added(stages: Iterable[Stage]) -> Iterator[tuple[Dense | Bias | Normalize, Slice, tuple[Term, ...]]]:
+def _added(stages: Iterable[Stage]) -> Iterator[tuple[Dense | Bias | Begin | Normalize, Slice, tuple[Term, ...]]]:
     """Yield what has parameters: a stage, whose gradient its terms are the sums of, and these."""
     for stage in stages:
         match stage:
             case Bias():
                 yield stage, stage.target, stage.terms
+            case Begin():
+                yield stage, initial(stage.target), stage.terms
             case Dense():
                 yield stage, stage.target, stage.bias or ()
             case Normalize():
