@@ -21,7 +21,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, cluster, crew, launch, nvrtc
+from . import build, chip, cluster, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
@@ -73,7 +73,7 @@ def launches(spec: CellSpec) -> str:
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     where = torch.device(device)
-    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0)
+    apart = crew.apart(1, chip.multiprocessors(where), chip.cooperates(where), 0)
     how = f"a training step is {len(steps)} launches, whatever T is, for {apart}"
     alone = 1 + len(generation_steps(spec, mean=False))
     if apart is None:
@@ -94,7 +94,7 @@ def launches(spec: CellSpec) -> str:
 
 def _together(spec: CellSpec, where: torch.device) -> str:
     """Say by whom and of which batches a training step is one launch each way."""
-    most = {kind: launch.rows_together(spec, kind, where) for kind in KINDS}
+    most = {kind: chip.rows_together(spec, kind, where) for kind in KINDS}
     found = (
         f"{rows} rows in {', '.join(kind for kind in KINDS if most[kind] == rows)}"
         for rows in sorted({*most.values()} - {0}, reverse=True)
@@ -106,7 +106,7 @@ def _together(spec: CellSpec, where: torch.device) -> str:
 def _multiplied(spec: CellSpec, where: torch.device) -> str:
     """Say of which batches cuBLAS multiplies weight gradients."""
     losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
-    room, steps, least = launch.room(where), 64, dict[Operand, int]()
+    room, steps, least = chip.room(where), 64, dict[Operand, int]()
     for kind, rows in product(KINDS, reversed(BATCHES)):
         if are_cublas(spec, losses, kind, room, steps, rows):
             least[kind] = rows
@@ -123,12 +123,12 @@ def _multiplied(spec: CellSpec, where: torch.device) -> str:
 
 def _clustered(spec: CellSpec, where: torch.device) -> bool:
     """Tell whether clusters scan a few rows of a cell, in some operands."""
-    return any(any(chosen(spec, kind, launch.room(where))) for kind in KINDS)
+    return any(any(chosen(spec, kind, chip.room(where))) for kind in KINDS)
 
 
 def _not_clustered(spec: CellSpec, where: torch.device) -> str:
     """Say which scans are not by the clusters that the others have, or would have, and why."""
-    room = launch.room(where)
+    room = chip.room(where)
     reasons = ((kind, missing(spec, kind, room)) for kind in KINDS)
     found = [f"in {kind} {reason}" for kind, reason in reasons if reason is not None]
     if spec.likelihood != "external" and _clustered(replace(spec, measure="kl"), where):
@@ -139,7 +139,7 @@ def _not_clustered(spec: CellSpec, where: torch.device) -> str:
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Say where the weights of a forward scan are while it runs."""
-    room = launch.room(torch.device(device))
+    room = chip.room(torch.device(device))
     if launch.misfit(spec, kind, room) is not None:
         return "no kernel"
     own = chosen(spec, kind, room).forward
@@ -155,7 +155,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
 def source(spec: CellSpec, x: Tensor) -> str:
     """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
     kind = launch.operand(x.dtype, _precision())
-    return "\n".join(launch.sources(spec, kind, launch.room(x.device), x.shape[1], x.dtype))
+    return "\n".join(launch.sources(spec, kind, chip.room(x.device), x.shape[1], x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -192,8 +192,8 @@ def _misfit(
     spec: CellSpec, dtype: torch.dtype, where: torch.device, precision: str, mean: bool | None = None
 ) -> str | None:
     try:
-        old = launch.too_old(where)
-        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.room(where), mean)
+        old = chip.too_old(where)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), chip.room(where), mean)
     except DriverError as error:
         return str(error)
 

@@ -16,7 +16,7 @@ from typing import Any
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Dense, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
-from .cluster import Cluster, ranks_of, shared_out
+from .cluster import Cluster, ranks_of, shared_out, through_of
 from .forward import gates_of
 from .order import planned
 from .plan import KernelPlan, Kind, Product, Unit, gradient
@@ -53,7 +53,7 @@ def reverse(
         found.add(stage)
     found.states()
     units = shared_out(found.units, cluster)
-    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks_of(cluster))
+    return planned(whole, units, found.given, {}, reverse=True, ranks=ranks_of(cluster), through=through_of(cluster))
 
 
 class ReverseUnits:
