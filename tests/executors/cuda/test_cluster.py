@@ -333,6 +333,7 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
     assert "by blocks, or clusters of them, that scan and workers, of up to" in large
     assert "; those of a batch without padding by cuBLAS, behind" in large
+    assert "and computes nothing but weight gradients of large batches, by cuBLAS; generate" in large
     assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
@@ -340,6 +341,11 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     with mock.patch.object(chip, "room", return_value=part), mock.patch.object(cuda, "device", "cpu"):
         told = cuda.launches(square(256))
     assert "; in bf16 it has no place for a cluster of 8 blocks, so that clusters of up to 4 scan; in f16 it" in told
+    whole = mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=108, room=lambda _: A100)
+    with whole, mock.patch.object(cuda, "device", "cpu"):
+        told = cuda.launches(square(256))
+    assert "by blocks, or several to a tile that meet in memory, that scan and workers, of up to" in told
+    assert "of each of 4 blocks that meet in memory in bf16" in told
 
 
 # ---- the law of errors

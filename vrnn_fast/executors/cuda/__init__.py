@@ -85,9 +85,11 @@ def launches(spec: CellSpec) -> str:
     else:
         filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
         outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
+    multiplied = _multiplied(spec, where)
+    but = " but weight gradients of large batches, by cuBLAS" if "cuBLAS" in multiplied else ""
     return (
         f"{how}: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {others}; {_multiplied(spec, where)}; weights of the forward scan: {places}"
+        f"computes nothing{but}{outside}; {others}; {multiplied}; weights of the forward scan: {places}"
         f"{_not_clustered(spec, where)}"
     )
 
@@ -99,7 +101,9 @@ def _together(spec: CellSpec, where: torch.device) -> str:
         f"{rows} rows in {', '.join(kind for kind in KINDS if most[kind] == rows)}"
         for rows in sorted({*most.values()} - {0}, reverse=True)
     )
-    by = "blocks, or clusters of them," if _clustered(spec, where) else "blocks"
+    ways = {own.through for kind in KINDS for own in chosen(spec, kind, chip.room(where)) if own is not None}
+    words = {"peers": ", or clusters of them,", "memory": ", or several to a tile that meet in memory,"}
+    by = "blocks" + "".join(text for way, text in words.items() if way in ways).replace(",,", ",")
     return f"by {by} that scan and workers, of up to {' and '.join(found) or 'no rows'}"
 
 
@@ -148,7 +152,8 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
     counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
-    by = "" if own is None else f" of each of {own.ranks} blocks of a cluster"
+    meet = "of a cluster" if own is None or own.through == "peers" else "that meet in memory"
+    by = "" if own is None else f" of each of {own.ranks} blocks {meet}"
     return " and ".join(text for text in counted if not text.startswith("0 ")) + by
 
 
