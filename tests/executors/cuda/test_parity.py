@@ -370,7 +370,7 @@ def test_it_tells_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{i}. {name}: " in told
     assert "generate 1; every bound as forward, fivo of up to 16 particles, the likelihood then" in told
     external = cuda.launches(cell(likelihood="external"))
-    assert "computes nothing; the likelihood is torch's; generate and fivo step by step" in external
+    assert "by cuBLAS; the likelihood is torch's; generate and fivo step by step" in external
 
 
 class Seen(TorchDispatchMode):
