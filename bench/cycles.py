@@ -26,7 +26,7 @@ from vrnn_fast.executors.cuda.cycles import (
 )
 from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import BLOCKS, GAIN, H100, chosen
+from vrnn_fast.executors.cuda.steps import A100, BLOCKS, GAIN, H100, chosen
 from vrnn_fast.executors.cuda.weights import jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
@@ -52,6 +52,10 @@ TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.
 wgmma, which cuBLAS has and these kernels have not, multiplies twice as fast. So cuBLAS has those of a batch without
 padding where ours would make a step longer by more than {GAIN} times what it takes, launches included: beside a scan,
 by what workers end later; about from 1,024 rows on, whose scans leave few workers. A card must say.
+"""
+OF_MEMORY = f"""\
+Microseconds a step on an A100, in {AIMED[0]}, of a batch of up to 16 rows, by the blocks that are chosen, which meet in
+memory, and by one block:
 """
 OF_TRAINING = f"""\
 Microseconds a training step on an H100, in {AIMED[0]}, by the blocks or clusters that are chosen for a tile of rows,
@@ -95,6 +99,22 @@ def aims() -> Iterator[str]:
         yield f"| {size} | {ours} | {alone[0]:.2f} | {alone[1]:.2f} |"
 
 
+def without_clusters() -> Iterator[str]:
+    """Yield a line for each width: what shares a tile of rows on a chip without clusters, and the microseconds of a
+    step of the scans, and of one block to a tile."""
+    yield "| H | blocks | forward | by one block | backward | by one block |"
+    yield f"| --: | --: |{' --: |' * 4}"
+    kind, chip = AIMED[0], "sm_80"
+    for size in (128, 256, 384, 512):
+        spec, clusters, us = spec_of(size), chosen(spec_of(size), kind, A100), []
+        for way, by in product(SCANS, (clusters, BLOCKS)):
+            step = steps(spec, by)[way]
+            found = memory(step.plan, kind, CHIPS[chip])
+            us.append(math.inf if found is None else paper_step(found, step.stored).microseconds(chip))
+        ranks = ", ".join(str(ranks_of(own)) for own in clusters[:2])
+        yield f"| {size} | {ranks} | {' | '.join(f'{each:.2f}' for each in us)} |"
+
+
 def training() -> Iterator[str]:
     """Yield a line for each batch: microseconds of a training step by the blocks that are chosen, its launches one
     behind the other and one each way, that by one block to a tile, and of nn.GRU alone by steps like cuDNN's, without
@@ -135,6 +155,9 @@ def lines() -> Iterator[str]:
     yield f"Microseconds a step on an H100, in {AIMED[0]}:"
     yield ""
     yield from aims()
+    yield ""
+    yield OF_MEMORY
+    yield from without_clusters()
     yield ""
     yield OF_TRAINING
     yield from training()

@@ -23,7 +23,7 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import emulator, launch
+from vrnn_fast.executors.cuda import chip, emulator, launch
 from vrnn_fast.executors.cuda import nvrtc as compiler
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.cycles import FACTOR, paper_step
@@ -34,6 +34,9 @@ from vrnn_fast.executors.cuda.steps import ScanClusters, backward_steps, forward
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
 )
+
+
+IN_MEMORY = Cluster(2, alike=False, through="memory")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ CASES = [
 @pytest.fixture(autouse=True, scope="module")
 def launches_apart() -> Iterator[None]:
     """One block alone has no workers beside it; so each launch has a report."""
-    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1):
+    with mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=1):
         yield
 
 
@@ -108,11 +111,21 @@ def test_compiled_clusters_obey_the_law() -> None:
         assert_clean(report)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_compiled_blocks_that_meet_in_memory_obey_the_law(target: str) -> None:
+    """Of plain stores, released and acquired, on a chip without clusters and on one with them."""
+    with by(IN_MEMORY), nvrtc.executed(target) as reports:
+        assert_obeys_the_law(GRU, 3, 5, [3, 1, 0, 2, 3], executor=cuda, dtype=torch.bfloat16, draws=1)
+    assert not any(report.issued["mapa"] for report in reports)
+    for report in reports:
+        assert_clean(report)
+
+
 def test_one_buffer_of_an_exchange_is_a_race() -> None:
     """A peer stores h where this block may still multiply by it."""
 
     def planted(text: str, *rest: Any) -> None:
-        execute(text.replace("exchange_buffers = 2;", "exchange_buffers = 1;"), *rest)
+        execute(re.sub(r"(exchange|operand)_buffers = 2;", r"\1_buffers = 1;", text), *rest)
 
     inputs = {name: t.bfloat16() for name, t in Problem.draw(GRU, 3, 5).inputs.items()}
     batch = Batch(inputs["x"], inputs["eps"], (inputs["state0"],))
@@ -123,9 +136,17 @@ def test_one_buffer_of_an_exchange_is_a_race() -> None:
     assert next(report for report in reports if report.issued["mapa"]).races
 
 
+@pytest.mark.parametrize(("order", "without"), [("ld.acquire", "ld.relaxed"), ("st.release", "st.relaxed")])
+def test_a_flag_that_orders_nothing_is_a_race(order: str, without: str) -> None:
+    """Of ranks that meet in memory: whoever sees it may not see what was stored before it."""
+    with by(IN_MEMORY):
+        _, report = forward(lambda text: text.replace(f"{order}.gpu", f"{without}.gpu"))
+    assert report.races
+
+
 def test_one_launch_each_way_as_compiled() -> None:
     """Blocks by turns: one that scans, and two that work beside it."""
-    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=3), nvrtc.executed() as reports:
+    with mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=3), nvrtc.executed() as reports:
         found = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
     assert len(reports) == 2
     right = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
@@ -135,10 +156,11 @@ def test_one_launch_each_way_as_compiled() -> None:
         assert_clean(report)
 
 
-def test_one_launch_each_way_by_a_cluster_as_compiled() -> None:
-    """One cluster of two blocks that scans, and one whose blocks work beside it."""
+@pytest.mark.parametrize("own", [Cluster(2, alike=False), IN_MEMORY], ids=lambda own: own.through)
+def test_one_launch_each_way_by_a_cluster_as_compiled(own: Cluster) -> None:
+    """Two blocks that scan a tile, and two that work beside them, in clusters or not."""
     problem = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3])
-    with by(Cluster(2, alike=False)), mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=4):
+    with by(own), mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=4):
         with nvrtc.executed() as reports:
             found = problem.run(cuda, torch.bfloat16)
         right = problem.run(cuda, torch.bfloat16)
@@ -146,7 +168,7 @@ def test_one_launch_each_way_by_a_cluster_as_compiled() -> None:
     for name, t in found.items():
         torch.testing.assert_close(t, right[name], rtol=0.02, atol=0.02, msg=name)
     for report in reports:
-        assert report.issued["mapa"] > 0
+        assert bool(report.issued["mapa"]) == (own.through == "peers")
         assert_clean(report)
 
 
@@ -194,7 +216,7 @@ def test_the_clock_on_paper_counts_what_is_executed() -> None:
     """Of scans and passes: products and barriers to the last one, wavefronts of shared memory and instructions by what
     the clock says of itself."""
     spec, problem, found = spec_of(32), [Problem.draw(spec_of(32), count, 16) for count in (1, 2)], []
-    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1, MOST_BLOCKS=1):
+    with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1), mock.patch.object(launch, "MOST_BLOCKS", 1):
         for own in problem:
             with nvrtc.executed() as reports:
                 own.run(cuda, torch.bfloat16)

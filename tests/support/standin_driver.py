@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from vrnn_fast.executors import cuda
-from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, steps
+from vrnn_fast.executors.cuda import build, chip, driver, nvrtc, steps
 
 STREAM = 0x57
 _SOURCE = Path(__file__).parents[1] / "executors" / "cuda" / "standin_driver.cpp"
@@ -115,7 +115,7 @@ def installed() -> Iterator[Standin]:
     open_library = ctypes.CDLL
     patches = [
         mock.patch.object(nvrtc, "cubin", remembered),
-        mock.patch.object(launch, "gpu", return_value=0),
+        mock.patch.object(chip, "gpu", return_value=0),
         mock.patch.object(driver, "stream", return_value=STREAM),
         mock.patch.object(driver, "_loaded", {}),
         mock.patch.object(cuda, "device", "cpu"),

@@ -109,10 +109,10 @@ VRNN_DEVICE void publish(int* counter, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
 // What nobody publishes ends the launch, after half a minute or more: the driver then says that it failed.
-VRNN_DEVICE void wait_for(const int* counter, int at_least) {
-    constexpr unsigned longest_nap = 320;  // nanoseconds
+constexpr unsigned first_nap = 20, last_nap = 320;  // nanoseconds
+VRNN_DEVICE void wait_for(const int* counter, int at_least, unsigned longest_nap = last_nap) {
     constexpr int most_looks = 1 << 26;
-    unsigned nap = 20;
+    unsigned nap = first_nap;
     for (int look = 0; look < most_looks; ++look) {
         int found;
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(found) : "l"(counter) : "memory");
@@ -121,6 +121,9 @@ VRNN_DEVICE void wait_for(const int* counter, int at_least) {
         nap = 2 * nap < longest_nap ? 2 * nap : longest_nap;
     }
     __trap();
+}
+VRNN_DEVICE void wait_shortly_for(const int* counter, int at_least) {
+    wait_for(counter, at_least, first_nap);
 }
 
 // Of a cluster: a kernel for an older chip names none of these, or its assembler says so.

@@ -9,6 +9,7 @@
 //   mma                                          sums (16 x 8) += A (16 rows of 32 bytes) times B (8 columns likewise)
 //   copy_async, copy_commit, copy_wait           memory to shared memory; there once the thread has waited, not before
 //   publish, wait_for                            a counter in memory between blocks: release, and acquire
+//   wait_shortly_for                             the same, for what comes within a step
 //   pack, round_tf32                             two floats in 16 bits each; a float with 10 bits of fraction
 //   read, write                                  numbers in memory as float
 //   erfc, exp, expm1, log, log1p, sqrt, tanh     of float

@@ -113,6 +113,9 @@ void copy_wait() {
 
 void publish(int* counter, int value);
 void wait_for(const int* counter, int at_least);
+inline void wait_shortly_for(const int* counter, int at_least) {
+    wait_for(counter, at_least);
+}
 
 int rank();
 int ranks();

@@ -24,6 +24,8 @@ struct Call {
     const signed char* mask;                           // (steps, batch, columns of x), or null: all was observed
     const float* uniforms;                             // (steps, batch) of a particle filter, what it draws with,
     i64* ancestors;                                    // and whom it drew
+    void* pushed;                                      // (tiles, program::pushed_bytes) of operands between ranks,
+    int* flags;                                        // (tiles, ranks) visits behind each, zeros at first
     int blocks, steps, batch, strides[2][2];
     int particles;  // of a sequence: rows side by side, which one tile has
     float enough;   // of them, that a filter lets be
@@ -42,8 +44,8 @@ struct Context {
     Rows rows;
     int t;         // of a pass, 0
     Rows next;     // of a pass: of the tile after this one
-    int rank = 0;  // of the cluster's blocks, which one this is
-    int turn = 0;  // of a cluster: how many steps there have been, -1 before the first one
+    int rank = 0;  // of the blocks that share a tile, which one this is
+    int turn = 0;  // of those: how many steps there have been, -1 before the first one
 
     // Whether a row has this step, and the one that comes after it in the order of the scan.
     VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }
@@ -62,11 +64,16 @@ struct Context {
     }
 };
 
+// The tile of a scan's rows that a block has, alone or with others.
+VRNN_DEVICE int tile_of_block() {
+    return device::block() / program::ranks;
+}
+
 VRNN_DEVICE int column_of(int tile, int i) {
     return tile * tile_width + lanes::sums(device::lane(), i).column;
 }
 
-// The first of a part's tiles that a block has, and how many: in a cluster, of a part that its ranks share, its own.
+// The first of a part's tiles that a block has: of a part that ranks share, its own.
 template <int part>
 VRNN_DEVICE int first_tile(const Context& c) {
     constexpr Part p = program::parts[part];
@@ -221,12 +228,12 @@ VRNN_DEVICE void write_operands(char* to, float low, float high) {
         *reinterpret_cast<Pair*>(to) = {low, high};
 }
 
-// Where a part's operands of a turn are: the same place for all, but of those that a cluster exchanges.
+// Where a part's operands of a turn are: the same place for all, but of those that peers push here.
 template <int part>
 VRNN_DEVICE char* operands(const Context& c, int turn) {
     constexpr Part p = program::parts[part];
     if constexpr (p.exchange == none) return c.shared + p.operand;
-    return c.shared + p.operand + turn % program::exchange_buffers * rows * row_stride<part>();
+    return c.shared + p.operand + turn % program::operand_buffers * rows * row_stride<part>();
 }
 
 template <int part>
@@ -235,30 +242,9 @@ VRNN_DEVICE Tile* held_tile(const Context& c, int tile) {
            device::lane();
 }
 
-// ---- what the ranks of a cluster exchange: vrnn_fast/executors/cuda/exchange.py
-
-// The gate of the turns of one parity, whose phases are over one after the other.
+// Push a tile that this warp has put into its own shared memory to the other ranks: exchange.h.
 template <int part>
-VRNN_DEVICE Gate* gate_of(const Context& c, int turn) {
-    return reinterpret_cast<Gate*>(c.shared + program::gates) +
-           program::parts[part].exchange * program::exchange_buffers + turn % program::exchange_buffers;
-}
-
-// Push a tile that this warp has put into its own shared memory to all peers, 16 bytes of a row at a time.
-template <int part>
-VRNN_DEVICE void push(const Context& c, int tile) {
-    constexpr Part p = program::parts[part];
-    constexpr int width = tile_width * program::operand_bytes, pieces = rows * width / 16, peers = program::ranks - 1;
-    const int turn = c.turn + p.for_next;
-    char* const own = operands<part>(c, turn) + tile * width;
-    device::sync_warp();
-    for (int i = device::lane(); i < pieces * peers; i += 32) {
-        const int piece = i % pieces, to = (c.rank + 1 + i / pieces) % program::ranks;
-        char* const at = own + piece % rows * row_stride<part>() + piece / rows * 16;
-        const Words16 words = *reinterpret_cast<const Words16*>(at);
-        device::store_async(at, to, words.w, gate_of<part>(c, turn));
-    }
-}
+VRNN_DEVICE void push(const Context& c, int tile);
 
 // The result of a part, wherever somebody wants it.
 template <int part>

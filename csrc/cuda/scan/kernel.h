@@ -16,7 +16,7 @@
 #include "forward.h"
 // then
 #include "again.h"
-#include "cluster.h"
+#include "exchange.h"
 #include "reverse.h"
 #include "tuning.h"
 
@@ -136,7 +136,7 @@ VRNN_DEVICE void visit(const Context& c, Registers& r) {
     constexpr Visit v = program::visits[index];
     if constexpr (v.barrier)
         if (device::present(first_visit + index)) device::barrier();
-    unroll<v.first_wait, v.first_wait + v.waits>([&](auto n) { wait_for_peers<n>(c); });
+    Exchange::await<index>(c);
     constexpr Kind kind = program::units[v.unit].kind;
     if constexpr (kind == Kind::total)
         forward::total<v.unit>(c);
@@ -145,6 +145,7 @@ VRNN_DEVICE void visit(const Context& c, Registers& r) {
     else
         own_tiles<v.unit>(c, [&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
     if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(c);
+    Exchange::publish<index>(c);
 }
 
 // The states before the first step, as if the step before it had made them; of a reverse scan, their gradients.
@@ -233,11 +234,6 @@ VRNN_DEVICE void copy_weights(const Context& c) {
         device::copy_async<16>(c.shared + program::shared_biases + i, added + i);
 }
 
-// The tile of a scan's rows that a block has, alone or with its cluster.
-VRNN_DEVICE int tile_of_block() {
-    return device::block() / program::ranks;
-}
-
 // The rows of this block that a lane's elements are in.
 VRNN_DEVICE Rows own_rows(const Call& call) {
     Rows found;
@@ -276,12 +272,13 @@ VRNN_DEVICE void pad(const Context& c) {
 // Bring in weights, states, and what the first step reads.
 VRNN_DEVICE void prepare(const Context& c, Registers& r) {
     copy_weights(c);
-    open_gates(c);
+    Exchange::open(c);
     unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(c, r); });
     unroll<0, program::units_in_all>([&](auto unit) {
         if constexpr (!program::pass) start<unit>(c, r);
         fetch_first<unit>(c);
     });
+    Exchange::publish_first(c);
     device::copy_commit();
     if constexpr (program::barrier_first) {
         if (device::present(weights_wait)) device::copy_wait<0>();
@@ -307,7 +304,7 @@ VRNN_DEVICE void scan(const Call& call, Pace pace) {
     const int steps = longest(call);
     if (steps > 0) pace.await(1);
     const int before = program::reverse ? steps : -1;
-    Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, own_rank(), -1};
+    Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, Exchange::rank(), -1};
     Registers r;
     prepare(c, r);
     for (int i = 0; i < steps; ++i) {
@@ -318,7 +315,7 @@ VRNN_DEVICE void scan(const Call& call, Pace pace) {
         pace.publish(i + 1);
     }
     c.turn = steps;
-    close_gates(c);
+    Exchange::close(c);
     unroll<0, program::units_in_all>([&](auto unit) { end<unit>(c, r); });
     if (c.rank == 0)
         for (c.t = steps; c.t < call.steps; ++c.t) pad(c);

@@ -14,7 +14,7 @@ constexpr int none = -1;
 constexpr int others = 16;  // most parts that a unit names besides its sums
 
 // The numbers of waits and barriers, for device::present; behind those before visits come those of particles.h or
-// cluster.h.
+// exchange.h.
 constexpr int weights_wait = 0, first_barrier = 1, step_wait = 2, first_visit = 3;
 
 enum class Activation { identity, relu, leaky_relu, tanh, elu, silu, gelu };
@@ -83,10 +83,12 @@ struct Part {
     int ahead;                   // bytes into shared memory of what the next step reads, lane by lane; or none
     bool pairs;                  // whether two neighbours lie on a multiple of their size, and so are copied as one
     int held;                    // bytes into shared memory of the result as float32, a tile lane by lane; or none
-    bool split;                  // whether a block of a cluster has but some of its tiles:
+    bool split;                  // whether a rank has but some of its tiles:
     int share;                   // so many, at most
     int exchange;                // its number among operands that the ranks push to each other; or none
     bool for_next;               // whether what a step writes of that is read by the next one
+    int maker;                   // the visit that finishes it
+    int pushed;                  // bytes into a tile's share of Call::pushed, where it goes through memory; or none
 };
 
 // sums[sum] += source (16 x columns) times weights.
@@ -102,7 +104,7 @@ struct Product {
 // Parts that are computed together: tile n of each in the same lanes.
 struct Unit {
     Kind kind;
-    int tiles;                 // of a cluster, of all its blocks
+    int tiles;                 // of all ranks
     bool split;                // whether each of them has but some,
     int share;                 // so many, at most; else all
     int first_warp;            // tile n of the block is that of warp (first_warp + n) % warps
@@ -127,7 +129,8 @@ struct Visit {
     int unit, first, products;
     bool begins, finishes;
     bool barrier;           // before it
-    int first_wait, waits;  // behind the barrier, for the exchanges of these parts: see cluster.h
+    int first_wait, waits;  // behind the barrier, for the exchanges of these parts: see exchange.h
+    bool publishes;         // whether other ranks read in memory what it ends with
 };
 
 }  // namespace vrnn

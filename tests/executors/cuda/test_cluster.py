@@ -3,6 +3,7 @@ where one of them does not wait."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,16 +37,17 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, emulator, launch, nvrtc
+from vrnn_fast.executors.cuda import build, chip, emulator, launch, nvrtc
 from vrnn_fast.executors.cuda.cluster import Cluster, fastest, refuses, workers
 from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
 from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import Operand, memory
-from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan, Through
 from vrnn_fast.executors.cuda.reverse import reverse
 from vrnn_fast.executors.cuda.steps import (
+    A100,
     BACKWARD,
     BLOCKS,
     FORWARD,
@@ -78,19 +80,19 @@ def plans(spec: CellSpec, cluster: Cluster) -> Iterator[KernelPlan]:
         yield alone(spec, cluster, mean=False)
 
 
-def family() -> Iterator[KernelPlan]:
+def family(through: Through = "peers") -> Iterator[KernelPlan]:
     kinds = cycle(("gru", "lstm", "rnn"))
     specs = [cell(cell=kind, **options) for kind, options in zip(kinds, FAMILY.values(), strict=False)]
     specs = [spec for spec in specs if refuses(spec) is None]
     specs += [square(256), CellSpec(5, 19, 3, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=())]
-    for spec, cluster in product(specs, (Cluster(2), Cluster(8, alike=False))):
+    for spec, cluster in product(specs, (Cluster(2, through=through), Cluster(8, alike=False, through=through))):
         yield from plans(spec, cluster)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def launches_apart() -> Iterator[None]:
     """One multiprocessor has no workers beside a scan: those are in test_crew.py."""
-    with mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", 1):
+    with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1):
         yield
 
 
@@ -220,15 +222,25 @@ def test_what_is_cheap_is_computed_by_every_rank() -> None:
     assert all(u.split for u in forward(square(256), Cluster(8, alike=False)).units)
 
 
-CHOSEN = {64: (None, None), 96: (2, 2), 128: (4, 4), 200: (8, 4), 256: (8, 8), 384: (16, 8), 512: (16, 16)}
+CHOSEN = {  # on an H100, and on an A100, which knows no clusters
+    64: ((None, None), (None, None)),
+    96: ((2, 2), (None, None)),
+    128: ((4, 4), (None, None)),
+    200: ((8, 4), (4, 4)),
+    256: ((8, 8), (4, 4)),
+    384: ((16, 8), (8, 8)),
+    512: ((16, 16), (16, 8)),
+}
 
 
 @pytest.mark.parametrize("size", CHOSEN)
 def test_the_ranks_that_the_clock_chooses(size: int) -> None:
     """Forward and back, of a batch whose tiles leave most of a chip to do nothing."""
-    found = chosen(square(size), "bf16", H100)
-    assert tuple(own and own.ranks for own in found[:2]) == CHOSEN[size]
-    assert chosen(square(size), "bf16", H100._replace(clusters=None)) == BLOCKS
+    for room, through, ranks in zip((H100, A100), ("peers", "memory"), CHOSEN[size], strict=True):
+        found = chosen(square(size), "bf16", room)
+        assert tuple(own and own.ranks for own in found[:2]) == ranks
+        assert all(own is None or own.through == through for own in found)
+    assert chosen(square(size), "bf16", A100._replace(together=0)) == BLOCKS
 
 
 def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
@@ -242,8 +254,14 @@ def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
     assert fastest(prices, 8, H100.blocks, 0) == Cluster(16)
     assert fastest(prices, 8, H100.blocks, 8000) == Cluster(8)
     assert fastest(prices, 1, H100.blocks, 8000) == Cluster(16)
-    assert fastest(prices, 1, {1: 132, 8: 128, 16: 0}.__getitem__, 8000) == Cluster(8)
-    assert fastest(prices, 1, {1: 132, 8: 0, 16: 0}.__getitem__, 8000) is None
+    for most, own in ((8, Cluster(8)), (1, None)):
+        assert fastest(prices, 1, lambda ranks, _, most=most: 128 * (ranks <= most), 8000) == own
+
+
+def test_tiles_take_no_turns_where_their_ranks_wait_for_each_other_in_memory() -> None:
+    """All blocks must run at once: of a larger batch fewer share a tile, and in the end one has it."""
+    ranks = [(own := chosen(square(384), "bf16", A100, batch).forward) and own.ranks for batch in (16, 128, 432, 880)]
+    assert ranks == [8, 4, 2, None]
 
 
 def test_workers_are_as_many_as_blocks_that_scan() -> None:
@@ -274,7 +292,7 @@ def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
     """On a part of a chip, such as a half of an H100, or a seventh of it."""
     spec = square(384)
     assert missing(spec, "bf16", H100) is None
-    assert missing(spec, "bf16", H100._replace(clusters=None)) is None
+    assert missing(spec, "bf16", A100) is None
     half = ScanRoom(H100.shared, 60, {2: 30, 4: 14, 8: 7, 16: 0}.__getitem__)
     assert [own and own.ranks for own in chosen(spec, "bf16", half)] == [8, 8, 8]
     reason = missing(spec, "bf16", half)
@@ -284,6 +302,11 @@ def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
     assert chosen(spec, "bf16", seventh) == BLOCKS
     reason = missing(spec, "bf16", seventh)
     assert reason == "it has no place for a cluster of 4 or of 8 or of 16 blocks, so that single blocks scan"
+    reason = missing(spec, "bf16", seventh._replace(together=16))
+    assert reason is not None
+    assert reason.endswith(", so that up to 8 blocks scan that meet in memory")
+    reason = missing(spec, "bf16", A100._replace(together=0))
+    assert reason == "it does not run all blocks of a launch at once, so that single blocks scan"
 
 
 def test_weight_gradients_are_cublas_where_ours_would_end_later() -> None:
@@ -304,20 +327,26 @@ def test_weight_gradients_are_cublas_where_ours_would_end_later() -> None:
 
 
 def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
-    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=132), mock.patch.object(cuda, "device", "cpu"):
+    with mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=132), mock.patch.object(cuda, "device", "cpu"):
         small, large = cuda.launches(GRU), cuda.launches(square(256))
     assert "cluster" not in small
     assert "fivo of up to 16 particles, the likelihood then inside the scan" in small
     assert "10 of 10 weights in shared memory of each of 8 blocks of a cluster in bf16" in large
     assert "by blocks, or clusters of them, that scan and workers, of up to" in large
     assert "; those of a batch without padding by cuBLAS, behind" in large
+    assert "and computes nothing but weight gradients of large batches, by cuBLAS; generate" in large
     assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
     part = ScanRoom(H100.shared, 16, {2: 8, 4: 4, 8: 0, 16: 0}.__getitem__)
-    with mock.patch.object(launch, "room", return_value=part), mock.patch.object(cuda, "device", "cpu"):
+    with mock.patch.object(chip, "room", return_value=part), mock.patch.object(cuda, "device", "cpu"):
         told = cuda.launches(square(256))
     assert "; in bf16 it has no place for a cluster of 8 blocks, so that clusters of up to 4 scan; in f16 it" in told
+    whole = mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=108, room=lambda _: A100)
+    with whole, mock.patch.object(cuda, "device", "cpu"):
+        told = cuda.launches(square(256))
+    assert "by blocks, or several to a tile that meet in memory, that scan and workers, of up to" in told
+    assert "of each of 4 blocks that meet in memory in bf16" in told
 
 
 # ---- the law of errors
@@ -355,7 +384,7 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, Cluster | None, dict[str, Any]]] =
     "lstm of two layers in float16": (LSTM, torch.float16, Cluster(2), {"resets": True}),
     "rnn without a latent variable": (cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32, Cluster(2), {}),
     "all at once": (
-        cell(**FAMILY["all at once"]),
+        cell(**FAMILY["all at once"], initial_state=True),
         torch.float32,
         Cluster(2, alike=False),
         {"resets": True, "recompute": True, "mask": True},
@@ -529,7 +558,7 @@ def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None
 
 def one_buffer(text: str) -> str:
     """Plant a fault: what is exchanged has one buffer, and one gate."""
-    found = text.replace(f"exchange_buffers = {BUFFERS};", "exchange_buffers = 1;")
+    found = re.sub(rf"(exchange|operand)_buffers = {BUFFERS};", r"\1_buffers = 1;", text)
     assert found != text
     return found
 

@@ -31,7 +31,7 @@ from tests.support.recorded import (
 )
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, rows
-from vrnn_fast.executors.cuda import build, crew, emulator, launch, sources, weights
+from vrnn_fast.executors.cuda import build, chip, crew, emulator, launch, sources, weights
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.steps import ScanClusters
@@ -58,7 +58,7 @@ def a_small_chip() -> Iterator[None]:
 
     with (
         mock.patch.object(launch, "allocate", cleared),
-        mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS["blocks"]),
+        mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS["blocks"]),
         mock.patch.object(crew, "LOOKS", (2,)),
         mock.patch.object(weights, "ROWS_OF_A_SHARE", 30),
     ):
@@ -70,7 +70,7 @@ def by(name: str) -> Iterator[None]:
     """All scans by blocks, or by clusters of two, which exchange all that they can."""
     own = Cluster(2, alike=False) if name == "clusters" else None
     with (
-        mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name]),
+        mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name]),
         mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own, own)),
     ):
         yield
@@ -164,7 +164,7 @@ def test_one_launch_leaves_what_many_do(case: str) -> None:
     recompute = spec.cond_size > 0
     for count in (1, 4, 6):
         before = launch.launches.copy()
-        with mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", count):
+        with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", count):
             found.append(problem.run(cuda, dtype, recompute=recompute))
         assert ((launch.launches - before).total() == 2) == (count > 1)
     for name, t in found[0].items():

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,7 @@ from vrnn_fast import executors
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, select, trial, verification
 from vrnn_fast.executors.base import Batch
-from vrnn_fast.executors.cuda import build, driver, launch, nvrtc, sources
+from vrnn_fast.executors.cuda import build, chip, driver, launch, nvrtc, sources
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.driver import DriverError, Kernel
 from vrnn_fast.executors.cuda.sources import CompileError
@@ -56,9 +56,9 @@ def test_a_training_step_goes_the_whole_way(attribute: int, value: int, names: t
     launch are those of many."""
     expected, sizes, given = run(), [], driver.launch
 
-    def measured(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Tensor | None) -> None:
+    def measured(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Sequence[Tensor]) -> None:
         sizes.append(len(arguments))
-        assert kernel.cooperative == (kernel.name in WHOLE) == (cleared is not None)
+        assert kernel.cooperative == (kernel.name in WHOLE) == bool(cleared)
         given(index, kernel, blocks, arguments, cleared)
 
     before = launch.launches.copy()
@@ -140,24 +140,30 @@ def test_a_kernel_is_loaded_once_and_a_batch_without_rows_launches_nothing() -> 
 
 
 def test_the_driver_is_asked_for_clusters_and_one_without_a_place_is_announced_once() -> None:
-    """1002 is the most blocks of a cluster that find multiprocessors beside each other, as on a part of a chip."""
+    """1002 is the most blocks of a cluster that find multiprocessors beside each other, as on a part of a chip; 95,
+    whether all blocks of a launch run at once."""
     wide = CellSpec(5, 256, 16, phi_x=(9,), phi_z=(256,), encoder=(256,), prior=(), decoder=())
     problem, found = Problem.draw(wide, 1, 2), []
     launch.announce.cache_clear()
     with standin_driver.installed() as gpu:
-        for most, ranks, lacking in ((16, 8, ""), (4, 4, "8"), (1, 1, "4 or of 8")):
+        for most, together, ranks, told in (
+            (16, 1, 8, ""),
+            (4, 0, 4, "8 blocks, so that clusters of up to 4 scan"),
+            (1, 1, 1, "4 or of 8 blocks, so that up to 8 blocks scan that meet in memory"),
+            (1, 0, 1, "4 or of 8 blocks, so that single blocks scan"),
+        ):
             gpu.attribute(16, 16)
+            gpu.attribute(95, together)
             gpu.attribute(1002, most)
-            room = launch.room(CPU)
+            room = chip.room(CPU)
             assert [room.blocks(n) for n in (1, 2, 4, 8, 16)] == [16, *(16 * (n <= most) for n in (2, 4, 8, 16))]
+            assert room.blocks(8, "memory") == 16 * together
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 found += [generated(problem), generated(problem)]
             assert max(one.ranks for one in gpu.launches[-2:]) == ranks
-            who = f"clusters of up to {most} scan" if most > 1 else "single blocks scan"
-            reason = f"it has no place for a cluster of {lacking} blocks, so that {who}"
-            expected = f"cpu scans in bf16 otherwise than a whole chip: {reason}"
-            assert [str(w.message) for w in said] == [expected] * bool(lacking)
+            expected = f"cpu scans in bf16 otherwise than a whole chip: it has no place for a cluster of {told}"
+            assert [str(w.message) for w in said] == [expected] * bool(told)
     assert not gpu.faults
     assert all(torch.equal(x, found[0]) for x in found[1:])
 

@@ -35,7 +35,7 @@ from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import backends, cuda, operators, reference, select
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.call import Remembered
-from vrnn_fast.executors.cuda import build, emulator, launch, weights
+from vrnn_fast.executors.cuda import build, chip, emulator, launch, weights
 from vrnn_fast.executors.cuda.emulator import Schedule
 from vrnn_fast.executors.cuda.steps import training
 
@@ -197,7 +197,7 @@ def test_tf32_is_as_good_as_float16() -> None:
 @pytest.mark.parametrize(("dtype", "kilobytes"), [(torch.bfloat16, 16), (torch.float32, 22)], ids=str)
 def test_weights_in_registers_and_from_the_cache(dtype: torch.dtype, kilobytes: int) -> None:
     """A chip with so little shared memory that every tier is needed."""
-    with mock.patch.object(launch, "limit", return_value=kilobytes << 10):
+    with mock.patch.object(chip, "limit", return_value=kilobytes << 10):
         plan = cuda.forward(GRU)
         found = cuda.memory(plan, launch.operand(dtype, "ieee"), kilobytes << 10)
         assert found is not None
@@ -363,7 +363,7 @@ def test_launches_do_not_depend_on_the_number_of_steps() -> None:
         Problem.draw(GRU, steps, 5).run(cuda, torch.float32)
         assert launch.launches - before == {"all of forward": 1, "all of backward": 1}
         before = launch.launches.copy()
-        with mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", 1):
+        with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1):
             Problem.draw(GRU, steps, 5).run(cuda, torch.float32)
         assert launch.launches - before == Counter(training(GRU))
 
@@ -379,7 +379,7 @@ def test_it_tells_every_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{i}. {name}: " in told
     assert "generate 1; every bound as forward, fivo of up to 16 particles, the likelihood then" in told
     external = cuda.launches(cell(likelihood="external"))
-    assert "computes nothing; the likelihood is torch's; generate and fivo step by step" in external
+    assert "by cuBLAS; the likelihood is torch's; generate and fivo step by step" in external
 
 
 class Seen(TorchDispatchMode):
@@ -418,7 +418,7 @@ def test_results_do_not_depend_on_the_number_of_multiprocessors(dtype: torch.dty
     problem, found = Problem.draw(GRU, 4, 19, [i % 5 for i in range(19)]), []
     for count in (1, 2, 7):
         with (
-            mock.patch.object(launch, "EMULATED_MULTIPROCESSORS", count),
+            mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", count),
             mock.patch.object(weights, "ROWS_OF_A_SHARE", 30),
         ):
             found.append(problem.run(cuda, dtype))

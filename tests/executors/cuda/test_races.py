@@ -24,7 +24,7 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import cuda
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, launch
+from vrnn_fast.executors.cuda import build, chip, launch
 from vrnn_fast.executors.cuda.emulator import Schedule
 from vrnn_fast.executors.cuda.passes import OF_STATES
 from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
@@ -69,7 +69,7 @@ ALL += [(name, WEIGHTS, n) for name in CELLS for n in (0, 1)]  # of csrc/cuda/ro
 @pytest.fixture(autouse=True, scope="module")
 def one_block_for_all_rows() -> Iterator[None]:
     """A pass then goes from tile to tile, as a scan does from step to step."""
-    with mock.patch.multiple(launch, EMULATED_MULTIPROCESSORS=1, MOST_BLOCKS=1):
+    with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1), mock.patch.object(launch, "MOST_BLOCKS", 1):
         yield
 
 

@@ -21,7 +21,7 @@ from ...cell.spec import CellSpec
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
-from . import build, cluster, crew, launch, nvrtc
+from . import build, chip, cluster, crew, launch, nvrtc
 from .driver import DriverError
 from .forward import forward
 from .memory import ROWS, Operand, memory
@@ -69,7 +69,7 @@ def launches(spec: CellSpec) -> str:
     steps = training(spec)
     counted = "; ".join(f"{i}. {name}: {WORDS[name]}" for i, name in enumerate(steps, 1))
     where = torch.device(device)
-    apart = crew.apart(1, launch.multiprocessors(where), launch.cooperates(where), 0)
+    apart = crew.apart(1, chip.multiprocessors(where), chip.cooperates(where), 0)
     how = f"a training step is {len(steps)} launches, whatever T is, for {apart}"
     alone = 1 + len(generation_steps(spec, mean=False))
     if apart is None:
@@ -81,28 +81,32 @@ def launches(spec: CellSpec) -> str:
     else:
         filtered = f"fivo of up to {ROWS} particles, the likelihood then inside the scan"
         outside, others = "", f"generate {alone}; every bound as forward, {filtered}"
+    multiplied = _multiplied(spec, where)
+    but = " but weight gradients of large batches, by cuBLAS" if "cuBLAS" in multiplied else ""
     return (
         f"{how}: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{outside}; {others}; {_multiplied(spec, where)}; weights of the forward scan: {places}"
+        f"computes nothing{but}{outside}; {others}; {multiplied}; weights of the forward scan: {places}"
         f"{_not_clustered(spec, where)}"
     )
 
 
 def _together(spec: CellSpec, where: torch.device) -> str:
     """Say by whom and of which batches a training step is one launch each way."""
-    most = {kind: launch.rows_together(spec, kind, where) for kind in KINDS}
+    most = {kind: chip.rows_together(spec, kind, where) for kind in KINDS}
     found = (
         f"{rows} rows in {', '.join(kind for kind in KINDS if most[kind] == rows)}"
         for rows in sorted({*most.values()} - {0}, reverse=True)
     )
-    by = "blocks, or clusters of them," if _clustered(spec, where) else "blocks"
+    ways = {own.through for kind in KINDS for own in chosen(spec, kind, chip.room(where)) if own is not None}
+    words = {"peers": ", or clusters of them,", "memory": ", or several to a tile that meet in memory,"}
+    by = "blocks" + "".join(text for way, text in words.items() if way in ways).replace(",,", ",")
     return f"by {by} that scan and workers, of up to {' and '.join(found) or 'no rows'}"
 
 
 def _multiplied(spec: CellSpec, where: torch.device) -> str:
     """Say of which batches cuBLAS multiplies weight gradients."""
     losses = frozenset(TOTALS if spec.likelihood != "external" else ("kl", "raw"))
-    room, steps, least = launch.room(where), 64, dict[Operand, int]()
+    room, steps, least = chip.room(where), 64, dict[Operand, int]()
     for kind, rows in product(KINDS, reversed(BATCHES)):
         if are_cublas(spec, losses, kind, room, steps, rows):
             least[kind] = rows
@@ -119,12 +123,12 @@ def _multiplied(spec: CellSpec, where: torch.device) -> str:
 
 def _clustered(spec: CellSpec, where: torch.device) -> bool:
     """Tell whether clusters scan a few rows of a cell, in some operands."""
-    return any(any(chosen(spec, kind, launch.room(where))) for kind in KINDS)
+    return any(any(chosen(spec, kind, chip.room(where))) for kind in KINDS)
 
 
 def _not_clustered(spec: CellSpec, where: torch.device) -> str:
     """Say which scans are not by the clusters that the others have, or would have, and why."""
-    room = launch.room(where)
+    room = chip.room(where)
     reasons = ((kind, missing(spec, kind, room)) for kind in KINDS)
     found = [f"in {kind} {reason}" for kind, reason in reasons if reason is not None]
     if spec.likelihood != "external" and _clustered(replace(spec, measure="kl"), where):
@@ -135,7 +139,7 @@ def _not_clustered(spec: CellSpec, where: torch.device) -> str:
 
 def _weights(spec: CellSpec, kind: Operand) -> str:
     """Say where the weights of a forward scan are while it runs."""
-    room = launch.room(torch.device(device))
+    room = chip.room(torch.device(device))
     if launch.misfit(spec, kind, room) is not None:
         return "no kernel"
     own = chosen(spec, kind, room).forward
@@ -144,14 +148,15 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
     places = list(found.place.values())
     words = {"shared": "in shared memory", "registers": "in registers", "memory": "from the second-level cache"}
     counted = (f"{places.count(place)} of {len(places)} weights {where}" for place, where in words.items())  # type: ignore[arg-type]
-    by = "" if own is None else f" of each of {own.ranks} blocks of a cluster"
+    meet = "of a cluster" if own is None or own.through == "peers" else "that meet in memory"
+    by = "" if own is None else f" of each of {own.ranks} blocks {meet}"
     return " and ".join(text for text in counted if not text.startswith("0 ")) + by
 
 
 def source(spec: CellSpec, x: Tensor) -> str:
     """Return the programs of a training step on the loss alone; csrc/cuda/scan/kernel.h is what folds over them."""
     kind = launch.operand(x.dtype, _precision())
-    return "\n".join(launch.sources(spec, kind, launch.room(x.device), x.shape[1], x.dtype))
+    return "\n".join(launch.sources(spec, kind, chip.room(x.device), x.shape[1], x.dtype))
 
 
 def run(spec: CellSpec, parameters: Sequence[Tensor], batch: Batch, want: Want) -> SequenceResult:
@@ -188,8 +193,8 @@ def _misfit(
     spec: CellSpec, dtype: torch.dtype, where: torch.device, precision: str, mean: bool | None = None
 ) -> str | None:
     try:
-        old = launch.too_old(where)
-        return old or launch.misfit(spec, launch.operand(dtype, precision), launch.room(where), mean)
+        old = chip.too_old(where)
+        return old or launch.misfit(spec, launch.operand(dtype, precision), chip.room(where), mean)
     except DriverError as error:
         return str(error)
 

@@ -1,10 +1,12 @@
-"""Which scans run by a cluster of blocks, and what each of its ranks computes: one rule, by the clock on paper. Pure.
+"""Which scans run by several blocks to a tile of rows, and what each of their ranks computes: one rule, by the clock on
+paper. Pure.
 
-The ranks of a cluster share the columns of all products, each with its weights resident. Of what they share, products
-need all columns, which costs an exchange. Where that costs more than what it saves, each rank computes all of a unit:
-of a small latent variable, and of what is made of it alone. A cluster wins where one block reads its weights from the
-second-level cache in every step, or where a batch is so small that most of a chip would have nothing to do. It is wider
-only as long as it leaves room for what goes on beside it.
+The ranks share the columns of all products, each with its weights resident. Of what they share, products need all
+columns, which costs an exchange: through each other's shared memory where the ranks are a cluster of Hopper's or of a
+later chip, else through memory, at four times the price. Where an exchange costs more than what it saves, each rank
+computes all of a unit: of a small latent variable, and of what is made of it alone. Several ranks win where one block
+reads its weights from the second-level cache in every step, or where a batch is so small that most of a chip would have
+nothing to do. They are more only as long as they leave room for what goes on beside them.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import NamedTuple, TypeAlias
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Normalize, Slice
-from .cycles import BARRIER, EXCHANGE, FACTOR, PEER, WAVEFRONT, PaperStep, paper_step
+from .cycles import BARRIER, FACTOR, TRIPS, WAVEFRONT, PaperStep, paper_step
 from .memory import ROWS, Memory, Operand, memory
-from .plan import KernelPlan, Kind, Unit
+from .plan import KernelPlan, Kind, Through, Unit
 
-RANKS = 2, 4, 8, 16  # of a cluster
+RANKS: dict[Through, tuple[int, ...]] = {"peers": (2, 4, 8, 16), "memory": (2, 4, 8, 16, 32)}  # that share a tile
 GROUP = 16  # multiprocessors, at least, of a whole chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
@@ -33,18 +35,26 @@ class Cluster(NamedTuple):
     Attributes:
         ranks: how many.
         alike: whether each computes all of a unit where that costs less than an exchange.
+        through: how they exchange operands; of peers, they are a cluster as the hardware knows it.
     """
 
     ranks: int
     alike: bool = True
+    through: Through = "peers"
 
 
 Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
+Places: TypeAlias = Callable[[int, Through], int]  # of blocks that run at once, so many to a tile
 
 
 def ranks_of(cluster: Cluster | None) -> int:
     """Count the blocks that scan a tile."""
     return 1 if cluster is None else cluster.ranks
+
+
+def through_of(cluster: Cluster | None) -> Through:
+    """Tell how the blocks that scan a tile exchange operands."""
+    return "peers" if cluster is None else cluster.through
 
 
 def at_once(multiprocessors: int, ranks: int) -> int:
@@ -84,46 +94,58 @@ def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
     if unit.kind not in _EITHER or not cluster.alike or not pushed or in_place:
         return False
     saved = _OPERAND * sum(p.source.width * p.target.width for p in unit.products) / WAVEFRONT
-    peers = 1 - 1 / cluster.ranks
-    return saved * peers <= EXCHANGE + ROWS * pushed * _OPERAND * peers / PEER
+    peers, trip = 1 - 1 / cluster.ranks, TRIPS[cluster.through]
+    return saved * peers <= trip.latency + ROWS * pushed * _OPERAND * peers / trip.bytes
 
 
 def priced(
-    plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, ranks: Iterable[int] = RANKS
+    plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, through: Iterable[Through]
 ) -> Prices:
     """Find the ways in which a scan can run, and the cycles of a step in each.
 
     Args:
-        plans: its plan by a cluster, or by a block.
+        plans: its plan by several blocks to a tile, or by one.
         limit: bytes of shared memory of a block.
-        ranks: that a cluster may have.
+        through: how several may exchange operands, the cheapest first.
     """
     own = memory(plans(None), kind, limit)
-    found = [] if own is None else [(None, clocked(own).cycles)]
-    if own is not None and clocked(own).cycles <= _least(clocked(own)):
-        return tuple(found)
-    clusters = (Cluster(n, alike) for n in ranks for alike in (True, False))
-    laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
-    return (*found, *((cluster, clocked(m).cycles) for cluster, m in laid if m is not None))
+    found: list[tuple[Cluster | None, int]] = [] if own is None else [(None, clocked(own).cycles)]
+    for way in through:
+        if own is not None and clocked(own).cycles <= _least(clocked(own), way):
+            continue
+        if way == "memory" and not found:
+            break  # where no tiles take turns, something else must be there for many
+        clusters = (Cluster(n, alike, way) for n in RANKS[way] for alike in (True, False))
+        laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
+        found += [(cluster, clocked(m).cycles) for cluster, m in laid if m is not None]
+    return tuple(found)
 
 
-def fastest(prices: Prices, tiles: int, blocks: Callable[[int], int], beside: int) -> Cluster | None:
+def fastest(prices: Prices, tiles: int, blocks: Places, beside: int) -> Cluster | None:
     """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
     apart, the fewest ranks.
 
     Args:
-        blocks: tells how many the chip runs at once in clusters of so many; one that has no place is not chosen.
+        blocks: tells how many the chip runs at once, so many to a tile. What has no place is not chosen; tiles take
+            turns where blocks do not wait for each other through memory.
         beside: cycles of what a tile of rows costs a step besides: on workers meanwhile, or on all of the chip behind
             the scan.
     """
 
     def time(choice: tuple[Cluster | None, int]) -> float:
-        ranks, cycles = ranks_of(choice[0]), choice[1]
-        if meanwhile := workers(tiles, ranks, blocks(ranks)):
+        ranks, cycles, places = ranks_of(choice[0]), choice[1], room(choice[0])
+        if meanwhile := workers(tiles, ranks, places):
             return max(cycles, tiles * beside / meanwhile)
-        return cycles * -(-tiles // (blocks(ranks) // ranks)) + tiles * beside / blocks(1)
+        return cycles * -(-tiles // (places // ranks)) + tiles * beside / room(None)
 
-    there = [choice for choice in prices if blocks(ranks_of(choice[0]))]
+    def room(cluster: Cluster | None) -> int:
+        return blocks(ranks_of(cluster), through_of(cluster))
+
+    def has_place(cluster: Cluster | None) -> bool:
+        least = tiles * ranks_of(cluster) if through_of(cluster) == "memory" else 1
+        return room(cluster) >= least
+
+    there = [choice for choice in prices if has_place(choice[0])]
     least = min(map(time, there), default=0.0)
     return next((choice[0] for choice in there if time(choice) <= FACTOR * least), None)
 
@@ -133,13 +155,13 @@ def clocked(found: Memory) -> PaperStep:
     return paper_step(replace(found, kind="tf32") if found.kind == "f32" else found)
 
 
-def _least(own: PaperStep) -> int:
-    """Bound the cycles of a step by a cluster from below: what follows each other in a block, and two exchanges."""
-    return sum(phase.chain + BARRIER * phase.barriers for phase in own.phases) + 2 * EXCHANGE
+def _least(own: PaperStep, through: Through) -> int:
+    """Bound the cycles of a step by several blocks from below: what follows each other in one, and two exchanges."""
+    return sum(phase.chain + BARRIER * phase.barriers for phase in own.phases) + 2 * TRIPS[through].latency
 
 
 def refuses(spec: CellSpec) -> str | None:
-    """Return None, or why the scans of a cell do not run by clusters."""
+    """Return None, or why one block scans a tile of a cell's rows, never several."""
     if spec.measure == "particle_filter":
         return "the rows of a particle filter exchange their states within one block"
     if any(isinstance(stage, Normalize) for stage in partition(spec).scan):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .cluster import workers
+from .cluster import Cluster, ranks_of, through_of, workers
 from .cycles import FLAG
 from .header import clustered
 from .plan import WARPS
@@ -39,10 +39,10 @@ def apart(scans: int, blocks: int, cooperative: bool, arguments: int, ranks: int
     there are at least as many as blocks that scan, are seldom later than these: cycles.py.
 
     Args:
-        blocks: that the chip runs at once, in clusters of so many ranks.
+        blocks: that the chip runs at once, so many ranks to a tile.
         cooperative: whether the driver promises that all blocks of a launch run at once.
         arguments: bytes that the joined kernel is given.
-        ranks: blocks of a cluster that scan a tile.
+        ranks: blocks that scan a tile.
     """
     if not scans:
         return "there is nothing to scan"
@@ -67,19 +67,20 @@ def looks(steps: int, scans: int, beside: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def joined(programs: tuple[JoinedProgram, ...], limit: int, ranks: int = 1) -> str:
+def joined(programs: tuple[JoinedProgram, ...], limit: int, cluster: Cluster | None = None) -> str:
     """Write the kernel that does what all of these do, one after the other.
 
     Args:
         limit: bytes of shared memory that a block may have.
-        ranks: blocks of a cluster that scan a tile.
+        cluster: the blocks that scan a tile, where these are several.
     """
+    ranks = ranks_of(cluster)
     backward = any(p.name == BACKWARD for p in programs)
     shared = max(p.shared for p in programs)
     names = _names([p.name for p in programs])
     lines = [
         "// Written by vrnn_fast/executors/cuda/crew.py.",
-        f'{clustered(ranks)}#include "scan/base.h"',
+        f'{clustered(ranks if through_of(cluster) == "peers" else 1)}#include "scan/base.h"',
     ]
     for name, own in zip(names, programs, strict=True):
         lines += [f"namespace vrnn::{name}_program {{", own.body.rstrip("\n"), "}"]

@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
-from .plan import TILE, WARPS, KernelPlan, Kind, Unit, Visit
+from .plan import TILE, WARPS, KernelPlan, Kind, Through, Unit, Visit
 
 FACTOR = 1.2  # that counts on paper may be off those of the executed code
 
@@ -28,8 +28,21 @@ STREAMED = 64  # bytes in a cycle from the second-level cache, of one multiproce
 BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
 LOADED = 33  # cycles that ldmatrix takes, and that an mma takes before another may add to its sums
 ADDED = 33
-EXCHANGE = 250  # from a store into another block's shared memory, through its gate, to what a load brings there
-PEER = 16  # bytes in a cycle from other blocks of a cluster, of one multiprocessor
+FAR = 260  # cycles to the second-level cache and back
+
+
+class Trip(NamedTuple):
+    """What an exchange of operands costs: cycles from a store to what a load brings elsewhere, and bytes in a cycle, of
+    one multiprocessor."""
+
+    latency: int
+    bytes: int
+
+
+TRIPS: dict[Through, Trip] = {"peers": Trip(250, 16), "memory": Trip(FAR + FAR // 2 + FAR + FAR, STREAMED)}
+"""Through peers, a store into another block's shared memory and its gate. Through memory, four that wait for each other
+behind the second-level cache: a store and the fence behind it, a flag, whoever looks for it and just missed it, a
+load. It is as far there on an A100 and an H100 (Luo et al. 2024, arXiv 2402.13499)."""
 FLAG = 0.8  # microseconds from a number published in memory to whoever waits for it
 GRID = 1.2  # microseconds of a barrier of all blocks, through memory
 BOUNDARY = 1.0  # microseconds from one launch to the next, in a CUDA graph
@@ -91,8 +104,9 @@ class Work:
         instructions: of warps.
         streamed: bytes of weights from the second-level cache.
         barriers: of the block.
-        exchanges: with peers of its cluster; those that a visit waits for at once are one.
+        exchanges: with the other ranks of its tile; those that a visit waits for at once are one.
         pushed: bytes that these bring.
+        exchanged: cycles until they are there.
         hidden: cycles of other work meanwhile.
         chain: cycles of what follows each other.
     """
@@ -104,6 +118,7 @@ class Work:
     barriers: int = 0
     exchanges: int = 0
     pushed: int = 0
+    exchanged: int = 0
     hidden: int = 0
     chain: int = 0
 
@@ -122,8 +137,7 @@ class Work:
 
     @property
     def cycles(self) -> int:
-        exchanged = EXCHANGE * self.exchanges + self.pushed // PEER
-        return max(self.busy, self.chain) + BARRIER * self.barriers + max(0, exchanged - self.hidden)
+        return max(self.busy, self.chain) + BARRIER * self.barriers + max(0, self.exchanged - self.hidden)
 
 
 @dataclass(frozen=True)
@@ -158,12 +172,22 @@ def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
         raise ValueError("products of full float32 are not those of tensor cores, which this counts")
     phases: list[Work] = []
     works = [_visit(found, visit, frozenset(stored)) for visit in found.plan.visits]
+    apart = set(_behind_exchanges(found.plan))
     for i, visit in enumerate(found.plan.visits):
         own = replace(works[i], hidden=sum(works[n].busy for n in _meanwhile(found.plan, i)))
-        if phases and not visit.barrier:
+        if not visit.barrier and i not in apart and phases:
             own = phases.pop().beside(own)
         phases.append(own)
     return PaperStep(tuple(phases))
+
+
+def _behind_exchanges(plan: KernelPlan) -> Iterator[int]:
+    """Yield the visits before which an exchange through memory has a barrier."""
+    for i, visit in enumerate(plan.visits):
+        if plan.copies(visit):
+            yield i
+        if plan.publishes(visit):
+            yield i + 1
 
 
 def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
@@ -201,12 +225,15 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
         instructions, follow = ENDS[unit.kind]
         issued, chain = issued + tiles * instructions, chain + follow
     wavefronts = -(-moved // WAVEFRONT) + tiles * touched.wavefronts
-    peers, size = plan.ranks - 1, operand_bytes(found.kind)
-    exchanged = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
-    issued += tiles * len(exchanged) * PUSH * -(-ROWS * TILE * size * peers // (16 * LANES))
+    copies, size = plan.ranks - 1 if plan.through == "peers" else 1, operand_bytes(found.kind)
+    made = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
+    issued += tiles * len(made) * PUSH * -(-ROWS * TILE * size * copies // (16 * LANES))
     pushed = sum(ROWS * TILE * size * (found.tiles(p) - found.share(p)) for p in visit.waits)
-    exchanges = bool(visit.waits)
-    return Work(mma, wavefronts, issued, streamed, visit.barrier, exchanges, pushed, chain=chain)
+    exchanges, trip = bool(visit.waits), TRIPS[plan.through]
+    exchanged = trip.latency + pushed // trip.bytes if exchanges else 0
+    issued += PUSH * pushed // (16 * LANES) if plan.through == "memory" else 0  # copied from there
+    barriers = visit.barrier + plan.publishes(visit) + plan.copies(visit)
+    return Work(mma, wavefronts, issued, streamed, barriers, exchanges, pushed, exchanged, chain=chain)
 
 
 def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:
@@ -274,7 +301,7 @@ def paper_training(
     steps: int,
     batch: int,
     chip: str,
-    blocks: Callable[[int], int],
+    blocks: Callable[[int, Through], int],
     looks: Callable[[int], int],
 ) -> PaperTraining:
     """Return what a training step takes.
@@ -282,7 +309,7 @@ def paper_training(
     Args:
         passes: where each launch keeps everything, and what it stores, by name.
         products: microseconds of weight gradients on all multiprocessors.
-        blocks: that the chip runs at once in clusters of so many.
+        blocks: that the chip runs at once, so many to a tile.
         looks: steps of a scan from one look at others to the next, where so many blocks work beside it.
     """
     of, tiles = PAPER_CHIPS[chip], -(-batch // ROWS)
@@ -290,8 +317,9 @@ def paper_training(
     for scan in ("forward", "backward"):
         back = scan == "backward"
         own = {n: p for n, p in passes.items() if n.endswith("backward") == back}
-        scanning = tiles * own[scan][0].plan.ranks
-        meanwhile = blocks(own[scan][0].plan.ranks) - scanning
+        plan = own[scan][0].plan
+        scanning = tiles * plan.ranks
+        meanwhile = blocks(plan.ranks, plan.through) - scanning
         chain = loading(own[scan][0], chip) + steps * paper_step(*own[scan]).microseconds(chip)
         more = products if back else 0.0
         apart = BOUNDARY + PACK + BOUNDARY + chain + (more + 2 * BOUNDARY + FLAG if back else 0.0)

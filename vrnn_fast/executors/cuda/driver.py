@@ -222,7 +222,7 @@ def clusters(index: int, ranks: int) -> int:
 
 
 def _empty(ranks: int) -> str:
-    """Write a kernel that does nothing, by clusters."""
+    """Write a kernel that does nothing, by clusters of so many blocks."""
     return f"""\
 {clustered(ranks)}#include "device/entry.h"
 namespace vrnn {{
@@ -238,13 +238,13 @@ VRNN_ENTRY
 """
 
 
-def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Tensor | None = None) -> None:
+def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: Sequence[Tensor] = ()) -> None:
     """Launch a kernel on torch's current stream of a device.
 
     Args:
         blocks: of the grid; nothing is launched for none.
         arguments: the one struct that the kernel takes.
-        cleared: what is zeros when it begins.
+        cleared: those that are zeros when it begins.
 
     Raises:
         CompileError: NVRTC does not compile it.
@@ -257,8 +257,8 @@ def launch(index: int, kernel: Kernel, blocks: int, arguments: bytes, cleared: T
         function = _prepared(index, kernel, on)
         given = ctypes.create_string_buffer(arguments, len(arguments))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        if cleared is not None:
-            code = driver.cuMemsetD8Async(cleared.data_ptr(), 0, cleared.nbytes, on)
+        for each in cleared:
+            code = driver.cuMemsetD8Async(each.data_ptr(), 0, each.nbytes, on)
             _check(driver, code, f"what kernel {kernel.name!r} counts with on GPU {index} was not cleared")
         how = configuration(blocks, kernel.shared, on, ranks=kernel.ranks, cooperative=kernel.cooperative)
         code = driver.cuLaunchKernelEx(ctypes.byref(how), function, ctypes.addressof(parameters), None)

@@ -1,9 +1,14 @@
-"""What the ranks of a cluster push to each other, and when each of them may. Pure.
+"""What the ranks that share a tile of rows push to each other, and when each of them may. Pure.
 
-Of an operand whose columns the ranks share, each pushes its own into the shared memory of all others, step by step into
-one of two buffers, each with a gate that counts the bytes to come. A step waits for a part once, before it first reads
-it, and there is no barrier of the cluster inside the loop. So a rank may still read a buffer when another one is two
-steps ahead of it; :func:`early` finds where nothing keeps the other one back.
+Of an operand whose columns the ranks share, each pushes its own to all others, step by step into one of two buffers. A
+step waits for a part once, before it first reads it, and there is no barrier of all ranks inside the loop. So a rank
+may still read a buffer when another one is two steps ahead of it; :func:`early` finds where nothing keeps the other one
+back.
+
+Through peers, the ranks are a cluster: each pushes into the shared memory of all others, where a gate for each buffer
+counts the bytes to come. Through memory, they are any blocks that run at once: each pushes into one place in memory and
+then publishes, for all its warps, how many visits are behind it; the others copy from there into their own shared
+memory.
 """
 
 from __future__ import annotations
@@ -19,25 +24,49 @@ BUFFERS = 2  # of each part that is exchanged, by parity
 _STEPS = 5  # that show all that can meet
 
 
+def operand_buffers(plan: KernelPlan, part: Slice) -> int:
+    """Count the places in shared memory that an operand takes turns in: two of what peers push there."""
+    return BUFFERS if plan.through == "peers" and part in plan.exchanged else 1
+
+
 def buffer_read(plan: KernelPlan, part: Slice, step: int) -> int:
-    """Tell which buffer a step reads of an operand."""
-    return step % BUFFERS if part in plan.exchanged else 0
+    """Tell which buffer of shared memory a step reads of an operand."""
+    return step % operand_buffers(plan, part)
 
 
 def buffer_written(plan: KernelPlan, part: Slice, step: int) -> int:
-    """Tell which buffer a step writes of an operand."""
+    """Tell which buffer of shared memory a step writes of an operand."""
     return buffer_read(plan, part, step + plan.is_for_next(part))
 
 
 def with_waits(plan: KernelPlan) -> KernelPlan:
-    """Let each part be waited for where a step first reads it, and put a barrier wherever a push could come early."""
-    missing, visits = set(plan.exchanged), []
+    """Let each part be waited for where a step first reads it; through memory, where it first reads one of those that
+    come with it."""
+    missing, visits = dict.fromkeys(plan.exchanged), []
     for visit in plan.visits:
-        own = tuple(p for p in dict.fromkeys(p.source for p in visit.products) if p in missing)
-        missing -= set(own)
+        read = {_published(plan, p.source) for p in visit.products if p.source in missing}
+        own = tuple(part for part in missing if _published(plan, part) in read)
+        for part in own:
+            del missing[part]
         visits.append(replace(visit, waits=own))
-    found = replace(plan, visits=tuple(visits))
+    return replace(plan, visits=tuple(visits))
+
+
+def _published(plan: KernelPlan, part: Slice) -> tuple[Slice | int, bool]:
+    """Name what comes at once: a part that peers push, or all that a visit has put into memory."""
+    return part if plan.through == "peers" else plan.maker(part), plan.is_for_next(part)
+
+
+def with_barriers(plan: KernelPlan) -> KernelPlan:
+    """Put a barrier wherever a push could come early. Through memory none can.
+
+    Raises:
+        ValueError: one could, and no barrier would help.
+    """
+    found, visits = plan, list(plan.visits)
     while (at := next(early(found), None)) is not None:
+        if plan.through == "memory":
+            raise ValueError(f"in two buffers, what visit {at} waits for does not keep the ranks of a tile together")
         visits[at] = replace(visits[at], barrier=True)
         found = replace(plan, visits=tuple(visits))
     return found
@@ -57,9 +86,9 @@ def early(plan: KernelPlan) -> Iterator[int]:
 
     A rank that pushes turn n + 2 of a part must know that every other one has read turn n. It knows what a peer had
     done before a push that it has waited for: all that lies behind a barrier of that peer, and all that the same warps
-    did, which are those of the same unit.
+    did, which are those of the same unit. Through memory, a peer reads where it waits, and publishes for all warps.
     """
-    count = len(plan.visits)
+    count, in_memory = len(plan.visits), plan.through == "memory"
     reads, pushes, waits, barriers = list[_Event](), list[_Event](), list[_Event](), list[int]()
     for step in range(_STEPS):
         for i, visit in enumerate(plan.visits):
@@ -72,12 +101,16 @@ def early(plan: KernelPlan) -> Iterator[int]:
                 made = (part for part in plan.units[visit.unit].writes if part in plan.exchanged)
                 pushes += (_Event(part, step + plan.is_for_next(part), place, visit.unit) for part in made)
     pushed = {(p.part, p.turn): p for p in pushes}
-    for read in reads:
+    for read in waits if in_memory else reads:
         over = pushed.get((read.part, read.turn + BUFFERS))
         if over is None:
             continue
         known = [pushed[w.part, w.turn] for w in waits if w.place <= over.place and (w.part, w.turn) in pushed]
-        if not any(_follows(p, read, barriers) for p in known):
+        if in_memory:
+            follows = any(read.place <= p.place for p in known)
+        else:
+            follows = any(_follows(p, read, barriers) for p in known)
+        if not follows:
             yield max(p.place for p in known) % count
 
 

@@ -29,7 +29,7 @@ from ...cell.stages import (
     Slice,
 )
 from ..cut import Cut, cut, halves, observed
-from .cluster import Cluster, ranks_of, shared_out
+from .cluster import Cluster, ranks_of, shared_out, through_of
 from .order import planned
 from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, initial, moments, scale, scaled, shares
 
@@ -70,7 +70,7 @@ def _planned(whole: Cut, cluster: Cluster | None) -> KernelPlan:
         found.add(stage)
     found.layers(part for own in whole.read_after for part in whole.parts_of(own))
     units = shared_out(found.units, cluster)
-    return planned(whole, units, found.given, found.biases, ranks=ranks_of(cluster))
+    return planned(whole, units, found.given, found.biases, ranks=ranks_of(cluster), through=through_of(cluster))
 
 
 class ForwardUnits:

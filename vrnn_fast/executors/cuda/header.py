@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ...cell.spec import Std
 from ...cell.stages import Slice
-from .exchange import BUFFERS
+from .exchange import BUFFERS, operand_buffers
 from .memory import Memory, in_pairs, operand_bytes
 from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit, moments, slopes
 
@@ -53,7 +53,7 @@ def header(
     visits, first, waited = [], 0, 0
     for v in plan.visits:
         fields = v.unit, first, len(v.products), v.begins, v.finishes, v.barrier, waited, len(v.waits)
-        visits.append(_braced(fields))
+        visits.append(_braced((*fields, plan.publishes(v))))
         first, waited = first + len(v.products), waited + len(v.waits)
     waits = [str(writer.part(part)) for v in plan.visits for part in v.waits]
     constants = {
@@ -73,6 +73,8 @@ def header(
         "ranks": plan.ranks,
         "gates": memory.gates,
         "exchange_buffers": BUFFERS,
+        "operand_buffers": max((operand_buffers(plan, part) for part in plan.exchanged), default=1),
+        "pushed_bytes": memory.pushed_bytes,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),
@@ -82,6 +84,7 @@ def header(
         "waits_in_all": len(waits),
     }
     flags = {"reverse": plan.reverse, "pass": plan.is_pass, "barrier_first": plan.barrier_first}
+    flags["through_memory"] = plan.through == "memory"
     lines = [
         "// Written by vrnn_fast/executors/cuda/header.py.",
         "namespace vrnn::program {",
@@ -140,7 +143,7 @@ class _Writer:
             *(name in self.buffers and in_pairs(plan, part), memory.held.get(part, -1)),
             *(part in plan.split, memory.share(part)),
             plan.exchanged.index(part) if part in plan.exchanged else -1,
-            plan.is_for_next(part),
+            *(plan.is_for_next(part), plan.maker(part) if part in plan.exchanged else -1, memory.pushed.get(part, -1)),
         )
         return f"/* {len(self.parts)}: {name}, {part.start} to {part.start + part.width - 1} */ {_braced(fields)}"
 

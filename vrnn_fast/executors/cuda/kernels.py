@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from . import crew, weights
+from .cluster import Cluster, ranks_of, through_of
 from .driver import Kernel
 from .header import VALUES, header, source
 from .memory import Memory, Operand, memory
@@ -38,16 +39,18 @@ def program(step: PlannedLaunch, kind: Operand, most: int, dtype: torch.dtype) -
     reads = (part.buffer for unit in step.plan.units for part in (*unit.reads, *unit.rereads))
     buffers = tuple(dict.fromkeys((*reads, *step.stored)))
     body = header(found, buffers, step.stored, str(dtype).partition(".")[2], step.results)
-    kernel = Kernel(step.name, source(body, step.plan.ranks), found.shared, step.plan.ranks)
+    ranks, waits = step.plan.cluster, step.plan.cluster < step.plan.ranks
+    kernel = Kernel(step.name, source(body, ranks), found.shared, ranks, cooperative=waits)
     return PlannedKernel(step, found, buffers, body, kernel)
 
 
 @lru_cache(maxsize=256)
-def together(programs: tuple[crew.JoinedProgram, ...], limit: int, ranks: int = 1) -> Kernel:
-    """Return the kernel that stands for all of these launches, where clusters of so many blocks scan."""
+def together(programs: tuple[crew.JoinedProgram, ...], limit: int, cluster: Cluster | None = None) -> Kernel:
+    """Return the kernel that stands for all of these launches, where such blocks share a tile of the scan."""
     name = next(p.name for p in programs if p.name in crew.SCANS)
     shared = max(p.shared for p in programs)
-    return Kernel(f"all of {name}", crew.joined(programs, limit, ranks), shared, ranks, cooperative=True)
+    ranks = ranks_of(cluster) if through_of(cluster) == "peers" else 1
+    return Kernel(f"all of {name}", crew.joined(programs, limit, cluster), shared, ranks, cooperative=True)
 
 
 class FixedKernel(NamedTuple):

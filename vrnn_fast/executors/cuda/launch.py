@@ -11,9 +11,8 @@ import ctypes
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, lru_cache, partial
-from itertools import count
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,19 +27,18 @@ from ..base import Batch, Want
 from ..call import Gradients, Outputs, Remembered, kept, on, particles
 from ..cut import Cut
 from ..rows import aligned, allocate
-from . import crew, driver, emulator, pack, products, weights
-from .cluster import ranks_of, workers
+from . import chip, crew, driver, emulator, pack, products, weights
+from .cluster import ranks_of
 from .driver import Kernel
 from .forward import alone, forward
 from .kernels import PlannedKernel, fixed, program, together
-from .memory import CHIPS, ROWS, Operand, memory
+from .memory import ROWS, Operand, memory
 from .passes import OF_STATES
 from .plan import TOTALS
 from .steps import (
     BACKWARD,
     FORWARD,
     GENERATE,
-    H100,
     RESULTS,
     PlannedLaunch,
     ScanRoom,
@@ -53,8 +51,6 @@ from .steps import (
     plans,
 )
 
-OLDEST = 8, 0  # compute capability: what copy_async and mma of bf16 need
-EMULATED_MULTIPROCESSORS = 4
 MOST_BLOCKS = 4  # of a pass on one multiprocessor: 32 warps hide what one waits for
 RESERVED = 1024  # bytes of shared memory that the driver takes of each block
 launches: Counter[str] = Counter()  # of kernels of ours in this process, by what they do
@@ -73,71 +69,6 @@ def operand(dtype: torch.dtype, precision: str) -> Operand:
     if dtype == torch.float32:
         return "tf32" if precision == "tf32" else "f32"
     return "bf16" if dtype == torch.bfloat16 else "f16"
-
-
-def gpu(device: torch.device) -> int | None:
-    """Return the number of a GPU; None for a CPU, where the emulator is."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-def limit(device: torch.device) -> int:
-    """Return the bytes of shared memory of a block; in the emulator, those of an H100."""
-    index = gpu(device)
-    return CHIPS["sm_90"] if index is None else driver.chip(index).shared
-
-
-def room(device: torch.device) -> ScanRoom:
-    """Return what a chip has for scans: clusters of Hopper's chips and of Blackwell's large ones, as many as the driver
-    says. The emulator has those of an H100."""
-    index = gpu(device)
-    if index is None:
-        return H100._replace(shared=limit(device))
-    found = driver.chip(index)
-    return ScanRoom(found.shared, found.multiprocessors, _clusters(index) if found.capability[0] in (9, 10) else None)
-
-
-@cache
-def _clusters(index: int) -> Callable[[int], int]:
-    """Return what tells how many clusters a device runs at once: the same every time, for choices are kept by it."""
-    return partial(driver.clusters, index)
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Count those of the chip."""
-    index = gpu(device)
-    return EMULATED_MULTIPROCESSORS if index is None else driver.chip(index).multiprocessors
-
-
-def at_once(device: torch.device, ranks: int) -> int:
-    """Count the blocks that run at once, each with a multiprocessor to itself, in clusters of so many."""
-    return EMULATED_MULTIPROCESSORS // ranks * ranks if gpu(device) is None else room(device).blocks(ranks)
-
-
-def cooperates(device: torch.device) -> bool:
-    """Tell whether the driver promises to run all blocks of a launch at once."""
-    index = gpu(device)
-    return index is None or driver.chip(index).cooperative
-
-
-def rows_together(spec: CellSpec, kind: Operand, device: torch.device) -> int:
-    """Count the rows up to which a training step is one launch each way."""
-
-    def joins(tiles: int) -> bool:
-        scans = chosen(spec, kind, room(device), tiles * ROWS)
-        return all(workers(tiles, n, at_once(device, n)) for n in map(ranks_of, (scans.forward, scans.backward)))
-
-    return ROWS * next(tiles for tiles in count() if not (cooperates(device) and joins(tiles + 1)))
-
-
-def too_old(device: torch.device) -> str | None:
-    """Return None, or why kernels do not run on this device whatever the cell is."""
-    index = gpu(device)
-    found = OLDEST if index is None else driver.chip(index).capability
-    if found >= OLDEST:
-        return None
-    return f"its kernels need compute capability {OLDEST[0]}.{OLDEST[1]}, and {device} has {found[0]}.{found[1]}"
 
 
 @cache
@@ -172,12 +103,13 @@ class Argument(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A launch that has all it needs: a kernel, its program in C++, blocks, and its argument."""
+    """A launch that has all it needs: a kernel, its program in C++, blocks, its argument, what is cleared before it."""
 
     kernel: Kernel
     body: str
     blocks: int
     argument: Argument
+    cleared: tuple[Tensor, ...] = ()
 
 
 class KernelCall:
@@ -198,10 +130,10 @@ class KernelCall:
         self.particles = particles(given, self.cut)
         if self.particles > ROWS:
             raise ValueError(too_many(self.particles))
-        self.kind, self.most = operand(x.dtype, precision), limit(x.device)
+        self.kind, self.most = operand(x.dtype, precision), chip.limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.clusters = chosen(spec, self.kind, room(x.device), self.batch)
-        if (lacking := missing(spec, self.kind, room(x.device), self.batch)) is not None:
+        self.clusters = chosen(spec, self.kind, chip.room(x.device), self.batch)
+        if (lacking := missing(spec, self.kind, chip.room(x.device), self.batch)) is not None:
             announce(f"{x.device} scans in {self.kind} otherwise than a whole chip: {lacking}")
         self.parameters = [aligned(p.detach()) for p in parameters]
         self.lengths = None if given.lengths is None else aligned(given.lengths.to(x.device))
@@ -255,7 +187,7 @@ class KernelCall:
         biases_to = allocate(self.given.x, (max(1, found.biases.shape[1]),), None, torch.float32)
         tensors = [*self.parameters, operands, biases, to, biases_to, self.lengths, self.order]
         work = max(found.operands.size, found.biases.shape[1], self.batch)
-        blocks = max(1, min(-(-work // driver.THREADS), 4 * multiprocessors(self.device)))
+        blocks = max(1, min(-(-work // driver.THREADS), 4 * chip.multiprocessors(self.device)))
         sizes = (found.operands.size, found.biases.shape[1], found.biases.shape[0], self.batch, self.particles)
         packed = [
             KernelWeights(to[a // found.size :], to[b // found.size :], biases_to[c:]) for a, b, c in found.starts
@@ -292,16 +224,20 @@ class KernelCall:
         blocks = of.ranks * self.tiles
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
-            blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * multiprocessors(self.device))
+            blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * chip.multiprocessors(self.device))
+        pushed = flags = None
+        if own.memory.pushed_bytes:
+            pushed = allocate(self.given.x, (self.tiles, own.memory.pushed_bytes), None, torch.uint8)
+            flags = allocate(self.given.x, (self.tiles, of.ranks), None, torch.int32)
         ends = [self.lengths, self.order, self.flags(self.given.resets), self.flags(self.given.mask)]
         tensors = [
             *(self.buffer(name) for name in own.buffers),
             *(*none, *states[0], *none, *states[1], *none),
-            *(*packed, *per_row, *gradients, *ends, self.uniforms, self.ancestors),
+            *(*packed, *per_row, *gradients, *ends, self.uniforms, self.ancestors, pushed, flags),
         ]
         enough = struct.unpack("i", struct.pack("f", self.given.threshold * self.particles))
         sizes = blocks, self.steps, self.batch, *strides, self.particles, *enough
-        return Prepared(own.kernel, own.body, blocks, Argument(tensors, sizes))
+        return Prepared(own.kernel, own.body, blocks, Argument(tensors, sizes), () if flags is None else (flags,))
 
     @property
     def tiles(self) -> int:
@@ -310,40 +246,40 @@ class KernelCall:
 
     def launch(self, prepared: Sequence[Prepared]) -> None:
         """Launch all of these one after the other, or as one where that is known to end."""
-        index, arguments = gpu(self.device), [each.argument for each in prepared]
+        index, arguments = chip.gpu(self.device), [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
-        ranks = max(each.kernel.ranks for each in prepared)
+        scan = next((each.kernel.name for each in prepared if each.kernel.name in crew.SCANS), None)
+        cluster = None if scan is None else self.clusters.of(scan)
+        ranks, blocks, tiles = ranks_of(cluster), chip.at_once(self.device, cluster), 0 if scan is None else self.tiles
         shared = max(each.kernel.shared for each in prepared)
-        blocks = at_once(self.device, ranks)
-        tiles = self.tiles if any(each.kernel.name in crew.SCANS for each in prepared) else 0
-        if not crew.apart(tiles, blocks, cooperates(self.device), size, ranks) and shared <= self.most:
+        if not crew.apart(tiles, blocks, chip.cooperates(self.device), size, ranks) and shared <= self.most:
             programs = tuple(crew.JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in prepared)
-            kernel = together(programs, self.most, ranks)
+            kernel = together(programs, self.most, cluster)
             if index is None or driver.resident(index, kernel) >= blocks:
-                beside = blocks - self.tiles * ranks
+                beside = blocks - tiles * ranks
                 counters = allocate(self.given.x, (blocks,), None, torch.int32)
                 packs = max(1, min(blocks, -(-arguments[0].numbers[1] // crew.PACKED)))
                 own: list[Tensor | None] = [counters, counters[beside:]]
-                looks = crew.looks(self.steps, self.tiles, beside)
-                first = Argument(own, (blocks, self.tiles, packs, looks))
-                self._launch(kernel, blocks, [first, *arguments], counters)
+                first = Argument(own, (blocks, tiles, packs, crew.looks(self.steps, tiles, beside)))
+                cleared = [counters, *(flags for each in prepared for flags in each.cleared)]
+                self._launch(kernel, blocks, [first, *arguments], cleared)
                 return
         if index is not None:
             driver.compile_ahead(index, [each.kernel for each in prepared])
         for each in prepared:
-            self._launch(each.kernel, each.blocks, [each.argument])
+            self._launch(each.kernel, each.blocks, [each.argument], each.cleared)
 
     def _launch(
-        self, kernel: Kernel, blocks: int, arguments: Sequence[Argument], cleared: Tensor | None = None
+        self, kernel: Kernel, blocks: int, arguments: Sequence[Argument], cleared: Sequence[Tensor] = ()
     ) -> None:
         """Launch a kernel; what is ``cleared`` is zeros when it begins."""
         launches[kernel.name] += 1
-        index = gpu(self.device)
+        index = chip.gpu(self.device)
         if index is not None:
             driver.launch(index, kernel, blocks, driver.structs(arguments), cleared)
             return
-        if cleared is not None:
-            ctypes.memset(cleared.data_ptr(), 0, cleared.nbytes)
+        for each in cleared:
+            ctypes.memset(each.data_ptr(), 0, each.nbytes)
         emulator.launch(kernel.text, *arguments[0], arguments[1:])
 
     def states(self) -> list[Tensor]:
@@ -409,7 +345,7 @@ class KernelCall:
                 scan = each.step.name == BACKWARD
                 found.append(self.run(each, own, (d_final, d_state) if scan else NO_STATES, upstream=upstream))
             rows = self.steps, self.batch
-            if self.lengths is None and are_cublas(spec, names, self.kind, room(self.device), *rows):
+            if self.lengths is None and are_cublas(spec, names, self.kind, chip.room(self.device), *rows):
                 self.launch(found)
                 d_parameters = self.weight_gradients_by_cublas(names)
             else:
@@ -485,7 +421,7 @@ def _jobs(found: weights.Jobs, device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _on(table: NDArray[Any], device: torch.device) -> Tensor:
-    index = gpu(device)
+    index = chip.gpu(device)
     if index is not None:
         driver.refuse_capture(driver.stream(index), "the tables of this cell are")
     return torch.from_numpy(np.ascontiguousarray(table).view(np.int32)).to(device)

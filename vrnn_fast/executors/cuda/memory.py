@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Slice, Term
-from .exchange import BUFFERS
+from .exchange import BUFFERS, operand_buffers
 from .order import on_chain
 from .plan import TILE, UPDATES, WARPS, KernelPlan, Product
 
@@ -60,6 +60,8 @@ class Memory:
         row_sums: and of moments and slopes, two numbers of each row for each tile.
         filter: of what a particle filter keeps of each row; -1 of none.
         gates: of the gates of a cluster's exchanges; -1 of none.
+        pushed: and into a tile's bytes in memory, of each part that its ranks exchange there.
+        pushed_bytes: how many these are.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
@@ -82,6 +84,8 @@ class Memory:
     row_sums: dict[Slice, int]
     filter: int
     gates: int
+    pushed: dict[Slice, int]
+    pushed_bytes: int
     shared: int
     streamed: int
 
@@ -139,11 +143,6 @@ def streamed_weight_bytes(plan: KernelPlan, product: Product, kind: Operand) -> 
     """Count the bytes of a block's weights of a product in the order of lanes."""
     row = _up(row_bytes(product.source, kind), STEP if kind == "f32" else CHUNK)
     return own_columns(plan, product.target, kind) * row
-
-
-def operand_buffers(plan: KernelPlan, part: Slice) -> int:
-    """Count the places in shared memory that an operand takes turns in."""
-    return BUFFERS if part in plan.exchanged else 1
 
 
 def _words(plan: KernelPlan, product: Product, kind: Operand) -> int:
@@ -215,7 +214,12 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     if plan.filters:
         filter_, shared = shared, shared + FILTER
     gates = -1
-    if plan.exchanged:
+    pushed, pushed_bytes = {}, 0
+    if plan.through == "memory":
+        for part in plan.exchanged:
+            pushed[part] = pushed_bytes
+            pushed_bytes += BUFFERS * ROWS * row_bytes(part, kind)
+    elif plan.exchanged:
         gates, shared = shared, _up(shared + GATE * BUFFERS * len(plan.exchanged), 16)
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
@@ -231,6 +235,8 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
         row_sums=row_sums,
         filter=filter_,
         gates=gates,
+        pushed=pushed,
+        pushed_bytes=pushed_bytes,
         shared=shared,
         streamed=streamed,
     )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from ...cell.stages import Dense, Slice
 from ..cut import Cut
-from .exchange import buffer_read, buffer_written, with_waits
-from .plan import EXCHANGES, SHARING, STATEFUL, TILE, UPDATES, WARPS, KernelPlan, Kind, Product, Unit, Visit
+from .exchange import buffer_read, buffer_written, with_barriers, with_waits
+from .plan import EXCHANGES, SHARING, STATEFUL, TILE, UPDATES, WARPS, KernelPlan, Kind, Product, Through, Unit, Visit
 
 FIRST: tuple[Kind, ...] = ("give_back",)  # of a step, in this order, and last
 LAST: tuple[Kind, ...] = ("total", "resample", "take")
@@ -29,11 +29,12 @@ def planned(
     reverse: bool = False,
     is_pass: bool = False,
     ranks: int = 1,
+    through: Through = "peers",
 ) -> KernelPlan:
-    """Put the units of a scan or of a pass in order; in a cluster of so many ranks, those of a rank."""
+    """Put the units of a scan or of a pass in order; where so many ranks share a tile of rows, those of a rank."""
     every = tuple(units)
     computed = tuple(u for u in every if u.kind not in (*FIRST, *LAST))
-    phases = _Phases(computed, ranks)
+    phases = _Phases(computed, ranks, apart=through == "peers")
     phases.arrange()
     around = [tuple(u for kind in kinds for u in every if u.kind == kind) for kinds in (FIRST, LAST)]
     ordered = (*computed, *around[0], *around[1])  # of those around, none needs more than a barrier
@@ -47,9 +48,9 @@ def planned(
             sharing = (u for u, unit in enumerate(computed) if unit.kind in SHARING and unit.total == total.total)
             first_warp[numbers[id(total)]] = first_warp[next(sharing)]
     numbered = tuple(first_warp)
-    plan = KernelPlan(cut, reverse, is_pass, ordered, numbered, tuple(visits), frozenset(given), biases, ranks)
-    plan = replace(plan, visits=_with_barriers(plan))
-    return with_waits(plan) if ranks > 1 else plan
+    shape = cut, reverse, is_pass, ordered, numbered, tuple(visits), frozenset(given), biases, ranks, through
+    plan = with_waits(KernelPlan(*shape))
+    return with_barriers(replace(plan, visits=_with_barriers(plan)))
 
 
 def on_chain(units: tuple[Unit, ...]) -> frozenset[int]:
@@ -68,10 +69,14 @@ def _makers(units: tuple[Unit, ...]) -> dict[Slice, int]:
 
 
 class _Phases:
-    """Which work a step does between which barriers, and how much of it each warp has."""
+    """Which work a step does between which barriers, and how much of it each warp has.
 
-    def __init__(self, units: tuple[Unit, ...], ranks: int) -> None:
-        self.units, self.makers, self.ranks = units, _makers(units), ranks
+    Args:
+        apart: whether what ranks share has one buffer that a step reads and another one that it writes.
+    """
+
+    def __init__(self, units: tuple[Unit, ...], ranks: int, *, apart: bool) -> None:
+        self.units, self.makers, self.ranks, self.apart = units, _makers(units), ranks, apart
         self.finish = [0] * len(units)
         for u, unit in enumerate(units):
             self.finish[u] = 1 + self.ready(unit.sources)
@@ -188,7 +193,7 @@ class _Phases:
             unit, products = self.units[u], tuple(self.work[phase, u])
             finishes, begins = phase == self.finish[u], u not in begun
             begun.add(u)
-            if finishes and not unit.split and {p.source for p in products} & set(unit.writes):
+            if finishes and not (unit.split and self.apart) and {p.source for p in products} & set(unit.writes):
                 yield Visit(u, products, begins, False)  # all warps have read it before any overwrites it
                 yield Visit(u, (), False, True)
             else:
@@ -232,15 +237,25 @@ def _accesses(plan: KernelPlan, visit: Visit, step: int) -> Iterator[_Access]:
         yield _Access(("totals", unit.total, 0), unit.kind != "total", alone)
 
 
+def _copied(plan: KernelPlan, visit: Visit) -> Iterator[_Access]:
+    """Yield what all warps do with what other ranks have pushed into memory, before a visit and a barrier."""
+    if plan.copies(visit):
+        yield from (_Access(("operand", part, 0), True) for part in visit.waits)
+
+
 def _with_barriers(plan: KernelPlan) -> tuple[Visit, ...]:
-    """Put a barrier before each visit that would meet others in memory; steps follow each other."""
+    """Put a barrier before each visit that would meet others in memory; steps follow each other. Ranks that exchange
+    through memory have one behind each wait, and one before they publish."""
     barriers = [False] * len(plan.visits)
     since: list[_Access] = []
     for step in range(4):
         for i, visit in enumerate(plan.visits):
-            own = list(_accesses(plan, visit, step))
-            if barriers[i] or any(a.conflicts(b) for a in own for b in since):
+            own, copied = list(_accesses(plan, visit, step)), list(_copied(plan, visit))
+            if copied:
+                barriers[i] |= any(a.conflicts(b) for a in copied for b in since)
+                since = []
+            elif barriers[i] or any(a.conflicts(b) for a in own for b in since):
                 barriers[i] = True
                 since = []
-            since += own
+            since = [] if plan.publishes(visit) else since + own
     return tuple(replace(v, barrier=b) for v, b in zip(plan.visits, barriers, strict=True))

@@ -48,6 +48,7 @@ Kind = Literal[
     "give_back",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Through = Literal["peers", "memory"]  # how blocks exchange operands: exchange.py
 UPDATES: tuple[Kind, ...] = ("gru", "lstm", "rnn")  # that end a step, but in a particle filter
 EXCHANGES: tuple[Kind, ...] = ("take", "give_back")  # in which its rows read those of other lanes
 STATEFUL: tuple[Kind, ...] = (*UPDATES, *EXCHANGES, "gru_back", "lstm_back", "rnn_back", "state_back")
@@ -185,7 +186,8 @@ class KernelPlan:
         visits: the work of one step, in order.
         given: the parts that begin with what is in memory.
         biases: the dense stage whose biases a part begins with; of a state, where a sequence begins anew.
-        ranks: blocks of a cluster that share a tile of rows; 1 where there is no cluster.
+        ranks: blocks that share a tile of rows; 1 where none do.
+        through: how they exchange operands.
     """
 
     cut: Cut
@@ -197,6 +199,7 @@ class KernelPlan:
     given: frozenset[Slice]
     biases: dict[Slice, Dense]
     ranks: int = 1
+    through: Through = "peers"
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -232,6 +235,24 @@ class KernelPlan:
         made = {part for unit in self.units if unit.split for part in unit.writes}
         return tuple(part for part in self.operands if part in made)
 
+    @property
+    def cluster(self) -> int:
+        """Count the blocks of a cluster of the hardware; 1 where there is none."""
+        return self.ranks if self.through == "peers" else 1
+
+    def maker(self, part: Slice) -> int:
+        """Return the number of the visit that finishes a part."""
+        return next(i for i, v in enumerate(self.visits) if v.finishes and part in self.units[v.unit].writes)
+
+    def copies(self, visit: Visit) -> bool:
+        """Tell whether a visit begins with parts that other ranks have pushed into memory, and a barrier."""
+        return self.through == "memory" and bool(visit.waits)
+
+    def publishes(self, visit: Visit) -> bool:
+        """Tell whether a visit ends with a barrier, and parts that other ranks read in memory."""
+        made = self.units[visit.unit].writes if visit.finishes and self.through == "memory" else ()
+        return any(part in self.exchanged for part in made)
+
     def share(self, tiles: int, split: bool) -> int:
         """Count the tiles that one rank has at most."""
         return -(-tiles // self.ranks) if split else tiles
@@ -247,7 +268,10 @@ class KernelPlan:
         def reads(visit: Visit) -> bool:
             return bool(visit.products) or (visit.begins and any(s in self.biases for s in self.units[visit.unit].sums))
 
-        return not next((v.barrier for v in self.visits if v.barrier or reads(v)), True)
+        def behind(visit: Visit) -> bool:
+            return visit.barrier or self.copies(visit)
+
+        return not next((behind(v) for v in self.visits if behind(v) or reads(v)), True)
 
     @property
     def filters(self) -> bool:

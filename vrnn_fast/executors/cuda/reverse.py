@@ -16,7 +16,7 @@ from typing import Any
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Begin, Dense, Normalize, Recur, Resample, Sample, Slice
 from ..cut import Cut, cut, halves, learned
-from .cluster import Cluster, ranks_of, shared_out
+from .cluster import Cluster, ranks_of, shared_out, through_of
 from .forward import gates_of, scaling, with_room
 from .order import planned
 from .plan import KernelPlan, Kind, Product, Unit, gradient, initial, moments, scale, scaled, slopes
@@ -53,7 +53,8 @@ def reverse(
         found.add(stage)
     found.states()
     units = shared_out(found.units, cluster)
-    return planned(whole, units, found.given, found.biases, reverse=True, ranks=ranks_of(cluster))
+    ranks, through = ranks_of(cluster), through_of(cluster)
+    return planned(whole, units, found.given, found.biases, reverse=True, ranks=ranks, through=through)
 
 
 class ReverseUnits:

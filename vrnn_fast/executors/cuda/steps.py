@@ -13,12 +13,12 @@ from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
 from . import passes
-from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses, workers
+from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses, through_of, workers
 from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
 from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
-from .plan import TOTALS, KernelPlan, gradient, initial, scaled
+from .plan import TOTALS, KernelPlan, Through, gradient, initial, scaled
 from .reverse import reverse
 from .weights import DEPTH, jobs, shares
 
@@ -53,11 +53,15 @@ def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> PlannedLaunc
 
 
 class ScanClusters(NamedTuple):
-    """The clusters that run the scans of a cell, if any do."""
+    """The blocks to a tile of rows that run the scans of a cell, where these are several."""
 
     forward: Cluster | None = None
     backward: Cluster | None = None
     generate: Cluster | None = None
+
+    def of(self, scan: str) -> Cluster | None:
+        """Return those of a scan, by its name."""
+        return dict(zip((FORWARD, BACKWARD, GENERATE), self, strict=True))[scan]
 
 
 BLOCKS = ScanClusters()
@@ -70,20 +74,31 @@ class ScanRoom(NamedTuple):
         shared: bytes of shared memory of a block.
         multiprocessors: how many.
         clusters: tells how many of so many blocks it runs at once; None where it knows no clusters.
+        together: blocks of one launch that it promises to run at once, each with a multiprocessor to itself.
     """
 
     shared: int
     multiprocessors: int
     clusters: Callable[[int], int] | None = None
+    together: int = 0
 
-    def blocks(self, ranks: int) -> int:
-        """Count those that it runs at once, each with a multiprocessor to itself, in clusters of so many."""
-        if ranks == 1 or self.clusters is None:
+    @property
+    def through(self) -> tuple[Through, ...]:
+        """How several blocks may exchange operands."""
+        found: dict[Through, object] = {"peers": self.clusters, "memory": self.together}
+        return tuple(way for way, there in found.items() if there)
+
+    def blocks(self, ranks: int, through: Through = "peers") -> int:
+        """Count those that it runs at once, each with a multiprocessor to itself, so many to a tile of rows."""
+        if ranks == 1:
             return self.multiprocessors
-        return ranks * self.clusters(ranks)
+        if through == "memory":
+            return self.together // ranks * ranks
+        return 0 if self.clusters is None else ranks * self.clusters(ranks)
 
 
-H100 = ScanRoom(CHIPS["sm_90"], 132, partial(at_once, 132))
+H100 = ScanRoom(CHIPS["sm_90"], 132, partial(at_once, 132), 132)
+A100 = ScanRoom(CHIPS["sm_80"], 108, None, 108)
 
 
 GAIN = 1.25  # times what cuBLAS takes for weight gradients, ours may
@@ -99,7 +114,9 @@ class ScanPrices(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _prices(spec: CellSpec, kind: Operand, shared: int) -> tuple[ScanPrices, ScanPrices, ScanPrices]:
+def _prices(
+    spec: CellSpec, kind: Operand, shared: int, through: tuple[Through, ...]
+) -> tuple[ScanPrices, ScanPrices, ScanPrices]:
     """Find what the scans cost forward, backward, and of generation."""
     scans: tuple[Callable[[Cluster | None], KernelPlan], ...] = (
         lambda own: forward(spec, own),
@@ -115,7 +132,7 @@ def _prices(spec: CellSpec, kind: Operand, shared: int) -> tuple[ScanPrices, Sca
         _cycles(backward_steps(spec, losses, frozenset(), Keep.STORED), kind, shared) + products,
         0 if external else _cycles(generation_steps(spec, mean=False), kind, shared),
     )
-    ways = (() if scan is scans[2] and external else priced(scan, kind, shared) for scan in scans)
+    ways = (() if scan is scans[2] and external else priced(scan, kind, shared, through) for scan in scans)
     there, back, generated = map(ScanPrices, ways, beside, (0, products, 0))
     return there, back, generated
 
@@ -128,11 +145,11 @@ def _cycles(steps: Iterable[PlannedLaunch], kind: Operand, shared: int) -> int:
 
 @lru_cache(maxsize=1024)
 def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
-    """Choose the clusters of a cell's scans for these operands, and so many rows."""
-    if room.clusters is None or refuses(spec) is not None:
+    """Choose the blocks to a tile of a cell's scans for these operands, and so many rows."""
+    if not room.through or refuses(spec) is not None:
         return BLOCKS
-    tiles, blocks = -(-batch // ROWS), room.blocks
-    return ScanClusters(*(fastest(p.ways, tiles, blocks, p.beside) for p in _prices(spec, kind, room.shared)))
+    tiles, prices = -(-batch // ROWS), _prices(spec, kind, room.shared, room.through)
+    return ScanClusters(*(fastest(p.ways, tiles, room.blocks, p.beside) for p in prices))
 
 
 @lru_cache(maxsize=1024)
@@ -142,10 +159,11 @@ def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: Sc
     as far as the clock on paper knows."""
     if room.clusters is None or operand_bytes(kind) != 2:
         return False
-    own, prices = jobs(spec, upstream, kind), _prices(spec, kind, room.shared)[1]
+    own, prices = jobs(spec, upstream, kind), _prices(spec, kind, room.shared, room.through)[1]
     cluster, tiles, rows = chosen(spec, kind, room, batch).backward, -(-batch // ROWS), steps * batch
     ours = squares(len(own.tiles), own.side, rows, shares(rows), "sm_90")
-    if meanwhile := workers(tiles, ranks_of(cluster), room.blocks(ranks_of(cluster))):
+    ranks = ranks_of(cluster)
+    if meanwhile := workers(tiles, ranks, room.blocks(ranks, through_of(cluster))):
         chain = dict(prices.ways).get(cluster, 0)
         later = max(chain, tiles * prices.beside / meanwhile)
         later -= max(chain, tiles * (prices.beside - prices.products) / meanwhile)
@@ -155,17 +173,22 @@ def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: Sc
 
 @lru_cache(maxsize=1024)
 def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> str | None:
-    """Return None, or which clusters would scan if the chip had a place for them, and what scans instead."""
-    if room.clusters is None:
-        return None
-    whole = ScanRoom(room.shared, room.multiprocessors, partial(at_once, max(GROUP, room.multiprocessors)))
-    wanted = {ranks_of(own) for own in chosen(spec, kind, whole, batch)}
-    lacking = sorted(ranks for ranks in wanted if not room.blocks(ranks))
+    """Return None, or which blocks would share a tile if the chip had a place for them, and what scans instead."""
+    clusters = None if room.clusters is None else partial(at_once, max(GROUP, room.multiprocessors))
+    whole = room._replace(clusters=clusters, together=room.multiprocessors)
+    wanted = {own for own in chosen(spec, kind, whole, batch) if own is not None}
+    lacking = {own.ranks: own.through for own in wanted if not room.blocks(own.ranks, own.through)}
     if not lacking:
         return None
-    most = max(map(ranks_of, chosen(spec, kind, room, batch)))
-    instead = f"clusters of up to {most} scan" if most > 1 else "single blocks scan"
-    return f"it has no place for a cluster of {' or of '.join(map(str, lacking))} blocks, so that {instead}"
+    reason = "it does not run all blocks of a launch at once"
+    if clustered := sorted(ranks for ranks, through in lacking.items() if through == "peers"):
+        reason = f"it has no place for a cluster of {' or of '.join(map(str, clustered))} blocks"
+    most = max(chosen(spec, kind, room, batch), key=ranks_of)
+    who = "single blocks scan"
+    if most is not None:
+        meet = "clusters of up to {} scan" if most.through == "peers" else "up to {} blocks scan that meet in memory"
+        who = meet.format(most.ranks)
+    return f"{reason}, so that {who}"
 
 
 @lru_cache(maxsize=256)
