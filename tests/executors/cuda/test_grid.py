@@ -69,30 +69,30 @@ def test_two_buffers_are_enough_whatever_the_cell() -> None:
 # ---- numbers
 
 
-CASES: dict[str, tuple[CellSpec, torch.dtype, Cluster, dict[str, Any]]] = {
-    "gru in float32, ragged": (GRU, torch.float32, TWO, {"lengths": RAGGED, "resets": True}),
-    "gru in bfloat16, more ranks than tiles": (GRU, torch.bfloat16, FOUR, {"lengths": RAGGED}),
-    "lstm of two layers in float16": (LSTM, torch.float16, TWO, {"resets": True}),
+CASES: dict[str, tuple[CellSpec, torch.dtype, Cluster, dict[str, Any], tuple[int, ...]]] = {
+    "gru in float32, ragged": (GRU, torch.float32, TWO, {"lengths": RAGGED, "resets": True}, (1, 8)),
+    "gru in bfloat16, more ranks than tiles": (GRU, torch.bfloat16, FOUR, {"lengths": RAGGED}, (1,)),
+    "lstm of two layers in float16": (LSTM, torch.float16, TWO, {"resets": True}, (8,)),
     "all at once": (
-        cell(**FAMILY["all at once"], initial_state=True),
-        torch.float32,
-        TWO,
+        *(cell(**FAMILY["all at once"], initial_state=True), torch.float32, TWO),
         {"resets": True, "recompute": True, "mask": True},
+        (1,),
     ),
 }
+"""Cells, and of how many multiprocessors: of one, launches are apart; of more, one has workers beside the scan."""
 
 
 @needs_emulator
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_compute_the_bits_of_one_block(case: str) -> None:
-    """And so obey the law of errors as one does; in launches apart, and in one beside workers."""
-    spec, dtype, cluster, options = CASES[case]
+    """And so obey the law of errors as one does."""
+    spec, dtype, cluster, options, multiprocessors = CASES[case]
     options = {"lengths": None, **options}
     recompute = options.pop("recompute", False)
     problem = Problem.draw(spec, 3, 18 if options["lengths"] is None else 5, **options)
     alone = problem.run(cuda, dtype, recompute=recompute)
-    for multiprocessors in (1, 4 * cluster.ranks):
-        with by(cluster), mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", multiprocessors):
+    for count in multiprocessors:
+        with by(cluster), mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", count):
             found = problem.run(cuda, dtype, recompute=recompute)
         assert not [name for name, t in alone.items() if not torch.equal(found[name], t)]
 
