@@ -28,7 +28,7 @@ if int(setuptools.__version__.partition(".")[0]) < OLDEST:
     found = f"found {setuptools.__version__}: pip install 'setuptools>={OLDEST}', then try again"
     sys.exit(f"building vrnn_fast needs setuptools {OLDEST} or later, {found}")
 
-NAMESPACE = os.environ.get("VRNN_FAST_NAMESPACE", "vrnn_fast")  # of the operators; hub/build.py asks for another
+NAMESPACE = os.environ.get("VRNN_FAST_NAMESPACE", "vrnn_fast")  # of the operators; csrc/hub/build.py asks for another
 X86 = sysconfig.get_platform() == "linux-x86_64"  # of _PYTHON_HOST_PLATFORM, where another machine is built for
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=switch", "-Icsrc"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"] + ["-DVRNN_X86"] * X86

@@ -1,6 +1,6 @@
 """Where torch keeps the operators of this build: every other module asks here.
 
-A package for a hub of kernels (hub/build.py) has a namespace of its own, so that two builds get on in one process.
+A package for a hub of kernels (csrc/hub/build.py) has a namespace of its own, so that two builds get on in one process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which executors there are, in order of preference, and who vouches for one that was not tried everywhere.
 
-A package for a hub of kernels has fewer: hub/package/executors/registry.py.
+A package for a hub of kernels has fewer: csrc/hub/package/executors/registry.py.
 """
 
 from __future__ import annotations
