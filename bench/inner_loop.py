@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vrnn_fast.executors.cpu import operators
+from vrnn_fast.ops import LIBRARY
 
 from .record import RESULTS
 
@@ -100,7 +100,7 @@ def disassembled(library: Path, isa: str, rows: int, vectors: int) -> Iterator[s
 
 def main() -> None:
     """Write the table and the loops."""
-    loops = {isa: innermost(disassembled(operators.LIBRARY, isa, *tile)) for isa, tile in TILES.items()}
+    loops = {isa: innermost(disassembled(LIBRARY, isa, *tile)) for isa, tile in TILES.items()}
     text = ABOUT
     for isa, loop in loops.items():
         rows, vectors = TILES[isa]

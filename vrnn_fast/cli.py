@@ -37,7 +37,7 @@ from .training.config import MAX_SEED, RunError
 from .training.evaluation import evaluate
 from .training.options import Options
 from .training.ranks import Ranks
-from .training.runs import load_model, of_table, read_configs, run_data
+from .training.runs import NO_RESUMING, load_model, of_table, read_configs, run_data
 from .training.trainer import Trainer
 
 app = typer.Typer(
@@ -146,6 +146,8 @@ def _place(options: Options, ranks: Ranks) -> tuple[Path, Path | None]:
     others = [name for name in options.given if name not in ("resume", "threads", *LOGGERS)]
     if others:
         raise RunError(f"--resume takes everything from the run: leave out {', '.join(others)}")
+    if of_table(options.resume):
+        raise RunError(NO_RESUMING)
     return checkpoint.run_of(options.resume), options.resume
 
 
@@ -156,7 +158,8 @@ def _trainer(options: Options, run: Path, resume: Path | None, ranks: Ranks, sho
     if resume is not None:
         return Trainer.resume(resume, ranks=ranks)
     if checkpoint.exists(run) or of_table(run):
-        words = f"{run} holds a run already: go on with --resume {run}, or name another --run"
+        going_on = "" if of_table(run) else f"go on with --resume {run}, or "
+        words = f"{run} holds a run already: {going_on}name another --run"
         raise RunError(words, everywhere=True)
     failure: Exception | None = None
     try:

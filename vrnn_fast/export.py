@@ -18,9 +18,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from . import checks, executors
-from .executors.cpu import operators
 from .likelihoods import MeanStd, StudentParameters
 from .model import VRNN
+from .ops import LIBRARY
 from .replacing import replacing
 from .state import paired
 
@@ -131,7 +131,7 @@ def write_package(
     with replacing(path) as file:
         torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=options)
     if about["operators"]:
-        with operators.LIBRARY.open("rb") as library, replacing(path.with_name(OPERATORS)) as copy:
+        with LIBRARY.open("rb") as library, replacing(path.with_name(OPERATORS)) as copy:
             shutil.copyfileobj(library, copy)
     return about
 

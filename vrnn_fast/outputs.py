@@ -19,6 +19,7 @@ from .likelihoods import (
     StrokeComponents,
     StudentParameters,
 )
+from .ops import NAMESPACE
 from .state import State
 
 
@@ -89,7 +90,7 @@ class VRNNOutput:
         raise KeyError(f"there is no result {key!r}, only {', '.join(self.keys())}")
 
 
-torch.export.register_dataclass(VRNNOutput, serialized_type_name="vrnn_fast.VRNNOutput")
+torch.export.register_dataclass(VRNNOutput, serialized_type_name=f"{NAMESPACE}.VRNNOutput")
 for _tuple in (
     MeanStd,
     CountParameters,
@@ -99,7 +100,7 @@ for _tuple in (
     StrokeComponents,
     StudentParameters,
 ):
-    pytree._register_namedtuple(_tuple, serialized_type_name=f"vrnn_fast.{_tuple.__name__}")  # named, to be exported
+    pytree._register_namedtuple(_tuple, serialized_type_name=f"{NAMESPACE}.{_tuple.__name__}")  # named, to be exported
 
 
 class VRNNStep(NamedTuple):

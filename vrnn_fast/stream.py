@@ -76,7 +76,7 @@ class Stream:
             >>> Stream(model).refresh()
         """
         try:
-            native = importlib.import_module("vrnn_fast._native")
+            native = importlib.import_module("._native", __package__)
         except ImportError as error:
             raise RuntimeError(f"Stream needs the native module, which is not built: {error}") from error
         spec = self.model.spec

@@ -15,6 +15,7 @@
 #include "cpu/features.h"
 #include "cpu/scratch.h"
 #include "digest.h"
+#include "namespace.h"
 #include "programs.h"
 #include "tensors.h"
 
@@ -97,7 +98,7 @@ class Label {
     // The build, if the weights belong to the program.
     Build& build(const Digest& program) const {
         STD_TORCH_CHECK(program.is(at_ + 2) && at_[0] >= 0 && at_[0] < std::size(builds),
-                        "the weights are not packed for this program: vrnn_fast::pack does it");
+                        "the weights are not packed for this program: " VRNN_FAST_OPERATOR("pack") " does it");
         Build& found = builds[static_cast<size_t>(at_[0])];
         STD_TORCH_CHECK(runs(found), "the weights are packed for ", found.isa->name,
                         " instructions, which this processor lacks: pack them here");
@@ -266,7 +267,7 @@ struct Call {
 inline constexpr int64_t most_elements = int64_t{1} << 56;
 
 inline void check_infers(const Known& known) {
-    STD_TORCH_CHECK(!known.draws(), "the program generates: call vrnn_fast::generate");
+    STD_TORCH_CHECK(!known.draws(), "the program generates: call " VRNN_FAST_OPERATOR("generate"));
 }
 
 inline void check_count(const std::vector<Tensor>& parameters, const Known& known) {

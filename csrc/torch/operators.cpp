@@ -17,6 +17,7 @@
 #include "call.h"
 #include "core/reach.h"
 #include "cpu/features.h"
+#include "namespace.h"
 #include "programs.h"
 #include "tensors.h"
 #include "watch.h"
@@ -364,7 +365,7 @@ Step step(Tensor packed, int64_t number, Tensor x, Tensor eps, std::vector<Tenso
     const Known& known = *held;
     check_infers(known);
     STD_TORCH_CHECK(!known.resamples() && !known.conditioned(),
-                    "a single step resamples no particles and takes no cond: call vrnn_fast::forward");
+                    "a single step resamples no particles and takes no cond: call " VRNN_FAST_OPERATOR("forward"));
     const ScalarType dtype = precision(x, "x");
     STD_TORCH_CHECK(x.dim() == 2, "x must have 2 dimensions, got ", x.dim());
     const int64_t batch = x.size(0);
@@ -455,7 +456,7 @@ int64_t unwatch(int64_t number) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(vrnn_fast, m) {
+VRNN_FAST_LIBRARY(VRNN_FAST_NAMESPACE, m) {
     m.def(
         "forward(Tensor x, Tensor eps, Tensor? cond, Tensor? lengths, Tensor? resets, Tensor? mask, Tensor? uniforms, "
         "Tensor[] state, Tensor[] parameters, Tensor? packed, int[] program, float[] constants, SymInt saved_size, "
@@ -487,7 +488,7 @@ STABLE_TORCH_LIBRARY(vrnn_fast, m) {
     m.def("chosen_isa() -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CPU, m) {
+VRNN_FAST_LIBRARY_IMPL(VRNN_FAST_NAMESPACE, CPU, m) {
     m.impl("forward", TORCH_BOX(&forward));
     m.impl("backward", TORCH_BOX(&backward));
     m.impl("generate", TORCH_BOX(&generate));
@@ -496,7 +497,7 @@ STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CPU, m) {
     m.impl("watch", TORCH_BOX(&watch));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vrnn_fast, CompositeExplicitAutograd, m) {
+VRNN_FAST_LIBRARY_IMPL(VRNN_FAST_NAMESPACE, CompositeExplicitAutograd, m) {
     m.impl("program_number", TORCH_BOX(&program_number));
     m.impl("hold_program", TORCH_BOX(&hold_program));
     m.impl("release_program", TORCH_BOX(&release_program));

@@ -1,5 +1,6 @@
 // What a wheel for glibc 2.28 must not ask of the machine that it meets: linked into it by "make wheel", beside
 // libstdc++.a, these keep to what 2.28 has. Each is hidden, so nobody else's calls come here.
+#include <dlfcn.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -11,10 +12,14 @@
     extern __typeof__(name) x86_##name; \
     __asm__(".symver x86_" #name "," #name "@GLIBC_2.2.5")  // of x86-64: later ones take more of errno away
 
+FIRST(dlsym);
 FIRST(exp);
 FIRST(log);
 FIRST(pthread_once);
 
+HIDDEN void* dlsym(void* restrict handle, const char* restrict name) {  // of headers of torch 2.14
+    return x86_dlsym(handle, name);
+}
 HIDDEN double exp(double x) {
     return x86_exp(x);
 }

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 
 from tests.support.kalman import LinearGaussian, build
 from tests.support.likelihoods import Outside, Whole
-from vrnn_fast import VRNN, Categorical, GaussianMixture, Handwriting, Std, particles
+from vrnn_fast import VRNN, Categorical, GaussianMixture, Handwriting, Likelihood, Std, particles
 from vrnn_fast.answers.proposal import blind, blind_spec, raw_of_one
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.likelihoods import standard_deviation
@@ -125,6 +125,26 @@ def test_particles_that_were_drawn_anew_begin_again() -> None:
             since = since + log_weights[t, b] if log_weights[t, b].isfinite().any() else since
             since = torch.zeros_like(since) if ancestors[t, b, 0] >= 0 else since
         torch.testing.assert_close(found[5, b], since.softmax(-1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", GaussianMixture(2)])
+def test_an_observation_that_no_particle_explains_is_infinitely_unlikely_and_alone(
+    executor: str, likelihood: str | Likelihood
+) -> None:
+    """Inside the launch and outside of it: what comes after is told as if it had not been there."""
+    model, x = model_and_data(executor, likelihood=likelihood, dtype=torch.float32)
+    x = x.float()
+    wrong = x.clone()
+    wrong[2, 1] = 1e30
+    found, right = (model.score(each, num_particles=5, generator=seeded()) for each in (wrong, x))
+    assert (found == torch.inf).nonzero().tolist() == [[2, 1]]
+    assert found.isfinite().sum() == found.numel() - 1
+    torch.testing.assert_close(found[:, [0, 2, 3]], right[:, [0, 2, 3]])
+    torch.testing.assert_close(found[:2, 1], right[:2, 1])
+    bounds = model.bound(wrong, objective="fivo", num_particles=5, generator=seeded())
+    assert (bounds == -torch.inf).tolist() == [False, True, False, False]
+    assert not bounds.isnan().any()
+    assert model.forecast(wrong, 3, 5, generator=seeded()).samples.isfinite().all()
 
 
 @pytest.mark.parametrize("name", MEMBERS)

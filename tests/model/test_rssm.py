@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vrnn_fast import VRNN
+from vrnn_fast import VRNN, LayoutError, accelerate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rssm.py"
 
@@ -37,6 +37,11 @@ def test_it_equals_the_loop_in_plain_torch(executor: str, example: dict[str, Any
     for ours, theirs in zip(found, right, strict=True):
         torch.testing.assert_close(ours, theirs)
         assert theirs.any() or steps == 1
+
+
+def test_it_is_refused_as_it_stands(example: dict[str, Any]) -> None:
+    with pytest.raises(LayoutError, match=r"(?s)no known layout\..*cell \(GRUCell\).*becomes a VRNN as in .*rssm\.py"):
+        accelerate(example["RSSM"]())
 
 
 def test_it_imagines(executor: str, example: dict[str, Any]) -> None:

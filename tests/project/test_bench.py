@@ -29,6 +29,7 @@ from bench.shapes import REAL_SHAPES, REFERENCE, SIX_SHAPES, Shape, forward_flop
 from bench.table import BEGIN, END, in_full, markdown, problems, render, summary
 from vrnn_fast import VRNN
 from vrnn_fast.executors.cpu import operators
+from vrnn_fast.ops import LIBRARY
 
 SMALL = replace(REFERENCE, steps=3, batch=2)
 MOTION = replace(next(shape for shape in REAL_SHAPES if shape.name == "motion"), steps=3, batch=2)
@@ -632,7 +633,7 @@ def test_every_build_keeps_its_sums_in_registers(isa: str) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("other processors get the baseline build alone, in their own instructions")
     rows, vectors = TILES[isa]
-    loop = innermost(disassembled(operators.LIBRARY, isa, rows, vectors))
+    loop = innermost(disassembled(LIBRARY, isa, rows, vectors))
     assert (loop.products, loop.loads, loop.spills) == (rows * vectors, rows + vectors, 0)
 
 

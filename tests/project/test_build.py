@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from vrnn_fast.executors.cpu import operators
+from vrnn_fast.ops import LIBRARY
 
 ROOT = Path(__file__).parents[2]
-OPS = operators.LIBRARY
+OPS = LIBRARY
 NATIVE = sorted(OPS.parent.glob("_native.*"))
 TORCH_2_10 = "0x020a000000000000"
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "vrnn_fast"
 FLOORS = (
-    ("replacing", "agreement", "checks"),
+    ("ops", "replacing", "agreement", "checks"),
     ("cell",),
     ("resampling", "likelihoods"),
     ("padding", "parameters", "description", "state_dicts", "call"),

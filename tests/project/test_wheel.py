@@ -16,6 +16,7 @@ USES = """
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
 #include <exception>
 #include <fstream>
 #include <memory>
@@ -30,7 +31,8 @@ extern "C" double uses(const char* name) {
     said << std::ifstream(name).rdbuf() << std::random_device()();
     const auto failure = std::make_shared<std::exception_ptr>(std::current_exception());
     std::vector<double> found(std::strlen(name));
-    return std::exp(std::atof(name)) + std::log(std::atof(name)) + said.str().size() + found.size() + bool(*failure);
+    return std::exp(std::atof(name)) + std::log(std::atof(name)) + said.str().size() + found.size() + bool(*failure)
+        + bool(dlsym(nullptr, name));
 }
 """
 

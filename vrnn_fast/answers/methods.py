@@ -69,7 +69,8 @@ class Answers:
             generator: the source of all draws.
 
         Returns:
-            (T, B) in nats, or (T, B, X) per feature; 0 at padding.
+            (T, B) in nats, or (T, B, X) per feature; 0 at padding, and inf where no particle explains the observation:
+            it then says nothing about the particles, which go on as they are, drawn anew no more.
 
         Raises:
             ValueError, TypeError, RuntimeError: as :meth:`VRNN.forward`.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import checks
 from ..cell.spec import CellSpec
-from . import cpu, cuda, reference, triton, verification
+from . import reference
 from .base import Batch, Executor, SequenceResult, StepResult, Want
+from .registry import distrusted, executors
 
 __all__ = [
     "Backend",
@@ -30,12 +31,9 @@ __all__ = [
     "select",
 ]
 
-
-executors: tuple[Executor, ...] = (cpu, cuda, triton, reference)
-if cuda.emulated:
-    executors = (cuda, cpu, triton, reference)  # what was asked for is what runs
 _UNAVAILABLE: dict[str, str | None] = {e.name: e.unavailable() for e in executors}
 _announced: set[str] = set()
+_PACKAGE = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def _distrusted(executor: Executor, x: Tensor) -> str | None:
     """Return None, or why ``auto`` does not take an executor that could run x."""
     if x.device.type != executor.device:
         return f"x is on {x.device}, where it runs only when asked for by name"
-    reason: str | None = verification.distrusted(executor.name, x.device)
+    reason: str | None = distrusted(executor.name, x.device)
     return reason
 
 
@@ -133,7 +131,7 @@ def choose(backend: str, spec: CellSpec, x: Tensor, particles: int = 1) -> Execu
 def _users_level() -> int:
     """Tell how far up the user's own line is, past ours and torch's, as ``warnings.warn`` counts it from our caller."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in ("vrnn_fast", "torch"):
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in (_PACKAGE, "torch"):
         level, frame = level + 1, frame.f_back
     return level
 

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from ..cell.partition import partition
 from ..cell.spec import CellSpec, Std
 from ..cell.stages import Keep
+from ..ops import add_op_namespace_prefix, ops
 from .base import PER_STEP, Batch, SequenceResult, Want, asked_for
 from .call import Gradients, Outputs, Remembered, kept
 
@@ -78,7 +79,7 @@ def run(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*batch.differentiable, *parameters)):
         keep = int(Keep.ALWAYS if want.recompute else Keep.STORED)
     options = (text, precision, keep, want.prior, want.raw, batch.threshold)
-    operator = getattr(torch.ops.vrnn_fast, f"{name}_forward")
+    operator = getattr(ops, f"{name}_forward")
     out = Outputs(*operator(*batch.sequences, list(batch.state), list(parameters), *options))
     return asked_for(out, batch, want)
 
@@ -238,7 +239,7 @@ def register(name: str, make: Make, generate: Generate) -> None:
             want_eps=want_eps,
             want_cond=want_cond,
         )
-        operator = getattr(torch.ops.vrnn_fast, f"{name}_backward")
+        operator = getattr(ops, f"{name}_backward")
         d_x, d_eps, d_cond, d_state, d_parameters = operator(*arguments)
         found = {"state": d_state, "parameters": d_parameters}
         found |= {n: d for n, d in (("x", d_x), ("eps", d_eps), ("cond", d_cond)) if n in arguments.wanted}
@@ -246,7 +247,8 @@ def register(name: str, make: Make, generate: Generate) -> None:
 
     def define(suffix: str, function: Any, arguments: type, results: object, fake: Any) -> Any:
         schema = _schema(arguments, results)
-        operator = torch.library.custom_op(f"vrnn_fast::{name}_{suffix}", function, mutates_args=(), schema=schema)
+        whole = add_op_namespace_prefix(f"{name}_{suffix}")
+        operator = torch.library.custom_op(whole, function, mutates_args=(), schema=schema)
         operator.register_fake(fake)
         return operator
 

@@ -48,6 +48,12 @@ def lacking(layout: str | Mapping[str, Any], shapes: Shapes) -> float:
     return min(_lacking(known, shapes) for known in every)
 
 
+_ELSE = (
+    "Name the parts of another VRNN by a mapping. A recurrent state-space model, whose cell runs before its posterior, "
+    "becomes a VRNN as in examples/rssm.py"
+)
+
+
 def _lacking(known: Layout, shapes: Shapes) -> float:
     return len(known.missing(shapes)) / len(known.roles.paths())
 
@@ -67,4 +73,4 @@ def _recognised(shapes: Shapes, found: str) -> Layout:
         + (f"no {', '.join(known.missing(shapes))}" if share < 1 else "none of them is there")
         for share, known in ordered
     ]
-    raise LayoutError("\n  ".join(["no known layout.", *lines, f"found: {found}"]))
+    raise LayoutError("\n  ".join(["no known layout.", *lines, f"found: {found}", _ELSE]))

@@ -66,7 +66,7 @@ def _fault(name: str) -> str | None:
 
 def _cpu() -> dict[str, str]:
     try:
-        native = importlib.import_module("vrnn_fast._native")
+        native = importlib.import_module(".._native", __package__)
     except ImportError as error:
         return {"CPU": f"not known: the native module is not built ({error})"}
     features = [name for name, present in native.features().items() if present]

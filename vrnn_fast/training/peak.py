@@ -44,7 +44,7 @@ def peak_of(device: torch.device, precision: Precision) -> Peak:
 def measured(threads: int, seconds: float) -> float:
     """Measure GFLOP/s of float32 multiply-adds on so many threads at once; 0 if nobody can tell."""
     try:
-        native = importlib.import_module("vrnn_fast._native")
+        native = importlib.import_module(".._native", __package__)
     except ImportError:
         return 0.0
     isa = operators.chosen_isa() if operators.load() is None else native.usable_isas()[-1]

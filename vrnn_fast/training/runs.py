@@ -15,6 +15,8 @@ from ..model import VRNN
 from .config import RunError, TrainConfig, one_line
 from .options import build
 
+NO_RESUMING = "--resume takes no run on a table, which is learnt in one go: learn it anew into another --run"
+
 
 def load_model(path: Path, backend: str = "auto") -> tuple[VRNN, dict[str, Any]]:
     """Return the model of a run's best epoch and the header of its file; ``path`` is the run's folder or that file.

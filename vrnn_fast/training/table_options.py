@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..tables import Detector
 from .config import RunError, one_line
+from .runs import NO_RESUMING
 
 _COLUMNS = {"features": "columns of x; all others by default", "covariates": "columns that are known at every time"}
 
@@ -38,6 +39,8 @@ def parse(arguments: Sequence[str]) -> TableOptions:
     Raises:
         RunError: it says what cannot be; the message names the option.
     """
+    if any(word.partition("=")[0] == "--resume" for word in arguments):
+        raise RunError(NO_RESUMING)
     parser = _parser()
     try:
         found = parser.parse_args(list(arguments))

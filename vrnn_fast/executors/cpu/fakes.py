@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ...ops import add_op_namespace_prefix, ops
 from .schema import BackwardArguments, ForwardArguments, GenerateArguments, StepArguments
 
 
@@ -19,8 +20,8 @@ def _fake_forward(*arguments: Any) -> tuple[Any, ...]:
     _on_one_device(*a)
     x, (steps, batch, latent) = a.x, a.eps.shape
     number = _known(a)
-    output = torch.ops.vrnn_fast.output_width(number)
-    saved = 0 if a.saved_size == 0 else a.saved_size + torch.ops.vrnn_fast.packed_size(number)
+    output = ops.output_width(number)
+    saved = 0 if a.saved_size == 0 else a.saved_size + ops.packed_size(number)
 
     def per_step(width: int, wanted: bool) -> Tensor:
         return x.new_empty((steps, batch, width) if wanted else (0, 0, width))
@@ -66,14 +67,14 @@ def _fake_generate(*arguments: Any) -> tuple[Any, ...]:
 def _fake_step(*arguments: Any) -> tuple[Any, ...]:
     a = StepArguments(*arguments)
     _on_one_device(*a)
-    x, batch, output = a.x, a.x.shape[0], torch.ops.vrnn_fast.output_width(a.number)
+    x, batch, output = a.x, a.x.shape[0], ops.output_width(a.number)
     nll, kl, predicted = x.new_empty(batch), x.new_empty(batch), x.new_empty(batch, output)
     return nll, kl, x.new_empty(batch if a.want_raw else 0, output), predicted, [x.new_empty(s.shape) for s in a.state]
 
 
 def _fake_pack(parameters: list[Tensor], number: int) -> Tensor:
     _on_one_device(parameters)
-    return parameters[0].new_empty(torch.ops.vrnn_fast.packed_size(number))
+    return parameters[0].new_empty(ops.packed_size(number))
 
 
 def _on_one_device(*arguments: Any) -> None:
@@ -88,12 +89,12 @@ def _known(call: ForwardArguments | BackwardArguments | GenerateArguments) -> in
     """Find the number of a call's program, given by it or by its whole code."""
     if len(call.program) == 1:
         return call.program[0]
-    return int(torch.ops.vrnn_fast.program_number(call.program, call.constants, len(call.parameters)))
+    return int(ops.program_number(call.program, call.constants, len(call.parameters)))
 
 
 def _flops(number: int) -> list[int]:
     """Count for one row and time step forward: all, what reads x, what reads cond, what a single step repeats."""
-    counts: list[int] = torch.ops.vrnn_fast.flops(number)
+    counts: list[int] = ops.flops(number)
     return counts
 
 
@@ -146,6 +147,6 @@ _FLOPS: dict[str, Callable[..., int]] = {
 def register() -> None:
     """Tell torch."""
     for name, fake in _FAKES.items():
-        torch.library.register_fake(f"vrnn_fast::{name}", fake)
+        torch.library.register_fake(add_op_namespace_prefix(name), fake)
     for name, formula in _FLOPS.items():
-        register_flop_formula(getattr(torch.ops.vrnn_fast, name), get_raw=True)(formula)
+        register_flop_formula(getattr(ops, name), get_raw=True)(formula)

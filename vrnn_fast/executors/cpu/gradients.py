@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ops import add_op_namespace_prefix, ops
 from ..base import PER_STEP
 from .schema import BackwardArguments, ForwardArguments, ForwardResult
 
@@ -23,7 +24,7 @@ def below_autograd(name: str, *arguments: Any) -> Any:
 @cache
 def overload(name: str) -> Any:
     """Find the operator of a name, once."""
-    return getattr(torch.ops.vrnn_fast, name).default
+    return getattr(ops, name).default
 
 
 class Eager(torch.autograd.Function):
@@ -121,10 +122,10 @@ def _refuse(ctx: Any, *gradients: Any) -> Any:
 
 
 def _traced(name: str, *arguments: Any) -> Any:
-    return getattr(torch.ops.vrnn_fast, name)(*arguments)
+    return getattr(ops, name)(*arguments)
 
 
 def register() -> None:
     """Give the operators their gradients."""
-    torch.library.register_autograd("vrnn_fast::forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("vrnn_fast::backward", _refuse)
+    torch.library.register_autograd(add_op_namespace_prefix("forward"), _backward, setup_context=_setup_context)
+    torch.library.register_autograd(add_op_namespace_prefix("backward"), _refuse)

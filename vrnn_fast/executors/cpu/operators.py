@@ -17,12 +17,11 @@ import torch
 from torch import SymInt, Tensor
 
 from ...cell.encode import Program
+from ...ops import LIBRARY, ops
 from ..base import PER_STEP, Batch, Want
 from . import fakes, gradients
 from .gradients import Eager, below_autograd, overload
 from .schema import ForwardResult
-
-LIBRARY = Path(__file__).parents[2] / "_ops.so"
 
 
 @cache
@@ -58,14 +57,14 @@ def launch_counts() -> dict[str, int]:
 
     Keys such as ``"cpu.avx2.forward"``, for forward, backward, step and generate; empty if the extension is not loaded.
     """
-    if not hasattr(torch.ops.vrnn_fast, "launch_counts"):
+    if not hasattr(ops, "launch_counts"):
         return {}
     names = [
         f"cpu.{isa}.{kind}"
         for isa in ("baseline", "avx2", "avx512")
         for kind in ("forward", "backward", "step", "generate")
     ]
-    return dict(zip(names, torch.ops.vrnn_fast.launch_counts(), strict=False))
+    return dict(zip(names, ops.launch_counts(), strict=False))
 
 
 def chosen_isa() -> str:
@@ -74,7 +73,7 @@ def chosen_isa() -> str:
     Raises:
         RuntimeError: VRNN_FAST_ISA names one that this machine cannot run.
     """
-    return str(torch.ops.vrnn_fast.chosen_isa())
+    return str(ops.chosen_isa())
 
 
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
@@ -101,7 +100,7 @@ def forward(
     options = (*code, saved, want.recompute, want.prior, want.raw, batch.threshold)
     sequences, state = batch.sequences, batch.state
     if torch.compiler.is_compiling():
-        return ForwardResult(*torch.ops.vrnn_fast.forward(*sequences, list(state), list(parameters), None, *options))
+        return ForwardResult(*ops.forward(*sequences, list(state), list(parameters), None, *options))
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
         return ForwardResult(*below_autograd("forward", *sequences, list(state), *weights, *options))
@@ -123,7 +122,7 @@ def generate(
     results: tuple[Tensor, list[Tensor]]
     code = (program.code, program.constants) if number is None else ([number], [])
     if torch.compiler.is_compiling():
-        results = torch.ops.vrnn_fast.generate(*sequences, list(parameters), None, *code)
+        results = ops.generate(*sequences, list(parameters), None, *code)
     else:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
         results = below_autograd("generate", *sequences, *weights, *code)
@@ -143,12 +142,12 @@ class Number(int):
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not finalizing():
-            torch.ops.vrnn_fast.release_program(int(self))
+            ops.release_program(int(self))
 
 
 def number_of(program: Program, parameters: int) -> Number:
     """Return the number of a program of so many parameters."""
-    return Number(torch.ops.vrnn_fast.hold_program(program.code, program.constants, parameters))
+    return Number(ops.hold_program(program.code, program.constants, parameters))
 
 
 class Packed:
@@ -166,7 +165,7 @@ class Packed:
         parameters = list(parameters)
         self.number = number
         self._watch = int(below_autograd("watch", parameters))
-        weakref.finalize(self, torch.ops.vrnn_fast.unwatch.default, self._watch).atexit = False
+        weakref.finalize(self, ops.unwatch.default, self._watch).atexit = False
         self.weights: Tensor = below_autograd("pack", parameters, number)
 
     def is_current(self, thorough: bool) -> bool:

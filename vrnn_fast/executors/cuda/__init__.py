@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...cell.spec import CellSpec
+from ...ops import ops
 from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
@@ -181,7 +182,7 @@ def generate(
         return reference.generate(spec, parameters, batch, mean=mean)
     tensors = eps, batch.x.to(eps.dtype), batch.cond, list(batch.state), list(parameters)
     options = spec.constant(spec.key, _encoded), _precision(), mean
-    x, after = torch.ops.vrnn_fast.cuda_generate(*tensors, *options)
+    x, after = ops.cuda_generate(*tensors, *options)
     return x, tuple(after)
 
 
