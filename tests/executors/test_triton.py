@@ -119,7 +119,7 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton.refuses(spec, x.double()) == "it takes float32, bfloat16 or float16, and x is torch.float64"
     assert triton.refuses(CellSpec(3, 4, 2, measure="log_weight"), x) is None
     assert triton.refuses(CellSpec(3, 4, 2, measure="particle_filter"), x) is None
-    wide = CellSpec(3, 200, 16, phi_z=(200,))
+    wide = CellSpec(3, 128, 16, encoder=(128, 128), phi_z=(128,))
     assert "would spill kilobytes of registers" in str(triton.refuses(wide, x))
     assert triton.refuses(wide, x.bfloat16()) is None
     torch.set_float32_matmul_precision("high")
@@ -130,7 +130,7 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = triton.refuses(CellSpec(3, 1024, 2), x)
     assert reason is not None
     assert "the scan of this cell has " in reason
-    assert f"at most {tuning.MOST_PRODUCTS} and {tuning.MOST_REGISTERS} are compiled" in reason
+    assert f"at most {tuning.MOST_PRODUCTS} and {tuning.MOST_IN_TF32} are compiled" in reason
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -138,6 +138,8 @@ def test_a_cell_that_would_spill_is_refused(chip: str) -> None:
     wide = CellSpec(88, 256, 64, phi_z=(256,), encoder=(256, 256))
     reason = str(tuning.misfit(wide, 2, CHIPS[chip]))
     assert "would want about 280 registers a thread; at most 100 and 255 are compiled" in reason
+    reason = str(tuning.misfit(CellSpec(3, 200, 16), 4, CHIPS[chip], "tf32"))
+    assert "registers a thread; at most 100 and 180 are compiled" in reason
 
 
 def test_it_tells_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +147,7 @@ def test_it_tells_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None
     stay = "all weights stay on the chip"
     assert f"{stay} in 16 bits, {stay} in TF32, {stay} in float32" in triton.launches(CellSpec(5, 64, 16))
     large = triton.launches(CellSpec(5, 200, 16, phi_z=(200,)))
-    assert " KB of weights are read from the L2 cache in every step in TF32, no configuration fits in float32" in large
+    assert " KB of weights are read from the L2 cache in every step in 16 bits, no configuration fits in TF32" in large
     assert "no configuration fits in 16 bits" in triton.launches(CellSpec(3, 1024, 2))
 
 
@@ -262,6 +264,7 @@ def test_what_has_no_room_in_one_pass_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert narrow.startswith(f"{five};")
     more = parts.replace("after backward", "after backward in 2 parts")
     most = more.replace("before, scan, after)", "before in 2 parts, scan, after in 2 parts)")
+    most = most.replace("backward in 2 parts", "backward in 4 parts")
     rest = f"(in TF32 5 launches: weights, {most}) (in float32 5 launches: weights, {more})"
     assert wide.startswith(f"{five} {rest};")
     features = triton.launches(VRNN(9000, 64, 16, device="meta", backend="reference").spec)

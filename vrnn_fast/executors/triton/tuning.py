@@ -29,11 +29,13 @@ from .plan import Matrix, Plan, plan
 MOST_REGISTERS = 255  # of a thread
 MOST_BY_THREADS = 320  # by an estimate that is large for what threads multiply: beyond 255 if nothing else fits
 MOST_ON_AMD = 150  # of 16 bits, by an estimate that counts half of them: its compiler gives all columns to every warp
+MOST_IN_TF32 = 180  # of a scan, where operands are large
 MOST_AHEAD = {"16 bits": (240, 262), "tf32": (160, 240), "threads": (200, 200)}  # where a step reads ahead of the next
 # one, both ways, or forward alone: nothing should spill for that, and of 16 bits two wait in a register
 MOST_COLUMNS = 1024  # of a buffer, beyond which the launch's other phases leave no register for that
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
-MOST_IN_TF32 = {False: 125, True: 180}  # registers of a thread over rows, by an estimate, forward and in reverse
+MOST_OVER_ROWS_IN_TF32 = {False: 125, True: 180}  # by an estimate, forward and in reverse
+MOST_APART_IN_TF32 = 130  # of one of several passes in reverse
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
 MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
@@ -132,12 +134,14 @@ def room(config: Config, itemsize: int, precision: str, chip: Chip, *, reverse: 
     are large, the compiler spills of less, and with a scan in the same launch of all."""
     by_threads = itemsize == 4 and precision == "ieee"
     most = MOST_REGISTERS - (operand_registers(config, chip) if by_threads else 0)
-    wanted = MOST_IN_TF32[reverse] if precision == "tf32" and itemsize == 4 else most
+    wanted = apart = most
+    if precision == "tf32" and itemsize == 4:
+        wanted, apart = MOST_OVER_ROWS_IN_TF32[reverse], MOST_APART_IN_TF32
 
     def columns(registers: int) -> int:
         return (registers - 80) * chip.lanes * config.warps // height(config, itemsize, precision)
 
-    return Room(columns(wanted), columns(most), MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS)
+    return Room(columns(wanted), columns(apart), columns(most), MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS)
 
 
 def around(
@@ -161,6 +165,8 @@ def most_registers(itemsize: int, chip: Chip, widest: int, *, by_threads: bool =
     """Return the most that an estimate may be: beyond, the compiler spills."""
     if chip.amd and itemsize == 2 and widest > NARROW:
         return MOST_ON_AMD
+    if itemsize == 4 and not by_threads:
+        return MOST_IN_TF32
     return MOST_BY_THREADS if by_threads and not chip.amd else MOST_REGISTERS
 
 
@@ -238,10 +244,12 @@ def misfit(
             'torch.set_float32_matmul_precision("high") allows TF32, and bfloat16 fits as well'
         )
     cut = plan(spec, 128, mean)
+    most = MOST_IN_TF32 if itemsize == 4 else MOST_REGISTERS
+    fits = "; bfloat16 fits" if itemsize == 4 and candidates(spec, 2, chip, mean=mean, particles=particles) else ""
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {cut.products} products of tiles in a step and would want about {least} registers "
-        f"a thread; at most {MOST_PRODUCTS} and {MOST_REGISTERS} are compiled"
+        f"a thread; at most {MOST_PRODUCTS} and {most} are compiled{fits}"
     )
 
 
