@@ -681,7 +681,7 @@ def test_where_a_program_has_no_room_its_work_is_several_passes(options: dict[st
     problem = Problem.draw(spec, 2, 3, RAGGED)
     whole = problem.run(here, torch.float32)
     config = tuning.choose(spec, torch.float32, DEVICE)
-    found = (Room(1 << 20, 1 << 20, most) for most in range(100))
+    found = (Room(1 << 20, 1 << 20, 1 << 20, most) for most in range(100))
     room = next(r for r in found if all(passes(spec, config.widest, r, reverse=reverse) for reverse in (False, True)))
     there, back = (passes(spec, config.widest, room, reverse=reverse) for reverse in (False, True))
     assert there is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from vrnn_fast.executors.triton import order
+from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.cell.stages import Dense
+from vrnn_fast.executors.triton import emit, order
 from vrnn_fast.executors.triton.operations import (
     Access,
     Operation,
     Spread,
+    TileProduct,
     Weight,
     add,
     compute,
@@ -15,6 +18,7 @@ from vrnn_fast.executors.triton.operations import (
     store,
     variable,
 )
+from vrnn_fast.executors.triton.plan import LEAST, LEAST_OF_ROWS, plan, rows_plan
 
 ACCESS = Access("b_h", 0, 5, 16, 5)
 BIAS = Spread(makes=("h",), reads=("bias",))
@@ -72,3 +76,22 @@ def test_what_is_read_and_written_goes_both_ways() -> None:
     read, written = load("h", ACCESS), store("x", Access("b_x", 0, 5, 16, 5))
     assert order.both_ways([read, written]) == frozenset()
     assert order.both_ways([read, written, WRITTEN]) == {"b_h"}
+
+
+def test_a_gradient_goes_through_all_products_of_its_tile_before_the_next_ones() -> None:
+    """Of a decoder, which reads h and z: else all its tiles would be held until the second product."""
+    program = plan(CellSpec(200, 17, 3), 64).program
+    stages = tuple(stage for stage in program.after if isinstance(stage, Dense) and stage.target.buffer == "decoder")
+    cut = rows_plan(program, stages, 64, 0, reverse=True)
+    lowered = [operation for stage in reversed(stages) for operation in emit.backward(cut, stage)]
+    products = [each.source for each in order.at_once(lowered, cut) if isinstance(each, TileProduct)]
+    assert len(stages) == 2
+    assert len(set(products)) == 4
+    assert products == [name for name in dict.fromkeys(products) for _ in stages]
+
+
+def test_a_tile_over_rows_is_wider_than_high_for_tensor_cores() -> None:
+    program = plan(CellSpec(3, 17, 3), 64).program
+    for widest, least in ((128, LEAST_OF_ROWS), (64, LEAST_OF_ROWS), (32, LEAST)):
+        tiles = rows_plan(program, program.after, widest, 0, reverse=False).tiles.values()
+        assert min(tile.padded for of in tiles for tile in of) == least

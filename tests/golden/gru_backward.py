@@ -7,7 +7,7 @@ from vrnn_fast.executors.triton import functions as on
 
 
 @triton.jit
-def after_rows_backward(
+def after_rows_backward_1(
     program,
     weights,
     count,
@@ -19,14 +19,83 @@ def after_rows_backward(
     b_phi_z_0,
     b_h_0,
     b_prior_0,
+    b_prior,
     b_decoder_0,
+    b_decoder,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    bias0_0 = on.bias(weights, 4656, 32)
+    posterior_0 = on.spread(bias0_0, ROWS)
+    bias0_4 = on.bias(weights, 4688, 32)
+    posterior_4 = on.spread(bias0_4, ROWS)
+    w0_0_16 = on.weight(weights, 2608, 32, 32)
+    pre_16 = on.load(b_pre, row, active, 16, 16, 32, 80, PTX).to(tl.float32)
+    posterior_0 = on.product(pre_16, w0_0_16, posterior_0, PRECISION)
+    w0_4_16 = on.weight(weights, 3632, 32, 32)
+    posterior_4 = on.product(pre_16, w0_4_16, posterior_4, PRECISION)
+    on.store(b_posterior, row, inside, on.only(posterior_0, active, lengths), 0, 4, 32, 8, PTX)
+    on.store(b_posterior, row, inside, on.only(posterior_4, active, lengths), 4, 4, 32, 8, PTX)
+    bias1_0 = on.bias(weights, 5744, 32)
+    phi_z_0_0 = on.spread(bias1_0, ROWS)
+    w1_0_0 = on.weight(weights, 4720, 32, 32)
+    z_0 = on.load(b_z, row, active, 0, 4, 32, 4, PTX).to(tl.float32)
+    phi_z_0_0 = on.product(z_0, w1_0_0, phi_z_0_0, PRECISION)
+    phi_z_0_0 = on.activate(phi_z_0_0, "relu")
+    on.store(b_phi_z_0, row, inside, on.only(phi_z_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    bias2_0 = on.bias(weights, 6800, 32)
+    prior_0_0 = on.spread(bias2_0, ROWS)
+    w2_0_0 = on.weight(weights, 5776, 32, 32)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 32, 16, PTX).to(tl.float32)
+    prior_0_0 = on.product(h_0_0, w2_0_0, prior_0_0, PRECISION)
+    prior_0_0 = on.activate(prior_0_0, "relu")
+    on.store(b_prior_0, row, inside, on.only(prior_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    bias3_0 = on.bias(weights, 8880, 32)
+    prior_0 = on.spread(bias3_0, ROWS)
+    bias3_4 = on.bias(weights, 8912, 32)
+    prior_4 = on.spread(bias3_4, ROWS)
+    w3_0_0 = on.weight(weights, 6832, 32, 32)
+    prior_0 = on.product(prior_0_0, w3_0_0, prior_0, PRECISION)
+    w3_4_0 = on.weight(weights, 7856, 32, 32)
+    prior_4 = on.product(prior_0_0, w3_4_0, prior_4, PRECISION)
+    on.store(b_prior, row, inside, on.only(prior_0, active, lengths), 0, 4, 32, 8, PTX)
+    on.store(b_prior, row, inside, on.only(prior_4, active, lengths), 4, 4, 32, 8, PTX)
+    bias4_0 = on.bias(weights, 9968, 32)
+    decoder_0_0 = on.spread(bias4_0, ROWS)
+    w4_0_0 = on.weight(weights, 8944, 32, 32)
+    decoder_0_0 = on.product(phi_z_0_0, w4_0_0, decoder_0_0, PRECISION)
+    w5_0_0 = on.weight(weights, 10000, 32, 32)
+    decoder_0_0 = on.product(h_0_0, w5_0_0, decoder_0_0, PRECISION)
+    decoder_0_0 = on.activate(decoder_0_0, "relu")
+    on.store(b_decoder_0, row, inside, on.only(decoder_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    bias6_0 = on.bias(weights, 12048, 32)
+    decoder_0 = on.spread(bias6_0, ROWS)
+    w6_0_0 = on.weight(weights, 11024, 32, 32)
+    decoder_0 = on.product(decoder_0_0, w6_0_0, decoder_0, PRECISION)
+    on.store(b_decoder, row, inside, on.only(decoder_0, active, lengths), 0, 8, 32, 8, PTX)
+
+
+@triton.jit
+def after_rows_backward_2(
+    program,
+    weights,
+    count,
+    batch,
+    lengths,
+    b_posterior,
+    b_prior,
     u_nll,
     b_x,
+    b_decoder,
     mask,
     g_decoder,
+    b_decoder_0,
     g_decoder_0,
     u_kl,
     g_prior,
+    b_prior_0,
     g_prior_0,
     g_h_0,
     g_posterior,
@@ -36,72 +105,33 @@ def after_rows_backward(
     PTX: tl.constexpr,
 ):
     row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
-    bias0_0 = on.bias(weights, 3120, 16)
-    posterior_0 = on.spread(bias0_0, ROWS)
-    bias0_4 = on.bias(weights, 3136, 16)
-    posterior_4 = on.spread(bias0_4, ROWS)
-    w0_0_16 = on.weight(weights, 2608, 16, 16)
-    pre_16 = on.load(b_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
-    posterior_0 = on.product(pre_16, w0_0_16, posterior_0, PRECISION)
-    w0_4_16 = on.weight(weights, 2864, 16, 16)
-    posterior_4 = on.product(pre_16, w0_4_16, posterior_4, PRECISION)
-    on.store(b_posterior, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 8, PTX)
-    on.store(b_posterior, row, inside, on.only(posterior_4, active, lengths), 4, 4, 16, 8, PTX)
-    bias1_0 = on.bias(weights, 3408, 16)
-    phi_z_0_0 = on.spread(bias1_0, ROWS)
-    w1_0_0 = on.weight(weights, 3152, 16, 16)
-    z_0 = on.load(b_z, row, active, 0, 4, 16, 4, PTX).to(tl.float32)
-    phi_z_0_0 = on.product(z_0, w1_0_0, phi_z_0_0, PRECISION)
-    phi_z_0_0 = on.activate(phi_z_0_0, "relu")
-    on.store(b_phi_z_0, row, inside, on.only(phi_z_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    bias2_0 = on.bias(weights, 3680, 16)
-    prior_0_0 = on.spread(bias2_0, ROWS)
-    w2_0_0 = on.weight(weights, 3424, 16, 16)
-    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
-    prior_0_0 = on.product(h_0_0, w2_0_0, prior_0_0, PRECISION)
-    prior_0_0 = on.activate(prior_0_0, "relu")
-    on.store(b_prior_0, row, inside, on.only(prior_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    bias3_0 = on.bias(weights, 4208, 16)
-    prior_0 = on.spread(bias3_0, ROWS)
-    bias3_4 = on.bias(weights, 4224, 16)
-    prior_4 = on.spread(bias3_4, ROWS)
-    w3_0_0 = on.weight(weights, 3696, 16, 16)
-    prior_0 = on.product(prior_0_0, w3_0_0, prior_0, PRECISION)
-    w3_4_0 = on.weight(weights, 3952, 16, 16)
-    prior_4 = on.product(prior_0_0, w3_4_0, prior_4, PRECISION)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 32, 8, PTX).to(tl.float32)
     posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 32, 8, PTX).to(tl.float32)
     posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.load(b_prior, row, active, 0, 4, 32, 8, PTX).to(tl.float32)
     prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.load(b_prior, row, active, 4, 4, 32, 8, PTX).to(tl.float32)
     prior_4 = on.rounded(prior_4, weights)
     prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
     q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
-    bias4_0 = on.bias(weights, 4496, 16)
-    decoder_0_0 = on.spread(bias4_0, ROWS)
-    w4_0_0 = on.weight(weights, 4240, 16, 16)
-    decoder_0_0 = on.product(phi_z_0_0, w4_0_0, decoder_0_0, PRECISION)
-    w5_0_0 = on.weight(weights, 4512, 16, 16)
-    decoder_0_0 = on.product(h_0_0, w5_0_0, decoder_0_0, PRECISION)
-    decoder_0_0 = on.activate(decoder_0_0, "relu")
-    on.store(b_decoder_0, row, inside, on.only(decoder_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    bias6_0 = on.bias(weights, 5024, 16)
-    decoder_0 = on.spread(bias6_0, ROWS)
-    w6_0_0 = on.weight(weights, 4768, 16, 16)
-    decoder_0 = on.product(decoder_0_0, w6_0_0, decoder_0, PRECISION)
     d_nll = on.number(u_nll, row, active)
-    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    x_0 = on.load(b_x, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
+    decoder_0 = on.load(b_decoder, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
     share_x, share_decoder_0 = on.bernoulli_backward(x_0, decoder_0, d_nll)
     if mask is not None:
-        share_x = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_x, 0.0)
-        share_decoder_0 = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, share_decoder_0, 0.0)
+        share_x = tl.where(on.load(mask, row, active, 0, 8, 32, 8, PTX) != 0, share_x, 0.0)
+        share_decoder_0 = tl.where(on.load(mask, row, active, 0, 8, 32, 8, PTX) != 0, share_decoder_0, 0.0)
     d_decoder_0 = share_decoder_0
-    on.store(g_decoder, row, inside, on.only(d_decoder_0, active, lengths), 0, 8, 16, 8, PTX)
-    w4_0_0 = on.weight(weights, 6384, 16, 16)
+    on.store(g_decoder, row, inside, on.only(d_decoder_0, active, lengths), 0, 8, 32, 8, PTX)
+    w4_0_0 = on.weight(weights, 17328, 32, 32)
     d_decoder_0_0 = on.product(d_decoder_0, w4_0_0, None, PRECISION)
+    decoder_0_0 = on.load(b_decoder_0, row, active, 0, 16, 32, 16, PTX).to(tl.float32)
     d_decoder_0_0 = on.activate_backward(decoder_0_0, d_decoder_0_0, "relu")
-    on.store(g_decoder_0, row, inside, on.only(d_decoder_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    w3_0_0 = on.weight(weights, 6128, 16, 16)
+    on.store(g_decoder_0, row, inside, on.only(d_decoder_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    w3_0_0 = on.weight(weights, 16304, 32, 32)
     d_h_0_0 = on.product(d_decoder_0_0, w3_0_0, None, PRECISION)
-    w2_0_0 = on.weight(weights, 5856, 16, 16)
+    w2_0_0 = on.weight(weights, 15248, 32, 32)
     d_phi_z_0_0 = on.product(d_decoder_0_0, w2_0_0, None, PRECISION)
     d_kl = on.number(u_kl, row, active)
     share_at, share_q_std, share_p_mean, share_p_std = on.divergence_backward(posterior_0, q_std_4, prior_0, prior_std_0, d_kl, False)
@@ -109,20 +139,21 @@ def after_rows_backward(
     d_posterior_4 = share_q_std
     d_prior_0 = share_p_mean
     d_prior_4 = on.deviation_backward(prior_4, share_p_std, True, 0.0, 1.0, 1e-06, None, None, None)
-    on.store(g_prior, row, inside, on.only(d_prior_0, active, lengths), 0, 4, 16, 8, PTX)
-    w1_0_0 = on.weight(weights, 5312, 16, 16)
+    on.store(g_prior, row, inside, on.only(d_prior_0, active, lengths), 0, 4, 32, 8, PTX)
+    w1_0_0 = on.weight(weights, 13136, 32, 32)
     d_prior_0_0 = on.product(d_prior_0, w1_0_0, None, PRECISION)
-    on.store(g_prior, row, inside, on.only(d_prior_4, active, lengths), 4, 4, 16, 8, PTX)
-    w1_4_0 = on.weight(weights, 5568, 16, 16)
+    on.store(g_prior, row, inside, on.only(d_prior_4, active, lengths), 4, 4, 32, 8, PTX)
+    w1_4_0 = on.weight(weights, 14160, 32, 32)
     d_prior_0_0 = on.product(d_prior_4, w1_4_0, d_prior_0_0, PRECISION)
+    prior_0_0 = on.load(b_prior_0, row, active, 0, 16, 32, 16, PTX).to(tl.float32)
     d_prior_0_0 = on.activate_backward(prior_0_0, d_prior_0_0, "relu")
-    on.store(g_prior_0, row, inside, on.only(d_prior_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    w0_0_0 = on.weight(weights, 5040, 16, 16)
+    on.store(g_prior_0, row, inside, on.only(d_prior_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    w0_0_0 = on.weight(weights, 12080, 32, 32)
     d_h_0_0 = on.product(d_prior_0_0, w0_0_0, d_h_0_0, PRECISION)
-    on.store(g_h_0, row, inside, on.only(d_h_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    on.store(g_posterior, row, inside, on.only(d_posterior_0, active, lengths), 0, 4, 16, 8, PTX)
-    on.store(g_posterior, row, inside, on.only(d_posterior_4, active, lengths), 4, 4, 16, 8, PTX)
-    on.store(g_phi_z_0, row, inside, on.only(d_phi_z_0_0, active, lengths), 0, 16, 16, 16, PTX)
+    on.store(g_h_0, row, inside, on.only(d_h_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_0, active, lengths), 0, 4, 32, 8, PTX)
+    on.store(g_posterior, row, inside, on.only(d_posterior_4, active, lengths), 4, 4, 32, 8, PTX)
+    on.store(g_phi_z_0, row, inside, on.only(d_phi_z_0_0, active, lengths), 0, 16, 32, 16, PTX)
 
 
 @triton.jit
@@ -278,21 +309,21 @@ def before_rows_backward(
     PTX: tl.constexpr,
 ):
     row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
-    bias0_0 = on.bias(weights, 6912, 16)
+    bias0_0 = on.bias(weights, 19408, 32)
     phi_x_0_0 = on.spread(bias0_0, ROWS)
-    w0_0_0 = on.weight(weights, 6656, 16, 16)
-    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    w0_0_0 = on.weight(weights, 18384, 32, 32)
+    x_0 = on.load(b_x, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
     phi_x_0_0 = on.product(x_0, w0_0_0, phi_x_0_0, PRECISION)
     phi_x_0_0 = on.activate(phi_x_0_0, "relu")
-    on.store(b_phi_x_0, row, inside, on.only(phi_x_0_0, active, lengths), 0, 16, 16, 16, PTX)
-    w2_16_0 = on.weight(weights, 7216, 16, 16)
-    d_pre_16 = on.load(g_pre, row, active, 16, 16, 16, 80, PTX).to(tl.float32)
+    on.store(b_phi_x_0, row, inside, on.only(phi_x_0_0, active, lengths), 0, 16, 32, 16, PTX)
+    w2_16_0 = on.weight(weights, 20528, 32, 32)
+    d_pre_16 = on.load(g_pre, row, active, 16, 16, 32, 80, PTX).to(tl.float32)
     d_phi_x_0_0 = on.product(d_pre_16, w2_16_0, None, PRECISION)
-    w2_32_0 = on.weight(weights, 7472, 64, 16)
+    w2_32_0 = on.weight(weights, 21552, 64, 32)
     d_pre_32 = on.load(g_pre, row, active, 32, 48, 64, 80, PTX).to(tl.float32)
     d_phi_x_0_0 = on.product(d_pre_32, w2_32_0, d_phi_x_0_0, PRECISION)
     d_phi_x_0_0 = on.activate_backward(phi_x_0_0, d_phi_x_0_0, "relu")
-    on.store(g_phi_x_0, row, inside, on.only(d_phi_x_0_0, active, lengths), 0, 16, 16, 16, PTX)
+    on.store(g_phi_x_0, row, inside, on.only(d_phi_x_0_0, active, lengths), 0, 16, 32, 16, PTX)
 
 
 @triton.jit(do_not_specialize=["steps", "batch", "count"])
@@ -307,7 +338,9 @@ def backward(
     b_phi_z_0,
     b_h_0,
     b_prior_0,
+    b_prior,
     b_decoder_0,
+    b_decoder,
     u_nll,
     b_x,
     mask,
@@ -335,15 +368,19 @@ def backward(
     ROWS: tl.constexpr,
     PARTICLES: tl.constexpr,
 ):
-    after_rows_backward_end = 0 + tl.cdiv(count, HEIGHT)
-    backward_scan_end = after_rows_backward_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
+    after_rows_backward_1_end = 0 + tl.cdiv(count, HEIGHT)
+    after_rows_backward_2_end = after_rows_backward_1_end + tl.cdiv(count, HEIGHT)
+    backward_scan_end = after_rows_backward_2_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
     before_rows_backward_end = backward_scan_end + tl.cdiv(count, HEIGHT)
     turn = on.turn(turns)
-    if turn < after_rows_backward_end:
-        after_rows_backward(turn, weights, count, batch, lengths, b_pre, b_posterior, b_z, b_phi_z_0, b_h_0, b_prior_0, b_decoder_0, u_nll, b_x, mask, g_decoder, g_decoder_0, u_kl, g_prior, g_prior_0, g_h_0, g_posterior, g_phi_z_0, HEIGHT, PRECISION, PTX)
+    if turn < after_rows_backward_1_end:
+        after_rows_backward_1(turn, weights, count, batch, lengths, b_pre, b_posterior, b_z, b_phi_z_0, b_h_0, b_prior_0, b_prior, b_decoder_0, b_decoder, HEIGHT, PRECISION, PTX)
+    elif turn < after_rows_backward_2_end:
+        on.wait(turns, after_rows_backward_1_end)
+        after_rows_backward_2(turn - after_rows_backward_1_end, weights, count, batch, lengths, b_posterior, b_prior, u_nll, b_x, b_decoder, mask, g_decoder, b_decoder_0, g_decoder_0, u_kl, g_prior, b_prior_0, g_prior_0, g_h_0, g_posterior, g_phi_z_0, HEIGHT, PRECISION, PTX)
     elif turn < backward_scan_end:
-        on.wait(turns, after_rows_backward_end)
-        backward_scan(turn - after_rows_backward_end, weights, steps, batch, lengths, order, resets, d_final_h_0, b_pre, b_h_0, g_h_0, g_pre, g_phi_z_0, b_phi_z_0, g_posterior, b_eps, b_posterior, d_start_h_0, ROWS, PARTICLES, PRECISION, PTX)
+        on.wait(turns, after_rows_backward_2_end)
+        backward_scan(turn - after_rows_backward_2_end, weights, steps, batch, lengths, order, resets, d_final_h_0, b_pre, b_h_0, g_h_0, g_pre, g_phi_z_0, b_phi_z_0, g_posterior, b_eps, b_posterior, d_start_h_0, ROWS, PARTICLES, PRECISION, PTX)
     else:
         on.wait(turns, backward_scan_end)
         before_rows_backward(turn - backward_scan_end, weights, count, batch, lengths, b_x, b_phi_x_0, g_pre, g_phi_x_0, HEIGHT, PRECISION, PTX)

@@ -25,24 +25,24 @@ def before_rows(
     if lengths is not None:
         on.clear(b_z, row, inside, active, 4)
         on.clear(b_posterior_std, row, inside, active, 4)
-    bias0_0 = on.bias(weights, 2864, 16)
+    bias0_0 = on.bias(weights, 3632, 32)
     phi_x_0_0 = on.spread(bias0_0, ROWS)
-    w0_0_0 = on.weight(weights, 2608, 16, 16)
-    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    w0_0_0 = on.weight(weights, 2608, 32, 32)
+    x_0 = on.load(b_x, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
     phi_x_0_0 = on.product(x_0, w0_0_0, phi_x_0_0, PRECISION)
     phi_x_0_0 = on.activate(phi_x_0_0, "relu")
-    bias1_0 = on.bias(weights, 2880, 16)
+    bias1_0 = on.bias(weights, 3664, 32)
     pre_0 = on.spread(bias1_0, ROWS)
-    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 16, 80, PTX)
-    bias2_16 = on.bias(weights, 4176, 16)
+    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 32, 80, PTX)
+    bias2_16 = on.bias(weights, 6768, 32)
     pre_16 = on.spread(bias2_16, ROWS)
-    bias2_32 = on.bias(weights, 4192, 64)
+    bias2_32 = on.bias(weights, 6800, 64)
     pre_32 = on.spread(bias2_32, ROWS)
-    w2_16_0 = on.weight(weights, 2896, 16, 16)
+    w2_16_0 = on.weight(weights, 3696, 32, 32)
     pre_16 = on.product(phi_x_0_0, w2_16_0, pre_16, PRECISION)
-    w2_32_0 = on.weight(weights, 3152, 16, 64)
+    w2_32_0 = on.weight(weights, 4720, 32, 64)
     pre_32 = on.product(phi_x_0_0, w2_32_0, pre_32, PRECISION)
-    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 32, 80, PTX)
     on.store(b_pre, row, inside, on.only(pre_32, active, lengths), 32, 48, 64, 80, PTX)
 
 
@@ -160,7 +160,7 @@ def forward_scan(
 
 
 @triton.jit
-def after_rows(
+def after_rows_1(
     program,
     weights,
     count,
@@ -171,7 +171,61 @@ def after_rows(
     b_mean,
     b_kl,
     b_phi_z_0,
+    b_decoder,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
+    bias0_0 = on.bias(weights, 7888, 32)
+    prior_0_0 = on.spread(bias0_0, ROWS)
+    w0_0_0 = on.weight(weights, 6864, 32, 32)
+    h_0_0 = on.load(b_h_0, row, active, 0, 16, 32, 16, PTX).to(tl.float32)
+    prior_0_0 = on.product(h_0_0, w0_0_0, prior_0_0, PRECISION)
+    prior_0_0 = on.activate(prior_0_0, "relu")
+    bias1_0 = on.bias(weights, 9968, 32)
+    prior_0 = on.spread(bias1_0, ROWS)
+    bias1_4 = on.bias(weights, 10000, 32)
+    prior_4 = on.spread(bias1_4, ROWS)
+    w1_0_0 = on.weight(weights, 7920, 32, 32)
+    prior_0 = on.product(prior_0_0, w1_0_0, prior_0, PRECISION)
+    w1_4_0 = on.weight(weights, 8944, 32, 32)
+    prior_4 = on.product(prior_0_0, w1_4_0, prior_4, PRECISION)
+    posterior_0 = on.load(b_posterior, row, active, 0, 4, 32, 8, PTX).to(tl.float32)
+    posterior_0 = on.rounded(posterior_0, weights)
+    posterior_4 = on.load(b_posterior, row, active, 4, 4, 32, 8, PTX).to(tl.float32)
+    posterior_4 = on.rounded(posterior_4, weights)
+    prior_0 = on.rounded(prior_0, weights)
+    prior_4 = on.rounded(prior_4, weights)
+    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
+    on.store(b_mean, row, inside, on.only(posterior_0, active, lengths), 0, 4, 32, 4, PTX)
+    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 32)
+    on.store_number(b_kl, row, inside, active, kl)
+    bias2_0 = on.bias(weights, 11056, 32)
+    decoder_0_0 = on.spread(bias2_0, ROWS)
+    w2_0_0 = on.weight(weights, 10032, 32, 32)
+    phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 32, 16, PTX).to(tl.float32)
+    decoder_0_0 = on.product(phi_z_0_0, w2_0_0, decoder_0_0, PRECISION)
+    w3_0_0 = on.weight(weights, 11088, 32, 32)
+    decoder_0_0 = on.product(h_0_0, w3_0_0, decoder_0_0, PRECISION)
+    decoder_0_0 = on.activate(decoder_0_0, "relu")
+    bias4_0 = on.bias(weights, 13136, 32)
+    decoder_0 = on.spread(bias4_0, ROWS)
+    w4_0_0 = on.weight(weights, 12112, 32, 32)
+    decoder_0 = on.product(decoder_0_0, w4_0_0, decoder_0, PRECISION)
+    on.store(b_decoder, row, inside, on.only(decoder_0, active, lengths), 0, 8, 32, 8, PTX)
+
+
+@triton.jit
+def after_rows_2(
+    program,
+    weights,
+    count,
+    batch,
+    lengths,
     b_x,
+    b_decoder,
     mask,
     b_nll,
     ROWS: tl.constexpr,
@@ -179,48 +233,12 @@ def after_rows(
     PTX: tl.constexpr,
 ):
     row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
-    bias0_0 = on.bias(weights, 4512, 16)
-    prior_0_0 = on.spread(bias0_0, ROWS)
-    w0_0_0 = on.weight(weights, 4256, 16, 16)
-    h_0_0 = on.load(b_h_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
-    prior_0_0 = on.product(h_0_0, w0_0_0, prior_0_0, PRECISION)
-    prior_0_0 = on.activate(prior_0_0, "relu")
-    bias1_0 = on.bias(weights, 5040, 16)
-    prior_0 = on.spread(bias1_0, ROWS)
-    bias1_4 = on.bias(weights, 5056, 16)
-    prior_4 = on.spread(bias1_4, ROWS)
-    w1_0_0 = on.weight(weights, 4528, 16, 16)
-    prior_0 = on.product(prior_0_0, w1_0_0, prior_0, PRECISION)
-    w1_4_0 = on.weight(weights, 4784, 16, 16)
-    prior_4 = on.product(prior_0_0, w1_4_0, prior_4, PRECISION)
-    posterior_0 = on.load(b_posterior, row, active, 0, 4, 16, 8, PTX).to(tl.float32)
-    posterior_0 = on.rounded(posterior_0, weights)
-    posterior_4 = on.load(b_posterior, row, active, 4, 4, 16, 8, PTX).to(tl.float32)
-    posterior_4 = on.rounded(posterior_4, weights)
-    prior_0 = on.rounded(prior_0, weights)
-    prior_4 = on.rounded(prior_4, weights)
-    prior_std_0 = on.deviation(prior_4, True, 0.0, 1.0, 1e-06, None, None, None)
-    q_std_4 = on.deviation(posterior_4, True, 0.0, 1.0, 1e-06, None, None, None)
-    on.store(b_mean, row, inside, on.only(posterior_0, active, lengths), 0, 4, 16, 4, PTX)
-    kl = on.total(on.divergence(posterior_0, q_std_4, prior_0, prior_std_0), 4, 16)
-    on.store_number(b_kl, row, inside, active, kl)
-    bias2_0 = on.bias(weights, 5328, 16)
-    decoder_0_0 = on.spread(bias2_0, ROWS)
-    w2_0_0 = on.weight(weights, 5072, 16, 16)
-    phi_z_0_0 = on.load(b_phi_z_0, row, active, 0, 16, 16, 16, PTX).to(tl.float32)
-    decoder_0_0 = on.product(phi_z_0_0, w2_0_0, decoder_0_0, PRECISION)
-    w3_0_0 = on.weight(weights, 5344, 16, 16)
-    decoder_0_0 = on.product(h_0_0, w3_0_0, decoder_0_0, PRECISION)
-    decoder_0_0 = on.activate(decoder_0_0, "relu")
-    bias4_0 = on.bias(weights, 5856, 16)
-    decoder_0 = on.spread(bias4_0, ROWS)
-    w4_0_0 = on.weight(weights, 5600, 16, 16)
-    decoder_0 = on.product(decoder_0_0, w4_0_0, decoder_0, PRECISION)
-    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    x_0 = on.load(b_x, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
+    decoder_0 = on.load(b_decoder, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
     terms = on.bernoulli(x_0, decoder_0)
     if mask is not None:
-        terms = tl.where(on.load(mask, row, active, 0, 8, 16, 8, PTX) != 0, terms, 0.0)
-    nll = on.total(terms, 8, 16)
+        terms = tl.where(on.load(mask, row, active, 0, 8, 32, 8, PTX) != 0, terms, 0.0)
+    nll = on.total(terms, 8, 32)
     on.store_number(b_nll, row, inside, active, nll)
 
 
@@ -245,6 +263,7 @@ def forward(
     final_h_0,
     b_mean,
     b_kl,
+    b_decoder,
     mask,
     b_nll,
     turns,
@@ -256,14 +275,18 @@ def forward(
 ):
     before_rows_end = 0 + tl.cdiv(count, HEIGHT)
     forward_scan_end = before_rows_end + tl.cdiv(batch, ROWS // PARTICLES * PARTICLES)
-    after_rows_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    after_rows_1_end = forward_scan_end + tl.cdiv(count, HEIGHT)
+    after_rows_2_end = after_rows_1_end + tl.cdiv(count, HEIGHT)
     turn = on.turn(turns)
     if turn < before_rows_end:
         before_rows(turn, weights, count, batch, lengths, b_x, b_pre, b_z, b_posterior_std, HEIGHT, PRECISION, PTX)
     elif turn < forward_scan_end:
         on.wait(turns, before_rows_end)
         forward_scan(turn - before_rows_end, weights, steps, batch, lengths, order, resets, start_h_0, b_h_0, b_pre, b_posterior, b_eps, b_posterior_std, b_z, b_phi_z_0, final_h_0, ROWS, PARTICLES, PRECISION, PTX)
-    else:
+    elif turn < after_rows_1_end:
         on.wait(turns, forward_scan_end)
-        after_rows(turn - forward_scan_end, weights, count, batch, lengths, b_h_0, b_posterior, b_mean, b_kl, b_phi_z_0, b_x, mask, b_nll, HEIGHT, PRECISION, PTX)
-    on.leave(turns, after_rows_end)
+        after_rows_1(turn - forward_scan_end, weights, count, batch, lengths, b_h_0, b_posterior, b_mean, b_kl, b_phi_z_0, b_decoder, HEIGHT, PRECISION, PTX)
+    else:
+        on.wait(turns, after_rows_1_end)
+        after_rows_2(turn - after_rows_1_end, weights, count, batch, lengths, b_x, b_decoder, mask, b_nll, HEIGHT, PRECISION, PTX)
+    on.leave(turns, after_rows_2_end)

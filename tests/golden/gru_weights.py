@@ -80,39 +80,39 @@ def pack_weights(
             if program < 15:
                 if program < 12:
                     if program < 11:
-                        on.pack(workspace + 2608, p_phi_x_0_weight, 0, 16, 16, 0, 8, 16, 8, True, PRECISION)
-                        on.pack_bias(workspace + 2864, on.term(tl.zeros((16,), tl.float32), p_phi_x_0_bias, 0, 16, 0, 16), 16)
+                        on.pack(workspace + 2608, p_phi_x_0_weight, 0, 16, 32, 0, 8, 32, 8, True, PRECISION)
+                        on.pack_bias(workspace + 3632, on.term(tl.zeros((32,), tl.float32), p_phi_x_0_bias, 0, 16, 0, 32), 32)
                     else:
-                        on.pack_bias(workspace + 2880, on.term(tl.zeros((16,), tl.float32), p_rnn_bias_hh_l0, 32, 16, 0, 16), 16)
+                        on.pack_bias(workspace + 3664, on.term(tl.zeros((32,), tl.float32), p_rnn_bias_hh_l0, 32, 16, 0, 32), 32)
                 else:
                     if program < 13:
-                        on.pack(workspace + 2896, p_enc_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
-                        on.pack_bias(workspace + 4176, on.term(tl.zeros((16,), tl.float32), p_enc_0_bias, 0, 16, 0, 16), 16)
+                        on.pack(workspace + 3696, p_enc_0_weight, 0, 16, 32, 0, 16, 32, 32, True, PRECISION)
+                        on.pack_bias(workspace + 6768, on.term(tl.zeros((32,), tl.float32), p_enc_0_bias, 0, 16, 0, 32), 32)
                     else:
                         if program < 14:
-                            on.pack(workspace + 3152, p_rnn_weight_ih_l0, 0, 48, 64, 0, 16, 16, 32, True, PRECISION)
-                            on.pack_bias(workspace + 4192, on.term(on.term(tl.zeros((64,), tl.float32), p_rnn_bias_ih_l0, 0, 48, 0, 64), p_rnn_bias_hh_l0, 0, 32, 0, 64), 64)
+                            on.pack(workspace + 4720, p_rnn_weight_ih_l0, 0, 48, 64, 0, 16, 32, 32, True, PRECISION)
+                            on.pack_bias(workspace + 6800, on.term(on.term(tl.zeros((64,), tl.float32), p_rnn_bias_ih_l0, 0, 48, 0, 64), p_rnn_bias_hh_l0, 0, 32, 0, 64), 64)
                         else:
-                            on.pack(workspace + 4256, p_prior_0_weight, 0, 16, 16, 0, 16, 16, 16, True, PRECISION)
-                            on.pack_bias(workspace + 4512, on.term(tl.zeros((16,), tl.float32), p_prior_0_bias, 0, 16, 0, 16), 16)
+                            on.pack(workspace + 6864, p_prior_0_weight, 0, 16, 32, 0, 16, 32, 16, True, PRECISION)
+                            on.pack_bias(workspace + 7888, on.term(tl.zeros((32,), tl.float32), p_prior_0_bias, 0, 16, 0, 32), 32)
             else:
                 if program < 17:
                     if program < 16:
-                        on.pack(workspace + 4528, p_prior_mean_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                        on.pack_bias(workspace + 5040, on.term(tl.zeros((16,), tl.float32), p_prior_mean_bias, 0, 4, 0, 16), 16)
+                        on.pack(workspace + 7920, p_prior_mean_weight, 0, 4, 32, 0, 16, 32, 16, True, PRECISION)
+                        on.pack_bias(workspace + 9968, on.term(tl.zeros((32,), tl.float32), p_prior_mean_bias, 0, 4, 0, 32), 32)
                     else:
-                        on.pack(workspace + 4784, p_prior_std_0_weight, 0, 4, 16, 0, 16, 16, 16, True, PRECISION)
-                        on.pack_bias(workspace + 5056, on.term(tl.zeros((16,), tl.float32), p_prior_std_0_bias, 0, 4, 0, 16), 16)
+                        on.pack(workspace + 8944, p_prior_std_0_weight, 0, 4, 32, 0, 16, 32, 16, True, PRECISION)
+                        on.pack_bias(workspace + 10000, on.term(tl.zeros((32,), tl.float32), p_prior_std_0_bias, 0, 4, 0, 32), 32)
                 else:
                     if program < 18:
-                        on.pack(workspace + 5072, p_dec_0_weight, 0, 16, 16, 0, 16, 16, 32, True, PRECISION)
-                        on.pack_bias(workspace + 5328, on.term(tl.zeros((16,), tl.float32), p_dec_0_bias, 0, 16, 0, 16), 16)
+                        on.pack(workspace + 10032, p_dec_0_weight, 0, 16, 32, 0, 16, 32, 32, True, PRECISION)
+                        on.pack_bias(workspace + 11056, on.term(tl.zeros((32,), tl.float32), p_dec_0_bias, 0, 16, 0, 32), 32)
                     else:
                         if program < 19:
-                            on.pack(workspace + 5344, p_dec_0_weight, 0, 16, 16, 16, 16, 16, 32, True, PRECISION)
+                            on.pack(workspace + 11088, p_dec_0_weight, 0, 16, 32, 16, 16, 32, 32, True, PRECISION)
                         else:
-                            on.pack(workspace + 5600, p_dec_mean_0_weight, 0, 8, 16, 0, 16, 16, 16, True, PRECISION)
-                            on.pack_bias(workspace + 5856, on.term(tl.zeros((16,), tl.float32), p_dec_mean_0_bias, 0, 8, 0, 16), 16)
+                            on.pack(workspace + 12112, p_dec_mean_0_weight, 0, 8, 32, 0, 16, 32, 16, True, PRECISION)
+                            on.pack_bias(workspace + 13136, on.term(tl.zeros((32,), tl.float32), p_dec_mean_0_bias, 0, 8, 0, 32), 32)
     elif lengths is not None:
         on.by_length(program - 20, lengths, order, batch, 64, PARTICLES)
 

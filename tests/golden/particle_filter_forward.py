@@ -20,19 +20,19 @@ def before_rows(
     PTX: tl.constexpr,
 ):
     row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)
-    bias0_0 = on.bias(weights, 3936, 16)
+    bias0_0 = on.bias(weights, 3936, 32)
     pre_0 = on.spread(bias0_0, ROWS)
-    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 16, 80, PTX)
-    bias1_16 = on.bias(weights, 5232, 16)
+    on.store(b_pre, row, inside, on.only(pre_0, active, lengths), 0, 16, 32, 80, PTX)
+    bias1_16 = on.bias(weights, 7040, 32)
     pre_16 = on.spread(bias1_16, ROWS)
-    bias1_32 = on.bias(weights, 5248, 64)
+    bias1_32 = on.bias(weights, 7072, 64)
     pre_32 = on.spread(bias1_32, ROWS)
-    w1_16_0 = on.weight(weights, 3952, 16, 16)
-    x_0 = on.load(b_x, row, active, 0, 8, 16, 8, PTX).to(tl.float32)
+    w1_16_0 = on.weight(weights, 3968, 32, 32)
+    x_0 = on.load(b_x, row, active, 0, 8, 32, 8, PTX).to(tl.float32)
     pre_16 = on.product(x_0, w1_16_0, pre_16, PRECISION)
-    w1_32_0 = on.weight(weights, 4208, 16, 64)
+    w1_32_0 = on.weight(weights, 4992, 32, 64)
     pre_32 = on.product(x_0, w1_32_0, pre_32, PRECISION)
-    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 16, 80, PTX)
+    on.store(b_pre, row, inside, on.only(pre_16, active, lengths), 16, 16, 32, 80, PTX)
     on.store(b_pre, row, inside, on.only(pre_32, active, lengths), 32, 48, 64, 80, PTX)
 
 

@@ -81,9 +81,11 @@ def between(one: Report, two: Report) -> Step:
 
 
 def steps(spec: CellSpec, dtype: torch.dtype, precision: str, chip: str) -> dict[str, Step]:
-    """Count each phase of a training step, as if each were a launch of its own."""
+    """Count each phase of a training step, as if each were a launch of its own; none of a cell that is refused."""
     found: list[dict[str, Report]] = []
-    config = tuning.candidates(spec, dtype.itemsize, tuning.CHIPS[chip], precision)[0]
+    config = next(iter(tuning.candidates(spec, dtype.itemsize, tuning.CHIPS[chip], precision)), None)
+    if config is None:
+        return {}
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

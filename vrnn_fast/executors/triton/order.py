@@ -120,19 +120,22 @@ def late(operations: Iterable[Operation]) -> list[Operation]:
 
 
 def at_once(operations: Sequence[Operation], plan: Plan) -> Iterator[Operation]:
-    """Lead gradients back through products where they are whole, or else where the products stand."""
+    """Lead gradients back through products where they are whole, or else where the first product of a tile stands:
+    through all of them, so that none waits for another tile's."""
     led: set[int] = set()
     for number, operation in enumerate(operations):
-        if isinstance(operation, Whole):
-            for tile in operation.tiles:
-                for later in _led_from(tile, operations, number):
-                    if later not in led:
-                        led.add(later)
-                        yield from _through(operations[later], plan)
-        elif not isinstance(operation, Back):
-            yield operation
-        elif number not in led:
-            yield from _through(operation, plan)
+        match operation:
+            case Whole(tiles=tiles):
+                numbers = [later for tile in tiles for later in _led_from(tile, operations, number)]
+            case Back(target=target):
+                numbers = [number, *_led_from(target, operations, number)]
+            case _:
+                numbers = []
+                yield operation
+        for later in numbers:
+            if later not in led:
+                led.add(later)
+                yield from _through(operations[later], plan)
 
 
 def _led_from(tile: Tile, operations: Sequence[Operation], begin: int) -> Iterator[int]:

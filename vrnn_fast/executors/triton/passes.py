@@ -63,17 +63,23 @@ class Room:
 
     Attributes:
         columns: of all its tiles together, in registers, where stages are put together.
+        apart: the same, of one of several passes that gradients are cut into.
         most: columns of what cannot be taken apart.
         products: of tiles, which take long to compile.
     """
 
     columns: int
+    apart: int
     most: int
     products: int
 
     def holds(self, each: RowPass) -> bool:
         """Tell whether stages are one pass."""
         return each.columns <= self.columns and each.products <= self.products
+
+    def joins(self, each: RowPass) -> bool:
+        """Tell whether stages are one of several passes of gradients."""
+        return each.columns <= self.apart and each.products <= self.products
 
     def bears(self, each: RowPass) -> bool:
         """Tell whether a pass can be run at all."""
@@ -112,8 +118,10 @@ def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes 
         offset = max(offset, found.workspace)
         return found
 
-    def of_values(stages: tuple[Stage, ...], leaves: Iterable[str] = ()) -> Iterator[RowPass]:
-        runs = _runs(stages, lambda run: room.holds(RowPass(tried(run))))
+    def of_values(
+        stages: tuple[Stage, ...], fit: Callable[[RowPass], bool] = room.holds, leaves: Iterable[str] = ()
+    ) -> Iterator[RowPass]:
+        runs = _runs(stages, lambda run: fit(RowPass(tried(run))))
         for number, run in enumerate(runs):
             read = {part.buffer for later in runs[number + 1 :] for stage in later for part in slices(stage)}
             made = frozenset(part.buffer for stage in run for part in written(stage))
@@ -124,11 +132,11 @@ def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes 
             yield RowPass(cut(again), cut(stages, back=True))
             return
         products = tuple(stage for stage in again if isinstance(stage, _WITH_TARGET))
-        yield from of_values(products, {stage.target.buffer for stage in products})
+        yield from of_values(products, room.joins, {stage.target.buffer for stage in products})
         finds: frozenset[Slice] = frozenset()
 
         def fit(run: tuple[Stage, ...]) -> bool:
-            return room.holds(RowPass(tried(_alone(run)), tried(run, back=True)))
+            return room.joins(RowPass(tried(_alone(run)), tried(run, back=True)))
 
         for run in _runs(stages, fit, last_first=True):
             yield RowPass(cut(_alone(run)), cut(run, back=True), finds=finds)

@@ -17,11 +17,13 @@ from ...cell.stages import Bias, Dense, Partition, Slice, Stage
 from ..cut import Cut, cut, learned
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
+LEAST_OF_ROWS = 32  # over rows, more than these: triton gives the warps of all products that follow each other rows or
+# columns, whichever the first of them has more of, and a tile of 16 rows it would give every warp, all columns with it
 
 
-def padded(width: int) -> int:
+def padded(width: int, least: int = LEAST) -> int:
     """Count the columns of a tile that holds ``width`` of them."""
-    return max(LEAST, 1 << (width - 1).bit_length())
+    return max(least, 1 << (width - 1).bit_length())
 
 
 def pieces(width: int, widest: int) -> tuple[int, ...]:
@@ -36,10 +38,11 @@ class Tile:
     buffer: str
     start: int
     width: int
+    least: int = LEAST
 
     @property
     def padded(self) -> int:
-        return padded(self.width)
+        return padded(self.width, self.least)
 
     @property
     def name(self) -> str:
@@ -177,16 +180,17 @@ def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool
     ``reverse`` scan of a particle filter has what weighs a particle behind it, in ``after``: no gradient passes from a
     weight to a state.
     """
-    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0)
+    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0, LEAST)
 
 
 def rows_plan(program: Partition, stages: tuple[Stage, ...], widest: int, first: int, *, reverse: bool) -> Plan:
     """Cut stages that run over all rows, whose weights begin at ``first`` in the workspace, into tiles. Pure."""
-    return _tiled(cut(replace(program, before=(), scan=stages, after=())), widest, reverse, first)
+    least = LEAST_OF_ROWS if widest > LEAST_OF_ROWS else LEAST  # where threads multiply, each has what is its own
+    return _tiled(cut(replace(program, before=(), scan=stages, after=())), widest, reverse, first, least)
 
 
-def _tiled(whole: Cut, widest: int, reverse: bool, first: int) -> Plan:
-    tiles = {buffer: tuple(_tiles(parts, widest)) for buffer, parts in whole.parts.items()}
+def _tiled(whole: Cut, widest: int, reverse: bool, first: int, least: int) -> Plan:
+    tiles = {buffer: tuple(_tiles(parts, widest, least)) for buffer, parts in whole.parts.items()}
     matrices: list[Matrix] = []
     for stage in whole.program.scan:
         if isinstance(stage, Dense):
@@ -195,9 +199,9 @@ def _tiled(whole: Cut, widest: int, reverse: bool, first: int) -> Plan:
     return Plan(**vars(whole), tiles=tiles, matrices=tuple(matrices), reverse=reverse)
 
 
-def _tiles(parts: tuple[Slice, ...], widest: int) -> Iterator[Tile]:
+def _tiles(parts: tuple[Slice, ...], widest: int, least: int) -> Iterator[Tile]:
     for part in parts:
         start = part.start
         for width in pieces(part.width, widest):
-            yield Tile(part.buffer, start, width)
+            yield Tile(part.buffer, start, width, least)
             start += width

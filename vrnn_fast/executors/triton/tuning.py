@@ -27,12 +27,15 @@ from .passes import Passes, Room, passes
 from .plan import Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
-MOST_AHEAD = {False: 240, True: 200}  # where a step reads ahead of the next one, and whether threads multiply: a little
-# less, for nothing should spill for that
-MOST_FORWARD_AHEAD = 262  # of 16 bits, of which two wait in a register: forward does not spill then, the reverse would
-MOST_ESTIMATED = {2: 320, 4: 255}  # by the bytes of an operand: a cell that would want more spills kilobytes
+MOST_BY_THREADS = 320  # by an estimate that is large for what threads multiply: beyond 255 if nothing else fits
+MOST_ON_AMD = 150  # of 16 bits, by an estimate that counts half of them: its compiler gives all columns to every warp
+MOST_IN_TF32 = 180  # of a scan, where operands are large
+MOST_AHEAD = {"16 bits": (240, 262), "tf32": (160, 240), "threads": (200, 200)}  # where a step reads ahead of the next
+# one, both ways, or forward alone: nothing should spill for that, and of 16 bits two wait in a register
+MOST_COLUMNS = 1024  # of a buffer, beyond which the launch's other phases leave no register for that
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
-MOST_IN_TF32 = {False: 125, True: 180}  # registers of a thread over rows, by an estimate, forward and in reverse
+MOST_OVER_ROWS_IN_TF32 = {False: 125, True: 180}  # by an estimate, forward and in reverse
+MOST_APART_IN_TF32 = 130  # of one of several passes in reverse
 MOST_PRODUCTS = 100  # of a kernel's step: beyond, it takes minutes to compile
 NARROW = 32  # columns of a tile whose operands threads can hold where it is they that multiply
 MOST_NARROW_PRODUCTS = 150  # of such tiles, which are smaller
@@ -131,12 +134,14 @@ def room(config: Config, itemsize: int, precision: str, chip: Chip, *, reverse: 
     are large, the compiler spills of less, and with a scan in the same launch of all."""
     by_threads = itemsize == 4 and precision == "ieee"
     most = MOST_REGISTERS - (operand_registers(config, chip) if by_threads else 0)
-    wanted = MOST_IN_TF32[reverse] if precision == "tf32" and itemsize == 4 else most
+    wanted = apart = most
+    if precision == "tf32" and itemsize == 4:
+        wanted, apart = MOST_OVER_ROWS_IN_TF32[reverse], MOST_APART_IN_TF32
 
     def columns(registers: int) -> int:
         return (registers - 80) * chip.lanes * config.warps // height(config, itemsize, precision)
 
-    return Room(columns(wanted), columns(most), MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS)
+    return Room(columns(wanted), columns(apart), columns(most), MOST_NARROW_PRODUCTS if by_threads else MOST_PRODUCTS)
 
 
 def around(
@@ -156,10 +161,22 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
-def most_estimated(itemsize: int, chip: Chip) -> int:
-    """Return the most registers that are compiled: AMD's compiler, which wants twice as many, spills hundreds
-    beyond."""
-    return MOST_REGISTERS if chip.amd else MOST_ESTIMATED[itemsize]
+def most_registers(itemsize: int, chip: Chip, widest: int, *, by_threads: bool = False) -> int:
+    """Return the most that an estimate may be: beyond, the compiler spills."""
+    if chip.amd and itemsize == 2 and widest > NARROW:
+        return MOST_ON_AMD
+    if itemsize == 4 and not by_threads:
+        return MOST_IN_TF32
+    return MOST_BY_THREADS if by_threads and not chip.amd else MOST_REGISTERS
+
+
+def _most_ahead(cut: Plan, config: Config, itemsize: int, chip: Chip, *, by_threads: bool) -> tuple[int, int]:
+    """Return the most registers, by the estimate, where steps read ahead both ways, and where they do so forward."""
+    if chip.amd and itemsize == 2:
+        return MOST_ON_AMD, MOST_ON_AMD
+    both, forward = MOST_AHEAD["threads" if by_threads else "tf32" if itemsize == 4 else "16 bits"]
+    widest = max(buffer.width for buffer in cut.program.buffers)
+    return both, forward if itemsize == 4 or (config.late and widest <= MOST_COLUMNS) else both
 
 
 def operand_registers(config: Config, chip: Chip) -> int:
@@ -177,34 +194,33 @@ def candidates(
     mean: bool | None = None,
     particles: int = 1,
 ) -> tuple[Config, ...]:
-    """List the configurations that a cell may be run in, the best guess first; empty where none fits. Those that would
-    spill are among them only where all would.
+    """List the configurations that a cell may be run in, the best guess first; empty where none fits. None of them
+    should spill, by the estimate.
 
     ``precision`` is that of float32, ``"ieee"`` or ``"tf32"``; ``mean`` as in :func:`plan`; all ``particles`` of a
     sequence are in one tile. Here and below.
     """
-    found: list[tuple[bool, bool, int, Config]] = []
+    found: list[tuple[bool, Config]] = []
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
     by_threads = itemsize == 4 and precision == "ieee"
     if by_threads and particles <= FEWEST_ROWS:
         rows_of.append(FEWEST_ROWS)
-    widest_of, most = ((NARROW,), MOST_NARROW_PRODUCTS) if by_threads else ((64, 128), MOST_PRODUCTS)
+    widest_of = (NARROW,) if by_threads else (64, 128, NARROW) if chip.amd and itemsize == 2 else (64, 128)
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
         late = itemsize < 4 and widest <= 64 and not chip.amd  # else operands take more registers than sums
         config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
-        if cut.products > most or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
+        products = MOST_NARROW_PRODUCTS if widest == NARROW else MOST_PRODUCTS
+        if cut.products > products or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
         if by_threads and multiply_adds(cut, config, chip) > MOST_MULTIPLY_ADDS:
             continue
         wanted = registers(cut, config, chip) + (operand_registers(config, chip) if by_threads else 0)
-        if ahead and MOST_AHEAD[by_threads] < wanted <= MOST_FORWARD_AHEAD and late:
-            found.append((False, False, False, replace(config, forward_only=True)))
-        elif wanted <= (MOST_AHEAD[by_threads] if ahead else most_estimated(2 if by_threads else itemsize, chip)):
-            spills = wanted > MOST_REGISTERS
-            found.append((spills, spills and ahead, spills and widest, config))
-    found = [entry for entry in found if not entry[0]] or found
-    return tuple(config for *_, config in sorted(found, key=lambda entry: entry[:3]))
+        both, forward = _most_ahead(cut, config, itemsize, chip, by_threads=by_threads)
+        if wanted <= (forward if ahead else most_registers(itemsize, chip, widest, by_threads=by_threads)):
+            tight = by_threads and wanted > MOST_REGISTERS
+            found.append((tight, replace(config, forward_only=ahead and wanted > both)))
+    return tuple(config for tight, config in found if not tight or all(other for other, _ in found))
 
 
 def misfit(
@@ -228,10 +244,12 @@ def misfit(
             'torch.set_float32_matmul_precision("high") allows TF32, and bfloat16 fits as well'
         )
     cut = plan(spec, 128, mean)
+    most = MOST_IN_TF32 if itemsize == 4 else MOST_REGISTERS
+    fits = "; bfloat16 fits" if itemsize == 4 and candidates(spec, 2, chip, mean=mean, particles=particles) else ""
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
         f"the scan of this cell has {cut.products} products of tiles in a step and would want about {least} registers "
-        f"a thread; at most {MOST_PRODUCTS} and {most_estimated(itemsize, chip)} are compiled"
+        f"a thread; at most {MOST_PRODUCTS} and {most} are compiled{fits}"
     )
 
 
