@@ -96,15 +96,17 @@ Forward forward_of(const Known& known, const Batch& batch, const Weights& weight
         launch.final_state[i] = data<T>(final_state.back());
     }
     call.reserve_scratch(packed || save ? 0 : known.weights(), false);
+    std::optional<Parameters<T>> read;
     if (packed) {
         launch.packed = data<T>(*packed);
     } else {
-        const Parameters<T> read(call.program, parameters, x);
+        read.emplace(call.program, parameters, x);
+        launch.unpacked = call.has_few_rows();
         if (save)
-            call.pack_to(data<T>(saved) + want.saved_size, known, read,
+            call.pack_to(data<T>(saved) + want.saved_size, known, *read,
                          call_digest<T>(batch, launch.particles, want.saved_size, want.recompute));
         else
-            call.pack(read, false);
+            call.pack(*read, false);
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(LaunchKind::forward);
@@ -207,6 +209,7 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
     call.reserve_scratch(call.program.packed_size, true);
     launch.packed_backward = launch.packed;
     launch.packed = packed;
+    launch.unpacked = call.has_few_rows();
     call.pack(parameters, true);
     // Whoever finishes last adds up all shards, in their order: no second parallel region, and the same sum every time.
     std::atomic<int64_t> running{launch.shards.size};
