@@ -247,7 +247,7 @@ def thread_count() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("thread_count")
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_any_number_of_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     assert_obeys_the_law(SHARED, 24, 37, SHARED_LENGTHS, executor=cpu, dtype=torch.float32)
