@@ -58,6 +58,7 @@ struct Launch {
     const T* state[most_states];  // (B, hidden) each
     const T* const* parameters;   // contiguous, in the program's numbering
     const int64_t* columns;       // of each parameter; 1 for a bias
+    bool unpacked = false;        // weights are read, and their gradients written, where the parameters' are; one shard
 
     T* saved;                     // buffer by buffer, (rows of all shards, stride)
     const int64_t* saved_offset;  // (buffers): elements, or -1 for a buffer that lives in scratch

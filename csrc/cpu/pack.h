@@ -22,7 +22,8 @@ static void pack_blocks(const Launch<T>& launch, const Stage& s, bool backward) 
 }
 
 // Packs every weight once per call: transposed, with the stacked biases, for forward; as it stands for backward. Of
-// `shares` threads each packs the stages that begin in its part of what is packed, and the first one all biases.
+// `shares` threads each packs the stages that begin in its part of what is packed, and the first one all biases,
+// which is all there is to do for unpacked ones.
 template <class T>
 static void pack_weights(const Launch<T>& launch, bool backward, int64_t share, int64_t shares) {
     const Program& program = *launch.program;
@@ -30,7 +31,7 @@ static void pack_weights(const Launch<T>& launch, bool backward, int64_t share, 
     const bool with_biases = share == 0 && !backward;
     if (with_biases) __builtin_memset(biases, 0, program.bias_size * sizeof(T));
     for (const Stage& s : program.stages) {
-        if (s.packed * shares / program.packed_size == share) pack_blocks(launch, s, backward);
+        if (!launch.unpacked && s.packed * shares / program.packed_size == share) pack_blocks(launch, s, backward);
         if (!with_biases) continue;
         for (const Term& t : s.terms)
             for (int64_t i = 0; i < t.rows; ++i)
@@ -39,7 +40,7 @@ static void pack_weights(const Launch<T>& launch, bool backward, int64_t share, 
 }
 
 // Adds the shards' weight gradients in order and writes them where the parameters' gradients belong. Every element
-// of every parameter is in exactly one block or term.
+// of every parameter is in exactly one block or term. Those of unpacked weights are there already.
 template <class T>
 static void reduce(const Launch<T>& launch) {
     const Program& program = *launch.program;
@@ -57,12 +58,13 @@ static void reduce(const Launch<T>& launch) {
         const auto write = [&](int64_t offset, int64_t n, T* to) {
             launch.reached[s.target.buffer] ? total(offset, n, to) : set_zero(to, n);
         };
-        for (const Block& b : s.blocks) {
-            const int64_t columns = launch.columns[b.parameter];
-            for (int64_t i = 0; i < b.rows; ++i)
-                write(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
-                      launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
-        }
+        if (!launch.unpacked)
+            for (const Block& b : s.blocks) {
+                const int64_t columns = launch.columns[b.parameter];
+                for (int64_t i = 0; i < b.rows; ++i)
+                    write(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
+                          launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
+            }
         for (const Term& t : s.terms)
             write(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
     }

@@ -13,6 +13,7 @@
 #include "stages/likelihood.h"
 #include "stages/normalize.h"
 #include "stages/sample.h"
+#include "unpacked.h"
 
 namespace vrnn::VRNN_ISA {
 
@@ -23,6 +24,8 @@ static void run(const Position<T>& p, const Stage& s) {
     switch (s.op) {
         case Op::bias: return fill_rows<T>(p.rows, s.target.width, bias, p.value(s.target));
         case Op::dense: {
+            if (p.launch.unpacked)
+                return unpacked_product<T>(p.launch, s, p.rows, p.value(s.source), p.value(s.target), bias);
             const Sizes size{p.rows, s.target.width, s.source.width};
             return packed_product<T>(size, p.value(s.source), p.launch.packed + s.packed, p.value(s.target),
                                      s.accumulate ? Start::keep : Start::bias, bias, p.padded(s.target));
@@ -85,6 +88,8 @@ static void run_backward(const Position<T>& p, const Stage& s) {
         case Op::bias: return;
         case Op::dense: {
             if (!p.wants_gradient(s.source)) return;
+            if (p.launch.unpacked)
+                return unpacked_input_gradient<T>(p.launch, s, p.rows, p.gradient(s.target), p.gradient(s.source));
             const Sizes size{p.rows, s.source.width, s.target.width};
             return packed_product<T>(size, p.gradient(s.target), p.launch.packed_backward + s.packed,
                                      p.gradient(s.source), s.first_gradient ? Start::zero : Start::keep, nullptr,

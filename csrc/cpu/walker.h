@@ -63,6 +63,9 @@ class Walker {
     void backward() {
         Phases phases(launch.ranges);
         if (shard.steps == 0) set_zero(weight_gradients, program.gradient_size);
+        if (shard.steps == 0 && launch.unpacked)
+            for (const Stage& s : program.stages)
+                if (s.op == Op::dense) write_weight_gradient<T>(launch, s, 0, {}, {});
         for (const Stage& s : program.scan)
             if (s.op == Op::begin) set_zero(biases() + s.weights, s.target.width);
         load_state_gradients(at);
@@ -170,6 +173,10 @@ class Walker {
             }
             if (!s.accumulate) add_column_sums<T>(at.rows, s.target.width, d, first, biases() + s.weights);
             if (s.op == Op::bias) continue;
+            if (launch.unpacked) {
+                write_weight_gradient<T>(launch, s, at.rows, d, at.value(s.source));
+                continue;
+            }
             const Sizes size{s.target.width, s.source.width, at.rows};
             weight_gradient<T>(size, d, at.value(s.source), {weight_gradients + s.gradient, gradient_stride(s)},
                                first ? Start::zero : Start::keep, at.work.tiles);

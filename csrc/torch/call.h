@@ -223,6 +223,11 @@ struct Call {
         STD_TORCH_CHECK(size >= used, "saved must have room for ", used, " elements, got ", size);
     }
 
+    // Whether packing the weights would take longer than it spares: the same for both directions of a call.
+    bool has_few_rows() const {
+        return launch.shards.size == 1 && launch.steps * launch.batch <= tuning::unpacked_rows;
+    }
+
     void reserve_scratch(int64_t packed, bool backward) {
         launch.scratch_size = kernels.scratch_size(launch, deal.most_sequences(), backward);
         const int64_t shards = launch.shards.size, stages = launch.scratch_size * shards;

@@ -78,7 +78,8 @@ Forward forward_of(const Known& known, const Batch& batch, const Weights& weight
     launch.eps = steps_of<const T>(eps);
 
     const bool save = want.saved_size > 0;
-    const Tensor saved = torch::stable::new_empty(x, {save ? want.saved_size + known.packed_size() : 0});
+    const Fresh<T> fresh(x);
+    const Tensor saved = fresh({save ? want.saved_size + known.packed_size() : 0});
     if (save) {
         in_large_pages(data<T>(saved), want.saved_size * sizeof(T));
         call.keep(data<T>(saved), want.saved_size, want.recompute);
@@ -88,24 +89,26 @@ Forward forward_of(const Known& known, const Batch& batch, const Weights& weight
         const bool prior = o == Output::prior_mean || o == Output::prior_std;
         const bool wanted = prior ? want.prior : o != Output::raw || want.raw;
         Tensor& own = found[static_cast<size_t>(o)];
-        own = is_scalar(o) ? torch::stable::new_empty(x, {x.size(0), x.size(1)}) : per_step(x, known.width(o), wanted);
+        own = is_scalar(o) ? fresh({x.size(0), x.size(1)}) : fresh.per_step(known.width(o), wanted);
         if (wanted) launch.outputs[o] = steps_of<T>(own);
     });
     std::vector<Tensor> final_state;
     for (size_t i = 0; i < state.size(); ++i) {
-        final_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
+        final_state.push_back(fresh({state[i].size(0), state[i].size(1)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
     call.reserve_scratch(packed || save ? 0 : known.weights(), false);
+    std::optional<Parameters<T>> read;
     if (packed) {
         launch.packed = data<T>(*packed);
     } else {
-        const Parameters<T> read(call.program, parameters, x);
+        read.emplace(call.program, parameters, x);
+        launch.unpacked = call.has_few_rows();
         if (save)
-            call.pack_to(data<T>(saved) + want.saved_size, known, read,
+            call.pack_to(data<T>(saved) + want.saved_size, known, *read,
                          call_digest<T>(batch, launch.particles, want.saved_size, want.recompute));
         else
-            call.pack(read, false);
+            call.pack(*read, false);
     }
     call.for_shards([&](int64_t s) { call.kernels.forward(launch, s); });
     call.build.count(LaunchKind::forward);
@@ -184,23 +187,21 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
     reach(call.program, given_gradients, on_state, reached);
     launch.reached = reached;
 
-    const Tensor d_x = per_step(x, x.size(2), want.x), d_eps = per_step(eps, eps.size(2), want.eps);
+    const Fresh<T> fresh(x);
+    const Tensor d_x = fresh.per_step(x.size(2), want.x), d_eps = fresh.per_step(eps.size(2), want.eps);
     if (want.x) launch.d_x = steps_of<T>(d_x);
     if (want.eps) launch.d_eps = steps_of<T>(d_eps);
     const std::optional<Tensor>& cond = batch.given.cond;
-    const Tensor d_cond = cond ? per_step(*cond, cond->size(2), want.cond) : torch::stable::new_empty(x, {0});
+    const Tensor d_cond = cond ? fresh.per_step(cond->size(2), want.cond) : fresh({0});
     if (want.cond) launch.d_cond = steps_of<T>(d_cond);
     std::vector<Tensor> d_state, d_parameters;
     for (size_t i = 0; i < state.size(); ++i) {
-        d_state.push_back(torch::stable::new_empty(x, {state[i].size(0), state[i].size(1)}));
+        d_state.push_back(fresh({state[i].size(0), state[i].size(1)}));
         launch.d_state[i] = data<T>(d_state.back());
     }
     std::vector<T*> d_parameter_data;
     for (const Tensor& p : parameters.tensors) {
-        if (p.dim() == 2)
-            d_parameters.push_back(torch::stable::new_empty(x, {p.size(0), p.size(1)}));
-        else
-            d_parameters.push_back(torch::stable::new_empty(x, {p.size(0)}));
+        d_parameters.push_back(p.dim() == 2 ? fresh({p.size(0), p.size(1)}) : fresh({p.size(0)}));
         d_parameter_data.push_back(data<T>(d_parameters.back()));
     }
     launch.d_parameters = d_parameter_data.data();
@@ -208,6 +209,7 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
     call.reserve_scratch(call.program.packed_size, true);
     launch.packed_backward = launch.packed;
     launch.packed = packed;
+    launch.unpacked = call.has_few_rows();
     call.pack(parameters, true);
     // Whoever finishes last adds up all shards, in their order: no second parallel region, and the same sum every time.
     std::atomic<int64_t> running{launch.shards.size};
@@ -276,11 +278,12 @@ Generated generate_of(const Known& known, const Batch& batch, const Weights& wei
     const Tensor eps = with_dense_rows(batch.eps), noise = with_dense_rows(batch.x);
     launch.eps = steps_of<const T>(eps);
     launch.noise = steps_of<const T>(noise);
-    const Tensor drawn = torch::stable::new_empty(noise, {steps, rows, input});
+    const Fresh<T> fresh(noise);
+    const Tensor drawn = fresh({steps, rows, input});
     launch.drawn = steps_of<T>(drawn);
     std::vector<Tensor> final_state;
     for (size_t i = 0; i < state.size(); ++i) {
-        final_state.push_back(torch::stable::new_empty(noise, {rows, known.width(buffer_state)}));
+        final_state.push_back(fresh({rows, known.width(buffer_state)}));
         launch.final_state[i] = data<T>(final_state.back());
     }
     call.reserve_scratch(packed ? 0 : known.weights(), false);

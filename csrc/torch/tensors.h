@@ -4,7 +4,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cmath>
 #include <initializer_list>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -26,7 +29,8 @@ inline Tensor dense(const Tensor& t) {
     return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-// For single steps, where new_empty takes as long as a layer. It is not filled in torch's deterministic mode.
+// torch's new_empty looks an operator up by its name, which takes as long as a layer of a single step. This one is not
+// filled in torch's deterministic mode.
 template <size_t n>
 Tensor empty(const Tensor& like, const int64_t (&sizes)[n]) {
     int64_t strides[n], stride = 1;
@@ -39,6 +43,29 @@ Tensor empty(const Tensor& like, const int64_t (&sizes)[n]) {
     return Tensor(made);
 }
 
+// The results of a call. In its deterministic mode torch fills fresh memory with NaN, and so does this: one new_empty
+// tells. What a NaN left there by chance tells costs time, nothing else.
+template <class T>
+class Fresh {
+  public:
+    explicit Fresh(const Tensor& like)
+        : like_(like), filled_(std::isnan(*data<T>(torch::stable::new_empty(like, {1})))) {}
+    template <size_t n>
+    Tensor operator()(const int64_t (&sizes)[n]) const {
+        Tensor made = empty(like_, sizes);
+        if (filled_) std::fill_n(data<T>(made), made.numel(), std::numeric_limits<T>::quiet_NaN());
+        return made;
+    }
+    // (T, B, width), or no elements.
+    Tensor per_step(int64_t width, bool wanted) const {
+        return (*this)({wanted ? like_.size(0) : 0, wanted ? like_.size(1) : 0, width});
+    }
+
+  private:
+    const Tensor& like_;
+    bool filled_;
+};
+
 inline Tensor with_dense_rows(const Tensor& t) {
     return t.dim() < 3 || t.size(2) == 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t);
 }
@@ -46,10 +73,6 @@ inline Tensor with_dense_rows(const Tensor& t) {
 template <class T>
 Steps<T> steps_of(const Tensor& t) {
     return {data<std::remove_const_t<T>>(t), t.stride(0), t.stride(1)};
-}
-
-inline Tensor per_step(const Tensor& like, int64_t width, bool wanted) {
-    return torch::stable::new_empty(like, {wanted ? like.size(0) : 0, wanted ? like.size(1) : 0, width});
 }
 
 using Shape = std::initializer_list<int64_t>;

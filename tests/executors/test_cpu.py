@@ -179,6 +179,16 @@ def test_odd_sizes(isa: str, size: int) -> None:
             assert_obeys_the_law(CellSpec(size, size, size, **widths), steps, batch, executor=cpu, dtype=dtype)
 
 
+@pytest.mark.parametrize("lengths", [None, [2, 0], [0, 0]], ids=["every step", "an idle sequence", "no step"])
+@pytest.mark.parametrize("member", ["all at once", "conditioned everywhere"])
+def test_so_few_rows_that_no_weight_is_packed(
+    isa: str, dtype: torch.dtype, member: str, lengths: list[int] | None
+) -> None:
+    options = {"input_size": 5, "hidden_size": 19, "latent_size": 3, **DEEP, **FAMILY[member]}
+    for recompute in (False, True):
+        assert_obeys_the_law(CellSpec(**options), 2, 2, lengths, executor=cpu, dtype=dtype, recompute=recompute)
+
+
 def test_external_likelihood_leaves_the_nll_to_others() -> None:
     spec = CellSpec(3, 6, 2, likelihood="external", **DEEP)
     assert_obeys_the_law(spec, 4, 3, executor=cpu, dtype=torch.float64)
@@ -237,7 +247,7 @@ def thread_count() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("thread_count")
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_any_number_of_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     assert_obeys_the_law(SHARED, 24, 37, SHARED_LENGTHS, executor=cpu, dtype=torch.float32)
