@@ -24,7 +24,7 @@ HEAD = """\
 # Scans by clusters of blocks
 
 `python -m bench.cuda_clusters`: a GRU cell with Z = 16 and one hidden layer as wide as the state in each network, in
-bfloat16, for a batch of up to 128 rows. Weights are counted by the products that read them, of each rank; exchanges are
+bfloat16, for a batch of up to 16 rows. Weights are counted by the products that read them, of each rank; exchanges are
 those that a step waits for. All of forward and all of backward are the launches beside a scan in one with it, by the
 same clusters. Microseconds are those of a step on an H100 by the clock on paper
 (`vrnn_fast/executors/cuda/cycles.py`), by the cluster and by one block. **Nothing here has run on a GPU.**

@@ -98,7 +98,7 @@ def joined(size: int, kind: Operand, target: str, way: str, clusters: ScanCluste
         found.append(fixed("weights", kind, dtype, len(own.buffers), own.side))
         found.append(fixed("sums", kind, dtype, parameters))
     programs = tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found)
-    return together(programs, limit, max(p.kernel.ranks for p in found))
+    return together(programs, limit, clusters.of(way))
 
 
 def compiled(text: str, target: str) -> Registers:

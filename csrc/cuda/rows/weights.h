@@ -88,8 +88,9 @@ VRNN_DEVICE void read_piece(Element* to, const program::Value* from, int count) 
     *reinterpret_cast<Piece*>(to) = piece;
 }
 
-// Begin to copy 32 rows from this one on, of the columns of a buffer from this one on, 16 bytes at a time; those that
-// do not lie so are read.
+// Begin to copy 32 rows from this one on, of the columns of a buffer from this one on, 16 bytes at a time. What does
+// not lie so is read at once: of an odd width in 16 bits, every second row begins between the 4 bytes of the least
+// copy.
 VRNN_DEVICE void copy_rows(const Call& call, Element (&to)[depth][side + padding], int buffer, int column, int stride,
                            int columns, int first, int end) {
     constexpr int in_a_row = side / many;

@@ -3,13 +3,10 @@ where one of them does not wait."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +16,19 @@ import torch
 from torch import Tensor
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
+from tests.executors.cuda.scans import (
+    BARE,
+    RAGGED,
+    SCANS,
+    by,
+    family,
+    needs_emulator,
+    one_buffer,
+    plans,
+    scans_alone,
+    square,
+    without_weights,
+)
 from tests.support import standin_driver
 from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem
@@ -37,23 +47,21 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Slice
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.cuda import build, chip, emulator, launch, nvrtc
-from vrnn_fast.executors.cuda.cluster import Cluster, fastest, refuses, workers
+from vrnn_fast.executors.cuda import chip, emulator, launch, nvrtc
+from vrnn_fast.executors.cuda.cluster import Cluster, fastest, workers
 from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
-from vrnn_fast.executors.cuda.forward import alone, forward
+from vrnn_fast.executors.cuda.forward import forward
 from vrnn_fast.executors.cuda.memory import Operand, memory
-from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan, Through
+from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
 from vrnn_fast.executors.cuda.steps import (
     A100,
-    BACKWARD,
     BLOCKS,
     FORWARD,
     GAIN,
     H100,
-    ScanClusters,
     ScanRoom,
     are_cublas,
     chosen,
@@ -61,32 +69,6 @@ from vrnn_fast.executors.cuda.steps import (
     training,
 )
 from vrnn_fast.executors.cuda.weights import jobs, shares
-
-needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
-RAGGED = [3, 1, 0, 2, 3]
-BARE: dict[str, Any] = {"phi_x": (9,), "prior": (), "decoder": ()}
-
-
-def square(width: int, **options: Any) -> CellSpec:
-    """A GRU cell with one hidden layer as wide as the state in every network, and 16 latent variables."""
-    nets = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder"), (width,))
-    return CellSpec(28, width, 16, **{**nets, **options})
-
-
-def plans(spec: CellSpec, cluster: Cluster) -> Iterator[KernelPlan]:
-    yield forward(spec, cluster)
-    yield reverse(spec, cluster, on_z=True, on_eps=True)
-    if spec.likelihood != "external":
-        yield alone(spec, cluster, mean=False)
-
-
-def family(through: Through = "peers") -> Iterator[KernelPlan]:
-    kinds = cycle(("gru", "lstm", "rnn"))
-    specs = [cell(cell=kind, **options) for kind, options in zip(kinds, FAMILY.values(), strict=False)]
-    specs = [spec for spec in specs if refuses(spec) is None]
-    specs += [square(256), CellSpec(5, 19, 3, phi_x=(), phi_z=(), encoder=(), prior=(), decoder=())]
-    for spec, cluster in product(specs, (Cluster(2, through=through), Cluster(8, alike=False, through=through))):
-        yield from plans(spec, cluster)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -225,10 +207,10 @@ def test_what_is_cheap_is_computed_by_every_rank() -> None:
 CHOSEN = {  # on an H100, and on an A100, which knows no clusters
     64: ((None, None), (None, None)),
     96: ((2, 2), (None, None)),
-    128: ((4, 4), (None, None)),
-    200: ((8, 4), (4, 4)),
+    128: ((4, 4), (None, 4)),
+    200: ((8, 8), (4, 4)),
     256: ((8, 8), (4, 4)),
-    384: ((16, 8), (8, 8)),
+    384: ((16, 16), (8, 8)),
     512: ((16, 16), (16, 8)),
 }
 
@@ -248,7 +230,7 @@ def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
     there is room, than a wide one with all else behind it."""
     spec = square(256)
     ranks = [(own := chosen(spec, "bf16", H100, batch).forward) and own.ranks for batch in (16, 272, 4096)]
-    assert ranks == [8, 2, None]
+    assert ranks == [8, 4, None]
     prices = ((None, 4000), (Cluster(8), 1000), (Cluster(16), 700))
     assert [H100.blocks(n) for n in (1, 2, 4, 8, 16)] == [132, 128, 128, 128, 128]
     assert fastest(prices, 8, H100.blocks, 0) == Cluster(16)
@@ -304,7 +286,7 @@ def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
     assert reason == "it has no place for a cluster of 4 or of 8 or of 16 blocks, so that single blocks scan"
     reason = missing(spec, "bf16", seventh._replace(together=16))
     assert reason is not None
-    assert reason.endswith(", so that up to 8 blocks scan that meet in memory")
+    assert reason.endswith(", so that up to 16 blocks scan that meet in memory")
     reason = missing(spec, "bf16", A100._replace(together=0))
     assert reason == "it does not run all blocks of a launch at once, so that single blocks scan"
 
@@ -350,32 +332,6 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
 
 
 # ---- the law of errors
-
-
-@contextmanager
-def by(cluster: Cluster | None) -> Iterator[None]:
-    """All scans by this cluster; by those that are chosen if it is None."""
-    if cluster is None:
-        yield
-        return
-    with mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster)):
-        yield
-
-
-def without_weights(found: Mapping[str, Tensor], spec: CellSpec) -> dict[str, Tensor]:
-    names = {f"d {p.name}" for p in spec.parameters()}
-    return {name: t for name, t in found.items() if name not in names}
-
-
-@contextmanager
-def scans_alone() -> Iterator[None]:
-    """Without the gradients of weights, whose sums take the emulator most of the time."""
-
-    def zeros(call: launch.KernelCall, _: object) -> tuple[list[object], list[Tensor]]:
-        return [], [torch.zeros_like(p) for p in call.parameters]
-
-    with mock.patch.object(launch.KernelCall, "weight_gradients", zeros):
-        yield
 
 
 CASES: dict[str, tuple[CellSpec, torch.dtype, Cluster | None, dict[str, Any]]] = {
@@ -511,7 +467,6 @@ RACING = {  # with work for several warps of each rank in every visit, lest one 
     ),
     "small z": (CellSpec(5, 64, 3, encoder=(64,), phi_z=(5,), **BARE), torch.float32, Cluster(RANKS)),
 }
-SCANS = (FORWARD, BACKWARD)
 
 
 @cache
@@ -554,13 +509,6 @@ def test_no_wait_and_no_barrier_of_a_cluster_can_be_left_out(name: str, way: str
 @pytest.mark.parametrize("way", SCANS)
 def test_with_all_of_them_no_schedule_changes_a_bit(name: str, way: str) -> None:
     assert not any(differs(recorded(name)[way], schedule) for schedule in schedules(-1))
-
-
-def one_buffer(text: str) -> str:
-    """Plant a fault: what is exchanged has one buffer, and one gate."""
-    found = re.sub(rf"(exchange|operand)_buffers = {BUFFERS};", r"\1_buffers = 1;", text)
-    assert found != text
-    return found
 
 
 @needs_emulator

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.executors.cuda.cells import GRU, LSTM, cell
-from tests.executors.cuda.test_cluster import (
+from tests.executors.cuda.scans import (
     BARE,
     RAGGED,
     SCANS,

@@ -147,10 +147,10 @@ def test_the_driver_is_asked_for_clusters_and_one_without_a_place_is_announced_o
     launch.announce.cache_clear()
     with standin_driver.installed() as gpu:
         for most, together, ranks, told in (
-            (16, 1, 8, ""),
-            (4, 0, 4, "8 blocks, so that clusters of up to 4 scan"),
-            (1, 1, 1, "4 or of 8 blocks, so that up to 8 blocks scan that meet in memory"),
-            (1, 0, 1, "4 or of 8 blocks, so that single blocks scan"),
+            (16, 1, 16, ""),
+            (4, 0, 4, "8 or of 16 blocks, so that clusters of up to 4 scan"),
+            (1, 1, 1, "8 or of 16 blocks, so that up to 16 blocks scan that meet in memory"),
+            (1, 0, 1, "8 or of 16 blocks, so that single blocks scan"),
         ):
             gpu.attribute(16, 16)
             gpu.attribute(95, together)

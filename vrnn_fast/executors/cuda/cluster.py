@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Normalize, Slice
-from .cycles import BARRIER, FACTOR, TRIPS, WAVEFRONT, PaperStep, paper_step
+from .cycles import BARRIER, TRIPS, WAVEFRONT, PaperStep, paper_step
 from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Through, Unit
 
@@ -26,6 +26,7 @@ RANKS: dict[Through, tuple[int, ...]] = {"peers": (2, 4, 8, 16), "memory": (2, 4
 GROUP = 16  # multiprocessors, at least, of a whole chip's groups, one of which has a whole cluster
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
+SAME = 1.1  # times the cycles of the fastest way, that a way of fewer ranks may take: their counts err alike
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
 
@@ -44,7 +45,7 @@ class Cluster(NamedTuple):
 
 
 Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
-Places: TypeAlias = Callable[[int, Through], int]  # of blocks that run at once, so many to a tile
+RankPlaces: TypeAlias = Callable[[int, Through], int]  # of blocks that run at once, so many to a tile
 
 
 def ranks_of(cluster: Cluster | None) -> int:
@@ -121,7 +122,7 @@ def priced(
     return tuple(found)
 
 
-def fastest(prices: Prices, tiles: int, blocks: Places, beside: int) -> Cluster | None:
+def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Cluster | None:
     """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
     apart, the fewest ranks.
 
@@ -147,7 +148,7 @@ def fastest(prices: Prices, tiles: int, blocks: Places, beside: int) -> Cluster 
 
     there = [choice for choice in prices if has_place(choice[0])]
     least = min(map(time, there), default=0.0)
-    return next((choice[0] for choice in there if time(choice) <= FACTOR * least), None)
+    return next((choice[0] for choice in there if time(choice) <= SAME * least), None)
 
 
 def clocked(found: Memory) -> PaperStep:
