@@ -276,7 +276,7 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
             "        case Op::add: return add_rows<T>(p.rows, s.target.width, p.gradient(",
             "        case Op::twice: return twice<T>(p.rows, s.target.width, p.gradient(s.target));\n{}",
         ),
-        ('#include "stages/sample.h"\n\nnamespace vrnn::VRNN_ISA {\n', "{}" + ROWS),
+        ('#include "unpacked.h"\n\nnamespace vrnn::VRNN_ISA {\n', "{}" + ROWS),
     ),
 }
 """A stage that doubles what it finds, in the files of the recipe: what stands there, and what comes in its place."""
