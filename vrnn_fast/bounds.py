@@ -97,5 +97,5 @@ def loss(nll: Tensor, kl: Tensor, real: Tensor | None, lengths: Tensor | None, w
     if isinstance(beta, Tensor) or torch.compiler.is_compiling():  # as an alpha, a compiled call took it for a constant
         total = nll.sum() + beta * kl.sum()
     else:
-        total = torch.add(nll.sum(), kl.sum(), alpha=beta)  # a node less, and no tensor of beta
+        total = torch.add(nll.sum(), kl.sum(), alpha=float(beta))  # a node less, and no tensor of beta
     return (total / normalizer).to(dtype)
