@@ -21,14 +21,13 @@ from tests.support.oracle import Problem
 from vrnn_fast.cell import encode, stages
 from vrnn_fast.cell.partition import generation, partition
 from vrnn_fast.cell.spec import ACTIVATIONS, MOST_LAYERS, Activation, Cell, CellSpec, Fused, Measure, Std, StdKind
-from vrnn_fast.cell.stages import Activate, Begin, Bias, Draw, Keep, Partition, Slice, Stage
+from vrnn_fast.cell.stages import Activate, Bias, Draw, Keep, Partition, Slice, Stage
 from vrnn_fast.executors import reference
 from vrnn_fast.executors.base import PER_STEP
 from vrnn_fast.executors.call import Outputs
 from vrnn_fast.executors.cpu import schema
 from vrnn_fast.executors.cut import cut as cut_of
 from vrnn_fast.executors.cut import written
-from vrnn_fast.executors.operators import BEGINS
 from vrnn_fast.executors.rows import Rows
 from vrnn_fast.executors.triton import emit, scan
 from vrnn_fast.executors.triton.plan import plan
@@ -146,8 +145,6 @@ def on_triton(example: Example, direction: str) -> str | None:
         written(example.stage)
     except AssertionError:
         return "written of executors/cut.py"
-    if kind in emit.REFUSED:
-        return f"refused: {emit.REFUSED[kind]}"
     if kind not in emit.STAGES:
         return "STAGES of executors/triton/emit.py"
     pair = emit.STAGES[kind]
@@ -175,7 +172,6 @@ def on_cuda(example: Example, direction: str) -> str | None:
 
 
 REFUSED = {(Draw, "backward"): "refused: a cell that runs on its own is given nothing to learn from"}
-REFUSED |= {(Begin, direction): f"refused: {BEGINS}" for direction in DIRECTIONS}
 REFUSED_ON_CUDA = {(Draw, "backward"): "refused: Draw has no gradient in a CUDA scan"}
 
 

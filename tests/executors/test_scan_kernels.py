@@ -202,9 +202,17 @@ def test_the_whole_family(member: str) -> None:
     check(cell(**FAMILY[member]), lengths=RAGGED, recompute=len(member) % 2 == 1, draws=3)
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm", "initial_state": True}], ids=["gru", "lstm"]
+)
 def test_resets_and_masks(options: dict[str, Any]) -> None:
     check(cell(**options), 3, lengths=[3, 2, 3], resets=True, mask=True)
+
+
+def test_torch_has_all_rows_of_a_cell_too_wide_for_passes() -> None:
+    with mock.patch.object(tuning, "around", return_value=None):
+        spec = cell(normalized=tuple(DEEP), initial_state=True, **DEEP)
+        check(spec, lengths=RAGGED, resets=True, recompute=True)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 3, 1), (1, 33, 17, 17), (2, 3, 33, 33), (17, 1, 3, 3)])
@@ -404,7 +412,9 @@ def test_particles_of_the_whole_family(member: str) -> None:
     check(spec, 4, 8, grouped([4, 2], 4), particles=4, recompute=len(member) % 2 == 1)
 
 
-@pytest.mark.parametrize("options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm"}], ids=["gru", "lstm"])
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 2, **GAUSSIAN}, {"cell": "lstm", "initial_state": True}], ids=["gru", "lstm"]
+)
 def test_particles_with_resets_and_masks(options: dict[str, Any]) -> None:
     check(filtered(**options), 4, 8, particles=4, resets=True, mask=True)
 

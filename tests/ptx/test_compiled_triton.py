@@ -54,7 +54,8 @@ def cell(hidden: int = 17, **options: Any) -> CellSpec:
 
 RAGGED = (1, 2, 0) * 6
 CASES = [
-    Case("gru, several blocks, ragged", cell(**DEEP), batch=18, lengths=RAGGED, options={"resets": True, "mask": True}),
+    Case("gru, several blocks, ragged", cell(initial_state=True, **DEEP), batch=18, lengths=RAGGED,
+         options={"resets": True, "mask": True}),
     Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
          torch.float16, chip="sm_80"),
     Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cell.reach import reached
 from ..cell.spec import CellSpec
-from ..cell.stages import Dense, Keep, Normalize, Partition, Slice
+from ..cell.stages import Begin, Dense, Keep, Normalize, Partition, Slice
 from .base import Batch, Want
-from .cut import Cut
+from .cut import Cut, initial
 from .rows import Rows, aligned, allocate
 
 
@@ -185,6 +184,8 @@ class Call(ABC):
                 self.rows.weight_gradient(stage)
             elif isinstance(stage, Normalize):
                 self.rows.scaling_gradient(stage)
+            elif isinstance(stage, Begin):
+                self.rows.bias_gradient(stage.terms, initial(stage.target))
         for stage in reversed(self.cut.program.before):
             self.rows.backward(stage, upstream, wanted=wanted)
 
@@ -278,7 +279,7 @@ def backward(call: Call, upstream: Mapping[str, Tensor], remembered: Remembered,
         rows.value[cut.sample.z.buffer] = call.flat(z)
         spread = call.flat(std)
         rows.value[cut.sample.std.buffer] = spread if call.real is None else torch.where(call.real, spread, 1.0)
-    rows.reached = reached(cut.program, {"state" if name.startswith("state") else name for name in upstream})
+    rows.reached = cut.reached({"state" if name.startswith("state") else name for name in upstream})
     per_row = {name: call.rows_of(d) for name, d in upstream.items() if not name.startswith("state")}
     call.after_backward(per_row, wanted, keep)
 

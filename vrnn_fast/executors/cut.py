@@ -6,18 +6,20 @@ whole parts, and an executor needs to know of nothing smaller than a part, and o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import assert_never
 
 from ..cell.partition import partition
+from ..cell.reach import reached
 from ..cell.spec import CellSpec
 from ..cell.stages import (
     Activate,
     Add,
     Begin,
     Bias,
+    Buffer,
     Dense,
     Divergence,
     Draw,
@@ -85,6 +87,13 @@ class Cut:
                         found[part.buffer] = None
         return tuple(found)
 
+    def reached(self, results: Collection[str]) -> frozenset[str]:
+        """Find the buffers that the gradients of some results reach, as :func:`vrnn_fast.cell.reach.reached` does; and
+        what those of them that are states begin with."""
+        found = reached(self.program, results)
+        begun = (stage.target for stage in self.program.scan if isinstance(stage, Begin))
+        return found | {initial(state).buffer for state in begun if state.buffer in found}
+
     def width(self, buffer: str) -> int:
         return next(b.width for b in self.program.buffers if b.name == buffer)
 
@@ -147,6 +156,7 @@ def cut(program: Partition) -> Cut:
         elif isinstance(stage, Divergence):
             read += (s for s in (stage.posterior, stage.prior, stage.z) if s is not None and s.buffer in in_scan)
     summed = [s.target.buffer for s in program.scan if isinstance(s, Dense | Normalize)]
+    summed += [initial(s.target).buffer for s in program.scan if isinstance(s, Begin)]
     return Cut(
         program,
         parts,
@@ -156,6 +166,17 @@ def cut(program: Partition) -> Cut:
         tuple(dict.fromkeys(read)),
         _unique((*summed, *begun)),
     )
+
+
+def initial(state: Slice) -> Slice:
+    """Name what a state begins with where a sequence begins anew: its gradient, row by row, is that of a parameter."""
+    return replace(state, buffer=f"{state.buffer}.initial")
+
+
+def with_initial_states(program: Partition) -> Partition:
+    """Give a program room for what states begin with."""
+    begun = [initial(stage.target) for stage in program.scan if isinstance(stage, Begin)]
+    return replace(program, buffers=(*program.buffers, *(Buffer(p.buffer, p.width, Keep.NEVER) for p in begun)))
 
 
 def halves(part: Slice) -> tuple[Slice, Slice]:
@@ -194,7 +215,9 @@ def written(stage: Stage) -> tuple[Slice, ...]:
 def _parts(stage: object) -> Iterator[Slice]:
     """Yield the slices of one stage, where stages need tiles of their own."""
     yield from slices(stage)
-    if isinstance(stage, Dense):
+    if isinstance(stage, Begin):
+        yield initial(stage.target)
+    elif isinstance(stage, Dense):
         yield from (Slice(stage.target.buffer, stage.target.start + b.at, b.rows) for b in stage.blocks)
     elif isinstance(stage, Sample):
         yield from halves(stage.source)

@@ -25,7 +25,6 @@ from .base import PER_STEP, Batch, SequenceResult, Want, asked_for
 from .call import Gradients, Outputs, Remembered, kept
 
 NO_BACKWARD = -1
-BEGINS = "resets go to an initial_state other than zeros, which its scans do not know"
 
 
 @lru_cache(maxsize=256)

@@ -28,10 +28,10 @@ from ...cell.stages import (
     Sample,
     Slice,
 )
-from ..cut import Cut, cut, halves, observed
+from ..cut import Cut, cut, halves, observed, with_initial_states
 from .cluster import Cluster, ranks_of, shared_out, through_of
 from .order import planned
-from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, initial, moments, scale, scaled, shares
+from .plan import CHOSEN, TOTALS, KernelPlan, Kind, Product, Unit, moments, scale, scaled, shares
 
 MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the program
 
@@ -39,13 +39,13 @@ MEANS = ("mean", "prior_mean")  # results that are a part of a buffer of the pro
 def with_room(program: Partition) -> Partition:
     """Give a program room for what kernels leave besides its buffers: the means of [mean | raw], and what the gradients
     of scales and of initial states are the sums of."""
+    program = with_initial_states(program)
     sample = next((s for s in program.scan if isinstance(s, Sample)), None)
     latent = () if sample is None else (Buffer(name, sample.z.width, Keep.NEVER) for name in MEANS)
     of = {scaled(s.target).buffer: s.target.buffer for s in program.stages if isinstance(s, Normalize)}
-    of |= {initial(s.target).buffer: s.target.buffer for s in program.stages if isinstance(s, Begin)}
     widths = {b.name: b.width for b in program.buffers}
-    more = (Buffer(name, widths[own], Keep.NEVER) for name, own in of.items())
-    return replace(program, buffers=(*program.buffers, *latent, *more))
+    normal = (Buffer(name, widths[own], Keep.NEVER) for name, own in of.items())
+    return replace(program, buffers=(*program.buffers, *latent, *normal))
 
 
 @lru_cache(maxsize=256)

@@ -84,11 +84,6 @@ def scaled(normal: Slice) -> Slice:
     return Slice(f"{normal.buffer}.scale", normal.start, normal.width)
 
 
-def initial(state: Slice) -> Slice:
-    """Name what a state begins with where a sequence begins anew: its gradient is that of a row's share."""
-    return Slice(f"{state.buffer}.initial", state.start, state.width)
-
-
 def gradient(part: Slice) -> Slice:
     """Name the same columns of the gradient's buffer."""
     return Slice(f"d {part.buffer}", part.start, part.width)

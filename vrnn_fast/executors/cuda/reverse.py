@@ -15,11 +15,11 @@ from typing import Any
 
 from ...cell.spec import Activation, CellSpec
 from ...cell.stages import Activate, Add, Begin, Dense, Normalize, Recur, Resample, Sample, Slice
-from ..cut import Cut, cut, halves, learned
+from ..cut import Cut, cut, halves, initial, learned
 from .cluster import Cluster, ranks_of, shared_out, through_of
 from .forward import gates_of, scaling, with_room
 from .order import planned
-from .plan import KernelPlan, Kind, Product, Unit, gradient, initial, moments, scale, scaled, slopes
+from .plan import KernelPlan, Kind, Product, Unit, gradient, moments, scale, scaled, slopes
 
 
 @lru_cache(maxsize=256)

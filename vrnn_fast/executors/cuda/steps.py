@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
-from ...cell.stages import Begin, Keep, Normalize, Slice
+from ...cell.stages import Keep, Normalize, Slice
 from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
@@ -18,7 +18,7 @@ from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
 from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
-from .plan import TOTALS, KernelPlan, Through, gradient, initial, scaled
+from .plan import TOTALS, KernelPlan, Through, gradient, scaled
 from .reverse import reverse
 from .weights import DEPTH, jobs, shares
 
@@ -238,9 +238,8 @@ def backward_steps(
         given.add(Slice("d eps", 0, whole.sample.z.width))
     back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
-    more = [scaled(s.target).buffer for s in whole.program.scan if isinstance(s, Normalize)]
-    more += [initial(s.target).buffer for s in whole.program.scan if isinstance(s, Begin)]
-    stored = tuple(f"d {name}" for name in (*whole.summed, *more, *(["eps"] if on_eps else [])))
+    scales = (scaled(s.target).buffer for s in whole.program.scan if isinstance(s, Normalize))
+    stored = tuple(f"d {name}" for name in (*whole.summed, *scales, *(["eps"] if on_eps else [])))
     found = [] if after is None else [_step("after, backward", after, results)]
     found.append(PlannedLaunch(BACKWARD, back, stored, results))
     found += [] if before is None else [_step("before, backward", before, results)]

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from ...cell.reach import reached
 from ...cell.spec import CellSpec
 from ...cell.stages import Begin, Bias, Dense, Normalize, Slice, Stage, Term
-from ..cut import learned
+from ..cut import initial, learned
 from .forward import with_room
 from .memory import Operand, operand_bytes
-from .plan import initial, scaled
+from .plan import scaled
 
 SIDES = 64, 128  # of a block's share of a product
 DEPTH, GROUPS = 32, 3  # rows of the batch that are multiplied at a time, and such groups on the chip

@@ -75,8 +75,6 @@ def refuses(spec: CellSpec, x: Tensor, particles: int = 1) -> str | None:
         return f"it runs on GPU tensors, and x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 or float16, and x is {x.dtype}"
-    if spec.initial_state:
-        return operators.BEGINS
     given = x.dtype.itemsize, x.device, _precision(), None, particles
     return operators.refuses() or spec.constant(spec.key, _misfit, *given)
 

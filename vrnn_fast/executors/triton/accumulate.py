@@ -12,7 +12,8 @@ from dataclasses import replace
 from math import gcd
 from typing import NamedTuple
 
-from ...cell.stages import Bias, Block, Dense, Normalize, Partition, Slice, Term
+from ...cell.stages import Begin, Bias, Block, Dense, Normalize, Partition, Slice, Term
+from ..cut import initial
 from .pack import choose
 from .phases import Phase
 from .plan import argument, identifier, padded, pieces
@@ -71,7 +72,7 @@ def _normalizations(program: Partition) -> Iterator[Normalize]:
 
 
 def _biases(program: Partition) -> Iterator[tuple[Slice, tuple[Term, ...]]]:
-    """Yield what is added to every row of a target, a normalisation's shift included."""
+    """Yield what is added to every row of a target, a normalisation's shift and an initial state included."""
     for stage in program.stages:
         match stage:
             case Bias(target=target, terms=terms) if terms:
@@ -80,6 +81,8 @@ def _biases(program: Partition) -> Iterator[tuple[Slice, tuple[Term, ...]]]:
                 yield target, terms
             case Normalize(target=target, terms=(_, shift)):
                 yield target, (replace(shift, at=0),)
+            case Begin(target=target, terms=terms):
+                yield initial(target), terms
 
 
 def _gradient(part: Slice) -> str:

@@ -30,7 +30,6 @@ from ...cell.stages import (
     Stage,
 )
 from ..cut import halves, observed
-from ..operators import BEGINS
 from .operations import (
     Back,
     Compute,
@@ -87,8 +86,6 @@ def backward(plan: Plan, stage: Stage) -> Iterator[Operation]:
 
 
 def _emitter(stage: Stage) -> Emitter:
-    if type(stage) in REFUSED:
-        raise TypeError(f"{type(stage).__name__} is not run here: {REFUSED[type(stage)]}")
     if type(stage) not in STAGES:
         raise TypeError(f"{type(stage).__name__} is not among the stages that emit.py can write")
     return STAGES[type(stage)]
@@ -350,12 +347,16 @@ def _draw_forward(plan: Plan, stage: Draw) -> Iterator[Operation]:
     yield Whole(tiles=plan.tiles_of(stage.x))
 
 
-WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
+def _nothing(plan: Plan, stage: Begin) -> Iterator[Operation]:
+    """Leave it to the scan, where a step begins or, on the way back, ends."""
+    yield from ()
 
-REFUSED: dict[type[Stage], str] = {Begin: BEGINS}
+
+WEIGHED = "none passes from a particle's weight to a state, so it is computed behind the scan, by rows.py"
 
 STAGES: dict[type[Stage], Emitter] = {
     Bias: Emitter(_zeros_forward, "zeros have none, and parameters are added before the scan, by rows.py"),
+    Begin: Emitter(_nothing, _nothing),
     Dense: Emitter(_dense_forward, _dense_backward),
     Add: Emitter(_add_forward, _add_backward),
     Activate: Emitter(_activate_forward, _activate_backward),

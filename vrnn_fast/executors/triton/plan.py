@@ -14,7 +14,7 @@ from functools import lru_cache
 from ...cell.partition import generation, partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Bias, Dense, Partition, Slice, Stage
-from ..cut import Cut, cut, learned
+from ..cut import Cut, cut, learned, with_initial_states
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
 LEAST_OF_ROWS = 32  # over rows, more than these: triton gives the warps of all products that follow each other rows or
@@ -168,8 +168,8 @@ def _within(tiles: dict[str, tuple[Tile, ...]], part: Slice) -> tuple[Tile, ...]
 
 def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
     if mean is not None:
-        return generation(spec, mean=mean)
-    return learned(spec) if reverse else partition(spec)
+        return with_initial_states(generation(spec, mean=mean))
+    return with_initial_states(learned(spec) if reverse else partition(spec))
 
 
 @lru_cache(maxsize=256)

@@ -6,12 +6,14 @@ are loaded once before the loop where they fit. What a step reads from memory is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from ...cell.stages import Begin
+from ..cut import initial
 from . import emit, order
-from .operations import Compute, Leave, Operation, access, store
+from .operations import Access, Compute, Leave, Operation, access, store
 from .phases import Phase
-from .plan import Plan, Tile
+from .plan import Plan, Tile, argument
 from .writer import Printer, Reads, arguments
 
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
@@ -76,7 +78,7 @@ def _begin(plan: Plan, stored: tuple[str, ...]) -> Iterator[Operation]:
     for tile in plan.state_tiles:
         pointer, loaded = _at_an_end(plan, "start", tile)
         yield Compute(makes=(tile.name,), arguments=(pointer,), lines=(f"{tile.name} = {loaded}",), place="once")
-    yield from _reset(tuple(tile.name for tile in plan.state_tiles))
+    yield from _reset({tile.name: _initial(plan, tile) for tile in plan.state_tiles}, _pointers(plan))
     for tile in plan.state_tiles:
         if tile.buffer in stored:
             yield store(tile.name, access(plan, "b", tile))
@@ -109,7 +111,8 @@ def _begin_back(plan: Plan) -> Iterator[Operation]:
 def _end_back(plan: Plan) -> Iterator[Operation]:
     for buffer in plan.summed:
         yield from (Leave(tile=tile) for tile in plan.tiles[buffer])
-    yield from _reset(tuple(tile.gradient for tile in plan.state_tiles))
+    yield from _leave_initial(plan)
+    yield from _reset({tile.gradient: "0.0" for tile in plan.state_tiles})
     for tile in plan.state_tiles:
         yield from _go_on(plan, tile.later, tile.gradient, "d_start", tile)
 
@@ -124,12 +127,45 @@ def _at_an_end(plan: Plan, prefix: str, tile: Tile) -> tuple[str, str]:
     return found.pointer, loaded
 
 
-def _reset(names: tuple[str, ...]) -> Iterator[Operation]:
-    """Set variables to zero where a sequence begins anew."""
-    begins = "if resets is not None:", "    begins = tl.load(resets + row, mask=active, other=0) != 0"
-    lines = (*begins, *(f"    {name} = tl.where(begins[:, None], 0.0, {name})" for name in names))
-    if names:
-        yield Compute(makes=names, reads=names, lines=lines)
+BEGINS = "if resets is not None:", "    begins = tl.load(resets + row, mask=active, other=0) != 0"
+
+
+def _reset(to: Mapping[str, str], pointers: tuple[str, ...] = ()) -> Iterator[Operation]:
+    """Set variables to what they are where a sequence begins anew."""
+    lines = (*BEGINS, *(f"    {name} = tl.where(begins[:, None], {then}, {name})" for name, then in to.items()))
+    if names := tuple(to):
+        yield Compute(makes=names, reads=names, arguments=pointers, lines=lines)
+
+
+def _begins(plan: Plan) -> Iterator[tuple[Begin, Tile, Tile]]:
+    """Yield the tiles of states that begin anew with something, and those of that."""
+    for stage in plan.program.scan:
+        if isinstance(stage, Begin):
+            pairs = emit.pairs(plan, stage.target, initial(stage.target))
+            yield from ((stage, state, own) for state, own in pairs)
+
+
+def _pointers(plan: Plan) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(argument(term.parameter) for stage, _, _ in _begins(plan) for term in stage.terms))
+
+
+def _initial(plan: Plan, tile: Tile) -> str:
+    """Return what a state begins anew with, the same for every row."""
+    for stage, own, _ in _begins(plan):
+        if own == tile:
+            (term,) = stage.terms
+            columns = Access(argument(term.parameter), term.row + tile.start, tile.width, tile.padded, 0).columns("PTX")
+            return f"on.load({argument(term.parameter)}, row, active, {columns}).to(tl.float32)"
+    return "0.0"
+
+
+def _leave_initial(plan: Plan) -> Iterator[Operation]:
+    """Write the gradients of what states begin anew with: those of the rows that do, and zeros."""
+    for _, state, own in _begins(plan):
+        zeros = f"{own.gradient} = tl.zeros((ROWS, {own.padded}), tl.float32)"
+        then = f"    {own.gradient} = tl.where(begins[:, None], {state.gradient}, 0.0)"
+        yield Compute(makes=(own.gradient,), reads=(state.gradient,), lines=(zeros, *BEGINS, then))
+        yield Leave(tile=own)
 
 
 def _go_on(plan: Plan, name: str, then: str, prefix: str, tile: Tile) -> Iterator[Operation]:
