@@ -320,6 +320,9 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
+    with mock.patch.object(cuda, "device", "cpu"):
+        told = cuda.launches(square(256, normalized=("encoder",)))
+    assert told.endswith("; single blocks scan, as layer normalisation adds up a row's columns within one block")
     part = ScanRoom(H100.shared, 16, {2: 8, 4: 4, 8: 0, 16: 0}.__getitem__)
     with mock.patch.object(chip, "room", return_value=part), mock.patch.object(cuda, "device", "cpu"):
         told = cuda.launches(square(256))

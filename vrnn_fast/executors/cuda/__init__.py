@@ -132,7 +132,10 @@ def _not_clustered(spec: CellSpec, where: torch.device) -> str:
     room = chip.room(where)
     reasons = ((kind, missing(spec, kind, room)) for kind in KINDS)
     found = [f"in {kind} {reason}" for kind, reason in reasons if reason is not None]
-    if spec.likelihood != "external" and _clustered(replace(spec, measure="kl"), where):
+    plain = replace(spec, measure="kl")
+    if (reason := cluster.refuses(plain)) is not None and _clustered(replace(plain, normalized=()), where):
+        found.append(f"single blocks scan, as {reason}")
+    elif spec.likelihood != "external" and _clustered(plain, where):
         reason = cluster.refuses(replace(spec, measure="particle_filter"))
         found.append(f"single blocks scan for fivo, as {reason}")
     return "".join(f"; {text}" for text in found)
