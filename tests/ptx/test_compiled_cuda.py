@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.cuda_resources import spec_of
-from tests.executors.cuda.cells import FILTER, GRU, LSTM, cell
+from tests.executors.cuda.cells import FILTER, GRU, LSTM, NORMALISED, cell
 from tests.support.family import FAMILY
 from tests.support.oracle import Problem, assert_obeys_the_law
 from tests.support.ptx import nvrtc
@@ -61,7 +61,7 @@ CASES = [
         options={"resets": True, "recompute": True},
     ),
     Case("smooth activations", cell(**FAMILY["smooth activations"], cell="rnn", nonlinearity="gelu"), torch.float32),
-    Case("some normalised", cell(**FAMILY["some normalised"]), chip="sm_80"),
+    Case("normalised", NORMALISED, chip="sm_80"),
     Case("weights of the sample", cell(measure="log_weight", prior=None, cell="rnn", nonlinearity="identity")),
     Case("particles", FILTER, torch.float32, batch=20, options={"particles": 4}),
     Case("gru of 64", cell(hidden_size=64), chip="sm_80"),
