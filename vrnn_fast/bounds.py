@@ -94,7 +94,8 @@ def loss(nll: Tensor, kl: Tensor, real: Tensor | None, lengths: Tensor | None, w
         kl = at_real(real, torch.clamp(kl, min=free_nats))
     if normalizer is None:
         normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
-    if isinstance(beta, Tensor) or torch.compiler.is_compiling():  # as an alpha, a compiled call took it for a constant
+    # as an alpha, a compiled call took beta for a constant, and torch refuses one beyond its dtype
+    if isinstance(beta, Tensor) or torch.compiler.is_compiling() or beta > torch.finfo(kl.dtype).max:
         total = nll.sum() + beta * kl.sum()
     else:
         total = torch.add(nll.sum(), kl.sum(), alpha=float(beta))  # a node less, and no tensor of beta

@@ -181,9 +181,7 @@ def test_odd_sizes(isa: str, size: int) -> None:
 
 @pytest.mark.parametrize("lengths", [None, [2, 0], [0, 0]], ids=["every step", "an idle sequence", "no step"])
 @pytest.mark.parametrize("member", ["all at once", "conditioned everywhere"])
-def test_so_few_rows_that_no_weight_is_packed(
-    isa: str, dtype: torch.dtype, member: str, lengths: list[int] | None
-) -> None:
+def test_calls_of_few_rows(isa: str, dtype: torch.dtype, member: str, lengths: list[int] | None) -> None:
     options = {"input_size": 5, "hidden_size": 19, "latent_size": 3, **DEEP, **FAMILY[member]}
     for recompute in (False, True):
         assert_obeys_the_law(CellSpec(**options), 2, 2, lengths, executor=cpu, dtype=dtype, recompute=recompute)

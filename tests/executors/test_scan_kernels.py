@@ -168,7 +168,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2, "cell": "lstm", "encoder": (8,)},
     "three layers without bias": {"num_layers": 3, "bias": False, "phi_z": (5,)},
     "two simple layers": {"num_layers": 2, "cell": "rnn", "nonlinearity": "elu"},
-    "deep heads": {"head_layers": (4, 9), "encoder": (8,)},
+    "deep heads": {"head_layers": (4, 9), "encoder": (8,), "activation": "silu"},
     "packed heads": {"packed_heads": True, "encoder": (8,), "cell": "lstm"},
     "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
     "residual": {"residual": True, **DEEP},

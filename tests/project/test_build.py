@@ -109,6 +109,7 @@ def test_build_files_keep_their_promises() -> None:
     assert len(setup.splitlines()) < 110
     assert f'"{TORCH_2_10}"' in setup
     build = [ROOT / "setup.py", ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("csrc/**/*.*")]
+    build = [path for path in build if path.suffix != ".pyc"]  # of csrc/hub/build.py, where somebody has run it
     for path in build:
         assert not re.search(r"-march=native|-ffast-math|-Ofast", path.read_text()), path
     for path in (ROOT / "csrc" / "numpy").iterdir():

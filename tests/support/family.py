@@ -34,7 +34,7 @@ NO_Z: dict[str, Any] = {"latent_size": 0, "phi_z": (), "encoder": (), "prior": N
 FAMILY: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2},
     "three layers without bias": {"num_layers": 3, "bias": False},
-    "deep heads": {"head_layers": (4, 9)},
+    "deep heads": {"head_layers": (4, 9), "activation": "silu"},
     "packed heads": {"packed_heads": True},
     "packed deep heads": {"packed_heads": True, "head_layers": (17,)},
     "conditioned": {"cond_size": 2},
@@ -44,7 +44,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "conditioned residual": {"cond_size": 2, "residual": True},
     "other columns": {"cond_size": 2, "cond_networks": EVERYWHERE, "input_order": ORDERS, "residual": True},
     "state-space": {"cond_size": 2, "cond_networks": ("phi_z",), "phi_z": (5,), "input_order": STATE_SPACE},
-    "normalised": {"normalized": tuple(DEEP), "head_layers": (4,), "residual": True},
+    "normalised": {"normalized": tuple(DEEP), "head_layers": (4,), "residual": True, "activation": "gelu"},
     "some normalised": {
         "normalized": ("encoder", "decoder"),
         "norm_eps": 1e-3,

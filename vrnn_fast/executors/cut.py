@@ -138,6 +138,8 @@ def cut(program: Partition) -> Cut:
     for stage in program.scan:
         for part in _parts(stage):
             edges.setdefault(part.buffer, set()).update((part.start, part.start + part.width))
+    while any(_share_edges(edges, stage) for stage in program.scan):
+        pass
     parts = {
         buffer: tuple(Slice(buffer, start, end - start) for start, end in pairwise(sorted(at)))
         for buffer, at in edges.items()
@@ -234,6 +236,20 @@ def _parts(stage: object) -> Iterator[Slice]:
     elif isinstance(stage, Recur):
         gates, width = stage.gates, stage.h.width
         yield from (Slice(gates.buffer, gates.start + at, width) for at in range(0, gates.width, width))
+
+
+def _share_edges(edges: dict[str, set[int]], stage: object) -> bool:
+    """Cut what a stage reads column by column where it cuts what it writes, and the other way; tell whether any is
+    new."""
+    if not isinstance(stage, Activate | Normalize | Add) or stage.source == stage.target:
+        return False
+    source, target = stage.source, stage.target
+    inside = {at - source.start for at in edges[source.buffer]} | {at - target.start for at in edges[target.buffer]}
+    inside = {at for at in inside if 0 <= at <= source.width}
+    before = len(edges[source.buffer]) + len(edges[target.buffer])
+    edges[source.buffer] |= {at + source.start for at in inside}
+    edges[target.buffer] |= {at + target.start for at in inside}
+    return len(edges[source.buffer]) + len(edges[target.buffer]) > before
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

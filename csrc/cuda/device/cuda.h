@@ -108,7 +108,7 @@ VRNN_DEVICE void copy_wait() {
 VRNN_DEVICE void publish(int* counter, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
-// What nobody publishes ends the launch, after half a minute or more: the driver then says that it failed.
+// What nobody publishes ends the launch, after ten seconds or more: the driver then says that it failed.
 constexpr unsigned first_nap = 20, last_nap = 320;  // nanoseconds
 VRNN_DEVICE void wait_for(const int* counter, int at_least, unsigned longest_nap = last_nap) {
     constexpr int most_looks = 1 << 26;

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tests.executors.cuda.cells import cell
 from tests.support.family import FAMILY
+from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.cell.stages import Normalize
 from vrnn_fast.executors.cuda import build, launch
 from vrnn_fast.executors.cuda.cluster import Cluster, refuses
 from vrnn_fast.executors.cuda.exchange import BUFFERS
@@ -39,7 +41,7 @@ def square(width: int, **options: Any) -> CellSpec:
 def plans(spec: CellSpec, cluster: Cluster) -> Iterator[KernelPlan]:
     yield forward(spec, cluster)
     yield reverse(spec, cluster, on_z=True, on_eps=True)
-    if spec.likelihood != "external":
+    if spec.likelihood != "external" and not any(isinstance(s, Normalize) for s in generation(spec, mean=False).scan):
         yield alone(spec, cluster, mean=False)
 
 

@@ -52,7 +52,7 @@ from vrnn_fast.executors.cuda.cluster import Cluster, fastest, workers
 from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, early
-from vrnn_fast.executors.cuda.forward import forward
+from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.memory import Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
@@ -306,6 +306,19 @@ def test_weight_gradients_are_cublas_where_ours_would_end_later() -> None:
     own = jobs(wide, losses, "bf16")
     ours = squares(len(own.tiles), own.side, 16384, shares(16384), "sm_90")
     assert ours > GAIN * cublas([(int(j[6]), int(j[7])) for j in own.jobs if j[7]], 16384)
+
+
+def test_one_block_has_a_scan_that_normalises() -> None:
+    """Of a cell whose decoder does, the one of generation."""
+    spec = square(256, normalized=("decoder",))
+    for room in (H100, A100):
+        scans = chosen(spec, "bf16", room)
+        assert scans.forward is not None
+        assert scans.generate is None
+    with pytest.raises(
+        ValueError, match="2 blocks cannot share this scan: layer normalisation adds up a row's columns"
+    ):
+        alone(spec, Cluster(2), mean=False)
 
 
 def test_explain_tells_who_scans_and_who_has_the_weights() -> None:

@@ -27,6 +27,7 @@ GROUP = 16  # multiprocessors, at least, of a whole chip's groups, one of which 
 PORTABLE = 8  # that every chip with clusters has; more must be allowed to a kernel, and find a free group of processors
 _EITHER: tuple[Kind, ...] = ("layer", "sample", "draw", "layer_back", "sample_back")
 SAME = 1.1  # times the cycles of the fastest way, that a way of fewer ranks may take: their counts err alike
+NORMALIZES = "layer normalisation adds up a row's columns within one block"
 _OPERAND = 2  # bytes, by which a unit's weights are weighed against its exchange
 
 
@@ -75,10 +76,16 @@ def workers(tiles: int, ranks: int, blocks: int) -> int:
 
 
 def shared_out(units: Iterable[Unit], cluster: Cluster | None) -> tuple[Unit, ...]:
-    """Tell which units' tiles the ranks of a cluster share."""
+    """Tell which units' tiles the ranks that share a tile of rows share.
+
+    Raises:
+        ValueError: one of them normalises.
+    """
     every = tuple(units)
     if cluster is None:
         return every
+    if _normalizes(every):
+        raise ValueError(f"{cluster.ranks} blocks cannot share this scan: {NORMALIZES}")
     read = {p.source for unit in every for p in unit.products}
     split = {u for u, unit in enumerate(every) if not _alike(unit, read, cluster)}
     makers = {part: u for u, unit in enumerate(every) for part in unit.writes}
@@ -111,7 +118,7 @@ def priced(
     """
     own = memory(plans(None), kind, limit)
     found: list[tuple[Cluster | None, int]] = [] if own is None else [(None, clocked(own).cycles)]
-    for way in through:
+    for way in () if _normalizes(plans(None).units) else through:
         if own is not None and clocked(own).cycles <= _least(clocked(own), way):
             continue
         if way == "memory" and not found:
@@ -161,10 +168,14 @@ def _least(own: PaperStep, through: Through) -> int:
     return sum(phase.chain + BARRIER * phase.barriers for phase in own.phases) + 2 * TRIPS[through].latency
 
 
+def _normalizes(units: Iterable[Unit]) -> bool:
+    return any(unit.normalizes is not None for unit in units)
+
+
 def refuses(spec: CellSpec) -> str | None:
     """Return None, or why one block scans a tile of a cell's rows, never several."""
     if spec.measure == "particle_filter":
         return "the rows of a particle filter exchange their states within one block"
     if any(isinstance(stage, Normalize) for stage in partition(spec).scan):
-        return "layer normalisation adds up a row's columns within one block"
+        return NORMALIZES
     return None

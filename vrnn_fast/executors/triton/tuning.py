@@ -237,14 +237,14 @@ def misfit(
     if candidates(spec, itemsize, chip, precision, mean, particles):
         return None
     if candidates(spec, itemsize, chip, precision, mean):
-        return f"a tile that holds {particles} particles of this cell would spill kilobytes of registers"
+        return f"a tile that holds {particles} particles of this cell would spill registers"
     if itemsize == 4 and precision == "ieee" and candidates(spec, itemsize, chip, "tf32", mean):
         return (
-            "a step of this cell in full float32, without tensor cores, would spill kilobytes of registers; "
+            "a step of this cell in full float32, without tensor cores, would spill registers; "
             'torch.set_float32_matmul_precision("high") allows TF32, and bfloat16 fits as well'
         )
     cut = plan(spec, 128, mean)
-    most = MOST_IN_TF32 if itemsize == 4 else MOST_REGISTERS
+    most = MOST_ON_AMD if chip.amd and itemsize == 2 else MOST_IN_TF32 if itemsize == 4 else MOST_REGISTERS
     fits = "; bfloat16 fits" if itemsize == 4 and candidates(spec, 2, chip, mean=mean, particles=particles) else ""
     least = registers(cut, Config(16, 256 // chip.lanes, 128, False, chip.shared), chip)
     return (
