@@ -1,4 +1,4 @@
-// One launch of all that a batch needs: blocks that scan, one for each tile of its rows or a cluster of them, and
+// One launch of all that a batch needs: blocks that scan, one for each tile of its rows or several, its ranks, and
 // workers, which do the rest. Where clusters scan, workers are in clusters too, and know nothing of each other.
 //
 // What workers do is a queue of items, in an order that every block knows: weights packed; tiles of the passes ahead of
@@ -115,7 +115,7 @@ struct Queue {
         Scan::scan(call, Pace{*this, all});
     }
 
-    // Until the scan has come past the rows of a tile: each block of a cluster, for it has published its own columns.
+    // Until the scan has come past the rows of a tile: each of its ranks, for it has published its own columns.
     VRNN_DEVICE void await_rows(int tile) const {
         if (device::present(rows_wait))
             for (int i = device::thread(); i < rows * ranks; i += device::threads()) {

@@ -4,6 +4,7 @@ block, the law of errors, and what happens where one of them does not wait."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from vrnn_fast.executors.base import Batch
 from vrnn_fast.executors.cuda import chip, emulator
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.emulator import Schedule
-from vrnn_fast.executors.cuda.exchange import early
+from vrnn_fast.executors.cuda.exchange import early, with_barriers
 from vrnn_fast.executors.cuda.forward import forward
 from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
@@ -56,14 +57,20 @@ def launches_apart() -> Iterator[None]:
 
 def test_two_buffers_are_enough_whatever_the_cell() -> None:
     """What a visit waits for keeps ranks together, and a barrier lies between what they copy and who reads it."""
-    seen = 0
+    seen, late = 0, list[KernelPlan]()
     for plan in family("memory"):
         assert not list(early(plan))
         assert plan.cluster == 1
         makers = {plan.maker(part) for part in plan.exchanged}
         assert {i for i, visit in enumerate(plan.visits) if plan.publishes(visit)} == makers
         seen += len(makers)
+        last = len(plan.visits) - 1  # where none reads any more, so that ranks may come too early
+        visits = tuple(replace(v, waits=plan.exchanged if i == last else ()) for i, v in enumerate(plan.visits))
+        late.append(replace(plan, visits=visits))
     assert seen > 100
+    too_early = [plan for plan in late if next(early(plan), None) is not None]
+    with pytest.raises(ValueError, match="does not keep the ranks of a tile together"):
+        with_barriers(too_early[0])
 
 
 # ---- numbers

@@ -58,10 +58,10 @@ def _published(plan: KernelPlan, part: Slice) -> tuple[Slice | int, bool]:
 
 
 def with_barriers(plan: KernelPlan) -> KernelPlan:
-    """Put a barrier wherever a push could come early. Through memory none can.
+    """Put a barrier wherever a push could come early; through memory none should, for a barrier would not help.
 
     Raises:
-        ValueError: one could, and no barrier would help.
+        ValueError: one could, through memory.
     """
     found, visits = plan, list(plan.visits)
     while (at := next(early(found), None)) is not None:

@@ -2,7 +2,8 @@
 
 Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
 the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
-the second-level cache in every step. A block of a cluster has but some columns of each product: cluster.py.
+the second-level cache in every step. Of several blocks that share a tile, each has but some columns of each product:
+cluster.py.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def row_bytes(part: Slice, kind: Operand) -> int:
 
 
 def own_columns(plan: KernelPlan, part: Slice, kind: Operand) -> int:
-    """Count those of them that a block computes: in a cluster, of a part that its ranks share, some whole tiles."""
+    """Count those of them that a block computes: of a part that ranks share, some whole tiles."""
     return TILE * plan.share(columns(part, kind) // TILE, part in plan.split)
 
 
@@ -250,7 +251,7 @@ class Image:
     """Weights and biases as indices into all parameters side by side, behind which is a zero.
 
     Attributes:
-        shared, streamed: of each operand in the two images; those of a cluster's ranks one behind the other.
+        shared, streamed: of each operand in the two images; those of ranks one behind the other.
         biases: (terms, floats); a bias is the sum of its terms. Likewise.
     """
 
@@ -292,7 +293,7 @@ def image(spec: CellSpec, found: Memory) -> Image:
 
 
 def _shared_out(found: Memory, part: Slice, own: NDArray[np.int64], zero: int) -> Iterator[NDArray[np.int64]]:
-    """Yield what each rank of a cluster has of the rows of a part, its columns."""
+    """Yield what each rank has of the rows of a part, its columns."""
     count = own_columns(found.plan, part, found.kind)
     for rank in range(found.plan.ranks):
         first = rank * count if part in found.plan.split else 0

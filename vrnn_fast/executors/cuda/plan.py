@@ -117,7 +117,7 @@ class Unit:
         posterior: of a divergence's gradient, the transform of the other distribution.
         normalizes: the sums of a layer that is normalised.
         eps: what is added to their variance.
-        split: whether the ranks of a cluster share its tiles; else each of them computes all.
+        split: whether the ranks share its tiles; else each of them computes all.
     """
 
     kind: Kind
