@@ -136,8 +136,8 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("chip", CHIPS)
 def test_a_cell_that_would_spill_is_refused(chip: str) -> None:
     wide = CellSpec(88, 256, 64, phi_z=(256,), encoder=(256, 256))
-    reason = str(tuning.misfit(wide, 2, CHIPS[chip]))
-    assert "would want about 280 registers a thread; at most 100 and 255 are compiled" in reason
+    reason, most = str(tuning.misfit(wide, 2, CHIPS[chip])), 150 if chip == "gfx942" else 255
+    assert f"would want about 280 registers a thread; at most 100 and {most} are compiled" in reason
     reason = str(tuning.misfit(CellSpec(3, 200, 16), 4, CHIPS[chip], "tf32"))
     assert "registers a thread; at most 100 and 180 are compiled" in reason
 
