@@ -116,9 +116,10 @@ def priced(
         limit: bytes of shared memory of a block.
         through: how several may exchange operands, the cheapest first.
     """
-    own = memory(plans(None), kind, limit)
+    alone = plans(None)
+    own = memory(alone, kind, limit)
     found: list[tuple[Cluster | None, int]] = [] if own is None else [(None, clocked(own).cycles)]
-    for way in () if _normalizes(plans(None).units) else through:
+    for way in () if _normalizes(alone.units) else through:
         if own is not None and clocked(own).cycles <= _least(clocked(own), way):
             continue
         if way == "memory" and not found:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from .plan import Matrix, Plan, Tile, identifier
+from .plan import Matrix, Plan, Tile, argument, identifier
 
 LoopPart: TypeAlias = Literal["once", "step", "last"]  # before the loop over time, in it, behind it
 
@@ -65,6 +65,13 @@ class Access:
     def columns(self, direct: str) -> str:
         """Return the last arguments of on.load and on.store; ``direct`` says whether threads may do it themselves."""
         return f"{self.start}, {self.width}, {self.padded}, {self.stride}, {direct}"
+
+
+def for_every_row(parameter: str, first: int, tile: Tile) -> tuple[str, str]:
+    """Return the argument that points to a parameter, and what reads a tile's columns there, the same for every row."""
+    pointer = argument(parameter)
+    columns = Access(pointer, first, tile.width, tile.padded, 0).columns("PTX")
+    return pointer, f"on.load({pointer}, row, active, {columns}).to(tl.float32)"
 
 
 def access(plan: Plan, prefix: str, tile: Tile) -> Access:

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from ...cell.stages import Normalize
 from .operations import (
-    Access,
     Back,
     Fetch,
     Leave,
@@ -26,12 +25,13 @@ from .operations import (
     access,
     back,
     bias_of,
+    for_every_row,
     load,
     scaling_of,
     store,
     weights_of,
 )
-from .plan import Plan, Tile, argument
+from .plan import Plan, Tile
 
 
 def memory(plan: Plan, resident: Collection[int], gradients: Iterable[Tile]) -> dict[str, Fetch]:
@@ -63,12 +63,10 @@ def memory(plan: Plan, resident: Collection[int], gradients: Iterable[Tile]) -> 
 def _scaling(plan: Plan, stage: Normalize) -> Iterator[tuple[str, Weight]]:
     """List what the columns of a normalisation are scaled and shifted by, the same for every row."""
     for term, leaf in zip(stage.terms, ("weight", "bias"), strict=True):
-        pointer = argument(term.parameter)
         for tile in plan.tiles_of(stage.target):
             name, at = scaling_of(tile, leaf), term.row + tile.start - stage.target.start
-            columns = Access(pointer, at, tile.width, tile.padded, 0).columns("PTX")
-            line = f"{name} = on.load({pointer}, row, active, {columns}).to(tl.float32)"
-            yield name, Weight(makes=(name,), arguments=(pointer,), line=line, resident=False)
+            pointer, loaded = for_every_row(term.parameter, at, tile)
+            yield name, Weight(makes=(name,), arguments=(pointer,), line=f"{name} = {loaded}", resident=False)
 
 
 # ---- values

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from ...cell.stages import Begin
 from ..cut import initial
 from . import emit, order
-from .operations import Access, Compute, Leave, Operation, access, store
+from .operations import Compute, Leave, Operation, access, for_every_row, store
 from .phases import Phase
-from .plan import Plan, Tile, argument
+from .plan import Plan, Tile
 from .writer import Printer, Reads, arguments
 
 FORWARD, BACKWARD = "forward_scan", "backward_scan"
@@ -78,7 +78,13 @@ def _begin(plan: Plan, stored: tuple[str, ...]) -> Iterator[Operation]:
     for tile in plan.state_tiles:
         pointer, loaded = _at_an_end(plan, "start", tile)
         yield Compute(makes=(tile.name,), arguments=(pointer,), lines=(f"{tile.name} = {loaded}",), place="once")
-    yield from _reset({tile.name: _initial(plan, tile) for tile in plan.state_tiles}, _pointers(plan))
+    anew = {tile.name: "0.0" for tile in plan.state_tiles}
+    pointers: dict[str, None] = {}
+    for stage, tile, _ in _begins(plan):
+        (term,) = stage.terms
+        pointer, anew[tile.name] = for_every_row(term.parameter, term.row + tile.start, tile)
+        pointers[pointer] = None
+    yield from _reset(anew, tuple(pointers))
     for tile in plan.state_tiles:
         if tile.buffer in stored:
             yield store(tile.name, access(plan, "b", tile))
@@ -143,20 +149,6 @@ def _begins(plan: Plan) -> Iterator[tuple[Begin, Tile, Tile]]:
         if isinstance(stage, Begin):
             pairs = emit.pairs(plan, stage.target, initial(stage.target))
             yield from ((stage, state, own) for state, own in pairs)
-
-
-def _pointers(plan: Plan) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(argument(term.parameter) for stage, _, _ in _begins(plan) for term in stage.terms))
-
-
-def _initial(plan: Plan, tile: Tile) -> str:
-    """Return what a state begins anew with, the same for every row."""
-    for stage, own, _ in _begins(plan):
-        if own == tile:
-            (term,) = stage.terms
-            columns = Access(argument(term.parameter), term.row + tile.start, tile.width, tile.padded, 0).columns("PTX")
-            return f"on.load({argument(term.parameter)}, row, active, {columns}).to(tl.float32)"
-    return "0.0"
 
 
 def _leave_initial(plan: Plan) -> Iterator[Operation]:
