@@ -13,16 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.executors.cuda.cells import cell
+from tests.executors.cuda.cells import GRU, cell
 from tests.support.family import FAMILY
+from tests.support.oracle import Problem
+from tests.support.poisoned import poisoned_memory
 from vrnn_fast.cell.partition import generation
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.cell.stages import Normalize
-from vrnn_fast.executors.cuda import build, launch
+from vrnn_fast.executors import cuda, reference
+from vrnn_fast.executors.base import Batch
+from vrnn_fast.executors.cuda import build, emulator, launch
 from vrnn_fast.executors.cuda.cluster import Cluster, refuses
+from vrnn_fast.executors.cuda.emulator import Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS
 from vrnn_fast.executors.cuda.forward import alone, forward
-from vrnn_fast.executors.cuda.plan import KernelPlan, Through
+from vrnn_fast.executors.cuda.plan import WARPS, KernelPlan, Through
 from vrnn_fast.executors.cuda.reverse import reverse
 from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, ScanClusters
 
@@ -78,6 +83,31 @@ def scans_alone() -> Iterator[None]:
 
     with mock.patch.object(launch.KernelCall, "weight_gradients", zeros):
         yield
+
+
+def assert_generates(cluster: Cluster) -> None:
+    """A GRU cell on its own, by these ranks, gives what the reference does."""
+    problem = Problem.draw(GRU, 3, 5)
+    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
+    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
+    noise = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).logit()
+    right, after = reference.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+    with by(cluster):
+        x, state_after = cuda.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
+    assert torch.equal(x, right)
+    torch.testing.assert_close(state_after[0], after[0])
+
+
+def assert_no_schedule_changes_a_bit(problem: Problem, cluster: Cluster) -> None:
+    """Whoever of these ranks or of their warps runs ahead, every element is written; memory begins as NaN."""
+    with by(cluster), poisoned_memory():
+        expected = problem.run(cuda, torch.float32)
+        for schedule in (Schedule(late=False), Schedule("one behind", WARPS), Schedule("ahead", 7), Schedule("random")):
+            with mock.patch.object(emulator, "schedule", schedule):
+                found = problem.run(cuda, torch.float32)
+            for name, t in expected.items():
+                assert t.isfinite().all(), name
+                assert torch.equal(found[name], t), f"{name} under {schedule}"
 
 
 def one_buffer(text: str) -> str:

@@ -20,6 +20,8 @@ from tests.executors.cuda.scans import (
     BARE,
     RAGGED,
     SCANS,
+    assert_generates,
+    assert_no_schedule_changes_a_bit,
     by,
     family,
     needs_emulator,
@@ -32,7 +34,6 @@ from tests.executors.cuda.scans import (
 from tests.support import standin_driver
 from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem
-from tests.support.poisoned import poisoned_memory
 from tests.support.recorded import (
     Recorded,
     compiled,
@@ -427,30 +428,14 @@ def test_the_law_of_errors_of_large_states(case: str) -> None:
 
 @needs_emulator
 def test_generation_by_a_cluster() -> None:
-    problem = Problem.draw(GRU, 3, 5)
-    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
-    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
-    noise = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).logit()
-    right, after = reference.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
     for cluster in (Cluster(2), Cluster(4, alike=False)):
-        with by(cluster):
-            x, state_after = cuda.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
-        assert torch.equal(x, right)
-        torch.testing.assert_close(state_after[0], after[0])
+        assert_generates(cluster)
 
 
 @needs_emulator
 def test_every_element_is_written_whatever_the_schedule() -> None:
     """Results begin as NaN; no block, and no warp, that runs ahead of its peers or behind them changes a bit."""
-    problem = Problem.draw(GRU, 3, 20, [3, 1, 0, 2] * 5)
-    with by(Cluster(2, alike=False)), poisoned_memory():
-        expected = problem.run(cuda, torch.float32)
-        for schedule in (Schedule(late=False), Schedule("one behind", WARPS), Schedule("ahead", 7), Schedule("random")):
-            with mock.patch.object(emulator, "schedule", schedule):
-                found = problem.run(cuda, torch.float32)
-            for name, t in expected.items():
-                assert t.isfinite().all(), name
-                assert torch.equal(found[name], t), f"{name} under {schedule}"
+    assert_no_schedule_changes_a_bit(Problem.draw(GRU, 3, 20, [3, 1, 0, 2] * 5), Cluster(2, alike=False))
 
 
 @needs_emulator

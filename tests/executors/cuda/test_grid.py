@@ -18,6 +18,8 @@ from tests.executors.cuda.scans import (
     BARE,
     RAGGED,
     SCANS,
+    assert_generates,
+    assert_no_schedule_changes_a_bit,
     by,
     family,
     needs_emulator,
@@ -27,11 +29,9 @@ from tests.executors.cuda.scans import (
 )
 from tests.support.family import FAMILY
 from tests.support.oracle import Errors, Problem
-from tests.support.poisoned import poisoned_memory
 from tests.support.recorded import Recorded, compiled, copies, differs, needs_setarch, races, recording, written
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import cuda, reference
-from vrnn_fast.executors.base import Batch
 from vrnn_fast.executors.cuda import chip, emulator
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.emulator import Schedule
@@ -117,29 +117,13 @@ def test_the_law_of_errors_of_wider_states(size: int, dtype: torch.dtype, cluste
 
 @needs_emulator
 def test_generation_through_memory() -> None:
-    problem = Problem.draw(GRU, 3, 5)
-    eps, state = problem.inputs["eps"].float(), (problem.inputs["state0"].float(),)
-    parameters = [problem.inputs[p.name].float() for p in GRU.parameters()]
-    noise = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0)).logit()
-    right, after = reference.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
-    with by(TWO):
-        x, state_after = cuda.generate(GRU, parameters, Batch(noise, eps, state), mean=False)
-    assert torch.equal(x, right)
-    torch.testing.assert_close(state_after[0], after[0])
+    assert_generates(TWO)
 
 
 @needs_emulator
 def test_every_element_is_written_whatever_the_schedule() -> None:
     """What ranks exchange begins as NaN as well."""
-    problem = Problem.draw(GRU, 3, 5, RAGGED)
-    with by(TWO), poisoned_memory():
-        expected = problem.run(cuda, torch.float32)
-        for schedule in (Schedule(late=False), Schedule("one behind", WARPS), Schedule("ahead", 7), Schedule("random")):
-            with mock.patch.object(emulator, "schedule", schedule):
-                found = problem.run(cuda, torch.float32)
-            for name, t in expected.items():
-                assert t.isfinite().all(), name
-                assert torch.equal(found[name], t), f"{name} under {schedule}"
+    assert_no_schedule_changes_a_bit(Problem.draw(GRU, 3, 5, RAGGED), TWO)
 
 
 # ---- races
