@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vrnn_fast.executors.cuda import emulator
+from vrnn_fast.executors.cuda.build import EMULATOR
 from vrnn_fast.executors.cuda.emulator import Fault, Order, Schedule
 from vrnn_fast.executors.cuda.sources import SOURCE
 
@@ -109,8 +110,9 @@ def compiled(text: str, data: Path, sanitizer: str) -> Path:
     kernel.write_text(text)
     own = ["-DVRNN_THREAD_SANITIZER"] if sanitizer == "thread" else [f"-fsanitize={sanitizer}"]
     if not emulated.exists():
-        source = str(SOURCE / "device" / "emulator.cpp")
-        subprocess.run([*COMMON, *own, "-O1", "-c", source, "-o", str(emulated)], check=True)
+        source = emulated.with_suffix(".cpp")
+        source.write_text(EMULATOR)
+        subprocess.run([*COMMON, *own, "-O1", "-c", str(source), "-o", str(emulated)], check=True)
     sources = [str(kernel), str(REPLAY), str(emulated)]
     subprocess.run([*COMMON, "-O1", "-g1", f"-fsanitize={sanitizer}", *sources, "-o", str(made)], check=True)
     return made

@@ -1,4 +1,4 @@
-"""Compile kernels for the CPU: with the emulator of csrc/cuda/device in the place of CUDA. Pure but for the disk."""
+"""Compile kernels for the CPU: with csrc/cuda/emulator in the place of CUDA. Pure but for the disk."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..cache import cache_directory
 from . import sources
 from .sources import SOURCE, CompileError
 
+EMULATOR = "".join(f'#include "emulator/{part.name}"\n' for part in sorted((SOURCE / "emulator").glob("*.cpp")))
 FLAGS = ("-std=c++17", "-O0", "-fPIC", "-fno-strict-aliasing", f"-I{SOURCE}")
 
 
@@ -72,4 +73,4 @@ def _compiled(kind: str, text: str, suffix: str, flags: Sequence[str]) -> Path:
 
 def _emulator(flags: tuple[str, ...]) -> Path:
     """Compile the emulator itself, once."""
-    return _compiled("-c", '#include "device/emulator.cpp"\n', ".o", ("-O2", *flags))
+    return _compiled("-c", EMULATOR, ".o", ("-O2", *flags))
