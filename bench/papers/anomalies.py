@@ -168,7 +168,8 @@ def run(seed: int) -> Iterator[StudyResult]:
 
 def _windows(x: Numbers, window: int) -> Numbers:
     """Return (T - window + 1, window, X)."""
-    return np.lib.stride_tricks.sliding_window_view(x, window, 0).swapaxes(1, 2).copy()
+    found: Numbers = np.lib.stride_tricks.sliding_window_view(x, window, 0).swapaxes(1, 2).copy()
+    return found
 
 
 STUDY = Study(
@@ -189,10 +190,7 @@ STUDY = Study(
             "on yours. No published number is of these data. All learn from the rows without faults alone; nothing was "
             "tuned for any of them."
         ),
-        (
-            "Affiliation's thresholds are 100 even steps from the least score to the highest, as TSB-AD takes them; a "
-            "density's scores lie far apart at their high end, so that few of the steps fall where they differ."
-        ),
+        "Affiliation's threshold is the best of 100 even steps from the least score to the highest, as in TSB-AD.",
     ],
     packages=("pyod", "scikit-learn", "--no-deps TSB-AD"),
 )
