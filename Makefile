@@ -1,4 +1,4 @@
-# Everything a checkout needs, from a bare machine with Python >= 3.11, g++ and make. A second run is quick.
+# Everything a checkout needs, from a bare machine with Python >= 3.10, g++ and make. A second run is quick.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CASES ?= 10000
@@ -124,9 +124,7 @@ extensions: $(VENV)/tools
 $(VENV)/tools:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], \
-	sep='\n')" > $(VENV)/requires.txt
-	$(BIN)/pip install --quiet -r $(VENV)/requires.txt
+	sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr , ' ' | xargs $(BIN)/pip install --quiet
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml setup.py

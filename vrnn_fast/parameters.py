@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from torch.nn.utils import parametrize
 
 from . import checks
 from .cell.spec import Activation, CellSpec, Layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Derived(Protocol):
@@ -213,11 +216,11 @@ class Reading(tuple[Tensor, ...]):
     def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, thorough: bool) -> Made:
         """Return ``make(spec, parameters, *arguments)``, remembered for a spec until torch counts a change of a
         parameter or the result is no longer :meth:`current <Derived.is_current>`."""
-        versions = list(map(_version, self))
-        known, seen, made = self._made.get((make, *arguments), _NOTHING)
+        call, versions = (make, *arguments), list(map(_version, self))
+        known, seen, made = self._made.get(call, _NOTHING)
         if known is not spec or seen != versions or not made.is_current(thorough):
             made = make(spec, self, *arguments)
-            self._made[make, *arguments] = spec, versions, made
+            self._made[call] = spec, versions, made
         return cast(Made, made)
 
 

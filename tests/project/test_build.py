@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools.config.pyprojecttoml import load_file
 
 from vrnn_fast.executors.cpu import operators
 from vrnn_fast.ops import LIBRARY
@@ -118,7 +118,7 @@ def test_build_files_keep_their_promises() -> None:
 
 def test_an_old_setuptools_is_named_with_what_to_do() -> None:
     """It would print a page about the licence's name."""
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    requires = load_file(ROOT / "pyproject.toml")["build-system"]["requires"]
     assert "setuptools>=77" in requires
     assert not any(r.startswith("numpy") for r in requires), "nothing of the build uses it"
     code = "import setuptools; setuptools.__version__ = '65.5.1'; exec(open('setup.py').read())"
