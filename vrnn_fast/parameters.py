@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from torch.nn.utils import parametrize
 
 from . import checks
 from .cell.spec import Activation, CellSpec, Layer
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Derived(Protocol):
@@ -179,13 +176,14 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
     return [values[place] for place in range(len(values))]
 
 
+@final
 class Reading(tuple[Tensor, ...]):
     """The parameters of a module in the order of executors, and what tells that they are still those.
 
     Only of plain tensors that torch counts the changes of, outside any parametrization.
     """
 
-    def __new__(cls, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> Self:
+    def __new__(cls, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> Reading:
         return super().__new__(cls, parameters)
 
     def __init__(self, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> None:
