@@ -1,4 +1,4 @@
-# Everything a checkout needs, from a bare machine with Python >= 3.10, g++ and make. A second run is quick.
+# Everything a checkout needs, from a bare machine with Python >= 3.11, g++ and make. A second run is quick.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CASES ?= 10000

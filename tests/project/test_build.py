@@ -116,6 +116,17 @@ def test_build_files_keep_their_promises() -> None:
         assert "torch/" not in path.read_text(), path
 
 
+def test_a_wheel_is_built_for_each_python_that_the_checkers_hold_us_to() -> None:
+    """Those that the classifiers name, from the oldest on."""
+    project, tool = (load_file(ROOT / "pyproject.toml")[name] for name in ("project", "tool"))
+    named = (re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", c) for c in project["classifiers"])
+    known = [int(found[1]) for found in named if found is not None]
+    assert known == list(range(known[0], known[-1] + 1))
+    assert tool["cibuildwheel"]["build"].split() == [f"cp3{minor}-*" for minor in known]
+    assert project["requires-python"] == f">=3.{known[0]}"
+    assert (tool["mypy"]["python_version"], tool["ruff"]["target-version"]) == (f"3.{known[0]}", f"py3{known[0]}")
+
+
 def test_an_old_setuptools_is_named_with_what_to_do() -> None:
     """It would print a page about the licence's name."""
     requires = load_file(ROOT / "pyproject.toml")["build-system"]["requires"]
