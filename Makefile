@@ -95,7 +95,7 @@ wheel: $(VENV)/installed $(WHEEL)/glibc.o
 	--wheel-dir dist $(WHEEL)/out/*.whl
 	$(PYTHON) -m venv --clear $(WHEEL)/fresh
 	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" dist/*.whl
-	cd $(WHEEL) && fresh/bin/python -P $(CURDIR)/tests/smoke.py
+	cd $(WHEEL) && fresh/bin/python -I $(CURDIR)/tests/smoke.py
 
 $(AARCH64)/glibc.o: export CC = aarch64-linux-gnu-gcc
 $(AARCH64)/glibc.o: $(AARCH64)/fetched
