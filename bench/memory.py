@@ -18,12 +18,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 
 from .contender import TRAINING, Contender
 from .shapes import Shape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _M_MMAP_THRESHOLD, _PR_SET_THP_DISABLE = -3, 41

@@ -11,7 +11,7 @@ import re
 import subprocess
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +57,7 @@ class Provenance:
             versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
             commit=_git("rev-parse", "HEAD"),
             uncommitted_changes=_changed(),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             source=_fingerprint(),
         )
 

@@ -1,4 +1,4 @@
-"""What an installed package must do, in a line: ``python -P tests/smoke.py``, where the checkout is not installed."""
+"""What an installed package must do, in a line: ``python -I tests/smoke.py``, where the checkout is not installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vrnn_fast import VRNN, Stream
 def main() -> None:
     """Train a step by the kernels and by the reference, and follow a signal without torch."""
     if Path(vrnn_fast.__file__).parent == Path(__file__).parents[1] / "vrnn_fast":
-        sys.exit("this is the checkout, not the installed package: run it from another folder, with python -P")
+        sys.exit("this is the checkout, not the installed package: run it from another folder, with python -I")
     torch.manual_seed(0)
     model, x, eps = VRNN(28, 100, 16, backend="cpu"), torch.rand(20, 3, 28).round(), torch.randn(20, 3, 16)
     model(x, eps=eps).loss.backward()

@@ -300,7 +300,8 @@ def finite(
 
     ``swap`` names it in (B, T, F) order. Where torch asserts it, the place is not told.
     """
-    inside = support.check(value)[(..., *(None,) * support.event_dim)]
+    whole = (..., *(None,) * support.event_dim)  # one answer for all of an event
+    inside = support.check(value)[whole]
     if observed is not None:
         inside = inside | ~observed
     bad = ~(torch.isfinite(value) & inside)

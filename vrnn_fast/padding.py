@@ -10,7 +10,8 @@ def at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
     """Return ``tensor`` (T, B, ...) with zeros at padding, whatever was there."""
     if real is None:
         return tensor
-    return torch.where(real[(..., *(None,) * (tensor.dim() - 2))], tensor, torch.zeros_like(tensor))
+    frames = (..., *(None,) * (tensor.dim() - 2))
+    return torch.where(real[frames], tensor, torch.zeros_like(tensor))
 
 
 def with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -176,13 +176,14 @@ def gather(root: nn.Module, layout: tuple[Slot, ...]) -> list[Tensor]:
     return [values[place] for place in range(len(values))]
 
 
+@final
 class Reading(tuple[Tensor, ...]):
     """The parameters of a module in the order of executors, and what tells that they are still those.
 
     Only of plain tensors that torch counts the changes of, outside any parametrization.
     """
 
-    def __new__(cls, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> Self:
+    def __new__(cls, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> Reading:
         return super().__new__(cls, parameters)
 
     def __init__(self, root: nn.Module, layout: tuple[Slot, ...], parameters: Sequence[Tensor]) -> None:
@@ -213,11 +214,11 @@ class Reading(tuple[Tensor, ...]):
     def once(self, make: Callable[..., Made], spec: CellSpec, *arguments: object, thorough: bool) -> Made:
         """Return ``make(spec, parameters, *arguments)``, remembered for a spec until torch counts a change of a
         parameter or the result is no longer :meth:`current <Derived.is_current>`."""
-        versions = list(map(_version, self))
-        known, seen, made = self._made.get((make, *arguments), _NOTHING)
+        call, versions = (make, *arguments), list(map(_version, self))
+        known, seen, made = self._made.get(call, _NOTHING)
         if known is not spec or seen != versions or not made.is_current(thorough):
             made = make(spec, self, *arguments)
-            self._made[make, *arguments] = spec, versions, made
+            self._made[call] = spec, versions, made
         return cast(Made, made)
 
 

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from vrnn_fast.executors import verification
@@ -32,7 +32,7 @@ class GpuRecord:
     @classmethod
     def begin(cls, setting: Setting) -> GpuRecord:
         """Begin one of this machine and checkout."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return cls(verification.surroundings(setting.device), setting, now, commit())
 
     @property

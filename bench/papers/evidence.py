@@ -56,7 +56,7 @@ class Study:
         run: yields what each model came to from a seed.
         published: models of others with their numbers, as they stand in print.
         remarks: what a reader must know to compare them.
-        packages: of others, whose versions matter.
+        packages: of others, whose versions matter, in the words in which pip is asked for them.
     """
 
     name: str
@@ -110,7 +110,7 @@ def page(study: Study, findings: Sequence[StudyResult]) -> str:
 
 def _measured(study: Study, found: StudyResult) -> str:
     versions = cast(dict[str, str], found.machine["versions"])
-    others = [f"{name} {versions[name]}" for name in study.packages]
+    others = [f"{name} {versions[name]}" for name in map(_name, study.packages)]
     return f"Measured on {str(found.machine['date'])[:10]}{', with ' if others else ''}{', '.join(others)}."
 
 
@@ -149,10 +149,15 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
     Raises:
         SystemExit: one is not installed.
     """
+    asked = {_name(words): words for words in packages}
     try:
-        return {name: version(name) for name in packages}
+        return {name: version(name) for name in asked}
     except PackageNotFoundError as error:
-        sys.exit(f"this study needs {error.name}: pip install {error.name}")
+        sys.exit(f"this study needs {error.name}: pip install {asked[str(error.name)]}")
+
+
+def _name(words: str) -> str:
+    return words.rpartition(" ")[2]
 
 
 def main(study: Study, given: Sequence[str]) -> None:

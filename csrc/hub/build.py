@@ -1,8 +1,9 @@
 """Write the kernels of the CPU as a folder that a hub of kernels takes, and that loads without installation.
 
-``python csrc/hub/build.py build/hub`` makes ``build/hub/build/<variant>/``: the modules that package/__init__.py here
+``python -m csrc.hub.build build/hub`` makes ``build/hub/build/<variant>/``: the modules that package/__init__.py here
 stands on, those of package/ in the place of vrnn_fast's, and the operators, in a namespace that no other build has. It
-refuses an import of anything but the package itself, torch and Python's own library.
+refuses an import of anything but the package itself, torch and Python's own library, and operators that ask for a later
+glibc than the hub's machines have.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ import ast
 import hashlib
 import json
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+
+from csrc.wheel.audit import audit
 
 ROOT = Path(__file__).parents[2]
 LAYERS = (ROOT / "csrc" / "hub" / "package", ROOT / "vrnn_fast")  # a module is that of the first that has it
 WRITTEN = "_ops"
 NAME = "vrnn-fast"
-VARIANT = f"torch-stable-abi210-cpu-{platform.machine()}-linux"
+MACHINE = sysconfig.get_platform().removeprefix("linux-")  # that setup.py compiles for
+VARIANT = f"torch-stable-abi210-cpu-{MACHINE}-linux"
 
 OPS = '''"""The operators of this build. Written by csrc/hub/build.py."""
 
@@ -55,7 +61,11 @@ from pathlib import Path
 if "{name}" not in sys.modules:
     _spec = spec_from_file_location("{name}", Path(__file__).parents[1] / "__init__.py")
     sys.modules["{name}"] = module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["{name}"])
+    try:
+        _spec.loader.exec_module(sys.modules["{name}"])
+    except BaseException:
+        del sys.modules["{name}"]
+        raise
 globals().update((name, getattr(sys.modules["{name}"], name)) for name in sys.modules["{name}"].__all__)
 '''
 
@@ -115,27 +125,48 @@ def _imported(module: str, layer: Path, relative: Path, layers: tuple[Path, ...]
                     )
 
 
+def toolchain() -> list[str]:
+    """List what else makes a build: for which machine, by which compiler, with which flags and headers."""
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    about = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    flags = [os.environ.get(name, "").replace(str(ROOT), "") for name in ("CXXFLAGS", "LDFLAGS")]
+    return [MACHINE, about, *flags, version("torch")]
+
+
 def digest(contents: dict[Path, bytes]) -> str:
     """Digest all that makes a build, so that two builds have one name if they are the same."""
-    made = hashlib.sha256(platform.machine().encode())
-    sources = [ROOT / "setup.py", *(p for f in ("core", "cpu", "torch") for p in (ROOT / "csrc" / f).rglob("*.*"))]
+    made = hashlib.sha256("\0".join(toolchain()).encode())
+    folders = (ROOT / "csrc" / name for name in ("core", "cpu", "torch", "wheel"))
+    sources = [ROOT / "setup.py", *(p for folder in folders for p in folder.rglob("*.*") if p.suffix != ".pyc")]
     for path, content in sorted(contents.items()) + [(p, p.read_bytes()) for p in sorted(sources)]:
         made.update(f"{path.name} {len(content)} ".encode() + content)
     return made.hexdigest()[:10]
 
 
-def compiled(name: str, to: Path) -> None:
+def compiled(name: str, to: Path, *, portable: bool) -> None:
     """Compile the operators in the namespace of that name. Objects of the kernels are those of the package's build."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder]
         subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"VRNN_FAST_NAMESPACE": name})
-        shutil.copyfile(Path(folder, "vrnn_fast", "_ops.so"), to)
-    for own in ROOT.glob(f"build/*/ninja/{name}"):
-        shutil.rmtree(own)
+        for own in ROOT.glob(f"build/*/ninja/{name}"):
+            shutil.rmtree(own)
+        library = Path(folder, "vrnn_fast", "_ops.so")
+        if portable:
+            audit(library)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library, to)
 
 
-def build(to: Path, variant: str = VARIANT) -> Path:
-    """Write the package of a variant, and return its folder."""
+def build(to: Path, variant: str = VARIANT, *, portable: bool = True) -> Path:
+    """Write the package of a variant, and return its folder.
+
+    Args:
+        portable: whether it must load on every machine of the hub, which has glibc 2.28 or later.
+
+    Raises:
+        ForeignImportError: a module imports what it may not.
+        PortabilityError: the operators ask for something later.
+    """
     contents = {relative: (layer / relative).read_bytes() for layer, relative in modules().values()}
     name = f"_vrnn_fast_cpu_{digest(contents)}"
     about = {"id": name, "name": NAME, "version": 1, "license": "Apache-2.0", "python-depends": []}
@@ -144,10 +175,10 @@ def build(to: Path, variant: str = VARIANT) -> Path:
     contents[Path("metadata.json")] = json.dumps(about | {"backend": {"type": "cpu"}}, indent=2).encode()
     folder = to / "build" / variant
     shutil.rmtree(folder, ignore_errors=True)
+    compiled(name, folder / f"{name}.abi3.so", portable=portable)
     for relative, content in contents.items():
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         (folder / relative).write_bytes(content)
-    compiled(name, folder / f"{name}.abi3.so")
     return folder
 
 

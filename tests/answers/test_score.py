@@ -129,11 +129,15 @@ def test_particles_that_were_drawn_anew_begin_again() -> None:
 
 @pytest.mark.parametrize("likelihood", ["gaussian", GaussianMixture(2)])
 def test_an_observation_that_no_particle_explains_is_infinitely_unlikely_and_alone(
-    executor: str, likelihood: str | Likelihood
+    executor: str, likelihood: str | Likelihood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside the launch and outside of it: what comes after is told as if it had not been there."""
+    """Inside the launch and outside of it: what comes after is told as if it had not been there, by particles that are
+    drawn anew no more."""
+    runs: list[particles.Particles] = []
+    run = particles.run
+    monkeypatch.setattr(particles, "run", lambda *given, **more: runs.append(run(*given, **more)) or runs[-1])
     model, x = model_and_data(executor, likelihood=likelihood, dtype=torch.float32)
-    x = x.float()
+    x = 30 * x.float()  # which some particles explain far better than others
     wrong = x.clone()
     wrong[2, 1] = 1e30
     found, right = (model.score(each, num_particles=5, generator=seeded()) for each in (wrong, x))
@@ -141,6 +145,12 @@ def test_an_observation_that_no_particle_explains_is_infinitely_unlikely_and_alo
     assert found.isfinite().sum() == found.numel() - 1
     torch.testing.assert_close(found[:, [0, 2, 3]], right[:, [0, 2, 3]])
     torch.testing.assert_close(found[:2, 1], right[:2, 1])
+    anew, ordinary = (each.resampled for each in runs)
+    assert anew is not None
+    assert ordinary is not None
+    assert ordinary[2:, 1].any()
+    ordinary[2:, 1] = False
+    assert torch.equal(anew, ordinary)
     bounds = model.bound(wrong, objective="fivo", num_particles=5, generator=seeded())
     assert (bounds == -torch.inf).tolist() == [False, True, False, False]
     assert not bounds.isnan().any()

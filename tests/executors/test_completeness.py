@@ -133,7 +133,7 @@ def on_cpu(example: Example, direction: str) -> str | None:
     with mock.patch.multiple(encode, partition=lambda spec: alone, generation=lambda spec, mean: alone):
         try:
             encode.encode.__wrapped__(example.spec, way)
-        except AssertionError:  # of assert_never
+        except AssertionError:  # of forgotten
             return "encode of cell/encode.py"
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from itertools import product
 
 import pytest
@@ -354,7 +354,7 @@ def test_the_discretised_logistic_is_exact_where_its_sigmoids_are_not(dtype: tor
         raw = torch.tensor([mean, raw_scale, 0.0], dtype=dtype, requires_grad=True)
         found = likelihood.log_prob(raw, torch.tensor([-1 + level * likelihood.step], dtype=dtype))
         scale = softplus(raw[1].double()).item() / likelihood.step + likelihood.min_scale
-        with localcontext(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN):
+        with localcontext(Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN)):
             place = (Decimal(raw[0].item()) + 1) / Decimal(likelihood.step)
             lower, upper = ((Decimal(level) + Decimal(side) / 2 - place) / Decimal(scale) for side in (-1, 1))
             first, last = level == 0, level == 65535

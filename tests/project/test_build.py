@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools.config.pyprojecttoml import load_file
 
 from vrnn_fast.executors.cpu import operators
 from vrnn_fast.ops import LIBRARY
@@ -116,9 +116,20 @@ def test_build_files_keep_their_promises() -> None:
         assert "torch/" not in path.read_text(), path
 
 
+def test_a_wheel_is_built_for_each_python_that_the_checkers_hold_us_to() -> None:
+    """Those that the classifiers name, from the oldest on."""
+    project, tool = (load_file(ROOT / "pyproject.toml")[name] for name in ("project", "tool"))
+    named = (re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", c) for c in project["classifiers"])
+    known = [int(found[1]) for found in named if found is not None]
+    assert known == list(range(known[0], known[-1] + 1))
+    assert tool["cibuildwheel"]["build"].split() == [f"cp3{minor}-*" for minor in known]
+    assert project["requires-python"] == f">=3.{known[0]}"
+    assert (tool["mypy"]["python_version"], tool["ruff"]["target-version"]) == (f"3.{known[0]}", f"py3{known[0]}")
+
+
 def test_an_old_setuptools_is_named_with_what_to_do() -> None:
     """It would print a page about the licence's name."""
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    requires = load_file(ROOT / "pyproject.toml")["build-system"]["requires"]
     assert "setuptools>=77" in requires
     assert not any(r.startswith("numpy") for r in requires), "nothing of the build uses it"
     code = "import setuptools; setuptools.__version__ = '65.5.1'; exec(open('setup.py').read())"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from csrc.hub.build import LAYERS, ForeignImportError, build, modules
+from csrc.hub.build import LAYERS, ForeignImportError, build, digest, modules
 from vrnn_fast.executors.cpu import operators
 
 pytestmark = pytest.mark.skipif(operators.load() is not None, reason=str(operators.load()))
@@ -41,6 +41,14 @@ def trained(package):
     return [out.loss, out.nll, out.kl, *(p.grad for p in model.parameters()), step.nll]
 
 sys.modules["vrnn_fast"] = None
+(folder / "model.py").rename(folder / "hidden.py")
+try:
+    loaded("broken", folder / "vrnn_fast" / "__init__.py")
+except ModuleNotFoundError:
+    assert about["id"] not in sys.modules
+else:
+    raise AssertionError("it loaded without a model")
+(folder / "hidden.py").rename(folder / "model.py")
 hub = loaded(about["id"], folder / "__init__.py")
 alone = trained(hub)
 del sys.modules["vrnn_fast"]
@@ -59,7 +67,7 @@ assert torch.ops.vrnn_fast.forward.default is not getattr(torch.ops, about["id"]
 
 
 def test_it_is_what_the_hub_asks_for_and_computes_what_the_installed_package_computes(tmp_path: Path) -> None:
-    package = build(tmp_path)
+    package = build(tmp_path, portable=False)
     about = json.loads((package / "metadata.json").read_text())
     assert re.fullmatch(r"_vrnn_fast_cpu_[0-9a-f]{10}", about["id"])
     assert {"id", "name", "version", "license", "python-depends", "backend"} == set(about)
@@ -68,6 +76,20 @@ def test_it_is_what_the_hub_asks_for_and_computes_what_the_installed_package_com
     assert [path.name for path in package.glob("*.so")] == [f"{about['id']}.abi3.so"]
     assert f'"{about["id"]}"' in (package / "_ops.py").read_text()
     subprocess.run([sys.executable, "-c", PROGRAM, package], check=True, cwd=ROOT)
+
+
+def test_another_way_to_compile_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CXX", "CXXFLAGS", "LDFLAGS"):
+        monkeypatch.delenv(variable, raising=False)
+    names = {digest({})}
+    for variable, value in (("CXX", "gcc"), ("CXXFLAGS", "-O2"), ("LDFLAGS", "-s")):
+        monkeypatch.setenv(variable, value)
+        names.add(digest({}))
+    assert len(names) == 4
+    monkeypatch.setenv("LDFLAGS", f"{ROOT}/build/glibc.o")
+    here = digest({})
+    monkeypatch.setenv("LDFLAGS", "/build/glibc.o")
+    assert digest({}) == here, "it depends on where the checkout lies"
 
 
 @pytest.mark.parametrize("line", ["import numpy", "from vrnn_fast.cell import spec", "from .nowhere import nothing"])

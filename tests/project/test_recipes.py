@@ -252,7 +252,7 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
         ('        return torch.cat(self._network("decoder"', '        return 2 * torch.cat(self._network("decoder"'),
     ),
     "vrnn_fast/cell/encode.py": (
-        ("    Term,\n)", "    Term,\n    Twice,\n)"),
+        ("    Term,\n", "{}    Twice,\n"),
         ("    Normalize,\n)\nCELLS", "    Normalize,\n    Twice,\n)\nCELLS"),
         (
             "            case Resample():\n",

@@ -81,8 +81,19 @@ def test_what_scores_are_worth() -> None:
     assert set(anomalies.measured(labels + 0.0, labels).values()) == {1.0}
     worst = anomalies.measured(-labels + 1e-9 * np.random.default_rng(0).normal(size=4000), labels)
     assert worst["AUC-ROC"] == worst["faults found"] == 0
+    assert set(anomalies.STUDY.columns) - worst.keys() == {"VUS-PR", "VUS-ROC", "affiliation F1"}
     smaller = {"updates": 2, "window": 16, "hidden_size": 4, "latent_size": 1}
     assert np.isfinite(anomalies.Detector(**smaller).fit(anomalies.pd.DataFrame(train[:200])).decision_scores_).all()
+
+
+def test_what_scores_beside_a_fault_are_worth() -> None:
+    pytest.importorskip("TSB_AD", reason="TSB-AD is not installed")
+    _, _, labels = anomalies.tables(0)
+    early = anomalies.measured_around(np.roll(labels, -3) + 0.0, labels)
+    late = anomalies.measured_around(np.roll(labels, 60) + 0.0, labels)
+    assert early.keys() | anomalies.measured(labels + 0.0, labels).keys() == set(anomalies.STUDY.columns)
+    assert all(late[name] < early[name] - 0.1 for name in early)
+    assert early["VUS-ROC"] > 0.9
 
 
 def test_what_forecasts_are_worth() -> None:
@@ -128,6 +139,8 @@ def test_every_study_is_asked_by_its_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
-    study = Study("own", "A title", "Some words.", {}, lambda seed: iter(()), packages=("numpy", "no-such-package"))
-    with pytest.raises(SystemExit, match="this study needs no-such-package: pip install no-such-package"):
+    study = Study(
+        "own", "A title", "Some words.", {}, lambda seed: iter(()), packages=("numpy", "--no-deps no-such-package")
+    )
+    with pytest.raises(SystemExit, match="this study needs no-such-package: pip install --no-deps no-such-package"):
         asked(study, ["--results", str(tmp_path)])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from csrc.wheel.audit import LIMITS, PortabilityError, audit, latest
+
 ROOT = Path(__file__).parents[2]
 GLIBC = tuple(map(int, platform.libc_ver()[1].split(".")))
 # What the extensions ask of libstdc++ and glibc, and what libstdc++ asks of glibc for it
@@ -37,18 +39,12 @@ extern "C" double uses(const char* name) {
 """
 
 
-def versions(library: Path) -> set[tuple[str, tuple[int, ...]]]:
-    symbols = subprocess.run(["objdump", "-T", library], check=True, capture_output=True, text=True).stdout
-    found = re.findall(r"\((GLIBC|GLIBCXX|CXXABI)_([\d.]+)\)", symbols)
-    return {(name, tuple(map(int, number.split(".")))) for name, number in found}
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/wheel is for x86-64")
 @pytest.mark.skipif(GLIBC > (2, 36), reason=f"csrc/wheel is for compilers beside glibc 2.36 or older, here is {GLIBC}")
-def test_nothing_of_a_wheel_asks_for_a_later_glibc(tmp_path: Path) -> None:
+def test_nothing_of_a_wheel_asks_for_a_later_glibc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = (ROOT / "Makefile").read_text()
     flags = re.search(r"(-std=gnu17 .*) -c csrc/wheel/glibc\.c", recipe)
-    linking = re.search(r'glibc\.o (-static.*) -s"', recipe)
+    linking = re.search(r"^LINKED := (.*) -s$", recipe, flags=re.MULTILINE)
     assert flags is not None
     assert linking is not None
     (tmp_path / "uses.cpp").write_text(USES)
@@ -58,6 +54,10 @@ def test_nothing_of_a_wheel_asks_for_a_later_glibc(tmp_path: Path) -> None:
     library = tmp_path / "uses.so"
     command = ["g++", "-O2", "-fPIC", "-shared", tmp_path / "uses.cpp", "-o", library]
     subprocess.run([*command, own, *linking[1].split()], check=True)
-    asked = versions(library)
-    assert {name for name, _ in asked} == {"GLIBC"}
-    assert max(number for _, number in asked) <= (2, 28)
+    assert latest(library).keys() == {"GLIBC"}
+    audit(library)
+    monkeypatch.setitem(LIMITS, "GLIBC", (2, 1, 9))
+    with pytest.raises(
+        PortabilityError, match=r"uses\.so must ask for GLIBC_2\.1\.9 at most, and asks for GLIBC_2\.\d"
+    ):
+        audit(library)

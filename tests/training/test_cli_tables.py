@@ -197,6 +197,21 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not [path for path in (tmp_path / "new").iterdir() if path.name != ".lock"]
 
 
+def test_one_process_learns_a_table_and_the_first_says_so(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever else is wrong, for every process would say it."""
+    asked = ("train", place / "sensors.csv", "--resume", "--run", tmp_path / "new")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "a table is learnt by one process: start train without torchrun" in error(monkeypatch, capsys, *asked)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_on_sequences_is_no_run_on_a_table(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import sys
-import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from setuptools.config.pyprojecttoml import load_file
 
 from vrnn_fast.data import Dataset, Source
 from vrnn_fast.training import loggers, meter, peak, table
@@ -163,5 +163,5 @@ def test_a_service_that_is_not_there_is_named(trainer: Trainer, monkeypatch: pyt
 
 
 def test_every_logger_is_an_option_and_an_extra() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = load_file(Path(__file__).parents[2] / "pyproject.toml")["project"]
     assert loggers.KNOWN.keys() == LOGGERS.keys() <= project["optional-dependencies"].keys()

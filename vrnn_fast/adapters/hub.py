@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 
@@ -12,6 +12,9 @@ from ..checkpoints.convert import HEADER, made, write
 from ..checkpoints.files import CheckpointError
 from ..likelihoods import Likelihood
 from ..model import VRNN
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FILE = "model.safetensors"
 _OF_A_CALL = ("backend", "recompute", "check_values", "batch_first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,9 @@ from pyod.models.base import BaseDetector
 from sklearn.base import clone
 
 from ..tables import Detector
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class VRNNDetector(BaseDetector):  # type: ignore[misc]  # pyod is untyped

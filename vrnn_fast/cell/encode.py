@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias, assert_never
+from typing import Literal, NamedTuple, TypeAlias
 
 from .partition import generation, partition
 from .spec import ACTIVATIONS, CellSpec, Std
@@ -27,6 +27,7 @@ from .stages import (
     Slice,
     Stage,
     Term,
+    forgotten,
 )
 
 ProgramKind: TypeAlias = Literal["inference", "samples", "means"]  # of running a cell: over given x, or drawing them
@@ -111,7 +112,7 @@ class _StageWriter:
                 yield from self._slices(stage.source, stage.noise, stage.x)
                 yield from (LIKELIHOODS.index(stage.kind), stage.mean, *self._transform(stage.transform))
             case _:
-                assert_never(stage)
+                forgotten(stage)
 
     def _slices(self, *parts: Slice) -> Iterator[int]:
         for part in parts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from .spec import Activation, Cell, Fused, Std
 
@@ -172,6 +172,11 @@ class Draw:
 Stage: TypeAlias = (
     Bias | Dense | Activate | Add | Sample | Recur | Divergence | Likelihood | Resample | Draw | Begin | Normalize
 )
+
+
+def forgotten(stage: NoReturn) -> NoReturn:
+    """Raise AssertionError for a kind of stage that no case names; that there is none, mypy sees."""
+    raise AssertionError(f"no case is of {stage!r}")
 
 
 class Keep(IntEnum):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import assert_never
 
 from ..cell.partition import partition
 from ..cell.reach import reached
@@ -32,6 +31,7 @@ from ..cell.stages import (
     Sample,
     Slice,
     Stage,
+    forgotten,
 )
 from .base import Want
 
@@ -211,7 +211,7 @@ def written(stage: Stage) -> tuple[Slice, ...]:
         case Divergence() | Likelihood() | Resample() | Begin():
             return ()
         case _:
-            assert_never(stage)
+            forgotten(stage)
 
 
 def _parts(stage: object) -> Iterator[Slice]:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from . import saved
 from .fitting import Fitting, Windows, fit, stacked
 from .frames import Table, as_pandas
 from .reader import Columns, TableReader, TimeSeries
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Tails = Literal["gaussian", "student"]
 _OF_THE_MODEL = ("features", "id", "time", "covariates", "likelihood", "hidden_size", "latent_size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from .. import checks
 from ..checkpoints.files import CheckpointError
 from .base import Estimator
 from .frames import Table, as_pandas, like
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Threshold = Literal["quantile", "peaks"]
 TAIL = 0.98  # beyond this quantile of the scores lie the peaks

@@ -200,8 +200,11 @@ def load(folder: Path, state: Tensors, ranks: Ranks) -> None:
 
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
+    made = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for part in iter(lambda: file.read(1 << 20), b""):
+            made.update(part)
+    return made.hexdigest()
 
 
 def _digest(content: bytes) -> str:

@@ -4,14 +4,13 @@ data, so that nothing can be said in one place and not in another."""
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader
 
 from ..data import Source
 from ..model import VRNN
@@ -88,7 +87,7 @@ def on_table(arguments: Sequence[str]) -> bool:
         at = names.index("--config")
         path = Path(arguments[at].partition("=")[2] or "".join(arguments[at + 1 : at + 2]))
         try:
-            if "table" in tomllib.loads(path.read_text()):
+            if "table" in get_loader("toml")(path.read_text()):
                 return True
         except (OSError, ValueError):
             pass  # whoever parses it says what is wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group
@@ -14,6 +14,9 @@ from rich.table import Table
 
 from .meter import Gauges, Meter
 from .trainer import Epoch, Step, Trainer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _EPOCHS = 10  # rows of the table, and lines of a run
 _REFRESH, _LINE = 0.25, 60.0  # seconds between two looks

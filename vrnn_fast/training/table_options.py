@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,11 @@ def parse(arguments: Sequence[str]) -> TableOptions:
     """Return what a command line says, a file that it names included.
 
     Raises:
-        RunError: it says what cannot be; the message names the option.
+        RunError: it says what cannot be, and the message names the option; or other processes were started with this
+            one.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("a table is learnt by one process: start train without torchrun", everywhere=True)
     if any(word.partition("=")[0] == "--resume" for word in arguments):
         raise RunError(NO_RESUMING)
     parser = _parser()

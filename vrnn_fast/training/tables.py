@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +36,6 @@ def train(options: TableOptions, console: Console) -> None:
         RunError, DataError: the table cannot be learnt from, or the folder holds another run.
     """
     run = options.run
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("a table is learnt by one process: start train without torchrun", everywhere=True)
     with alone(run):
         if of_table(run) or checkpoint.exists(run):
             raise RunError(f"{run} holds a run already: name another --run")

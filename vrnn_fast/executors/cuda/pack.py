@@ -79,4 +79,5 @@ def _placed(places: NDArray[np.int64], sizes: Iterable[int], ends: NDArray[np.in
     """Turn places among all parameters side by side into parameter and element."""
     own = np.searchsorted(ends, places, side="right")
     first = np.concatenate([[0], ends])[own]
-    return np.where(places >= ends[-1], _ZERO, (own << 24 | places - first).astype(np.uint32)).astype(np.uint32)
+    found: NDArray[np.uint32] = np.where(places >= ends[-1], _ZERO, own << 24 | places - first).astype(np.uint32)
+    return found
