@@ -200,6 +200,8 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
         launch.d_state[i] = data<T>(d_state.back());
     }
     std::vector<T*> d_parameter_data;
+    d_parameters.reserve(parameters.tensors.size());
+    d_parameter_data.reserve(parameters.tensors.size());
     for (const Tensor& p : parameters.tensors) {
         d_parameters.push_back(p.dim() == 2 ? fresh({p.size(0), p.size(1)}) : fresh({p.size(0)}));
         d_parameter_data.push_back(data<T>(d_parameters.back()));
