@@ -1,4 +1,5 @@
-"""How time grows with T, B and h on each number of threads; what a second process gains; what many GPUs would."""
+"""How time grows with T, B and h on each number of threads; what a second process gains; what many cores and GPUs
+would."""
 
 from __future__ import annotations
 
@@ -69,6 +70,32 @@ def curves(rows: Sequence[Measurement]) -> list[Curve]:
                 by_threads.setdefault(row.threads, {})[size(row)] = row
             found.append(Curve(varied, fixed, dict(sorted(by_threads.items()))))
     return found
+
+
+CORES = 2, 16, 64
+ADDED = 10e9  # bytes a second at which a core is taken to add up gradients that lie in other cores' caches
+
+
+def on_cores(curve: Curve, batch: int, cores: int, gradients: int) -> float:
+    """Compute the milliseconds of a pass whose threads have a core each, by what one thread takes for its share of the
+    batch alone. Each then adds its part of all their gradients, of so many bytes each; nothing else is waited for.
+    """
+    shards = min(cores, batch)
+    return curve.milliseconds[1][-(-batch // shards)] + (1e3 * gradients / ADDED if shards > 1 else 0.0)
+
+
+def by_cores(rows: Sequence[Measurement]) -> Iterator[tuple[str, ...]]:
+    """Yield what :func:`on_cores` says of batches, of a record's rows against B, the head first; beside it what one
+    thread and two were measured to take."""
+    yield "batch", "1 thread", "2 threads", *(f"{n} cores, computed" for n in CORES)
+    gradients = 4 * sum(p.numel() for p in VRNN(**REFERENCE.model, device="meta").parameters())
+    for curve in curves(rows):
+        if curve.varied == "B":
+            times = curve.milliseconds
+            for batch in (b for b in (16, 64, 256) if b in times[1]):
+                measured = (times[n].get(batch, math.nan) if n in times else math.nan for n in (1, 2))
+                computed = (on_cores(curve, batch, n, gradients) for n in CORES)
+                yield f"{REFERENCE.steps} x {batch}", *(f"{ms:.1f} ms" for ms in (*measured, *computed))
 
 
 @dataclass(frozen=True)
@@ -153,9 +180,9 @@ def processes(rows: Sequence[Measurement]) -> Iterator[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Print both tables, of this kind of machine's record and of no machine, as docs/pages/scale.md has them."""
+    """Print the tables, of this kind of machine's record and of no machine, as docs/pages/scale.md has them."""
     record = Record.resume(RESULTS)
-    for lines in (processes(record.rows), at_scale()):
+    for lines in (processes(record.rows), by_cores(record.rows), at_scale()):
         head, *body = lines
         print(*(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *body)), sep="\n", end="\n\n")
 

@@ -92,11 +92,11 @@ def loss(nll: Tensor, kl: Tensor, real: Tensor | None, lengths: Tensor | None, w
     dtype, nll, kl = nll.dtype, widened(nll), widened(kl)
     if isinstance(free_nats, Tensor) or free_nats > 0:
         kl = at_real(real, torch.clamp(kl, min=free_nats))
+    # as an alpha, a compiled call took beta for a constant, and torch refuses one beyond its dtype
+    fixed = not (isinstance(beta, Tensor) or torch.compiler.is_compiling() or beta > torch.finfo(kl.dtype).max)
+    if fixed and normalizer is None and lengths is None:
+        return torch.add(nll, kl, alpha=float(beta)).mean().to(dtype)  # two nodes: of a single step, each is some 1 %
     if normalizer is None:
         normalizer = nll.shape[0] * nll.shape[1] if lengths is None else lengths.sum().to(nll.device)
-    # as an alpha, a compiled call took beta for a constant, and torch refuses one beyond its dtype
-    if isinstance(beta, Tensor) or torch.compiler.is_compiling() or beta > torch.finfo(kl.dtype).max:
-        total = nll.sum() + beta * kl.sum()
-    else:
-        total = torch.add(nll.sum(), kl.sum(), alpha=float(beta))  # a node less, and no tensor of beta
+    total = torch.add(nll.sum(), kl.sum(), alpha=float(beta)) if fixed else nll.sum() + beta * kl.sum()
     return (total / normalizer).to(dtype)

@@ -92,7 +92,8 @@ struct Kernels {
     void (*pack)(const Launch<T>&, bool backward, int64_t share, int64_t shares);
     void (*forward)(const Launch<T>&, int64_t shard);
     void (*backward)(const Launch<T>&, int64_t shard);
-    void (*reduce)(const Launch<T>&);  // weight_gradients of all shards -> d_parameters
+    // weight_gradients of all shards -> d_parameters
+    void (*reduce)(const Launch<T>&, int64_t share, int64_t shares);
     void (*apply)(Function, int64_t n, const T* x, T* y);
     void (*deviation)(const Std&, int64_t n, const T* raw, T* std);
 };

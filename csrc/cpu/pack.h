@@ -39,10 +39,11 @@ static void pack_weights(const Launch<T>& launch, bool backward, int64_t share, 
     }
 }
 
-// Adds the shards' weight gradients in order and writes them where the parameters' gradients belong. Every element
-// of every parameter is in exactly one block or term. Those of unpacked weights are there already.
+// Adds the shards' weight gradients in order and writes them where the parameters' gradients belong; of `shares`
+// threads each a part of every block and term. Every element of every parameter is in exactly one of them. Those of
+// unpacked weights are there already.
 template <class T>
-static void reduce(const Launch<T>& launch) {
+static void reduce(const Launch<T>& launch, int64_t share, int64_t shares) {
     const Program& program = *launch.program;
     const auto total = [&](int64_t offset, int64_t n, T* to) {
         const T* from = launch.weight_gradients + offset;
@@ -61,12 +62,14 @@ static void reduce(const Launch<T>& launch) {
         if (!launch.unpacked)
             for (const Block& b : s.blocks) {
                 const int64_t columns = launch.columns[b.parameter];
-                for (int64_t i = 0; i < b.rows; ++i)
+                for (int64_t i = b.rows * share / shares; i < b.rows * (share + 1) / shares; ++i)
                     write(s.gradient + (b.at + i) * gradient_stride(s), s.source.width,
                           launch.d_parameters[b.parameter] + (b.row + i) * columns + b.column);
             }
-        for (const Term& t : s.terms)
-            write(biases + s.weights + t.at, t.rows, launch.d_parameters[t.parameter] + t.row);
+        for (const Term& t : s.terms) {
+            const int64_t from = t.rows * share / shares, n = t.rows * (share + 1) / shares - from;
+            write(biases + s.weights + t.at + from, n, launch.d_parameters[t.parameter] + t.row + from);
+        }
     }
 }
 

@@ -32,13 +32,10 @@ struct Position {
     Matrix<T> carry(int64_t state) const { return {work.carry[state], program.buffers[buffer_state].stride}; }
 
     Matrix<T> value(int64_t buffer, int64_t row) const {
-        const Matrix<T>& m = work.value[buffer];
-        return {m[work.chunked[buffer] ? row - chunk.row : row], m.stride};
+        return work.value(buffer).rows(work.chunked[buffer] ? row - chunk.row : row);
     }
     Matrix<T> value(const Slice& s) const { return value(s.buffer, begin).columns(s.start); }
-    Matrix<T> gradient(int64_t buffer, int64_t row) const {
-        return {work.gradient[buffer][row - chunk.row], work.gradient[buffer].stride};
-    }
+    Matrix<T> gradient(int64_t buffer, int64_t row) const { return work.gradient(buffer).rows(row - chunk.row); }
     Matrix<T> gradient(const Slice& s) const { return gradient(s.buffer, begin).columns(s.start); }
     // What forward found of an output, from the chunk's first row on; null for zeros.
     Matrix<T> output(Output o) const {

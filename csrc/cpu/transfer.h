@@ -20,10 +20,10 @@ template <class T>
 static void gather_inputs(const Position<T>& p) {
     const Program& program = p.program;
     const int64_t input = program.buffers[buffer_x].width;
-    if (p.launch.x) gather(p, p.launch.x, p.work.value[buffer_x], input);
-    if (p.launch.noise) gather(p, p.launch.noise, p.work.value[program.output->noise.buffer], input);
-    gather(p, p.launch.eps, p.work.value[buffer_eps], program.buffers[buffer_eps].width);
-    if (program.cond >= 0) gather(p, p.launch.cond, p.work.value[program.cond], program.buffers[program.cond].width);
+    if (p.launch.x) gather(p, p.launch.x, p.work.value(buffer_x), input);
+    if (p.launch.noise) gather(p, p.launch.noise, p.work.value(program.output->noise.buffer), input);
+    gather(p, p.launch.eps, p.work.value(buffer_eps), program.buffers[buffer_eps].width);
+    if (program.cond >= 0) gather(p, p.launch.cond, p.work.value(program.cond), program.buffers[program.cond].width);
     if (p.launch.mask)
         p.for_rows([&](int64_t row, int64_t t, int64_t b) {
             const uint8_t* from = p.launch.mask.at(t, b);
@@ -43,7 +43,7 @@ static void gather_upstream(const Position<T>& p) {
     });
     if (launch.d_x)
         for (int64_t row = 0; row < p.chunk.rows(); ++row)
-            set_zero(p.work.gradient[buffer_x][row], p.program.buffers[buffer_x].width);
+            set_zero(p.work.gradient(buffer_x)[row], p.program.buffers[buffer_x].width);
 }
 
 template <class T>
@@ -55,10 +55,10 @@ static void scatter_results(const Position<T>& p) {
 template <class T>
 static void scatter_gradients(const Position<T>& p) {
     const Program& program = p.program;
-    scatter(p, p.work.gradient[buffer_x], p.launch.d_x, program.buffers[buffer_x].width);
-    scatter(p, p.work.gradient[buffer_eps], p.launch.d_eps, program.buffers[buffer_eps].width);
+    scatter(p, p.work.gradient(buffer_x), p.launch.d_x, program.buffers[buffer_x].width);
+    scatter(p, p.work.gradient(buffer_eps), p.launch.d_eps, program.buffers[buffer_eps].width);
     if (p.launch.d_cond)
-        scatter(p, p.work.gradient[program.cond], p.launch.d_cond, program.buffers[program.cond].width);
+        scatter(p, p.work.gradient(program.cond), p.launch.d_cond, program.buffers[program.cond].width);
 }
 
 // Zeroes a sequence's padding, steps t >= its length.

@@ -27,6 +27,7 @@ inline constexpr int64_t rows_ahead = 12;  // fetched while rows are copied: eac
 
 inline constexpr int64_t chunk_rows = 128;       // (time step, sequence) rows that a thread handles at a time
 inline constexpr double flops_per_thread = 4e6;  // below this much work for each, fewer threads
+inline constexpr int64_t summed_by_one = 2;      // shards, up to which one thread adds up all gradients
 inline constexpr int64_t unpacked_rows = 4;      // of a call, up to which packing takes longer than it spares
 
 inline constexpr int64_t most_kept_bytes = int64_t{16} << 20;  // of scratch that outlives a call

@@ -84,22 +84,37 @@ static void unpacked_input_gradient(const Launch<T>& launch, const Stage& s, int
     }
 }
 
+// to (outputs, inputs) = d_target^T source, of as many rows
+template <class T, int rows>
+static void outer_products(int64_t outputs, int64_t inputs, Matrix<T> d_target, Matrix<T> source, Matrix<T> to) {
+    for (int64_t i = 0; i < outputs; ++i) {
+        Vec<T> d[rows + 1];
+        for (int row = 0; row < rows; ++row) d[row] = all(d_target[row][i]);
+        for_vectors<T>(inputs, [&](int64_t j, int64_t n) {
+            Vec<T> total{};
+            for (int row = 0; row < rows; ++row) total += d[row] * load(source[row] + j, n);
+            store(to[i] + j, total, n);
+        });
+    }
+}
+
+template <class T, int most = tuning::unpacked_rows>
+VRNN_INLINE void outer_products_of(int64_t rows, int64_t outputs, int64_t inputs, Matrix<T> d_target, Matrix<T> source,
+                                   Matrix<T> to) {
+    if constexpr (most > 0)
+        if (rows < most) return outer_products_of<T, most - 1>(rows, outputs, inputs, d_target, source, to);
+    outer_products<T, most>(outputs, inputs, d_target, source, to);
+}
+
 // The gradients of a stage's weights, of all rows that the call has: d_target^T source. Zeros of no rows, and where no
 // gradient arrives.
 template <class T>
 static void write_weight_gradient(const Launch<T>& launch, const Stage& s, int64_t rows, Matrix<T> d_target,
                                   Matrix<T> source) {
     if (!launch.reached[s.target.buffer]) rows = 0;
-    for (const Block& b : s.blocks) {
-        const Matrix<T> to = of_block<T>(launch, launch.d_parameters, b);
-        for (int64_t i = 0; i < b.rows; ++i)
-            for_vectors<T>(s.source.width, [&](int64_t j, int64_t n) {
-                Vec<T> total{};
-                for (int64_t row = 0; row < rows; ++row)
-                    total += all(d_target[row][b.at + i]) * load(source[row] + j, n);
-                store(to[i] + j, total, n);
-            });
-    }
+    for (const Block& b : s.blocks)
+        outer_products_of<T>(rows, b.rows, s.source.width, d_target.columns(b.at), source,
+                             of_block<T>(launch, launch.d_parameters, b));
 }
 
 }  // namespace vrnn::VRNN_ISA

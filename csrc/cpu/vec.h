@@ -2,7 +2,7 @@
 // Included once per kernel_<isa>.cpp, which sets VRNN_ISA (a namespace) and VRNN_VECTOR_BYTES.
 #pragma once
 
-#if VRNN_VECTOR_BYTES == 64
+#if VRNN_VECTOR_BYTES >= 32
 #    include <immintrin.h>
 #endif
 
@@ -54,6 +54,14 @@ VRNN_INLINE Vec<T> all(T value) {
     return value - Vec<T>{};  // unlike value + 0, exact for -0 and so a plain broadcast
 }
 
+// Whether a lane is one of the first n.
+template <class T>
+VRNN_INLINE IntVec<T> among_first(int64_t n) {
+    IntVec<T> lane{};
+    for (int64_t i = 0; i < lanes<T>; ++i) lane[i] = i;
+    return lane < (typename Register<T>::Int)n;
+}
+
 // The first n < lanes<T> lanes of memory, zeros behind them.
 template <class T>
 VRNN_INLINE Vec<T> load_some(const T* p, int64_t n) {
@@ -62,6 +70,11 @@ VRNN_INLINE Vec<T> load_some(const T* p, int64_t n) {
         return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
     else
         return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif VRNN_VECTOR_BYTES == 32
+    if constexpr (sizeof(T) == sizeof(float))
+        return (Vec<T>)_mm256_maskload_ps(p, (__m256i)among_first<T>(n));
+    else
+        return (Vec<T>)_mm256_maskload_pd(p, (__m256i)among_first<T>(n));
 #else
     Vec<T> v{};
     for (int64_t i = 0; i < n; ++i) v[i] = p[i];
@@ -76,6 +89,30 @@ VRNN_INLINE void store_some(T* p, Vec<T> v, int64_t n) {
         _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
     else
         _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#elif VRNN_VECTOR_BYTES == 32
+    // in halves: a masked store of AVX2 takes some forty operations on AMD's processors
+    if constexpr (sizeof(T) == sizeof(float)) {
+        __m128 rest = _mm256_castps256_ps128((__m256)v);
+        if (n & 4) {
+            _mm_storeu_ps(p, rest);
+            p += 4;
+            rest = _mm256_extractf128_ps((__m256)v, 1);
+        }
+        if (n & 2) {
+            _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+            p += 2;
+            rest = _mm_movehl_ps(rest, rest);
+        }
+        if (n & 1) _mm_store_ss(p, rest);
+    } else {
+        __m128d rest = _mm256_castpd256_pd128((__m256d)v);
+        if (n & 2) {
+            _mm_storeu_pd(p, rest);
+            p += 2;
+            rest = _mm256_extractf128_pd((__m256d)v, 1);
+        }
+        if (n & 1) _mm_store_sd(p, rest);
+    }
 #else
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
 #endif
@@ -95,9 +132,7 @@ VRNN_INLINE void store(T* p, Vec<T> v, int64_t n) {
 template <class T>
 VRNN_INLINE Vec<T> first(Vec<T> v, int64_t n) {
     if (n >= lanes<T>) return v;
-    IntVec<T> lane{};
-    for (int64_t i = 0; i < lanes<T>; ++i) lane[i] = i;
-    return lane < (typename Register<T>::Int)n ? v : Vec<T>{};
+    return among_first<T>(n) ? v : Vec<T>{};
 }
 
 // The lanes' sign bits alone.

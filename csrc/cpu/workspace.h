@@ -51,7 +51,8 @@ struct Arena {
 // Chunk-long buffers start at the chunk's first row, the others at the shard's.
 template <class T>
 struct Workspace {
-    Matrix<T> value[most_buffers], gradient[most_buffers];
+    Span<Buffer> buffers;
+    T *values[most_buffers], *gradients[most_buffers];  // without strides, which would be written for every call
     bool chunked[most_buffers];
     T *carry[most_states], *nll, *kl;  // (rows): of these two the values or, going back, the gradients
     T* tiles;                          // of weight_gradient()
@@ -62,17 +63,20 @@ struct Workspace {
     Matrix<T> mask;  // 1 where x was observed, else 0; null where all was
     int64_t used;
 
-    Workspace(const Launch<T>& launch, T* scratch, int64_t sequences, int64_t first_row, bool backward) {
+    Matrix<T> value(int64_t buffer) const { return {values[buffer], buffers[buffer].stride}; }
+    Matrix<T> gradient(int64_t buffer) const { return {gradients[buffer], buffers[buffer].stride}; }
+
+    Workspace(const Launch<T>& launch, T* scratch, int64_t sequences, int64_t first_row, bool backward)
+        : buffers(launch.program->buffers) {
         Arena<T> arena{scratch};
         const Program& program = *launch.program;
         const int64_t capacity = chunk_capacity(sequences), slack = Tile<T>::columns;
         for (int64_t b = 0; b < program.buffers.size; ++b) {
             const int64_t stride = program.buffers[b].stride;
             chunked[b] = launch.saved_offset[b] < 0;
-            value[b] = {chunked[b] ? arena.take(capacity * stride + slack)
-                                   : launch.saved + launch.saved_offset[b] + first_row * stride,
-                        stride};
-            gradient[b] = {backward ? arena.take(capacity * stride + slack) : nullptr, stride};
+            values[b] = chunked[b] ? arena.take(capacity * stride + slack)
+                                   : launch.saved + launch.saved_offset[b] + first_row * stride;
+            gradients[b] = backward ? arena.take(capacity * stride + slack) : nullptr;
         }
         const int64_t hidden = program.buffers[buffer_state].stride, latent = program.buffers[buffer_eps].stride;
         const int64_t input = program.buffers[buffer_x].stride;
@@ -86,7 +90,7 @@ struct Workspace {
         for_outputs([&](Output o) {
             const Slice& s = program.outputs[o];
             if (o == Output::raw)  // its buffer's gradient starts there
-                upstream[o] = gradient[s.buffer] ? gradient[s.buffer].columns(s.start) : Matrix<T>{};
+                upstream[o] = backward ? gradient(s.buffer).columns(s.start) : Matrix<T>{};
             else if (is_scalar(o))
                 upstream[o] = {o == Output::nll ? nll : kl, 1};
             else

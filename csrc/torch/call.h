@@ -70,6 +70,10 @@ struct Parameters {
 
     Parameters(const Program& program, const std::vector<Tensor>& given, const Tensor& like) {
         std::vector<Extent> extents;
+        tensors.reserve(given.size());
+        data.reserve(given.size());
+        columns.reserve(given.size());
+        extents.reserve(given.size());
         for (const Tensor& p : given) {
             check(p, "a parameter", like.scalar_type());
             STD_TORCH_CHECK(p.dim() == 1 || p.dim() == 2, "a parameter must have 1 or 2 dimensions, got ", p.dim());
@@ -142,11 +146,12 @@ inline int64_t particles_of(const std::optional<Tensor>& t) {
 // A few elements of (T, B, width), wherever they lie: two calls do not have the same noise.
 template <class T>
 void add_samples(Digest& digest, const Tensor& t) {
-    if (!t.numel()) return;
-    for (int64_t i = 0; i < 16; ++i) {
-        const int64_t step = i * t.size(0) / 16, row = i * 7919 % t.size(1), column = i * 104729 % t.size(2);
-        digest.add(double{data<const T>(t)[step * t.stride(0) + row * t.stride(1) + column * t.stride(2)]});
-    }
+    const int64_t steps = t.size(0), rows = t.size(1), columns = t.size(2);
+    if (t.numel() == 0) return;
+    const T* const all = data<const T>(t);
+    const int64_t of_step = t.stride(0), of_row = t.stride(1), of_column = t.stride(2);
+    for (int64_t i = 0; i < 16; ++i)
+        digest.add(double{all[i * steps / 16 * of_step + i * 7919 % rows * of_row + i * 104729 % columns * of_column]});
 }
 
 // What tells a call: where forward puts which row of the `size` elements that it saves, and what it was given.

@@ -200,6 +200,8 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
         launch.d_state[i] = data<T>(d_state.back());
     }
     std::vector<T*> d_parameter_data;
+    d_parameters.reserve(parameters.tensors.size());
+    d_parameter_data.reserve(parameters.tensors.size());
     for (const Tensor& p : parameters.tensors) {
         d_parameters.push_back(p.dim() == 2 ? fresh({p.size(0), p.size(1)}) : fresh({p.size(0)}));
         d_parameter_data.push_back(data<T>(d_parameters.back()));
@@ -211,12 +213,16 @@ Backward backward_of(const Known& known, const Reaching& reaching, const Batch& 
     launch.packed = packed;
     launch.unpacked = call.has_few_rows();
     call.pack(parameters, true);
-    // Whoever finishes last adds up all shards, in their order: no second parallel region, and the same sum every time.
-    std::atomic<int64_t> running{launch.shards.size};
+    // In the order of shards, and so the same sum every time: of few, whoever finishes last adds all up, without a
+    // second parallel region; of many, that one would take longer than its own shard.
+    const int64_t parts = launch.shards.size;
+    const bool by_one = parts <= tuning::summed_by_one;
+    std::atomic<int64_t> running{parts};
     call.for_shards([&](int64_t s) {
         call.kernels.backward(launch, s);
-        if (--running == 0) call.kernels.reduce(launch);
+        if (--running == 0 && by_one) call.kernels.reduce(launch, 0, 1);
     });
+    if (!by_one) call.for_shards([&](int64_t s) { call.kernels.reduce(launch, s, parts); });
     call.build.count(LaunchKind::backward);
     return {d_x, d_eps, d_cond, d_state, d_parameters};
 }

@@ -187,6 +187,21 @@ def test_calls_of_few_rows(isa: str, dtype: torch.dtype, member: str, lengths: l
         assert_obeys_the_law(CellSpec(**options), 2, 2, lengths, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.parametrize(("steps", "batch", "packs"), [(4, 1, False), (2, 2, False), (5, 1, True)])
+def test_few_rows_are_not_worth_packing(isa: str, steps: int, batch: int, packs: bool) -> None:
+    """What a call saves has room for packed weights, which torch's deterministic mode fills with NaN."""
+    spec = CellSpec(5, 19, 3, **DEEP)
+    program, parameters = encode(spec), [torch.randn(p.shape, requires_grad=True) for p in spec.parameters()]
+    given = Batch(torch.rand(steps, batch, 5), torch.randn(steps, batch, 3), (torch.zeros(batch, 19),))
+    torch.use_deterministic_algorithms(True)
+    try:
+        saved = operators.forward(program, None, given, parameters, None, Want()).saved
+    finally:
+        torch.use_deterministic_algorithms(False)
+    written = int((~saved[steps * batch * program.saved + operators.SLACK :].isnan()).sum())
+    assert (written >= sum(p.numel() for p in parameters if p.dim() == 2)) == packs
+
+
 def test_external_likelihood_leaves_the_nll_to_others() -> None:
     spec = CellSpec(3, 6, 2, likelihood="external", **DEEP)
     assert_obeys_the_law(spec, 4, 3, executor=cpu, dtype=torch.float64)

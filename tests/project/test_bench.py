@@ -485,12 +485,23 @@ def test_sums_over_gpus_by_hand() -> None:
         assert scaling.efficiency(9 * scaling.all_reduce_seconds(10**6, gpus), 10**6, gpus) == pytest.approx(0.9)
 
 
+def test_gains_of_cores_by_hand() -> None:
+    """Each of 16 cores takes one of 16 rows and adds up gradients; of 64 cores, 48 have nothing to do."""
+    row = Measurement("B", 28, 1, TRAINING, "1 thread", 1, experiment="scaling", sizes=(28, 100, 16), milliseconds=2.0)
+    (curve,) = scaling.curves([replace(row, batch=b, milliseconds=ms) for b, ms in ((1, 2.0), (8, 5.0), (16, 9.0))])
+    size = round(scaling.ADDED * 1e-3)  # a millisecond's
+    assert [scaling.on_cores(curve, 16, n, size) for n in (1, 2, 16, 64)] == pytest.approx([9.0, 6.0, 3.0, 3.0])
+
+
 def test_the_page_of_scale_has_what_was_computed_and_measured() -> None:
     page = (record.ROOT / "docs" / "pages" / "scale.md").read_text()
     held = Record.load(record.RESULTS / "amd-epyc-avx512-2-threads.json")
     measured = list(scaling.processes(held.rows))
     assert len(measured) > 1
-    for cells in (*measured, *scaling.at_scale()):
+    held = Record.load(record.RESULTS / "intel-r-xeon-r-processor-avx512-2-threads.json")
+    computed = list(scaling.by_cores(held.rows))
+    assert len(computed) > 1
+    for cells in (*measured, *computed, *scaling.at_scale()):
         assert f"| {' | '.join(cells)} |" in page
 
 
