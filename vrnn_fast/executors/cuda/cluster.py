@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Normalize, Slice
 from .cycles import BARRIER, TRIPS, WAVEFRONT, PaperStep, paper_step
+from .exchange import RanksApart
 from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Through, Unit
 
@@ -125,9 +127,17 @@ def priced(
         if way == "memory" and not found:
             break  # where no tiles take turns, something else must be there for many
         clusters = (Cluster(n, alike, way) for n in RANKS[way] for alike in (True, False))
-        laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
+        laid = ((cluster, _laid(partial(plans, cluster), kind, limit)) for cluster in clusters)
         found += [(cluster, clocked(m).cycles) for cluster, m in laid if m is not None]
     return tuple(found)
+
+
+def _laid(plan: Callable[[], KernelPlan], kind: Operand, limit: int) -> Memory | None:
+    """Return where a scan keeps everything; None where that does not fit, or its ranks would come apart."""
+    try:
+        return memory(plan(), kind, limit)
+    except RanksApart:
+        return None
 
 
 def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Cluster | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
+from .memory import ROWS, STEP, Memory, in_two, operand_bytes, row_bytes
 from .plan import TILE, WARPS, KernelPlan, Kind, Through, Unit, Visit
 
 FACTOR = 1.2  # that counts on paper may be off those of the executed code
@@ -28,6 +28,7 @@ STREAMED = 64  # bytes in a cycle from the second-level cache, of one multiproce
 BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
 LOADED = 33  # cycles that ldmatrix takes, and that an mma takes before another may add to its sums
 ADDED = 33
+FOLD = 4  # instructions of a warp, and cycles, that make one of two sums
 FAR = 260  # cycles to the second-level cache and back
 
 
@@ -202,25 +203,29 @@ def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
 def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
     plan, unit = found.plan, found.plan.units[visit.unit]
     tiles = plan.share(found.tiles(unit.sums[0]), unit.split)
-    mma = loads = streamed = moved = 0
+    mma = loads = streamed = moved = folded = 0
     depth: dict[object, int] = {}  # of the products of each sum
     for product in visit.products:
         steps = row_bytes(product.source, found.kind) // STEP
-        depth[product.target] = depth.get(product.target, 0) + steps
+        two = in_two(product.source, found.kind)
+        depth[product.target] = depth.get(product.target, 0) + (-(-steps // 2) if two else steps)
+        folded += two
         mma += tiles * steps
         loads += tiles * -(-steps // 2)
         weights = tiles * 8 * steps * STEP
         streamed += weights if found.place[product] == "memory" else 0
         moved += weights if found.place[product] == "shared" else 0
+    every = found.every(unit)
+    times = tiles - WARPS * (every + every // -found.abreast(unit))  # that a warp reads its operands
     for _, products in groupby(visit.products, key=lambda p: p.source):
-        read = row_bytes(next(products).source, found.kind)  # once for all sums of a tile
-        moved += tiles * 16 * read
-        loads += tiles * read // STEP
+        read = row_bytes(next(products).source, found.kind)  # once for all sums of the tiles abreast
+        moved += times * 16 * read
+        loads += times * read // STEP
     touched = Work()
     for each in _touched(found, unit, visit, stored):
         touched += each
-    issued = mma + loads + WARPS * VISIT + tiles * touched.instructions
-    chain = LOADED + ADDED * max(depth.values(), default=0)
+    issued = mma + loads + WARPS * VISIT + tiles * (touched.instructions + FOLD * folded)
+    chain = LOADED + ADDED * max(depth.values(), default=0) + FOLD * folded
     if visit.finishes and unit.kind in ENDS:
         instructions, follow = ENDS[unit.kind]
         issued, chain = issued + tiles * instructions, chain + follow
