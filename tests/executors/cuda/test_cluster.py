@@ -63,6 +63,7 @@ from vrnn_fast.executors.cuda.steps import (
     FORWARD,
     GAIN,
     H100,
+    ScanClusters,
     ScanRoom,
     are_cublas,
     chosen,
@@ -266,6 +267,24 @@ def test_tiles_take_no_turns_where_their_ranks_wait_for_each_other_in_memory() -
     """All blocks must run at once: of a larger batch fewer share a tile, and in the end one has it."""
     ranks = [(own := chosen(square(384), "bf16", A100, batch).forward) and own.ranks for batch in (16, 128, 432, 880)]
     assert ranks == [16, 4, 2, None]
+
+
+def test_a_cell_runs_in_batches_of_every_size_or_in_none() -> None:
+    """Blocks that share a tile of a batch of some size may have less room than one."""
+    spec, room = square(512), H100._replace(shared=160 << 10)
+    assert launch.misfit(spec, "bf16", room) is None
+    with mock.patch.object(launch, "chosen", lambda *of: ScanClusters(backward=Cluster(8)) if of[3] == 128 else BLOCKS):
+        assert launch.misfit(spec, "bf16", H100) is None
+        assert str(launch.misfit(spec, "bf16", room)).endswith("does not fit into 160 KB of shared memory")
+    plan = partial(reverse, spec, on_z=True, on_eps=False)
+    assert not priced(plan, "bf16", 98 << 10, ("peers", "memory")), "one block has a tile of a large batch"
+    assert priced(plan, "bf16", 100 << 10, ("memory",))
+
+
+def test_no_rows_need_no_place() -> None:
+    """Of a chip that does not run so many blocks at once."""
+    prices = ((None, 4000), (Cluster(32, through="memory"), 700))
+    assert fastest(prices, 0, A100._replace(together=16).blocks, 8000) is None
 
 
 def test_workers_are_as_many_as_blocks_that_scan() -> None:
