@@ -230,7 +230,7 @@ def test_what_is_cheap_is_computed_by_every_rank() -> None:
 CHOSEN = {  # on an H100, and on an A100, which knows no clusters
     64: ((None, None), (None, None)),
     96: ((4, 4), (None, None)),
-    128: ((4, 4), (None, None)),
+    128: ((4, 4), (None, 4)),
     200: ((8, 8), (8, 8)),
     256: ((8, 8), (8, 8)),
     384: ((16, 16), (16, 16)),
@@ -253,7 +253,7 @@ def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
     there is room, than a wide one with all else behind it."""
     spec = square(256)
     ranks = [(own := chosen(spec, "bf16", H100, batch).forward) and own.ranks for batch in (16, 272, 4096)]
-    assert ranks == [8, 4, None]
+    assert ranks == [8, 2, None]
     prices = ((None, 4000), (Cluster(8), 1000), (Cluster(16), 700))
     assert [H100.blocks(n) for n in (1, 2, 4, 8, 16)] == [132, 128, 128, 128, 128]
     assert fastest(prices, 8, H100.blocks, 0) == Cluster(16)
@@ -371,7 +371,7 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     assert "by blocks, or clusters of them, that scan and workers, of up to" in large
     assert "; those of a batch without padding by cuBLAS, behind" in large
     assert "and computes nothing but weight gradients of large batches, by cuBLAS; generate" in large
-    assert "with a launch of sums, of 64 steps in bf16, f16 from 1024 rows on; weights of" in large
+    assert "with a launch of sums, of 64 steps in bf16, f16 from 256 rows on; weights of" in large
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
     with mock.patch.object(cuda, "device", "cpu"):

@@ -31,7 +31,7 @@ CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
 GATE = 8  # bytes of a Gate of csrc/cuda/device/types.h
 FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
-MOST_ABREAST = 4  # tiles of sums that a warp multiplies at a time
+MOST_ABREAST = 4  # sums of a tile or two that a warp multiplies at a time
 LONG = 6  # steps of a product whose sum is two that take turns
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
@@ -114,10 +114,10 @@ class Memory:
         return self.tiles(unit.sums[0]) // (self.plan.ranks if unit.split else 1) // WARPS
 
     def abreast(self, unit: Unit) -> int:
-        """Tell how many of these a warp multiplies at a time, which share the operands that it reads."""
-        most = max(1, MOST_ABREAST // len(unit.sums)) if self.kind != "f32" else 1
-        times = -(-self.every(unit) // most)
-        return -(-self.every(unit) // times) if times else 1
+        """Tell how many of these a warp multiplies at a time, which share the operands that it reads: of
+        passes alone, for scans hold more from visit to visit than registers then have room for."""
+        few = self.kind == "f32" or not self.plan.is_pass or 2 * len(unit.sums) > MOST_ABREAST
+        return 1 if few or self.every(unit) < 2 else 2
 
 
 def columns(part: Slice, kind: Operand) -> int:
