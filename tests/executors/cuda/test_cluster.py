@@ -3,7 +3,7 @@ where one of them does not wait."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -305,6 +305,13 @@ def test_all_weights_of_a_rank_are_on_the_chip(size: int) -> None:
         assert "memory" not in laid.place.values()
         alone = memory(replace(plan, ranks=1), "bf16", H100.shared)
         assert alone is None or alone.streamed > 0
+
+
+def test_registers_take_as_many_recurrent_weights_as_they_have_room_for() -> None:
+    laid = memory(forward(square(384), Cluster(8)), "bf16", H100.shared)
+    assert laid is not None
+    assert Counter(laid.place.values()) == {"shared": 6, "registers": 2, "memory": 2}
+    assert 4 * laid.resident_words == 96
 
 
 def test_a_particle_filter_stays_in_one_block() -> None:

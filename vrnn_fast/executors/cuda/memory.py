@@ -1,9 +1,9 @@
 """Where a kernel's weights and values lie: the tiers, by arithmetic alone. Pure.
 
 Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
-the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
-the second-level cache in every step. Of several blocks that share a tile, each has but some columns of each product:
-cluster.py.
+the lanes that use them, as many as there is room for; what is still too much, the largest first and what no state waits
+for before that, is read from the second-level cache in every step. Of several blocks that share a tile, each has but
+some columns of each product: cluster.py.
 """
 
 from __future__ import annotations
