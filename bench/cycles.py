@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
+from typing import NamedTuple
 
-from vrnn_fast.executors.cuda.cluster import ranks_of
+from vrnn_fast.executors.cuda.cluster import Cluster, ranks_of, workers
 from vrnn_fast.executors.cuda.crew import looks
 from vrnn_fast.executors.cuda.cycles import (
     FACTOR,
@@ -22,12 +23,14 @@ from vrnn_fast.executors.cuda.cycles import (
     gru_alone,
     paper_step,
     paper_training,
+    square,
     squares,
+    taller,
 )
 from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Operand, memory
 from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import A100, BLOCKS, GAIN, H100, chosen
-from vrnn_fast.executors.cuda.weights import jobs, shares
+from vrnn_fast.executors.cuda.steps import A100, BACKWARD, BLOCKS, GAIN, H100, ScanClusters, chosen
+from vrnn_fast.executors.cuda.weights import DEPTH, jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
 from .record import RESULTS
@@ -36,6 +39,7 @@ SIZES = 32, 64, 96, 128, 256
 KINDS: tuple[Operand, ...] = ("bf16", "tf32")
 AIMS = {64: (1.0, 3.0), 128: (1.6, 5.0), 256: (2.0, 6.0), 384: (3.0, 9.0)}  # forward, and with backward
 AIMED: tuple[Operand, str] = "bf16", "sm_90"
+LONG = 256  # steps, of a batch of which nothing but these counts
 HEAD = f"""\
 # Cycles a step of the CUDA kernels, by arithmetic
 
@@ -51,7 +55,11 @@ Microseconds of all weight gradients there. cuBLAS is assumed to be a launch for
 TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.sync are 1.5 and 1.7 times as long;
 wgmma, which cuBLAS has and these kernels have not, multiplies twice as fast. So cuBLAS has those of a batch without
 padding where ours would make a step longer by more than {GAIN} times what it takes, launches included: beside a scan,
-by what workers end later; about from 1,024 rows on, whose scans leave few workers. A card must say.
+by what workers end later; about from 256 rows on at H = 256, whose scans leave few workers. A card must say.
+"""
+OF_AIMS = """\
+Forward is that of training, whose stores are 130 of 1,849 cycles at H = 64: without them, as a model is only asked, it
+takes 0.98. There instructions are what a step waits for, 663 and 672 cycles in the phases of sample and update.
 """
 OF_MEMORY = f"""\
 Microseconds a step on an A100, in {AIMED[0]}, of a batch of up to 16 rows, by the blocks that are chosen, which meet in
@@ -60,13 +68,21 @@ memory, and by one block:
 OF_TRAINING = f"""\
 Microseconds a training step on an H100, in {AIMED[0]}, by the blocks or clusters that are chosen for a tile of rows,
 forward and back, and by one block each. Workers beside a scan hide all else, so that the scan is what a training step
-takes: at H = 128 of 28 x 128, 28 steps of 1.40 and 2.25 by clusters of 4, 102 of 142, where one block's are 174 of 216;
+takes: at H = 128 of 28 x 128, 28 steps of 1.33 and 2.11 by clusters of 4, 96 of 134, where one block's are 176 of 215;
 the rest is weights laid out and loaded, the first rows before a scan and the last behind it.
 
-At most 1.5 times nn.GRU is aimed at. At H = 384, 128 rows are beyond it, whoever shares a tile: 8 tiles by 16 blocks
-are all of the chip, and the work beside a scan, 131 thousand cycles of a multiprocessor for each tile and step, comes
-behind it; by 8 blocks, the scans alone take 3.64 and 5.65 a step, 1.64 times what nn.GRU takes. At H = 256, 28 steps of
-2.21 and 3.47 are 1.13 times nn.GRU, and most of the rest is there whatever T is.
+At most 1.5 times nn.GRU is aimed at: its steps alone, whose sums do not take turns as ours do; if they did, a step of
+it took 4.45 where 5.05 are reckoned at H = 256, and 4.75 for 5.65 at 384. Beyond the aim are 128 rows at H = 384, by
+1.80 of 256 steps and 2.22 of 28. Of these 28 the scans alone by 8 blocks to a tile, 2.87 and 4.97 a step, are 220 of
+the 237 that are allowed, and 82 are there whatever T is: no design below reaches them. Of many steps the work beside a
+scan is too much, 91 thousand cycles of a multiprocessor back for each tile and step, and 64 of 128 blocks do it.
+"""
+OF_DESIGNS = f"""\
+What other designs would take there, at H = 384 and 128 rows: microseconds of a step of {LONG}, and how often those of
+nn.GRU, with nothing that is there whatever T is. A scan's tile of 32 rows reads each weight once for both halves, as
+does a worker that takes 32; neither is built. Twice the rows of a scan are twice the bytes of an exchange, which it
+waits for: no gain. Workers that take 32 rows are what would reach the aim of many steps: half the weights from the
+second-level cache, which now take as long as the operands from shared memory, and both twice as long as the products.
 """
 COLUMNS = "H", "operands", "chip", "kernel", "mma", "wavefronts", "instructions", "KB streamed", "barriers", "chain"
 
@@ -142,6 +158,65 @@ def training() -> Iterator[str]:
         yield f"| {size} | {count} x {batch} | {ranks} | {numbers} | {us[0].joined / alone:.2f} |"
 
 
+class Design(NamedTuple):
+    """One way to build a training step: blocks to a tile of a scan, rows of a tile, rows that a worker takes at a time,
+    and whether cuBLAS has the weight gradients."""
+
+    ranks: int
+    rows: int = ROWS
+    taken: int = ROWS
+    cublas: bool = False
+
+    def step(self, size: int, batch: int, way: str) -> float:
+        """Return the microseconds of a step of a long batch in one direction, with all that lies beside its scan."""
+        (kind, chip), spec, own = AIMED, spec_of(size), Cluster(self.ranks)
+        scan, beside, tiles = 0, 0.0, -(-batch // self.rows)
+        for name, step in steps(spec, ScanClusters(own, own)).items():
+            found = memory(step.plan, kind, CHIPS[chip])
+            if found is None or name.endswith(BACKWARD) != (way == BACKWARD):
+                continue
+            one = paper_step(found, step.stored)
+            if name == way:
+                scan = (one if self.rows == ROWS else taller(one)).cycles
+            else:
+                beside += (one if self.taken == ROWS else taller(one)).cycles / self.taken
+        multiplied, behind = jobs(spec, frozenset(TOTALS), kind), 0.0
+        if way == BACKWARD and self.cublas:
+            shapes = [(int(job[6]), int(job[7])) for job in multiplied.jobs if job[7]]
+            behind = cublas(shapes, LONG * batch) / LONG
+        elif way == BACKWARD:
+            beside += len(multiplied.tiles) * square(multiplied.side).cycles / DEPTH
+        room, clock = H100.blocks(self.ranks), PAPER_CHIPS[chip].clock * 1e3
+        if meanwhile := workers(tiles, self.ranks, room):
+            return max(scan, batch * beside / meanwhile) / clock + behind
+        turns = -(-tiles // (room // self.ranks))
+        return (turns * scan + batch * beside / PAPER_CHIPS[chip].multiprocessors) / clock + behind
+
+
+DESIGNS = (
+    *(Design(ranks) for ranks in (4, 8, 16)),
+    Design(16, rows=2 * ROWS),
+    Design(8, rows=2 * ROWS),
+    Design(8, cublas=True),
+    Design(8, taken=2 * ROWS),
+    Design(8, taken=2 * ROWS, cublas=True),
+    Design(16, rows=2 * ROWS, taken=2 * ROWS),
+    Design(16, taken=2 * ROWS, cublas=True),
+)
+
+
+def designs(size: int, batch: int) -> Iterator[str]:
+    """Yield a line for each design: microseconds of a step, and those of nn.GRU that they are."""
+    columns = "blocks to a tile", "rows of a tile", "rows a worker takes", "weight gradients", "forward", "backward"
+    yield f"| {' | '.join(columns)} | / nn.GRU |"
+    yield f"| --: | --: | --: | --- |{' --: |' * 3}"
+    alone = sum(gru_alone(size, AIMED[1], reverse=r, apart=True) for r in (False, True))
+    for own in DESIGNS:
+        there, back = (own.step(size, batch, way) for way in SCANS)
+        head = f"{own.ranks} | {own.rows} | {own.taken} | {'cuBLAS, behind' if own.cublas else 'ours, beside'}"
+        yield f"| {head} | {there:.2f} | {back:.2f} | {(there + back) / alone:.2f} |"
+
+
 def products() -> Iterator[str]:
     """Yield a line for each width: microseconds of all weight gradients, and of cuBLAS as cycles.py assumes it."""
     yield "| H | rows | squares | side | ours | cuBLAS | ours / cuBLAS |"
@@ -161,11 +236,15 @@ def lines() -> Iterator[str]:
     yield ""
     yield from aims()
     yield ""
+    yield OF_AIMS
     yield OF_MEMORY
     yield from without_clusters()
     yield ""
     yield OF_TRAINING
     yield from training()
+    yield ""
+    yield OF_DESIGNS
+    yield from designs(384, 128)
     yield ""
     yield OF_PRODUCTS
     yield from products()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import children
+from bench.gpu import children, parity
 from bench.gpu.children import Clock, Found
 from bench.gpu.parts import PARTS
 from bench.gpu.setting import Setting, shape_of
@@ -84,7 +84,7 @@ def test_a_setting_travels() -> None:
     setting = Setting(True, shapes=("tiny",), compiled=("default",))
     assert Setting.of_json(setting.as_json()) == setting
     assert shape_of("narrow:4").steps == 4
-    assert len(PARTS["parity"].items(setting)) == 2 * len(trial.STRUCTURES)
+    assert len(PARTS["parity"].items(setting)) == 2 * len(trial.STRUCTURES) + len(parity.CLUSTERS)
     assert PARTS["sanitizer"].items(setting)[0] == "memcheck/cuda/tiny:4/bfloat16"
 
 
@@ -97,7 +97,8 @@ def test_it_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     tool.write_text(TOOL)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    wanted = ["cuda/gru", "memcheck/cuda/tiny:4/bfloat16", "racecheck/cuda/tiny:4/bfloat16", "tiny/bfloat16"]
+    shared = [f"cuda/gru in bfloat16, {way}" for way in parity.CLUSTERS]
+    wanted = [*shared, "memcheck/cuda/tiny:4/bfloat16", "racecheck/cuda/tiny:4/bfloat16", "tiny/bfloat16"]
     asked = ["--emulate", "--results", str(results), "--seconds", "0", "--patience", "4"]
     asked += ["--shape", "tiny", "--dtype", "bfloat16", "--backend", "cuda", *(f"--item={item}" for item in wanted)]
     assert command.main(asked) == 1, "the race is a problem"
@@ -107,7 +108,7 @@ def test_it_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert {f.item: f.problem for f in found.values() if f.problem} == {
         "racecheck/cuda/tiny:4/bfloat16": "RuntimeError: status 86: Error: Race reported between two warps"
     }
-    assert 0 < float(found["cuda/gru"].rows[0]["error, of what is allowed"]) < 1
+    assert all(0 < float(found[name].rows[0]["error, of what is allowed"]) < 1 for name in shared)
     assert found["memcheck/cuda/tiny:4/bfloat16"].rows[0]["outcome"] == "no finding"
     times = {row["what"]: row for row in found["tiny/bfloat16"].rows}
     assert float(times["vrnn_fast, cuda"]["forward+backward"]) > 0

@@ -108,12 +108,14 @@ VRNN_DEVICE void copy_wait() {
 VRNN_DEVICE void publish(int* counter, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
-// What nobody publishes ends the launch, after ten seconds or more: the driver then says that it failed.
-constexpr unsigned first_nap = 20, last_nap = 320;  // nanoseconds
-VRNN_DEVICE void wait_for(const int* counter, int at_least, unsigned longest_nap = last_nap) {
-    constexpr int most_looks = 1 << 26;
-    unsigned nap = first_nap;
-    for (int look = 0; look < most_looks; ++look) {
+// What nobody publishes ends the launch, after about so long: the driver then says that it failed. docs/pages/gpu.md
+// tells it.
+constexpr u32 patience = 10'000'000;                       // microseconds
+constexpr u32 first_nap = 20, last_nap = 320, look = 600;  // nanoseconds; of a look and what else a round takes
+VRNN_DEVICE void wait_for(const int* counter, int at_least, u32 longest_nap = last_nap) {
+    const u32 most_looks = patience / (longest_nap + look) * 1000;
+    u32 nap = first_nap;
+    for (u32 looked = 0; looked < most_looks; ++looked) {
         int found;
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(found) : "l"(counter) : "memory");
         if (found >= at_least) return;

@@ -73,11 +73,25 @@ VRNN_DEVICE int column_of(int tile, int i) {
     return tile * tile_width + lanes::sums(device::lane(), i).column;
 }
 
-// The first of a part's tiles that a block has: of a part that ranks share, its own.
+// The first of the tiles that a rank has, and how many. Ranks share them as evenly as can be, so that where there are
+// as many tiles as ranks each has one.
+VRNN_DEVICE constexpr int first_of_rank(int rank, int tiles) {
+    return rank * tiles / program::ranks;
+}
+VRNN_DEVICE constexpr int count_of_rank(int rank, int tiles) {
+    return first_of_rank(rank + 1, tiles) - first_of_rank(rank, tiles);
+}
+
+// The first of a part's tiles that a block has, and how many: of a part that ranks share, its own.
 template <int part>
 VRNN_DEVICE int first_tile(const Context& c) {
     constexpr Part p = program::parts[part];
-    return p.split ? c.rank * p.share : 0;
+    return p.split ? first_of_rank(c.rank, p.tiles) : 0;
+}
+template <int part>
+VRNN_DEVICE int count_tiles(const Context& c) {
+    constexpr Part p = program::parts[part];
+    return p.split ? count_of_rank(c.rank, p.tiles) : p.tiles;
 }
 
 // Whether a column of a part is not padding; known to the compiler where a part has none.

@@ -29,16 +29,27 @@ VRNN_DEVICE constexpr int rounds(const Unit& u) {
     return (u.share + program::warps - 1) / program::warps;
 }
 
-// body(tile, round) for each of the unit's tiles that this warp has.
-template <int unit, class Body>
+// body(tile, round) for each of the unit's tiles that this warp has, from a round on.
+template <int unit, int begin = 0, class Body>
 VRNN_DEVICE void own_tiles(const Context& c, Body body) {
-    constexpr int warps = program::warps, share = program::units[unit].share, tiles = program::units[unit].tiles;
-    constexpr bool whole = !program::units[unit].split || share * program::ranks == tiles;  // no rank has fewer
-    const int first = (device::warp() + warps - program::units[unit].first_warp) % warps;
-    unroll<0, rounds(program::units[unit])>([&](auto round) {
-        const int own = first + round * warps, tile = first_own<unit>(c) + own;
-        if (((round + 1) * warps <= share || own < share) && (whole || tile < tiles)) body(tile, round);
+    constexpr int warps = program::warps, every = program::units[unit].every;
+    const int first = (device::warp() + warps - program::units[unit].first_warp) % warps, count = count_own<unit>(c);
+    unroll<begin, rounds(program::units[unit])>([&](auto round) {
+        const int own = first + round * warps;
+        if (round < every || own < count) body(first_own<unit>(c) + own, round);
     });
+}
+
+// body(group) for the same, those that are multiplied abreast at a time.
+template <int unit, class Body>
+VRNN_DEVICE void own_groups(const Context& c, Body body) {
+    constexpr int every = program::units[unit].every, abreast = program::units[unit].abreast;
+    const int warp = (device::warp() + program::warps - program::units[unit].first_warp) % program::warps;
+    unroll<0, (every + abreast - 1) / abreast>([&](auto n) {
+        constexpr int round = n * abreast, count = every - round < abreast ? every - round : abreast;
+        body(Group<count>{first_own<unit>(c) + warp + round * program::warps, round});
+    });
+    own_tiles<unit, every>(c, [&](int tile, int round) { body(Group<1>{tile, round}); });
 }
 
 // What a part's sums begin with.
@@ -110,24 +121,31 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
     }
 }
 
-// What a visit does to one tile.
-template <int index>
-VRNN_DEVICE void work(const Context& c, Registers& r, Tile* sums, int tile, int round) {
+// What a visit does to tiles abreast.
+template <int index, int abreast>
+VRNN_DEVICE void work(const Context& c, Registers& r, Tile* sums, Group<abreast> own) {
     constexpr Visit v = program::visits[index];
-    if constexpr (v.begins) begin<v.unit>(c, r, sums, tile, round);
-    multiply<v.first, v.first + v.products>(c, r, sums, tile, round);
-    if constexpr (v.finishes) finish<v.unit>(c, r, sums, tile, round);
+    constexpr int count = program::units[v.unit].count;
+    if constexpr (v.begins) {
+        VRNN_UNROLL
+        for (int n = 0; n < abreast; ++n) begin<v.unit>(c, r, sums + n * count, own.tile(n), own.round + n);
+    }
+    multiply<v.first, v.first + v.products>(c, r, sums, own);
+    if constexpr (v.finishes) {
+        VRNN_UNROLL
+        for (int n = 0; n < abreast; ++n) finish<v.unit>(c, r, sums + n * count, own.tile(n), own.round + n);
+    }
 }
 
 // The same, on sums that live no longer than that, or until a later visit.
-template <int index>
-VRNN_DEVICE void work_on_own(const Context& c, Registers& r, int tile, int round) {
+template <int index, int abreast>
+VRNN_DEVICE void work_on_own(const Context& c, Registers& r, Group<abreast> own) {
     constexpr Unit u = program::units[program::visits[index].unit];
     if constexpr (u.kept == none) {
-        Tile sums[u.count];
-        work<index>(c, r, sums, tile, round);
+        Tile sums[abreast * u.count];
+        work<index>(c, r, sums, own);
     } else {
-        work<index>(c, r, r.kept + u.kept + round * u.count, tile, round);
+        work<index>(c, r, r.kept + u.kept + own.round * u.count, own);
     }
 }
 
@@ -143,7 +161,7 @@ VRNN_DEVICE void visit(const Context& c, Registers& r) {
     else if constexpr (kind == Kind::resample)
         resample<v.unit>(c);
     else
-        own_tiles<v.unit>(c, [&](int tile, int round) { work_on_own<index>(c, r, tile, round); });
+        own_groups<v.unit>(c, [&](auto own) { work_on_own<index>(c, r, own); });
     if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(c);
     Exchange::publish<index>(c);
 }

@@ -90,11 +90,10 @@ struct Memory {
     template <int part>
     static VRNN_DEVICE void copy(const Context& c) {
         constexpr Part p = program::parts[part];
-        const int first = first_tile<part>(c);
+        const int first = first_tile<part>(c), end = first + count_tiles<part>(c);
         for (int i = device::thread(); i < p.tiles * tile_pieces; i += device::threads()) {
             const int tile = i / tile_pieces, own = i % tile_pieces;
-            if (tile < first || tile >= first + p.share)
-                *piece<part>(c, c.turn, tile, own) = pushed<part>(c, c.turn, tile)[own];
+            if (tile < first || tile >= end) *piece<part>(c, c.turn, tile, own) = pushed<part>(c, c.turn, tile)[own];
         }
     }
 };

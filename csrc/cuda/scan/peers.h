@@ -22,9 +22,7 @@ struct Peers {
     // Bytes that the peers push of a part in each turn.
     template <int part>
     static VRNN_DEVICE int bytes_to_come(const Context& c) {
-        constexpr Part p = program::parts[part];
-        const int left = p.tiles - first_tile<part>(c), own = left < 0 ? 0 : left < p.share ? left : p.share;
-        return (p.tiles - own) * tile_bytes;
+        return (program::parts[part].tiles - count_tiles<part>(c)) * tile_bytes;
     }
 
     // The phase of a gate that is over with a turn of this number.

@@ -1,4 +1,7 @@
-// sums += source times weights, for a tile of each of some sums: the source's operands are loaded once for all of them.
+// sums += source times weights, for a tile of each of some sums, or for several such tiles of a warp abreast: the
+// source's operands are loaded once for all of them.
+// Of a wide source, two sums take turns, and are one when the product is whole: so a unit's sums have the same bits in
+// whichever visit it is.
 namespace vrnn {
 
 struct alignas(16) Words {  // of the weights for 64 bytes of a source's rows: two mma, or one and a half of nothing
@@ -19,6 +22,13 @@ VRNN_DEVICE constexpr int chunks() {
     return (row_bytes<part>() + chunk - 1) / chunk;
 }
 
+// The sum of a product, of the tile abreast of this number.
+template <int product>
+VRNN_DEVICE Tile& sum_of(Tile* sums, int n) {
+    constexpr Product p = program::products[product];
+    return sums[n * program::units[p.unit].count + p.sum];
+}
+
 // How many products from this one on have the same source.
 VRNN_DEVICE constexpr int alike(int first, int end) {
     int count = 1;
@@ -30,7 +40,14 @@ VRNN_DEVICE constexpr int alike(int first, int end) {
 template <int unit>
 VRNN_DEVICE int first_own(const Context& c) {
     constexpr Unit u = program::units[unit];
-    return u.split ? c.rank * u.share : 0;
+    return u.split ? first_of_rank(c.rank, u.tiles) : 0;
+}
+
+// ... and how many.
+template <int unit>
+VRNN_DEVICE int count_own(const Context& c) {
+    constexpr Unit u = program::units[unit];
+    return u.split ? count_of_rank(c.rank, u.tiles) : u.tiles;
 }
 
 VRNN_DEVICE const char* streamed_weights(const Context& c) {
@@ -65,19 +82,26 @@ VRNN_DEVICE Words right(const Context& c, const Registers& r, int tile, int roun
     return found;
 }
 
-// sums += one chunk of a source's rows times the weights of one product.
+// The tiles that a warp multiplies abreast: so many from this one on, in rounds of all warps; sums of all of one before
+// those of the next.
+template <int abreast>
+struct Group {
+    int first, round;
+    VRNN_DEVICE int tile(int n) const { return first + n * program::warps; }
+};
+
+// even and odd += one chunk of a source's rows times the weights of one product.
 template <int product, int k, bool both>
-VRNN_DEVICE void multiply_chunk(const Context& c, const Registers& r, const u32 (&left)[2][4], Tile* sums, int tile,
-                                int round) {
+VRNN_DEVICE void multiply_chunk(const Context& c, const Registers& r, const u32 (&left)[2][4], Tile& even, Tile& odd,
+                                int tile, int round) {
     const Words words = right<product, k, both>(c, r, tile, round);
-    float (&into)[4] = sums[program::products[product].sum].v;
-    device::mma<program::operand>(into, left[0], {words.w[0], words.w[1]});
-    if constexpr (both) device::mma<program::operand>(into, left[1], {words.w[2], words.w[3]});
+    device::mma<program::operand>(even.v, left[0], {words.w[0], words.w[1]});
+    if constexpr (both) device::mma<program::operand>(odd.v, left[1], {words.w[2], words.w[3]});
 }
 
 // The same of count products with the same source.
-template <int first, int count, int k>
-VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+template <int first, int count, int k, int abreast>
+VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sums, Tile* odd, Group<abreast> own) {
     constexpr int source = program::products[first].source;
     constexpr bool both = k * chunk + 32 < row_bytes<source>();
     const int lane = device::lane();
@@ -85,13 +109,25 @@ VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sum
     u32 left[2][4];
     device::load_matrices(left[0], row + lane / 16 * 16 + k * chunk);
     if constexpr (both) device::load_matrices(left[1], row + lane / 16 * 16 + k * chunk + 32);
-    unroll<first, first + count>([&](auto n) { multiply_chunk<n, k, both>(c, r, left, sums, tile, round); });
+    unroll<0, abreast>([&](auto n) {
+        unroll<first, first + count>([&](auto p) {
+            Tile& even = sum_of<p>(sums, n);
+            Tile& more = program::products[p].in_two ? odd[n * count + p - first] : even;
+            multiply_chunk<p, k, both>(c, r, left, even, more, own.tile(n), own.round + n);
+        });
+    });
 }
 
-template <int first, int count>
-VRNN_DEVICE void multiply_by_tensor_cores(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+template <int first, int count, int abreast>
+VRNN_DEVICE void multiply_by_tensor_cores(const Context& c, const Registers& r, Tile* sums, Group<abreast> own) {
+    Tile odd[abreast * count]{};
     unroll<0, chunks<program::products[first].source>()>(
-        [&](auto k) { multiply_chunks<first, count, k>(c, r, sums, tile, round); });
+        [&](auto k) { multiply_chunks<first, count, k>(c, r, sums, odd, own); });
+    if constexpr (program::products[first].in_two)
+        unroll<0, abreast * count>([&](auto n) {
+            Tile& even = sum_of<first + n % count>(sums, n / count);
+            for (int i = 0; i < 4; ++i) even[i] += odd[n][i];
+        });
 }
 
 struct alignas(16) Four {
@@ -136,15 +172,15 @@ VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
 }
 
 // All products from first to end.
-template <int first, int end>
-VRNN_DEVICE void multiply(const Context& c, const Registers& r, Tile* sums, int tile, int round) {
+template <int first, int end, int abreast>
+VRNN_DEVICE void multiply(const Context& c, const Registers& r, Tile* sums, Group<abreast> own) {
     if constexpr (first < end) {
         constexpr int count = alike(first, end);
         if constexpr (program::operand == Operand::f32)
-            multiply_by_lanes<first, count>(c, sums, tile);
+            multiply_by_lanes<first, count>(c, sums, own.first);
         else
-            multiply_by_tensor_cores<first, count>(c, r, sums, tile, round);
-        multiply<first + count, end>(c, r, sums, tile, round);
+            multiply_by_tensor_cores<first, count>(c, r, sums, own);
+        multiply<first + count, end>(c, r, sums, own);
     }
 }
 

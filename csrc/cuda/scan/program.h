@@ -99,6 +99,7 @@ struct Product {
     int weights;   // bytes into shared memory, or into those in the order of lanes
     int resident;  // the first of the words in registers; or none
     int unit;      // whose sums they are
+    bool in_two;   // whether two sums take turns
 };
 
 // Parts that are computed together: tile n of each in the same lanes.
@@ -107,6 +108,8 @@ struct Unit {
     int tiles;                 // of all ranks
     bool split;                // whether each of them has but some,
     int share;                 // so many, at most; else all
+    int every;                 // that each warp of each rank has,
+    int abreast;               // of which so many are multiplied at a time
     int first_warp;            // tile n of the block is that of warp (first_warp + n) % warps
     int count, sums[4];        // the parts that add up
     int others[vrnn::others];  // the parts it reads and writes besides; what each is, its kind says

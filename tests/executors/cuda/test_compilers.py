@@ -11,6 +11,7 @@ from bench.cuda_resources import DTYPES, PASSES, SCANS, KernelSource, compiled, 
 from vrnn_fast.executors.cuda import nvrtc
 from vrnn_fast.executors.cuda.kernels import fixed
 from vrnn_fast.executors.cuda.memory import CHIPS, Operand
+from vrnn_fast.executors.cuda.steps import A100
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 
@@ -57,6 +58,15 @@ def test_nothing_spills_of_a_cluster(way: str) -> None:
     assert found.kernel.ranks == 8
     assert compiled(found.kernel.text, "sm_90a").spilled == 0
     assert found.memory.shared <= CHIPS["sm_90"]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_nothing_spills_of_blocks_that_meet_in_memory(way: str) -> None:
+    found = cuda_clusters.scan(256, way, room=A100)
+    assert (found.step.plan.ranks, found.step.plan.through) == (8, "memory")
+    assert compiled(found.kernel.text, "sm_80").spilled == 0
+    assert found.memory.shared <= CHIPS["sm_80"]
 
 
 @needs_nvcc

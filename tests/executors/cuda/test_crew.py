@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +40,8 @@ from vrnn_fast.executors.cuda.steps import ScanClusters
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
 WHOLE = "all of forward", "all of backward"
-MULTIPROCESSORS = {"blocks": 5, "clusters": 8}  # two blocks scan, or two clusters of two; and three or four work
+MULTIPROCESSORS = {"blocks": 5, "clusters": 8, "memory": 8}  # two tiles by a block or by two; and three or four work
+CLUSTERS = {"clusters": Cluster(2, alike=False), "memory": Cluster(2, alike=False, through="memory")}
 RAGGED = [4, 1, 0, 4, 3] * 4
 NUMBERS = {  # of csrc/cuda/rows/crew.h, but of the barrier before a scan's number: no plan of today needs it
     WHOLE[0]: (900, 901, 902, 903, 906, 908),
@@ -67,8 +69,8 @@ def a_small_chip() -> Iterator[None]:
 
 @contextmanager
 def by(name: str) -> Iterator[None]:
-    """All scans by blocks, or by clusters of two, which exchange all that they can."""
-    own = Cluster(2, alike=False) if name == "clusters" else None
+    """All scans by blocks, or by two to a tile, which exchange all that they can."""
+    own = CLUSTERS.get(name)
     with (
         mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name]),
         mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own, own)),
@@ -135,15 +137,20 @@ def test_a_number_that_nobody_publishes_is_said_to_be_missing() -> None:
         emulator.launch(one.text, *given[0], given[1:])
 
 
+SWEEP = os.environ.get("VRNN_FAST_SANITIZE") == "sweep"
+
+
 @needs_setarch
-@pytest.mark.parametrize("name", MULTIPROCESSORS)
-@pytest.mark.parametrize("way", WHOLE)
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [own for own in product(WHOLE, MULTIPROCESSORS) if SWEEP or own != (WHOLE[0], "memory")],
+)
 def test_thread_sanitizer_sees_no_race_and_one_that_is_planted(name: str, way: str, tmp_path: Path) -> None:
-    """Each of them, with ``VRNN_FAST_SANITIZE=sweep``."""
+    """Each of them, with ``VRNN_FAST_SANITIZE=sweep``, and ranks that meet in memory forward as well."""
     ((_, text, data),) = written(tmp_path, [(way, recorded(name)[way])])
     program = compiled(text, data, "thread")
     assert races(program, data, Schedule("behind", -1)) == 0
-    for number in NUMBERS[way] if os.environ.get("VRNN_FAST_SANITIZE") == "sweep" else (903,):
+    for number in NUMBERS[way] if SWEEP else (903,):
         said = replayed(program, data, Schedule(without=number)).stderr  # of a launch that may come to no end
         assert "WARNING: ThreadSanitizer: data race" in said, f"without {number}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -291,6 +292,15 @@ def test_blocks_of_a_cluster_read_each_other(everywhere: Callable[..., str], sch
     assert everywhere("read_peer", schedule, out, arrived) == ""
     np.testing.assert_array_equal(out, 7 + np.array([1, 2, 3, 0, 5, 6, 7, 4]))
     assert (arrived == 2).all()
+
+
+def test_it_is_told_how_long_a_wait_in_vain_lasts() -> None:
+    (found,) = re.findall(
+        r"constexpr u32 patience = ([\d']+); +// microseconds", (SOURCE / "device/cuda.h").read_text()
+    )
+    words = {10_000_000: "ten seconds", 30_000_000: "thirty seconds"}[int(found.replace("'", ""))]
+    told = Path(__file__).parents[3] / "docs" / "pages" / "gpu.md"
+    assert f"a wait in vain ends the launch with an error, after about {words}." in " ".join(told.read_text().split())
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")

@@ -73,7 +73,7 @@ def between(one: Report, two: Report) -> Step:
 
     def work(of: Report) -> Work:
         mma, issued = of.issued["mma"], of.issued.total()
-        return Work(mma, of.wavefronts.total(), issued, barriers=of.barriers)
+        return Work(mma, of.wavefronts.total(), instructions=issued, barriers=of.barriers)
 
     fewer, more = vars(work(one)), vars(work(two))
     least = two.least_wavefronts.total() - one.least_wavefronts.total()

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from ...cell.partition import partition
 from ...cell.spec import CellSpec
 from ...cell.stages import Normalize, Slice
 from .cycles import BARRIER, TRIPS, WAVEFRONT, PaperStep, paper_step
+from .exchange import RanksApart
 from .memory import ROWS, Memory, Operand, memory
 from .plan import KernelPlan, Kind, Through, Unit
 
@@ -109,7 +111,8 @@ def _alike(unit: Unit, read: set[Slice], cluster: Cluster) -> bool:
 def priced(
     plans: Callable[[Cluster | None], KernelPlan], kind: Operand, limit: int, through: Iterable[Through]
 ) -> Prices:
-    """Find the ways in which a scan can run, and the cycles of a step in each.
+    """Find the ways in which a scan can run, and the cycles of a step in each: none where one block has no room for it,
+    for of a batch that is large enough one has each tile.
 
     Args:
         plans: its plan by several blocks to a tile, or by one.
@@ -118,16 +121,24 @@ def priced(
     """
     alone = plans(None)
     own = memory(alone, kind, limit)
-    found: list[tuple[Cluster | None, int]] = [] if own is None else [(None, clocked(own).cycles)]
+    if own is None:
+        return ()
+    found: list[tuple[Cluster | None, int]] = [(None, clocked(own).cycles)]
     for way in () if _normalizes(alone.units) else through:
-        if own is not None and clocked(own).cycles <= _least(clocked(own), way):
+        if clocked(own).cycles <= _least(clocked(own), way):
             continue
-        if way == "memory" and not found:
-            break  # where no tiles take turns, something else must be there for many
         clusters = (Cluster(n, alike, way) for n in RANKS[way] for alike in (True, False))
-        laid = ((cluster, memory(plans(cluster), kind, limit)) for cluster in clusters)
+        laid = ((cluster, _laid(partial(plans, cluster), kind, limit)) for cluster in clusters)
         found += [(cluster, clocked(m).cycles) for cluster, m in laid if m is not None]
     return tuple(found)
+
+
+def _laid(plan: Callable[[], KernelPlan], kind: Operand, limit: int) -> Memory | None:
+    """Return where a scan keeps everything; None where that does not fit, or its ranks would come apart."""
+    try:
+        return memory(plan(), kind, limit)
+    except RanksApart:
+        return None
 
 
 def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Cluster | None:
@@ -151,7 +162,7 @@ def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Clus
         return blocks(ranks_of(cluster), through_of(cluster))
 
     def has_place(cluster: Cluster | None) -> bool:
-        least = tiles * ranks_of(cluster) if through_of(cluster) == "memory" else 1
+        least = max(1, tiles) * ranks_of(cluster) if through_of(cluster) == "memory" else 1
         return room(cluster) >= least
 
     there = [choice for choice in prices if has_place(choice[0])]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from .memory import ROWS, STEP, Memory, operand_bytes, row_bytes
+from .memory import ROWS, STEP, Memory, in_two, operand_bytes, row_bytes
 from .plan import TILE, WARPS, KernelPlan, Kind, Through, Unit, Visit
 
 FACTOR = 1.2  # that counts on paper may be off those of the executed code
@@ -28,6 +28,7 @@ STREAMED = 64  # bytes in a cycle from the second-level cache, of one multiproce
 BARRIER = 40  # from a store to shared memory, through a barrier, to what a load brings
 LOADED = 33  # cycles that ldmatrix takes, and that an mma takes before another may add to its sums
 ADDED = 33
+FOLD = 4  # instructions of a warp, and cycles, that make one of two sums
 FAR = 260  # cycles to the second-level cache and back
 
 
@@ -100,7 +101,8 @@ class Work:
 
     Attributes:
         mma: products of tensor cores, of 16 rows and 8 columns.
-        wavefronts: of shared memory.
+        wavefronts: of shared memory,
+        of_weights: of which so many are weights.
         instructions: of warps.
         streamed: bytes of weights from the second-level cache.
         barriers: of the block.
@@ -113,6 +115,7 @@ class Work:
 
     mma: int = 0
     wavefronts: int = 0
+    of_weights: int = 0
     instructions: int = 0
     streamed: int = 0
     barriers: int = 0
@@ -181,6 +184,17 @@ def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
     return PaperStep(tuple(phases))
 
 
+def taller(step: PaperStep) -> PaperStep:
+    """Count a step of twice the rows, which would read each weight once: what no kernel does yet."""
+
+    def twice(one: Work) -> Work:
+        wavefronts, pushed = 2 * one.wavefronts - one.of_weights, one.pushed // TRIPS["peers"].bytes
+        both = replace(one, mma=2 * one.mma, wavefronts=wavefronts, instructions=2 * one.instructions)
+        return replace(both, pushed=2 * one.pushed, exchanged=one.exchanged + pushed, hidden=2 * one.hidden)
+
+    return PaperStep(tuple(map(twice, step.phases)))
+
+
 def _behind_exchanges(plan: KernelPlan) -> Iterator[int]:
     """Yield the visits before which an exchange through memory has a barrier."""
     for i, visit in enumerate(plan.visits):
@@ -202,29 +216,33 @@ def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
 def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
     plan, unit = found.plan, found.plan.units[visit.unit]
     tiles = plan.share(found.tiles(unit.sums[0]), unit.split)
-    mma = loads = streamed = moved = 0
+    mma = loads = streamed = moved = kept = folded = 0
     depth: dict[object, int] = {}  # of the products of each sum
     for product in visit.products:
         steps = row_bytes(product.source, found.kind) // STEP
-        depth[product.target] = depth.get(product.target, 0) + steps
+        two = in_two(product.source, found.kind)
+        depth[product.target] = depth.get(product.target, 0) + (-(-steps // 2) if two else steps)
+        folded += two
         mma += tiles * steps
         loads += tiles * -(-steps // 2)
         weights = tiles * 8 * steps * STEP
         streamed += weights if found.place[product] == "memory" else 0
-        moved += weights if found.place[product] == "shared" else 0
+        kept += weights if found.place[product] == "shared" else 0
+    every = found.every(unit)
+    times = tiles - WARPS * (every + every // -found.abreast(unit))  # that a warp reads its operands
     for _, products in groupby(visit.products, key=lambda p: p.source):
-        read = row_bytes(next(products).source, found.kind)  # once for all sums of a tile
-        moved += tiles * 16 * read
-        loads += tiles * read // STEP
+        read = row_bytes(next(products).source, found.kind)  # once for all sums of the tiles abreast
+        moved += times * 16 * read
+        loads += times * read // STEP
     touched = Work()
     for each in _touched(found, unit, visit, stored):
         touched += each
-    issued = mma + loads + WARPS * VISIT + tiles * touched.instructions
-    chain = LOADED + ADDED * max(depth.values(), default=0)
+    issued = mma + loads + WARPS * VISIT + tiles * (touched.instructions + FOLD * folded)
+    chain = LOADED + ADDED * max(depth.values(), default=0) + FOLD * folded
     if visit.finishes and unit.kind in ENDS:
         instructions, follow = ENDS[unit.kind]
         issued, chain = issued + tiles * instructions, chain + follow
-    wavefronts = -(-moved // WAVEFRONT) + tiles * touched.wavefronts
+    wavefronts = -(-(moved + kept) // WAVEFRONT) + tiles * touched.wavefronts
     copies, size = plan.ranks - 1 if plan.through == "peers" else 1, operand_bytes(found.kind)
     made = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
     issued += tiles * len(made) * PUSH * -(-ROWS * TILE * size * copies // (16 * LANES))
@@ -233,7 +251,8 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
     exchanged = trip.latency + pushed // trip.bytes if exchanges else 0
     issued += PUSH * pushed // (16 * LANES) if plan.through == "memory" else 0  # copied from there
     barriers = visit.barrier + plan.publishes(visit) + plan.copies(visit)
-    return Work(mma, wavefronts, issued, streamed, barriers, exchanges, pushed, exchanged, chain=chain)
+    of_weights = kept // WAVEFRONT
+    return Work(mma, wavefronts, of_weights, issued, streamed, barriers, exchanges, pushed, exchanged, chain=chain)
 
 
 def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:
@@ -272,7 +291,7 @@ def square(side: int) -> Work:
     loads = WARPS * 2 * (high + wide // 2)
     mma = WARPS * 2 * high * wide
     added = WARPS * 4 * high * wide
-    return Work(mma, 4 * loads + side, mma + loads + added + WARPS * 30, barriers=1)
+    return Work(mma, 4 * loads + side, instructions=mma + loads + added + WARPS * 30, barriers=1)
 
 
 def squares(count: int, side: int, rows: int, shares: int, chip: str) -> float:
@@ -339,12 +358,13 @@ def paper_training(
     return total
 
 
-def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool) -> float:
+def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool, in_two: bool = False) -> float:
     """Return the microseconds of a step of nn.GRU alone in 16 bits, by the same arithmetic.
 
     Args:
         apart: whether blocks share a step, as cuDNN's persistent kernels do, which then meet at a barrier of the grid,
             twice on the way back; else one block has all weights on the chip, which is the best there could be.
+        in_two: whether two sums take turns there as they do in ours, which nobody outside of NVIDIA knows.
     """
     clock = PAPER_CHIPS[chip].clock
     steps, tiles = -(-width // 16), -(-width // 8)
@@ -353,7 +373,8 @@ def gru_alone(width: int, chip: str, *, reverse: bool, apart: bool) -> float:
     ends, follow = ENDS[kind]
     instructions = products * 3 // 2 + tiles * (steps + ends + 6 * READ)
     wavefronts = products * 2 + tiles * steps * 4
-    chain = LOADED + ADDED * steps * (3 if reverse else 1) + follow
+    chain = LOADED + ADDED * (-(-steps // 2) if in_two else steps) * (3 if reverse else 1) + follow
     if apart:
         return chain / clock / 1e3 + GRID * (2 if reverse else 1)
-    return Work(products, wavefronts, instructions, barriers=1, chain=chain).cycles / clock / 1e3
+    work = Work(products, wavefronts, instructions=instructions, barriers=1, chain=chain)
+    return work.cycles / clock / 1e3

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ...cell.stages import Slice
-from .plan import KernelPlan
+from .plan import TILE, KernelPlan
 
 BUFFERS = 2  # of each part that is exchanged, by parity
 _STEPS = 5  # that show all that can meet
@@ -57,16 +57,20 @@ def _published(plan: KernelPlan, part: Slice) -> tuple[Slice | int, bool]:
     return part if plan.through == "peers" else plan.maker(part), plan.is_for_next(part)
 
 
+class RanksApart(ValueError):
+    """What ranks wait for does not keep them together."""
+
+
 def with_barriers(plan: KernelPlan) -> KernelPlan:
-    """Put a barrier wherever a push could come early; through memory none should, for a barrier would not help.
+    """Put a barrier wherever a push could come early and one helps; through memory none does.
 
     Raises:
-        ValueError: one could, through memory.
+        RanksApart: one could where none helps.
     """
     found, visits = plan, list(plan.visits)
     while (at := next(early(found), None)) is not None:
-        if plan.through == "memory":
-            raise ValueError(f"in two buffers, what visit {at} waits for does not keep the ranks of a tile together")
+        if plan.through == "memory" or visits[at].barrier:
+            raise RanksApart(f"in two buffers, what visit {at} waits for does not keep the ranks of a tile together")
         visits[at] = replace(visits[at], barrier=True)
         found = replace(plan, visits=tuple(visits))
     return found
@@ -87,6 +91,7 @@ def early(plan: KernelPlan) -> Iterator[int]:
     A rank that pushes turn n + 2 of a part must know that every other one has read turn n. It knows what a peer had
     done before a push that it has waited for: all that lies behind a barrier of that peer, and all that the same warps
     did, which are those of the same unit. Through memory, a peer reads where it waits, and publishes for all warps.
+    Of a part with fewer tiles than ranks, some peers push nothing, and nobody knows anything of them.
     """
     count, in_memory = len(plan.visits), plan.through == "memory"
     reads, pushes, waits, barriers = list[_Event](), list[_Event](), list[_Event](), list[int]()
@@ -105,13 +110,19 @@ def early(plan: KernelPlan) -> Iterator[int]:
         over = pushed.get((read.part, read.turn + BUFFERS))
         if over is None:
             continue
-        known = [pushed[w.part, w.turn] for w in waits if w.place <= over.place and (w.part, w.turn) in pushed]
+        told = (w for w in waits if w.place <= over.place and _all_push(plan, w.part))
+        known = [pushed[w.part, w.turn] for w in told if (w.part, w.turn) in pushed]
         if in_memory:
             follows = any(read.place <= p.place for p in known)
         else:
             follows = any(_follows(p, read, barriers) for p in known)
         if not follows:
-            yield max(p.place for p in known) % count
+            yield max((p.place for p in known), default=over.place) % count
+
+
+def _all_push(plan: KernelPlan, part: Slice) -> bool:
+    """Tell whether each rank has some of what it waits for, whatever the operands are; in memory all publish."""
+    return plan.through == "memory" or -(-part.width // TILE) >= plan.ranks
 
 
 def _follows(push: _Event, read: _Event, barriers: list[int]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ...cell.spec import Std
 from ...cell.stages import Slice
 from .exchange import BUFFERS, operand_buffers
-from .memory import Memory, in_pairs, operand_bytes
+from .memory import Memory, in_pairs, in_two, operand_bytes
 from .plan import EXCHANGES, STATEFUL, TILE, WARPS, Kind, Unit, moments, slopes
 
 VALUES = {"float32": "float", "bfloat16": "Bf16", "float16": "F16"}
@@ -44,7 +44,7 @@ def header(
         _braced(
             (
                 *(writer.part(p.source), plan.units[v.unit].sums.index(p.target), f"Place::{memory.place[p]}"),
-                *(memory.weights[p], memory.resident.get(p, -1), v.unit),
+                *(memory.weights[p], memory.resident.get(p, -1), v.unit, in_two(p.source, memory.kind)),
             )
         )
         for v in plan.visits
@@ -170,7 +170,8 @@ class _Writer:
         if unit.kind in STATEFUL:
             state = self.state(unit, rounds)
         fields = (
-            *(f"Kind::{unit.kind}", tiles, unit.split, share, plan.first_warp[number], len(unit.sums)),
+            *(f"Kind::{unit.kind}", tiles, unit.split, share, memory.every(unit), memory.abreast(unit)),
+            *(plan.first_warp[number], len(unit.sums)),
             *(_padded(map(self.part, unit.sums), SUMS), _padded(map(self.part, unit.others), OTHERS)),
             *(unit.resumes, kept, state, unit.kind in FROM_STATE, unit.means),
             *((-1, -1) if unit.total is None else (unit.total, memory.totals.get(unit.total, -1))),

@@ -441,8 +441,9 @@ def generate(
 
 def misfit(spec: CellSpec, kind: Operand, room: ScanRoom, mean: bool | None = None) -> str | None:
     """Return None, or why there is no kernel of this cell for these operands on such a chip."""
-    clusters, most = chosen(spec, kind, room), room.shared
-    if all(memory(p, kind, most) is not None for p in plans(spec, clusters, mean)):
+    most, batches = room.shared, (ROWS * tiles for tiles in range(1, room.multiprocessors + 2))
+    ways = {chosen(spec, kind, room, batch) for batch in batches}  # of all batches, the last of which takes turns
+    if all(memory(p, kind, most) is not None for way in ways for p in plans(spec, way, mean)):
         return pack.misfit(spec)
     return f"what a block keeps of 16 rows of this cell in {kind} does not fit into {most >> 10} KB of shared memory"
 

@@ -1,9 +1,9 @@
 """Where a kernel's weights and values lie: the tiers, by arithmetic alone. Pure.
 
 Weights stay in shared memory where they fit. Where they do not, those that multiply the state go into the registers of
-the lanes that use them; what is still too much, the largest first and what no state waits for before that, is read from
-the second-level cache in every step. Of several blocks that share a tile, each has but some columns of each product:
-cluster.py.
+the lanes that use them, as many as there is room for; what is still too much, the largest first and what no state waits
+for before that, is read from the second-level cache in every step. Of several blocks that share a tile, each has but
+some columns of each product: cluster.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Slice, Term
 from .exchange import BUFFERS, operand_buffers
 from .order import on_chain
-from .plan import TILE, UPDATES, WARPS, KernelPlan, Product
+from .plan import TILE, UPDATES, WARPS, KernelPlan, Product, Unit
 
 Operand = Literal["f32", "tf32", "bf16", "f16"]
 Place = Literal["shared", "registers", "memory"]
@@ -31,6 +31,8 @@ CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
 GATE = 8  # bytes of a Gate of csrc/cuda/device/types.h
 FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
+MOST_ABREAST = 4  # sums of a tile or two that a warp multiplies at a time
+LONG = 6  # steps of a product whose sum is two that take turns
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
 CHIPS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10}
@@ -107,6 +109,16 @@ class Memory:
         """Count the tiles of a part that a block has."""
         return self.plan.share(self.tiles(part), part in self.plan.split)
 
+    def every(self, unit: Unit) -> int:
+        """Count the tiles of a unit that each warp of each block has."""
+        return self.tiles(unit.sums[0]) // (self.plan.ranks if unit.split else 1) // WARPS
+
+    def abreast(self, unit: Unit) -> int:
+        """Tell how many of these a warp multiplies at a time, which share the operands that it reads: of
+        passes alone, for scans hold more from visit to visit than registers then have room for."""
+        few = self.kind == "f32" or not self.plan.is_pass or 2 * len(unit.sums) > MOST_ABREAST
+        return 1 if few or self.every(unit) < 2 else 2
+
 
 def columns(part: Slice, kind: Operand) -> int:
     """Count the columns of a part with its padding: whole steps of an mma."""
@@ -116,6 +128,12 @@ def columns(part: Slice, kind: Operand) -> int:
 def row_bytes(part: Slice, kind: Operand) -> int:
     """Count the bytes of a row of a part's operands."""
     return columns(part, kind) * operand_bytes(kind)
+
+
+def in_two(part: Slice, kind: Operand) -> bool:
+    """Tell whether two sums of a product take turns, where this is its source: each then waits half as often for the
+    one before it. Of its width alone, lest bits depend on who computes them."""
+    return kind != "f32" and row_bytes(part, kind) // STEP >= LONG
 
 
 def own_columns(plan: KernelPlan, part: Slice, kind: Operand) -> int:
@@ -156,11 +174,9 @@ def _words(plan: KernelPlan, product: Product, kind: Operand) -> int:
 def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
     """Choose the first tier that fits into a block's ``limit`` of shared memory; None if none does."""
     chain = {p for u in on_chain(plan.units) for p in plan.units[u].products}
-    state = _recurrent(plan)
     tiers: list[dict[Product, Place]] = [{}]
-    held = 4 * sum(_words(plan, p, kind) for p in state)
-    if kind != "f32" and held <= MOST_RESIDENT:
-        tiers.append(dict.fromkeys(state, "registers"))
+    if kind != "f32" and (resident := _resident(plan, kind)):
+        tiers.append(dict.fromkeys(resident, "registers"))
     streamed = dict(tiers[-1])
     rest = (p for p in plan.products if p not in streamed)
     for product in sorted(rest, key=lambda p: (p in chain, -shared_weight_bytes(plan, p, kind))):
@@ -168,6 +184,15 @@ def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
         tiers.append(streamed)
     found = (_laid(plan, kind, moved, limit) for moved in tiers)
     return next((m for m in found if m.shared <= limit), None)
+
+
+def _resident(plan: KernelPlan, kind: Operand) -> tuple[Product, ...]:
+    """Choose the products of the state whose weights a thread's registers have room for."""
+    found, left = list[Product](), MOST_RESIDENT
+    for product in _recurrent(plan):
+        if (held := 4 * _words(plan, product, kind)) <= left:
+            found, left = [*found, product], left - held
+    return tuple(found)
 
 
 def _recurrent(plan: KernelPlan) -> tuple[Product, ...]:
@@ -296,7 +321,7 @@ def _shared_out(found: Memory, part: Slice, own: NDArray[np.int64], zero: int) -
     """Yield what each rank has of the rows of a part, its columns."""
     count = own_columns(found.plan, part, found.kind)
     for rank in range(found.plan.ranks):
-        first = rank * count if part in found.plan.split else 0
+        first = TILE * (rank * found.tiles(part) // found.plan.ranks) if part in found.plan.split else 0
         rows = np.full((count, *own.shape[1:]), zero, np.int64)
         there = own[first : first + count]
         rows[: len(there)] = there
