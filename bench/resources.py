@@ -21,7 +21,6 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.over_rows import HEIGHT
 from vrnn_fast.executors.triton.phases import TURNS
-from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
 
 from .record import RESULTS
@@ -133,7 +132,7 @@ OPERANDS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "
 def _lines(
     name: str, spec: CellSpec, chip: Chip, config: Config, dtype: torch.dtype, precision: str, particles: int
 ) -> Iterator[str]:
-    cut = plan(spec, config.widest)
+    cut = config.plan(spec)
     sizes = {m.number: tuning.weight_bytes(cut, m, dtype.itemsize) for m in cut.matrices}
     loaded = sum(sizes[number] for number in tuning.resident(cut, config, dtype.itemsize))
     sizes_of = ", ".join(map(str, SHAPES[name].sizes))

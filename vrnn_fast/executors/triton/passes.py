@@ -15,7 +15,7 @@ from itertools import pairwise
 from ...cell.spec import CellSpec
 from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Normalize, Slice, Stage
 from ..cut import halves, observed, slices, written
-from .plan import Plan, Tile, padded, plan, rows_plan
+from .plan import LEAST, Plan, Tile, padded, plan, rows_plan
 
 WIDE = 2048  # columns that a divergence and a likelihood work on, from which on they count twice
 
@@ -103,14 +103,17 @@ class Passes:
 
 
 @lru_cache(maxsize=256)
-def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes | None:
+def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool, beside: int = LEAST) -> Passes | None:
     """Return the passes around a scan that goes forward, those before and those after it; or those around its reverse,
-    the ones after it, which come first, and the ones before. None where there is no room for some stage."""
-    scan = plan(spec, widest, reverse=reverse)
+    the ones after it, which come first, and the ones before. None where there is no room for some stage.
+
+    ``beside`` as in :func:`plan`, and of all tiles over rows.
+    """
+    scan = plan(spec, widest, reverse=reverse, beside=beside)
     program, offset = scan.program, scan.workspace
 
     def tried(stages: Iterable[Stage], *, back: bool = False) -> Plan:
-        return rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back)
+        return rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back, least=beside)
 
     def cut(stages: Iterable[Stage], *, back: bool = False) -> Plan:
         nonlocal offset
