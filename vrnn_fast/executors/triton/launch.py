@@ -150,8 +150,9 @@ class Launch(Call):
         """See :class:`Call`."""
         if self.around is None:
             return super().after_backward(upstream, wanted, keep)
-        if keep != Keep.STORED:
-            self.rows.restore(self.cut.program.stages)
+        if keep == Keep.STORED:
+            self.around = replace(self.around, again=())
+        self.take_rows(over_rows.AGAIN, self.around.again, RowOptions(self.spec.std))
         options = RowOptions(
             self.spec.std,
             stored=passes.needed(self.plan).difference(self.rows.value),
