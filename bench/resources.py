@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors.triton import tuning
 from vrnn_fast.executors.triton.over_rows import HEIGHT
 from vrnn_fast.executors.triton.phases import TURNS
-from vrnn_fast.executors.triton.plan import plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Chip, Config
 
 from .record import RESULTS
@@ -119,35 +119,64 @@ def rows(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[str]:
     columns = ("shape", "x, h, z", "operands", "chip", "rows, warps, tile, ahead", "KB on chip")
     yield f"| {' | '.join((*columns, 'kernel', 'registers', 'spilled', 'shared'))} |"
     yield "| --- | --- | --- | --- | --- | --: | --- | --: | --: | --: |"
-    cells = [(name, 1) for name in shapes] + [(name, PARTICLES) for name in shapes if name == FILTERED]
-    for name, particles in cells:
+    for name, particles, chip, dtype, precision in cells(shapes, chips):
         spec = spec_of(SHAPES[name], particles)
-        for chip, (dtype, precision) in ((c, o) for c in chips for o in OPERANDS):
-            for config in tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision, particles=particles)[:1]:
-                yield from _lines(name, spec, CHIPS[chip], config, dtype, precision, particles)
+        for config in tuning.candidates(spec, dtype.itemsize, chip, precision, particles=particles)[:1]:
+            yield from _lines(name, spec, chip, config, dtype, precision, particles)
+
+
+def notes(table: Sequence[str]) -> Iterator[str]:
+    """Yield the lines behind the table: what is refused, and what could be compiled and is not in it."""
+    refused, absent = dict[str, list[str]](), list[str]()
+    for name, particles, chip, dtype, precision in cells(COMPILED, tuple(CHIPS)):
+        title, kind = _titled(name, particles), operands(dtype, precision)
+        where = f"{title} in {kind} on {chip.name}"
+        reason = tuning.misfit(spec_of(SHAPES[name], particles), dtype.itemsize, chip, precision, particles=particles)
+        if reason is not None:
+            refused.setdefault(reason, []).append(where)
+        elif not any(line.startswith(f"| {title} |") and f"| {kind} | {chip.name} |" in line for line in table):
+            absent.append(where)
+    if refused:
+        yield from ("", "Refused, by name, with the reason that a user is told:", "")
+        yield from (f"- {', '.join(where)}: {reason}" for reason, where in refused.items())
+    if absent:
+        yield from ("", f"Not compiled for this record: {', '.join(absent)}.")
+
+
+def cells(shapes: Sequence[str], chips: Sequence[str]) -> Iterator[tuple[str, int, Chip, torch.dtype, str]]:
+    """Yield what a table has lines of: shapes, some of them as particle filters too, chips and operands."""
+    of = [(name, 1) for name in shapes] + [(name, PARTICLES) for name in shapes if name == FILTERED]
+    for (name, particles), chip, (dtype, precision) in product(of, chips, OPERANDS):
+        yield name, particles, CHIPS[chip], dtype, precision
 
 
 OPERANDS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"))
 
 
+def operands(dtype: torch.dtype, precision: str) -> str:
+    """Name the operands of products."""
+    return str(dtype).removeprefix("torch.") if precision == "ieee" else precision
+
+
+def _titled(name: str, particles: int) -> str:
+    return name if particles == 1 else f"{name}, filter of {particles}"
+
+
 def _lines(
     name: str, spec: CellSpec, chip: Chip, config: Config, dtype: torch.dtype, precision: str, particles: int
 ) -> Iterator[str]:
-    cut = plan(spec, config.widest)
+    cut = config.plan(spec)
     sizes = {m.number: tuning.weight_bytes(cut, m, dtype.itemsize) for m in cut.matrices}
     loaded = sum(sizes[number] for number in tuning.resident(cut, config, dtype.itemsize))
     sizes_of = ", ".join(map(str, SHAPES[name].sizes))
-    name = name if particles == 1 else f"{name}, filter of {particles}"
+    name = _titled(name, particles)
     ahead = "no" if not config.ahead else "forward" if config.forward_only else "yes"
     written = f"{config.rows}, {config.warps}, {config.widest}, {ahead}"
-    operands = "bfloat16" if dtype == torch.bfloat16 else "float32" if precision == "ieee" else "tf32"
     for way, kernel in kernels_of(spec, config, dtype, precision).items():
         r = compiled(kernel, chip.name, config, dtype, precision, particles=particles)
         place = f"{loaded >> 10} of {sum(sizes.values()) >> 10}"
-        yield (
-            f"| {name} | {sizes_of} | {operands} | {chip.name} | {written} | {place} | {way} | {r.registers} "
-            f"| {r.spilled} | {r.shared} |"
-        )
+        of = f"{name} | {sizes_of} | {operands(dtype, precision)} | {chip.name}"
+        yield (f"| {of} | {written} | {place} | {way} | {r.registers} | {r.spilled} | {r.shared} |")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,10 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "`python -m bench.resources` writes this.",
         "",
     ]
+    table = []
     for line in rows(options.shape or COMPILED, options.chip or tuple(CHIPS)):
         print(line, flush=True)
-        lines.append(line)
-    (RESULTS / "triton-resources.md").write_text("\n".join(lines) + "\n")
+        table.append(line)
+    (RESULTS / "triton-resources.md").write_text("\n".join((*lines, *table, *notes(table))) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from vrnn_fast.executors.triton import kernels, launch, phases
 from vrnn_fast.executors.triton.tuning import Config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CONFIG = Config(rows=16, warps=4, widest=64, ahead=True, shared=1 << 17)  # of no machine
-SIMPLE = Config(rows=16, warps=4, widest=64, ahead=False, shared=1 << 17, late=False)
+CONFIG = Config(rows=16, warps=4, widest=64, ahead=True, shared=1 << 17, beside=32)  # of no machine
+SIMPLE = Config(rows=16, warps=4, widest=64, ahead=False, shared=1 << 17, late=False, beside=32)
 GAUSSIAN = {"likelihood": "gaussian", "decoder_heads": (("dec_mean", 8), ("dec_std.0", 8)), "output_std": Std()}
 GRU = CellSpec(8, 16, 4, phi_x=(16,), phi_z=(16,), encoder=(16,), prior=(16,), decoder=(16,))
 LSTM = CellSpec(8, 16, 4, cell="lstm", residual=True, encoder=(16,), prior=(16,), **GAUSSIAN)

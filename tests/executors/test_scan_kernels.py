@@ -658,7 +658,7 @@ def launched(profile: torch.profiler.profile) -> Counter[str]:
     return Counter(name for event, name in names if name not in quiet and counts(event))
 
 
-@pytest.mark.parametrize("options", [{}, {"cell": "lstm"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"cell": "lstm"}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["whole", "ragged"])
 def test_a_training_step_is_a_few_launches(options: dict[str, Any], ragged: bool) -> None:
     """Ours; torch only spreads the gradients of a row's numbers, of which it has one each, over the rows."""
@@ -696,13 +696,16 @@ def test_where_a_program_has_no_room_its_work_is_several_passes(options: dict[st
     there, back = (passes(spec, config.widest, room, reverse=reverse) for reverse in (False, True))
     assert there is not None
     assert back is not None
-    assert min(len(there.last), len(back.first)) > 1
+    assert min(len(there.last), len(back.first), len(back.again)) > 1
     before = launch.launches.copy()
     with mock.patch.object(tuning, "room", return_value=room):
         parts = problem.run(here, torch.float32)
-    assert launch.launches - before == TRAINING
+        assert launch.launches - before == TRAINING
+        again = problem.run(here, torch.float32, recompute=True)
     for name, t in parts.items():
         assert torch.equal(t, whole[name]), name
+    for name, t in problem.run(here, torch.float32, recompute=True).items():
+        assert torch.equal(t, again[name]), name
 
 
 def test_launches_do_not_grow_with_time() -> None:

@@ -27,7 +27,7 @@ from vrnn_fast.cell.stages import Dense, Keep, Recur
 from vrnn_fast.executors import select, triton
 from vrnn_fast.executors.base import Want
 from vrnn_fast.executors.triton import operators, phases, scan, tuning
-from vrnn_fast.executors.triton.plan import LEAST, Plan, padded, pieces, plan
+from vrnn_fast.executors.triton.plan import BESIDE, LEAST, Plan, padded, pieces, plan
 from vrnn_fast.executors.triton.tuning import CHIPS, Config
 
 HERE = Path(__file__).parent
@@ -280,7 +280,7 @@ def test_candidates_fit_the_chip(chip: tuning.Chip) -> None:
         spec = CellSpec(28, hidden, 16, encoder=(hidden,), phi_z=(hidden,))
         found = tuning.candidates(spec, 2, chip)
         for config in found:
-            cut = plan(spec, config.widest)
+            cut = config.plan(spec)
             loaded = tuning.resident(cut, config, 2)
             assert tuning.shared_bytes(cut, config.rows, 2, loaded) <= chip.shared
             most, products = tuning.most_registers(2, chip, config.widest), tuning.MOST_PRODUCTS
@@ -307,6 +307,10 @@ def test_where_threads_multiply_tiles_are_narrow_and_where_they_would_spill_low(
         for itemsize, precision in ((4, "tf32"), (2, "ieee")):
             found = tuning.candidates(spec, itemsize, chip, precision)
             assert all(config.widest > tuning.NARROW and config.rows >= 16 for config in found)
+    spec = CellSpec(28, 80, 16, phi_z=(80,), encoder=(80, 80))
+    for itemsize, precision, narrow in ((4, "tf32", True), (2, "ieee", False)):
+        found = tuning.candidates(spec, itemsize, chip, precision)
+        assert all((config.widest == tuning.NARROW) == narrow and config.beside == BESIDE for config in found)
 
 
 @pytest.mark.parametrize("chip", CHIPS)
@@ -437,7 +441,7 @@ def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, torch
     chip, shape, dtype, particles = case
     spec = resources.spec_of(resources.SHAPES[shape], particles)
     config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip], particles=particles)[0]
-    cut = plan(spec, config.widest)
+    cut = config.plan(spec)
     bound = tuning.shared_bytes(cut, config.rows, dtype.itemsize, tuning.resident(cut, config, dtype.itemsize))
     kernels: dict[str, Any] = resources.kernels_of(spec, config, dtype)
     for (way, kernel), spilled in zip(kernels.items(), SPILLED[case], strict=True):

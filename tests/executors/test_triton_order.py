@@ -18,7 +18,7 @@ from vrnn_fast.executors.triton.operations import (
     store,
     variable,
 )
-from vrnn_fast.executors.triton.plan import LEAST, LEAST_OF_ROWS, plan, rows_plan
+from vrnn_fast.executors.triton.plan import BESIDE, LEAST, plan, rows_plan
 
 ACCESS = Access("b_h", 0, 5, 16, 5)
 BIAS = Spread(makes=("h",), reads=("bias",))
@@ -90,8 +90,11 @@ def test_a_gradient_goes_through_all_products_of_its_tile_before_the_next_ones()
     assert products == [name for name in dict.fromkeys(products) for _ in stages]
 
 
-def test_a_tile_over_rows_is_wider_than_high_for_tensor_cores() -> None:
-    program = plan(CellSpec(3, 17, 3), 64).program
-    for widest, least in ((128, LEAST_OF_ROWS), (64, LEAST_OF_ROWS), (32, LEAST)):
-        tiles = rows_plan(program, program.after, widest, 0, reverse=False).tiles.values()
+def test_a_tile_over_rows_or_beside_wider_ones_is_wider_than_high_for_tensor_cores() -> None:
+    spec = CellSpec(3, 66, 3)
+    for least in (LEAST, BESIDE):
+        scan = plan(spec, 64, beside=least)
+        assert [tile.padded for tile in scan.tiles["h.0"]] == [64, least]
+        assert {tile.padded for tile in scan.tiles["z"]} == {LEAST}
+        tiles = rows_plan(scan.program, scan.program.after, 64, 0, reverse=False, least=least).tiles.values()
         assert min(tile.padded for of in tiles for tile in of) == least

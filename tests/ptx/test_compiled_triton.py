@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench import resources
 from tests.support.oracle import Errors, Problem, assert_obeys_the_law
-from vrnn_fast import Std
+from vrnn_fast import VRNN, Std
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import reference, triton
 from vrnn_fast.executors.base import Batch, Want
+from vrnn_fast.executors.triton import tuning
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -57,7 +59,7 @@ CASES = [
     Case("gru, several blocks, ragged", cell(initial_state=True, **DEEP), batch=18, lengths=RAGGED,
          options={"resets": True, "mask": True}),
     Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
-         torch.float16, chip="sm_80"),
+         torch.float16, chip="sm_80", options={"recompute": True}),
     Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),
     Case("rnn, smooth, normalised",
          cell(cell="rnn", nonlinearity="gelu", activation="silu", normalized=tuple(DEEP), **DEEP), torch.float32),
@@ -157,6 +159,19 @@ def test_operands_are_rounded_to_tf32(tf32: None, hidden: int) -> None:
         off = (found["z"].double() - right["z"]).norm() / right["z"].norm()
         assert off > 2.0**-16, "it ran in full float32"
     errors.assert_at_most_twice_torchs()
+
+
+if SWEPT:
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    @pytest.mark.parametrize(("chip", "precision"), [("sm_80", "ieee"), ("sm_90", "ieee"), ("sm_90", "tf32")])
+    def test_nothing_spills_at_a_width_that_no_table_has(chip: str, precision: str) -> None:
+        """Of 80 columns, a wide tile and what is left beside it."""
+        dtype = torch.bfloat16 if precision == "ieee" else torch.float32
+        spec = VRNN(28, 80, 16, backend="reference", device="meta").spec
+        config = tuning.candidates(spec, dtype.itemsize, tuning.CHIPS[chip], precision)[0]
+        for way, kernel in resources.kernels_of(spec, config, dtype, precision).items():
+            assert resources.compiled(kernel, chip, config, dtype, precision).spilled == 0, way
 
 
 # ---- faults that are planted in a program must be found

@@ -28,7 +28,6 @@ from .. import operators, reference
 from ..base import Batch, SequenceResult, StepResult, Want
 from ..reference import step_of_run
 from . import launch, phases, tuning
-from .plan import plan
 
 name = "triton"
 device = "cuda"
@@ -137,7 +136,7 @@ def source(spec: CellSpec, x: Tensor) -> str:
     found = [text for _, text in launch.training_sources(spec, config, x.dtype, precision)]
     if spec.likelihood != "external" and _misfit(spec, size, x.device, precision, False) is None:
         config = tuning.choose(spec, x.dtype, x.device, precision, False)
-        packed = plan(spec, config.widest, False)
+        packed = config.plan(spec, False)
         weights, scan = kernels.packing(spec, (packed,))[0], kernels.forward(spec, config, size, ("x",), False)
         found += [phases.source(way, (phase,)) for way, phase in (("weights", weights), ("generate", scan))]
     return "\n\n".join(found)
@@ -148,7 +147,7 @@ def _weights(spec: CellSpec, itemsize: int, chip: tuning.Chip, precision: str) -
     found = tuning.candidates(spec, itemsize, chip, precision)
     if not found:
         return "no configuration fits"
-    cut = plan(spec, found[0].widest)
+    cut = found[0].plan(spec)
     loaded = tuning.resident(cut, found[0], itemsize)
     sizes = {m.number: tuning.weight_bytes(cut, m, itemsize) for m in cut.matrices}
     streamed = sum(size for number, size in sizes.items() if number not in loaded)

@@ -12,6 +12,8 @@ import triton.language as tl
 
 from .memory import *  # noqa: F403
 
+ALL = tl.constexpr(tl.PropagateNan.ALL)
+
 # ---- elementary functions
 
 
@@ -19,8 +21,8 @@ from .memory import *  # noqa: F403
 def exp(x):
     """Compute e^x within 2 ulp: what 2^x is fast and exact enough for is the fraction alone, and the rest is shifted
     into place."""
-    x = tl.where(x > 89.0, 89.0, x)
-    x = tl.where(x < -104.0, -104.0, x)
+    x = tl.minimum(x, 89.0, propagate_nan=ALL)
+    x = tl.maximum(x, -104.0, propagate_nan=ALL)
     shifted = x * 1.44269504088896341 + 12582912.0  # 1.5 * 2^23: the integer is in its last bits
     n = shifted - 12582912.0
     r = (x - n * 0.693359375) + n * 2.12194440e-4
@@ -41,6 +43,13 @@ def sigmoid(x):
 
 
 @triton.jit
+def gate(x):
+    """Compute the sigmoid to an ulp of 1, which is what is seen of it in a product: where 2^y is large, its last digits
+    are not."""
+    return 1.0 / (1.0 + tl.exp2(x * -1.44269504088896341))
+
+
+@triton.jit
 def tanh(x):
     """Compute the hyperbolic tangent, with coefficients of S. Moshier's Cephes library, near zero."""
     z = x * x
@@ -48,7 +57,7 @@ def tanh(x):
     p = p * z - 5.37397155531e-2
     p = p * z + 1.33314422036e-1
     p = p * z - 3.33332819422e-1
-    large = 1.0 - 2.0 / (exp(2.0 * tl.abs(x)) + 1.0)
+    large = 1.0 - 2.0 / (1.0 + tl.exp2(tl.abs(x) * 2.88539008177792681))
     return tl.where(tl.abs(x) < 0.625, p * z * x + x, tl.where(x < 0, -large, large))
 
 
@@ -101,7 +110,7 @@ def normal_cdf(x):
 @triton.jit
 def activate(x, KIND: tl.constexpr):
     if KIND == "relu":
-        return tl.where(x < 0, 0.0, x)
+        return tl.maximum(x, 0.0, propagate_nan=ALL)
     elif KIND == "leaky_relu":
         return tl.where(x < 0, x * 0.01, x)
     elif KIND == "tanh":
@@ -438,8 +447,8 @@ def deviation_backward(
 @triton.jit
 def gru(r, u, n, n_h, h):
     """Turn gates before their activations to gates, and h_t."""
-    r = sigmoid(r)
-    u = sigmoid(u)
+    r = gate(r)
+    u = gate(u)
     n = tanh(n + r * n_h)
     return r, u, n, n + u * (h - n)
 
@@ -455,10 +464,10 @@ def gru_backward(r, u, n, n_h, h, d):
 
 @triton.jit
 def lstm(i, f, g, o, c):
-    i = sigmoid(i)
-    f = sigmoid(f)
+    i = gate(i)
+    f = gate(f)
     g = tanh(g)
-    o = sigmoid(o)
+    o = gate(o)
     c = f * c + i * g
     return i, f, g, o, o * tanh(c), c
 

@@ -15,7 +15,7 @@ from ...replacing import replacing
 from ..cache import cache_directory
 from . import accumulate, over_rows, pack, passes, scan
 from .phases import Phase, source
-from .plan import Plan, plan
+from .plan import Plan
 from .tuning import Config, resident
 
 
@@ -23,14 +23,14 @@ from .tuning import Config, resident
 def forward(spec: CellSpec, config: Config, itemsize: int, stored: tuple[str, ...], mean: bool | None = None) -> Phase:
     """Return the scan of a cell whose weights have ``itemsize`` bytes; ``stored`` as in :func:`.scan.forward`, ``mean``
     as in :func:`plan`."""
-    cut = plan(spec, config.widest, mean)
+    cut = config.plan(spec, mean)
     return scan.forward(cut, resident(cut, config, itemsize), stored, ahead=config.ahead, late=config.late)
 
 
 @lru_cache(maxsize=256)
 def backward(spec: CellSpec, config: Config, itemsize: int, on_z: bool, on_eps: bool) -> Phase:
     """Return the reverse scan; ``on_z`` and ``on_eps`` as in :func:`.scan.backward`."""
-    cut = plan(spec, config.widest, reverse=True)
+    cut = config.plan(spec, reverse=True)
     loaded, ahead = resident(cut, config, itemsize), config.ahead and not config.forward_only
     return scan.backward(cut, loaded, on_z=on_z, on_eps=on_eps, ahead=ahead, late=config.late)
 

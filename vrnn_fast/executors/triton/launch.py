@@ -21,7 +21,7 @@ from . import over_rows, pack, passes, tuning
 from .over_rows import RowOptions
 from .passes import Passes, RowPass
 from .phases import TURNS, Phase
-from .plan import argument, identifier, plan
+from .plan import argument, identifier
 from .tuning import Config
 
 launches: Counter[str] = Counter()  # of kernels of ours in this process: those of a step, and "generate"
@@ -68,7 +68,7 @@ class Launch(Call):
         self.precision = precision
         particles = 1 if given.uniforms is None else given.uniforms.shape[2]
         self.config = config or tuning.choose(spec, given.x.dtype, given.x.device, precision, mean, particles)
-        self.plan = plan(spec, self.config.widest, mean, reverse=reverse)
+        self.plan = self.config.plan(spec, mean, reverse=reverse)
         self.chip, size = tuning.chip_of(given.x.device), given.x.dtype.itemsize
         self.around: Passes | None = None  # what the kernels do over rows; None where torch does their work
         if mean is None:
@@ -150,8 +150,9 @@ class Launch(Call):
         """See :class:`Call`."""
         if self.around is None:
             return super().after_backward(upstream, wanted, keep)
-        if keep != Keep.STORED:
-            self.rows.restore(self.cut.program.stages)
+        if keep == Keep.STORED:
+            self.around = replace(self.around, again=())
+        self.take_rows(over_rows.AGAIN, self.around.again, RowOptions(self.spec.std))
         options = RowOptions(
             self.spec.std,
             stored=passes.needed(self.plan).difference(self.rows.value),

@@ -48,12 +48,20 @@ def _load(bits: int) -> tl.constexpr:
 
 
 def _store(bits: int) -> tl.constexpr:
-    store = f"@%there st.global.b{bits} [$1], $2; mov.b32 $0, 0;"
-    return tl.constexpr(f"{{ .reg .pred %there; setp.ne.b32 %there, $3, 0; {store} }}")
+    """Write a store, which leaves its result undefined."""
+    return tl.constexpr(f"{{ .reg .pred %there; setp.ne.b32 %there, $3, 0; @%there st.global.b{bits} [$1], $2; }}")
+
+
+def _store_pair(kind: str) -> tl.constexpr:
+    """Write the store of two neighbours, both rounded by one instruction."""
+    rounded = f"cvt.rn.{kind}x2.f32 %both, $3, $2;"
+    store = f"setp.ne.b32 %there, $4, 0; {rounded} @%there st.global.b32 [$1], %both;"
+    return tl.constexpr(f"{{ .reg .pred %there; .reg .b32 %both; {store} }}")
 
 
 LOAD_16, LOAD_32, LOAD_64 = map(_load, (16, 32, 64))
 STORE_16, STORE_32, STORE_64 = map(_store, (16, 32, 64))
+STORE_PAIR_FP16, STORE_PAIR_BF16 = map(_store_pair, ("f16", "bf16"))
 WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bits of bfloat16 operands
 
 
@@ -239,17 +247,15 @@ def store(
     """Write columns of the rows of a buffer; PTX as in :func:`load`."""
     KIND: tl.constexpr = base.dtype.element_ty
     BITS: tl.constexpr = KIND.primitive_bitwidth
-    tile = tile.to(KIND)
     if not PTX:
         at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
-        tl.store(at, tile, mask=mask)
+        tl.store(at, tile.to(KIND), mask=mask)
     elif START % 2 + WIDTH % 2 + STRIDE % 2 == 0:
         at, mask = place(base, row, active, 2 * tl.arange(0, PADDED // 2), START, WIDTH, STRIDE)
         low, high = tl.split(tl.reshape(tile, (tile.shape[0], PADDED // 2, 2)))
         if BITS == 16:
-            low = low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-            both = low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-            tl.inline_asm_elementwise(STORE_32, "=r,l,r,r", [at, both, mask.to(tl.int32)], tl.int32, False, 1)
+            PAIR: tl.constexpr = STORE_PAIR_BF16 if base.dtype.element_ty == tl.bfloat16 else STORE_PAIR_FP16
+            tl.inline_asm_elementwise(PAIR, "=r,l,f,f,r", [at, low, high, mask.to(tl.int32)], tl.int32, False, 1)
         else:
             low = low.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
             both = low | (high.to(tl.int32, bitcast=True).to(tl.int64) << 32)
@@ -257,7 +263,7 @@ def store(
     else:
         at, mask = place(base, row, active, tl.arange(0, PADDED), START, WIDTH, STRIDE)
         if BITS == 16:
-            bits = tile.to(tl.int16, bitcast=True).to(tl.int32)
+            bits = tile.to(KIND).to(tl.int16, bitcast=True).to(tl.int32)
             tl.inline_asm_elementwise(STORE_16, "=r,l,r,r", [at, bits, mask.to(tl.int32)], tl.int32, False, 1)
         else:
             bits = tile.to(tl.int32, bitcast=True)

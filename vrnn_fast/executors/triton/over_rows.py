@@ -38,6 +38,7 @@ from .writer import Printer, arguments, indent
 
 BEFORE, AFTER = "before_rows", "after_rows"
 AFTER_BACKWARD, BEFORE_BACKWARD = "after_rows_backward", "before_rows_backward"
+AGAIN = "rows_again"
 HEIGHT = "HEIGHT"  # the constant of a kernel that says how many rows one of its tiles has
 BEGIN = "row, inside, active = on.row_tile(program, count, batch, lengths, ROWS)"
 

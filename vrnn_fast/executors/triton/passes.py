@@ -2,7 +2,8 @@
 
 Where a gradient is taken, values that were not kept are computed again in the same pass; what weight gradients are made
 of, it leaves in memory. Where a program has no room for all that, it is several passes, which find in memory what those
-before have left. over_rows.py writes them.
+before have left; so where the user's ``recompute`` kept the states alone: passes of their own first make what the scan
+would have kept. over_rows.py writes them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from functools import lru_cache
 from itertools import pairwise
 
 from ...cell.spec import CellSpec
-from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Normalize, Slice, Stage
+from ...cell.stages import Activate, Add, Bias, Dense, Divergence, Keep, Likelihood, Normalize, Recur, Slice, Stage
 from ..cut import halves, observed, slices, written
-from .plan import Plan, Tile, padded, plan, rows_plan
+from .plan import LEAST, Plan, Tile, padded, plan, rows_plan
 
 WIDE = 2048  # columns that a divergence and a likelihood work on, from which on they count twice
 
@@ -91,26 +92,37 @@ class Passes:
     """The passes over rows around one scan, and the scan's own plan.
 
     The workspace of a direction holds the weights of ``plans``, one after the other.
+
+    Attributes:
+        again: those that compute what forward's scan would have kept, where it kept its states alone.
     """
 
     scan: Plan
     first: tuple[RowPass, ...]
     last: tuple[RowPass, ...]
+    again: tuple[RowPass, ...] = ()
+
+    @property
+    def each(self) -> tuple[RowPass, ...]:
+        return *self.again, *self.first, *self.last
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        return (self.scan, *(plan for each in (*self.first, *self.last) for plan in each.plans))
+        return (self.scan, *(plan for each in self.each for plan in each.plans))
 
 
 @lru_cache(maxsize=256)
-def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes | None:
+def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool, beside: int = LEAST) -> Passes | None:
     """Return the passes around a scan that goes forward, those before and those after it; or those around its reverse,
-    the ones after it, which come first, and the ones before. None where there is no room for some stage."""
-    scan = plan(spec, widest, reverse=reverse)
+    the ones after it, which come first, and the ones before. None where there is no room for some stage.
+
+    ``beside`` as in :func:`plan`, and of all tiles over rows.
+    """
+    scan = plan(spec, widest, reverse=reverse, beside=beside)
     program, offset = scan.program, scan.workspace
 
     def tried(stages: Iterable[Stage], *, back: bool = False) -> Plan:
-        return rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back)
+        return rows_plan(program, tuple(map(_as_product, stages)), widest, offset, reverse=back, least=beside)
 
     def cut(stages: Iterable[Stage], *, back: bool = False) -> Plan:
         nonlocal offset
@@ -119,9 +131,13 @@ def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes 
         return found
 
     def of_values(
-        stages: tuple[Stage, ...], fit: Callable[[RowPass], bool] = room.holds, leaves: Iterable[str] = ()
+        stages: tuple[Stage, ...],
+        fit: Callable[[RowPass], bool] = room.holds,
+        leaves: Iterable[str] = (),
+        *,
+        anywhere: bool = False,
     ) -> Iterator[RowPass]:
-        runs = _runs(stages, lambda run: fit(RowPass(tried(run))))
+        runs = _runs(stages, lambda run: fit(RowPass(tried(run))), anywhere=anywhere)
         for number, run in enumerate(runs):
             read = {part.buffer for later in runs[number + 1 :] for stage in later for part in slices(stage)}
             made = frozenset(part.buffer for stage in run for part in written(stage))
@@ -151,16 +167,26 @@ def passes(spec: CellSpec, widest: int, room: Room, *, reverse: bool) -> Passes 
             tiles = [() if each.gradients is None else each.gradients.tiles_of(scan.sample.z) for each in first]
             at = next((number for number, of_z in enumerate(tiles) if of_z), len(first) - 1)
             first[at] = replace(first[at], z=tiles[at] or scan.tiles_of(scan.sample.z))
-        found = Passes(scan, tuple(first), tuple(of_gradients(inputs, program.before)))
-    return found if all(map(room.bears, (*found.first, *found.last))) else None
+        last = tuple(of_gradients(inputs, program.before))
+        kept = {b.name for b in program.buffers if b.keep == Keep.STORED}
+        again = of_values(_leading_to(kept, scan), room.joins, kept, anywhere=True)
+        found = Passes(scan, tuple(first), last, tuple(again))
+    return found if all(map(room.bears, found.each)) else None
 
 
 def _runs(
-    stages: tuple[Stage, ...], fit: Callable[[tuple[Stage, ...]], bool], *, last_first: bool = False
+    stages: tuple[Stage, ...],
+    fit: Callable[[tuple[Stage, ...]], bool],
+    *,
+    last_first: bool = False,
+    anywhere: bool = False,
 ) -> list[tuple[Stage, ...]]:
-    """Cut stages into few runs that fit, in the order in which they are run. No run writes what another has written."""
+    """Cut stages into few runs that fit, in the order in which they are run. No run writes what another has written,
+    unless they may be cut ``anywhere``."""
     ends = [
-        number for number in range(1, len(stages)) if not {*_written(stages[:number])} & {*_written(stages[number:])}
+        number
+        for number in range(1, len(stages))
+        if anywhere or not {*_written(stages[:number])} & {*_written(stages[number:])}
     ]
     least = [stages[begin:end] for begin, end in pairwise((0, *ends, len(stages)))] if stages else []
     runs: list[tuple[Stage, ...]] = []
@@ -207,6 +233,16 @@ def _lost(scan: Plan) -> tuple[Stage, ...]:
     of_scan = [s for s in program.before if _touched(s).buffer in scan.parts]
     stages = (s for s in (*of_scan, *program.scan) if isinstance(s, _WITH_TARGET))
     return (*(s for s in stages if _touched(s).buffer not in there), *program.after)
+
+
+def _leading_to(buffers: Iterable[str], scan: Plan) -> tuple[Stage, ...]:
+    """List the stages before and in the scan by which buffers come about from its states and samples."""
+    wanted, found = set(buffers), list[Stage]()
+    for stage in reversed((*scan.program.before, *scan.program.scan)):
+        if isinstance(stage, (Recur, *_WITH_TARGET)) and wanted & {part.buffer for part in written(stage)}:
+            found.append(stage)
+            wanted |= {part.buffer for part in slices(stage)}
+    return tuple(reversed(found))
 
 
 _WITH_TARGET = Bias, Dense, Normalize, Activate, Add

@@ -17,8 +17,9 @@ from ...cell.stages import Bias, Dense, Partition, Slice, Stage
 from ..cut import Cut, cut, learned, with_initial_states
 
 LEAST = 16  # columns of a tile: what tl.dot takes in every dtype
-LEAST_OF_ROWS = 32  # over rows, more than these: triton gives the warps of all products that follow each other rows or
-# columns, whichever the first of them has more of, and a tile of 16 rows it would give every warp, all columns with it
+BESIDE = 32  # of one beside wider ones, or over rows, where tensor cores multiply: triton gives the warps of all
+# products that follow each other rows or columns, whichever the first of them has more of, and a tile of 16 rows it
+# would give every warp, all columns with it
 
 
 def padded(width: int, least: int = LEAST) -> int:
@@ -152,6 +153,12 @@ class Plan(Cut):
         """How many products of tiles it has."""
         return sum(len(m.targets) * len(m.sources) for m in self.matrices)
 
+    @property
+    def uneven(self) -> bool:
+        """Whether some part ends in a narrower tile than it begins with."""
+        cuts = (self.tiles_of(part) for parts in self.parts.values() for part in parts)
+        return any(tiles[-1].padded < tiles[0].padded for tiles in cuts)
+
     def matrix(self, stage: Dense) -> Matrix:
         """Find the weights of a dense stage of the scan."""
         return next(m for m in self.matrices if m.stage == stage)
@@ -173,24 +180,28 @@ def _program(spec: CellSpec, mean: bool | None, reverse: bool) -> Partition:
 
 
 @lru_cache(maxsize=256)
-def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool = False) -> Plan:
-    """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two. Pure.
+def plan(spec: CellSpec, widest: int, mean: bool | None = None, *, reverse: bool = False, beside: int = LEAST) -> Plan:
+    """Cut a cell's scan into tiles of at most ``widest`` columns, a power of two, and of ``beside`` at least where some
+    are wider. Pure.
 
     With ``mean`` the cell runs on its own, and feeds back its outputs' means or samples; with None it is given x. The
     ``reverse`` scan of a particle filter has what weighs a particle behind it, in ``after``: no gradient passes from a
     weight to a state.
     """
-    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0, LEAST)
+    return _tiled(cut(_program(spec, mean, reverse)), widest, reverse, 0, LEAST, beside)
 
 
-def rows_plan(program: Partition, stages: tuple[Stage, ...], widest: int, first: int, *, reverse: bool) -> Plan:
-    """Cut stages that run over all rows, whose weights begin at ``first`` in the workspace, into tiles. Pure."""
-    least = LEAST_OF_ROWS if widest > LEAST_OF_ROWS else LEAST  # where threads multiply, each has what is its own
-    return _tiled(cut(replace(program, before=(), scan=stages, after=())), widest, reverse, first, least)
+def rows_plan(
+    program: Partition, stages: tuple[Stage, ...], widest: int, first: int, *, reverse: bool, least: int = LEAST
+) -> Plan:
+    """Cut stages that run over all rows, whose weights begin at ``first`` in the workspace, into tiles of at least so
+    many columns. Pure."""
+    whole = cut(replace(program, before=(), scan=stages, after=()))
+    return _tiled(whole, widest, reverse, first, least, least)
 
 
-def _tiled(whole: Cut, widest: int, reverse: bool, first: int, least: int) -> Plan:
-    tiles = {buffer: tuple(_tiles(parts, widest, least)) for buffer, parts in whole.parts.items()}
+def _tiled(whole: Cut, widest: int, reverse: bool, first: int, least: int, beside: int) -> Plan:
+    tiles = {buffer: tuple(_tiles(parts, widest, least, beside)) for buffer, parts in whole.parts.items()}
     matrices: list[Matrix] = []
     for stage in whole.program.scan:
         if isinstance(stage, Dense):
@@ -199,9 +210,9 @@ def _tiled(whole: Cut, widest: int, reverse: bool, first: int, least: int) -> Pl
     return Plan(**vars(whole), tiles=tiles, matrices=tuple(matrices), reverse=reverse)
 
 
-def _tiles(parts: tuple[Slice, ...], widest: int, least: int) -> Iterator[Tile]:
+def _tiles(parts: tuple[Slice, ...], widest: int, least: int, beside: int) -> Iterator[Tile]:
     for part in parts:
         start = part.start
         for width in pieces(part.width, widest):
-            yield Tile(part.buffer, start, width, least)
+            yield Tile(part.buffer, start, width, least if part.width <= widest else beside)
             start += width

@@ -24,13 +24,13 @@ from ...cell.spec import CellSpec
 from ...replacing import replacing
 from ..cache import cache_directory
 from .passes import Passes, Room, passes
-from .plan import Matrix, Plan, plan
+from .plan import BESIDE, LEAST, Matrix, Plan, plan
 
 MOST_REGISTERS = 255  # of a thread
 MOST_BY_THREADS = 320  # by an estimate that is large for what threads multiply: beyond 255 if nothing else fits
 MOST_ON_AMD = 150  # of 16 bits, by an estimate that counts half of them: its compiler gives all columns to every warp
 MOST_IN_TF32 = 180  # of a scan, where operands are large
-MOST_AHEAD = {"16 bits": (240, 262), "tf32": (160, 240), "threads": (200, 200)}  # where a step reads ahead of the next
+MOST_AHEAD = {"16 bits": (200, 262), "tf32": (160, 200), "threads": (200, 200)}  # where a step reads ahead of the next
 # one, both ways, or forward alone: nothing should spill for that, and of 16 bits two wait in a register
 MOST_COLUMNS = 1024  # of a buffer, beyond which the launch's other phases leave no register for that
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills
@@ -70,6 +70,7 @@ class Config:
         widest: columns of the widest tile, a power of two from 16 on.
         ahead: whether a step reads what the next one needs from memory, into registers that are then not free.
         forward_only: whether steps of the reverse scan do not.
+        beside: columns that a tile has at least beside wider ones, and over rows.
         shared: bytes that the weights loaded once, and what passes through shared memory beside them, may take.
         late: whether registers hold operands rather than sums. Then forward adds up a tile where it is needed, and a
             reverse step begins with all that it reads; where operands are large, neither.
@@ -82,6 +83,11 @@ class Config:
     shared: int
     late: bool = True
     forward_only: bool = False
+    beside: int = LEAST
+
+    def plan(self, spec: CellSpec, mean: bool | None = None, *, reverse: bool = False) -> Plan:
+        """Cut a cell's scan; see :func:`.plan.plan`."""
+        return plan(spec, self.widest, mean, reverse=reverse, beside=self.beside)
 
 
 def weight_bytes(cut: Plan, matrix: Matrix, itemsize: int) -> int:
@@ -148,7 +154,8 @@ def around(
     spec: CellSpec, config: Config, itemsize: int, precision: str, chip: Chip, *, reverse: bool
 ) -> Passes | None:
     """Return the passes over rows around a scan; None where torch must do their work, for they do not fit."""
-    return passes(spec, config.widest, room(config, itemsize, precision, chip, reverse=reverse), reverse=reverse)
+    found = room(config, itemsize, precision, chip, reverse=reverse)
+    return passes(spec, config.widest, found, reverse=reverse, beside=config.beside)
 
 
 def registers(cut: Plan, config: Config, chip: Chip) -> int:
@@ -206,10 +213,15 @@ def candidates(
     by_threads = itemsize == 4 and precision == "ieee"
     if by_threads and particles <= FEWEST_ROWS:
         rows_of.append(FEWEST_ROWS)
-    widest_of = (NARROW,) if by_threads else (64, 128, NARROW) if chip.amd and itemsize == 2 else (64, 128)
+    uneven = itemsize == 4 and plan(spec, 64, mean, beside=BESIDE).uneven  # tiles of TF32: beside wider ones they spill
+    widest_of: tuple[int, ...] = (64, 128, NARROW) if chip.amd and itemsize == 2 else (64, 128)
+    if by_threads or uneven:
+        widest_of = (NARROW,)
     for rows, warps, widest, ahead in product(rows_of, warps_of, widest_of, (True, False)):
         late = itemsize < 4 and widest <= 64 and not chip.amd  # else operands take more registers than sums
-        config, cut = Config(rows, warps, widest, ahead, chip.shared, late), plan(spec, widest, mean)
+        beside = LEAST if by_threads or (chip.amd and widest == NARROW) else BESIDE  # threads have what is their own
+        config = Config(rows, warps, widest, ahead, chip.shared, late, beside=beside)
+        cut = config.plan(spec, mean)
         products = MOST_NARROW_PRODUCTS if widest == NARROW else MOST_PRODUCTS
         if cut.products > products or shared_bytes(cut, rows, itemsize, frozenset()) > chip.shared:
             continue
