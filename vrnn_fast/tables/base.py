@@ -132,21 +132,19 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             1
         """
         table = as_pandas(table)
-        for name in ("updates", "batch_size", "window", "num_particles"):
-            checks.integer(name, getattr(self, name))
-        for name in ("patience", "seed"):
-            checks.integer(name, getattr(self, name), least=0)
+        counts = {name: self._count(name) for name in ("updates", "batch_size", "window", "num_particles")}
+        counts |= {name: self._count(name, least=0) for name in ("patience", "seed")}
         checks.flag("verbose", self.verbose)
         features = None if self.features is None else tuple(self.features)
         reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
         fitting = Fitting(
-            self.updates,
-            self.batch_size,
-            self.window,
+            counts["updates"],
+            counts["batch_size"],
+            counts["window"],
             checks.positive("learning_rate", self.learning_rate),
             checks.share("validation", self.validation),
-            self.patience,
-            self.seed,
+            counts["patience"],
+            counts["seed"],
             self.verbose,
         )
         model = self._built(reader)
@@ -223,17 +221,24 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             likelihood = copy.deepcopy(likelihood)  # one with parameters is trained with the model
         device = _device(self.device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self._count("seed", least=0))
             return VRNN(
                 len(reader.features),
-                self.hidden_size,
-                self.latent_size,
+                self._count("hidden_size"),
+                self._count("latent_size", least=0),
                 likelihood=likelihood,
                 cond_size=reader.cond_size,
                 cond_networks=("encoder", "prior", "decoder", "cell"),
                 backend=self.backend,
                 dtype=torch.float32,
             ).to(device)
+
+    def _count(self, name: str, *, least: int = 1) -> int:
+        """Return an argument that is a count; a search over arguments gives NumPy's integers, which will do."""
+        given = getattr(self, name)
+        count: int = int(given) if isinstance(given, np.integer) else given
+        checks.integer(name, count, least=least)
+        return count
 
     def _require_fitted(self) -> None:
         check_is_fitted(self, "model_", msg="call fit before: this %(name)s has learnt from no table yet")
@@ -247,7 +252,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     ) -> Iterator[tuple[list[TimeSeries], Windows, Any]]:
         """Yield series of like lengths together with their windows and the generator of their noise."""
         device = next(self.model_.parameters()).device
-        generator = torch.Generator(device).manual_seed(self.seed)
+        generator = torch.Generator(device).manual_seed(self._count("seed", least=0))
         waiting = sorted(series, key=lambda s: -len(s.values))
         while waiting:
             steps = max(len(waiting[0].values), horizon)

@@ -139,13 +139,13 @@ class Detector(Estimator):
 
     @torch.no_grad()
     def _scores(self, table: Table, *, per_feature: bool) -> NDArray[np.float64]:
-        every = self._series(table)
+        every, particles = self._series(table), self._count("num_particles")
         found = np.zeros((len(table), len(self.reader_.features) if per_feature else 1))
-        for part, batch, generator in self._batches(every, self.num_particles):
+        for part, batch, generator in self._batches(every, particles):
             scores = self.model_.score(
                 batch.x,
                 batch.lengths,
-                num_particles=self.num_particles,
+                num_particles=particles,
                 per_feature=per_feature,
                 mask=batch.mask,
                 mask_inputs=True,

@@ -136,20 +136,19 @@ class Forecaster(Estimator):
 
     @torch.no_grad()
     def _drawn(self, table: Table, future: Table | None) -> list[tuple[TimeSeries, NDArray[Any], NDArray[np.float64]]]:
-        checks.integer("horizon", self.horizon)
-        checks.integer("num_samples", self.num_samples)
+        horizon, count = self._count("horizon"), self._count("num_samples")
         series = self._series(table)
         if future is not None and not self.reader_.cond_size:
             raise TableError("future holds covariates, and this model was fitted without any")
         known = None if future is None else self.reader_.read_future(as_pandas(future))
         found = {}
-        for part, batch, generator in self._batches(series, self.num_samples, self.horizon):
-            ahead = [self.reader_.future(s, self.horizon, known) for s in part]
+        for part, batch, generator in self._batches(series, count, horizon):
+            ahead = [self.reader_.future(s, horizon, known) for s in part]
             told = np.stack([covariates for _, covariates in ahead], 1).astype(np.float32)
             samples = self.model_.forecast(
                 batch.x,
-                self.horizon,
-                self.num_samples,
+                horizon,
+                count,
                 batch.lengths,
                 mask=batch.mask,
                 mask_inputs=True,

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
-from .. import checks
 from .base import Estimator
 from .frames import Table, as_pandas, with_columns
 
@@ -57,16 +56,16 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
             >>> Imputer(updates=1, window=16).fit(table).transform(table).equals(table)
             True
         """
-        checks.integer("num_samples", self.num_samples)
+        samples, particles = self._count("num_samples"), self._count("num_particles")
         every = self._series(table)
         filled = np.full((len(table), len(self.reader_.features)), np.nan)
-        for part, batch, generator in self._batches(every, max(self.num_particles, self.num_samples)):
+        for part, batch, generator in self._batches(every, max(particles, samples)):
             drawn = self.model_.impute(
                 batch.x,
                 batch.mask,
-                self.num_samples,
+                samples,
                 batch.lengths,
-                num_particles=self.num_particles,
+                num_particles=particles,
                 smoothed=self.smoothed,
                 mask_inputs=True,
                 cond=batch.cond,

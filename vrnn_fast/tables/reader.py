@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..data.reading import DataError
 
 Numbers = NDArray[np.float64]
+FARTHEST = 1e18  # deviations from the mean: its square is a float32, and so is a Gaussian's density of it
 
 
 class TableError(DataError):
@@ -92,7 +93,8 @@ class TableReader:
         for i, name in enumerate(features):
             if np.isnan(values[:, i]).all():
                 raise TableError(f"column {name!r} holds no number")
-        mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
         levels = {name: _levels(table[name]) for name in columns.covariates}
         steps = [np.diff(times) for _, _, times in _rows_of(table, columns)] if columns.time is not None else []
         every = np.concatenate(steps) if steps else np.empty(0)
@@ -100,7 +102,7 @@ class TableReader:
             raise TableError(f"column {columns.time!r} has one row of each id: no step can be learnt from it")
         step = np.sort(every)[len(every) // 2] if len(every) else None
         irregular = bool(len(every)) and not _even(every, step).all()
-        scale = np.array([_scale(*pair) for pair in zip(mean, std, strict=True)])
+        scale = np.array([_scale(*of) for of in zip(features, mean, std, strict=True)])
         return cls(columns, features, mean, scale, levels, step, irregular)
 
     @property
@@ -118,10 +120,10 @@ class TableReader:
         """
         _require_table(table)
         _require_columns(table, self.features)
-        values = (_numbers(table, self.features) - self.mean) / self.std
+        values = _scaled(_numbers(table, self.features), self.mean, self.std)
         covariates = self._covariates(table)
         found = []
-        for key, rows, times in _rows_of(table, self.columns):
+        for key, rows, times in self._rows_of(table):
             told = np.concatenate([covariates[rows], self._elapsed(times)], 1)
             found.append(TimeSeries(key, rows, times, values[rows], told))
         return found
@@ -136,7 +138,7 @@ class TableReader:
         covariates, nothing = self._covariates(table), np.empty((len(table), 0))
         return {
             key: TimeSeries(key, rows, times, nothing[rows], covariates[rows])
-            for key, rows, times in _rows_of(table, self.columns)
+            for key, rows, times in self._rows_of(table)
         }
 
     def future(
@@ -178,6 +180,19 @@ class TableReader:
         """Return (..., X) in the units of the table."""
         return x * self.std + self.mean
 
+    def _rows_of(self, table: pd.DataFrame) -> list[tuple[Any, NDArray[np.int64], NDArray[Any]]]:
+        """Return each id with its rows and their times, which are of the kind that the model was fitted on."""
+        groups = _rows_of(table, self.columns)
+        if self.step is not None:
+            kinds = {True: "times", False: "numbers"}
+            learnt = isinstance(self.step, np.timedelta64)
+            if (groups[0][2].dtype.kind == "M") != learnt:
+                raise TableError(
+                    f"column {self.columns.time!r} holds {kinds[not learnt]}, and held {kinds[learnt]} in the table "
+                    "that the model was fitted on"
+                )
+        return groups
+
     def _covariates(self, table: pd.DataFrame) -> Numbers:
         _require_columns(table, self.columns.covariates)
         told = [np.empty((len(table), 0))]
@@ -192,7 +207,7 @@ class TableReader:
                     raise TableError(f"column {name!r} is {column.iloc[at]!r} in row {at}, which was never seen in fit")
                 told.append(np.stack([(column == word).to_numpy(float) for word in known[1:]], 1))
             else:
-                told.append((_numbers(table, (name,)) - known[0]) / known[1])
+                told.append(_scaled(_numbers(table, (name,)), *known))
         return np.concatenate(told, 1)
 
     def _elapsed(self, times: NDArray[Any]) -> Numbers:
@@ -221,16 +236,33 @@ _WORDS = "one of"
 def _levels(column: pd.Series) -> tuple[Any, ...]:
     """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        mean = float(column.mean())
-        return mean, _scale(mean, float(column.std(ddof=0)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = float(column.mean()), float(column.std(ddof=0))
+        return mean, _scale(column.name, mean, std)
     if pd.api.types.is_datetime64_any_dtype(column):
         raise TableError(f"column {column.name!r} holds times, and a covariate must be numbers or words: the hour, say")
     return _WORDS, *pd.factorize(column.dropna(), sort=True)[1]
 
 
-def _scale(mean: float, std: float) -> float:
-    """Return the standard deviation of a column, and 1 for a constant, whose own is nothing but rounding."""
+def _scale(name: Any, mean: float, std: float) -> float:
+    """Return the standard deviation of a column, and 1 for a constant, whose own is nothing but rounding.
+
+    Raises:
+        TableError: it overflows.
+    """
+    if np.isinf(mean) or np.isinf(std):
+        raise TableError(
+            f"column {name!r} holds numbers so large that their variance overflows: where they say that nothing was "
+            "observed, put NaN, else give it another unit"
+        )
     return std if std > 1e-12 * abs(mean) else 1.0
+
+
+def _scaled(values: Numbers, mean: Any, std: Any) -> Numbers:
+    """Return deviations from the mean, none farther than a model bears."""
+    with np.errstate(over="ignore"):
+        found: Numbers = np.clip((values - mean) / std, -FARTHEST, FARTHEST)
+    return found
 
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:

@@ -42,7 +42,7 @@ def save(folder: Path, given: Mapping[str, Any], learnt: Learnt) -> None:
     likelihood = given["likelihood"] if isinstance(given["likelihood"], str) else None  # else the model has it
     words = {
         "kind": learnt.kind,
-        "given": {**given, "likelihood": likelihood},
+        "given": {**{name: _own(value) for name, value in given.items()}, "likelihood": likelihood},
         "model": about,
         "reader": _reader_in_words(reader),
         "history": learnt.history,
@@ -103,13 +103,18 @@ def _reader_of(words: Mapping[str, Any]) -> TableReader:
     )
 
 
+def _own(value: Any) -> Any:
+    """Return what NumPy holds as Python's own."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
 def _plain(value: Any, what: str) -> str | int | float:
     """Return a word or a number as Python's own.
 
     Raises:
         TableError: it is neither.
     """
-    plain = value.item() if isinstance(value, np.generic) else value
+    plain = _own(value)
     if not isinstance(plain, str | int | float):
         raise TableError(f"{what} must be a word or a number to be saved, got {value!r}: pickle the estimator")
     return plain
