@@ -475,7 +475,7 @@ def test_the_law_of_errors_of_large_states(case: str) -> None:
 
 @needs_emulator
 def test_generation_by_a_cluster() -> None:
-    for cluster in (Cluster(2), Cluster(4, alike=False)):
+    for cluster in (Cluster(2), Cluster(3, alike=False)):
         assert_generates(cluster)
 
 
