@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from numbers import Real
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -124,6 +124,15 @@ def share(name: str, value: object) -> float:
     if not 0 <= plain <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {plain!r}")
     return plain
+
+
+def shares(name: str, value: Any) -> list[float]:
+    """Return several numbers from 0 to 1."""
+    try:
+        several = list(value)
+    except TypeError:
+        raise TypeError(f"{name} must be numbers from 0 to 1, got {value!r}") from None
+    return [share(name, one) for one in several]
 
 
 def is_number(value: object) -> bool:

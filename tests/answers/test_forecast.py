@@ -98,6 +98,9 @@ def test_quantiles_are_torchs() -> None:
         found.quantile([0.5, 1.5])
     with pytest.raises(TypeError, match="level must be a number from 0 to 1, got 'wide'"):
         found.interval("wide")  # type: ignore[arg-type]
+    for wrong in (None, True, torch.tensor(0.5)):
+        with pytest.raises(TypeError, match="q must be numbers from 0 to 1, got"):
+            found.quantile(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -81,6 +81,26 @@ def test_counts_may_be_those_of_numpy(tmp_path: Path) -> None:
         Forecaster(updates=np.float64(2.0)).fit(waves(48))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("quantiles", "said"),
+    [
+        (0.5, "quantiles must be numbers from 0 to 1, got 0.5"),
+        ((0.5, 0.50000001), "quantiles must differ in six digits"),
+    ],
+)
+def test_each_quantile_has_a_column(quantiles: Any, said: str) -> None:
+    forecaster = Forecaster(**SMALL | {"updates": 1}, horizon=2, quantiles=quantiles).fit(waves(48))
+    for answer in (forecaster.predict, lambda given: forecaster.evaluate(given, given)):
+        with pytest.raises((TypeError, ValueError), match=said):
+            answer(waves(48))
+
+
+@pytest.mark.parametrize("name", ["features", "covariates"])
+def test_one_column_is_a_sequence_too(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a sequence of columns, got 'wave': \['wave'\]"):
+        Detector(**SMALL, **{name: "wave"}).fit(waves(48))
+
+
 def test_labels_are_those_of_the_threshold(detector: Detector) -> None:
     assert detector.labels_.mean() == pytest.approx(0.02, abs=0.002)
     np.testing.assert_array_equal(detector.labels_, detector.decision_scores_ > detector.threshold_)

@@ -58,7 +58,7 @@ class Forecast(NamedTuple):
         if checks.is_number(q):
             return self.quantile([checks.share("q", q)])[0]
         ordered, last = self.samples.sort(0).values, self.samples.shape[0] - 1
-        places = [last * checks.share("q", share) for share in q]  # type: ignore[union-attr]
+        places = [last * share for share in checks.shares("q", q)]
         below = [min(int(place), max(last - 1, 0)) for place in places]
         part = ordered.new_tensor([place - b for place, b in zip(places, below, strict=True)])
         part = part.view(-1, *[1] * (ordered.dim() - 1))

@@ -135,6 +135,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         counts = {name: self._count(name) for name in ("updates", "batch_size", "window", "num_particles")}
         counts |= {name: self._count(name, least=0) for name in ("patience", "seed")}
         checks.flag("verbose", self.verbose)
+        for name in ("features", "covariates"):
+            if isinstance(given := getattr(self, name), str):
+                raise TypeError(f"{name} must be a sequence of columns, got {given!r}: [{given!r}]")
         features = None if self.features is None else tuple(self.features)
         reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
         fitting = Fitting(

@@ -63,7 +63,7 @@ class Forecaster(Estimator):
             >>> len(Forecaster(horizon=3, updates=1, window=16).fit(table).predict(table))
             6
         """
-        shares = [checks.share("quantiles", q) for q in self.quantiles]
+        shares = self._shares()
         time = self.time or "time"
         for name in (self.id, self.time):
             if name in ({"feature", "mean"} if self.time else {"time", "feature", "mean"}):
@@ -112,7 +112,7 @@ class Forecaster(Estimator):
             >>> forecaster.evaluate(table[:-3], table[-3:]).columns.tolist()
             ['feature', 'crps', 'coverage', 'energy']
         """
-        shares = [checks.share("quantiles", q) for q in self.quantiles]
+        shares = self._shares()
         came = {series.key: series for series in self._series(truth)}
         rows = []
         for series, times, samples in self._drawn(table, future):
@@ -133,6 +133,13 @@ class Forecaster(Estimator):
                 own = {"crps": np.nanmean(crps[:, i]), "coverage": np.nanmean(inside[:, i]), "energy": energy}
                 rows.append({**named, "feature": feature, **own})
         return like(table, pd.DataFrame(rows))
+
+    def _shares(self) -> list[float]:
+        """Return the quantiles, each of which has a column."""
+        shares = checks.shares("quantiles", self.quantiles)
+        if len({f"{q:g}" for q in shares}) < len(shares):
+            raise ValueError(f"quantiles must differ in six digits, for each has a column, got {self.quantiles!r}")
+        return shares
 
     @torch.no_grad()
     def _drawn(self, table: Table, future: Table | None) -> list[tuple[TimeSeries, NDArray[Any], NDArray[np.float64]]]:
