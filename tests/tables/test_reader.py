@@ -93,6 +93,17 @@ def test_what_a_later_table_is_scaled_by_is_what_was_learnt() -> None:
     )
 
 
+def test_what_is_held_back_for_validation_scales_nothing() -> None:
+    given = table(rows=40, load=np.tile(np.arange(20.0), 2)).assign(late=lambda t: t["load"].where(t["load"] > 17))
+    ends = given["load"] >= 15  # a quarter of each unit's twenty rows
+    own = Columns(id="unit", time="stamp", covariates=("load",))
+    reader = TableReader.learn(given.assign(heat=given["heat"] + 100 * ends), own, 0.25)
+    begins = given[~ends]
+    np.testing.assert_allclose(reader.mean, [begins["heat"].mean(), begins["flow"].mean(), 18.5])
+    np.testing.assert_allclose(reader.std, [begins["heat"].std(ddof=0), begins["flow"].std(ddof=0), 0.5])
+    np.testing.assert_allclose(reader.levels["load"], [7.0, begins["load"].std(ddof=0)])
+
+
 def test_a_constant_column_stays_finite() -> None:
     given = table(rows=480, still=0.1)  # whose standard deviation is rounding, and no zero
     reader = TableReader.learn(given, OWN)

@@ -36,8 +36,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     """A VRNN for tables, with the habits of scikit-learn: ``get_params``, ``clone``, pickled.
 
     A table is a ``DataFrame`` of pandas or polars with a row for each time, in any order. NaN, or null, says that
-    nothing was observed. Every column is scaled to mean 0 and standard deviation 1 of the table that the model is
-    fitted on; answers are in the units of the table.
+    nothing was observed. Every column is scaled to mean 0 and standard deviation 1 of the rows that the model is
+    trained on, and left as wide as it is where it was constant there; answers are in the units of the table.
 
     Args:
         features: columns of x; None are all that are not named otherwise.
@@ -139,13 +139,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             if isinstance(given := getattr(self, name), str):
                 raise TypeError(f"{name} must be a sequence of columns, got {given!r}: [{given!r}]")
         features = None if self.features is None else tuple(self.features)
-        reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)))
+        validation = checks.share("validation", self.validation)
+        reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)), validation)
         fitting = Fitting(
             counts["updates"],
             counts["batch_size"],
             counts["window"],
             checks.positive("learning_rate", self.learning_rate),
-            checks.share("validation", self.validation),
+            validation,
             counts["patience"],
             counts["seed"],
             self.verbose,

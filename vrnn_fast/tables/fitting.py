@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import VRNN
 from ..outputs import VRNNOutput
-from .reader import TimeSeries
+from .reader import TimeSeries, steps_trained
 
 CLIP = 1.0  # of the gradient's norm
 WARMUP = 0.2  # of the updates, over which the weight of the KL rises from 0 to 1
@@ -69,7 +69,7 @@ def fit(model: VRNN, series: Sequence[TimeSeries], fitting: Fitting) -> list[flo
     chance, generator = np.random.default_rng(fitting.seed), torch.Generator(device).manual_seed(fitting.seed)
     train, valid = [], []
     for one in series:
-        steps = max(1, len(one.values) - round(fitting.validation * len(one.values)))
+        steps = steps_trained(len(one.values), fitting.validation)
         train.append(one.part(slice(steps)))
         valid += [one.part(slice(i, i + fitting.window)) for i in range(steps, len(one.values), fitting.window)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=fitting.learning_rate)

@@ -59,7 +59,7 @@ class TableReader:
 
     Attributes:
         features: columns of x.
-        mean, std: (X,) of what was observed of each there, which scale it.
+        mean, std: (X,) of what was observed of each in the rows that are trained on, which scale it.
         levels: of each covariate: the categories of one that holds words, or mean and standard deviation.
         step: the median time between two rows; None without a column of times.
         irregular: whether steps differed; the model is then told each, as a covariate.
@@ -74,8 +74,9 @@ class TableReader:
     irregular: bool
 
     @classmethod
-    def learn(cls, table: pd.DataFrame, columns: Columns) -> TableReader:
-        """Learn columns, scales, categories and the time step.
+    def learn(cls, table: pd.DataFrame, columns: Columns, validation: float = 0.0) -> TableReader:
+        """Learn columns, scales, categories and the time step; scales without the share of each series, its end, that
+        is held back for ``validation``.
 
         Raises:
             TableError: a column is missing, holds words or nothing, or times come twice.
@@ -89,21 +90,18 @@ class TableReader:
             raise TableError(f"column {twice[0]!r} is named twice among id, time, covariates and features")
         if not features:
             raise TableError("a table needs a column that is neither id, time nor covariate")
-        values = _numbers(table, features)
-        for i, name in enumerate(features):
-            if np.isnan(values[:, i]).all():
-                raise TableError(f"column {name!r} holds no number")
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
-        levels = {name: _levels(table[name]) for name in columns.covariates}
-        steps = [np.diff(times) for _, _, times in _rows_of(table, columns)] if columns.time is not None else []
+        values, groups = _numbers(table, features), _rows_of(table, columns)
+        trained = np.concatenate([rows[: steps_trained(len(rows), validation)] for _, rows, _ in groups])
+        scales = [_scale(name, values[:, i], trained) for i, name in enumerate(features)]
+        levels = {name: _levels(table[name], trained) for name in columns.covariates}
+        steps = [np.diff(times) for _, _, times in groups] if columns.time is not None else []
         every = np.concatenate(steps) if steps else np.empty(0)
         if columns.time is not None and not len(every):
             raise TableError(f"column {columns.time!r} has one row of each id: no step can be learnt from it")
         step = np.sort(every)[len(every) // 2] if len(every) else None
         irregular = bool(len(every)) and not _even(every, step).all()
-        scale = np.array([_scale(*of) for of in zip(features, mean, std, strict=True)])
-        return cls(columns, features, mean, scale, levels, step, irregular)
+        mean, std = np.array(scales).T
+        return cls(columns, features, mean, std, levels, step, irregular)
 
     @property
     def cond_size(self) -> int:
@@ -233,29 +231,38 @@ class TableReader:
 _WORDS = "one of"
 
 
-def _levels(column: pd.Series) -> tuple[Any, ...]:
+def _levels(column: pd.Series, trained: NDArray[np.int64]) -> tuple[Any, ...]:
     """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = float(column.mean()), float(column.std(ddof=0))
-        return mean, _scale(column.name, mean, std)
+        return _scale(column.name, _numbers(column.to_frame(), (column.name,))[:, 0], trained)
     if pd.api.types.is_datetime64_any_dtype(column):
         raise TableError(f"column {column.name!r} holds times, and a covariate must be numbers or words: the hour, say")
     return _WORDS, *pd.factorize(column.dropna(), sort=True)[1]
 
 
-def _scale(name: Any, mean: float, std: float) -> float:
-    """Return the standard deviation of a column, and 1 for a constant, whose own is nothing but rounding.
+def steps_trained(steps: int, validation: float) -> int:
+    """Return how many steps of a series are trained on, where a share of it, its end, is held back."""
+    return max(1, steps - round(validation * steps))
+
+
+def _scale(name: Any, values: Numbers, trained: NDArray[np.int64]) -> tuple[float, float]:
+    """Return mean and standard deviation of a column in the rows that are trained on, or in all where nothing was
+    observed in those; and 1 for the deviation of a constant, whose own is nothing but rounding.
 
     Raises:
-        TableError: it overflows.
+        TableError: nothing was observed at all, or the variance overflows.
     """
+    observed = values[trained] if not np.isnan(values[trained]).all() else values
+    if np.isnan(observed).all():
+        raise TableError(f"column {name!r} holds no number")
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(np.nanmean(observed)), float(np.nanstd(observed))
     if np.isinf(mean) or np.isinf(std):
         raise TableError(
             f"column {name!r} holds numbers so large that their variance overflows: where they say that nothing was "
             "observed, put NaN, else give it another unit"
         )
-    return std if std > 1e-12 * abs(mean) else 1.0
+    return mean, std if std > 1e-12 * abs(mean) else 1.0
 
 
 def _scaled(values: Numbers, mean: Any, std: Any) -> Numbers:
