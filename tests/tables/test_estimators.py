@@ -71,6 +71,14 @@ def test_the_largest_float_is_an_anomaly_and_spoils_no_other_row(detector: Detec
     assert Imputer(**SMALL | {"updates": 1}).fit(waves(96)).transform(given).notna().all(axis=None)
 
 
+def test_times_keep_their_unit_on_disk(tmp_path: Path) -> None:
+    table = waves(48)
+    table["hour"] = (pd.Timestamp("2026-01-01") + pd.to_timedelta(table["hour"], unit="h")).dt.as_unit("s")
+    made = Forecaster(**SMALL | {"updates": 1}, horizon=2).fit(table)
+    made.save(tmp_path)
+    pd.testing.assert_frame_equal(Forecaster.load(tmp_path).predict(table), made.predict(table))
+
+
 def test_counts_may_be_those_of_numpy(tmp_path: Path) -> None:
     counts = {name: np.int64(4) for name in ("hidden_size", "latent_size", "updates", "batch_size", "window", "seed")}
     made = Forecaster(**SMALL | counts, horizon=np.int64(2), num_samples=np.int16(8), quantiles=np.array([0.1, 0.9]))

@@ -79,7 +79,7 @@ def _reader_in_words(reader: TableReader) -> dict[str, Any]:
     for name, known in reader.levels.items():
         levels[name] = [_plain(level, f"a category of column {name!r}") for level in known]
     if isinstance(step, np.timedelta64):
-        step = {"nanoseconds": int(step / np.timedelta64(1, "ns"))}
+        step = {"nanoseconds": int(step / np.timedelta64(1, "ns")), "unit": np.datetime_data(step.dtype)[0]}
     elif step is not None:
         step = _plain(step, "a time step")
     lists = {"mean": reader.mean.tolist(), "std": reader.std.tolist(), "levels": levels, "step": step}
@@ -91,7 +91,7 @@ def _reader_of(words: Mapping[str, Any]) -> TableReader:
     columns = {name: tuple(value) if isinstance(value, list) else value for name, value in columns.items()}
     step = words["step"]
     if isinstance(step, dict):
-        step = np.timedelta64(step["nanoseconds"], "ns")
+        step = np.timedelta64(step["nanoseconds"], "ns").astype(f"timedelta64[{step.get('unit', 'ns')}]")
     return TableReader(
         Columns(**columns),
         tuple(words["features"]),
