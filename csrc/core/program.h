@@ -16,7 +16,7 @@ struct Span {
     const T& operator[](int64_t i) const { return data[i]; }
 };
 
-inline constexpr int64_t program_format = 10;  // of the code: that of vrnn_fast/cell/encode.py
+inline constexpr int64_t program_format = 11;  // of the code: that of vrnn_fast/cell/encode.py
 
 // An enum whose numbers are the encoding, and the names of its members, "a, b, c", which a test compares with Python's.
 #define VRNN_ENCODED(Enum, ...)                \
@@ -28,7 +28,7 @@ VRNN_ENCODED(Activation, relu, leaky_relu, tanh, elu, identity, silu, gelu);
 VRNN_ENCODED(Cell, gru, lstm, rnn);
 VRNN_ENCODED(Loss, bernoulli, gaussian, external);
 VRNN_ENCODED(StdKind, plain, softplus, exponential);
-VRNN_ENCODED(Keep, never, stored, always);  // a buffer from forward to backward; stored ones unless told to recompute
+VRNN_ENCODED(Keep, never, if_small, stored, always);  // a buffer from forward to backward
 // What forward gives of each row, (T, B, width): the numbers by which backward knows their gradients.
 VRNN_ENCODED(Output, nll, kl, z, mean, std, prior_mean, prior_std, raw);
 

@@ -174,6 +174,9 @@ Steps<T> particles_in(const Tensor& t) {
     return {data<std::remove_const_t<T>>(t), t.size(1) * t.size(2), 1};
 }
 
+// Elements behind the last row that is saved, since kernels read whole vectors: SLACK of executors/cpu/operators.py.
+inline constexpr int64_t saved_slack = 64;
+
 // What all calls have in common. Keeps alive what the launch points to.
 template <class T>
 struct Call {
@@ -216,16 +219,19 @@ struct Call {
         if (given.mask) launch.mask = kept<const uint8_t>(mask, *given.mask);
     }
 
-    // Lays the buffers that backward needs out in `saved`, which has room for `size` elements.
+    // Lays the buffers that backward needs out in `saved`, and all that it would compute again where there is room: it
+    // has `size` elements.
     void keep(T* saved, int64_t size, bool recompute) {
         launch.saved = saved;
+        Keep least = recompute ? Keep::always : Keep::stored;
+        if (!recompute && kept(Keep::if_small) <= size - saved_slack) least = Keep::if_small;
+        STD_TORCH_CHECK(size >= kept(least), "saved must have room for ", kept(least), " elements, got ", size);
         int64_t used = 0;
         for (int64_t b = 0; b < program.buffers.size; ++b) {
-            if (program.buffers[b].keep < (recompute ? Keep::always : Keep::stored)) continue;
+            if (program.buffers[b].keep < least) continue;
             saved_offset[b] = used;
             used += launch.steps * launch.batch * program.buffers[b].stride;
         }
-        STD_TORCH_CHECK(size >= used, "saved must have room for ", used, " elements, got ", size);
     }
 
     // Whether packing the weights would take longer than it spares: the same for both directions of a call.
@@ -266,6 +272,14 @@ struct Call {
     }
 
   private:
+    // Elements of the buffers that are kept so long, or longer.
+    int64_t kept(Keep least) const {
+        int64_t used = 0;
+        for (const Buffer& b : program.buffers)
+            if (b.keep >= least) used += launch.steps * launch.batch * b.stride;
+        return used;
+    }
+
     template <class U>
     static Steps<U> kept(std::optional<Tensor>& own, const Tensor& given) {
         own = with_dense_rows(given);

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 from unittest import mock
 
@@ -59,15 +60,35 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
 
 
+class Kept(Enum):
+    """What forward keeps for backward."""
+
+    ALL = "all"
+    OF_THE_SCAN = "of the scan"
+    STATES = "states"
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what backward reads pass for large, so that all but the scan is computed again."""
+    monkeypatch.setattr(operators, "SMALL", 0)
+
+
+@pytest.fixture(params=Kept, ids=lambda kept: kept.value)
+def kept(request: pytest.FixtureRequest) -> Kept:
+    if request.param is Kept.OF_THE_SCAN:
+        request.getfixturevalue("large")
+    return Kept(request.param)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("lengths", [None, RAGGED], ids=["full", "ragged"])
 @pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
 def test_every_build(
-    isa: str, dtype: torch.dtype, cell: str, recompute: bool, lengths: list[int] | None, likelihood: dict[str, object]
+    isa: str, dtype: torch.dtype, cell: str, kept: Kept, lengths: list[int] | None, likelihood: dict[str, object]
 ) -> None:
     spec = CellSpec(5, 19, 3, cell=cell, **DEEP, **likelihood)
-    assert_obeys_the_law(spec, 7, 5, lengths, executor=cpu, dtype=dtype, recompute=recompute)
+    assert_obeys_the_law(spec, 7, 5, lengths, executor=cpu, dtype=dtype, recompute=kept is Kept.STATES)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -91,6 +112,7 @@ STDS = (
 )
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("std", STDS, ids=lambda std: std.kind)
 def test_every_standard_deviation(isa: str, dtype: torch.dtype, std: Std) -> None:
     for recompute in (False, True):
@@ -98,6 +120,7 @@ def test_every_standard_deviation(isa: str, dtype: torch.dtype, std: Std) -> Non
         assert_obeys_the_law(spec, 6, 4, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("prior", [{"residual": True}, {"prior": None}], ids=["residual", "standard normal"])
 @pytest.mark.parametrize("nets", [{}, DEEP], ids=["flat", "deep"])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
@@ -109,6 +132,7 @@ def test_every_prior(
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("nonlinearity", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias: bool) -> None:
@@ -117,6 +141,7 @@ def test_every_simple_cell(isa: str, dtype: torch.dtype, nonlinearity: str, bias
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", FAMILY)
 def test_the_whole_family(isa: str, member: str, cell: str) -> None:
@@ -126,6 +151,7 @@ def test_the_whole_family(isa: str, member: str, cell: str) -> None:
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=torch.float32, recompute=recompute, draws=4)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", FAMILY)
 def test_the_whole_family_without_a_hidden_layer(dtype: torch.dtype, member: str, cell: str) -> None:
@@ -134,6 +160,7 @@ def test_the_whole_family_without_a_hidden_layer(dtype: torch.dtype, member: str
         assert_obeys_the_law(spec, 7, 5, RAGGED, executor=cpu, dtype=dtype, recompute=recompute, draws=4)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("likelihood", [{}, GAUSSIAN], ids=["bernoulli", "gaussian"])
@@ -144,6 +171,7 @@ def test_resets_and_masks(isa: str, dtype: torch.dtype, cell: str, layers: int, 
         assert_obeys_the_law(spec, 7, 5, lengths, resets=True, mask=True, **options)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_resets_to_an_initial_state(isa: str, dtype: torch.dtype, cell: str, layers: int) -> None:
@@ -164,6 +192,7 @@ def test_every_depth(dtype: torch.dtype, network: str, depth: int, bias: bool) -
         assert_obeys_the_law(CellSpec(4, 10, 3, cell=cell, bias=bias, **nets), 5, 3, executor=cpu, dtype=dtype)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_no_hidden_layer_at_all(isa: str, dtype: torch.dtype, cell: str) -> None:
     for recompute in (False, True):
@@ -179,6 +208,7 @@ def test_odd_sizes(isa: str, size: int) -> None:
             assert_obeys_the_law(CellSpec(size, size, size, **widths), steps, batch, executor=cpu, dtype=dtype)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("lengths", [None, [2, 0], [0, 0]], ids=["every step", "an idle sequence", "no step"])
 @pytest.mark.parametrize("member", ["all at once", "conditioned everywhere"])
 def test_calls_of_few_rows(isa: str, dtype: torch.dtype, member: str, lengths: list[int] | None) -> None:
@@ -238,6 +268,7 @@ def test_masks_stop_infinity(isa: str, dtype: torch.dtype) -> None:
     assert_masks_stop_infinity(cpu, dtype)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("decoder", [(), (6,)], ids=["flat", "deep"])
 @pytest.mark.parametrize("widths", [(1,), (40, 40, 7), (3, 17, 1, 33)])
 def test_heads_of_any_width(isa: str, dtype: torch.dtype, widths: tuple[int, ...], decoder: tuple[int, ...]) -> None:
@@ -288,6 +319,23 @@ def test_backward_on_another_number_of_threads(before: int, after: int, recomput
         assert torch.equal(other[name], value), name
 
 
+def test_all_is_kept_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, rows = CellSpec(5, 19, 3, **DEEP), 7 * 5
+    program, parameters = encode(spec), [torch.randn(p.shape, requires_grad=True) for p in spec.parameters()]
+    given = Batch(torch.rand(7, 5, 5), torch.randn(7, 5, 3), (torch.zeros(5, 19),))
+
+    def saved(recompute: bool = False) -> int:
+        want = Want(recompute=recompute)
+        return operators.forward(program, None, given, parameters, None, want).saved.numel()
+
+    assert program.saved_recompute < program.saved < program.saved_small
+    monkeypatch.setattr(operators, "SMALL", rows * program.saved_small * 4)
+    largest = saved()
+    assert largest - saved(recompute=True) == rows * (program.saved_small - program.saved_recompute)
+    monkeypatch.setattr(operators, "SMALL", rows * program.saved_small * 4 - 1)
+    assert largest - saved() == rows * (program.saved_small - program.saved)
+
+
 def test_the_deepest_model_that_can_be_described() -> None:
     deepest = (1,) * MOST_DEPTH
     networks = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"), deepest)
@@ -319,12 +367,9 @@ def test_strides_of_either_layout() -> None:
         assert torch.equal(t, expected[name]), name
 
 
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("member", [None, "all at once", "packed deep heads", "no z, the rest"])
-def test_every_element_is_written_and_none_is_read_before(
-    isa: str, cell: str, recompute: bool, member: str | None
-) -> None:
+def test_every_element_is_written_and_none_is_read_before(isa: str, cell: str, kept: Kept, member: str | None) -> None:
     """With fresh memory full of NaN, a forgotten output and a read of unwritten scratch both show.
 
     Scratch is what the launch before has left: one on NaN leaves NaN.
@@ -333,14 +378,14 @@ def test_every_element_is_written_and_none_is_read_before(
     spec = CellSpec(**sizes, **DEEP) if member is None else CellSpec(**{**sizes, **DEEP, **FAMILY[member]})
     flags = {"resets": member is not None, "mask": member is not None}
     problem, ruined = (Problem.draw(spec, 7, 5, RAGGED, **flags) for _ in range(2))
-    expected = problem.run(cpu, torch.float32, recompute=recompute)
+    expected = problem.run(cpu, torch.float32, recompute=kept is Kept.STATES)
     for t in ruined.inputs.values():
         t.fill_(float("nan"))
-    ruined.run(cpu, torch.float32, recompute=recompute)
+    ruined.run(cpu, torch.float32, recompute=kept is Kept.STATES)
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all(), "fresh memory is not poisoned"
-        poisoned = problem.run(cpu, torch.float32, recompute=recompute)
+        poisoned = problem.run(cpu, torch.float32, recompute=kept is Kept.STATES)
     finally:
         torch.use_deterministic_algorithms(False)
     for name, t in poisoned.items():
@@ -558,6 +603,7 @@ def test_the_three_parts_hold_what_they_promise() -> None:
     kept = {keep: {b.name for b in program.buffers if b.keep == keep} for keep in Keep}
     assert kept[Keep.ALWAYS] == {"h.0"}
     assert kept[Keep.STORED] == {"pre", "posterior.1"}
+    assert kept[Keep.NEVER] == {"x", "eps"}
     assert not any(getattr(getattr(s, "source", None), "buffer", None) == "h.0" for s in program.before)
     for stage in program.stages:
         for value in vars(stage).values():

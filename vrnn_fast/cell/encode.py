@@ -52,7 +52,7 @@ CELLS = ("gru", "lstm", "rnn")
 LIKELIHOODS = ("bernoulli", "gaussian", "external")
 STD_KINDS = ("plain", "softplus", "exponential")
 LARGEST = 3.4028234663852886e38  # float32: a clamp that clamps nothing
-FORMAT = 10  # of the code and of what forward saves: compiled graphs are cached by it
+FORMAT = 11  # of the code and of what forward saves: compiled graphs are cached by it
 
 
 class Program(NamedTuple):
@@ -61,6 +61,7 @@ class Program(NamedTuple):
     code: list[int]
     constants: list[float]
     saved: int  # elements that forward keeps for backward per (time step, sequence)
+    saved_small: int  # the same where all of it is small
     saved_recompute: int  # the same where everything else is recomputed
 
 
@@ -165,4 +166,4 @@ def encode(spec: CellSpec, kind: ProgramKind = "inference") -> Program:
     def saved(least: Keep) -> int:
         return sum(stride(b.width) for b in program.buffers if b.keep >= least)
 
-    return Program(code, writer.constants, saved(Keep.STORED), saved(Keep.ALWAYS))
+    return Program(code, writer.constants, saved(Keep.STORED), saved(Keep.IF_SMALL), saved(Keep.ALWAYS))

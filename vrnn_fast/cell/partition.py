@@ -371,7 +371,9 @@ def partition(spec: CellSpec) -> Partition:
     weigh.extend([*stages, Likelihood(raw, spec.likelihood, spec.output_std)])
     if filtered:
         scan.append(Resample())
-    return Partition(tuple(draft.buffers.values()), tuple(before), tuple(scan), tuple(after))
+    given = "x", "eps", "cond"
+    buffers = (b if b.name in given else replace(b, keep=max(b.keep, Keep.IF_SMALL)) for b in draft.buffers.values())
+    return Partition(tuple(buffers), tuple(before), tuple(scan), tuple(after))
 
 
 def generation(spec: CellSpec, *, mean: bool) -> Partition:

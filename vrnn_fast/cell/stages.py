@@ -182,13 +182,14 @@ def forgotten(stage: NoReturn) -> NoReturn:
 class Keep(IntEnum):
     """Which buffers survive from the forward to the backward launch; the others are computed again.
 
-    Given the states, no stage depends on an earlier time step. What can be had again without the scan always is: for a
-    tenth more arithmetic, less than half of the memory.
+    Given the states, no stage depends on an earlier time step. What can be had again without the scan is, once it would
+    be large: for a tenth more arithmetic, less than half of the memory.
     """
 
     NEVER = 0
-    STORED = 1  # unless the user asks for recomputation
-    ALWAYS = 2
+    IF_SMALL = 1  # where an executor finds all of them together small
+    STORED = 2  # unless the user asks for recomputation
+    ALWAYS = 3
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ...cell.encode import Program
 from ...ops import LIBRARY, ops
 from ..base import PER_STEP, Batch, Want
 from . import fakes, gradients
-from .gradients import Eager, below_autograd, overload
+from .gradients import apply, below_autograd, overload
 from .schema import ForwardResult
 
 
@@ -77,6 +77,7 @@ def chosen_isa() -> str:
 
 
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
+SMALL = 1 << 26  # bytes of all that backward reads, up to which nothing is computed again
 
 
 def forward(
@@ -95,7 +96,7 @@ def forward(
     saved: int | SymInt = 0
     if wants_grad:
         rows = batch.x.shape[0] * batch.x.shape[1]
-        saved = rows * (program.saved_recompute if want.recompute else program.saved) + SLACK
+        saved = rows * _kept(program, want, rows, batch.x.element_size()) + SLACK
     code = (program.code, program.constants) if number is None else ([number], [])
     options = (*code, saved, want.recompute, want.prior, want.raw, batch.threshold)
     sequences, state = batch.sequences, batch.state
@@ -104,9 +105,18 @@ def forward(
     if not wants_grad:
         weights = ([], packed.weights) if packed is not None else (list(parameters), None)
         return ForwardResult(*below_autograd("forward", *sequences, list(state), *weights, *options))
-    flat = Eager.apply(*sequences, len(state), options, *state, *parameters)  # type: ignore[no-untyped-call]
+    flat = apply(*sequences, len(state), options, *state, *parameters)
     per_step, final, last = flat[: len(PER_STEP)], flat[len(PER_STEP) : -2], flat[-2:]
     return ForwardResult._make((*per_step, list(final), *last))
+
+
+def _kept(program: Program, want: Want, rows: int | SymInt, element_size: int) -> int:
+    """Count the elements that forward keeps for backward per row. Of a number of rows that is traced, the answer for
+    many, or what is compiled would be for few alone."""
+    if want.recompute:
+        return program.saved_recompute
+    small = isinstance(rows, int) and rows * program.saved_small * element_size <= SMALL
+    return program.saved_small if small else program.saved
 
 
 def generate(
