@@ -13,9 +13,12 @@ from torch import Tensor
 Resampling = Literal["systematic", "stratified", "multinomial"]
 
 
+_WIDE = torch.float32, torch.float64  # of these a conversion to the same is some 1 % of a single step
+
+
 def widened(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 at least: a precision to add up many elements in, and to draw uniforms in."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in _WIDE else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def uniforms(
