@@ -95,7 +95,7 @@ class VRNN(Answers, nn.Module):
             name insists on that one (:func:`vrnn_fast.backends` has them). May be reassigned at any time.
         recompute: keep only the states for the backward pass, and compute the rest again: less memory, and numbers that
             are the same but for rounding. Without it, too, what does not hang on the scan is computed again, on the CPU
-            from 64 MiB on.
+            where all would be more than 512 MiB.
         check_values: look for NaN and infinity in x and cond, and for what is outside of the likelihood's support in x,
             at every call, at real steps, and name the first. Costs one more pass over them, and a wait on a GPU.
             Without it a NaN reaches all results of its row from its step on, the loss and so every gradient; the

@@ -1,6 +1,7 @@
 // Every tuning decision of the CPU executor.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace vrnn::tuning {
@@ -31,5 +32,9 @@ inline constexpr int64_t summed_by_one = 2;      // shards, up to which one thre
 inline constexpr int64_t unpacked_rows = 4;      // of a call, up to which packing takes longer than it spares
 
 inline constexpr int64_t most_kept_bytes = int64_t{16} << 20;  // of scratch that outlives a call
+
+// What forward saves is used again by the next call: malloc itself keeps what is smaller, nobody what is larger.
+inline constexpr size_t least_recycled_bytes = size_t{30} << 20;
+inline constexpr size_t most_recycled_bytes = size_t{512} << 20;
 
 }  // namespace vrnn::tuning

@@ -19,6 +19,7 @@
 #include "cpu/features.h"
 #include "namespace.h"
 #include "programs.h"
+#include "recycled.h"
 #include "tensors.h"
 #include "watch.h"
 
@@ -79,11 +80,8 @@ Forward forward_of(const Known& known, const Batch& batch, const Weights& weight
 
     const bool save = want.saved_size > 0;
     const Fresh<T> fresh(x);
-    const Tensor saved = fresh({save ? want.saved_size + known.packed_size() : 0});
-    if (save) {
-        in_large_pages(data<T>(saved), want.saved_size * sizeof(T));
-        call.keep(data<T>(saved), want.saved_size, want.recompute);
-    }
+    const Tensor saved = fresh.filled(recycled(x, save ? want.saved_size + known.packed_size() : 0));
+    if (save) call.keep(data<T>(saved), want.saved_size, want.recompute);
     Outputs found;
     for_outputs([&](Output o) {
         const bool prior = o == Output::prior_mean || o == Output::prior_std;

@@ -52,7 +52,10 @@ class Fresh {
         : like_(like), filled_(std::isnan(*data<T>(torch::stable::new_empty(like, {1})))) {}
     template <size_t n>
     Tensor operator()(const int64_t (&sizes)[n]) const {
-        Tensor made = empty(like_, sizes);
+        return filled(empty(like_, sizes));
+    }
+    // What is to be written anew, as fresh memory is.
+    Tensor filled(Tensor made) const {
         if (filled_) std::fill_n(data<T>(made), made.numel(), std::numeric_limits<T>::quiet_NaN());
         return made;
     }

@@ -336,6 +336,33 @@ def test_all_is_kept_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest - saved() == rows * (program.saved_small - program.saved)
 
 
+def test_large_memory_is_used_again() -> None:
+    """Of what forward saves, by one call after the other, and as fresh as fresh memory."""
+    spec, steps, batch = CellSpec(5, 19, 3, **DEEP), 160, 256
+    program, parameters = encode(spec), [torch.randn(p.shape, requires_grad=True) for p in spec.parameters()]
+    given = Batch(torch.rand(steps, batch, 5), torch.randn(steps, batch, 3), (torch.zeros(batch, 19),))
+
+    def saved() -> Tensor:
+        return operators.forward(program, None, given, parameters, None, Want()).saved
+
+    first = saved()
+    where, values = first.data_ptr(), first.clone()
+    assert first.numel() * 4 > 32 << 20
+    second = saved()
+    assert second.data_ptr() != where, "somebody has it still"
+    del first, second
+    again = [saved().data_ptr() for _ in range(2)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        poisoned = saved()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert poisoned.isnan().any()
+    assert torch.equal(poisoned.nan_to_num(0), values.where(~poisoned.isnan(), 0))
+    if torch.__version__ >= (2, 11):
+        assert again[0] == again[1] == poisoned.data_ptr()
+
+
 def test_the_deepest_model_that_can_be_described() -> None:
     deepest = (1,) * MOST_DEPTH
     networks = dict.fromkeys(("phi_x", "phi_z", "encoder", "prior", "decoder", "head_layers"), deepest)

@@ -77,7 +77,7 @@ def chosen_isa() -> str:
 
 
 SLACK = 64  # elements: kernels read whole vectors, so the last row needs some room behind it
-SMALL = 1 << 26  # bytes of all that backward reads, up to which nothing is computed again
+SMALL = 512 << 20  # bytes of all that backward reads, up to which nothing is computed again
 
 
 def forward(
