@@ -33,8 +33,7 @@ inline constexpr int64_t unpacked_rows = 4;      // of a call, up to which packi
 
 inline constexpr int64_t most_kept_bytes = int64_t{16} << 20;  // of scratch that outlives a call
 
-// What forward saves is used again by the next call: malloc itself keeps what is smaller, nobody what is larger.
-inline constexpr size_t least_recycled_bytes = size_t{30} << 20;
-inline constexpr size_t most_recycled_bytes = size_t{512} << 20;
+inline constexpr size_t least_recycled_bytes = size_t{1} << 20;   // of what forward saves: the next call uses it again,
+inline constexpr size_t most_recycled_bytes = size_t{512} << 20;  // and up to so much stays meanwhile
 
 }  // namespace vrnn::tuning

@@ -422,6 +422,10 @@ std::vector<int64_t> flops(int64_t number) {
     return {all, of_x, of_cond, again};
 }
 
+int64_t release_memory() {
+    return static_cast<int64_t>(Blocks::all().release());
+}
+
 std::vector<int64_t> launch_counts() {
     std::vector<int64_t> counts;
     for (const Build& build : builds)
@@ -491,6 +495,7 @@ VRNN_FAST_LIBRARY(VRNN_FAST_NAMESPACE, m) {
     m.def("watch(Tensor[] tensors) -> int");
     m.def("unchanged(int watch, bool thorough) -> bool");
     m.def("unwatch(int watch) -> int");
+    m.def("release_memory() -> int");
     m.def("launch_counts() -> int[]");
     m.def("chosen_isa() -> str");
 }
@@ -513,6 +518,7 @@ VRNN_FAST_LIBRARY_IMPL(VRNN_FAST_NAMESPACE, CompositeExplicitAutograd, m) {
     m.impl("flops", TORCH_BOX(&flops));
     m.impl("unchanged", TORCH_BOX(&unchanged));
     m.impl("unwatch", TORCH_BOX(&unwatch));
+    m.impl("release_memory", TORCH_BOX(&release_memory));
     m.impl("launch_counts", TORCH_BOX(&launch_counts));
     m.impl("chosen_isa", TORCH_BOX(&chosen_isa));
 }

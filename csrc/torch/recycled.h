@@ -49,6 +49,17 @@ class Blocks {
         ::operator delete(block.data, alignment);
     }
 
+    // Hands what is kept back, and tells how many bytes that is.
+    size_t release() {
+        Block block;
+        {
+            const std::lock_guard lock(mutex_);
+            std::swap(block, kept_);
+        }
+        ::operator delete(block.data, alignment);
+        return block.bytes;
+    }
+
   private:
     static constexpr std::align_val_t alignment{64};
     std::mutex mutex_;

@@ -359,8 +359,12 @@ def test_large_memory_is_used_again() -> None:
         torch.use_deterministic_algorithms(False)
     assert poisoned.isnan().any()
     assert torch.equal(poisoned.nan_to_num(0), values.where(~poisoned.isnan(), 0))
+    assert operators.release_memory() == 0, "somebody has it"
     if torch.__version__ >= (2, 11):
         assert again[0] == again[1] == poisoned.data_ptr()
+        size = 4 * poisoned.numel()
+        del poisoned
+        assert operators.release_memory() >= size
 
 
 def test_the_deepest_model_that_can_be_described() -> None:

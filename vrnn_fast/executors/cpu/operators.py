@@ -67,6 +67,12 @@ def launch_counts() -> dict[str, int]:
     return dict(zip(names, ops.launch_counts(), strict=False))
 
 
+def release_memory() -> int:
+    """Release the memory of the last large training call, which the next one would use again. Return its bytes, at
+    most 512 MiB; 0 if the extension is not loaded."""
+    return int(ops.release_memory()) if hasattr(ops, "release_memory") else 0
+
+
 def chosen_isa() -> str:
     """Return the instruction set that the next CPU launch uses.
 
