@@ -68,7 +68,7 @@ def launch_counts() -> dict[str, int]:
 
 
 def release_memory() -> int:
-    """Release the memory of the last large training call, which the next one would use again. Return its bytes, at
+    """Give back the memory of the last large training call, which the next one would use again. Return its bytes, at
     most 512 MiB; 0 if the extension is not loaded."""
     return int(ops.release_memory()) if hasattr(ops, "release_memory") else 0
 
