@@ -92,7 +92,7 @@ def compiled(
     amd = chip.startswith("gfx")
     target = GPUTarget("hip", chip, 64) if amd else GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    found = triton.compile(source, target=target, options=options(config.warps))
+    found = triton.compile(source, target=target, options=options(config.warps, amd=amd))
     if amd:
         counts = (re.search(rf"\.{name}:\s*(\d+)", found.asm["amdgcn"]) for name in ("vgpr_count", "vgpr_spill_count"))
         registers, spilled = (int(count[1]) if count else 0 for count in counts)

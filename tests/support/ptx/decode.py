@@ -638,5 +638,5 @@ _INSTRUCTIONS: dict[str, Callable[[Decoder], Step]] = {
     "ldmatrix": _matrix, "stmatrix": _matrix, "mma": _product,
     "bra": _branch, "bar": _barrier, "barrier": _barrier, "fence": _fence, "membar": _fence,
     "ret": lambda d: Block.end, "exit": lambda d: Block.end, "trap": _trap,
-    "nanosleep": lambda d: lambda block, lanes: None,
+    **dict.fromkeys(("nanosleep", "pmevent"), lambda d: lambda block, lanes: None),
 }  # fmt: skip

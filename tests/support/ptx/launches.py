@@ -119,7 +119,7 @@ def _compile(
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     with knobs.runtime.scope():
         knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
-        found = triton.compile(source, target=target, options=options(warps))
+        found = triton.compile(source, target=target, options=options(warps, amd=False))
     return found.asm["ptx"], found.metadata.shared
 
 

@@ -35,6 +35,7 @@ from .operations import (
     Compute,
     Expression,
     Leave,
+    Operand,
     Operation,
     RowNumber,
     Spread,
@@ -46,6 +47,7 @@ from .operations import (
     compute,
     forth,
     gradient,
+    operand_of,
     scaling_of,
     value,
     variable,
@@ -107,8 +109,10 @@ def _dense_forward(plan: Plan, stage: Dense) -> Iterator[Operation]:
     if stage.bias is not None:
         yield from (Spread(makes=(tile.name,), reads=(bias_of(matrix, tile),)) for tile in targets)
     for source in plan.tiles_of(stage.source):
+        own = operand_of(matrix, source)
+        yield Operand(makes=(own,), reads=(source.name,))
         for target in targets:
-            yield forth(target.name, weights_of(matrix, target, source), source.name)
+            yield forth(target.name, weights_of(matrix, target, source), own)
     yield Whole(tiles=targets)
 
 

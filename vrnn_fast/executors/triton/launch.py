@@ -310,7 +310,7 @@ class Launch(Call):
 
         launches[way] += 1
         with on(self.given.x.device):
-            kernel[(programs,)](**arguments, **options(self.config.warps))
+            kernel[(programs,)](**arguments, **options(self.config.warps, amd=self.chip.amd))
 
 
 class _Timed(Launch):

@@ -21,6 +21,7 @@ __all__ = [  # kernels know them by functions.py
     "number",
     "only",
     "operand",
+    "operands",
     "pack",
     "pack_bias",
     "place",
@@ -62,6 +63,9 @@ def _store_pair(kind: str) -> tl.constexpr:
 LOAD_16, LOAD_32, LOAD_64 = map(_load, (16, 32, 64))
 STORE_16, STORE_32, STORE_64 = map(_store, (16, 32, 64))
 STORE_PAIR_FP16, STORE_PAIR_BF16 = map(_store_pair, ("f16", "bf16"))
+# Needs a sum where it stands, for an event that nobody looks at, and that no sum makes: none is such a NaN.
+DONE = tl.constexpr("{ .reg .pred %odd; setp.eq.b32 %odd, $0, 0x7fc0dead; @%odd pmevent 0; }")
+COMPILED = tl.constexpr(not INTERPRETED)
 WIDEN = tl.constexpr(INTERPRETED)  # triton 3.9's interpreter multiplies the bits of bfloat16 operands
 
 
@@ -299,17 +303,41 @@ def operand(tile, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def product(source, weights, total, PRECISION: tl.constexpr):
+def opaque(tile, ASM: tl.constexpr, PTX: tl.constexpr):
+    """Return a tile whose origin the compiler does not see, behind instructions ``ASM`` of PTX on each element."""
+    if not COMPILED:
+        return tile
+    elif PTX:
+        return tl.inline_asm_elementwise(ASM, "=r,0", [tile], tile.dtype, False, 1)
+    else:
+        return tl.inline_asm_elementwise("", "=v,0", [tile], tile.dtype, False, 1)
+
+
+@triton.jit
+def operands(tile, weights, PTX: tl.constexpr):
+    """Return a tile as the products of one stage take it. Of float32, an operand takes up to a register of each thread
+    for each column: of a tile that several stages multiply, the compiler would make one, and hold it from the first
+    stage to the last."""
+    return opaque(tile, "", PTX) if weights.dtype.element_ty == tl.float32 else tile
+
+
+@triton.jit
+def product(source, weights, total, PRECISION: tl.constexpr, PTX: tl.constexpr = None):
     """Compute total + source @ weights, operands in the weights' dtype, sums in float32. ``total`` may be None. Weights
-    are operands already."""
+    are operands already.
+
+    With a ``PTX``, as in :func:`load`, sums of float32 are done when the next barrier comes. The compiler would put
+    them off to where they are needed, and hold their operands, which it must read before that barrier.
+    """
     source = operand(source.to(weights.dtype), PRECISION)
     if WIDEN:
         source = source.to(tl.float32)
         weights = weights.to(tl.float32)
     if total is None:
-        return tl.dot(source, weights, input_precision=PRECISION)
+        total = tl.dot(source, weights, input_precision=PRECISION)
     else:
-        return tl.dot(source, weights, total, input_precision=PRECISION)
+        total = tl.dot(source, weights, total, input_precision=PRECISION)
+    return opaque(total, DONE, PTX) if PTX is not None and weights.dtype == tl.float32 else total
 
 
 # ---- weights

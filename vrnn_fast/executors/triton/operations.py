@@ -145,6 +145,11 @@ class Spread(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Operand(Operation):
+    """Take a tile as the products of one stage do."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TileProduct(Operation):
     """Add to ``total`` the product of a tile and its weights. A sum has ``begun`` unless this is the first of it."""
 
@@ -201,6 +206,11 @@ def load(name: str, found: Access) -> Load:
 
 def store(name: str, found: Access) -> Store:
     return Store(reads=(name,), arguments=(found.pointer,), access=found)
+
+
+def operand_of(matrix: Matrix, source: Tile) -> str:
+    """Name the variable of a tile as a stage's products take it."""
+    return f"{source.name}_of_{matrix.number}"
 
 
 def weights_of(matrix: Matrix, target: Tile, source: Tile) -> str:

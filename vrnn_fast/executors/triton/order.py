@@ -15,6 +15,7 @@ from .operations import (
     Fetch,
     Leave,
     Load,
+    Operand,
     Operation,
     Share,
     Spread,
@@ -104,7 +105,7 @@ def late(operations: Iterable[Operation]) -> list[Operation]:
 
     for operation in operations:
         name = (operation.makes or operation.reads)[0]
-        if isinstance(operation, Fetch | Spread | TileProduct) or (isinstance(operation, Store) and name in waiting):
+        if isinstance(operation, Fetch | Spread | Operand | TileProduct) or (isinstance(operation, Store) and name in waiting):
             waiting.setdefault(name, []).append(operation)
         else:
             write(operation)

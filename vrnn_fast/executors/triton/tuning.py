@@ -30,7 +30,7 @@ MOST_REGISTERS = 255  # of a thread
 MOST_BY_THREADS = 320  # by an estimate that is large for what threads multiply: beyond 255 if nothing else fits
 MOST_ON_AMD = 150  # of 16 bits, by an estimate that counts half of them: its compiler gives all columns to every warp
 MOST_IN_TF32 = 180  # of a scan, where operands are large
-MOST_AHEAD = {"16 bits": (200, 262), "tf32": (160, 200), "threads": (200, 200)}  # where a step reads ahead of the next
+MOST_AHEAD = {"16 bits": (200, 262), "tf32": (160, 180), "threads": (200, 200)}  # where a step reads ahead of the next
 # one, both ways, or forward alone: nothing should spill for that, and of 16 bits two wait in a register
 MOST_COLUMNS = 1024  # of a buffer, beyond which the launch's other phases leave no register for that
 MOST_MULTIPLY_ADDS = 3600  # of a thread in a step, where they are not the tensor cores': beyond, it spills

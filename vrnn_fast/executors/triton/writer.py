@@ -6,7 +6,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from .operations import Access, Compute, Load, LoopPart, Operation, RowNumber, Share, Spread, Store, TileProduct, Weight
+from .operations import (
+    Access,
+    Compute,
+    Load,
+    LoopPart,
+    Operand,
+    Operation,
+    RowNumber,
+    Share,
+    Spread,
+    Store,
+    TileProduct,
+    Weight,
+)
 
 Reads: TypeAlias = Literal["a step ahead", "at the start", "where needed"]  # when a step reads from memory
 
@@ -63,8 +76,10 @@ class Printer:
                 return (f"on.store({access.pointer}, row, {rows}, {tile}, {access.columns(self.direct(access, 'w'))})",)
             case Spread(makes=(total,), reads=(bias,)):
                 return (f"{total} = on.spread({bias}, ROWS)",)
+            case Operand(makes=(own,), reads=(tile,)):
+                return (f"{own} = on.operands({tile}, weights, PTX)",)
             case TileProduct(total=total, source=source, weights=weights, begun=begun):
-                return (f"{total} = on.product({source}, {weights}, {total if begun else None}, PRECISION)",)
+                return (f"{total} = on.product({source}, {weights}, {total if begun else None}, PRECISION, PTX)",)
             case Share(total=total, expression=expression, begun=begun):
                 return (f"{total} = {f'{total} + ' if begun else ''}{expression}",)
             case _:
