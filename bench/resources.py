@@ -67,7 +67,8 @@ def compiled(
     particles: int = 1,
     ragged: bool = False,
 ) -> Resources:
-    """Compile a kernel for a chip that need not be there; ``ragged``, for batches with lengths, resets and masks."""
+    """Compile a kernel with a scan for a chip that need not be there; ``ragged``, for batches with lengths, resets and
+    masks."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -89,10 +90,10 @@ def compiled(
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
     }
-    amd = chip.startswith("gfx")
+    amd, most = chip.startswith("gfx"), tuning.told("forward", dtype.itemsize, CHIPS[chip])
     target = GPUTarget("hip", chip, 64) if amd else GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    found = triton.compile(source, target=target, options=options(config.warps, amd=amd))
+    found = triton.compile(source, target=target, options=options(config.warps, most))
     if amd:
         counts = (re.search(rf"\.{name}:\s*(\d+)", found.asm["amdgcn"]) for name in ("vgpr_count", "vgpr_spill_count"))
         registers, spilled = (int(count[1]) if count else 0 for count in counts)

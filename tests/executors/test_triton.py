@@ -313,17 +313,17 @@ def test_where_threads_multiply_tiles_are_narrow_and_where_they_would_spill_low(
         assert all((config.widest == tuning.NARROW) == narrow and config.beside == BESIDE for config in found)
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_the_default_model_runs_in_full_float32(chip: str) -> None:
+def test_the_default_model_runs_in_full_float32_but_on_amd() -> None:
+    """Whose compiler spills 144 registers of the scan of 8 rows, and 137 in reverse."""
     spec = VRNN(28, 100, 16, device="meta", backend="reference").spec
-    for precision in ("ieee", "tf32"):
-        assert tuning.misfit(spec, 4, CHIPS[chip], precision) is None
+    for chip in CHIPS.values():
+        assert tuning.misfit(spec, 4, chip, "tf32") is None
+        assert bool(tuning.misfit(spec, 4, chip)) == chip.amd
 
 
 def test_of_full_float32_amds_threads_hold_tiles_of_16_rows() -> None:
-    """Its compiler spills 643 registers of the scan of 8 rows, and none of 16."""
     spec = VRNN(88, 64, 32, device="meta", backend="reference").spec
-    assert tuning.candidates(spec, 4, CHIPS["gfx942"])[0].rows == 16
+    assert {config.rows for config in tuning.candidates(spec, 4, CHIPS["gfx942"])} == {16}
 
 
 def test_a_tile_holds_all_particles_of_a_sequence() -> None:
@@ -419,33 +419,37 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
 # ---- compilers
 
 
-SPILLED: dict[tuple[str, str, torch.dtype, int], tuple[int, int]] = {  # at most, forward and backward; N particles
-    ("sm_80", "narrow", torch.bfloat16, 1): (0, 8),  # backward 0 by triton 3.9
-    ("sm_90", "narrow", torch.bfloat16, 1): (0, 0),
-    ("sm_90", "motion", torch.bfloat16, 1): (0, 0),
-    ("sm_90", "reference", torch.bfloat16, 1): (0, 0),
-    ("gfx942", "narrow", torch.bfloat16, 1): (0, 0),
-    ("sm_80", "narrow", torch.bfloat16, 4): (0, 0),
-    ("sm_90", "narrow", torch.bfloat16, 4): (0, 0),
-    ("gfx942", "narrow", torch.bfloat16, 4): (0, 0),
-    ("sm_80", "narrow", torch.float32, 1): (0, 0),
-    ("sm_90", "narrow", torch.float32, 1): (0, 0),
+SPILLED: dict[tuple[str, str, str, int], tuple[int, int]] = {  # at most, forward and backward; operands, particles
+    ("sm_80", "narrow", "bfloat16", 1): (0, 8),  # backward 0 by triton 3.9
+    ("sm_90", "narrow", "bfloat16", 1): (0, 0),
+    ("sm_90", "motion", "bfloat16", 1): (0, 0),
+    ("sm_90", "reference", "bfloat16", 1): (0, 0),
+    ("gfx942", "narrow", "bfloat16", 1): (0, 0),
+    ("sm_80", "narrow", "bfloat16", 4): (0, 0),
+    ("sm_90", "narrow", "bfloat16", 4): (0, 0),
+    ("gfx942", "narrow", "bfloat16", 4): (0, 0),
+    ("sm_80", "narrow", "float32", 1): (0, 0),
+    ("sm_90", "narrow", "float32", 1): (0, 0),
+    ("sm_90", "motion", "float32", 1): (0, 0),
+    ("sm_90", "speech", "float32", 1): (0, 0),
+    ("sm_90", "narrow", "tf32", 4): (0, 0),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", SPILLED, ids=str)
-def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, torch.dtype, int]) -> None:
+def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, str, int]) -> None:
     from bench import resources
 
-    chip, shape, dtype, particles = case
+    chip, shape, kind, particles = case
+    dtype, precision = next(of for of in resources.OPERANDS if resources.operands(*of) == kind)
     spec = resources.spec_of(resources.SHAPES[shape], particles)
-    config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip], particles=particles)[0]
+    config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision, particles=particles)[0]
     cut = config.plan(spec)
     bound = tuning.shared_bytes(cut, config.rows, dtype.itemsize, tuning.resident(cut, config, dtype.itemsize))
-    kernels: dict[str, Any] = resources.kernels_of(spec, config, dtype)
+    kernels: dict[str, Any] = resources.kernels_of(spec, config, dtype, precision)
     for (way, kernel), spilled in zip(kernels.items(), SPILLED[case], strict=True):
-        found = resources.compiled(kernel, chip, config, dtype, "ieee", particles=particles)
+        found = resources.compiled(kernel, chip, config, dtype, precision, particles=particles)
         assert found.spilled <= spilled, (way, found)
         assert found.shared <= min(bound, CHIPS[chip].shared), (way, found)
 

@@ -29,7 +29,6 @@ _TYPES = {
     torch.int32: "i32",
     torch.int8: "i8",
 }
-SCANS = "forward", "backward", "generate"
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Launches:
     @property
     def scans(self) -> dict[str, Report]:
         """What each scan was seen to do."""
-        return {way: report for way, report in self.reports if way in SCANS}
+        return {way: report for way, report in self.reports if way in tuning.SCANS}
 
     @property
     def total(self) -> Report:
@@ -64,7 +63,7 @@ def compiled(
         types = tuple((name, _type(live[name])) for name in live)
         constants = {name: constants[name] for name in kernel.arg_names if name in constants}
         text, shared = _compile(kernel, types, tuple(constants.items()), chip, call.config.warps)
-        program = parse(edit(text) if way in SCANS else text)
+        program = parse(edit(text) if way in tuning.SCANS else text)
         memory = Memory()
         passed = [_pass(memory, name, value) for name, value in live.items()]
         passed += [0] * (len(program.parameters) - len(passed))  # triton's own scratch memory, unused
@@ -119,7 +118,7 @@ def _compile(
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     with knobs.runtime.scope():
         knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
-        found = triton.compile(source, target=target, options=options(warps, amd=False))
+        found = triton.compile(source, target=target, options=options(warps, None))
     return found.asm["ptx"], found.metadata.shared
 
 

@@ -309,8 +309,9 @@ class Launch(Call):
         from .versions import options
 
         launches[way] += 1
+        most = tuning.told(way, self.given.x.dtype.itemsize, self.chip)
         with on(self.given.x.device):
-            kernel[(programs,)](**arguments, **options(self.config.warps, amd=self.chip.amd))
+            kernel[(programs,)](**arguments, **options(self.config.warps, most))
 
 
 class _Timed(Launch):

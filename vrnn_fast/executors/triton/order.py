@@ -105,7 +105,9 @@ def late(operations: Iterable[Operation]) -> list[Operation]:
 
     for operation in operations:
         name = (operation.makes or operation.reads)[0]
-        if isinstance(operation, Fetch | Spread | Operand | TileProduct) or (isinstance(operation, Store) and name in waiting):
+        if isinstance(operation, Fetch | Spread | Operand | TileProduct) or (
+            isinstance(operation, Store) and name in waiting
+        ):
             waiting.setdefault(name, []).append(operation)
         else:
             write(operation)

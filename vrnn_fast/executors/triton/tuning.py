@@ -26,6 +26,7 @@ from ..cache import cache_directory
 from .passes import Passes, Room, passes
 from .plan import BESIDE, LEAST, Matrix, Plan, plan
 
+SCANS = "forward", "backward", "generate"  # launches with a scan
 MOST_REGISTERS = 255  # of a thread
 MOST_BY_THREADS = 320  # by an estimate that is large for what threads multiply: beyond 255 if nothing else fits
 MOST_ON_AMD = 150  # of 16 bits, by an estimate that counts half of them: its compiler gives all columns to every warp
@@ -168,6 +169,12 @@ def registers(cut: Plan, config: Config, chip: Chip) -> int:
     return 80 + 2 * columns * config.rows // (chip.lanes * config.warps)
 
 
+def told(way: str, itemsize: int, chip: Chip) -> int | None:
+    """Return how many registers the compiler is told that a thread of a launch may have; None where it chooses. Of a
+    scan in float32 it would spill for a second program beside, for which there is no shared memory."""
+    return MOST_REGISTERS if way in SCANS and itemsize == 4 and not chip.amd else None
+
+
 def most_registers(itemsize: int, chip: Chip, widest: int, *, by_threads: bool = False) -> int:
     """Return the most that an estimate may be: beyond, the compiler spills."""
     if chip.amd and itemsize == 2 and widest > NARROW:
@@ -211,7 +218,7 @@ def candidates(
     rows_of = [rows for rows in ROWS if rows >= particles][:2]
     warps_of = (256 // chip.lanes, 128 // chip.lanes)
     by_threads = itemsize == 4 and precision == "ieee"
-    if by_threads and particles <= FEWEST_ROWS:
+    if by_threads and particles <= FEWEST_ROWS and not chip.amd:  # whose compiler spills then
         rows_of.append(FEWEST_ROWS)
     uneven = itemsize == 4 and plan(spec, 64, mean, beside=BESIDE).uneven  # tiles of TF32: beside wider ones they spill
     widest_of: tuple[int, ...] = (64, 128, NARROW) if chip.amd and itemsize == 2 else (64, 128)
