@@ -15,8 +15,13 @@ def at_real(real: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def with_frames(x: Tensor, real: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """Return x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for."""
+    """Return x (T, B, X) with some real frame in the place of padding: nothing that a likelihood has no density for.
+
+    Where no row has a step, ones, which the support of each of ours holds.
+    """
     if real is None or lengths is None:
         return x
-    row = lengths.argmax(0, keepdim=True).to(x.device)  # its first step is real
-    return torch.where(real.unsqueeze(-1), x, x[0].detach().index_select(0, row))
+    most, row = lengths.to(x.device).max(0, keepdim=True)  # the first step of this row is real
+    frame = x[0].detach().index_select(0, row)
+    frame = torch.where(most > 0, frame, torch.ones_like(frame))
+    return torch.where(real.unsqueeze(-1), x, frame)
