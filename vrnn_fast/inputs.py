@@ -64,10 +64,10 @@ class Given(NamedTuple):
     mask_inputs: bool = False
 
 
-def batch_of(call: ModelCall, given: Given, particles: tuple[Size, ...] = (), *, none_real: bool = False) -> Batch:
+def batch_of(call: ModelCall, given: Given, particles: tuple[Size, ...] = (), *, none_real: bool = True) -> Batch:
     """Check what is given; eps, which may be drawn, is (T, B, *particles, Z).
 
-    With ``none_real``, all lengths may be 0.
+    Without ``none_real``, a length must be above 0.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device, layout or value, naming it.

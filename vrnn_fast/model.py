@@ -314,7 +314,7 @@ class VRNN(Answers, nn.Module):
         call, wanted = self._call(), objectives.Bound.checked(objective, num_particles, threshold, resampling)
         wanted.check_noise(eps, uniforms, generator)
         given = inputs.Given(x, lengths, state, eps, generator, cond, resets, mask, mask_inputs)
-        batch = inputs.batch_of(call, given, (wanted.particles,), none_real=True)
+        batch = inputs.batch_of(call, given, (wanted.particles,))
         call = call.for_resets(batch.resets)
         specs = self._measured if call.spec is self.spec else particles.measured(call.spec)
         return objectives.bound(call, specs, batch, wanted, uniforms, generator)

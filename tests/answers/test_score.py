@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,20 @@ from torch.distributions import Normal
 
 from tests.support.kalman import LinearGaussian, build
 from tests.support.likelihoods import Outside, Whole
-from vrnn_fast import VRNN, Categorical, GaussianMixture, Handwriting, Likelihood, Std, particles
+from vrnn_fast import (
+    VRNN,
+    Categorical,
+    FixedGaussian,
+    GaussianMixture,
+    Handwriting,
+    Likelihood,
+    Std,
+    StudentT,
+    particles,
+)
 from vrnn_fast.answers.proposal import blind, blind_spec, raw_of_one
 from vrnn_fast.cell.spec import CellSpec
+from vrnn_fast.executors.cpu import operators
 from vrnn_fast.likelihoods import standard_deviation
 
 NETS: dict[str, Any] = {"phi_x": (9,), "phi_z": (5,), "encoder": (8, 6), "prior": (7,), "decoder": (17,)}
@@ -241,6 +253,31 @@ def test_an_observation_that_cannot_be_leaves_the_next_ones_their_scores() -> No
     found = model.score(x)
     assert found[1].item() == torch.inf
     assert found[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "launches"),
+    [("bernoulli", 1), ("gaussian", 1), (FixedGaussian(), 6), (StudentT(), 6), (GaussianMixture(2), 6), (Outside(), 6)],
+)
+def test_how_many_launches_it_takes(likelihood: Any, launches: int) -> None:
+    """One, or one for each of the six steps where the likelihood is computed outside of it."""
+    model, x = model_and_data("cpu", likelihood=likelihood)
+    for answer in (model.score, lambda given: model.score(given, proposal="posterior")):
+        before = sum(operators.launch_counts().values())
+        with torch.no_grad():
+            answer(x)
+        assert sum(operators.launch_counts().values()) == before + launches
+
+
+def test_the_order_of_arguments() -> None:
+    """As the documentation calls them: those after the star are named."""
+    for answer, names in (
+        (VRNN.score, ["x", "lengths", "num_particles", "per_feature", "cond", "mask"]),
+        (VRNN.forecast, ["x", "horizon", "num_samples", "lengths", "cond"]),
+        (VRNN.impute, ["x", "mask", "num_samples", "lengths", "cond"]),
+    ):
+        every = list(inspect.signature(answer).parameters.values())[1:]
+        assert [p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD] == names
 
 
 def test_arguments() -> None:

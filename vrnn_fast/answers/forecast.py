@@ -24,7 +24,7 @@ def forecast(
     checks.integer("horizon", horizon)
     draws = draws.checked(call.like.device)
     count = num_samples if call.spec.latent_size else 1
-    batch = inputs.batch_of(call, given, (("num_samples", count),), none_real=True)
+    batch = inputs.batch_of(call, given, (("num_samples", count),))
     steps, sequences = batch.x.shape[:2]
     inputs.has_condition(call, "future_cond", future_cond)
     if future_cond is not None:

@@ -39,7 +39,7 @@ def impute(call: ModelCall, given: inputs.Given, imputation: Imputation) -> Tens
     mask = inputs.sequence(call, "mask", cast(Tensor, given.mask), *x.shape[:2], features, dtype=torch.bool)
     x = torch.where(mask, x, torch.zeros_like(x))
     seen = given._replace(x=call.turned(x), mask=given.mask if call.likelihood.takes_mask else None, mask_inputs=False)
-    batch = inputs.batch_of(call, seen, (("num_particles", count),), none_real=True)
+    batch = inputs.batch_of(call, seen, (("num_particles", count),))
     if not call.likelihood.takes_mask:
         partly = at_real(batch.real(), (mask.any(-1) != mask.all(-1)).unsqueeze(-1))
         if bool(partly.any()):

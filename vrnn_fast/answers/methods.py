@@ -36,13 +36,13 @@ class Answers:
         self,
         x: Tensor,
         lengths: Tensor | None = None,
-        *,
         num_particles: int = 16,
         per_feature: bool = False,
-        proposal: score.Proposal = "prior",
-        state: State | None = None,
         cond: Tensor | None = None,
         mask: Tensor | None = None,
+        *,
+        proposal: score.Proposal = "prior",
+        state: State | None = None,
         mask_inputs: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -91,9 +91,9 @@ class Answers:
         horizon: int,
         num_samples: int = 100,
         lengths: Tensor | None = None,
+        cond: Tensor | None = None,
         *,
         state: State | None = None,
-        cond: Tensor | None = None,
         future_cond: Tensor | None = None,
         mask: Tensor | None = None,
         mask_inputs: bool = False,
@@ -103,6 +103,7 @@ class Answers:
 
         As many particles as samples follow x, with the posterior's samples; each sample goes on from one of them, drawn
         in proportion to their weights. :meth:`VRNN.generate` with a prefix goes on from a single sample of the past.
+        What was seen takes as many launches as :meth:`score` does.
 
         Args:
             x: (T, B, X) what was seen, as in :meth:`VRNN.forward`.
@@ -131,11 +132,11 @@ class Answers:
         mask: Tensor,
         num_samples: int = 1,
         lengths: Tensor | None = None,
+        cond: Tensor | None = None,
         *,
         num_particles: int = 64,
         smoothed: bool = False,
         state: State | None = None,
-        cond: Tensor | None = None,
         mask_inputs: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:

@@ -44,7 +44,7 @@ def score(
 ) -> Tensor:
     """Compute -log p(x_t | x_<t): arguments, result and errors are those of :meth:`.Answers.score`."""
     count = scoring.num_particles
-    batch = inputs.batch_of(call, given, (("num_particles", count),), none_real=True)
+    batch = inputs.batch_of(call, given, (("num_particles", count),))
     if scoring.proposal == "prior":
         assert blinded is not None  # there is z
         call, measured = blind(call, blinded.spec), blinded.measured
