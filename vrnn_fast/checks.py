@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 Numeric = TypeVar("Numeric", bound=float | Tensor)
+MAX_SEED = 2**63 - 1
 
 
 def _captured(device: torch.device) -> bool:

@@ -27,13 +27,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from . import data
+from . import checks, data
 from .checkpoints.files import CheckpointError
 from .data import DataError, Dataset, Source
 from .data.reading import PARTS, Output, Part
 from .data.stored import Series
 from .layouts.structure import LayoutError
-from .training.config import MAX_SEED, RunError
+from .training.config import RunError
 from .training.evaluation import evaluate
 from .training.options import Options
 from .training.ranks import Ranks
@@ -59,7 +59,8 @@ Out = Annotated[Path | None, typer.Option(help="File to write, .csv or .parquet;
 ParticleCount = Annotated[int | None, typer.Option(help="Samples of the latent variables; by default train's.", min=1)]
 DeviceName = Annotated[str, typer.Option(help="Cpu, or cuda and its number.")]
 QUANTILES = 0.05, 0.25, 0.5, 0.75, 0.95
-Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=MAX_SEED)]
+Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=checks.MAX_SEED)]
+SampleSeed = Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=checks.MAX_SEED)]
 
 
 def main() -> None:
@@ -317,7 +318,9 @@ def forecast(
         Path | None, typer.Option(help="A table of what is known of the rows to come: covariates, uneven times.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Drawn for each series.", min=1)] = 200,
-    seed: Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=MAX_SEED)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=checks.MAX_SEED)
+    ] = None,
     device: DeviceName = "cpu",
     backend: BackendName = "auto",
     threads: Threads = None,
@@ -339,7 +342,9 @@ def impute(
     smoothed: Annotated[bool, typer.Option(help="By all that was observed, not only by what came before.")] = False,
     samples: Annotated[int, typer.Option(help="Whose average fills a gap; 1 is as noisy as the data.", min=1)] = 32,
     particles: ParticleCount = None,
-    seed: Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=MAX_SEED)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=checks.MAX_SEED)
+    ] = None,
     device: DeviceName = "cpu",
     backend: BackendName = "auto",
     threads: Threads = None,

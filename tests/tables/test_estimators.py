@@ -97,8 +97,8 @@ def test_counts_may_be_those_of_numpy(tmp_path: Path) -> None:
     ],
 )
 def test_each_quantile_has_a_column(quantiles: Any, said: str) -> None:
-    forecaster = Forecaster(**SMALL | {"updates": 1}, horizon=2, quantiles=quantiles).fit(waves(48))
-    for answer in (forecaster.predict, lambda given: forecaster.evaluate(given, given)):
+    forecaster = Forecaster(**SMALL | {"updates": 1}, horizon=2).fit(waves(48)).set_params(quantiles=quantiles)
+    for answer in (forecaster.fit, forecaster.predict, lambda given: forecaster.evaluate(given, given)):
         with pytest.raises((TypeError, ValueError), match=said):
             answer(waves(48))
 
@@ -295,6 +295,115 @@ def test_a_fit_that_fails_leaves_the_last_one() -> None:
     with pytest.raises(RuntimeError, match="training diverged"):
         detector.set_params(learning_rate=1e30).fit(waves(96).drop(columns="echo"))
     np.testing.assert_array_equal(detector.decision_function(waves(48)), before)
+
+
+def test_a_threshold_that_fails_leaves_the_last_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where scores are alike fewer of them are peaks than there are rows for, which only training tells."""
+    detector = Detector(**SMALL | {"updates": 1}).fit(waves(48))
+    before = dict(vars(detector))
+    monkeypatch.setattr(Detector, "decision_function", lambda _, table: np.zeros(len(table)))
+    with pytest.raises(ValueError, match="needs 10 scores above their 98th percentile, got 0 of 600 rows"):
+        detector.set_params(threshold="peaks").fit(waves(300))
+    assert vars(detector) == {**before, "threshold": "peaks"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "said"),
+    [
+        (
+            Detector,
+            {"threshold": "peaks", "contamination": 0.05},
+            r"contamination must be at most 0\.02 with threshold=",
+        ),
+        (
+            Detector,
+            {"threshold": "peaks"},
+            r"needs 10 scores above their 98th percentile, got 2 of 96 rows: fit on more",
+        ),
+        (Detector, {"contamination": 3.0}, "contamination must be a number from 0 to 1"),
+        (Forecaster, {"horizon": 0}, "horizon must be a positive int, got 0"),
+        (Forecaster, {"num_samples": 0}, "num_samples must be a positive int, got 0"),
+        (Forecaster, {"quantiles": (7,)}, "quantiles must be a number from 0 to 1, got 7"),
+        (Imputer, {"num_samples": 0}, "num_samples must be a positive int, got 0"),
+        (Imputer, {"smoothed": "x"}, "smoothed must be True or False, got 'x'"),
+        (
+            Imputer,
+            {"likelihood": None},
+            "likelihood must be one of 'gaussian', 'student', or a likelihood object, got None",
+        ),
+        (Imputer, {"covariates": None}, r"covariates must be a sequence of columns, got None"),
+        (Imputer, {"features": 5}, r"features must be a sequence of columns, got 5"),
+        (Imputer, {"seed": 2**70}, r"seed must be an int from 0 to 9223372036854775807, got 1180591620717411303424"),
+        (Imputer, {"hidden_size": 0}, "hidden_size must be a positive int, got 0"),
+        (Imputer, {"device": "meta"}, "device must be one that torch has here, such as 'cpu', got 'meta'"),
+        (Imputer, {"backend": "none"}, "backend must be one of auto"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(
+    kind: Any, arguments: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Detector(**SMALL | {"updates": 1}).fit(waves(48)).save(tmp_path)
+    monkeypatch.setattr(base, "fit", lambda *_: pytest.fail("it trains"))
+    with pytest.raises((ValueError, TypeError), match=said):
+        kind(**SMALL | arguments).fit(waves(48))
+    if not {"likelihood", "covariates", "features", "hidden_size"} & set(arguments):
+        with pytest.raises((ValueError, TypeError), match=said.partition(", got 2 of")[0]):
+            kind.load(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("name", ["q0.5", "mean", "feature"])
+@pytest.mark.parametrize("role", ["id", "time"])
+def test_no_column_of_a_forecast_takes_the_place_of_another(
+    name: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, own = waves(48), SMALL | {"updates": 1, role: name}
+    table = table.rename(columns={{"id": "unit", "time": "hour"}[role]: name})
+    forecaster = Forecaster(**own | {"quantiles": (0.1,)} if name == "q0.5" else own)
+    said = f"a forecast has another column '{name}': rename the one of the table"
+    if name == "q0.5":
+        forecaster.fit(table).set_params(quantiles=(0.5,))
+        with pytest.raises(TableError, match=said):
+            forecaster.predict(table)
+    monkeypatch.setattr(base, "fit", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(TableError, match=said):
+        forecaster.fit(table)
+
+
+@pytest.mark.parametrize("name", ["crps", "coverage", "energy"])
+def test_no_column_of_an_evaluation_takes_the_place_of_another(name: str) -> None:
+    table = waves(48).rename(columns={"unit": name})
+    forecaster = Forecaster(**SMALL | {"updates": 1, "id": name}, horizon=2).fit(table)
+    with pytest.raises(TableError, match=f"what a forecast scores has another column '{name}': rename"):
+        forecaster.evaluate(table, table)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_never_came_has_no_score() -> None:
+    past, later = waves(48).query("hour < 46"), waves(48).query("hour >= 46").assign(wave=np.nan)
+    found = Forecaster(**SMALL | {"updates": 1}, horizon=2).fit(past).evaluate(past, later).set_index("feature")
+    assert found.loc["wave", ["crps", "coverage"]].isna().all(axis=None)
+    assert found.loc["echo", ["crps", "coverage"]].notna().all(axis=None)
+    assert found["energy"].isna().all()
+
+
+def test_what_is_loaded_has_the_arguments_of_what_was_saved(tmp_path: Path) -> None:
+    for covariates, device in (((), "cpu"), ([], torch.device("cpu"))):
+        made = Forecaster(updates=1, window=16, covariates=covariates, device=device, quantiles=(0.5,), horizon=2)
+        made.fit(waves(48)[["wave"]]).save(tmp_path)
+        again = Forecaster.load(tmp_path)
+        assert again.get_params() == {**made.get_params(), "device": "cpu"}
+        assert (repr(again) == repr(made)) is (device == "cpu")
+        assert again.device == "cpu"
+
+
+def test_ids_are_of_the_dtype_that_they_have_in_the_table() -> None:
+    table = waves(48)
+    for dtype in ("category", "string", pd.CategoricalDtype(["b", "none", "a"])):
+        given = table.astype({"unit": dtype})
+        forecaster = Forecaster(**SMALL | {"updates": 1}, horizon=2).fit(given)
+        assert forecaster.predict(given)["unit"].dtype == given["unit"].dtype
+        past = forecaster.fit(given.query("hour < 46"))
+        assert past.evaluate(given.query("hour < 46"), given.query("hour >= 46"))["unit"].dtype == given["unit"].dtype
 
 
 def test_a_launch_has_a_limit_whatever_the_horizon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 Tails = Literal["gaussian", "student"]
 _OF_THE_MODEL = ("features", "id", "time", "covariates", "likelihood", "hidden_size", "latent_size")
+_COUNTS = {  # and the least that each may be
+    "hidden_size": 1, "latent_size": 0, "updates": 1, "batch_size": 1, "window": 1, "patience": 0, "num_particles": 1,
+    "seed": 0,
+}  # fmt: skip
 MOST = 1 << 23  # of T * B * particles * X in one launch, unless a single series has more
 
 
@@ -131,29 +136,56 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             >>> len(Imputer(updates=1, window=16).fit(table).history_)
             1
         """
-        table = as_pandas(table)
-        counts = {name: self._count(name) for name in ("updates", "batch_size", "window", "num_particles")}
-        counts |= {name: self._count(name, least=0) for name in ("patience", "seed")}
-        checks.flag("verbose", self.verbose)
-        for name in ("features", "covariates"):
-            if isinstance(given := getattr(self, name), str):
-                raise TypeError(f"{name} must be a sequence of columns, got {given!r}: [{given!r}]")
+        learner = copy.copy(self)  # what was learnt before stays until all of it is learnt anew
+        learner._learn(as_pandas(table))
+        vars(self).update(vars(learner))
+        return self
+
+    def _learn(self, table: pd.DataFrame) -> None:
+        """Learn all that is known after :meth:`fit`."""
+        self._require_arguments()
         features = None if self.features is None else tuple(self.features)
         validation = checks.share("validation", self.validation)
         reader = TableReader.learn(table, Columns(features, self.id, self.time, tuple(self.covariates)), validation)
+        self._require_rows(len(table))
         fitting = Fitting(
-            counts["updates"],
-            counts["batch_size"],
-            counts["window"],
+            self._count("updates"),
+            self._count("batch_size"),
+            self._count("window"),
             checks.positive("learning_rate", self.learning_rate),
             validation,
-            counts["patience"],
-            counts["seed"],
+            self._count("patience"),
+            self._count("seed"),
             self.verbose,
         )
         model = self._built(reader)
         self._learnt(model, reader, fit(model, reader.read(table), fitting), list(table.columns))
-        return self
+
+    def _require_arguments(self) -> None:
+        """Raise ValueError or TypeError, naming it, where an argument is out of its domain."""
+        for name in _COUNTS:
+            self._count(name)
+        checks.flag("verbose", self.verbose)
+        for name in ("features", "covariates"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise TypeError(f"{name} must be a sequence of columns, got {given!r}: [{given!r}]")
+            if not isinstance(given, Iterable) and (given is not None or name == "covariates"):
+                raise TypeError(f"{name} must be a sequence of columns, got {given!r}")
+        checks.share("validation", self.validation)
+        checks.positive("learning_rate", self.learning_rate)
+        checks.one_of("backend", self.backend, executors.names())
+        _device(self.device)
+        if isinstance(self.likelihood, str):
+            checks.one_of("likelihood", self.likelihood, get_args(Tails))
+        elif not isinstance(self.likelihood, Likelihood):
+            allowed = ", ".join(map(repr, get_args(Tails)))
+            raise TypeError(f"likelihood must be one of {allowed}, or a likelihood object, got {self.likelihood!r}")
+        elif self.likelihood.support is not constraints.real:
+            raise ValueError(f"likelihood must take any number, for columns are scaled, and {self.likelihood} does not")
+
+    def _require_rows(self, rows: int) -> None:
+        """Raise ValueError where a table has too few rows to learn from."""
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write what was learnt into a folder, as a file of tensors and plain words: nothing in it is ever unpickled.
@@ -196,7 +228,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         kind = cls if learnt.kind == cls.__name__ else Estimator
         shared = {name: given[name] for name in kind._get_param_names()}
         made = cls(**{**shared, **arguments})
-        checks.one_of("backend", made.backend, executors.names())
+        made._require_arguments()
         learnt.model.backend = made.backend
         made._learnt(learnt.model.to(_device(made.device)), learnt.reader, learnt.history, learnt.columns)
         made._take(learnt.kept, str(folder))
@@ -215,21 +247,15 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self.n_features_in_ = len(columns)
 
     def _built(self, reader: TableReader) -> VRNN:
-        likelihood: str | Likelihood = self.likelihood
-        if isinstance(likelihood, str):
-            checks.one_of("likelihood", likelihood, get_args(Tails))
-            likelihood = StudentT() if likelihood == "student" else likelihood
-        elif isinstance(likelihood, Likelihood) and likelihood.support is not constraints.real:
-            raise ValueError(f"likelihood must take any number, for columns are scaled, and {likelihood} does not")
-        else:
-            likelihood = copy.deepcopy(likelihood)  # one with parameters is trained with the model
+        # One with parameters is trained with the model
+        likelihood = StudentT() if self.likelihood == "student" else copy.deepcopy(self.likelihood)
         device = _device(self.device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._count("seed", least=0))
+            torch.manual_seed(self._count("seed"))
             return VRNN(
                 len(reader.features),
                 self._count("hidden_size"),
-                self._count("latent_size", least=0),
+                self._count("latent_size"),
                 likelihood=likelihood,
                 cond_size=reader.cond_size,
                 cond_networks=("encoder", "prior", "decoder", "cell"),
@@ -237,11 +263,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 dtype=torch.float32,
             ).to(device)
 
-    def _count(self, name: str, *, least: int = 1) -> int:
+    def _count(self, name: str) -> int:
         """Return an argument that is a count; a search over arguments gives NumPy's integers, which will do."""
         given = getattr(self, name)
         count: int = int(given) if isinstance(given, np.integer) else given
-        checks.integer(name, count, least=least)
+        checks.integer(name, count, least=_COUNTS.get(name, 1), most=checks.MAX_SEED if name == "seed" else None)
         return count
 
     def _require_fitted(self) -> None:
@@ -256,7 +282,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     ) -> Iterator[tuple[list[TimeSeries], Windows, Any]]:
         """Yield series of like lengths together with their windows and the generator of their noise."""
         device = next(self.model_.parameters()).device
-        generator = torch.Generator(device).manual_seed(self._count("seed", least=0))
+        generator = torch.Generator(device).manual_seed(self._count("seed"))
         waiting = sorted(series, key=lambda s: -len(s.values))
         while waiting:
             steps = max(len(waiting[0].values), horizon)
@@ -265,13 +291,17 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             yield part, stacked(part, device), generator
 
 
-def _device(name: str) -> torch.device:
-    """Return a device that is there.
+def _device(name: str | torch.device) -> torch.device:
+    """Return a device that is there, and holds numbers.
 
     Raises:
         ValueError: there is none of this name.
     """
+    cause = None
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type != "meta":
+            return device
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device must be one that torch has here, such as 'cpu', got {name!r}") from error
+        cause = error
+    raise ValueError(f"device must be one that torch has here, such as 'cpu', got {name!r}") from cause

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,9 @@ from ..checkpoints.files import CheckpointError
 from .base import Estimator
 from .frames import Table, as_pandas, like
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 Threshold = Literal["quantile", "peaks"]
 TAIL = 0.98  # beyond this quantile of the scores lie the peaks
+PEAKS = 10  # by fewer of them no tail is known
 
 
 class Detector(Estimator):
@@ -54,23 +52,25 @@ class Detector(Estimator):
         self.contamination = contamination
         self.threshold = threshold
 
-    def fit(self, table: Table, y: object = None) -> Self:
-        """Learn from a table, and find its own anomalies; see :meth:`Estimator.fit`.
-
-        Examples:
-            >>> from vrnn_fast.tables import Detector
-            >>> detector = Detector(updates=1, window=16).fit(table)
-        """
-        self._require_threshold()
-        super().fit(table)
-        self.typical_ = np.nanmedian(self._explained(as_pandas(table)).to_numpy(), axis=0)
+    def _learn(self, table: pd.DataFrame) -> None:
+        super()._learn(table)
+        self.typical_ = np.nanmedian(self._explained(table).to_numpy(), axis=0)
         self.decision_scores_ = self.decision_function(table)
         self._decide()
-        return self
 
-    def _require_threshold(self) -> None:
-        checks.share("contamination", self.contamination)
+    def _require_arguments(self) -> None:
+        super()._require_arguments()
+        share = checks.share("contamination", self.contamination)
         checks.one_of("threshold", self.threshold, get_args(Threshold))
+        if self.threshold == "peaks" and share > 1 - TAIL:
+            raise ValueError(
+                f"contamination must be at most {1 - TAIL:g} with threshold='peaks', which knows no scores below the "
+                f"98th percentile, got {share}: take threshold='quantile'"
+            )
+
+    def _require_rows(self, rows: int) -> None:
+        if self.threshold == "peaks":
+            _above(np.arange(float(rows)))
 
     def _decide(self) -> None:
         of_scores = _quantile if self.threshold == "quantile" else _peaks
@@ -83,7 +83,6 @@ class Detector(Estimator):
     def _take(self, kept: Mapping[str, Tensor], place: str) -> None:
         if "scores" not in kept:
             raise CheckpointError(f"{place} was saved by an estimator that keeps no scores: fit and save a Detector")
-        self._require_threshold()
         self.typical_, self.decision_scores_ = kept["typical"].numpy(), kept["scores"].numpy()
         self._decide()
 
@@ -166,17 +165,22 @@ def _peaks(scores: NDArray[np.float64], share: float) -> float:
     """Return the score that a share of rows exceeds, by the tail's distribution."""
     from scipy.stats import genpareto
 
-    if share > 1 - TAIL:
-        raise ValueError(
-            f"contamination must be at most {1 - TAIL:g} with threshold='peaks', which knows no scores below the 98th "
-            f"percentile, got {share}: take threshold='quantile'"
-        )
-    start = float(np.quantile(scores, TAIL))
-    above = scores[scores > start] - start
-    if len(above) < 10:
-        raise ValueError(
-            f"threshold='peaks' needs 10 scores above their 98th percentile, got {len(above)}: fit on more rows, or "
-            "take threshold='quantile'"
-        )
+    start, above = _above(scores)
     shape, _, scale = genpareto.fit(above, floc=0)
     return start + float(genpareto.isf(min(1.0, share * len(scores) / len(above)), shape, scale=scale))
+
+
+def _above(scores: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return where the tail of scores begins, and by how much those in it are above that.
+
+    Raises:
+        ValueError: they are too few.
+    """
+    start = float(np.quantile(scores, TAIL))
+    above: NDArray[np.float64] = scores[scores > start] - start
+    if len(above) < PEAKS:
+        raise ValueError(
+            f"threshold='peaks' needs {PEAKS} scores above their 98th percentile, got {len(above)} of {len(scores)} "
+            "rows: fit on more rows, or take threshold='quantile'"
+        )
+    return start, above

@@ -10,6 +10,7 @@ import pandas as pd
 from ..replacing import replacing
 from .reader import TableError
 
+_FORMAT = "ISO8601"  # others do not say whether a day or a month comes first
 SUFFIXES = (".csv", ".parquet")
 
 
@@ -62,11 +63,14 @@ _WITHOUT_PARQUET = "Parquet needs pyarrow, which is not installed: pip install v
 def _times(column: pd.Series) -> pd.Series:
     for utc in (False, True):  # where offsets differ, as around a change of summer time, those of one zone
         try:
-            return pd.to_datetime(column, utc=utc)
+            return pd.to_datetime(column, format=_FORMAT, utc=utc)
         except (ValueError, TypeError):
             continue
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bad = pd.to_datetime(column, errors="coerce", utc=True).isna() & column.notna()
+        bad = pd.to_datetime(column, format=_FORMAT, errors="coerce", utc=True).isna() & column.notna()
     at = int(bad.to_numpy().argmax())
-    raise TableError(f"column {column.name!r} is {column.iloc[at]!r} in row {at}, which is no time")
+    raise TableError(
+        f"column {column.name!r} is {column.iloc[at]!r} in row {at}, which is no time as ISO 8601 writes it, such as "
+        "2026-01-31 05:00"
+    )

@@ -16,6 +16,8 @@ from .base import Estimator
 from .frames import Table, as_pandas, like
 from .reader import TableError, TimeSeries, in_zone_of, said
 
+_SCORED = "feature", "crps", "coverage", "energy"  # columns of Forecaster.evaluate, beside the id
+
 
 class Forecaster(Estimator):
     """Forecast tables, by samples of :meth:`vrnn_fast.VRNN.forecast`.
@@ -47,6 +49,19 @@ class Forecaster(Estimator):
         self.quantiles = quantiles
         self.num_samples = num_samples
 
+    def _require_arguments(self) -> None:
+        super()._require_arguments()
+        for name in ("horizon", "num_samples"):
+            self._count(name)
+        self._require_other_names()
+
+    def _require_other_names(self) -> None:
+        """Raise TableError where a column of a forecast would take the place of one that names its rows."""
+        own = {"feature", "mean", *map(quantile_column, self._shares())} | (set() if self.time else {"time"})
+        for name in (self.id, self.time):
+            if name in own:
+                raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
+
     def predict(self, table: Table, future: Table | None = None) -> Table:
         """Forecast what comes after each series of a table.
 
@@ -58,25 +73,25 @@ class Forecaster(Estimator):
         Returns:
             a row for each id, time and feature: mean and quantiles.
 
+        Raises:
+            TableError: a column is missing, or holds what it must not, or is named as another one of the result.
+
         Examples:
             >>> from vrnn_fast.tables import Forecaster
             >>> len(Forecaster(horizon=3, updates=1, window=16).fit(table).predict(table))
             6
         """
         shares = self._shares()
-        time = self.time or "time"
-        for name in (self.id, self.time):
-            if name in ({"feature", "mean"} if self.time else {"time", "feature", "mean"}):
-                raise TableError(f"a forecast has another column {name!r}: rename the one of the table")
-        rows = []
+        self._require_other_names()
+        time, rows = self.time or "time", []
         for series, times, samples in self._drawn(table, future):
             stamps = times if self.time is None else in_zone_of(as_pandas(table)[self.time], times)
             found = np.stack([samples.mean(0), *np.quantile(samples, shares, axis=0)], -1)
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
-                values = dict(zip(["mean", *(f"q{q:g}" for q in shares)], found[:, i].T, strict=True))
+                values = dict(zip(["mean", *map(quantile_column, shares)], found[:, i].T, strict=True))
                 rows.append(pd.DataFrame({**named, time: stamps, "feature": feature, **values}))
-        return like(table, pd.concat(rows, ignore_index=True))
+        return like(table, pd.concat(rows, ignore_index=True), self._same())
 
     def sample(self, table: Table, future: Table | None = None) -> dict[Any, NDArray[np.float64]]:
         """Draw what comes after each series: by id, (samples, horizon, features).
@@ -101,10 +116,10 @@ class Forecaster(Estimator):
             a row for each id and feature: ``crps``, the continuous ranked probability score, averaged over steps;
             ``coverage``, the share of the truth between the lowest and the highest of ``quantiles``; and ``energy``,
             the energy score of all features together (Gneiting and Raftery 2007, "Strictly Proper Scoring Rules,
-            Prediction, and Estimation"), averaged over steps that were observed whole.
+            Prediction, and Estimation"), averaged over steps that were observed whole. NaN where there is no such step.
 
         Raises:
-            TableError: the truth has other rows.
+            TableError: the truth has other rows, or the column of ids is named as one of the result.
 
         Examples:
             >>> from vrnn_fast.tables import Forecaster
@@ -112,6 +127,8 @@ class Forecaster(Estimator):
             >>> forecaster.evaluate(table[:-3], table[-3:]).columns.tolist()
             ['feature', 'crps', 'coverage', 'energy']
         """
+        if self.id in _SCORED:
+            raise TableError(f"what a forecast scores has another column {self.id!r}: rename the one of the table")
         shares = self._shares()
         came = {series.key: series for series in self._series(truth)}
         rows = []
@@ -123,21 +140,24 @@ class Forecaster(Estimator):
             right = self.reader_.unscaled(came[series.key].values)
             whole = ~np.isnan(right).any(1)
             crps = scoringrules.crps_ensemble(right, samples, m_axis=0)
-            energy = np.nan
-            if whole.any():
-                energy = scoringrules.es_ensemble(right[whole], samples[:, whole], m_axis=0).mean()
+            energy = scoringrules.es_ensemble(right[whole], samples[:, whole], m_axis=0) if whole.any() else np.empty(0)
             low, high = np.quantile(samples, [min(shares, default=0), max(shares, default=1)], axis=0)
             inside = np.where(np.isnan(right), np.nan, (low <= right) & (right <= high))
             named = {} if self.id is None else {self.id: series.key}
             for i, feature in enumerate(self.reader_.features):
-                own = {"crps": np.nanmean(crps[:, i]), "coverage": np.nanmean(inside[:, i]), "energy": energy}
-                rows.append({**named, "feature": feature, **own})
-        return like(table, pd.DataFrame(rows))
+                found = feature, _average(crps[:, i]), _average(inside[:, i]), _average(energy)
+                rows.append({**named, **dict(zip(_SCORED, found, strict=True))})
+        return like(table, pd.DataFrame(rows), [] if self.id is None else [self.id])
+
+    def _same(self) -> list[str]:
+        """Return the columns of a forecast that are as in the table: ids, and stamps, but no numbers, which grow."""
+        stamps = isinstance(self.reader_.step, np.timedelta64)
+        return [name for name in (self.id, self.time if stamps else None) if name is not None]
 
     def _shares(self) -> list[float]:
         """Return the quantiles, each of which has a column."""
         shares = checks.shares("quantiles", self.quantiles)
-        if len({f"{q:g}" for q in shares}) < len(shares):
+        if len(set(map(quantile_column, shares))) < len(shares):
             raise ValueError(f"quantiles must differ in six digits, for each has a column, got {self.quantiles!r}")
         return shares
 
@@ -166,3 +186,14 @@ class Forecaster(Estimator):
             for b, (one, (times, _)) in enumerate(zip(part, ahead, strict=True)):
                 found[one.rows[0]] = one, times, self.reader_.unscaled(samples[:, :, b].double().cpu().numpy())
         return [found[one.rows[0]] for one in series]
+
+
+def quantile_column(share: float) -> str:
+    """Return the name of the column of a quantile."""
+    return f"q{share:g}"
+
+
+def _average(values: NDArray[np.float64]) -> float:
+    """Return the average of what is not NaN; of nothing NaN."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -21,18 +22,19 @@ def as_pandas(table: Table) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         return table
     if _is_polars(table):
-        return table.to_pandas()
+        return _of_polars(table)
     lazy = ": collect it first" if hasattr(table, "collect") else ""
     raise TypeError(f"table must be a DataFrame of pandas or polars, got {type(table).__name__}{lazy}")
 
 
-def like(given: Table, found: pd.DataFrame) -> Table:
-    """Return a table of pandas as one of the library of what was ``given``."""
+def like(given: Table, found: pd.DataFrame, same: Sequence[str] = ()) -> Table:
+    """Return a table of pandas as one of the library of what was ``given``, the columns ``same`` of the dtypes that
+    they have there."""
     if not _is_polars(given):
-        return found
+        return found.astype({name: given[name].dtype for name in same})
     import polars
 
-    return polars.from_pandas(found)
+    return polars.from_pandas(found).cast({name: given.schema[name] for name in same})
 
 
 def with_columns(table: Table, columns: Mapping[str, NDArray[Any]]) -> Table:
@@ -49,5 +51,14 @@ def with_columns(table: Table, columns: Mapping[str, NDArray[Any]]) -> Table:
     return result
 
 
+def _of_polars(table: Table) -> pd.DataFrame:
+    """Return a table of polars as one of pandas: no column of objects where there are numbers."""
+    import polars.selectors
+
+    found: pd.DataFrame = table.with_columns(polars.selectors.decimal().cast(polars.Float64)).to_pandas()
+    return found.astype({name: "boolean" for name, dtype in table.schema.items() if dtype == polars.Boolean})
+
+
 def _is_polars(table: Table) -> bool:
-    return type(table).__module__.partition(".")[0] == "polars" and hasattr(table, "to_pandas")
+    polars = sys.modules.get("polars")
+    return polars is not None and isinstance(table, polars.DataFrame)

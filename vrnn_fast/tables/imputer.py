@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import TransformerMixin
 
+from .. import checks
 from .base import Estimator
 from .frames import Table, as_pandas, with_columns
 
@@ -33,6 +34,11 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
         super().__init__(**arguments)
         self.num_samples = num_samples
         self.smoothed = smoothed
+
+    def _require_arguments(self) -> None:
+        super()._require_arguments()
+        self._count("num_samples")
+        checks.flag("smoothed", self.smoothed)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return the columns of what :meth:`transform` returns: those of the table.

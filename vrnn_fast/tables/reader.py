@@ -154,6 +154,7 @@ class TableReader:
             if self.columns.covariates:
                 names = ", ".join(map(repr, self.columns.covariates))
                 raise TableError(f"future must be given: a table with {names} of the {horizon} steps to come")
+            _require_representable(self.columns.time, series.times[-1], step, horizon)
             times = series.times[-1] + step * np.arange(1, horizon + 1)
             return times, np.zeros((horizon, int(self.irregular)))
         later = known.get(series.key)
@@ -255,9 +256,10 @@ def _scale(name: Any, values: Numbers, trained: NDArray[np.int64]) -> tuple[floa
     observed = values[trained] if not np.isnan(values[trained]).all() else values
     if np.isnan(observed).all():
         raise TableError(f"column {name!r} holds no number")
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = float(np.nanmean(observed)), float(np.nanstd(observed))
-    if np.isinf(mean) or np.isinf(std):
+    _, power = np.frexp(np.nanmax(np.abs(observed)))  # of two: what is divided by it keeps all its digits
+    observed = np.ldexp(observed, -power)
+    mean, std = (float(np.ldexp(found, power)) for found in (np.nanmean(observed), np.nanstd(observed)))
+    if std > np.sqrt(np.finfo(float).max):
         raise TableError(
             f"column {name!r} holds numbers so large that their variance overflows: where they say that nothing was "
             "observed, put NaN, else give it another unit"
@@ -275,6 +277,7 @@ def _scaled(values: Numbers, mean: Any, std: Any) -> Numbers:
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
     for name in names:
         if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_complex_dtype(table[name]):
+            _require_no_word_among_numbers(table[name])
             raise TableError(
                 f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as id, time or "
                 "covariate, or leave it out of the features"
@@ -284,6 +287,19 @@ def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
         row, column = np.argwhere(np.isinf(values))[0]
         raise TableError(f"column {names[column]!r} is infinite in row {row}: NaN says that nothing was observed")
     return values
+
+
+def _require_no_word_among_numbers(column: pd.Series) -> None:
+    """Raise TableError where a column would hold numbers, were it not for some words, and name the first one."""
+    if not (pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)):
+        return
+    strange = pd.to_numeric(column, errors="coerce").isna() & column.notna()
+    if strange.any() and not strange.equals(column.notna()):
+        at = _first(strange)
+        raise TableError(
+            f"column {column.name!r} is {column.iloc[at]!r} in row {at}, and x must be numbers: where nothing was "
+            "observed, put NaN, or leave it empty in a file"
+        )
 
 
 def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[np.int64], NDArray[Any]]]:
@@ -309,6 +325,12 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
         )
     if numeric and np.isinf(stamps.to_numpy(dtype=float)).any():
         raise TableError(f"column {columns.time!r} is infinite in row {_first(np.isinf(stamps.astype(float)))}")
+    if pd.api.types.is_unsigned_integer_dtype(stamps) and (beyond := stamps > np.iinfo(np.int64).max).any():
+        at = _first(beyond)
+        raise TableError(
+            f"column {columns.time!r} is {stamps.iloc[at]} in row {at}, and numbers of time must be below 2**63: begin "
+            "them elsewhere, or count in a longer unit"
+        )
     times, found = clock(stamps), []
     for key, rows in groups:
         rows = rows[np.argsort(times[rows], kind="stable")]
@@ -342,6 +364,29 @@ def in_zone_of(stamps: pd.Series, times: NDArray[Any]) -> pd.Series:
     zone = getattr(getattr(stamps, "dt", None), "tz", None)
     found = pd.Series(times)
     return found if zone is None else found.dt.tz_localize("UTC").dt.tz_convert(zone)
+
+
+def _require_representable(name: Any, last: Any, step: Any, horizon: int) -> None:
+    """Raise TableError where times that go on by a step leave what their dtype can say, where they would begin anew."""
+    dtype = (last + step).dtype
+    if dtype.kind not in "Mi":
+        return
+    begin, each = (_whole(value, dtype) for value in (last, step))
+    if abs(begin + each * horizon) <= np.iinfo(np.int64).max:
+        return
+    latest = said(np.array(np.iinfo(np.int64).max).astype(dtype)[()])
+    raise TableError(
+        f"column {name!r} would go on from {said(last)} beyond {latest}, the last that {dtype} can say: take a shorter "
+        "horizon, or give the column in a longer unit"
+    )
+
+
+def _whole(value: Any, dtype: np.dtype[Any]) -> int:
+    """Return a time, the length of one or an integer in the unit of a dtype, as an integer without bounds."""
+    if dtype.kind != "M":
+        return int(value)
+    own, unit = (np.timedelta64(1, np.datetime_data(of)[0]) for of in (value.dtype, dtype))
+    return int(value.astype(np.int64)) * int(own / unit)
 
 
 def _even(steps: NDArray[Any], step: Any) -> NDArray[np.bool_]:

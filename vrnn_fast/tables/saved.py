@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..checkpoints import files
@@ -43,6 +44,7 @@ def save(folder: Path, given: Mapping[str, Any], learnt: Learnt) -> None:
     words = {
         "kind": learnt.kind,
         "given": {**{name: _own(value) for name, value in given.items()}, "likelihood": likelihood},
+        "tuples": [name for name, value in given.items() if isinstance(value, tuple)],
         "model": about,
         "reader": _reader_in_words(reader),
         "history": learnt.history,
@@ -69,6 +71,7 @@ def load(folder: Path) -> tuple[dict[str, Any], Learnt]:
         model = made(about["model"], tensors, {}, VRNN)
         reader = _reader_of(about["reader"])
         given = {**about["given"], "likelihood": about["given"]["likelihood"] or model.likelihood}
+        given |= {name: tuple(given[name]) for name in about.get("tuples", ())}  # those of JSON are lists
         return given, Learnt(about["kind"], model, reader, about["history"], about["columns"], kept)
     except (KeyError, TypeError, ValueError, LayoutError) as error:
         raise CheckpointError(f"{path} does not hold what was learnt from a table: {error}") from error
@@ -104,7 +107,9 @@ def _reader_of(words: Mapping[str, Any]) -> TableReader:
 
 
 def _own(value: Any) -> Any:
-    """Return what NumPy holds as Python's own."""
+    """Return what NumPy holds as Python's own, and a device as its name."""
+    if isinstance(value, torch.device):
+        return str(value)
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 

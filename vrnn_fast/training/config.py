@@ -11,7 +11,6 @@ from .. import checks
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-MAX_SEED = 2**63 - 1
 
 
 class RunError(RuntimeError):
@@ -83,7 +82,7 @@ class TrainConfig:
         try:
             for name, smallest in {**least, **dict.fromkeys(at_least_zero, 0)}.items():
                 checks.integer(name, getattr(self, name), least=smallest)
-            checks.integer("seed", self.seed, least=0, most=MAX_SEED)
+            checks.integer("seed", self.seed, least=0, most=checks.MAX_SEED)
             for name in ("learning_rate", "weight_decay", "anneal", "free_nats"):
                 checks.positive(name, getattr(self, name), zero=name != "learning_rate")
             for name, kind in (("schedule", LearningRateSchedule), ("precision", Precision), ("device", Device)):

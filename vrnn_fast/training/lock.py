@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,13 +17,15 @@ LOCK = ".lock"
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in the run's folder, which is made if it is not there.
+    """Keep other processes from training in the run's folder, which is made if it is not there, and goes again where
+    nothing was left in it.
 
     The lock ends with the process, however that ends; its file names the process, and goes with a clean end.
 
     Raises:
         RunError: another process trains there, or the folder cannot be written.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder / LOCK)
@@ -36,6 +38,9 @@ def alone(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 def _locked(path: Path) -> TextIO:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from .. import checks
 from ..tables import Detector
+from ..tables.base import Tails
 from .config import RunError, one_line
 from .runs import NO_RESUMING
 
@@ -56,12 +58,21 @@ def parse(arguments: Sequence[str]) -> TableOptions:
         text = parser.dump(found, skip_validation=True)
         made = vars(parser.instantiate(found))
     except ArgumentError as error:
-        raise RunError(one_line(error)) from None
+        raise RunError(_said(error)) from None
     table = made.pop("table")
     if table is None:
         raise RunError("name the table to learn from: vrnn-fast train TABLE.csv --id COLUMN --time COLUMN")
     known = inspect.signature(Detector.__init__).parameters
     return TableOptions(run, Path(table), {n: v for n, v in made.items() if n in known}, threads, text)
+
+
+def _said(error: ArgumentError) -> str:
+    """Say what is wrong with an option; of a likelihood, in words instead of types."""
+    words = one_line(error)
+    if not words.startswith('Parser key "likelihood":'):
+        return words
+    given = words.rpartition("Given value: ")[2]
+    return f"{checks.unknown('likelihood', given, get_args(Tails))}; or name the class of another one of real numbers"
 
 
 def _parser() -> ArgumentParser:

@@ -16,6 +16,7 @@ from ..checkpoints.files import CheckpointError
 from ..data import DataError
 from ..tables import Detector, Forecaster, Imputer, files
 from ..tables.base import Estimator
+from ..tables.forecaster import quantile_column
 from ..tables.reader import TimeSeries, clock
 from . import charts, checkpoint
 from .config import RunError
@@ -151,7 +152,7 @@ def _fans(forecaster: Forecaster, series: TimeSeries, found: pd.DataFrame) -> It
     own = found if forecaster.id is None else found[found[forecaster.id] == series.key]
     reader, past = forecaster.reader_, slice(-_PAST * forecaster.horizon, None)
     values = reader.unscaled(series.values)[past]
-    quantiles = [f"q{q:g}" for q in sorted(forecaster.quantiles)]
+    quantiles = [quantile_column(q) for q in sorted(forecaster.quantiles)]
     time = forecaster.time or "time"
     for x, feature in enumerate(reader.features):
         rows = own[own["feature"] == feature]
