@@ -51,3 +51,18 @@ def test_what_it_cannot_know_is_asked_for(tmp_path: Path) -> None:
     save(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match=r"was not written by HubVRNN\.save_pretrained"):
         HubVRNN.from_pretrained(tmp_path)
+
+
+def test_what_the_file_says_is_not_said_again(tmp_path: Path) -> None:
+    HubVRNN(3, 8, 2, backend="reference").save_pretrained(tmp_path)
+    for name, given in (("likelihood", "gaussian"), ("hidden_size", 3), ("device", "cpu")):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be that of the model in .*, which has learnt: leave it out"
+        ):
+            HubVRNN.from_pretrained(tmp_path, **{name: given})
+    with pytest.raises(TypeError, match=r"from_pretrained\(\) got an unexpected keyword argument 'nope'"):
+        HubVRNN.from_pretrained(tmp_path, nope=3)
+    found = HubVRNN.from_pretrained(
+        tmp_path, backend="cpu", check_values=True, map_location="cpu", strict=True, revision=None, force_download=False
+    )
+    assert (found.backend, found.check_values) == ("cpu", True)

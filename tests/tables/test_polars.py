@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -81,5 +82,44 @@ def test_what_is_wrong_is_said_as_of_pandas(tmp_path: Path) -> None:
         Detector(**SMALL).fit(given.drop("unit"))
     with pytest.raises(TableError, match="column 'heat' holds "):
         Detector(**SMALL).fit(given.with_columns(heat=polars.lit("much")))
+    with pytest.raises(TypeError, match="table must be a DataFrame of pandas or polars, got Series"):
+        Detector(**SMALL).fit(given["heat"])
     Imputer(**SMALL).fit(given).save(tmp_path)
     assert Imputer.load(tmp_path).feature_names_in_.tolist() == given.columns
+
+
+def test_booleans_with_nulls_and_decimals_are_numbers() -> None:
+    given = sensors().with_columns(
+        on=polars.Series([None if row == 3 else row % 2 == 0 for row in range(96)]),
+        price=polars.Series(np.arange(96) / 4, dtype=polars.Float64).cast(polars.Decimal(10, 2)),
+    )
+    same = given.to_pandas().astype({"on": "boolean", "price": float})
+    imputer, other = Imputer(**SMALL).fit(given), Imputer(**SMALL).fit(same)
+    assert imputer.reader_.features == ("heat", "count", "on", "price")
+    filled, expected = imputer.transform(given), other.transform(same)
+    assert filled.schema["price"] == given.schema["price"]  # it has no gap
+    np.testing.assert_array_equal(filled["on"], expected["on"])
+    np.testing.assert_array_equal(
+        Detector(**SMALL).fit(given).decision_scores_, Detector(**SMALL).fit(same).decision_scores_
+    )
+
+
+def test_ids_and_days_come_back_as_they_came() -> None:
+    days = polars.date_range(polars.date(2026, 1, 1), polars.date(2026, 2, 17), "1d", eager=True)
+    ids = polars.Series(["a"] * 48 + ["b"] * 48)
+    for unit in (
+        polars.Series([3] * 48 + [5] * 48, dtype=polars.Int8),
+        ids.cast(polars.Categorical),
+        ids.cast(polars.Enum(["b", "none", "a"])),
+        ids,
+    ):
+        given = sensors().with_columns(stamp=polars.concat([days, days]), unit=unit)
+        forecaster = Forecaster(**SMALL | {"covariates": ()}, horizon=2, num_samples=4, features=["heat"]).fit(given)
+        found = forecaster.predict(given)
+        assert found.schema["unit"] == given.schema["unit"]
+        assert set(found["unit"]) == set(unit)
+        assert found.schema["stamp"] == polars.Date
+        assert found["stamp"].unique().sort().to_list() == [days[-1] + dt.timedelta(1), days[-1] + dt.timedelta(2)]
+        past = given.filter(polars.col("stamp") <= days[-3])
+        truth = given.filter(polars.col("stamp") > days[-3])
+        assert forecaster.evaluate(past, truth).schema["unit"] == given.schema["unit"]

@@ -72,6 +72,62 @@ def test_a_column_whose_variance_overflows_is_named(covariates: tuple[str, ...])
         TableReader.learn(given, Columns(id="unit", time="stamp", covariates=covariates))
 
 
+@pytest.mark.parametrize("covariates", [(), ("heat",)])
+def test_the_unit_of_a_column_is_no_affair_of_the_model(covariates: tuple[str, ...]) -> None:
+    given, own = table(), Columns(id="unit", time="stamp", covariates=covariates)
+    usual = TableReader.learn(given, own).read(given)[0]
+    for unit in (1e-200, 2.0**-1000, 1e140):
+        small = given.assign(heat=given["heat"] * unit)
+        reader = TableReader.learn(small, own)
+        series = reader.read(small)[0]
+        for found, right in ((series.values, usual.values), (series.covariates, usual.covariates)):
+            np.testing.assert_allclose(found, right, rtol=1e-9)
+        if not covariates:
+            np.testing.assert_allclose(
+                reader.unscaled(series.values)[:, 0], small["heat"].iloc[series.rows], rtol=1e-12, atol=0
+            )
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "UInt64"])
+def test_times_beyond_signed_integers_are_named(dtype: str) -> None:
+    given = pd.DataFrame({"at": pd.Series([2**63 - 1, 2**63, 2**63 + 1], dtype=dtype), "a": np.arange(3.0)})
+    with pytest.raises(
+        TableError, match=rf"column 'at' is {2**63} in row 1, and numbers of time must be below 2\*\*63"
+    ):
+        TableReader.learn(given, Columns(time="at"))
+
+
+@pytest.mark.parametrize(
+    ("last", "step", "fits", "said"),
+    [
+        (np.datetime64("2262-01-01", "ns"), np.timedelta64(100, "D").astype("m8[ns]"), 1, "beyond 2262-04-11 23:47"),
+        (np.datetime64("2200-01-01", "ns"), np.timedelta64(36500, "D").astype("m8[s]"), 0, "beyond 2262-04-11 23:47"),
+        (2**63 - 10, 4, 2, f"beyond {2**63 - 1}, the last that int64 can say"),
+    ],
+)
+def test_a_future_that_no_time_stamp_says_is_refused(last: Any, step: Any, fits: int, said: str) -> None:
+    stamps = np.array([last - 2 * step, last - step, last])
+    given = pd.DataFrame({"at": stamps, "a": np.arange(3.0)})
+    reader = TableReader.learn(given, Columns(time="at"))
+    (series,) = reader.read(given)
+    if fits:
+        assert (reader.future(series, fits, None)[0] > last).all()
+    for horizon in (fits + 1, 1000):
+        with pytest.raises(TableError, match=f"column 'at' would go on from .* {said}"):
+            reader.future(series, horizon, None)
+
+
+def test_a_word_among_numbers_is_named() -> None:
+    given = table()
+    heat = given["heat"].astype(object)
+    heat.iloc[4] = "n/a?"
+    for dtype in (object, "string"):
+        with pytest.raises(
+            TableError, match=r"column 'heat' is 'n/a\?' in row 4, and x must be numbers: where nothing"
+        ):
+            TableReader.learn(given.assign(heat=heat.astype(dtype)), OWN)
+
+
 def test_stamps_are_of_the_kind_that_was_learnt() -> None:
     numbers = table().assign(stamp=table()["stamp"].dt.hour)
     for learnt, given, words in (

@@ -158,6 +158,9 @@ def test_what_is_wrong_is_said_in_one_line(
     sensors(48).rename(columns={"unit": "score"}).to_csv(place / "named.csv", index=False)
     named = ("--id", "score", *OWN[2:], "--updates", 1, "--window", 16)
     run("train", place / "named.csv", "--run", place / "named", *named)
+    sensors(48).rename(columns={"unit": "q0.5"}).to_csv(place / "quantile.csv", index=False)
+    named = ("--id", "q0.5", *OWN[2:], "--updates", 1, "--window", 16)
+    run("train", place / "quantile.csv", "--run", place / "quantile", *named)
     learnt, table, new = place / "run", place / "sensors.csv", ("--run", tmp_path / "new")
     (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "file").write_text("")
@@ -192,9 +195,25 @@ def test_what_is_wrong_is_said_in_one_line(
         "name the table to learn from": ("train", "--id", "unit", *new),
         "or .parquet, got chorales": ("train", "chorales", "--id", "unit", *new),
         "learning_rate must be a number > 0": ("train", table, *OWN, "--learning_rate", 0, *new),
+        "contamination must be at most 0.02": (
+            "train", table, *OWN, *SMALL, "--threshold", "peaks", "--contamination", 0.05, *new
+        ),
+        "likelihood must be one of gaussian, student, got 'poisson'; or name the class of another one": (
+            "train", table, *OWN, "--likelihood", "poisson", *new
+        ),
+        "column 'stamp' is '13.01.2026 05:00' in row 0, which is no time as ISO 8601 writes it, such as 2026-01-31": (
+            "score", learnt, wrong(lambda t: t.assign(stamp="13.01.2026 05:00"), "h.csv")
+        ),
+        "column 'stamp' is '01.02.2026 05:00' in row 0, which is no time": (
+            "score", learnt, wrong(lambda t: t.assign(stamp="01.02.2026 05:00"), "i.csv")
+        ),
+        "column 'heat' is 'n/a?' in row 3, and x must be numbers": (
+            "score", learnt, wrong(lambda t: t.assign(heat=t["heat"].astype(str).mask(t.index == 3, "n/a?")), "j.csv")
+        ),
+        "a forecast has another column 'q0.5': rename": ("forecast", place / "quantile", place / "quantile.csv"),
     }.items():  # fmt: skip
         assert said in error(monkeypatch, capsys, *arguments)
-    assert not [path for path in (tmp_path / "new").iterdir() if path.name != ".lock"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_one_process_learns_a_table_and_the_first_says_so(

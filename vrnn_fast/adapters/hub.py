@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 
@@ -30,6 +31,30 @@ class HubVRNN(VRNN, PyTorchModelHubMixin, library_name="vrnn-fast", tags=["vrnn"
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write(self, Path(save_directory) / FILE)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Any) -> Self:
+        """Return the model in a folder or on a hub.
+
+        Args:
+            pretrained_model_name_or_path: which.
+            arguments: of the mixin; and of VRNN those that no training changes, ``backend``, ``recompute``,
+                ``check_values``, ``batch_first``, and a likelihood object.
+
+        Raises:
+            ValueError, TypeError: an argument that the file tells, or that there is not. CheckpointError: it holds no
+                such model.
+        """
+        own = inspect.signature(cls.__init__).parameters
+        known = {*inspect.signature(super().from_pretrained).parameters, *_OF_A_CALL, "map_location", "strict"}
+        for name, given in arguments.items():
+            if name in known or (name == "likelihood" and isinstance(given, Likelihood)):
+                continue
+            if name in own:
+                place = pretrained_model_name_or_path
+                raise ValueError(f"{name} must be that of the model in {place}, which has learnt: leave it out")
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument {name!r}")
+        return cast("Self", super().from_pretrained(pretrained_model_name_or_path, **arguments))
 
     @classmethod
     def _from_pretrained(

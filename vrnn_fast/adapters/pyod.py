@@ -32,9 +32,9 @@ class VRNNDetector(BaseDetector):  # type: ignore[misc]  # pyod is untyped
     def fit(self, X: Any, y: object = None) -> Self:
         """Learn from an array, and find its own anomalies; ``y`` is ignored."""
         table = _table(X)
+        self.detector_ = clone(self.detector or Detector()).fit(table)
         self._set_n_classes(None)
         self.n_features_in_ = table.shape[1]
-        self.detector_ = clone(self.detector or Detector()).fit(table)
         self.decision_scores_ = self.detector_.decision_scores_
         self._process_decision_scores()
         return self
