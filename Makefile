@@ -82,7 +82,8 @@ gpu:
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 
-# A wheel for this Python and every x86-64 Linux of glibc 2.28 or later, into dist/, tried in an empty environment.
+# A wheel for this Python and every x86-64 Linux of glibc 2.28 or later, into dist/, tried in an empty environment,
+# and there with the last NumPy before 2 if that has a wheel for this Python.
 # libstdc++ is in it, and csrc/wheel is what that and the kernels would else ask of a later glibc.
 WHEEL := build/wheel
 LINKED := -static-libstdc++ -Wl,--exclude-libs,ALL -s
@@ -97,6 +98,8 @@ wheel: $(VENV)/installed $(WHEEL)/glibc.o
 	$(WHEEL)/fresh/bin/pip install --quiet "$(TORCH)" $(WHEEL)/out/portable/*.whl
 	mkdir -p dist && cp $(WHEEL)/out/portable/*.whl dist
 	cd $(WHEEL) && fresh/bin/python -I $(CURDIR)/tests/smoke.py
+	if $(WHEEL)/fresh/bin/python -c "import sys; sys.exit(sys.version_info >= (3, 13))"; then \
+	$(WHEEL)/fresh/bin/pip install --quiet "numpy==1.26.*" && cd $(WHEEL) && fresh/bin/python -I $(CURDIR)/tests/smoke.py; fi
 
 $(AARCH64)/glibc.o: export CC = aarch64-linux-gnu-gcc
 $(AARCH64)/glibc.o: $(AARCH64)/fetched

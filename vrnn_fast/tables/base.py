@@ -138,7 +138,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         """
         learner = copy.copy(self)  # what was learnt before stays until all of it is learnt anew
         learner._learn(as_pandas(table))
-        vars(self).update(vars(learner))
+        self.__dict__.update(learner.__dict__)
         return self
 
     def _learn(self, table: pd.DataFrame) -> None:

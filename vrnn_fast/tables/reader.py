@@ -385,7 +385,7 @@ def _whole(value: Any, dtype: np.dtype[Any]) -> int:
     """Return a time, the length of one or an integer in the unit of a dtype, as an integer without bounds."""
     if dtype.kind != "M":
         return int(value)
-    own, unit = (np.timedelta64(1, np.datetime_data(of)[0]) for of in (value.dtype, dtype))
+    own, unit = (np.array(1, f"m8[{np.datetime_data(of)[0]}]") for of in (value.dtype, dtype))
     return int(value.astype(np.int64)) * int(own / unit)
 
 
