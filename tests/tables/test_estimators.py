@@ -332,6 +332,8 @@ def test_a_threshold_that_fails_leaves_the_last_fit(monkeypatch: pytest.MonkeyPa
             "likelihood must be one of 'gaussian', 'student', or a likelihood object, got None",
         ),
         (Imputer, {"covariates": None}, r"covariates must be a sequence of columns, got None"),
+        (Imputer, {"features": [["wave"]]}, r"features must be a sequence of columns, got \[\['wave'\]\]"),
+        (Imputer, {"id": ["unit"]}, r"id must be the name of a column, got \['unit'\]"),
         (Imputer, {"features": 5}, r"features must be a sequence of columns, got 5"),
         (Imputer, {"seed": 2**70}, r"seed must be an int from 0 to 9223372036854775807, got 1180591620717411303424"),
         (Imputer, {"hidden_size": 0}, "hidden_size must be a positive int, got 0"),
@@ -346,7 +348,7 @@ def test_what_is_wrong_is_said_before_training(
     monkeypatch.setattr(base, "fit", lambda *_: pytest.fail("it trains"))
     with pytest.raises((ValueError, TypeError), match=said):
         kind(**SMALL | arguments).fit(waves(48))
-    if not {"likelihood", "covariates", "features", "hidden_size"} & set(arguments):
+    if not {"likelihood", "covariates", "features", "id", "hidden_size"} & set(arguments):
         with pytest.raises((ValueError, TypeError), match=said.partition(", got 2 of")[0]):
             kind.load(tmp_path, **arguments)
 

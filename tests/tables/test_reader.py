@@ -161,6 +161,9 @@ def test_what_is_held_back_for_validation_scales_nothing() -> None:
 
 
 def test_a_constant_column_stays_finite() -> None:
+    for still in (0.1, 1e20, 1e308):
+        given = table(rows=480, still=still)
+        np.testing.assert_array_equal(TableReader.learn(given, OWN).read(given)[0].values[:, 2], 0.0)
     given = table(rows=480, still=0.1)  # whose standard deviation is rounding, and no zero
     reader = TableReader.learn(given, OWN)
     np.testing.assert_allclose(reader.read(given.assign(still=2.1))[0].values[:, 2], 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -166,11 +166,16 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         for name in _COUNTS:
             self._count(name)
         checks.flag("verbose", self.verbose)
+        for name in ("id", "time"):
+            if not isinstance(given := getattr(self, name), Hashable):
+                raise TypeError(f"{name} must be the name of a column, got {given!r}")
         for name in ("features", "covariates"):
             given = getattr(self, name)
             if isinstance(given, str):
                 raise TypeError(f"{name} must be a sequence of columns, got {given!r}: [{given!r}]")
-            if not isinstance(given, Iterable) and (given is not None or name == "covariates"):
+            if given is None and name == "features":
+                continue
+            if not isinstance(given, Iterable) or not all(isinstance(column, Hashable) for column in given):
                 raise TypeError(f"{name} must be a sequence of columns, got {given!r}")
         checks.share("validation", self.validation)
         checks.positive("learning_rate", self.learning_rate)

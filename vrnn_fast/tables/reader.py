@@ -259,12 +259,14 @@ def _scale(name: Any, values: Numbers, trained: NDArray[np.int64]) -> tuple[floa
     _, power = np.frexp(np.nanmax(np.abs(observed)))  # of two: what is divided by it keeps all its digits
     observed = np.ldexp(observed, -power)
     mean, std = (float(np.ldexp(found, power)) for found in (np.nanmean(observed), np.nanstd(observed)))
+    if std <= 1e-12 * abs(mean):
+        return float(np.ldexp(np.nanmedian(observed), power)), 1.0  # its mean is rounded, and may be far from all of it
     if std > np.sqrt(np.finfo(float).max):
         raise TableError(
             f"column {name!r} holds numbers so large that their variance overflows: where they say that nothing was "
             "observed, put NaN, else give it another unit"
         )
-    return mean, std if std > 1e-12 * abs(mean) else 1.0
+    return mean, std
 
 
 def _scaled(values: Numbers, mean: Any, std: Any) -> Numbers:
