@@ -51,6 +51,14 @@ def test_a_forecast_goes_on_from_the_state_as_beside_a_longer_row(executor: str,
 
 
 @LIKELIHOODS
+def test_a_prefix_of_no_step_is_none(executor: str, likelihood: Any) -> None:
+    model, padding, seen = padded(likelihood, executor)
+    alone, _ = model.generate(3, prefix=padding, lengths=NONE, num_samples=2, generator=seeded())
+    beside, _ = model.generate(3, prefix=seen, lengths=SOME, num_samples=2, generator=seeded())
+    torch.testing.assert_close(alone[:, :, 0], beside[:, :, 0], rtol=1e-12, atol=1e-12)
+
+
+@LIKELIHOODS
 @pytest.mark.parametrize("smoothed", [False, True])
 def test_there_is_nothing_to_impute(executor: str, likelihood: Any, smoothed: bool) -> None:
     model, padding, _ = padded(likelihood, executor)
