@@ -38,8 +38,7 @@ MORE = "in registers", "streamed", "exchanges", "KB exchanged", "barriers", "mic
 def scan(size: int, way: str, kind: Operand = KIND, room: ScanRoom = H100) -> PlannedKernel:
     """Write the kernel of a scan of a GRU cell as a batch of few rows has it."""
     spec = spec_of(size)
-    clusters = chosen(spec, kind, room)
-    return program(steps(spec, clusters)[way], kind, room.shared, DTYPES[kind])
+    return program(steps(spec, chosen(spec, kind, room))[way], kind, room.shared, DTYPES[kind])
 
 
 def whole(size: int, way: str, target: str) -> Kernel | None:
@@ -67,7 +66,7 @@ def rows() -> Iterator[str]:
         one = whole(size, way, target)
         if one is not None:
             of = compiled(one.text, target)
-            ranks = ranks_of(chosen(spec_of(size), KIND, ROOMS[target]).of(way))
+            ranks = ranks_of(chosen(spec_of(size), KIND, ROOMS[target]).of(way).cluster)
             own = ranks, of.registers, of.spilled, round(one.shared / 1024)
             yield f"| {size} | {one.name} | {target} | {' | '.join(map(str, own))} |{' |' * 8}"
 

@@ -29,7 +29,7 @@ from vrnn_fast.executors.cuda.steps import (
     BACKWARD,
     BLOCKS,
     PlannedLaunch,
-    ScanClusters,
+    ScanWays,
     backward_steps,
     forward_steps,
 )
@@ -66,10 +66,10 @@ def spec_of(size: int) -> CellSpec:
     return CellSpec(28, size, 16, phi_x=wide, phi_z=wide, encoder=wide, prior=wide, decoder=wide)
 
 
-def steps(spec: CellSpec, clusters: ScanClusters = BLOCKS) -> dict[str, PlannedLaunch]:
+def steps(spec: CellSpec, ways: ScanWays = BLOCKS) -> dict[str, PlannedLaunch]:
     """List the launches of a training step on the loss alone."""
-    there = forward_steps(spec, Keep.STORED, Want(), clusters)
-    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, clusters)
+    there = forward_steps(spec, Keep.STORED, Want(), ways)
+    back = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, ways)
     return {step.name: step for step in (*there, *back)}
 
 
@@ -82,12 +82,12 @@ def kernel(size: int, kind: Operand, target: str, way: str) -> KernelSource | No
     return KernelSource(found.kernel.text, found.memory)
 
 
-def joined(size: int, kind: Operand, target: str, way: str, clusters: ScanClusters = BLOCKS) -> Kernel | None:
+def joined(size: int, kind: Operand, target: str, way: str, ways: ScanWays = BLOCKS) -> Kernel | None:
     """Write the kernel that is all of a direction; None where one of its programs does not fit."""
     spec, limit, dtype = spec_of(size), CHIPS[target.removesuffix("a")], DTYPES[kind]
-    parts = forward_steps(spec, Keep.STORED, Want(), clusters)
+    parts = forward_steps(spec, Keep.STORED, Want(), ways)
     if way == BACKWARD:
-        parts = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, clusters)
+        parts = backward_steps(spec, frozenset(TOTALS), frozenset(), Keep.STORED, ways)
     if any(memory(step.plan, kind, limit) is None for step in parts):
         return None
     parameters = len(list(spec.parameters()))
@@ -98,7 +98,7 @@ def joined(size: int, kind: Operand, target: str, way: str, clusters: ScanCluste
         found.append(fixed("weights", kind, dtype, len(own.buffers), own.side))
         found.append(fixed("sums", kind, dtype, parameters))
     programs = tuple(JoinedProgram(p.kernel.name, p.body, p.kernel.shared) for p in found)
-    return together(programs, limit, clusters.of(way))
+    return together(programs, limit, ways.of(way).cluster)
 
 
 def compiled(text: str, target: str) -> Registers:

@@ -28,14 +28,15 @@ from vrnn_fast.executors.cuda.cycles import (
     taller,
 )
 from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Operand, memory
-from vrnn_fast.executors.cuda.plan import TOTALS
-from vrnn_fast.executors.cuda.steps import A100, BACKWARD, BLOCKS, GAIN, H100, ScanClusters, chosen
+from vrnn_fast.executors.cuda.plan import STACKS, TOTALS
+from vrnn_fast.executors.cuda.steps import A100, BACKWARD, BLOCKS, GAIN, H100, all_by, chosen
 from vrnn_fast.executors.cuda.weights import DEPTH, jobs, shares
 
 from .cuda_resources import SCANS, spec_of, steps
 from .record import RESULTS
 
-SIZES = 32, 64, 96, 128, 256
+SIZES = 32, 64, 96, 128, 256, 384
+WIDE = {1: 0, 2: 256}  # from which width on the table has passes of so many times 16 rows
 KINDS: tuple[Operand, ...] = ("bf16", "tf32")
 AIMS = {64: (1.0, 3.0), 128: (1.6, 5.0), 256: (2.0, 6.0), 384: (3.0, 9.0)}  # forward, and with backward
 AIMED: tuple[Operand, str] = "bf16", "sm_90"
@@ -44,10 +45,11 @@ HEAD = f"""\
 # Cycles a step of the CUDA kernels, by arithmetic
 
 `python -m bench.cycles --record`: a GRU cell with Z = 16 and one hidden layer as wide as the state in each network, in
-training; of one block, a step of a scan, or a tile of 16 rows of a pass. Products, wavefronts of shared memory,
-instructions of warps and barriers are within {FACTOR} of those of the executed PTX, which a test sees to at H = 32;
-bytes are those of weights from the second-level cache; the chain is what follows each other however little there is to
-do. `vrnn_fast/executors/cuda/cycles.py` says how cycles follow from them.
+training; of one block, a step of a scan, or a tile of 16 rows of a pass; at H = 256 and 384 of 32 as well. Products,
+wavefronts of shared memory, instructions of warps and barriers are within {FACTOR} of those of the executed PTX, which
+a test sees to at H = 32, with 16 rows of a pass and with 32; bytes are those of weights from the second-level cache;
+the chain is what follows each other however little there is to do. `vrnn_fast/executors/cuda/cycles.py` says how cycles
+follow from them.
 **Nothing here has run on a GPU.**
 """
 OF_PRODUCTS = f"""\
@@ -55,7 +57,7 @@ Microseconds of all weight gradients there. cuBLAS is assumed to be a launch for
 TFLOP/s on all multiprocessors. Of 16384 rows at H = 256 and 384 squares by mma.sync are 1.5 and 1.7 times as long;
 wgmma, which cuBLAS has and these kernels have not, multiplies twice as fast. So cuBLAS has those of a batch without
 padding where ours would make a step longer by more than {GAIN} times what it takes, launches included: beside a scan,
-by what workers end later; about from 256 rows on at H = 256, whose scans leave few workers. A card must say.
+by what workers end later; about from 512 rows on at H = 256, whose scans leave few workers. A card must say.
 """
 OF_AIMS = """\
 Forward is that of training, whose stores are 130 of 1,849 cycles at H = 64: without them, as a model is only asked, it
@@ -72,17 +74,20 @@ takes: at H = 128 of 28 x 128, 28 steps of 1.33 and 2.11 by clusters of 4, 96 of
 the rest is weights laid out and loaded, the first rows before a scan and the last behind it.
 
 At most 1.5 times nn.GRU is aimed at: its steps alone, whose sums do not take turns as ours do; if they did, a step of
-it took 4.45 where 5.05 are reckoned at H = 256, and 4.75 for 5.65 at 384. Beyond the aim are 128 rows at H = 384, by
-1.80 of 256 steps and 2.22 of 28. Of these 28 the scans alone by 8 blocks to a tile, 2.87 and 4.97 a step, are 220 of
-the 237 that are allowed, and 82 are there whatever T is: no design below reaches them. Of many steps the work beside a
-scan is too much, 91 thousand cycles of a multiprocessor back for each tile and step, and 64 of 128 blocks do it.
+it took 4.45 where 5.05 are reckoned at H = 256, and 4.75 for 5.65 at 384. Beyond the aim are 28 steps of 128 rows at
+H = 384: the scans alone by 8 blocks to a tile, 2.87 and 4.97 a step, are 220 of the 237 microseconds that are allowed,
+and some 80 are there whatever T is: no design below reaches them. Of many steps the work beside the reverse scan is
+what counts, by 64 of 128 blocks: for each tile and step 91 thousand cycles of a multiprocessor with 16 rows at a time,
+with which 256 steps would be 1.77 times nn.GRU, and 69 with 32, of which weight gradients are 40.
 """
 OF_DESIGNS = f"""\
 What other designs would take there, at H = 384 and 128 rows: microseconds of a step of {LONG}, and how often those of
-nn.GRU, with nothing that is there whatever T is. A scan's tile of 32 rows reads each weight once for both halves, as
-does a worker that takes 32; neither is built. Twice the rows of a scan are twice the bytes of an exchange, which it
-waits for: no gain. Workers that take 32 rows are what would reach the aim of many steps: half the weights from the
-second-level cache, which now take as long as the operands from shared memory, and both twice as long as the products.
+nn.GRU, with nothing that is there whatever T is. Workers take 32 rows at a time where 16 would end later than the scan:
+half the weights from the second-level cache, which of 16 rows take as long as the operands from shared memory, and both
+twice as long as the products. The 32 rows follow each other in memory. Of a batch of 128 that is two tiles of one step,
+which their scans reach at about the same time, and of 16 two steps; two steps of each tile would always wait for the
+later one, and of an odd T leave a half over for each tile. A scan's tile of 32 rows reads each weight once for both
+halves as well, and is not built: twice its rows are twice the bytes of an exchange, which it waits for.
 """
 COLUMNS = "H", "operands", "chip", "kernel", "mma", "wavefronts", "instructions", "KB streamed", "barriers", "chain"
 
@@ -91,16 +96,17 @@ def rows() -> Iterator[str]:
     """Yield a line for each kernel that fits."""
     yield f"| {' | '.join(COLUMNS)} | cycles | microseconds |"
     yield f"| --: | --- | --- | --- |{' --: |' * 8}"
-    for size, kind, chip in product(SIZES, KINDS, PAPER_CHIPS):
-        for step in steps(spec_of(size)).values():
+    for size, kind, chip, stacked in product(SIZES, KINDS, PAPER_CHIPS, STACKS):
+        for step in steps(spec_of(size), all_by(None, stacked)).values():
             found = memory(step.plan, kind, CHIPS[chip])
-            if found is None:
+            if found is None or found.plan.stacked < stacked or size < WIDE[stacked]:
                 continue
             own = paper_step(found, step.stored)
             of = own.total
             counted = of.mma, of.wavefronts, of.instructions, of.streamed >> 10, of.barriers, of.chain, own.cycles
             numbers = " | ".join(map(str, counted))
-            yield f"| {size} | {kind} | {chip} | {step.name} | {numbers} | {own.microseconds(chip):.2f} |"
+            name = step.name if stacked == 1 else f"{step.name}, of {ROWS * stacked} rows"
+            yield f"| {size} | {kind} | {chip} | {name} | {numbers} | {own.microseconds(chip):.2f} |"
 
 
 def aims() -> Iterator[str]:
@@ -127,12 +133,12 @@ def without_clusters() -> Iterator[str]:
     yield f"| --: | --: |{' --: |' * 4}"
     kind, chip = AIMED[0], "sm_80"
     for size in (128, 256, 384, 512):
-        spec, clusters, us = spec_of(size), chosen(spec_of(size), kind, A100), []
-        for way, by in product(SCANS, (clusters, BLOCKS)):
+        spec, ways, us = spec_of(size), chosen(spec_of(size), kind, A100), []
+        for way, by in product(SCANS, (ways, BLOCKS)):
             step = steps(spec, by)[way]
             found = memory(step.plan, kind, CHIPS[chip])
             us.append(math.inf if found is None else paper_step(found, step.stored).microseconds(chip))
-        ranks = ", ".join(str(ranks_of(own)) for own in clusters[:2])
+        ranks = ", ".join(str(ranks_of(own)) for own in ways.clusters[:2])
         yield f"| {size} | {ranks} | {' | '.join(f'{each:.2f}' for each in us)} |"
 
 
@@ -140,22 +146,26 @@ def training() -> Iterator[str]:
     """Yield a line for each batch: microseconds of a training step by the blocks that are chosen, its launches one
     behind the other and one each way, that by one block to a tile, and of nn.GRU alone by steps like cuDNN's, without
     its products over all rows."""
-    yield "| H | T x B | blocks | launches apart | one each way | by one block | nn.GRU alone | one each way / nn.GRU |"
-    yield f"| --: | --- | --: |{' --: |' * 5}"
+    yield (
+        "| H | T x B | blocks | rows a worker takes | launches apart | one each way | by one block | nn.GRU alone "
+        "| one each way / nn.GRU |"
+    )
+    yield f"| --: | --- | --: | --: |{' --: |' * 5}"
     kind, chip = AIMED
     for size, (count, batch) in product((64, 96, 128, 256, 384), ((28, 128), (256, 128), (256, 16))):
-        spec, clusters = spec_of(size), chosen(spec_of(size), kind, H100, batch)
+        spec, ways = spec_of(size), chosen(spec_of(size), kind, H100, batch)
         rows, own = count * batch, jobs(spec, frozenset(TOTALS), kind)
-        products = squares(len(own.tiles), own.side, rows, shares(rows), chip)
-        us, ranks = [], ", ".join(str(ranks_of(each)) for each in clusters[:2])
-        for by in (clusters, BLOCKS):
+        parts = shares(rows)
+        products = squares(len(own.tiles), own.side, rows, parts, chip)
+        us, ranks = [], ", ".join(str(ranks_of(each)) for each in ways.clusters[:2])
+        taken = ", ".join(str(ROWS * each.stacked) for each in ways[:2])
+        for by in (ways, BLOCKS):
             laid = {name: (memory(s.plan, kind, CHIPS[chip]), s.stored) for name, s in steps(spec, by).items()}
             there = {name: (found, stored) for name, (found, stored) in laid.items() if found is not None}
-            every = partial(looks, count, -(-batch // ROWS))
-            us.append(paper_training(there, products, count, batch, chip, H100.blocks, every))
+            us.append(paper_training(there, products, parts, count, batch, chip, H100.blocks, partial(looks, count)))
         alone = count * sum(gru_alone(size, chip, reverse=r, apart=True) for r in (False, True))
         numbers = f"{us[0].apart:.0f} | {us[0].joined:.0f} | {us[1].joined:.0f} | {alone:.0f}"
-        yield f"| {size} | {count} x {batch} | {ranks} | {numbers} | {us[0].joined / alone:.2f} |"
+        yield f"| {size} | {count} x {batch} | {ranks} | {taken} | {numbers} | {us[0].joined / alone:.2f} |"
 
 
 class Design(NamedTuple):
@@ -171,7 +181,7 @@ class Design(NamedTuple):
         """Return the microseconds of a step of a long batch in one direction, with all that lies beside its scan."""
         (kind, chip), spec, own = AIMED, spec_of(size), Cluster(self.ranks)
         scan, beside, tiles = 0, 0.0, -(-batch // self.rows)
-        for name, step in steps(spec, ScanClusters(own, own)).items():
+        for name, step in steps(spec, all_by(own, self.taken // ROWS)).items():
             found = memory(step.plan, kind, CHIPS[chip])
             if found is None or name.endswith(BACKWARD) != (way == BACKWARD):
                 continue
@@ -179,7 +189,7 @@ class Design(NamedTuple):
             if name == way:
                 scan = (one if self.rows == ROWS else taller(one)).cycles
             else:
-                beside += (one if self.taken == ROWS else taller(one)).cycles / self.taken
+                beside += one.cycles / (ROWS * found.plan.stacked)
         multiplied, behind = jobs(spec, frozenset(TOTALS), kind), 0.0
         if way == BACKWARD and self.cublas:
             shapes = [(int(job[6]), int(job[7])) for job in multiplied.jobs if job[7]]

@@ -13,7 +13,7 @@ from unittest import mock
 from vrnn_fast.executors import trial
 from vrnn_fast.executors.cuda import chip, launch
 from vrnn_fast.executors.cuda.cluster import Cluster
-from vrnn_fast.executors.cuda.steps import ScanClusters
+from vrnn_fast.executors.cuda.steps import all_by
 
 from .children import Row
 from .setting import Setting
@@ -43,7 +43,7 @@ def run(setting: Setting, item: str) -> Iterator[Row]:
     if own is not None and own.through not in chip.room(setting.device).through:
         yield {**row, "error, of what is allowed": "refused: this chip knows no such blocks"}
         return
-    scans = nullcontext() if own is None else mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own))
+    scans = nullcontext() if own is None else mock.patch.object(launch, "chosen", return_value=all_by(own))
     with scans:
         found = trial.finding(executor, setting.device, _STRUCTURES[_SHARED if own else name])
     if found.wrong:

@@ -27,9 +27,10 @@ from vrnn_fast.executors.cuda import chip, emulator, launch
 from vrnn_fast.executors.cuda import nvrtc as compiler
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.cycles import FACTOR, paper_step
-from vrnn_fast.executors.cuda.memory import CHIPS, memory
+from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, memory
 from vrnn_fast.executors.cuda.passes import OF_STATES
-from vrnn_fast.executors.cuda.steps import ScanClusters, backward_steps, forward_steps, training
+from vrnn_fast.executors.cuda.plan import STACKS
+from vrnn_fast.executors.cuda.steps import all_by, backward_steps, forward_steps, training
 
 pytestmark = pytest.mark.skipif(
     compiler.library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -46,12 +47,14 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     batch: int = 5
     chip: str = "sm_90"
+    stacked: int = 1
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 CASES = [
     Case("gru in bfloat16, ragged", GRU, options={"lengths": [3, 1, 0, 2, 3]}),
     Case("gru in float32, several blocks", GRU, torch.float32, batch=18, options={"resets": True, "mask": True}),
+    Case("gru in bfloat16, ragged, 32 rows at a time", GRU, batch=18, stacked=2, options={"lengths": [3, 1, 0] * 6}),
     Case("lstm of two layers in float16", LSTM, torch.float16, chip="sm_80"),
     Case("rnn without a latent variable", cell(cell="rnn", **FAMILY["no z, the rest"]), torch.float32),
     Case(
@@ -88,7 +91,8 @@ def assert_clean(report: Report) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_compiled_kernels_obey_the_law(case: Case) -> None:
-    with nvrtc.executed(case.chip) as reports:
+    ways = mock.patch.object(launch, "chosen", return_value=all_by(None, case.stacked))
+    with ways, nvrtc.executed(case.chip) as reports:
         assert_obeys_the_law(case.spec, 3, case.batch, executor=cuda, dtype=case.dtype, draws=1, **case.options)
     again = ("before", "again") if case.options.get("recompute") else ()
     assert len(reports) == len((*training(case.spec), *again))
@@ -99,7 +103,7 @@ def test_compiled_kernels_obey_the_law(case: Case) -> None:
 
 def by(cluster: Cluster) -> Any:
     """All scans by this cluster."""
-    return mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster))
+    return mock.patch.object(launch, "chosen", return_value=all_by(cluster))
 
 
 def test_compiled_clusters_obey_the_law() -> None:
@@ -144,9 +148,11 @@ def test_a_flag_that_orders_nothing_is_a_race(order: str, without: str) -> None:
     assert report.races
 
 
-def test_one_launch_each_way_as_compiled() -> None:
+@pytest.mark.parametrize("stacked", STACKS)
+def test_one_launch_each_way_as_compiled(stacked: int) -> None:
     """Blocks by turns: one that scans, and two that work beside it."""
-    with mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=3), nvrtc.executed() as reports:
+    ways = mock.patch.object(launch, "chosen", return_value=all_by(None, stacked))
+    with ways, mock.patch.multiple(chip, EMULATED_MULTIPROCESSORS=3), nvrtc.executed() as reports:
         found = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
     assert len(reports) == 2
     right = Problem.draw(GRU, 3, 5, [3, 1, 0, 2, 3]).run(cuda, torch.bfloat16)
@@ -212,19 +218,24 @@ def test_each_barrier_that_is_taken_out_is_a_race() -> None:
     assert not unnoticed
 
 
-def test_the_clock_on_paper_counts_what_is_executed() -> None:
-    """Of scans and passes: products and barriers to the last one, wavefronts of shared memory and instructions by what
-    the clock says of itself."""
-    spec, problem, found = spec_of(32), [Problem.draw(spec_of(32), count, 16) for count in (1, 2)], []
-    with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1), mock.patch.object(launch, "MOST_BLOCKS", 1):
+@pytest.mark.parametrize("stacked", STACKS)
+def test_the_clock_on_paper_counts_what_is_executed(stacked: int) -> None:
+    """Of scans, and of passes that take 16 rows at a time or 32: products and barriers to the last one, wavefronts of
+    shared memory and instructions by what the clock says of itself."""
+    spec, ways, found = spec_of(32), all_by(None, stacked), []
+    problem = [Problem.draw(spec, count, ROWS * stacked) for count in (1, 2)]
+    whole = mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", 1), mock.patch.object(launch, "MOST_BLOCKS", 1)
+    with whole[0], whole[1], mock.patch.object(launch, "chosen", return_value=ways):
         for own in problem:
             with nvrtc.executed() as reports:
                 own.run(cuda, torch.bfloat16)
             found.append(dict(zip(training(spec), reports, strict=True)))
     upstream = frozenset(OF_STATES if name.startswith("final") else name for name in problem[0].upstream)
-    there = forward_steps(spec, Keep.STORED, Want(prior=True, raw=True))
-    back = backward_steps(spec, upstream, frozenset(("x", "eps")), Keep.STORED)
+    there = forward_steps(spec, Keep.STORED, Want(prior=True, raw=True), ways)
+    back = backward_steps(spec, upstream, frozenset(("x", "eps")), Keep.STORED, ways)
     for step in (*there, *back):
+        if step.plan.stacked < stacked:
+            continue  # a scan, by a block for each 16 rows
         laid = memory(step.plan, "bf16", CHIPS["sm_90"])
         assert laid is not None
         paper, seen = paper_step(laid, step.stored).total, between(*(reports[step.name] for reports in found)).work

@@ -31,7 +31,8 @@ struct Queue {
     const Crew& crew;
     int next = 0;                       // the first item of what comes next
     int packed = 0;                     // where weights end
-    int ahead = 0, tiles_ahead = 0;     // the items of the last pass ahead of the scan
+    int ahead = 0, tiles_ahead = 0;     // the items of the last pass ahead of the scan,
+    int rows_ahead = 0;                 // and rows of each of its tiles
     int steps = 0, batch = 0, own = 0;  // of the scan; and rows of one of its tiles
     int done = 0;                       // own items
 
@@ -40,12 +41,15 @@ struct Queue {
     VRNN_DEVICE bool scans() const { return device::block() < scanning(); }
     VRNN_DEVICE int worker() const { return device::block() - scanning(); }
 
-    // Until these items are done. Those of one worker are done in their order.
-    VRNN_DEVICE void await(int number, int first, int end) const {
+    // Until these items are done, for this thread. Those of one worker are done in their order.
+    VRNN_DEVICE void look_for(int number, int first, int end) const {
         if (end - first > workers()) first = end - workers();
         if (device::present(number))
             for (int item = first + device::thread(); item < end; item += device::threads())
                 device::wait_for(crew.done + item % workers(), item / workers() + 1);
+    }
+    VRNN_DEVICE void await(int number, int first, int end) const {
+        look_for(number, first, end);
         if (device::present(seen_barrier)) device::barrier();
     }
 
@@ -67,18 +71,28 @@ struct Queue {
         packed = next;
     }
 
-    // A pass ahead of the scan, in the scan's order: a tile waits for weights, or for the same tile of the pass before.
+    // Until the last pass ahead of the scan has come past the tiles of these rows.
+    VRNN_DEVICE void await_ahead(int number, int first, int end) const {
+        const int tile = first / rows_ahead, behind = (end + rows_ahead - 1) / rows_ahead;
+        const int stop = behind < tiles_ahead ? behind : tiles_ahead;
+        const int begin = backward ? tiles_ahead - stop : tile;
+        await(number, ahead + begin, ahead + begin + stop - tile);
+    }
+
+    // A pass ahead of the scan, in the scan's order: a tile waits for weights, or for its rows in the pass before.
     template <class Pass, class Call>
     VRNN_DEVICE void before(const Call& call) {
         typename Pass::ByTurns pass{call};
-        const int count = Pass::tiles(call), first = tiles_ahead ? ahead : 0, more = tiles_ahead ? 1 : packed;
-        const int step = tiles_ahead ? 1 : 0;
-        ahead = next;
+        const int count = Pass::tiles(call), own = next;
         work(count, [&](int i) {
-            await(ahead_waits, first + step * i, first + step * i + more);
-            pass.run(backward ? count - 1 - i : i);
+            const int tile = backward ? count - 1 - i : i;
+            if (tiles_ahead)
+                await_ahead(ahead_waits, tile * Pass::rows_taken, (tile + 1) * Pass::rows_taken);
+            else
+                await(ahead_waits, 0, packed);
+            pass.run(tile);
         });
-        tiles_ahead = count;
+        ahead = own, tiles_ahead = count, rows_ahead = Pass::rows_taken;
     }
 
     // What the scan waits for, and who waits for it.
@@ -92,9 +106,8 @@ struct Queue {
             if (count <= known) return;
             const int looks = queue.crew.looks, more = count < looks ? count : looks;
             known = count - 1 + more < all ? count - 1 + more : all;
-            const int tiles = backward ? queue.tiles_ahead - (all - known) * queue.batch / rows
-                                       : (known * queue.batch + rows - 1) / rows;
-            if (queue.tiles_ahead) queue.await(scan_waits_for_rows, queue.ahead, queue.ahead + tiles);
+            const int first = backward ? all - known : 0, end = backward ? queue.steps : known;
+            if (queue.tiles_ahead) queue.await_ahead(scan_waits_for_rows, first * queue.batch, end * queue.batch);
         }
         VRNN_DEVICE void publish(int count) const {
             if (count < all && count % queue.crew.looks) return;
@@ -115,11 +128,11 @@ struct Queue {
         Scan::scan(call, Pace{*this, all});
     }
 
-    // Until the scan has come past the rows of a tile: each of its ranks, for it has published its own columns.
-    VRNN_DEVICE void await_rows(int tile) const {
+    // Until the scan has come past so many rows, a tile's: each of its ranks, for it has published its own columns.
+    VRNN_DEVICE void await_rows(int first, int count) const {
         if (device::present(rows_wait))
-            for (int i = device::thread(); i < rows * ranks; i += device::threads()) {
-                const int place = tile * rows + i / ranks, t = place / batch;
+            for (int i = device::thread(); i < count * ranks; i += device::threads()) {
+                const int place = first + i / ranks, t = place / batch;
                 if (t >= steps) continue;
                 const int scan = place % batch / own * ranks + i % ranks;
                 device::wait_for(crew.reached + scan, backward ? steps - t : t + 1);
@@ -140,7 +153,7 @@ struct Queue {
     VRNN_DEVICE void after(const Call& call, int first, int count) {
         typename Pass::ByTurns pass{call};
         work(count, [&](int i) {
-            await_rows(first + i);
+            await_rows((first + i) * Pass::rows_taken, Pass::rows_taken);
             pass.run(first + i);
         });
     }
@@ -153,20 +166,24 @@ struct Queue {
     // in which a ragged batch lies in another order.
     template <class Weights, class Pass, class WeightsCall, class Call>
     VRNN_DEVICE void weights(const WeightsCall& call, const Call& before) {
+        // Of the tiles of a share's steps; of those that it has in common with the one before; and of the tile behind
+        // these, in which its last step may end.
         struct Items {
             int first, end;
-        } own{0, 0}, later{0, 0};  // of the tiles of a share's steps, and of those that it shares with the one before
+        } own{0, 0}, later{0, 0}, last{0, 0};
         int left = Pass::tiles(before);
         for (int share = call.shares_in_all - 1; share >= 0; --share) {
-            const int first = Weights::first_row(call, share) / batch * batch / rows;
+            const int first = Weights::first_row(call, share) / batch * batch / Pass::rows_taken;
             if (first < left) {
+                last = {later.first, later.first < later.end ? later.first + 1 : later.end};
                 later = own;
                 own = {next, next + left - first};
                 after<Pass>(before, first, left - first);
                 left = first;
             }
             work(call.tiles_in_all, [&](int i) {
-                await(shares_wait, later.first, later.end);
+                look_for(shares_wait, last.first, last.end);
+                look_for(shares_wait, later.first, later.end);
                 await(shares_wait, own.first, own.end);
                 Weights::multiply(call, i, share);
             });

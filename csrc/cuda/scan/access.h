@@ -37,15 +37,19 @@ struct Rows {
     int length[2];  // steps; -1 where there is no such row. Of a pass, 1 or, at padding, 0
 };
 
-// Where a scan is in time, or a pass among its tiles.
+// Where a scan is in time, or a pass among its tiles: of 16 rows.
 struct Context {
     const Call& call;
     char* shared;
     Rows rows;
-    int t;         // of a pass, 0
-    Rows next;     // of a pass: of the tile after this one
-    int rank = 0;  // of the blocks that share a tile, which one this is
-    int turn = 0;  // of those: how many steps there have been, -1 before the first one
+    int t;          // of a pass, 0
+    Rows next;      // of a pass: of the tile after this one
+    int rank = 0;   // of the blocks that share a tile, which one this is
+    int turn = 0;   // of those: how many steps there have been, -1 before the first one
+    int stack = 0;  // of a pass: which of the 16 rows that a step takes
+
+    // What these rows have in shared memory: places of parts begin there.
+    VRNN_DEVICE char* own() const { return shared + stack * program::stacked_bytes; }
 
     // Whether a row has this step, and the one that comes after it in the order of the scan.
     VRNN_DEVICE bool runs(int i) const { return t < rows.length[i >> 1]; }
@@ -63,6 +67,27 @@ struct Context {
         return row(i) + (program::reverse ? -call.batch : call.batch);
     }
 };
+
+// All rows that a step takes, 16 by 16.
+struct Stack {
+    Context of[program::stacked];
+};
+static_assert(program::stacked == 1 || (program::stacked == 2 && program::pass), "a scan takes 16 rows");
+
+// body(context) for each of them, whose number the compiler knows.
+template <class Rows, class Body>
+VRNN_DEVICE void each(Rows& stack, Body body) {
+    unroll<0, program::stacked>([&](auto i) { body(stack.of[i]); });
+}
+
+// body(0), ... make the contexts of a step's rows.
+template <class Body>
+VRNN_DEVICE Stack stack_of(Body body) {
+    if constexpr (program::stacked == 1)
+        return {{body(0)}};
+    else
+        return {{body(0), body(1)}};
+}
 
 // The tile of a scan's rows that a block has, alone or with others.
 VRNN_DEVICE int tile_of_block() {
@@ -114,7 +139,7 @@ struct alignas(4 * sizeof(program::Value)) Own {
 };
 template <int part>
 VRNN_DEVICE Own* own_ahead(const Context& c, int tile) {
-    return reinterpret_cast<Own*>(c.shared + program::parts[part].ahead) + (tile - first_tile<part>(c)) * 32 +
+    return reinterpret_cast<Own*>(c.own() + program::parts[part].ahead) + (tile - first_tile<part>(c)) * 32 +
            device::lane();
 }
 
@@ -246,13 +271,13 @@ VRNN_DEVICE void write_operands(char* to, float low, float high) {
 template <int part>
 VRNN_DEVICE char* operands(const Context& c, int turn) {
     constexpr Part p = program::parts[part];
-    if constexpr (p.exchange == none) return c.shared + p.operand;
-    return c.shared + p.operand + turn % program::operand_buffers * rows * row_stride<part>();
+    if constexpr (p.exchange == none) return c.own() + p.operand;
+    return c.own() + p.operand + turn % program::operand_buffers * rows * row_stride<part>();
 }
 
 template <int part>
 VRNN_DEVICE Tile* held_tile(const Context& c, int tile) {
-    return reinterpret_cast<Tile*>(c.shared + program::parts[part].held) + (tile - first_tile<part>(c)) * 32 +
+    return reinterpret_cast<Tile*>(c.own() + program::parts[part].held) + (tile - first_tile<part>(c)) * 32 +
            device::lane();
 }
 
@@ -290,7 +315,7 @@ VRNN_DEVICE Tile held(const Context& c, int tile) {
 template <int part>
 VRNN_DEVICE float held_of(const Context& c, int tile, int row, int i) {
     const lanes::Place at{row, lanes::sums(device::lane(), i).column};
-    const Tile* const from = reinterpret_cast<const Tile*>(c.shared + program::parts[part].held) + tile * 32;
+    const Tile* const from = reinterpret_cast<const Tile*>(c.own() + program::parts[part].held) + tile * 32;
     return from[lanes::sums_lane(at)][lanes::sums_element(at)];
 }
 

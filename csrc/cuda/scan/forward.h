@@ -93,7 +93,7 @@ VRNN_DEVICE void share(const Context& c, const float (&of)[2], int tile) {
         total += device::shuffle_xor(total, 2);
         const lanes::Place own = lanes::sums(device::lane(), 2 * half);
         if (own.column == 0)
-            reinterpret_cast<float*>(c.shared + program::units[unit].totals)[tile * rows + own.row] = total;
+            reinterpret_cast<float*>(c.own() + program::units[unit].totals)[tile * rows + own.row] = total;
     }
 }
 
@@ -149,7 +149,7 @@ VRNN_DEVICE void likelihood(const Context& c, Tile* sums, int tile) {
 template <int unit>
 VRNN_DEVICE void total(const Context& c) {
     constexpr Unit u = program::units[unit];
-    const float* const shares = reinterpret_cast<const float*>(c.shared + u.totals);
+    const float* const shares = reinterpret_cast<const float*>(c.own() + u.totals);
     if (device::warp() != u.first_warp) return;
     for (int half = 0; half < 2; ++half) {
         const lanes::Place own = lanes::sums(device::lane(), 2 * half);

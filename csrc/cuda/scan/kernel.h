@@ -1,5 +1,5 @@
 // The scan of one tile of 16 rows over all time steps, in one block; or a pass, one step of which is another tile of 16
-// rows, without a state between them. base.h and what defines vrnn::program come first.
+// or 32 rows, without a state between them. base.h and what defines vrnn::program come first.
 //
 // A launch may have several programs: this header is included once for each, inside of a namespace of its own, as are
 // those below, by this one alone.
@@ -123,47 +123,50 @@ VRNN_DEVICE void finish(const Context& c, Registers& r, Tile* sums, int tile, in
 
 // What a visit does to tiles abreast.
 template <int index, int abreast>
-VRNN_DEVICE void work(const Context& c, Registers& r, Tile* sums, Group<abreast> own) {
+VRNN_DEVICE void work(const Stack& c, Registers& r, Tile* sums, Group<abreast> own) {
     constexpr Visit v = program::visits[index];
-    constexpr int count = program::units[v.unit].count;
-    if constexpr (v.begins) {
-        VRNN_UNROLL
-        for (int n = 0; n < abreast; ++n) begin<v.unit>(c, r, sums + n * count, own.tile(n), own.round + n);
-    }
+    constexpr int count = program::units[v.unit].count, stacked = program::stacked;
+    if constexpr (v.begins)
+        unroll<0, abreast * stacked>([&](auto n) {
+            begin<program::visits[index].unit>(c.of[n % stacked], r, sums + n * count, own.tile(n / stacked),
+                                               own.round + n / stacked);
+        });
     multiply<v.first, v.first + v.products>(c, r, sums, own);
-    if constexpr (v.finishes) {
-        VRNN_UNROLL
-        for (int n = 0; n < abreast; ++n) finish<v.unit>(c, r, sums + n * count, own.tile(n), own.round + n);
-    }
+    if constexpr (v.finishes)
+        unroll<0, abreast * stacked>([&](auto n) {
+            finish<program::visits[index].unit>(c.of[n % stacked], r, sums + n * count, own.tile(n / stacked),
+                                                own.round + n / stacked);
+        });
 }
 
 // The same, on sums that live no longer than that, or until a later visit.
 template <int index, int abreast>
-VRNN_DEVICE void work_on_own(const Context& c, Registers& r, Group<abreast> own) {
+VRNN_DEVICE void work_on_own(const Stack& c, Registers& r, Group<abreast> own) {
     constexpr Unit u = program::units[program::visits[index].unit];
     if constexpr (u.kept == none) {
-        Tile sums[abreast * u.count];
+        Tile sums[abreast * program::stacked * u.count];
         work<index>(c, r, sums, own);
     } else {
-        work<index>(c, r, r.kept + u.kept + own.round * u.count, own);
+        work<index>(c, r, r.kept + (u.kept + own.round * u.count) * program::stacked, own);
     }
 }
 
 template <int index>
-VRNN_DEVICE void visit(const Context& c, Registers& r) {
+VRNN_DEVICE void visit(const Stack& c, Registers& r) {
     constexpr Visit v = program::visits[index];
+    const Context& first = c.of[0];
     if constexpr (v.barrier)
         if (device::present(first_visit + index)) device::barrier();
-    Exchange::await<index>(c);
+    Exchange::await<index>(first);
     constexpr Kind kind = program::units[v.unit].kind;
     if constexpr (kind == Kind::total)
-        forward::total<v.unit>(c);
+        each(c, [](const Context& own) { forward::total<program::visits[index].unit>(own); });
     else if constexpr (kind == Kind::resample)
-        resample<v.unit>(c);
+        resample<v.unit>(first);
     else
-        own_groups<v.unit>(c, [&](auto own) { work_on_own<index>(c, r, own); });
-    if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(c);
-    Exchange::publish<index>(c);
+        own_groups<v.unit>(first, [&](auto own) { work_on_own<index>(c, r, own); });
+    if constexpr (kind == Kind::give_back) reverse::fetch_heirs<v.unit>(first);
+    Exchange::publish<index>(first);
 }
 
 // The states before the first step, as if the step before it had made them; of a reverse scan, their gradients.
@@ -220,10 +223,10 @@ VRNN_DEVICE void fetch_tile(const Context& c, int tile) {
     unroll<0, others>([&](auto n) { fetch<program::units[unit].others[n]>(c, tile); });
 }
 template <int unit>
-VRNN_DEVICE void fetch_first(const Context& c) {
+VRNN_DEVICE void fetch_first(const Stack& c) {
     constexpr Kind kind = program::units[unit].kind;
     if constexpr (kind != Kind::total && kind != Kind::resample && kind != Kind::give_back)
-        own_tiles<unit>(c, [&](int tile, int) { fetch_tile<unit>(c, tile); });
+        each(c, [](const Context& own) { own_tiles<unit>(own, [&](int tile, int) { fetch_tile<unit>(own, tile); }); });
 }
 
 // The weights that stay in registers.
@@ -288,15 +291,16 @@ VRNN_DEVICE void pad(const Context& c) {
 }
 
 // Bring in weights, states, and what the first step reads.
-VRNN_DEVICE void prepare(const Context& c, Registers& r) {
-    copy_weights(c);
-    Exchange::open(c);
-    unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(c, r); });
+VRNN_DEVICE void prepare(const Stack& c, Registers& r) {
+    const Context& first = c.of[0];
+    copy_weights(first);
+    Exchange::open(first);
+    unroll<0, program::products_in_all>([&](auto product) { load_resident<product>(first, r); });
     unroll<0, program::units_in_all>([&](auto unit) {
-        if constexpr (!program::pass) start<unit>(c, r);
+        if constexpr (!program::pass) start<unit>(first, r);
         fetch_first<unit>(c);
     });
-    Exchange::publish_first(c);
+    Exchange::publish_first(first);
     device::copy_commit();
     if constexpr (program::barrier_first) {
         if (device::present(weights_wait)) device::copy_wait<0>();
@@ -304,7 +308,7 @@ VRNN_DEVICE void prepare(const Context& c, Registers& r) {
     }
 }
 
-VRNN_DEVICE void step(const Context& c, Registers& r) {
+VRNN_DEVICE void step(const Stack& c, Registers& r) {
     if (device::present(step_wait)) device::copy_wait<0>();
     unroll<0, program::visits_in_all>([&](auto index) { visit<index>(c, r); });
     device::copy_commit();
@@ -322,14 +326,15 @@ VRNN_DEVICE void scan(const Call& call, Pace pace) {
     const int steps = longest(call);
     if (steps > 0) pace.await(1);
     const int before = program::reverse ? steps : -1;
-    Context c{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, Exchange::rank(), -1};
+    Stack stack{{{call, static_cast<char*>(device::shared()), own_rows(call), before, {}, Exchange::rank(), -1}}};
+    Context& c = stack.of[0];
     Registers r;
-    prepare(c, r);
+    prepare(stack, r);
     for (int i = 0; i < steps; ++i) {
         c.t = program::reverse ? steps - 1 - i : i;
         c.turn = i;
         if (i + 1 < steps) pace.await(i + 2);  // a step fetches what the next one reads
-        step(c, r);
+        step(stack, r);
         pace.publish(i + 1);
     }
     c.turn = steps;
@@ -341,15 +346,17 @@ VRNN_DEVICE void scan(const Call& call, Pace pace) {
 
 // ---- a pass, whose places are t * batch + a row's place in the batch
 
+constexpr int taken = rows * program::stacked;  // rows of its tiles
+
 VRNN_DEVICE int tiles_in_all(const Call& call) {
-    return (call.steps * call.batch + rows - 1) / rows;
+    return (call.steps * call.batch + taken - 1) / taken;
 }
 
-// The rows of a tile that a lane's elements are in.
-VRNN_DEVICE Rows rows_of(const Call& call, int tile) {
+// The rows that a lane's elements are in, of 16 of a pass.
+VRNN_DEVICE Rows rows_of(const Call& call, int number) {
     Rows found;
     for (int half = 0; half < 2; ++half) {
-        const int place = tile * rows + lanes::sums(device::lane(), 2 * half).row;
+        const int place = number * rows + lanes::sums(device::lane(), 2 * half).row;
         const int t = place / call.batch, b = place % call.batch;
         const int own = call.order ? static_cast<int>(call.order[b]) : b;
         found.index[half] = t * call.batch + own;
@@ -361,29 +368,48 @@ VRNN_DEVICE Rows rows_of(const Call& call, int tile) {
 // Whether some row of a tile is real: those of a step come first.
 VRNN_DEVICE bool any_real(const Call& call, int tile) {
     if (!call.lengths) return true;
-    const int t = tile * rows / call.batch, b = tile * rows % call.batch;
+    const int t = tile * taken / call.batch, b = tile * taken % call.batch;
     if (t < call.lengths[call.order[b]]) return true;
-    return b + rows > call.batch && t + 1 < call.lengths[call.order[0]];
+    return b + taken > call.batch && t + 1 < call.lengths[call.order[0]];
+}
+
+// Zeros at the padding of a tile that is nothing else.
+VRNN_DEVICE void pad_tile(const Call& call, int tile) {
+    for (int i = 0; i < program::stacked; ++i) {
+        const Rows own = rows_of(call, tile * program::stacked + i);
+        pad({call, static_cast<char*>(device::shared()), own, 0, {}, 0, 0, i});
+    }
 }
 
 // The next of this block's tiles, from this one on, with a real row; those before it are padding.
-VRNN_DEVICE int real_tile(const Context& c, int tile) {
-    for (; tile < tiles_in_all(c.call) && !any_real(c.call, tile); tile += device::blocks())
-        pad({c.call, c.shared, rows_of(c.call, tile), 0, {}});
+VRNN_DEVICE int real_tile(const Call& call, int tile) {
+    for (; tile < tiles_in_all(call) && !any_real(call, tile); tile += device::blocks()) pad_tile(call, tile);
     return tile;
 }
 
-VRNN_DEVICE void pass(const Call& call) {
-    Context c{call, static_cast<char*>(device::shared()), {}, 0, {}};
-    int tile = real_tile(c, device::block());
+// What comes next is this tile.
+VRNN_DEVICE void look_ahead(Stack& c, int tile) {
+    each(c, [&](Context& own) { own.next = rows_of(own.call, tile * program::stacked + own.stack); });
+}
+VRNN_DEVICE void go_on(Stack& c) {
+    each(c, [](Context& own) { own.rows = own.next; });
+}
+VRNN_DEVICE Stack stack_of_pass(const Call& call) {
+    return stack_of([&](int i) { return Context{call, static_cast<char*>(device::shared()), {}, 0, {}, 0, 0, i}; });
+}
+
+VRNN_DEVICE void pass(const Call& given) {
+    const Call call = given;  // of long loops the compiler reads a kernel's argument anew wherever it needs it
+    Stack c = stack_of_pass(call);
+    int tile = real_tile(call, device::block());
     if (tile >= tiles_in_all(call)) return;
-    c.next = rows_of(call, tile);
+    look_ahead(c, tile);
     Registers r;
     prepare(c, r);
     while (tile < tiles_in_all(call)) {
-        tile = real_tile(c, tile + device::blocks());
-        c.rows = c.next;
-        c.next = rows_of(call, tile);
+        tile = real_tile(call, tile + device::blocks());
+        go_on(c);
+        look_ahead(c, tile);
         step(c, r);
     }
 }
@@ -395,8 +421,9 @@ struct Tiles {
     bool prepared = false;
 
     VRNN_DEVICE void run(int tile) {
-        Context c{call, static_cast<char*>(device::shared()), {}, 0, rows_of(call, tile), 0, 0};
-        if (!any_real(call, tile)) return pad({call, c.shared, c.next, 0, {}, 0, 0});
+        if (!any_real(call, tile)) return pad_tile(call, tile);
+        Stack c = stack_of_pass(call);
+        look_ahead(c, tile);
         if (prepared) {
             unroll<0, program::units_in_all>([&](auto unit) { fetch_first<unit>(c); });
             device::copy_commit();
@@ -404,8 +431,10 @@ struct Tiles {
             prepare(c, r);
         }
         prepared = true;
-        c.rows = c.next;
-        c.next.length[0] = c.next.length[1] = -1;  // nobody knows yet whether another one is there
+        go_on(c);
+        each(c, [](Context& own) {
+            own.next.length[0] = own.next.length[1] = -1;  // nobody knows yet whether another tile is there
+        });
         step(c, r);
     }
 };
@@ -422,6 +451,7 @@ struct Kernel {
 
     // The same as parts of a larger launch: rows/crew.h.
     using ByTurns = Tiles;
+    static constexpr int rows_taken = taken;
     static VRNN_DEVICE int tiles(const Call& call) { return tiles_in_all(call); }
     static VRNN_DEVICE int rows_of_a_tile(const Call& call) { return rows_in_use(call); }
     static VRNN_DEVICE int steps_of_block(const Call& call) { return longest(call); }

@@ -6,7 +6,7 @@ struct TwoNumbers {
     float v[2];
 };
 VRNN_DEVICE TwoNumbers* given_by(const Context& c, int bytes, int tile, int i) {
-    return reinterpret_cast<TwoNumbers*>(c.shared + bytes) + tile * rows + lanes::sums(device::lane(), i).row;
+    return reinterpret_cast<TwoNumbers*>(c.own() + bytes) + tile * rows + lanes::sums(device::lane(), i).row;
 }
 
 // The four lanes that have a row add up.

@@ -1,5 +1,5 @@
 // sums += source times weights, for a tile of each of some sums, or for several such tiles of a warp abreast: the
-// source's operands are loaded once for all of them.
+// source's operands are loaded once for all of them, and the weights once for all rows of a step.
 // Of a wide source, two sums take turns, and are one when the product is whole: so a unit's sums have the same bits in
 // whichever visit it is.
 namespace vrnn {
@@ -11,7 +11,7 @@ struct alignas(16) Words {  // of the weights for 64 bytes of a source's rows: t
 // Tiles, and words of weights, that live in registers as long as the scan runs.
 struct Registers {
     Tile state[program::state_tiles + 1];
-    Tile kept[program::kept_tiles + 1];
+    Tile kept[program::stacked * program::kept_tiles + 1];
     Words resident[program::resident_words + 1];
 };
 
@@ -22,7 +22,7 @@ VRNN_DEVICE constexpr int chunks() {
     return (row_bytes<part>() + chunk - 1) / chunk;
 }
 
-// The sum of a product, of the tile abreast of this number.
+// The sum of a product, of this tile of those of a warp: of the rows of a step one behind the other, then abreast.
 template <int product>
 VRNN_DEVICE Tile& sum_of(Tile* sums, int n) {
     constexpr Product p = program::products[product];
@@ -90,41 +90,55 @@ struct Group {
     VRNN_DEVICE int tile(int n) const { return first + n * program::warps; }
 };
 
-// even and odd += one chunk of a source's rows times the weights of one product.
-template <int product, int k, bool both>
-VRNN_DEVICE void multiply_chunk(const Context& c, const Registers& r, const u32 (&left)[2][4], Tile& even, Tile& odd,
-                                int tile, int round) {
-    const Words words = right<product, k, both>(c, r, tile, round);
-    device::mma<program::operand>(even.v, left[0], {words.w[0], words.w[1]});
-    if constexpr (both) device::mma<program::operand>(odd.v, left[1], {words.w[2], words.w[3]});
-}
-
-// The same of count products with the same source.
-template <int first, int count, int k, int abreast>
-VRNN_DEVICE void multiply_chunks(const Context& c, const Registers& r, Tile* sums, Tile* odd, Group<abreast> own) {
-    constexpr int source = program::products[first].source;
-    constexpr bool both = k * chunk + 32 < row_bytes<source>();
+// One chunk of a source's rows, as two A of an mma.
+template <int source, int k, bool both>
+VRNN_DEVICE void load_left(const Context& c, u32 (&left)[2][4]) {
     const int lane = device::lane();
     const char* const row = operands<source>(c, c.turn) + lane % 16 * row_stride<source>();
-    u32 left[2][4];
     device::load_matrices(left[0], row + lane / 16 * 16 + k * chunk);
     if constexpr (both) device::load_matrices(left[1], row + lane / 16 * 16 + k * chunk + 32);
+}
+
+// Sums += one chunk of a source's rows, of all that a step has, times the weights of a product for it; odd of those in
+// two.
+template <int product, bool both>
+VRNN_DEVICE void multiply_words(const u32 (&left)[program::stacked][2][4], const Words& words, Tile* sums, Tile* odd,
+                                int n, int count) {
+    constexpr int stacked = program::stacked;
+    unroll<0, stacked>([&](auto s) {
+        device::mma<program::operand>(sum_of<product>(sums, n * stacked + s).v, left[s][0], {words.w[0], words.w[1]});
+    });
+    if constexpr (both)
+        unroll<0, stacked>([&](auto s) {
+            Tile& even = sum_of<product>(sums, n * stacked + s);
+            Tile& more = program::products[product].in_two ? odd[(n * stacked + s) * count] : even;
+            device::mma<program::operand>(more.v, left[s][1], {words.w[2], words.w[3]});
+        });
+}
+
+// The same of count products with the same source, and of tiles abreast.
+template <int first, int count, int k, int abreast>
+VRNN_DEVICE void multiply_chunks(const Stack& c, const Registers& r, Tile* sums, Tile* odd, Group<abreast> own) {
+    constexpr int source = program::products[first].source;
+    constexpr bool both = k * chunk + 32 < row_bytes<source>();
+    u32 left[program::stacked][2][4];
+    unroll<0, program::stacked>([&](auto s) { load_left<source, k, both>(c.of[s], left[s]); });
     unroll<0, abreast>([&](auto n) {
         unroll<first, first + count>([&](auto p) {
-            Tile& even = sum_of<p>(sums, n);
-            Tile& more = program::products[p].in_two ? odd[n * count + p - first] : even;
-            multiply_chunk<p, k, both>(c, r, left, even, more, own.tile(n), own.round + n);
+            const Words words = right<p, k, both>(c.of[0], r, own.tile(n), own.round + n);
+            multiply_words<p, both>(left, words, sums, odd + p - first, n, count);
         });
     });
 }
 
 template <int first, int count, int abreast>
-VRNN_DEVICE void multiply_by_tensor_cores(const Context& c, const Registers& r, Tile* sums, Group<abreast> own) {
-    Tile odd[abreast * count]{};
+VRNN_DEVICE void multiply_by_tensor_cores(const Stack& c, const Registers& r, Tile* sums, Group<abreast> own) {
+    constexpr int tiles = abreast * program::stacked;
+    Tile odd[tiles * count]{};
     unroll<0, chunks<program::products[first].source>()>(
         [&](auto k) { multiply_chunks<first, count, k>(c, r, sums, odd, own); });
     if constexpr (program::products[first].in_two)
-        unroll<0, abreast * count>([&](auto n) {
+        unroll<0, tiles * count>([&](auto n) {
             Tile& even = sum_of<first + n % count>(sums, n / count);
             for (int i = 0; i < 4; ++i) even[i] += odd[n][i];
         });
@@ -137,9 +151,15 @@ VRNN_DEVICE void add_products(float& sum, const Four& a, const Four& b) {
     for (int i = 0; i < 4; ++i) sum += a.v[i] * b.v[i];
 }
 
-// In full float32: a lane multiplies its two rows of the source by its two columns of the weights, 16 bytes at a time.
+struct TwoRows {
+    Four low, high;
+};
+
+// In full float32: a lane multiplies its two rows of the source, or of each 16 rows of it, by its two columns of the
+// weights, 16 bytes at a time.
 template <int product>
-VRNN_DEVICE void multiply_four(const Context& c, const Four& low, const Four& high, Tile* sums, int tile, int at) {
+VRNN_DEVICE void multiply_four(const Context& c, const TwoRows (&rows)[program::stacked], Tile* sums, int tile,
+                               int at) {
     constexpr Product p = program::products[product];
     constexpr int stride = row_stride<p.source>();
     const int column = lanes::sums(device::lane(), 0).column;
@@ -152,28 +172,36 @@ VRNN_DEVICE void multiply_four(const Context& c, const Four& low, const Four& hi
         next = 16;
     }
     const Four a = *reinterpret_cast<const Four*>(from), b = *reinterpret_cast<const Four*>(from + next);
-    Tile& into = sums[p.sum];
-    add_products(into[0], low, a);
-    add_products(into[1], low, b);
-    add_products(into[2], high, a);
-    add_products(into[3], high, b);
+    VRNN_UNROLL
+    for (int s = 0; s < program::stacked; ++s) {
+        Tile& into = sum_of<product>(sums, s);
+        add_products(into[0], rows[s].low, a);
+        add_products(into[1], rows[s].low, b);
+        add_products(into[2], rows[s].high, a);
+        add_products(into[3], rows[s].high, b);
+    }
 }
 template <int first, int count>
-VRNN_DEVICE void multiply_by_lanes(const Context& c, Tile* sums, int tile) {
+VRNN_DEVICE void multiply_by_lanes(const Stack& c, Tile* sums, int tile) {
     constexpr int source = program::products[first].source, stride = row_stride<source>();
-    const char* const row = operands<source>(c, c.turn) + lanes::sums(device::lane(), 0).row * stride;
+    const int row = lanes::sums(device::lane(), 0).row * stride;
     // Unrolled as a whole it spills.
     VRNN_UNROLL_BY_2
     for (int at = 0; at < row_bytes<source>(); at += 16) {
-        const Four low = *reinterpret_cast<const Four*>(row + at);
-        const Four high = *reinterpret_cast<const Four*>(row + 8 * stride + at);
-        unroll<first, first + count>([&](auto n) { multiply_four<n>(c, low, high, sums, tile, at); });
+        TwoRows rows[program::stacked];
+        VRNN_UNROLL
+        for (int s = 0; s < program::stacked; ++s) {
+            const char* const own = operands<source>(c.of[s], c.of[s].turn) + row + at;
+            rows[s].low = *reinterpret_cast<const Four*>(own);
+            rows[s].high = *reinterpret_cast<const Four*>(own + 8 * stride);
+        }
+        unroll<first, first + count>([&](auto n) { multiply_four<n>(c.of[0], rows, sums, tile, at); });
     }
 }
 
 // All products from first to end.
 template <int first, int end, int abreast>
-VRNN_DEVICE void multiply(const Context& c, const Registers& r, Tile* sums, Group<abreast> own) {
+VRNN_DEVICE void multiply(const Stack& c, const Registers& r, Tile* sums, Group<abreast> own) {
     if constexpr (first < end) {
         constexpr int count = alike(first, end);
         if constexpr (program::operand == Operand::f32)

@@ -29,7 +29,7 @@ from vrnn_fast.executors.cuda.exchange import BUFFERS
 from vrnn_fast.executors.cuda.forward import alone, forward
 from vrnn_fast.executors.cuda.plan import TILE, WARPS, KernelPlan, Through
 from vrnn_fast.executors.cuda.reverse import reverse
-from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, ScanClusters
+from vrnn_fast.executors.cuda.steps import BACKWARD, FORWARD, all_by
 
 needs_emulator = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 RAGGED = [3, 1, 0, 2, 3]
@@ -66,7 +66,7 @@ def by(cluster: Cluster | None) -> Iterator[None]:
     if cluster is None:
         yield
         return
-    with mock.patch.object(launch, "chosen", return_value=ScanClusters(cluster, cluster, cluster)):
+    with mock.patch.object(launch, "chosen", return_value=all_by(cluster)):
         yield
 
 

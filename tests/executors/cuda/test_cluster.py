@@ -45,11 +45,11 @@ from tests.support.recorded import (
     written,
 )
 from vrnn_fast.cell.spec import CellSpec
-from vrnn_fast.cell.stages import Slice
+from vrnn_fast.cell.stages import Keep, Slice
 from vrnn_fast.executors import cuda, reference
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.cuda import chip, emulator, exchange, launch, nvrtc
-from vrnn_fast.executors.cuda.cluster import Cluster, fastest, priced, workers
+from vrnn_fast.executors.cuda.cluster import Cluster, ScanWay, fastest, priced, workers
 from vrnn_fast.executors.cuda.cycles import cublas, squares
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
 from vrnn_fast.executors.cuda.exchange import BUFFERS, RanksApart, early
@@ -63,9 +63,11 @@ from vrnn_fast.executors.cuda.steps import (
     FORWARD,
     GAIN,
     H100,
-    ScanClusters,
     ScanRoom,
+    ScanWays,
+    all_by,
     are_cublas,
+    backward_steps,
     chosen,
     missing,
     training,
@@ -242,7 +244,7 @@ CHOSEN = {  # on an H100, and on an A100, which knows no clusters
 def test_the_ranks_that_the_clock_chooses(size: int) -> None:
     """Forward and back, of a batch whose tiles leave most of a chip to do nothing."""
     for room, through, ranks in zip((H100, A100), ("peers", "memory"), CHOSEN[size], strict=True):
-        found = chosen(square(size), "bf16", room)
+        found = chosen(square(size), "bf16", room).clusters
         assert tuple(own and own.ranks for own in found[:2]) == ranks
         assert all(own is None or own.through == through for own in found)
     assert chosen(square(size), "bf16", A100._replace(together=0)) == BLOCKS
@@ -252,28 +254,55 @@ def test_ranks_leave_room_for_a_batch_and_for_workers() -> None:
     """Of many tiles, one block for each is faster than clusters that take turns; and a narrower cluster, beside which
     there is room, than a wide one with all else behind it."""
     spec = square(256)
-    ranks = [(own := chosen(spec, "bf16", H100, batch).forward) and own.ranks for batch in (16, 272, 4096)]
+    ranks = [(own := chosen(spec, "bf16", H100, batch).forward.cluster) and own.ranks for batch in (16, 400, 4096)]
     assert ranks == [8, 2, None]
     prices = ((None, 4000), (Cluster(8), 1000), (Cluster(16), 700))
     assert [H100.blocks(n) for n in (1, 2, 4, 8, 16)] == [132, 128, 128, 128, 128]
-    assert fastest(prices, 8, H100.blocks, 0) == Cluster(16)
-    assert fastest(prices, 8, H100.blocks, 8000) == Cluster(8)
-    assert fastest(prices, 1, H100.blocks, 8000) == Cluster(16)
+    assert fastest(prices, 8, H100.blocks, ((1, 0),)).cluster == Cluster(16)
+    assert fastest(prices, 8, H100.blocks, ((1, 8000),)).cluster == Cluster(8)
+    assert fastest(prices, 1, H100.blocks, ((1, 8000),)).cluster == Cluster(16)
     for most, own in ((8, Cluster(8)), (1, None)):
-        assert fastest(prices, 1, lambda ranks, _, most=most: 128 * (ranks <= most), 8000) == own
+        found = fastest(prices, 1, lambda ranks, _, most=most: 128 * (ranks <= most), ((1, 8000),))
+        assert found.cluster == own
+
+
+def test_workers_take_32_rows_where_they_would_be_later_than_the_scan() -> None:
+    """With 16 they are done sooner behind its last step, and ahead of the first."""
+    prices = ((None, 4000), (Cluster(8), 1000))
+    assert fastest(prices, 8, H100.blocks, ((1, 8000), (2, 5000))) == ScanWay(Cluster(8), 1)
+    assert fastest(prices, 8, H100.blocks, ((1, 12000), (2, 8000))) == ScanWay(Cluster(8), 2)
+    assert fastest(prices, 8, H100.blocks, ((1, 12000), (2, 11500))) == ScanWay(Cluster(8), 1)
+    wide = square(384)
+    assert [chosen(wide, "bf16", H100, batch).backward for batch in (64, 128)] == [
+        ScanWay(Cluster(16)),
+        ScanWay(Cluster(8), 2),
+    ]
+    assert chosen(square(64), "bf16", H100, 128) == BLOCKS
+
+
+def test_a_pass_without_room_for_32_rows_takes_16() -> None:
+    """And so does one of a cell so wide; those beside it may take 32."""
+    found = [
+        laid.plan.stacked
+        for step in backward_steps(square(512), frozenset(TOTALS), frozenset(), Keep.STORED, all_by(None, 2))
+        if step.plan.is_pass and (laid := memory(step.plan, "bf16", H100.shared)) is not None
+    ]
+    assert found == [1, 2]
 
 
 def test_tiles_take_no_turns_where_their_ranks_wait_for_each_other_in_memory() -> None:
     """All blocks must run at once: of a larger batch fewer share a tile, and in the end one has it."""
-    ranks = [(own := chosen(square(384), "bf16", A100, batch).forward) and own.ranks for batch in (16, 128, 432, 880)]
-    assert ranks == [16, 4, 2, None]
+    ways = [chosen(square(384), "bf16", A100, batch) for batch in (16, 128, 432, 880)]
+    ranks = [(own := each.forward.cluster) and own.ranks for each in ways]
+    assert ranks == [16, 8, 4, None]
 
 
 def test_a_cell_runs_in_batches_of_every_size_or_in_none() -> None:
     """Blocks that share a tile of a batch of some size may have less room than one."""
     spec, room = square(512), H100._replace(shared=160 << 10)
     assert launch.misfit(spec, "bf16", room) is None
-    with mock.patch.object(launch, "chosen", lambda *of: ScanClusters(backward=Cluster(8)) if of[3] == 128 else BLOCKS):
+    one = ScanWays(backward=ScanWay(Cluster(8)))
+    with mock.patch.object(launch, "chosen", lambda *of: one if of[3] == 128 else BLOCKS):
         assert launch.misfit(spec, "bf16", H100) is None
         assert str(launch.misfit(spec, "bf16", room)).endswith("does not fit into 160 KB of shared memory")
     plan = partial(reverse, spec, on_z=True, on_eps=False)
@@ -284,7 +313,7 @@ def test_a_cell_runs_in_batches_of_every_size_or_in_none() -> None:
 def test_no_rows_need_no_place() -> None:
     """Of a chip that does not run so many blocks at once."""
     prices = ((None, 4000), (Cluster(32, through="memory"), 700))
-    assert fastest(prices, 0, A100._replace(together=16).blocks, 8000) is None
+    assert fastest(prices, 0, A100._replace(together=16).blocks, ((1, 8000),)) == ScanWay()
 
 
 def test_workers_are_as_many_as_blocks_that_scan() -> None:
@@ -298,7 +327,7 @@ def test_workers_are_as_many_as_blocks_that_scan() -> None:
 @pytest.mark.parametrize("size", [128, 200, 256])
 def test_all_weights_of_a_rank_are_on_the_chip(size: int) -> None:
     spec = square(size)
-    there, back, _ = chosen(spec, "bf16", H100)
+    there, back, _ = chosen(spec, "bf16", H100).clusters
     for plan in (forward(spec, there), reverse(spec, back, on_z=True, on_eps=False)):
         laid = memory(plan, "bf16", H100.shared)
         assert laid is not None
@@ -324,14 +353,14 @@ def test_a_cluster_without_a_place_leads_to_the_next_tier() -> None:
     assert missing(spec, "bf16", H100) is None
     assert missing(spec, "bf16", A100) is None
     half = ScanRoom(H100.shared, 60, {2: 30, 4: 14, 8: 7, 16: 0}.__getitem__)
-    assert [own and own.ranks for own in chosen(spec, "bf16", half)] == [8, 8, 8]
+    assert [own and own.ranks for own in chosen(spec, "bf16", half).clusters] == [8, 8, 8]
     reason = missing(spec, "bf16", half)
     assert reason == "it has no place for a cluster of 16 blocks, so that clusters of up to 8 scan"
     assert missing(square(96), "bf16", half) is None, "which would have no cluster of 16"
     seventh = ScanRoom(H100.shared, 16, {2: 0, 4: 0, 8: 0, 16: 0}.__getitem__)
     assert chosen(spec, "bf16", seventh) == BLOCKS
     reason = missing(spec, "bf16", seventh)
-    assert reason == "it has no place for a cluster of 4 or of 8 or of 16 blocks, so that single blocks scan"
+    assert reason == "it has no place for a cluster of 8 or of 16 blocks, so that single blocks scan"
     reason = missing(spec, "bf16", seventh._replace(together=16))
     assert reason is not None
     assert reason.endswith(", so that up to 16 blocks scan that meet in memory")
@@ -361,8 +390,8 @@ def test_one_block_has_a_scan_that_normalises() -> None:
     spec = square(256, normalized=("decoder",))
     for room in (H100, A100):
         scans = chosen(spec, "bf16", room)
-        assert scans.forward is not None
-        assert scans.generate is None
+        assert scans.forward.cluster is not None
+        assert scans.generate.cluster is None
     with pytest.raises(
         ValueError, match="2 blocks cannot share this scan: layer normalisation adds up a row's columns"
     ):
@@ -378,7 +407,10 @@ def test_explain_tells_who_scans_and_who_has_the_weights() -> None:
     assert "by blocks, or clusters of them, that scan and workers, of up to" in large
     assert "; those of a batch without padding by cuBLAS, behind" in large
     assert "and computes nothing but weight gradients of large batches, by cuBLAS; generate" in large
-    assert "with a launch of sums, of 64 steps in bf16, f16 from 256 rows on; weights of" in large
+    assert "with a launch of sums, of 64 steps from 512 rows on in bf16, f16; passes take" in large
+    assert (
+        "; passes take 16 rows at a time, and 32 from about 128 rows on in tf32, f32 and 256 rows on in bf16" in large
+    )
     why = "; single blocks scan for fivo, as the rows of a particle filter exchange their states within one block"
     assert large.endswith(why)
     with mock.patch.object(cuda, "device", "cpu"):

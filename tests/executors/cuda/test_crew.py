@@ -35,12 +35,16 @@ from vrnn_fast.executors import cuda, rows
 from vrnn_fast.executors.cuda import build, chip, crew, emulator, launch, sources, weights
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.emulator import Fault, Schedule
-from vrnn_fast.executors.cuda.steps import ScanClusters
+from vrnn_fast.executors.cuda.kernels import PlannedKernel, program
+from vrnn_fast.executors.cuda.plan import stacked
+from vrnn_fast.executors.cuda.steps import PlannedLaunch, all_by
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=f"emulator: {build.unavailable()}")
 
 WHOLE = "all of forward", "all of backward"
-MULTIPROCESSORS = {"blocks": 5, "clusters": 8, "memory": 8}  # two tiles by a block or by two; and three or four work
+MULTIPROCESSORS = {"blocks": 5, "clusters": 8, "memory": 8, "32 rows": 5}
+"""Two tiles by a block or by two; and three or four work, who take 16 rows at a time but in the last case."""
+STACKED = {"32 rows": 2}
 CLUSTERS = {"clusters": Cluster(2, alike=False), "memory": Cluster(2, alike=False, through="memory")}
 RAGGED = [4, 1, 0, 4, 3] * 4
 NUMBERS = {  # of csrc/cuda/rows/crew.h, but of the barrier before a scan's number: no plan of today needs it
@@ -70,10 +74,10 @@ def a_small_chip() -> Iterator[None]:
 @contextmanager
 def by(name: str) -> Iterator[None]:
     """All scans by blocks, or by two to a tile, which exchange all that they can."""
-    own = CLUSTERS.get(name)
+    ways = all_by(CLUSTERS.get(name), STACKED.get(name, 1))
     with (
         mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name]),
-        mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own, own)),
+        mock.patch.object(launch, "chosen", return_value=ways),
     ):
         yield
 
@@ -129,6 +133,16 @@ def test_all_blocks_of_a_cluster_are_waited_for() -> None:
         emulator.launch(fault, *given[0], given[1:])
 
 
+def test_a_share_waits_for_the_tile_in_which_its_last_step_ends() -> None:
+    """Of so many workers that whoever multiplies a share has waited for no other: the 28 rows of step 1 end in the tile
+    in which those of step 2 begin, and in a ragged batch the first of them lie there."""
+    spec, multiprocessors = CellSpec(2, 3, 1, phi_x=(2,), phi_z=(), encoder=(), prior=(), decoder=()), 48
+    problem = Problem.draw(spec, 3, 28, [2] * 4 + [3] * 24)
+    with by("blocks"), mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", multiprocessors):
+        one = dict(recording(lambda: problem.run(cuda, torch.float32), WHOLE))[WHOLE[1]]
+    assert not any(differs(one, Schedule("behind", -1 - block)) for block in range(multiprocessors))
+
+
 def test_a_number_that_nobody_publishes_is_said_to_be_missing() -> None:
     """In the emulator; on a GPU a wait ends after so many looks, and the launch fails."""
     one = recorded()[WHOLE[0]]
@@ -165,15 +179,32 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_launch_leaves_what_many_do(case: str) -> None:
-    """To the last bit, whatever the number of workers."""
+    """To the last bit, whatever the number of workers, and of rows that they take at a time."""
     spec, dtype, batch, options = CASES[case]
     problem, found = Problem.draw(spec, 5, batch, **options), []
     recompute = spec.cond_size > 0
-    for count in (1, 4, 6):
+    for count, height in ((1, 1), (4, 1), (1, 2), (6, 2)):
         before = launch.launches.copy()
-        with mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", count):
+        ways = mock.patch.object(launch, "chosen", return_value=all_by(None, height))
+        with ways, mock.patch.object(chip, "EMULATED_MULTIPROCESSORS", count):
             found.append(problem.run(cuda, dtype, recompute=recompute))
         assert ((launch.launches - before).total() == 2) == (count > 1)
+    for name, t in found[0].items():
+        assert all(torch.equal(t, other[name]) for other in found[1:]), name
+
+
+def test_passes_ahead_of_a_scan_may_take_other_numbers_of_rows() -> None:
+    """One that has no room for 32: what follows it waits for two of its tiles, and it for half of one."""
+    problem, found = Problem.draw(GRU, 5, 20, [t % 6 for t in range(20)]), []
+    for small in ((), ("again",), ("before", "after, backward"), ("before", "again", "after, backward")):
+
+        def own(step: PlannedLaunch, *rest: Any, small: tuple[str, ...] = small) -> PlannedKernel:
+            return program(step._replace(plan=stacked(step.plan, 1)) if step.name in small else step, *rest)
+
+        ways = mock.patch.object(launch, "chosen", return_value=all_by(None, 2))
+        for schedule in (Schedule(), Schedule("behind", -4), Schedule("ahead", -5)):
+            with ways, mock.patch.object(launch, "program", own), mock.patch.object(emulator, "schedule", schedule):
+                found.append(problem.run(cuda, torch.float32, recompute=True))
     for name, t in found[0].items():
         assert all(torch.equal(t, other[name]) for other in found[1:]), name
 

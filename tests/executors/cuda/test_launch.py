@@ -28,7 +28,7 @@ from vrnn_fast.executors.cuda import build, chip, driver, launch, nvrtc, sources
 from vrnn_fast.executors.cuda.cluster import Cluster
 from vrnn_fast.executors.cuda.driver import DriverError, Kernel
 from vrnn_fast.executors.cuda.sources import CompileError
-from vrnn_fast.executors.cuda.steps import ScanClusters, training
+from vrnn_fast.executors.cuda.steps import all_by, training
 from vrnn_fast.executors.verification import Verdict
 
 pytestmark = [
@@ -85,7 +85,7 @@ def test_a_training_step_goes_the_whole_way(attribute: int, value: int, names: t
 def by_two(run: Callable[[], Any]) -> Any:
     """Let clusters of two scan."""
     own = Cluster(2)
-    with mock.patch.object(launch, "chosen", return_value=ScanClusters(own, own, own)):
+    with mock.patch.object(launch, "chosen", return_value=all_by(own)):
         return run()
 
 
@@ -132,7 +132,7 @@ def test_a_kernel_is_loaded_once_and_a_batch_without_rows_launches_nothing() -> 
     with standin_driver.installed() as gpu:
         run()
         loaded = len(gpu.modules)
-        run(batch=3)
+        run(batch=17)
         assert len(gpu.modules) == loaded
         before = len(gpu.launches)
         driver.launch(0, Kernel("none", "", 0), 0, b"")

@@ -35,7 +35,7 @@ from vrnn_fast.executors.cuda.memory import (
     row_bytes,
     shared_weight_bytes,
 )
-from vrnn_fast.executors.cuda.plan import EXCHANGES, UPDATES, WARPS, KernelPlan
+from vrnn_fast.executors.cuda.plan import EXCHANGES, STACKS, UPDATES, WARPS, KernelPlan
 from vrnn_fast.executors.cuda.reverse import reverse
 
 KINDS: tuple[Operand, ...] = ("f32", "tf32", "bf16", "f16")
@@ -62,7 +62,8 @@ def plans(spec: CellSpec) -> Iterator[KernelPlan]:
     yield forward(spec)
     yield from (reverse(spec, on_z=on, on_eps=on) for on in (False, True))
     yield from (alone(spec, mean=mean) for mean in (False, True) if spec.likelihood != "external")
-    yield from (plan for plan in steps.plans(spec) if plan.is_pass)
+    for stacked in STACKS:
+        yield from (plan for plan in steps.plans(spec, steps.all_by(None, stacked)) if plan.is_pass)
 
 
 def test_the_family_is_large() -> None:
@@ -191,7 +192,13 @@ def test_nothing_fits_into_nothing() -> None:
 
 
 def regions(found: Memory) -> Iterator[tuple[int, int]]:
-    """All that lies in shared memory, as beginnings and ends."""
+    """All that lies in shared memory, as beginnings and ends; of 32 rows, of each 16."""
+    yield from _of_all(found)
+    for first in range(0, found.plan.stacked * found.stacked_bytes, max(1, found.stacked_bytes)):
+        yield from ((first + start, first + end) for start, end in _of_rows(found))
+
+
+def _of_all(found: Memory) -> Iterator[tuple[int, int]]:
     kind = found.kind
     for p, at in found.weights.items():
         if found.place[p] == "shared":
@@ -200,6 +207,10 @@ def regions(found: Memory) -> Iterator[tuple[int, int]]:
         (found.shared_biases + 4 * at, found.shared_biases + 4 * (at + columns(part, kind)))
         for part, at in found.bias.items()
     )
+
+
+def _of_rows(found: Memory) -> Iterator[tuple[int, int]]:
+    kind = found.kind
     yield from ((at, at + ROWS * (row_bytes(part, kind) + ROW_PADDING)) for part, at in found.operand.items())
     yield from ((at, at + ROWS * columns(part, kind) * 4) for part, at in found.held.items())
     yield from ((at, at + ROWS * row_bytes(part, kind)) for part, at in found.ahead.items())
@@ -358,7 +369,8 @@ def test_shares_depend_on_the_number_of_rows_alone() -> None:
 
 
 def test_a_longer_scan_looks_at_others_less_often() -> None:
-    assert looks(28, 8, 124) == 8
-    assert looks(256, 8, 124) == 64
-    assert looks(256, 1, 131) == 64
-    assert looks(28, 66, 66) == 4
+    assert looks(28, 8, 124, 1.5) == 8
+    assert looks(256, 8, 124, 1.5) == 64
+    assert looks(256, 1, 131, 1.5) == 64
+    assert looks(28, 66, 66, 1.5) == 4
+    assert looks(256, 4, 64, 13.5) == 16

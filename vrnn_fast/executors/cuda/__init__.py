@@ -10,7 +10,7 @@ a CPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -86,8 +86,8 @@ def launches(spec: CellSpec) -> str:
     but = " but weight gradients of large batches, by cuBLAS" if "cuBLAS" in multiplied else ""
     return (
         f"{how}: {counted}. torch copies what is not contiguous, and "
-        f"computes nothing{but}{outside}; {others}; {multiplied}; weights of the forward scan: {places}"
-        f"{_not_clustered(spec, where)}"
+        f"computes nothing{but}{outside}; {others}; {multiplied}; {_taken(spec, where)}; "
+        f"weights of the forward scan: {places}{_not_clustered(spec, where)}"
     )
 
 
@@ -98,7 +98,7 @@ def _together(spec: CellSpec, where: torch.device) -> str:
         f"{rows} rows in {', '.join(kind for kind in KINDS if most[kind] == rows)}"
         for rows in sorted({*most.values()} - {0}, reverse=True)
     )
-    ways = {own.through for kind in KINDS for own in chosen(spec, kind, chip.room(where)) if own is not None}
+    ways = {own.through for kind in KINDS for own in chosen(spec, kind, chip.room(where)).clusters if own is not None}
     words = {"peers": ", or clusters of them,", "memory": ", or several to a tile that meet in memory,"}
     by = "blocks" + "".join(text for way, text in words.items() if way in ways).replace(",,", ",")
     return f"by {by} that scan and workers, of up to {' and '.join(found) or 'no rows'}"
@@ -114,17 +114,31 @@ def _multiplied(spec: CellSpec, where: torch.device) -> str:
     ours = "weight gradients are multiplied by kernels of ours"
     if not least:
         return ours
-    found = (
-        f"in {', '.join(kind for kind in least if least[kind] == rows)} from {rows} rows on"
+    theirs = "those of a batch without padding by cuBLAS, behind the launch of backward and with a launch of sums"
+    return f"{ours}; {theirs}, of {steps} steps from {_by_rows(least)}"
+
+
+def _taken(spec: CellSpec, where: torch.device) -> str:
+    """Say of which batches a step of a pass takes 32 rows."""
+    room, least = chip.room(where), dict[Operand, int]()
+    for kind, rows in product(KINDS, reversed(BATCHES)):
+        if any(way.stacked > 1 for way in chosen(spec, kind, room, rows)):
+            least[kind] = rows
+    more = f", and {2 * ROWS} from about {_by_rows(least)}" if least else ""
+    return f"passes take {ROWS} rows at a time{more}"
+
+
+def _by_rows(least: Mapping[Operand, int]) -> str:
+    """Say from how many rows on something is so, by operands."""
+    return " and ".join(
+        f"{rows} rows on in {', '.join(kind for kind in least if least[kind] == rows)}"
         for rows in sorted({*least.values()})
     )
-    theirs = "those of a batch without padding by cuBLAS, behind the launch of backward and with a launch of sums"
-    return f"{ours}; {theirs}, of {steps} steps {' and '.join(found)}"
 
 
 def _clustered(spec: CellSpec, where: torch.device) -> bool:
     """Tell whether clusters scan a few rows of a cell, in some operands."""
-    return any(any(chosen(spec, kind, chip.room(where))) for kind in KINDS)
+    return any(any(chosen(spec, kind, chip.room(where)).clusters) for kind in KINDS)
 
 
 def _not_clustered(spec: CellSpec, where: torch.device) -> str:
@@ -146,7 +160,7 @@ def _weights(spec: CellSpec, kind: Operand) -> str:
     room = chip.room(torch.device(device))
     if launch.misfit(spec, kind, room) is not None:
         return "no kernel"
-    own = chosen(spec, kind, room).forward
+    own = chosen(spec, kind, room).forward.cluster
     found = memory(forward(spec, own), kind, room.shared)
     assert found is not None
     places = list(found.place.values())

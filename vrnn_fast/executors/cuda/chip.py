@@ -73,8 +73,8 @@ def rows_together(spec: CellSpec, kind: Operand, device: torch.device) -> int:
     """Count the rows up to which a training step is one launch each way."""
 
     def joins(tiles: int) -> bool:
-        scans = chosen(spec, kind, room(device), tiles * ROWS)
-        return all(workers(tiles, ranks_of(own), at_once(device, own)) for own in (scans.forward, scans.backward))
+        there, back, _ = chosen(spec, kind, room(device), tiles * ROWS).clusters
+        return all(workers(tiles, ranks_of(own), at_once(device, own)) for own in (there, back))
 
     return ROWS * next(tiles for tiles in count() if not (cooperates(device) and joins(tiles + 1)))
 

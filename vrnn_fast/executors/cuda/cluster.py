@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
 from ...cell.partition import partition
@@ -48,6 +49,7 @@ class Cluster(NamedTuple):
 
 
 Prices: TypeAlias = tuple[tuple[Cluster | None, int], ...]
+Beside: TypeAlias = tuple[tuple[int, int], ...]  # cycles of passes for 16 rows, by how often 16 rows a step takes
 RankPlaces: TypeAlias = Callable[[int, Through], int]  # of blocks that run at once, so many to a tile
 
 
@@ -141,9 +143,17 @@ def _laid(plan: Callable[[], KernelPlan], kind: Operand, limit: int) -> Memory |
         return None
 
 
-def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Cluster | None:
-    """Choose how a scan of so many tiles of rows runs: None for one block to a tile. Of what the clock cannot tell
-    apart, the fewest ranks.
+class ScanWay(NamedTuple):
+    """How a scan runs: the blocks to a tile of rows, None for one, and how often 16 rows a step of the passes beside it
+    takes."""
+
+    cluster: Cluster | None = None
+    stacked: int = 1
+
+
+def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: Beside) -> ScanWay:
+    """Choose how a scan of so many tiles of rows runs. Of what the clock cannot tell apart, the fewest ranks, then the
+    fewest rows beside it, which come sooner to the first step and behind the last one.
 
     Args:
         blocks: tells how many the chip runs at once, so many to a tile. What has no place is not chosen; tiles take
@@ -152,11 +162,11 @@ def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Clus
             the scan.
     """
 
-    def time(choice: tuple[Cluster | None, int]) -> float:
-        ranks, cycles, places = ranks_of(choice[0]), choice[1], room(choice[0])
+    def time(cluster: Cluster | None, cycles: int, more: int) -> float:
+        ranks, places = ranks_of(cluster), room(cluster)
         if meanwhile := workers(tiles, ranks, places):
-            return max(cycles, tiles * beside / meanwhile)
-        return cycles * -(-tiles // (places // ranks)) + tiles * beside / room(None)
+            return max(cycles, tiles * more / meanwhile)
+        return cycles * -(-tiles // (places // ranks)) + tiles * more / room(None)
 
     def room(cluster: Cluster | None) -> int:
         return blocks(ranks_of(cluster), through_of(cluster))
@@ -165,9 +175,10 @@ def fastest(prices: Prices, tiles: int, blocks: RankPlaces, beside: int) -> Clus
         least = max(1, tiles) * ranks_of(cluster) if through_of(cluster) == "memory" else 1
         return room(cluster) >= least
 
-    there = [choice for choice in prices if has_place(choice[0])]
-    least = min(map(time, there), default=0.0)
-    return next((choice[0] for choice in there if time(choice) <= SAME * least), None)
+    there = product((choice for choice in prices if has_place(choice[0])), beside)
+    times = {ScanWay(cluster, stacked): time(cluster, cycles, more) for (cluster, cycles), (stacked, more) in there}
+    least = min(times.values(), default=0.0)
+    return next((way for way, own in times.items() if own <= SAME * least), ScanWay())
 
 
 def clocked(found: Memory) -> PaperStep:

@@ -6,6 +6,7 @@ theirs. Which block does what, and what waits for what, is in crew.h; here is in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from .steps import BACKWARD, FORWARD, GENERATE
 
 SCANS = FORWARD, BACKWARD, GENERATE
 LOOKS = 4, 8, 16, 32, 64  # steps of a scan from one look at others to the next
-LATE = 1.5  # microseconds of a tile that waits for the last look, by cycles.py at H = 64 to 96
+LATE = 1.5  # microseconds of what waits for the last look, where it is no pass
 PACKED = 4096  # operands that an item packs
 MOST_ARGUMENTS = 4096  # bytes, of what every driver takes
 COUNTERS = 8 * 2 + 4 * 4  # bytes of struct Crew
@@ -56,12 +57,17 @@ def apart(scans: int, blocks: int, cooperative: bool, arguments: int, ranks: int
     return None
 
 
-def looks(steps: int, scans: int, beside: int) -> int:
+def looks(steps: int, tiles: float, beside: int, late: float) -> int:
     """Choose how often a scan looks at others, and they may look at it: a look costs it the price of a flag, and what
-    comes behind its last one is done when it has ended, by those that work ``beside`` it."""
+    comes behind its last one is done when it has ended, by those that work ``beside`` it.
+
+    Args:
+        tiles: of rows in a step, of the pass behind the scan,
+        late: and microseconds of one of them.
+    """
 
     def price(count: int) -> float:
-        return FLAG * steps / count + LATE * -(-count * scans // beside)
+        return FLAG * steps / count + late * math.ceil(count * tiles / beside)
 
     return min(LOOKS, key=price)
 

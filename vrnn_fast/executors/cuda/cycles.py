@@ -11,6 +11,7 @@ FACTOR. Latencies and the prices of exchanges are of others' measurements, on ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
@@ -185,7 +186,7 @@ def paper_step(found: Memory, stored: Sequence[str] = ()) -> PaperStep:
 
 
 def taller(step: PaperStep) -> PaperStep:
-    """Count a step of twice the rows, which would read each weight once: what no kernel does yet."""
+    """Count a step of a scan of twice the rows, which would read each weight once: what no kernel does."""
 
     def twice(one: Work) -> Work:
         wavefronts, pushed = 2 * one.wavefronts - one.of_weights, one.pushed // TRIPS["peers"].bytes
@@ -214,7 +215,7 @@ def _meanwhile(plan: KernelPlan, at: int) -> Iterator[int]:
 
 
 def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
-    plan, unit = found.plan, found.plan.units[visit.unit]
+    plan, unit, stacked = found.plan, found.plan.units[visit.unit], found.plan.stacked
     tiles = plan.share(found.tiles(unit.sums[0]), unit.split)
     mma = loads = streamed = moved = kept = folded = 0
     depth: dict[object, int] = {}  # of the products of each sum
@@ -223,7 +224,7 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
         two = in_two(product.source, found.kind)
         depth[product.target] = depth.get(product.target, 0) + (-(-steps // 2) if two else steps)
         folded += two
-        mma += tiles * steps
+        mma += stacked * tiles * steps
         loads += tiles * -(-steps // 2)
         weights = tiles * 8 * steps * STEP
         streamed += weights if found.place[product] == "memory" else 0
@@ -232,17 +233,18 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
     times = tiles - WARPS * (every + every // -found.abreast(unit))  # that a warp reads its operands
     for _, products in groupby(visit.products, key=lambda p: p.source):
         read = row_bytes(next(products).source, found.kind)  # once for all sums of the tiles abreast
-        moved += times * 16 * read
-        loads += times * read // STEP
+        moved += stacked * times * 16 * read
+        loads += stacked * times * read // STEP
     touched = Work()
     for each in _touched(found, unit, visit, stored):
         touched += each
-    issued = mma + loads + WARPS * VISIT + tiles * (touched.instructions + FOLD * folded)
+    issued = mma + loads + WARPS * VISIT + stacked * tiles * (touched.instructions + FOLD * folded)
     chain = LOADED + ADDED * max(depth.values(), default=0) + FOLD * folded
     if visit.finishes and unit.kind in ENDS:
         instructions, follow = ENDS[unit.kind]
-        issued, chain = issued + tiles * instructions, chain + follow
-    wavefronts = -(-(moved + kept) // WAVEFRONT) + tiles * touched.wavefronts
+        issued, chain = issued + stacked * tiles * instructions, chain + follow
+    begun = 4 * sum(part in found.bias for part in unit.sums) if visit.begins else 0  # biases, once for all rows
+    wavefronts = -(-(moved + kept) // WAVEFRONT) + tiles * (begun + stacked * touched.wavefronts)
     copies, size = plan.ranks - 1 if plan.through == "peers" else 1, operand_bytes(found.kind)
     made = set(unit.writes) & set(plan.exchanged) if visit.finishes else set()
     issued += tiles * len(made) * PUSH * -(-ROWS * TILE * size * copies // (16 * LANES))
@@ -262,7 +264,7 @@ def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) ->
     for part in begins:
         yield Work(wavefronts=2 * size if part in found.ahead else 0, instructions=READ)  # what was fetched, the next
     if visit.begins:
-        yield from (Work(wavefronts=4, instructions=BIAS) for part in unit.sums if part in found.bias)
+        yield from (Work(instructions=BIAS) for part in unit.sums if part in found.bias)
     if not visit.finishes:
         return
     for part in unit.writes:
@@ -317,19 +319,22 @@ class PaperTraining(NamedTuple):
 def paper_training(
     passes: Mapping[str, tuple[Memory, Sequence[str]]],
     products: float,
+    shares: int,
     steps: int,
     batch: int,
     chip: str,
     blocks: Callable[[int, Through], int],
-    looks: Callable[[int], int],
+    looks: Callable[[float, int, float], int],
 ) -> PaperTraining:
     """Return what a training step takes.
 
     Args:
         passes: where each launch keeps everything, and what it stores, by name.
-        products: microseconds of weight gradients on all multiprocessors.
+        products: microseconds of weight gradients on all multiprocessors,
+        shares: in so many shares of rows.
         blocks: that the chip runs at once, so many to a tile.
-        looks: steps of a scan from one look at others to the next, where so many blocks work beside it.
+        looks: steps of a scan from one look at others to the next, by tiles of a step in the pass behind it, blocks
+            that work beside it, and microseconds of such a tile.
     """
     of, tiles = PAPER_CHIPS[chip], -(-batch // ROWS)
     total = PaperTraining(0.0, 0.0)
@@ -342,18 +347,24 @@ def paper_training(
         chain = loading(own[scan][0], chip) + steps * paper_step(*own[scan]).microseconds(chip)
         more = products if back else 0.0
         apart = BOUNDARY + PACK + BOUNDARY + chain + (more + 2 * BOUNDARY + FLAG if back else 0.0)
-        beside = [(loading(p[0], chip), paper_step(*p).microseconds(chip)) for n, p in own.items() if n != scan]
-        apart += sum(BOUNDARY + load + -(-steps * tiles // of.multiprocessors) * us for load, us in beside)
+        # to bring its weights in, and a tile: microseconds, and how many of these a step of the batch has
+        beside = [
+            (loading(p[0], chip), paper_step(*p).microseconds(chip), tiles / p[0].plan.stacked)
+            for n, p in own.items()
+            if n != scan
+        ]
+        apart += sum(BOUNDARY + load + math.ceil(steps * n / of.multiprocessors) * us for load, us, n in beside)
         joined = apart
         if meanwhile >= scanning:
-            every = looks(meanwhile)
-            work = sum(load + steps * tiles * us / meanwhile for load, us in beside)
+            load, us, n = beside[-1]
+            every = looks(n, meanwhile, us)
+            work = sum(load + steps * n * us / meanwhile for load, us, n in beside)
             work += more * of.multiprocessors / meanwhile
-            joined = BOUNDARY + PACK + sum(beside[0]) + 2 * FLAG  # before the first step can begin
+            joined = BOUNDARY + PACK + sum(beside[0][:2]) + 2 * FLAG  # before the first step can begin
             joined += max(chain + steps / every * FLAG, work)
-            joined += beside[-1][0] + -(-every * tiles // meanwhile) * beside[-1][1]  # what the last look lets go on
+            joined += load + math.ceil(every * n / meanwhile) * us  # what the last look lets go on
             if back:  # the last share, and the sums
-                joined += more / max(1, -(-steps * batch // 512)) + 2 * FLAG
+                joined += more / shares + 2 * FLAG
         total = PaperTraining(total.apart + apart, total.joined + joined)
     return total
 

@@ -75,6 +75,8 @@ def header(
         "exchange_buffers": BUFFERS,
         "operand_buffers": max((operand_buffers(plan, part) for part in plan.exchanged), default=1),
         "pushed_bytes": memory.pushed_bytes,
+        "stacked": plan.stacked,
+        "stacked_bytes": memory.stacked_bytes,
         "shared_bytes": memory.shared,
         "shared_limit": memory.limit,
         "products_in_all": len(products),

@@ -103,13 +103,16 @@ class Argument(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A launch that has all it needs: a kernel, its program in C++, blocks, its argument, what is cleared before it."""
+    """A launch that has all it needs: a kernel, its program in C++, blocks, its argument, what is cleared before it; of
+    a pass rows of a tile, and microseconds of it by the clock on paper."""
 
     kernel: Kernel
     body: str
     blocks: int
     argument: Argument
     cleared: tuple[Tensor, ...] = ()
+    rows: int = ROWS
+    late: float = crew.LATE
 
 
 class KernelCall:
@@ -132,7 +135,7 @@ class KernelCall:
             raise ValueError(too_many(self.particles))
         self.kind, self.most = operand(x.dtype, precision), chip.limit(x.device)
         self.steps, self.batch = x.shape[0], x.shape[1]
-        self.clusters = chosen(spec, self.kind, chip.room(x.device), self.batch)
+        self.ways = chosen(spec, self.kind, chip.room(x.device), self.batch)
         if (lacking := missing(spec, self.kind, chip.room(x.device), self.batch)) is not None:
             announce(f"{x.device} scans in {self.kind} otherwise than a whole chip: {lacking}")
         self.parameters = [aligned(p.detach()) for p in parameters]
@@ -217,14 +220,15 @@ class KernelCall:
     ) -> Prepared:
         """Lay out a scan over all tiles of the batch, or a pass over those of all rows, by struct Call of
         csrc/cuda/scan/access.h. ``totals`` and ``upstream`` are those of TOTALS, by name."""
-        of, none = own.step.plan, [None]
+        of, none = own.memory.plan, [None]
         gradients = [None if upstream is None else upstream.get(name) for name in TOTALS]
         per_row = [None if totals is None else totals.get(name) for name in TOTALS]
         strides = [s for g in gradients for s in ((0, 0) if g is None else g.stride())]
         blocks = of.ranks * self.tiles
         if of.is_pass:  # which takes its weights along from tile to tile
             side_by_side = max(1, min(MOST_BLOCKS, self.most // (own.kernel.shared + RESERVED)))
-            blocks = min(-(-self.steps * self.batch // ROWS), side_by_side * chip.multiprocessors(self.device))
+            tiles = -(-self.steps * self.batch // (ROWS * of.stacked))
+            blocks = min(tiles, side_by_side * chip.multiprocessors(self.device))
         pushed = flags = None
         if own.memory.pushed_bytes:
             pushed = allocate(self.given.x, (self.tiles, own.memory.pushed_bytes), None, torch.uint8)
@@ -237,7 +241,9 @@ class KernelCall:
         ]
         enough = struct.unpack("i", struct.pack("f", self.given.threshold * self.particles))
         sizes = blocks, self.steps, self.batch, *strides, self.particles, *enough
-        return Prepared(own.kernel, own.body, blocks, Argument(tensors, sizes), () if flags is None else (flags,))
+        cleared = () if flags is None else (flags,)
+        of_a_tile = ROWS * of.stacked, own.microseconds
+        return Prepared(own.kernel, own.body, blocks, Argument(tensors, sizes), cleared, *of_a_tile)
 
     @property
     def tiles(self) -> int:
@@ -249,7 +255,7 @@ class KernelCall:
         index, arguments = chip.gpu(self.device), [each.argument for each in prepared]
         size = crew.COUNTERS + sum(argument.size for argument in arguments)
         scan = next((each.kernel.name for each in prepared if each.kernel.name in crew.SCANS), None)
-        cluster = None if scan is None else self.clusters.of(scan)
+        cluster = None if scan is None else self.ways.of(scan).cluster
         ranks, blocks, tiles = ranks_of(cluster), chip.at_once(self.device, cluster), 0 if scan is None else self.tiles
         shared = max(each.kernel.shared for each in prepared)
         if not crew.apart(tiles, blocks, chip.cooperates(self.device), size, ranks) and shared <= self.most:
@@ -260,7 +266,10 @@ class KernelCall:
                 counters = allocate(self.given.x, (blocks,), None, torch.int32)
                 packs = max(1, min(blocks, -(-arguments[0].numbers[1] // crew.PACKED)))
                 own: list[Tensor | None] = [counters, counters[beside:]]
-                first = Argument(own, (blocks, tiles, packs, crew.looks(self.steps, tiles, beside)))
+                names = [each.kernel.name for each in prepared]
+                last = prepared[min(names.index(str(scan)) + 1, len(names) - 1)]  # what comes behind the scan
+                looks = crew.looks(self.steps, self.batch / last.rows, beside, last.late)
+                first = Argument(own, (blocks, tiles, packs, looks))
                 cleared = [counters, *(flags for each in prepared for flags in each.cleared)]
                 self._launch(kernel, blocks, [first, *arguments], cleared)
                 return
@@ -302,7 +311,7 @@ class KernelCall:
             self.ancestors = allocate(
                 like, (self.steps, self.batch // self.particles, self.particles), None, torch.int64
             )
-        programs = self.programs(forward_steps(spec, keep, want, self.clusters))
+        programs = self.programs(forward_steps(spec, keep, want, self.ways))
         with on(self.device):
             first, weights = self.pack(programs)
             found = [first]
@@ -337,7 +346,7 @@ class KernelCall:
         names = frozenset(OF_STATES if name.startswith("state") else name for name in upstream)
         d_state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
         d_final = [None if d is None else aligned(d) for d in (upstream.get(f"state{i}") for i in range(len(d_state)))]
-        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep, self.clusters))
+        programs = self.programs(backward_steps(spec, names, frozenset(wanted), keep, self.ways))
         with on(self.device):
             first, packed = self.pack(programs)
             found = [first]
@@ -398,7 +407,7 @@ class KernelCall:
         """Return x (T, B, X) and the state after it."""
         assert self.mean is not None
         state = [allocate(self.given.x, tuple(s.shape)) for s in self.given.state]
-        programs = self.programs(generation_steps(self.spec, self.clusters, mean=self.mean))
+        programs = self.programs(generation_steps(self.spec, self.ways, mean=self.mean))
         with on(self.device):
             first, weights = self.pack(programs)
             found = [first]
@@ -452,7 +461,7 @@ def sources(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int, dtype: to
     """Return the programs of a training step on the loss alone."""
     external = spec.likelihood == "external"
     losses = frozenset(("kl", "raw") if external else TOTALS)
-    clusters = chosen(spec, kind, room, batch)
-    steps = forward_steps(spec, Keep.STORED, Want(raw=external), clusters)
-    steps += backward_steps(spec, losses, frozenset(), Keep.STORED, clusters)
+    ways = chosen(spec, kind, room, batch)
+    steps = forward_steps(spec, Keep.STORED, Want(raw=external), ways)
+    steps += backward_steps(spec, losses, frozenset(), Keep.STORED, ways)
     return [program(step, kind, room.shared, dtype).kernel.text for step in steps]

@@ -20,18 +20,18 @@ from ...cell.spec import CellSpec
 from ...cell.stages import Dense, Slice, Term
 from .exchange import BUFFERS, operand_buffers
 from .order import on_chain
-from .plan import TILE, UPDATES, WARPS, KernelPlan, Product, Unit
+from .plan import TILE, UPDATES, WARPS, KernelPlan, Product, Unit, stacked
 
 Operand = Literal["f32", "tf32", "bf16", "f16"]
 Place = Literal["shared", "registers", "memory"]
 
-ROWS = 16  # of the batch in a block
+ROWS = 16  # of the batch in a block; a step of a pass may take several times as many
 STEP = 32  # bytes of a row that one mma takes
 CHUNK = 64  # that one load of weights serves
 ROW_PADDING = 16  # bytes behind each row in shared memory
 GATE = 8  # bytes of a Gate of csrc/cuda/device/types.h
 FILTER = 256  # bytes of structs Particles and Heirs of csrc/cuda/scan/particles.h
-MOST_ABREAST = 4  # sums of a tile or two that a warp multiplies at a time
+MOST_ABREAST = 4  # sums of a tile or two that a warp multiplies at a time, of all rows of a step
 LONG = 6  # steps of a product whose sum is two that take turns
 MOST_RESIDENT = 96  # registers of a thread that may hold weights; the rest of a kernel needs about 120
 
@@ -56,7 +56,7 @@ class Memory:
         weights: their bytes into shared memory, or into what is streamed.
         resident: the first of a product's words in registers.
         biases: floats of all biases, and where those of a part begin.
-        operand: bytes into shared memory of each part that products read.
+        operand: bytes into shared memory of each part that products read: as those below, of a step's first 16 rows.
         held: and of each part that is handed on in float32.
         ahead: and of what the next step reads of a part in memory, where there is room.
         totals: of the shares of each number in TOTALS.
@@ -65,6 +65,7 @@ class Memory:
         gates: of the gates of a cluster's exchanges; -1 of none.
         pushed: and into a tile's bytes in memory, of each part that its ranks exchange there.
         pushed_bytes: how many these are.
+        stacked_bytes: of what 16 rows of a step have in shared memory, to what the next 16 have.
         limit: bytes of shared memory that a block may have.
         shared: those that it has.
         streamed: bytes of the weights that are not in shared memory.
@@ -89,6 +90,7 @@ class Memory:
     gates: int
     pushed: dict[Slice, int]
     pushed_bytes: int
+    stacked_bytes: int
     shared: int
     streamed: int
 
@@ -116,7 +118,7 @@ class Memory:
     def abreast(self, unit: Unit) -> int:
         """Tell how many of these a warp multiplies at a time, which share the operands that it reads: of
         passes alone, for scans hold more from visit to visit than registers then have room for."""
-        few = self.kind == "f32" or not self.plan.is_pass or 2 * len(unit.sums) > MOST_ABREAST
+        few = self.kind == "f32" or not self.plan.is_pass or 2 * len(unit.sums) * self.plan.stacked > MOST_ABREAST
         return 1 if few or self.every(unit) < 2 else 2
 
 
@@ -172,7 +174,8 @@ def _words(plan: KernelPlan, product: Product, kind: Operand) -> int:
 
 @lru_cache(maxsize=256)
 def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
-    """Choose the first tier that fits into a block's ``limit`` of shared memory; None if none does."""
+    """Choose the first tier that fits into a block's ``limit`` of shared memory; None if none does. A pass that has no
+    room for as many rows as its plan says takes 16, and so does the plan that this returns."""
     chain = {p for u in on_chain(plan.units) for p in plan.units[u].products}
     tiers: list[dict[Product, Place]] = [{}]
     if kind != "f32" and (resident := _resident(plan, kind)):
@@ -183,7 +186,8 @@ def memory(plan: KernelPlan, kind: Operand, limit: int) -> Memory | None:
         streamed = {**streamed, product: "memory"}
         tiers.append(streamed)
     found = (_laid(plan, kind, moved, limit) for moved in tiers)
-    return next((m for m in found if m.shared <= limit), None)
+    own = next((m for m in found if m.shared <= limit), None)
+    return own if own is not None or plan.stacked == 1 else memory(stacked(plan, 1), kind, limit)
 
 
 def _resident(plan: KernelPlan, kind: Operand) -> tuple[Product, ...]:
@@ -221,7 +225,7 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     bias, floats = {}, 0
     for part in plan.biases:
         bias[part], floats = floats, floats + own_columns(plan, part, kind)
-    shared += 4 * floats
+    of_all = shared = shared + 4 * floats
 
     operand, held = {}, {}
     for part in plan.operands:  # whole in every block
@@ -250,7 +254,7 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
     size, ahead = operand_bytes(kind), {}
     for part in plan.read:
         more = ROWS * own_columns(plan, part, kind) * size
-        if shared + more <= limit and (size == 4 or in_pairs(plan, part)):
+        if of_all + plan.stacked * (shared - of_all + more) <= limit and (size == 4 or in_pairs(plan, part)):
             ahead[part], shared = shared, shared + more
     return Memory(
         *(plan, kind, limit, place, weights, resident, bias, operand, held, ahead),
@@ -263,7 +267,8 @@ def _laid(plan: KernelPlan, kind: Operand, moved: dict[Product, Place], limit: i
         gates=gates,
         pushed=pushed,
         pushed_bytes=pushed_bytes,
-        shared=shared,
+        stacked_bytes=shared - of_all,
+        shared=of_all + plan.stacked * (shared - of_all),
         streamed=streamed,
     )
 

@@ -7,8 +7,8 @@ order.py in which order a step has them, and where its barriers are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from ...cell.spec import Activation, Std
@@ -17,6 +17,7 @@ from ..cut import Cut
 
 WARPS = 8  # of a block
 TILE = 8  # columns that one warp computes at a time
+STACKS = 1, 2  # of 16 rows that a step of a pass may take
 
 Kind = Literal[
     "layer",
@@ -183,6 +184,7 @@ class KernelPlan:
         biases: the dense stage whose biases a part begins with; of a state, where a sequence begins anew.
         ranks: blocks that share a tile of rows; 1 where none do.
         through: how they exchange operands.
+        stacked: of a pass, how often 16 rows a step takes, which read each weight once.
     """
 
     cut: Cut
@@ -195,6 +197,7 @@ class KernelPlan:
     biases: dict[Slice, Dense]
     ranks: int = 1
     through: Through = "peers"
+    stacked: int = 1
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -285,3 +288,9 @@ class KernelPlan:
     def kept(self, unit: int) -> bool:
         """Tell whether a unit's sums live from one visit to the next."""
         return sum(visit.unit == unit for visit in self.visits) > 1
+
+
+@lru_cache(maxsize=1024)
+def stacked(plan: KernelPlan, count: int) -> KernelPlan:
+    """Let a step of a pass take so many times 16 rows."""
+    return plan if count == plan.stacked else replace(plan, stacked=count)

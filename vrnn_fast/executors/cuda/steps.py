@@ -13,12 +13,26 @@ from ..base import Want
 from ..call import kept
 from ..cut import cut, learned
 from . import passes
-from .cluster import GROUP, Cluster, Prices, at_once, clocked, fastest, priced, ranks_of, refuses, through_of, workers
+from .cluster import (
+    GROUP,
+    Beside,
+    Cluster,
+    Prices,
+    ScanWay,
+    at_once,
+    clocked,
+    fastest,
+    priced,
+    ranks_of,
+    refuses,
+    through_of,
+    workers,
+)
 from .cycles import PAPER_CHIPS, cublas, square, squares
 from .forward import alone, forward
 from .memory import CHIPS, ROWS, Operand, memory, operand_bytes
 from .passes import OF_STATES, Pass
-from .plan import TOTALS, KernelPlan, Through, gradient, scaled
+from .plan import STACKS, TOTALS, KernelPlan, Through, gradient, scaled, stacked
 from .reverse import reverse
 from .weights import DEPTH, jobs, shares
 
@@ -48,23 +62,33 @@ class PlannedLaunch(NamedTuple):
     results: tuple[str, ...] = ()
 
 
-def _step(name: str, found: Pass, results: tuple[str, ...] = ()) -> PlannedLaunch:
-    return PlannedLaunch(name, found.plan, found.stored, results)
+def _step(name: str, found: Pass, way: ScanWay, results: tuple[str, ...] = ()) -> PlannedLaunch:
+    return PlannedLaunch(name, stacked(found.plan, way.stacked), found.stored, results)
 
 
-class ScanClusters(NamedTuple):
-    """The blocks to a tile of rows that run the scans of a cell, where these are several."""
+class ScanWays(NamedTuple):
+    """How the scans of a cell run, and the passes beside them."""
 
-    forward: Cluster | None = None
-    backward: Cluster | None = None
-    generate: Cluster | None = None
+    forward: ScanWay = ScanWay()
+    backward: ScanWay = ScanWay()
+    generate: ScanWay = ScanWay()
 
-    def of(self, scan: str) -> Cluster | None:
-        """Return those of a scan, by its name."""
+    def of(self, scan: str) -> ScanWay:
+        """Return that of a scan, by its name."""
         return dict(zip((FORWARD, BACKWARD, GENERATE), self, strict=True))[scan]
 
+    @property
+    def clusters(self) -> tuple[Cluster | None, ...]:
+        """The blocks to a tile of rows."""
+        return tuple(way.cluster for way in self)
 
-BLOCKS = ScanClusters()
+
+def all_by(cluster: Cluster | None, stacked: int = 1) -> ScanWays:
+    """Let every scan run by the same blocks, and take as many rows beside it."""
+    return ScanWays(*(ScanWay(cluster, stacked) for _ in ScanWays._fields))
+
+
+BLOCKS = ScanWays()
 
 
 class ScanRoom(NamedTuple):
@@ -109,7 +133,7 @@ class ScanPrices(NamedTuple):
     which these are weight gradients."""
 
     ways: Prices
-    beside: int
+    beside: Beside
     products: int
 
 
@@ -127,29 +151,33 @@ def _prices(
     losses = frozenset(("kl", "raw") if external else TOTALS)
     own = jobs(spec, losses, kind)
     products = len(own.tiles) * square(own.side).cycles * ROWS // DEPTH
-    beside = (
-        _cycles(forward_steps(spec, Keep.STORED, Want(raw=external)), kind, shared),
-        _cycles(backward_steps(spec, losses, frozenset(), Keep.STORED), kind, shared) + products,
-        0 if external else _cycles(generation_steps(spec, mean=False), kind, shared),
+
+    def beside(launches: Callable[[ScanWays], Iterable[PlannedLaunch]], more: int = 0) -> Beside:
+        return tuple((n, _cycles(launches(all_by(None, n)), kind, shared) + more) for n in STACKS)
+
+    every = (
+        beside(lambda ways: forward_steps(spec, Keep.STORED, Want(raw=external), ways)),
+        beside(lambda ways: backward_steps(spec, losses, frozenset(), Keep.STORED, ways), products),
+        ((1, 0),) if external else beside(lambda ways: generation_steps(spec, ways, mean=False)),
     )
     ways = (() if scan is scans[2] and external else priced(scan, kind, shared, through) for scan in scans)
-    there, back, generated = map(ScanPrices, ways, beside, (0, products, 0))
+    there, back, generated = map(ScanPrices, ways, every, (0, products, 0))
     return there, back, generated
 
 
 def _cycles(steps: Iterable[PlannedLaunch], kind: Operand, shared: int) -> int:
-    """Count those of a tile of rows of all passes."""
+    """Count those of 16 rows of all passes."""
     laid = (memory(step.plan, kind, shared) for step in steps if step.plan.is_pass)
-    return sum(clocked(found).cycles for found in laid if found is not None)
+    return sum(clocked(found).cycles // found.plan.stacked for found in laid if found is not None)
 
 
 @lru_cache(maxsize=1024)
-def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanClusters:
-    """Choose the blocks to a tile of a cell's scans for these operands, and so many rows."""
+def chosen(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> ScanWays:
+    """Choose how a cell's scans run for these operands, and so many rows."""
     if not room.through or refuses(spec) is not None:
         return BLOCKS
     tiles, prices = -(-batch // ROWS), _prices(spec, kind, room.shared, room.through)
-    return ScanClusters(*(fastest(p.ways, tiles, room.blocks, p.beside) for p in prices))
+    return ScanWays(*(fastest(p.ways, tiles, room.blocks, p.beside) for p in prices))
 
 
 @lru_cache(maxsize=1024)
@@ -160,13 +188,13 @@ def are_cublas(spec: CellSpec, upstream: frozenset[str], kind: Operand, room: Sc
     if room.clusters is None or operand_bytes(kind) != 2:
         return False
     own, prices = jobs(spec, upstream, kind), _prices(spec, kind, room.shared, room.through)[1]
-    cluster, tiles, rows = chosen(spec, kind, room, batch).backward, -(-batch // ROWS), steps * batch
+    (cluster, stacked), tiles, rows = chosen(spec, kind, room, batch).backward, -(-batch // ROWS), steps * batch
     ours = squares(len(own.tiles), own.side, rows, shares(rows), "sm_90")
     ranks = ranks_of(cluster)
     if meanwhile := workers(tiles, ranks, room.blocks(ranks, through_of(cluster))):
-        chain = dict(prices.ways).get(cluster, 0)
-        later = max(chain, tiles * prices.beside / meanwhile)
-        later -= max(chain, tiles * (prices.beside - prices.products) / meanwhile)
+        chain, beside = dict(prices.ways).get(cluster, 0), dict(prices.beside)[stacked]
+        later = max(chain, tiles * beside / meanwhile)
+        later -= max(chain, tiles * (beside - prices.products) / meanwhile)
         ours = steps * later / PAPER_CHIPS["sm_90"].clock / 1e3
     return ours > GAIN * cublas(((int(job[6]), int(job[7])) for job in own.jobs if job[7]), rows)
 
@@ -176,14 +204,14 @@ def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> st
     """Return None, or which blocks would share a tile if the chip had a place for them, and what scans instead."""
     clusters = None if room.clusters is None else partial(at_once, max(GROUP, room.multiprocessors))
     whole = room._replace(clusters=clusters, together=room.multiprocessors)
-    wanted = {own for own in chosen(spec, kind, whole, batch) if own is not None}
+    wanted = {own for own in chosen(spec, kind, whole, batch).clusters if own is not None}
     lacking = {own.ranks: own.through for own in wanted if not room.blocks(own.ranks, own.through)}
     if not lacking:
         return None
     reason = "it does not run all blocks of a launch at once"
     if clustered := sorted(ranks for ranks, through in lacking.items() if through == "peers"):
         reason = f"it has no place for a cluster of {' or of '.join(map(str, clustered))} blocks"
-    most = max(chosen(spec, kind, room, batch), key=ranks_of)
+    most = max(chosen(spec, kind, room, batch).clusters, key=ranks_of)
     who = "single blocks scan"
     if most is not None:
         meet = "clusters of up to {} scan" if most.through == "peers" else "up to {} blocks scan that meet in memory"
@@ -192,12 +220,10 @@ def missing(spec: CellSpec, kind: Operand, room: ScanRoom, batch: int = 1) -> st
 
 
 @lru_cache(maxsize=256)
-def forward_steps(
-    spec: CellSpec, keep: Keep | None, want: Want, clusters: ScanClusters = BLOCKS
-) -> tuple[PlannedLaunch, ...]:
+def forward_steps(spec: CellSpec, keep: Keep | None, want: Want, ways: ScanWays = BLOCKS) -> tuple[PlannedLaunch, ...]:
     """List the launches of a batch that is given x; ``keep`` is the least of the buffers that backward wants, None
     without one."""
-    plan = forward(spec, clusters.forward)
+    plan = forward(spec, ways.forward.cluster)
     own = plan.cut
     results: tuple[str, ...] = ()
     if own.sample is not None:
@@ -210,12 +236,12 @@ def forward_steps(
     made = {*own.states, *own.made, *results}
     wanted = (*(part.buffer for part in own.read_after), *kept(partition(spec), keep), *results)
     stored = tuple(dict.fromkeys(name for name in wanted if name in made))
-    found = _step("before", passes.before(spec)), PlannedLaunch(FORWARD, plan, stored, results)
+    found = _step("before", passes.before(spec), ways.forward), PlannedLaunch(FORWARD, plan, stored, results)
     if own.resamples or (own.likelihood.kind == "external" and not want.raw and own.divergence is None):
         return found
     after = passes.after(spec)
     shown = (*(after.stored if want.raw else ()), *of_prior)
-    return (*found, PlannedLaunch("after", after.plan, shown, shown))
+    return (*found, PlannedLaunch("after", stacked(after.plan, ways.forward.stacked), shown, shown))
 
 
 @lru_cache(maxsize=256)
@@ -224,36 +250,36 @@ def backward_steps(
     upstream: frozenset[str],
     wanted: frozenset[str],
     keep: Keep,
-    clusters: ScanClusters = BLOCKS,
+    ways: ScanWays = BLOCKS,
 ) -> tuple[PlannedLaunch, ...]:
     """List the launches from results of these names (OF_STATES for any final state) to the INPUTS that are
     ``wanted``."""
-    whole, results = cut(learned(spec)), tuple(f"d {name}" for name in INPUTS)
+    whole, results, own = cut(learned(spec)), tuple(f"d {name}" for name in INPUTS), ways.backward
     after = passes.after_back(spec, upstream, wanted)
     left = () if after is None else after.gradients
     begun = frozenset(part.buffer for part in left) & set(INPUTS)
-    given = {gradient(part) for own in left for part in whole.parts_of(own)}
+    given = {gradient(part) for made in left for part in whole.parts_of(made)}
     on_eps = "eps" in wanted and whole.sample is not None
     if "eps" in begun and whole.sample is not None:
         given.add(Slice("d eps", 0, whole.sample.z.width))
-    back = reverse(spec, clusters.backward, on_z=False, on_eps=on_eps, given=frozenset(given))
+    back = reverse(spec, own.cluster, on_z=False, on_eps=on_eps, given=frozenset(given))
     before = passes.before_back(spec, wanted - {"eps"}, begun - {"eps"})
     scales = (scaled(s.target).buffer for s in whole.program.scan if isinstance(s, Normalize))
     stored = tuple(f"d {name}" for name in (*whole.summed, *scales, *(["eps"] if on_eps else [])))
-    found = [] if after is None else [_step("after, backward", after, results)]
+    found = [] if after is None else [_step("after, backward", after, own, results)]
     found.append(PlannedLaunch(BACKWARD, back, stored, results))
-    found += [] if before is None else [_step("before, backward", before, results)]
+    found += [] if before is None else [_step("before, backward", before, own, results)]
     if keep == Keep.ALWAYS:
-        found = [_step("before", passes.before(spec)), _step("again", passes.again(spec)), *found]
+        found = [_step("before", passes.before(spec), own), _step("again", passes.again(spec), own), *found]
     return tuple(found)
 
 
 @lru_cache(maxsize=256)
-def generation_steps(spec: CellSpec, clusters: ScanClusters = BLOCKS, *, mean: bool) -> tuple[PlannedLaunch, ...]:
+def generation_steps(spec: CellSpec, ways: ScanWays = BLOCKS, *, mean: bool) -> tuple[PlannedLaunch, ...]:
     """List the launches of a cell that runs on its own."""
     before = passes.alone_before(spec, mean=mean)
-    found = () if before is None else (_step("before", before),)
-    return (*found, PlannedLaunch(GENERATE, alone(spec, clusters.generate, mean=mean), ("x",), ("x",)))
+    found = () if before is None else (_step("before", before, ways.generate),)
+    return (*found, PlannedLaunch(GENERATE, alone(spec, ways.generate.cluster, mean=mean), ("x",), ("x",)))
 
 
 def training(spec: CellSpec) -> tuple[str, ...]:
@@ -265,11 +291,11 @@ def training(spec: CellSpec) -> tuple[str, ...]:
     return (*names[0], *names[1], "weight gradients", "their sums")
 
 
-def plans(spec: CellSpec, clusters: ScanClusters = BLOCKS, mean: bool | None = None) -> Iterator[KernelPlan]:
+def plans(spec: CellSpec, ways: ScanWays = BLOCKS, mean: bool | None = None) -> Iterator[KernelPlan]:
     """Yield all that calls may launch."""
     if mean is not None:
-        yield from (step.plan for step in generation_steps(spec, clusters, mean=mean))
+        yield from (step.plan for step in generation_steps(spec, ways, mean=mean))
         return
     everything = frozenset((*TOTALS, *RESULTS, OF_STATES))
-    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True), clusters))
-    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS, clusters))
+    yield from (step.plan for step in forward_steps(spec, Keep.STORED, Want(prior=True, raw=True), ways))
+    yield from (step.plan for step in backward_steps(spec, everything, frozenset(INPUTS), Keep.ALWAYS, ways))

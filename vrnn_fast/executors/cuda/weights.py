@@ -26,7 +26,7 @@ SIDES = 64, 128  # of a block's share of a product
 DEPTH, GROUPS = 32, 3  # rows of the batch that are multiplied at a time, and such groups on the chip
 THREADS = 256  # elements of a gradient that a block of sums.h adds up
 ROWS_OF_A_SHARE = 512  # of the batch, at least: fewer rows are not worth a share of their own
-MOST_SHARES = 64
+MOST_SHARES = 32
 
 
 @dataclass(frozen=True, eq=False)
