@@ -23,13 +23,14 @@ from vrnn_fast.executors.cuda import sources
 from vrnn_fast.executors.cuda.crew import JoinedProgram
 from vrnn_fast.executors.cuda.driver import Kernel
 from vrnn_fast.executors.cuda.kernels import FixedKernel, PlannedKernel, fixed, program, together
-from vrnn_fast.executors.cuda.memory import CHIPS, Memory, Operand, memory
-from vrnn_fast.executors.cuda.plan import TOTALS
+from vrnn_fast.executors.cuda.memory import CHIPS, ROWS, Memory, Operand, memory
+from vrnn_fast.executors.cuda.plan import STACKS, TOTALS
 from vrnn_fast.executors.cuda.steps import (
     BACKWARD,
     BLOCKS,
     PlannedLaunch,
     ScanWays,
+    all_by,
     backward_steps,
     forward_steps,
 )
@@ -41,6 +42,7 @@ SCANS = ("forward", "backward")
 PASSES = ("before", "after", "after, backward", "before, backward")
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32, "f32": torch.float32}
 SIZES: dict[Operand, tuple[int, ...]] = {"bf16": (32, 64, 96, 128, 256), "tf32": (64, 128), "f32": (64, 128)}
+WIDE = 256, 384  # of which there are passes of 32 rows
 TARGETS = ("sm_80", "sm_90a", "sm_100a", "sm_120")
 
 
@@ -73,9 +75,9 @@ def steps(spec: CellSpec, ways: ScanWays = BLOCKS) -> dict[str, PlannedLaunch]:
     return {step.name: step for step in (*there, *back)}
 
 
-def kernel(size: int, kind: Operand, target: str, way: str) -> KernelSource | None:
-    """Write the kernel of a GRU cell in training; None where none fits."""
-    step, limit = steps(spec_of(size))[way], CHIPS[target.removesuffix("a")]
+def kernel(size: int, kind: Operand, target: str, way: str, stacked: int = 1) -> KernelSource | None:
+    """Write the kernel of a GRU cell in training, whose passes take so many times 16 rows; None where none fits."""
+    step, limit = steps(spec_of(size), all_by(None, stacked))[way], CHIPS[target.removesuffix("a")]
     if memory(step.plan, kind, limit) is None:
         return None
     found = program(step, kind, limit, DTYPES[kind])
@@ -131,6 +133,10 @@ def rows() -> Iterator[str]:
             for way in (*SCANS, *(PASSES if kind == "bf16" else ())):
                 made = kernel(size, kind, target, way)
                 yield f"| {size} | {kind} | {target} | {way} | {_cells(made, target)} |"
+    for size, target, way in product(WIDE, TARGETS, PASSES):
+        made = kernel(size, "bf16", target, way, STACKS[-1])
+        if made is not None and made.memory.plan.stacked == STACKS[-1]:
+            yield f"| {size} | bf16 | {target} | {way}, of {ROWS * STACKS[-1]} rows | {_cells(made, target)} |"
     for kind, target in product(SIZES, TARGETS):
         for name in ("pack", "weights", "sums"):
             yield _row("any", kind, target, fixed(name, kind, DTYPES[kind], 20).kernel)
@@ -169,7 +175,8 @@ def main() -> None:
             "`python -m bench.cuda_resources`: a GRU cell with Z = 16 and one hidden layer as wide as the state in",
             "each network, in training. Registers are those of a thread, spills bytes of it; weights are counted by",
             "the products that read them, inputs by the parts of a step that lie in shared memory a step ahead. All of",
-            "forward and all of backward are the launches beside them in one, for a block a multiprocessor.",
+            "forward and all of backward are the launches beside them in one, for a block a multiprocessor. Passes",
+            "take 16 rows at a time, or 32.",
             "**Nothing here has run on a GPU.**",
             "",
             *lines,

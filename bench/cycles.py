@@ -74,11 +74,12 @@ takes: at H = 128 of 28 x 128, 28 steps of 1.33 and 2.11 by clusters of 4, 96 of
 the rest is weights laid out and loaded, the first rows before a scan and the last behind it.
 
 At most 1.5 times nn.GRU is aimed at: its steps alone, whose sums do not take turns as ours do; if they did, a step of
-it took 4.45 where 5.05 are reckoned at H = 256, and 4.75 for 5.65 at 384. Beyond the aim are 28 steps of 128 rows at
-H = 384: the scans alone by 8 blocks to a tile, 2.87 and 4.97 a step, are 220 of the 237 microseconds that are allowed,
-and some 80 are there whatever T is: no design below reaches them. Of many steps the work beside the reverse scan is
-what counts, by 64 of 128 blocks: for each tile and step 91 thousand cycles of a multiprocessor with 16 rows at a time,
-with which 256 steps would be 1.77 times nn.GRU, and 69 with 32, of which weight gradients are 40.
+it took 4.45 where 5.05 are reckoned at H = 256, and 4.75 for 5.65 at 384. Beyond the aim are 128 rows at H = 384, by
+1.51 of 256 steps and 2.04 of 28. Of these 28 the scans alone by 8 blocks to a tile, 2.87 and 4.97 a step, are 220 of
+the 237 microseconds that are allowed, and some 80 are there whatever T is: no design below reaches them. Of many steps
+the work beside the reverse scan is what counts, by 64 of 128 blocks: for each tile and step 91 thousand cycles of a
+multiprocessor with 16 rows at a time, with which 256 steps would be 1.77 times nn.GRU, and 70 with 32, of which weight
+gradients are 40.
 """
 OF_DESIGNS = f"""\
 What other designs would take there, at H = 384 and 128 rows: microseconds of a step of {LONG}, and how often those of

@@ -84,7 +84,7 @@ def test_a_setting_travels() -> None:
     setting = Setting(True, shapes=("tiny",), compiled=("default",))
     assert Setting.of_json(setting.as_json()) == setting
     assert shape_of("narrow:4").steps == 4
-    assert len(PARTS["parity"].items(setting)) == 2 * len(trial.STRUCTURES) + len(parity.CLUSTERS)
+    assert len(PARTS["parity"].items(setting)) == 2 * len(trial.STRUCTURES) + len(parity.WAYS)
     assert PARTS["sanitizer"].items(setting)[0] == "memcheck/cuda/tiny:4/bfloat16"
 
 
@@ -97,7 +97,7 @@ def test_it_is_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     tool.write_text(TOOL)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    shared = [f"cuda/gru in bfloat16, {way}" for way in parity.CLUSTERS]
+    shared = [f"cuda/gru in bfloat16, {way}" for way in parity.WAYS]
     wanted = [*shared, "memcheck/cuda/tiny:4/bfloat16", "racecheck/cuda/tiny:4/bfloat16", "tiny/bfloat16"]
     asked = ["--emulate", "--results", str(results), "--seconds", "0", "--patience", "4"]
     asked += ["--shape", "tiny", "--dtype", "bfloat16", "--backend", "cuda", *(f"--item={item}" for item in wanted)]

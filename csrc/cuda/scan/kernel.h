@@ -398,8 +398,7 @@ VRNN_DEVICE Stack stack_of_pass(const Call& call) {
     return stack_of([&](int i) { return Context{call, static_cast<char*>(device::shared()), {}, 0, {}, 0, 0, i}; });
 }
 
-VRNN_DEVICE void pass(const Call& given) {
-    const Call call = given;  // of long loops the compiler reads a kernel's argument anew wherever it needs it
+VRNN_DEVICE void pass(const Call& call) {
     Stack c = stack_of_pass(call);
     int tile = real_tile(call, device::block());
     if (tile >= tiles_in_all(call)) return;

@@ -16,8 +16,8 @@ from vrnn_fast.executors.cuda.steps import A100
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 
 
-def made(size: int, kind: Operand, chip: str, way: str) -> KernelSource:
-    found = kernel(size, kind, chip, way)
+def made(size: int, kind: Operand, chip: str, way: str, stacked: int = 1) -> KernelSource:
+    found = kernel(size, kind, chip, way, stacked)
     assert found is not None
     return found
 
@@ -49,6 +49,15 @@ def test_nothing_spills(size: int, kind: Operand, chip: str, way: str) -> None:
     found = made(size, kind, chip, way)
     assert compiled(found.text, chip).spilled == 0
     assert found.memory.shared <= CHIPS[chip.removesuffix("a")]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("way", PASSES)
+def test_nothing_spills_of_a_pass_of_32_rows(way: str) -> None:
+    """Whose sums are twice as many: where workers take so many, of a wide cell."""
+    found = made(256, "bf16", "sm_90a", way, stacked=2)
+    assert found.memory.plan.stacked == 2
+    assert compiled(found.text, "sm_90a").spilled == 0
 
 
 @needs_nvcc

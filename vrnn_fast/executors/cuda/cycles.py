@@ -82,6 +82,8 @@ Instructions are fitted to the executed PTX of a GRU cell, of other kinds by lik
 VISIT, READ, OPERAND, HELD, STORED, BIAS, PUSH = 11, 20, 8, 6, 9, 11, 14
 """Instructions of a warp for a visit, and for a tile that is read, written as an operand, held, stored, begun with a
 bias; and for 16 bytes that each lane pushes to a peer."""
+ANEW = 9  # instructions of a warp more for a tile that is read or stored, where a step takes 32 rows: of so long a loop
+# the compiler keeps no addresses
 LANES = 32  # of a warp
 
 
@@ -260,9 +262,10 @@ def _visit(found: Memory, visit: Visit, stored: frozenset[str]) -> Work:
 def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) -> Iterator[Work]:
     """Yield what a tile of a visit reads and writes besides products: 128 numbers, a lane's own four at once."""
     size = operand_bytes(found.kind)
+    more = ANEW if found.plan.stacked > 1 else 0
     begins = (*(unit.reads if visit.begins else ()), *(unit.rereads if visit.finishes else ()))
-    for part in begins:
-        yield Work(wavefronts=2 * size if part in found.ahead else 0, instructions=READ)  # what was fetched, the next
+    for part in begins:  # what was fetched, and the next
+        yield Work(wavefronts=2 * size if part in found.ahead else 0, instructions=READ + more)
     if visit.begins:
         yield from (Work(instructions=BIAS) for part in unit.sums if part in found.bias)
     if not visit.finishes:
@@ -276,7 +279,7 @@ def _touched(found: Memory, unit: Unit, visit: Visit, stored: frozenset[str]) ->
     made = (*unit.sums, *unit.others, *unit.writes)
     for part in dict.fromkeys(p for p in made if p is not None):
         if part.buffer in stored:
-            yield Work(instructions=STORED)
+            yield Work(instructions=STORED + more)
 
 
 # ---- launches
