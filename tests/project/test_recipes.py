@@ -258,11 +258,11 @@ TWICE: dict[str, tuple[tuple[str, str], ...]] = {
             "            case Resample():\n",
             "            case Twice():\n                yield from self._slices(stage.target)\n{}",
         ),
-        ("FORMAT = 10", "FORMAT = 11"),
+        ("FORMAT = 11", "FORMAT = 12"),
     ),
     "csrc/core/program.h": (
         ("begin, normalize);", "begin, normalize, twice);"),
-        ("program_format = 10", "program_format = 11"),
+        ("program_format = 11", "program_format = 12"),
     ),
     "csrc/core/decode.cpp": (("        case Op::add:\n", "        case Op::twice: s.target = slice(); break;\n{}"),),
     "csrc/core/validate.cpp": (("            case Op::resample: break;\n", "{}            case Op::twice: break;\n"),),

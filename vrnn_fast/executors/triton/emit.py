@@ -35,10 +35,10 @@ from .operations import (
     Compute,
     Expression,
     Leave,
-    Operand,
     Operation,
     RowNumber,
     Spread,
+    TileOperand,
     Whole,
     access,
     add,
@@ -110,7 +110,7 @@ def _dense_forward(plan: Plan, stage: Dense) -> Iterator[Operation]:
         yield from (Spread(makes=(tile.name,), reads=(bias_of(matrix, tile),)) for tile in targets)
     for source in plan.tiles_of(stage.source):
         own = operand_of(matrix, source)
-        yield Operand(makes=(own,), reads=(source.name,))
+        yield TileOperand(makes=(own,), reads=(source.name,))
         for target in targets:
             yield forth(target.name, weights_of(matrix, target, source), own)
     yield Whole(tiles=targets)

@@ -145,7 +145,7 @@ class Spread(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operand(Operation):
+class TileOperand(Operation):
     """Take a tile as the products of one stage do."""
 
 

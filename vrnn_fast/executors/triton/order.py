@@ -15,11 +15,11 @@ from .operations import (
     Fetch,
     Leave,
     Load,
-    Operand,
     Operation,
     Share,
     Spread,
     Store,
+    TileOperand,
     TileProduct,
     Weight,
     Whole,
@@ -105,7 +105,7 @@ def late(operations: Iterable[Operation]) -> list[Operation]:
 
     for operation in operations:
         name = (operation.makes or operation.reads)[0]
-        if isinstance(operation, Fetch | Spread | Operand | TileProduct) or (
+        if isinstance(operation, Fetch | Spread | TileOperand | TileProduct) or (
             isinstance(operation, Store) and name in waiting
         ):
             waiting.setdefault(name, []).append(operation)

@@ -11,12 +11,12 @@ from .operations import (
     Compute,
     Load,
     LoopPart,
-    Operand,
     Operation,
     RowNumber,
     Share,
     Spread,
     Store,
+    TileOperand,
     TileProduct,
     Weight,
 )
@@ -76,7 +76,7 @@ class Printer:
                 return (f"on.store({access.pointer}, row, {rows}, {tile}, {access.columns(self.direct(access, 'w'))})",)
             case Spread(makes=(total,), reads=(bias,)):
                 return (f"{total} = on.spread({bias}, ROWS)",)
-            case Operand(makes=(own,), reads=(tile,)):
+            case TileOperand(makes=(own,), reads=(tile,)):
                 return (f"{own} = on.operands({tile}, weights, PTX)",)
             case TileProduct(total=total, source=source, weights=weights, begun=begun):
                 return (f"{total} = on.product({source}, {weights}, {total if begun else None}, PRECISION, PTX)",)
