@@ -6,11 +6,13 @@
 #    define VRNN_BOTH __host__ __device__
 #    define VRNN_UNROLL _Pragma("unroll")
 #    define VRNN_UNROLL_BY_2 _Pragma("unroll 2")
+#    define VRNN_UNROLL_NOT _Pragma("unroll 1")
 #else
 #    define VRNN_DEVICE inline
 #    define VRNN_BOTH
 #    define VRNN_UNROLL
 #    define VRNN_UNROLL_BY_2
+#    define VRNN_UNROLL_NOT
 #endif
 
 namespace vrnn {

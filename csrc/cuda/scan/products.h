@@ -15,7 +15,8 @@ struct Registers {
     Words resident[program::resident_words + 1];
 };
 
-constexpr int chunk = 64;  // bytes of a row that one load of weights serves
+constexpr int chunk = 64;    // bytes of a row that one load of weights serves
+constexpr int unrolled = 4;  // such chunks that a pass multiplies between two branches
 
 template <int part>
 VRNN_DEVICE constexpr int chunks() {
@@ -63,9 +64,9 @@ VRNN_DEVICE Words streamed(const Context& c, int tile, int k) {
     return from[(tile * chunks<p.source>() + k) * 32 + device::lane()];
 }
 
-// The weights of a tile for chunk k, as two B of an mma.
-template <int product, int k, bool both>
-VRNN_DEVICE Words right(const Context& c, const Registers& r, int tile, int round) {
+// The weights of a tile for chunk k, as two B of an mma; of what stays in registers, k is a constant.
+template <int product, bool both, class Chunk>
+VRNN_DEVICE Words right(const Context& c, const Registers& r, int tile, int round, Chunk k) {
     constexpr Product p = program::products[product];
     if constexpr (p.place == Place::memory) return streamed<product>(c, tile, k);
     if constexpr (p.place == Place::registers) return r.resident[p.resident + round * chunks<p.source>() + k];
@@ -91,8 +92,8 @@ struct Group {
 };
 
 // One chunk of a source's rows, as two A of an mma.
-template <int source, int k, bool both>
-VRNN_DEVICE void load_left(const Context& c, u32 (&left)[2][4]) {
+template <int source, bool both>
+VRNN_DEVICE void load_left(const Context& c, u32 (&left)[2][4], int k) {
     const int lane = device::lane();
     const char* const row = operands<source>(c, c.turn) + lane % 16 * row_stride<source>();
     device::load_matrices(left[0], row + lane / 16 * 16 + k * chunk);
@@ -117,15 +118,15 @@ VRNN_DEVICE void multiply_words(const u32 (&left)[program::stacked][2][4], const
 }
 
 // The same of count products with the same source, and of tiles abreast.
-template <int first, int count, int k, int abreast>
-VRNN_DEVICE void multiply_chunks(const Stack& c, const Registers& r, Tile* sums, Tile* odd, Group<abreast> own) {
+template <int first, int count, bool both, int abreast, class Chunk>
+VRNN_DEVICE void multiply_chunks(const Stack& c, const Registers& r, Tile* sums, Tile* odd, Group<abreast> own,
+                                 Chunk k) {
     constexpr int source = program::products[first].source;
-    constexpr bool both = k * chunk + 32 < row_bytes<source>();
     u32 left[program::stacked][2][4];
-    unroll<0, program::stacked>([&](auto s) { load_left<source, k, both>(c.of[s], left[s]); });
+    unroll<0, program::stacked>([&](auto s) { load_left<source, both>(c.of[s], left[s], k); });
     unroll<0, abreast>([&](auto n) {
         unroll<first, first + count>([&](auto p) {
-            const Words words = right<p, k, both>(c.of[0], r, own.tile(n), own.round + n);
+            const Words words = right<p, both>(c.of[0], r, own.tile(n), own.round + n, k);
             multiply_words<p, both>(left, words, sums, odd + p - first, n, count);
         });
     });
@@ -135,8 +136,15 @@ template <int first, int count, int abreast>
 VRNN_DEVICE void multiply_by_tensor_cores(const Stack& c, const Registers& r, Tile* sums, Group<abreast> own) {
     constexpr int tiles = abreast * program::stacked;
     Tile odd[tiles * count]{};
-    unroll<0, chunks<program::products[first].source>()>(
-        [&](auto k) { multiply_chunks<first, count, k>(c, r, sums, odd, own); });
+    constexpr int source = program::products[first].source, whole = row_bytes<source>() / chunk;
+    // Unrolled as a whole a wide pass spills: the assembler asks for too many weights ahead of time. Of a scan some are
+    // in registers, whose numbers are constants.
+    constexpr int looped = program::pass ? whole / unrolled * unrolled : 0;
+    VRNN_UNROLL_NOT
+    for (int k = 0; k < looped; k += unrolled)
+        unroll<0, unrolled>([&](auto i) { multiply_chunks<first, count, true>(c, r, sums, odd, own, k + i); });
+    unroll<looped, whole>([&](auto k) { multiply_chunks<first, count, true>(c, r, sums, odd, own, k); });
+    if constexpr (whole < chunks<source>()) multiply_chunks<first, count, false>(c, r, sums, odd, own, Index<whole>());
     if constexpr (program::products[first].in_two)
         unroll<0, tiles * count>([&](auto n) {
             Tile& even = sum_of<first + n % count>(sums, n / count);

@@ -174,6 +174,7 @@ CASES: dict[str, tuple[CellSpec, torch.dtype, int, dict[str, Any]]] = {
     "particles": (FILTER, torch.float32, 20, {"particles": 4, "mask": True}),
     "all at once": (cell(**FAMILY["all at once"]), torch.float32, 20, {"resets": True}),
     "no phi_x": (cell(phi_x=()), torch.float32, 1, {}),
+    "a long product": (cell(prior=(170,), phi_z=(), decoder=()), torch.bfloat16, 20, {}),
 }
 
 
