@@ -38,6 +38,7 @@ from tests.support.oracle import (
 )
 from vrnn_fast import VRNN, Std, accelerate, checks
 from vrnn_fast.cell.spec import ACTIVATIONS, CellSpec
+from vrnn_fast.cell.stages import Keep
 from vrnn_fast.executors import SequenceResult, call, reference, rows, select, triton
 from vrnn_fast.executors.base import Batch, Want
 from vrnn_fast.executors.triton import kernels, launch, tuning
@@ -947,7 +948,7 @@ def test_operators_keep_their_promises() -> None:
     x, eps, cond = (torch.randn(2, 3, w, device=DEVICE, requires_grad=w == 5) for w in (5, 2, 2))
     state = [torch.randn(3, 4, device=DEVICE, requires_grad=True)]
     parameters = [torch.randn(p.shape, device=DEVICE, requires_grad=True) for p in spec.parameters()]
-    options = (triton.operators.encode(spec), "ieee", 1, True, True, 0.5)
+    options = (triton.operators.encode(spec), "ieee", int(Keep.STORED), True, True, 0.5)
     arguments = (x, eps, cond, None, None, None, None, state, parameters)
     torch.library.opcheck(torch.ops.vrnn_fast.triton_forward.default, (*arguments, *options))
     ragged = (*arguments[:3], torch.tensor([2, 1, 2]), *arguments[4:])

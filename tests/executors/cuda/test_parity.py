@@ -475,7 +475,7 @@ def test_opcheck() -> None:
     leaves = {name: t.float().requires_grad_() for name, t in problem.inputs.items()}
     sequences = (leaves["x"], leaves["eps"], None, None, None, None, None)
     parameters = [leaves[p.name] for p in GRU.parameters()]
-    options = (operators.encode(GRU), "ieee", 1, True, True, 0.5)
+    options = (operators.encode(GRU), "ieee", int(Keep.STORED), True, True, 0.5)
     torch.library.opcheck(
         torch.ops.vrnn_fast.cuda_forward.default, (*sequences, [leaves["state0"]], parameters, *options)
     )
