@@ -61,14 +61,23 @@ def support() -> str:
     return "\n".join(["| backend | what it is | runs on | verified on |", "| --- | --- | --- | --- |", *lines])
 
 
-def section(record: Record, folder: str) -> str:
-    """Write one machine's part of README.md."""
+def gains(record: Record) -> str:
+    """Say in one line how much faster than the eager loop one machine was, and where all of it stands."""
     name = record.file_name.removesuffix(".json")
-    table = summary(record.rows, record.state)
-    gains = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
-    known = [gain for gain in gains if gain is not None]
-    claim = [f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop:"] if known else []
-    return "\n\n".join([heading(record), *claim, table, f"All of it: [{name}.md]({folder}/{name}.md)"])
+    ours = [rows[figures.US].speedup for rows in places(record.rows).values() if figures.US in rows]
+    known = [gain for gain in ours if gain is not None]
+    claim = f"{min(known):.1f} to {max(known):.1f} times as fast as the eager loop: " if known else ""
+    return f"{claim}[all of it]({RESULTS.relative_to(ROOT).as_posix()}/{name}.md)"
+
+
+def sections(records: Sequence[Record]) -> list[str]:
+    """Write README.md's part: the table of the machine that was measured last, and of every other one its gains."""
+    if not records:
+        return []
+    latest, *others = sorted(records, key=lambda record: record.state.date, reverse=True)
+    lines = [f"- {record.processor}, `{record.kernel_build}`: {gains(record)}" for record in others]
+    elsewhere = ["On other machines:", "\n".join(lines)] if lines else []
+    return [heading(latest), gains(latest), summary(latest.rows, latest.state), *elsewhere]
 
 
 def page(record: Record, pictures: Sequence[str]) -> str:
@@ -88,14 +97,14 @@ def page(record: Record, pictures: Sequence[str]) -> str:
 
 def main() -> None:
     """Draw every record, write its page, and replace what stands between README's two markers."""
-    sections = []
+    records = []
     for path in sorted(RESULTS.glob("*.json")):
         record = Record.load(path)
         pictures = figures.draw(record, path.with_suffix(""))
         path.with_suffix(".md").write_text(page(record, pictures))
         if places(record.rows):
-            sections.append(section(record, RESULTS.relative_to(ROOT).as_posix()))
-    put(ROOT / "README.md", sections)
+            records.append(record)
+    put(ROOT / "README.md", sections(records))
     for path in (ROOT / "README.md", ROOT / "docs" / "pages" / "index.md"):
         put(path, [support()], *SUPPORT)
 

@@ -140,6 +140,14 @@ def _processor() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def _name(processor: dict[str, str]) -> str:
+    """Name a processor, with its generation where the name of a virtual machine's leaves that out."""
+    name, family = processor.get("model name", platform.machine()), processor.get("cpu family")
+    third = "Zen 4" if "avx512f" in processor.get("flags", "").split() else "Zen 3"
+    generation = {"25": third, "26": "Zen 5"}.get(family or "") if name == "AMD EPYC" else None
+    return f"{name}, {generation}" if generation else name
+
+
 def _git(*arguments: str) -> str:
     run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return run.stdout.strip()
@@ -182,7 +190,7 @@ class Record:
         """Describe this machine and this checkout; rows are added as they are measured."""
         processor = _processor()
         return cls(
-            processor=processor.get("model name", platform.machine()),
+            processor=_name(processor),
             isa=[flag for flag in ISA_FLAGS if flag in processor.get("flags", "").split()],
             cores=os.cpu_count() or 1,
             threads=torch.get_num_threads(),

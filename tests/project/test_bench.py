@@ -495,7 +495,7 @@ def test_gains_of_cores_by_hand() -> None:
 
 def test_the_page_of_scale_has_what_was_computed_and_measured() -> None:
     page = (record.ROOT / "docs" / "pages" / "scale.md").read_text()
-    held = Record.load(record.RESULTS / "amd-epyc-avx512-2-threads.json")
+    held = Record.load(record.RESULTS / "amd-epyc-zen-4-avx512-2-threads.json")
     measured = list(scaling.processes(held.rows))
     assert len(measured) > 1
     held = Record.load(record.RESULTS / "intel-r-xeon-r-processor-avx512-2-threads.json")
@@ -568,6 +568,9 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     begun.put([eager, ours, alone, *scaling_rows()])
     path = begun.save(folder)
     assert Record.load(path) == begun
+    earlier = replace(begun, processor="Other", rows=[], state=replace(begun.state, date="2020-01-01T00:00:00+00:00"))
+    earlier.put([eager, replace(ours, speedup=3.0)])
+    other = earlier.save(folder)
 
     page = tmp_path / "README.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -583,13 +586,27 @@ def test_records_and_pictures_reach_the_readme(tmp_path: Path, monkeypatch: pyte
     assert begun.processor in text
     assert "| 12.50 | 2.50 |" in text
     assert "| 150 | 75 | 5.00 | 0.25 |" in text
-    assert f"(results/{path.stem}.md)" in text
+    assert f"5.0 to 5.0 times as fast as the eager loop: [all of it](results/{path.stem}.md)" in text
+    assert f"- Other, `{begun.kernel_build}`: 3.0 to 3.0 times as fast" in text
+    assert text.count("| 12.50 | 2.50 |") == 1, "the table is that of the latest"
+    assert f"(results/{other.stem}.md)" in text
     full = path.with_suffix(".md").read_text()
     for name in ("training-share", "training-comparison", "scaling"):
         assert f"({path.stem}/{name}.svg)" in full
         assert (folder / path.stem / f"{name}.svg").stat().st_size > 0
     assert "- nn.GRU alone computes something else" in full
     assert "| exponent | 1.00 | 2.00 |" in full
+
+
+@pytest.mark.parametrize(
+    ("family", "flags", "generation"),
+    [("25", "avx2", "Zen 3"), ("25", "avx2 avx512f", "Zen 4"), ("26", "avx512f", "Zen 5")],
+)
+def test_a_virtual_machine_is_named_with_its_generation(family: str, flags: str, generation: str) -> None:
+    processor = {"model name": "AMD EPYC", "cpu family": family, "flags": flags}
+    assert record._name(processor) == f"AMD EPYC, {generation}"
+    assert record._name(processor | {"cpu family": "31"}) == "AMD EPYC"
+    assert record._name(processor | {"model name": "AMD EPYC 7763"}) == "AMD EPYC 7763"
 
 
 def test_records_of_earlier_forms_are_read(tmp_path: Path) -> None:
