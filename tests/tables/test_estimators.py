@@ -215,12 +215,14 @@ def test_what_is_filled_keeps_its_dtype_if_that_has_fractions() -> None:
     given["load"], given["count"] = given["wave"].astype("Float64"), np.arange(192)
     given["wave"], given["few"] = given["wave"].astype("float32"), given["count"].astype("Int64")
     given["on"] = (given["count"] % 2 == 0).astype("boolean")
-    given.loc[7, ["wave", "load", "few", "on"]] = None
+    given["off"] = (~given["on"]).astype("bool[pyarrow]")
+    given.loc[7, ["wave", "load", "few", "on", "off"]] = None
+    given["read"] = given["on"].astype(object).where(given["on"].notna(), None)  # as from a file
     given.index = [0] * 192
     filled = Imputer(**SMALL | {"updates": 1}).fit_transform(given)
     kept = ["unit", "hour", "wave", "load", "count"]
     pd.testing.assert_series_equal(filled[kept].dtypes, given[kept].dtypes)
-    assert [filled[name].dtype.name for name in ("few", "on")] == ["float64"] * 2
+    assert [filled[name].dtype.name for name in ("few", "on", "off", "read")] == ["float64"] * 4
     assert filled.notna().all().all()
     seen = np.arange(192) != 7
     for name in given.columns:

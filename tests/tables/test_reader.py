@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
 
+pa = pytest.importorskip("pyarrow", reason="the extra `tables` is not installed")
 pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
 
 from vrnn_fast.tables.reader import FARTHEST, Columns, TableError, TableReader, in_zone_of  # noqa: E402
@@ -128,6 +130,55 @@ def test_a_word_among_numbers_is_named() -> None:
             TableReader.learn(given.assign(heat=heat.astype(dtype)), OWN)
 
 
+def test_truth_values_and_objects_that_are_numbers_are_numbers() -> None:
+    """As pandas reads those with gaps from a file, and decimals from a data base; and as Arrow has them."""
+    whole = table(on=np.tile([True, False, True], 4))
+    gap = whole["on"].astype(object).mask(whole.index == 3, None)
+    price = pd.Series([Decimal(i) / 4 for i in range(12)], dtype=object).mask(whole.index == 3)
+    for column, right in (
+        (whole["on"].astype("bool[pyarrow]"), whole["on"]),
+        (gap, gap),
+        (gap.astype("boolean"), gap),
+        (gap.astype("bool[pyarrow]"), gap),
+        (price, pd.Series(np.arange(12) / 4).mask(whole.index == 3)),
+        (pd.Series([1, 2.5, None] * 4, dtype=object), pd.Series([1, 2.5, np.nan] * 4)),
+    ):
+        given = whole.assign(on=column)
+        reader = TableReader.learn(given, OWN)
+        assert reader.features == ("heat", "flow", "on")
+        for series in reader.read(given):
+            expected = right.iloc[series.rows].to_numpy(dtype=float, na_value=np.nan)
+            np.testing.assert_allclose(reader.unscaled(series.values)[:, 2], expected, atol=1e-12)
+    for odd in ("no", 2):
+        with pytest.raises(TableError, match=r"column 'on' (holds object|is 'no' in row 0), and x must be numbers"):
+            TableReader.learn(whole.assign(on=gap.mask(gap.index == 0, odd)), OWN)
+
+
+def test_a_covariate_of_decimals_is_one_of_numbers() -> None:
+    own = Columns(id="unit", time="stamp", covariates=("load",))
+    loads = np.arange(12) / 8
+    given = table(load=loads).assign(load=lambda t: t["load"].map(lambda load: Decimal(repr(load))))
+    series = TableReader.learn(given, own).read(given)[0]
+    np.testing.assert_array_equal(
+        series.covariates, TableReader.learn(table(load=loads), own).read(table(load=loads))[0].covariates
+    )
+
+
+def test_words_that_are_no_categories_are_named() -> None:
+    own, numbers = Columns(id="unit", time="stamp", covariates=("load",)), pd.Series(np.arange(40) % 7 / 4)
+    for words, said in (
+        (numbers.astype(object).mask(numbers.index == 5, "n/a?"), r"is 'n/a\?' in row \d+, and a number elsewhere"),
+        (numbers.astype("string").mask(numbers.index == 5, "n/a?"), r"is 'n/a\?' in row \d+, and a number elsewhere"),
+        (numbers.astype("string"), "holds numbers as words: .* see pandas.to_numeric"),
+        (pd.Series([f"note {i}" for i in range(40)]), "holds 40 words of one row each"),
+    ):
+        with pytest.raises(TableError, match=f"column 'load' {said}"):
+            TableReader.learn(table(40, load=words), own)
+    floors = pd.Series(["1", "2", "G"] * 13 + ["roof"])
+    for words in (floors, numbers.astype("string").astype("category")):  # whoever says so has categories
+        assert TableReader.learn(table(40, load=words), own).cond_size == words.nunique()
+
+
 def test_stamps_are_of_the_kind_that_was_learnt() -> None:
     numbers = table().assign(stamp=table()["stamp"].dt.hour)
     for learnt, given, words in (
@@ -210,6 +261,15 @@ def test_times_with_and_without_a_zone(zone: str | None) -> None:
         TableReader.learn(pd.concat([given, given.iloc[:1]], ignore_index=True), OWN)
 
 
+def test_days_of_arrow_are_times() -> None:
+    days = pd.Series(pd.date_range("2026-01-30", periods=6))
+    given = pd.DataFrame({"day": days.astype(pd.ArrowDtype(pa.date32())), "a": np.arange(6.0)})
+    reader = TableReader.learn(given, Columns(time="day"))
+    (series,) = reader.read(given)
+    assert in_zone_of(given["day"], series.times).tolist() == days.tolist()
+    assert reader.future(series, 1, None)[0] == [np.datetime64("2026-02-05")]
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint64", "Int16"])
 def test_times_of_integers_do_not_overflow(dtype: str) -> None:
     begin = 0 if dtype == "uint64" else -100
@@ -283,6 +343,14 @@ def test_what_is_wrong_is_named() -> None:
         TableReader.learn(given[["unit", "stamp"]], OWN)
     with pytest.raises(TableError, match="column 'stamp' must hold times or numbers"):
         TableReader.learn(given.astype({"stamp": str})[["unit", "stamp", "heat"]], OWN)
+    for stamps, way in (
+        (given["stamp"].dt.to_period("h"), r"period\[h\]: its .dt.to_timestamp\(\)"),
+        (given["stamp"] - given["stamp"].min(), r"timedelta.*: its .dt.total_seconds\(\)"),
+    ):
+        with pytest.raises(TableError, match=f"column 'stamp' must hold times or numbers, and holds {way}"):
+            TableReader.learn(table().assign(stamp=stamps), OWN)
+    with pytest.raises(TableError, match=r"'stamp' is the index of the table, and no column: table.reset_index\(\)"):
+        TableReader.learn(table().set_index("stamp"), OWN)
     with pytest.raises(TableError, match=r"'stamp' is .* a second time in row"):
         TableReader.learn(pd.concat([table(), table().iloc[:1]], ignore_index=True), OWN)
     for own in (Columns(features=("heat",), covariates=("heat",)), Columns(features=("heat", "heat"))):

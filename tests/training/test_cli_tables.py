@@ -253,7 +253,8 @@ def test_times_of_other_zones_are_those_of_utc(tmp_path: Path) -> None:
 
 
 def test_a_table_without_ids_and_times_will_do(tmp_path: Path) -> None:
-    sensors(48)[["heat", "flow"]].to_csv(tmp_path / "t.csv", index=False)
+    given = sensors(48)[["heat", "flow"]].assign(on=np.resize(np.array([True, False, None], dtype=object), 96))
+    given.to_csv(tmp_path / "t.csv", index=False)
     run("train", tmp_path / "t.csv", "--run", tmp_path / "run", *SMALL, "--threads", 1)
     for command in ("score", "forecast", "impute"):
         run(command, tmp_path / "run", tmp_path / "t.csv", "--threads", 1)

@@ -52,11 +52,11 @@ def with_columns(table: Table, columns: Mapping[str, NDArray[Any]]) -> Table:
 
 
 def _of_polars(table: Table) -> pd.DataFrame:
-    """Return a table of polars as one of pandas: no column of objects where there are numbers."""
+    """Return a table of polars as one of pandas: no decimals, which may be times as well."""
     import polars.selectors
 
     found: pd.DataFrame = table.with_columns(polars.selectors.decimal().cast(polars.Float64)).to_pandas()
-    return found.astype({name: "boolean" for name, dtype in table.schema.items() if dtype == polars.Boolean})
+    return found
 
 
 def _is_polars(table: Table) -> bool:

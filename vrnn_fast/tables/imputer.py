@@ -12,6 +12,7 @@ from sklearn.base import TransformerMixin
 from .. import checks
 from .base import Estimator
 from .frames import Table, as_pandas, with_columns
+from .reader import numbers_of
 
 
 class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -82,7 +83,7 @@ class Imputer(TransformerMixin, Estimator):  # type: ignore[misc]  # scikit-lear
                 filled[series.rows] = self.reader_.unscaled(values)
         given, columns = as_pandas(table), {}
         for name, fill in zip(self.reader_.features, filled.T, strict=True):
-            values = given[name].to_numpy(dtype=float, na_value=np.nan)
+            values = numbers_of(given[name])
             if np.isnan(values).any():
                 columns[name] = np.where(np.isnan(values), fill, values)
         return with_columns(table, columns)

@@ -233,12 +233,45 @@ _WORDS = "one of"
 
 
 def _levels(column: pd.Series, trained: NDArray[np.int64]) -> tuple[Any, ...]:
-    """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order."""
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+    """Return (mean, standard deviation) of a covariate of numbers, or the mark of words and the words in order.
+
+    Raises:
+        TableError: it holds times, or words that are none: numbers, or words of which most are of a single row.
+    """
+    numeric = pd.api.types.is_numeric_dtype(column) or _objects_of(column, *_FRACTIONS)
+    if numeric and not pd.api.types.is_bool_dtype(column):
         return _scale(column.name, _numbers(column.to_frame(), (column.name,))[:, 0], trained)
     if pd.api.types.is_datetime64_any_dtype(column):
         raise TableError(f"column {column.name!r} holds times, and a covariate must be numbers or words: the hour, say")
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        _require_words(column)
     return _WORDS, *pd.factorize(column.dropna(), sort=True)[1]
+
+
+def _require_words(column: pd.Series) -> None:
+    """Raise TableError where words are not such as rows have in common, each of which has a column of its own."""
+    read = pd.to_numeric(column.astype(object), errors="coerce") if _is_of_words(column) else pd.Series(dtype=float)
+    if (read % 1 > 0).any():
+        what, words = "holds numbers as words", column.notna() & read.isna()
+        if words.any():
+            at = _first(words)
+            what = f"is {column.iloc[at]!r} in row {at}, and a number elsewhere"
+        raise TableError(f"column {column.name!r} {what}: a covariate is one or the other, see pandas.to_numeric")
+    codes, _ = pd.factorize(column)  # of what is missing -1
+    alone = int((np.bincount(codes + 1)[1:] == 1).sum())
+    if alone > max(len(column) // 2, _FEW):
+        raise TableError(
+            f"column {column.name!r} holds {alone} words of one row each: nothing is learnt of a covariate whose "
+            "words most rows have for themselves"
+        )
+
+
+_FEW = 8  # rows of a table that shows no more than how a table looks
+
+
+def _is_of_words(column: pd.Series) -> bool:
+    """Tell whether a column may hold words."""
+    return bool(pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column))
 
 
 def steps_trained(steps: int, validation: float) -> int:
@@ -277,23 +310,44 @@ def _scaled(values: Numbers, mean: Any, std: Any) -> Numbers:
 
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> Numbers:
-    for name in names:
-        if not pd.api.types.is_numeric_dtype(table[name]) or pd.api.types.is_complex_dtype(table[name]):
-            _require_no_word_among_numbers(table[name])
-            raise TableError(
-                f"column {name!r} holds {table[name].dtype}, and x must be numbers: name it as id, time or "
-                "covariate, or leave it out of the features"
-            )
-    values: Numbers = table[list(names)].to_numpy(dtype=float, na_value=np.nan)
+    values = np.stack([numbers_of(table[name]) for name in names], 1)
     if np.isinf(values).any():
         row, column = np.argwhere(np.isinf(values))[0]
         raise TableError(f"column {names[column]!r} is infinite in row {row}: NaN says that nothing was observed")
     return values
 
 
+def numbers_of(column: pd.Series) -> Numbers:
+    """Return a column of numbers or of truth values, whichever dtype pandas keeps it in; what is missing is NaN.
+
+    Raises:
+        TableError: it holds anything else.
+    """
+    numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
+    if not (numeric or pd.api.types.is_bool_dtype(column) or _objects_of(column, *_FRACTIONS, "integer", "boolean")):
+        _require_no_word_among_numbers(column)
+        raise TableError(
+            f"column {column.name!r} holds {column.dtype}, and x must be numbers: name it as id, time or "
+            "covariate, or leave it out of the features"
+        )
+    if pd.api.types.is_object_dtype(column):
+        column = column.where(column.notna(), np.nan)
+    found: Numbers = column.to_numpy(dtype=float, na_value=np.nan)
+    return found
+
+
+_FRACTIONS = ("floating", "decimal", "mixed-integer-float")
+
+
+def _objects_of(column: pd.Series, *kinds: str) -> bool:
+    """Tell whether a column holds objects of Python's of these kinds alone, as truth values with gaps are read from a
+    file, and decimals from a data base."""
+    return pd.api.types.is_object_dtype(column) and pd.api.types.infer_dtype(column, skipna=True) in kinds
+
+
 def _require_no_word_among_numbers(column: pd.Series) -> None:
     """Raise TableError where a column would hold numbers, were it not for some words, and name the first one."""
-    if not (pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)):
+    if not _is_of_words(column):
         return
     strange = pd.to_numeric(column, errors="coerce").isna() & column.notna()
     if strange.any() and not strange.equals(column.notna()):
@@ -317,13 +371,13 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
         groups = list(zip(keys, np.split(order, np.flatnonzero(np.diff(codes[order])) + 1), strict=True))
     if columns.time is None:
         return [(key, rows, np.arange(len(rows))) for key, rows in groups]
-    stamps = table[columns.time]
+    stamps = _without_days(table[columns.time])
     if stamps.isna().any():
         raise TableError(f"column {columns.time!r} is missing in row {_first(stamps.isna())}")
     numeric = pd.api.types.is_numeric_dtype(stamps) and not pd.api.types.is_bool_dtype(stamps)
     if not (pd.api.types.is_datetime64_any_dtype(stamps) or numeric):
         raise TableError(
-            f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: pandas.to_datetime"
+            f"column {columns.time!r} must hold times or numbers, and holds {stamps.dtype}: {_way_to_times(stamps)}"
         )
     if numeric and np.isinf(stamps.to_numpy(dtype=float)).any():
         raise TableError(f"column {columns.time!r} is infinite in row {_first(np.isinf(stamps.astype(float)))}")
@@ -344,9 +398,16 @@ def _rows_of(table: pd.DataFrame, columns: Columns) -> list[tuple[Any, NDArray[n
     return found
 
 
+def _way_to_times(stamps: pd.Series) -> str:
+    """Tell what makes times or numbers of a column that holds neither."""
+    if isinstance(stamps.dtype, pd.PeriodDtype):
+        return "its .dt.to_timestamp()"
+    return "its .dt.total_seconds()" if stamps.dtype.kind == "m" else "pandas.to_datetime"
+
+
 def clock(stamps: pd.Series) -> NDArray[Any]:
     """Return times or numbers as NumPy has them: of a zone, in UTC."""
-    if getattr(getattr(stamps, "dt", None), "tz", None) is not None:
+    if _zone(stamps) is not None:
         stamps = stamps.dt.tz_convert("UTC").dt.tz_localize(None)
     if pd.api.types.is_integer_dtype(stamps):
         stamps = stamps.astype("int64")  # differences of narrow ones overflow
@@ -363,9 +424,18 @@ def said(value: Any) -> Any:
 
 def in_zone_of(stamps: pd.Series, times: NDArray[Any]) -> pd.Series:
     """Return times of UTC as a table with these stamps says them."""
-    zone = getattr(getattr(stamps, "dt", None), "tz", None)
-    found = pd.Series(times)
+    zone, found = _zone(_without_days(stamps)), pd.Series(times)
     return found if zone is None else found.dt.tz_localize("UTC").dt.tz_convert(zone)
+
+
+def _zone(stamps: pd.Series) -> Any:
+    """Return the zone of a column of times; None where it has none, as numbers have none."""
+    return getattr(getattr(stamps, "dt", None), "tz", None)
+
+
+def _without_days(stamps: pd.Series) -> pd.Series:
+    """Return the days of Arrow as times, and all else as it is."""
+    return stamps.astype("datetime64[s]") if str(stamps.dtype).startswith("date32") else stamps
 
 
 def _require_representable(name: Any, last: Any, step: Any, horizon: int) -> None:
@@ -408,6 +478,8 @@ def _require_table(table: pd.DataFrame) -> None:
 
 def _require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
+        if name not in table.columns and name in table.index.names:
+            raise TableError(f"{name!r} is the index of the table, and no column: table.reset_index()")
         if name not in table.columns:
             raise TableError(f"the table has no column {name!r}, only {', '.join(map(repr, table.columns))}")
         if isinstance(table[name], pd.DataFrame):

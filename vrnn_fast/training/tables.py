@@ -17,7 +17,7 @@ from ..data import DataError
 from ..tables import Detector, Forecaster, Imputer, files
 from ..tables.base import Estimator
 from ..tables.forecaster import quantile_column
-from ..tables.reader import TimeSeries, clock
+from ..tables.reader import TimeSeries, clock, numbers_of
 from . import charts, checkpoint
 from .config import RunError
 from .lock import alone
@@ -99,7 +99,7 @@ def impute(run: Path, given: Path, out: Path, console: Console, **arguments: Any
     panels = []
     for i, x in sorted(most):
         rows, name = series[i].rows, features[x]
-        before, after = (t[name].to_numpy(dtype=float, na_value=np.nan)[rows] for t in (table, found))
+        before, after = (numbers_of(t[name])[rows] for t in (table, found))
         panels.append(charts.Gaps(_title(series[i], name), series[i].times, before, after))
     charts.gaps(panels, _picture(out))
     _say(console, out, f"{sum(counts.values()):,} gaps filled")
