@@ -355,6 +355,14 @@ def test_what_is_wrong_is_said_before_training(
             kind.load(tmp_path, **arguments)
 
 
+def test_a_feature_is_named_as_the_table_names_it() -> None:
+    values, small = np.random.default_rng(0).normal(size=(48, 2)), {"updates": 1, "window": 16, "horizon": 2}
+    for names in (["a", "b"], [0, 1], pd.MultiIndex.from_product([["heat"], ["in", "out"]])):
+        given = pd.DataFrame(values, columns=names)
+        found = Forecaster(**small).fit(given).predict(given)
+        assert found["feature"].tolist() == [name for name in names for _ in range(2)]
+
+
 @pytest.mark.parametrize("name", ["q0.5", "mean", "feature"])
 @pytest.mark.parametrize("role", ["id", "time"])
 def test_no_column_of_a_forecast_takes_the_place_of_another(

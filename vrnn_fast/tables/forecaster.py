@@ -90,7 +90,7 @@ class Forecaster(Estimator):
             for i, feature in enumerate(self.reader_.features):
                 named = {} if self.id is None else {self.id: [series.key] * len(times)}
                 values = dict(zip(["mean", *map(quantile_column, shares)], found[:, i].T, strict=True))
-                rows.append(pd.DataFrame({**named, time: stamps, "feature": feature, **values}))
+                rows.append(pd.DataFrame({**named, time: stamps, "feature": [feature] * len(times), **values}))
         return like(table, pd.concat(rows, ignore_index=True), self._same())
 
     def sample(self, table: Table, future: Table | None = None) -> dict[Any, NDArray[np.float64]]:
