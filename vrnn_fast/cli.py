@@ -57,7 +57,7 @@ TableRun = Annotated[Path, typer.Argument(help="The folder of a run that train m
 TableFile = Annotated[Path, typer.Argument(help="A table, .csv or .parquet, of the same columns.", metavar="TABLE")]
 Out = Annotated[Path | None, typer.Option(help="File to write, .csv or .parquet; the picture lies beside it.")]
 ParticleCount = Annotated[int | None, typer.Option(help="Samples of the latent variables; by default train's.", min=1)]
-DeviceName = Annotated[str, typer.Option(help="Cpu, or cuda and its number.")]
+DeviceName = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 QUANTILES = 0.05, 0.25, 0.5, 0.75, 0.95
 Seed = Annotated[int, typer.Option(help="Of every random choice.", min=0, max=checks.MAX_SEED)]
 SampleSeed = Annotated[int | None, typer.Option(help="Of the samples; by default train's.", min=0, max=checks.MAX_SEED)]

@@ -18,6 +18,7 @@ pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 
 from vrnn_fast.tables import Detector, Forecaster, Imputer  # noqa: E402
 from vrnn_fast.tables import files as table_files  # noqa: E402
+from vrnn_fast.training import table_options  # noqa: E402
 
 SMALL = ("--updates", 40, "--window", 24, "--hidden_size", 12, "--latent_size", 2, "--num_particles", 8)
 OWN = ("--id", "unit", "--time", "stamp", "--covariates", "day", "--threads", 1)
@@ -117,6 +118,11 @@ def test_a_run_keeps_the_file_that_repeats_it(place: Path) -> None:
     said = run("train", "--config", place / "run" / "config.toml", "--run", place / "again", "--updates", 2)
     assert "update 2 of 2" in said
     assert Detector.load(place / "again").covariates == ["day"]
+
+
+def test_help_says_what_each_option_is() -> None:
+    for action in table_options._parser()._actions:
+        assert action.help, f"--{action.dest} has no words"
 
 
 def test_any_estimator_is_saved_and_asked_again(tmp_path: Path, fitted: dict[str, Any]) -> None:

@@ -52,8 +52,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         covariates: columns that are known at every time, the future's too: numbers, or words, which become one column
             for each.
         likelihood: ``"gaussian"``, or ``"student"`` for data with outliers of their own, or a likelihood object.
-        hidden_size, latent_size: of the :class:`~vrnn_fast.VRNN`.
-        updates, batch_size, learning_rate: of the training, by AdamW with a cosine schedule.
+        hidden_size: width of the recurrent state.
+        latent_size: width of z.
+        updates: steps of the training, by AdamW with a cosine schedule.
+        batch_size: sequences of each of them.
+        learning_rate: AdamW's, at its highest.
         window: time steps of the sequences that are cut out of the series, from anywhere.
         validation: share of each series, its end, that is held back: the parameters by which it is most likely stay.
         patience: validations, one every 50 updates, without a better one after which training ends; 0 trains to the
@@ -61,7 +64,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         num_particles: samples of the latent variables in every answer.
         seed: of every random choice.
         verbose: whether to print each validation.
-        device, backend: where, and by whom, as for :class:`~vrnn_fast.VRNN`.
+        device: of the model, which computes every answer there.
+        backend: who runs the model: ``"auto"``, or a name that ``vrnn-fast info`` lists.
 
     Attributes:
         model_: the fitted model.
@@ -102,7 +106,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         num_particles: int = 32,
         seed: int = 0,
         verbose: bool = False,
-        device: str = "cpu",
+        device: torch.device | str = "cpu",
         backend: str = "auto",
     ) -> None:
         self.features = features

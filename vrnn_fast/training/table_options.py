@@ -90,5 +90,6 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; all cores by default")
     for name, words in _COLUMNS.items():
         parser.add_argument(f"--{name}", type=str, nargs="+", default=None if name == "features" else [], help=words)
-    parser.add_class_arguments(Detector, skip={"verbose", *_COLUMNS}, instantiate=False)
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_class_arguments(Detector, skip={"verbose", "device", *_COLUMNS}, instantiate=False)
     return parser
