@@ -1,9 +1,9 @@
 """Write the kernels of the CPU as a folder that a hub of kernels takes, and that loads without installation.
 
-``python -m csrc.hub.build build/hub`` makes ``build/hub/build/<variant>/``: the modules that package/__init__.py here
-stands on, those of package/ in the place of vrnn_fast's, and the operators, in a namespace that no other build has. It
-refuses an import of anything but the package itself, torch and Python's own library, and operators that ask for a later
-glibc than the hub's machines have.
+``make hub`` makes ``build/hub/build/<variant>/``: the modules that package/__init__.py here stands on, those of
+package/ in the place of vrnn_fast's, and the operators, in a namespace that no other build has. It refuses an import of
+anything but the package itself, torch and Python's own library, and operators that ask for a later glibc than the hub's
+machines have: ``python -m csrc.hub.build`` by itself links nothing against that.
 """
 
 from __future__ import annotations

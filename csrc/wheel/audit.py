@@ -35,5 +35,5 @@ def audit(library: Path) -> None:
             asked, most = (f"{name}_{'.'.join(map(str, v))}" for v in (version, LIMITS[name]))
             raise PortabilityError(
                 f"{library.name} must ask for {most} at most, and asks for {asked}: link csrc/wheel/glibc.c and "
-                "libstdc++.a into it, as the Makefile does"
+                "libstdc++.a into it, as make wheel and make hub do"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,10 @@ def test_it_is_what_the_hub_asks_for_and_computes_what_the_installed_package_com
     assert [path.name for path in package.glob("*.so")] == [f"{about['id']}.abi3.so"]
     assert f'"{about["id"]}"' in (package / "_ops.py").read_text()
     subprocess.run([sys.executable, "-c", PROGRAM, package], check=True, cwd=ROOT)
+    command = [sys.executable, "-c", "import vrnn_fast; print(vrnn_fast.__file__, vrnn_fast.VRNN(5, 17, 3).explain())"]
+    environment = os.environ | {"PYTHONPATH": str(package)}
+    said = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert said.startswith(f"{package / 'vrnn_fast' / '__init__.py'} cpu: ")
 
 
 def test_another_way_to_compile_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
