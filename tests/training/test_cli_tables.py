@@ -169,6 +169,7 @@ def test_what_is_wrong_is_said_in_one_line(
     run("train", place / "quantile.csv", "--run", place / "quantile", *named)
     learnt, table, new = place / "run", place / "sensors.csv", ("--run", tmp_path / "new")
     (tmp_path / "nothing.csv").write_text("")
+    sensors(48).to_csv(tmp_path / "index.csv")
     (tmp_path / "file").write_text("")
     for said, arguments in {
         "the table has no column 'flow'": ("score", learnt, wrong(lambda t: t.drop(columns="flow"))),
@@ -215,6 +216,9 @@ def test_what_is_wrong_is_said_in_one_line(
         ),
         "column 'heat' is 'n/a?' in row 3, and x must be numbers": (
             "score", learnt, wrong(lambda t: t.assign(heat=t["heat"].astype(str).mask(t.index == 3, "n/a?")), "j.csv")
+        ),
+        "index.csv has a column without a name, as pandas writes the numbers of rows": (
+            "train", tmp_path / "index.csv", *OWN, *new
         ),
         "a forecast has another column 'q0.5': rename": ("forecast", place / "quantile", place / "quantile.csv"),
     }.items():  # fmt: skip

@@ -41,6 +41,10 @@ def train(options: TableOptions, console: Console) -> None:
         if of_table(run) or checkpoint.exists(run):
             raise RunError(f"{run} holds a run already: name another --run")
         table = files.read(options.table, options.arguments["time"])
+        if options.arguments["features"] is None and any(str(name).startswith("Unnamed: ") for name in table.columns):
+            raise RunError(
+                f"{options.table} has a column without a name, as pandas writes the numbers of rows: name --features"
+            )
         with _told():
             detector = Detector(**options.arguments, verbose=True).fit(table)
             detector.set_params(verbose=False).save(run)
