@@ -154,6 +154,15 @@ def test_truth_values_and_objects_that_are_numbers_are_numbers() -> None:
             TableReader.learn(whole.assign(on=gap.mask(gap.index == 0, odd)), OWN)
 
 
+def test_a_sensor_that_was_off_is_a_column_without_numbers() -> None:
+    reader = TableReader.learn(table(), OWN)
+    for nothing in (pd.Series([None] * 12, dtype=object), pd.Series([None] * 12).astype(pd.ArrowDtype(pa.null()))):
+        off = table().assign(heat=nothing)
+        assert np.isnan(np.concatenate([series.values[:, 0] for series in reader.read(off)])).all()
+        with pytest.raises(TableError, match="column 'heat' holds no number"):
+            TableReader.learn(off, OWN)
+
+
 def test_a_covariate_of_decimals_is_one_of_numbers() -> None:
     own = Columns(id="unit", time="stamp", covariates=("load",))
     loads = np.arange(12) / 8

@@ -323,6 +323,8 @@ def numbers_of(column: pd.Series) -> Numbers:
     Raises:
         TableError: it holds anything else.
     """
+    if column.isna().all():  # whatever its dtype: a sensor that was off
+        return np.full(len(column), np.nan)
     numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column)
     if not (numeric or pd.api.types.is_bool_dtype(column) or _objects_of(column, *_FRACTIONS, "integer", "boolean")):
         _require_no_word_among_numbers(column)
