@@ -18,7 +18,8 @@ pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 
 from vrnn_fast.tables import Detector, Forecaster, Imputer  # noqa: E402
 from vrnn_fast.tables import files as table_files  # noqa: E402
-from vrnn_fast.training import table_options  # noqa: E402
+from vrnn_fast.training import charts, table_options  # noqa: E402
+from vrnn_fast.training.report import new_figure  # noqa: E402
 
 SMALL = ("--updates", 40, "--window", 24, "--hidden_size", 12, "--latent_size", 2, "--num_particles", 8)
 OWN = ("--id", "unit", "--time", "stamp", "--covariates", "day", "--threads", 1)
@@ -118,6 +119,20 @@ def test_a_run_keeps_the_file_that_repeats_it(place: Path) -> None:
     said = run("train", "--config", place / "run" / "config.toml", "--run", place / "again", "--updates", 2)
     assert "update 2 of 2" in said
     assert Detector.load(place / "again").covariates == ["day"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "named"), [((0.05, 0.25, 0.5, 0.75, 0.95), ["0.05 to 0.95", "0.25 to 0.75", "0.5"]), ((), ["mean"])]
+)
+def test_a_fan_names_its_bands(shares: Any, named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "new_figure", lambda *size: drawn.append(new_figure(*size)) or drawn[0])
+    past, later, ends = np.arange(9), np.arange(9, 12), np.ones((len(shares), 3))
+    fan = charts.Fan("heat", past, past * 1.0, later, shares, ends, np.ones(3))
+    charts.fans([fan, fan._replace(title="flow")], tmp_path / "fan.png")
+    legend, *others = (axes.get_legend() for axes in drawn[0].axes)
+    assert [text.get_text() for text in legend.get_texts()] == named
+    assert others == [None]
 
 
 def test_help_says_what_each_option_is() -> None:

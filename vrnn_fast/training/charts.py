@@ -13,10 +13,12 @@ from ..tables.reader import Numbers
 from .report import BLUE, GREEN, GREY, INK, ORANGE, new_figure, plain_axes
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 MOST = 6  # series, or features of series, in one picture
 _LEGEND = 8  # features that a legend names
+_THIN = 0.22  # opacity of a band
 _COLORS = (BLUE, GREEN, "#8a5fb0", "#b05f6d", "#5f9bb0", "#7a7a35", GREY, INK)
 
 
@@ -31,13 +33,14 @@ class Surprise(NamedTuple):
 
 
 class Fan(NamedTuple):
-    """A feature of a series, and how it goes on: times (T,), values (T,), later (horizon,), quantiles (Q, horizon) in
-    ascending order, and the mean (horizon,)."""
+    """A feature of a series, and how it goes on: times (T,), values (T,), later (horizon,), quantiles (Q, horizon) of
+    these shares in ascending order, and the mean (horizon,)."""
 
     title: str
     times: NDArray[np.generic]
     values: Numbers
     later: NDArray[np.generic]
+    shares: Sequence[float]
     quantiles: Numbers
     mean: Numbers
 
@@ -62,7 +65,7 @@ def surprises(panels: Sequence[Surprise], threshold: float, path: Path) -> None:
         marks = {"color": ORANGE, "linewidth": 3, "alpha": 0.25, "zorder": 0}
         above.vlines(panel.times[wrong], 0, 1, transform=above.get_xaxis_transform(), **marks)
         if len(panel.features) <= _LEGEND:
-            above.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+            _legend(above)
         above.set_ylabel("deviations")
         above.tick_params(labelbottom=False)
         below.sharex(above)
@@ -84,15 +87,25 @@ def surprises(panels: Sequence[Surprise], threshold: float, path: Path) -> None:
 def fans(panels: Sequence[Fan], path: Path) -> None:
     """Write a PNG of series and their forecasts: a band between the lowest and the highest quantile, a darker one
     between the next two, and so on, and the middle one or the mean as a line."""
+    from matplotlib.patches import Patch
+
     drawn = new_figure(11.0, 2.5 * len(panels))
     for panel, axes in zip(panels, drawn.subplots(len(panels), 1, squeeze=False)[:, 0], strict=True):
         axes.plot(panel.times, panel.values, color=INK, linewidth=1.2)
-        count = len(panel.quantiles)
-        for low, high in zip(panel.quantiles[: count // 2], panel.quantiles[::-1], strict=False):
-            axes.fill_between(panel.later, low, high, color=BLUE, alpha=0.22, linewidth=0)
-        middle = panel.quantiles[count // 2] if count % 2 else panel.mean
-        axes.plot(panel.later, middle, color=BLUE, linewidth=1.6)
+        count = len(panel.shares)
+        bands = []
+        for i in range(count // 2):
+            ends = panel.quantiles[i], panel.quantiles[-1 - i]
+            axes.fill_between(panel.later, *ends, color=BLUE, alpha=_THIN, linewidth=0)
+            dark = 1 - (1 - _THIN) ** (i + 1)  # of all the bands that lie upon each other there
+            bands.append(Patch(color=BLUE, alpha=dark, label=f"{panel.shares[i]:g} to {panel.shares[-1 - i]:g}"))
+        middle, name = panel.mean, "mean"
+        if count % 2:
+            middle, name = panel.quantiles[count // 2], f"{panel.shares[count // 2]:g}"
+        (line,) = axes.plot(panel.later, middle, color=BLUE, linewidth=1.6, label=name)
         axes.axvline(panel.times[-1], color=GREY, linewidth=0.8)
+        if panel is panels[0]:
+            _legend(axes, [*bands, line])
         _finish(axes, panel.title)
     drawn.savefig(path)
 
@@ -104,10 +117,16 @@ def gaps(panels: Sequence[Gaps], path: Path) -> None:
         missing = np.isnan(panel.values)
         beside = missing | np.roll(missing, 1) | np.roll(missing, -1)  # so that lines meet
         axes.plot(panel.times, np.where(beside, panel.filled, np.nan), color=ORANGE, linewidth=1.2)
-        axes.plot(panel.times[missing], panel.filled[missing], "o", color=ORANGE, markersize=3)
-        axes.plot(panel.times, panel.values, color=INK, linewidth=1.2)
+        axes.plot(panel.times[missing], panel.filled[missing], "o", color=ORANGE, markersize=3, label="filled")
+        axes.plot(panel.times, panel.values, color=INK, linewidth=1.2, label="observed")
+        if panel is panels[0]:
+            _legend(axes)
         _finish(axes, panel.title)
     drawn.savefig(path)
+
+
+def _legend(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 
 
 def _cycled(count: int) -> list[str]:

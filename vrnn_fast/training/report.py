@@ -73,6 +73,7 @@ def validations(history: Sequence[float], path: Path, *, title: str = "") -> Non
     axes.plot(best + 1, history[best], "o", color=ORANGE, markersize=7, markeredgecolor="white")
     axes.set_ylabel("bound, nats per step")
     axes.set_xlabel("validation")
+    axes.locator_params(axis="x", integer=True)
     axes.set_title(title, loc="left", color=INK, fontweight="bold")
     axes.grid(axis="y", color="#e8e8ee")
     plain_axes(axes)

@@ -156,13 +156,13 @@ def _fans(forecaster: Forecaster, series: TimeSeries, found: pd.DataFrame) -> It
     own = found if forecaster.id is None else found[found[forecaster.id] == series.key]
     reader, past = forecaster.reader_, slice(-_PAST * forecaster.horizon, None)
     values = reader.unscaled(series.values)[past]
-    quantiles = [quantile_column(q) for q in sorted(forecaster.quantiles)]
+    shares = sorted(forecaster.quantiles)
     time = forecaster.time or "time"
     for x, feature in enumerate(reader.features):
         rows = own[own["feature"] == feature]
-        ends: NDArray[np.float64] = rows[quantiles].to_numpy().T
+        ends: NDArray[np.float64] = rows[list(map(quantile_column, shares))].to_numpy().T
         mean, later = rows["mean"].to_numpy(), clock(rows[time])
-        yield charts.Fan(_title(series, feature), series.times[past], values[:, x], later, ends, mean)
+        yield charts.Fan(_title(series, feature), series.times[past], values[:, x], later, shares, ends, mean)
 
 
 def _picture(out: Path) -> Path:
