@@ -419,41 +419,6 @@ def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
 # ---- compilers
 
 
-SPILLED: dict[tuple[str, str, str, int], tuple[int, int]] = {  # at most, forward and backward; operands, particles
-    ("sm_80", "narrow", "bfloat16", 1): (0, 8),  # backward 0 by triton 3.9
-    ("sm_90", "narrow", "bfloat16", 1): (0, 0),
-    ("sm_90", "motion", "bfloat16", 1): (0, 0),
-    ("sm_90", "reference", "bfloat16", 1): (0, 0),
-    ("gfx942", "narrow", "bfloat16", 1): (0, 0),
-    ("sm_80", "narrow", "bfloat16", 4): (0, 0),
-    ("sm_90", "narrow", "bfloat16", 4): (0, 0),
-    ("gfx942", "narrow", "bfloat16", 4): (0, 0),
-    ("sm_80", "narrow", "float32", 1): (0, 0),
-    ("sm_90", "narrow", "float32", 1): (0, 0),
-    ("sm_90", "motion", "float32", 1): (0, 0),
-    ("sm_90", "speech", "float32", 1): (0, 0),
-    ("sm_90", "narrow", "tf32", 4): (0, 0),
-}
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", SPILLED, ids=str)
-def test_kernels_compile_for_chips_that_are_not_here(case: tuple[str, str, str, int]) -> None:
-    from bench import resources
-
-    chip, shape, kind, particles = case
-    dtype, precision = next(of for of in resources.OPERANDS if resources.operands(*of) == kind)
-    spec = resources.spec_of(resources.SHAPES[shape], particles)
-    config = tuning.candidates(spec, dtype.itemsize, CHIPS[chip], precision, particles=particles)[0]
-    cut = config.plan(spec)
-    bound = tuning.shared_bytes(cut, config.rows, dtype.itemsize, tuning.resident(cut, config, dtype.itemsize))
-    kernels: dict[str, Any] = resources.kernels_of(spec, config, dtype, precision)
-    for (way, kernel), spilled in zip(kernels.items(), SPILLED[case], strict=True):
-        found = resources.compiled(kernel, chip, config, dtype, precision, particles=particles)
-        assert found.spilled <= spilled, (way, found)
-        assert found.shared <= min(bound, CHIPS[chip].shared), (way, found)
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_all_that_kernels_do_compiles(kind: str) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,13 +13,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import resources
 from tests.support.oracle import Errors, Problem, assert_obeys_the_law
-from vrnn_fast import VRNN, Std
+from tests.support.sweep import SWEPT
+from vrnn_fast import Std
 from vrnn_fast.cell.spec import CellSpec
 from vrnn_fast.executors import reference, triton
 from vrnn_fast.executors.base import Batch, Want
-from vrnn_fast.executors.triton import tuning
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -61,8 +59,6 @@ CASES = [
     Case("lstm, two layers, cond, residual", cell(cell="lstm", num_layers=2, cond_size=2, residual=True, **GAUSSIAN),
          torch.float16, chip="sm_80", options={"recompute": True}),
     Case("rnn, float32", cell(cell="rnn", nonlinearity="elu", **DEEP), torch.float32),
-    Case("rnn, smooth, normalised",
-         cell(cell="rnn", nonlinearity="gelu", activation="silu", normalized=tuple(DEEP), **DEEP), torch.float32),
     Case("particle filter", cell(measure="particle_filter"), steps=4, batch=8, options={"particles": 4}),
     Case("gru of 64", cell(64), steps=1),
     Case("gru of 100", cell(100), steps=1),
@@ -80,8 +76,14 @@ SWEEP = [
         "no z": {"latent_size": 0, "phi_z": (), "encoder": (), "prior": None},
         "log weight": {"measure": "log_weight"},
     }.items()
-] + [Case("gru of 64, float32", cell(64), torch.float32, steps=1)]
-SWEPT = os.environ.get("VRNN_FAST_PTX") == "sweep"
+] + [
+    Case("gru of 64, float32", cell(64), torch.float32, steps=1),
+    Case(
+        "rnn, smooth, normalised",
+        cell(cell="rnn", nonlinearity="gelu", activation="silu", normalized=tuple(DEEP), **DEEP),
+        torch.float32,
+    ),
+]
 if SWEPT:
     CASES = CASES + SWEEP
 
@@ -159,24 +161,6 @@ def test_operands_are_rounded_to_tf32(tf32: None, hidden: int) -> None:
         off = (found["z"].double() - right["z"]).norm() / right["z"].norm()
         assert off > 2.0**-16, "it ran in full float32"
     errors.assert_at_most_twice_torchs()
-
-
-if SWEPT:
-
-    @pytest.mark.filterwarnings("ignore::UserWarning")
-    @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
-    @pytest.mark.parametrize("hidden", [17, 48, 80, 112])
-    @pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
-    @pytest.mark.parametrize(("dtype", "precision"), resources.OPERANDS)
-    def test_nothing_spills_at_a_width_that_no_table_has(
-        dtype: torch.dtype, precision: str, chip: str, hidden: int, kind: Any
-    ) -> None:
-        spec = VRNN(28, hidden, 16, cell=kind, backend="reference", device="meta").spec
-        config = next(iter(tuning.candidates(spec, dtype.itemsize, tuning.CHIPS[chip], precision)), None)
-        if config is None:
-            pytest.skip("refused")
-        for way, kernel in resources.kernels_of(spec, config, dtype, precision).items():
-            assert resources.compiled(kernel, chip, config, dtype, precision).spilled == 0, way
 
 
 # ---- faults that are planted in a program must be found

@@ -433,8 +433,11 @@ def test_many_rows_are_added_up_in_shares() -> None:
         assert_obeys_the_law(GRU, 4, 19, [i % 5 for i in range(19)], executor=cuda, dtype=torch.float32, draws=3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("spec", [GRU, LSTM], ids=["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [(GRU, torch.float32), (GRU, torch.bfloat16), (LSTM, torch.float16)],
+    ids=["gru in float32", "gru in bfloat16", "lstm in float16"],
+)
 def test_weight_gradients_by_torch(spec: CellSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose products are cuBLAS's on a GPU: by the law, behind a launch of backward, with one of sums. A batch with
     padding, which nobody has written, is ours."""
