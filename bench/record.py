@@ -142,9 +142,11 @@ def _processor() -> dict[str, str]:
 
 def _name(processor: dict[str, str]) -> str:
     """Name a processor, with its generation where the name of a virtual machine's leaves that out."""
-    name, family = processor.get("model name", platform.machine()), processor.get("cpu family")
-    third = "Zen 4" if "avx512f" in processor.get("flags", "").split() else "Zen 3"
-    generation = {"25": third, "26": "Zen 5"}.get(family or "") if name == "AMD EPYC" else None
+    name = processor.get("model name", platform.machine())
+    if name != "AMD EPYC":
+        return name
+    of_25 = "Zen 4" if "avx512f" in processor.get("flags", "").split() else "Zen 3"
+    generation = {"25": of_25, "26": "Zen 5"}.get(processor.get("cpu family", ""))
     return f"{name}, {generation}" if generation else name
 
 

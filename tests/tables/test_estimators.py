@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
+pytest.importorskip("pandas", reason="the extra `tables` is not installed")
 pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 
-from sklearn.base import clone  # noqa: E402
-from sklearn.exceptions import NotFittedError  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
+import pandas as pd
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
-from vrnn_fast import Likelihood, Poisson  # noqa: E402
-from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError, base  # noqa: E402
+from vrnn_fast import Likelihood, Poisson
+from vrnn_fast.tables import Detector, Forecaster, Imputer, TableError, base
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24, "latent_size": 2, "updates": 300, "batch_size": 16, "window": 48, "id": "unit", "time": "hour"

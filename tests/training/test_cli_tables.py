@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from vrnn_fast import cli
 
-pd = pytest.importorskip("pandas", reason="the extra `tables` is not installed")
+pytest.importorskip("pandas", reason="the extra `tables` is not installed")
 pytest.importorskip("sklearn", reason="the extra `tables` is not installed")
 
-from vrnn_fast.tables import Detector, Forecaster, Imputer  # noqa: E402
-from vrnn_fast.tables import files as table_files  # noqa: E402
-from vrnn_fast.training import charts, table_options  # noqa: E402
-from vrnn_fast.training.report import new_figure  # noqa: E402
+import pandas as pd
+
+from vrnn_fast.tables import Detector, Forecaster, Imputer
+from vrnn_fast.tables import files as table_files
+from vrnn_fast.training import charts, table_options
+from vrnn_fast.training.report import new_figure
 
 SMALL = ("--updates", 40, "--window", 24, "--hidden_size", 12, "--latent_size", 2, "--num_particles", 8)
 OWN = ("--id", "unit", "--time", "stamp", "--covariates", "day", "--threads", 1)
